@@ -1,0 +1,112 @@
+"""Every metric with its unit and text, in one file; computed when they are asked for, so that a job pays nothing for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Final
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from runtime.events import Count, Tally
+from runtime.lookups import Depth
+
+# Of the powers of two in µs that are counted, those that are shown: 128 µs, 1 ms, 8 ms, 65 ms, 0.5 s, 4 s, 33 s, 4.5 min, 36 min.
+SHOWN: Final = (7, 10, 13, 16, 19, 22, 25, 28, 31)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the metrics are made of: this worker's counts and state, and the queue as last looked at (None: the store is away)."""
+
+    queue: str
+    tally: Tally
+    depth: Depth | None
+    running: int
+    inbox: int
+    held: int
+    lanes: int
+    is_ready: bool
+
+
+def render(reading: Reading) -> bytes:
+    """Give the metrics in Prometheus' text form."""
+    registry = CollectorRegistry()
+    registry.register(_Once(list(_metrics(reading))))
+    return generate_latest(registry)
+
+
+class _Once(Collector):
+    def __init__(self, metrics: Sequence[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterator[Metric]:
+        return iter(self._metrics)
+
+
+def _metrics(reading: Reading) -> Iterator[Metric]:
+    yield from _of_the_queue(reading)
+    yield from _of_the_jobs(reading)
+    queue = [reading.queue]
+    for name, text, value in (
+        ("runtime_running", "Jobs that run in this worker", reading.running),
+        ("runtime_inbox", "Jobs fetched by this worker and not started", reading.inbox),
+        ("runtime_held", "Leases that this worker holds", reading.held),
+        ("runtime_lanes", "Jobs that this worker can run at the same time", reading.lanes),
+        ("runtime_ready", "1 while this worker fetches and the store answers", int(reading.is_ready)),
+    ):
+        gauge = GaugeMetricFamily(name, text, labels=["queue"])
+        gauge.add_metric(queue, value)
+        yield gauge
+    for name, text, value in (
+        ("runtime_store_errors", "Calls that the store did not answer, or answered with an error", reading.tally.store_errors),
+        ("runtime_moves_refused", "Moves refused since another worker held the job", reading.tally.refused),
+    ):
+        counter = CounterMetricFamily(name, text, labels=["queue"])
+        counter.add_metric(queue, value)
+        yield counter
+
+
+def _of_the_queue(reading: Reading) -> Iterator[Metric]:
+    depth = reading.depth
+    if depth is None:
+        return
+    for name, text, value in (
+        ("runtime_backlog", "Jobs that want to run now, over all workers: take the maximum, not the sum", depth.backlog),
+        ("runtime_delayed", "Jobs that wait for their time", depth.delayed),
+        ("runtime_parked", "Jobs that wait in rooms, given back or of types that no worker here knows", depth.parked),
+        ("runtime_dead_letters", "Dead letters kept", depth.dead),
+        ("runtime_workers", "Workers with a heartbeat", depth.workers),
+    ):
+        gauge = GaugeMetricFamily(name, text, labels=["queue"])
+        gauge.add_metric([reading.queue], value)
+        yield gauge
+    waiting = GaugeMetricFamily("runtime_waiting", "Jobs that wait to be fetched", labels=["queue", "priority"])
+    for priority, value in depth.waiting.items():
+        waiting.add_metric([reading.queue, priority], value)
+    yield waiting
+
+
+def _of_the_jobs(reading: Reading) -> Iterator[Metric]:
+    outcomes = CounterMetricFamily(
+        "runtime_outcomes", "What became of jobs in this worker", labels=["queue", "type", "priority", "outcome"]
+    )
+    runs = HistogramMetricFamily(
+        "runtime_run_seconds", "How long handlers ran", labels=["queue", "type", "priority"], unit="seconds"
+    )
+    for type_name, priority, count in reading.tally.rows():
+        labels = [reading.queue, type_name or "(unreadable)", priority]
+        for outcome, value in sorted(count.outcomes.items()):
+            outcomes.add_metric([*labels, outcome], value)
+        if any(count.runs):
+            runs.add_metric(labels, _buckets(count), count.run_s)
+    yield outcomes
+    yield runs
+
+
+def _buckets(count: Count) -> list[tuple[str, float]]:
+    below = list(accumulate(count.runs))
+    return [(f"{2**power / 1e6:g}", float(below[power])) for power in SHOWN] + [("+Inf", float(below[-1]))]

@@ -1,0 +1,63 @@
+"""A job runtime on Redis Streams: producers in any language, handlers in Python."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from runtime.backoff import Backoff
+    from runtime.errors import (
+        BadMessage,
+        BadPayload,
+        ConfigError,
+        Dead,
+        JobsError,
+        QueueFull,
+        Retry,
+        Snooze,
+        StoreAway,
+        UnknownType,
+    )
+    from runtime.jobs import Job, Priority, contract
+    from runtime.producer import Message, Producer, Sent
+    from runtime.registry import handler
+
+__all__ = [
+    "Backoff",
+    "BadMessage",
+    "BadPayload",
+    "ConfigError",
+    "Dead",
+    "Job",
+    "JobsError",
+    "Message",
+    "Priority",
+    "Producer",
+    "QueueFull",
+    "Retry",
+    "Sent",
+    "Snooze",
+    "StoreAway",
+    "UnknownType",
+    "contract",
+    "handler",
+]
+
+_ROOMS = {
+    "Backoff": "backoff",
+    "Job": "jobs",
+    "Priority": "jobs",
+    "contract": "jobs",
+    "Message": "producer",
+    "Producer": "producer",
+    "Sent": "producer",
+    "handler": "registry",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is first used: a contract must not load Redis, nor a producer the engine."""
+    if name not in __all__:
+        raise AttributeError(f"module 'runtime' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"runtime.{_ROOMS.get(name, 'errors')}"), name)

@@ -1,0 +1,191 @@
+"""Stream fields to jobs, a batch at a time; payloads to contracts. Nothing in here raises on what a stranger wrote.
+
+The one Python room that knows the field names of the wire contract.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
+
+import msgspec
+
+from runtime.errors import BadMessage, BadPayload
+from runtime.jobs import PLAIN, BadEntry, Contract, Envelope, Job, Lease
+
+MAX_DATA_BYTES = 256 * 1024
+MAX_DEPTH = 64
+MAX_FIELDS = 512  # a script's `unpack` dies near 4,000 values; 512 pairs leave room for our own fields
+MAX_KEY_BYTES = 512  # a guess: long enough for any natural key
+MAX_MS = 2**53  # times pass through Lua, whose numbers are doubles
+JOB_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}(?![\s\S])")
+_DIGITS = re.compile(rb"[0-9]{1,16}(?![\s\S])")
+_NOT_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
+# Possessive, and the closing quote is optional, so that no text makes it go back: linear on whatever a stranger wrote.
+_JSON_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+# First bytes of MessagePack maps and arrays; they also occur inside other values, so few of them prove a shallow payload.
+_NOT_CONTAINERS = bytes(byte for byte in range(256) if not (0x80 <= byte <= 0x9F or 0xDC <= byte <= 0xDF))
+
+Row = tuple[bytes, Sequence[bytes]]  # entry id; fields and values in turn
+
+
+def decode_many(
+    stream: int,
+    rows: Sequence[Row],
+    counts: Iterable[int],
+    run: str,
+    taken_s: float,
+    fetched_ms: int,
+    max_data_bytes: int = MAX_DATA_BYTES,
+) -> tuple[list[Job], list[BadEntry]]:
+    """Give the jobs of a batch, and beside them the entries that cannot be jobs, with the reason.
+
+    `counts` has the delivery count of each row.
+    """
+    jobs: list[Job] = []
+    bad: list[BadEntry] = []
+    for (entry, fields), count in zip(rows, counts, strict=False):
+        # The message nearly every producer writes: `type` and `data`, nothing else. Saves a dictionary per job.
+        if len(fields) == 4 and fields[0] == b"type" and fields[2] == b"data":
+            type_name, data, envelope = fields[1], fields[3], PLAIN
+        else:
+            try:
+                type_name, data, envelope = _envelope(fields)
+            except BadMessage as error:
+                bad.append(BadEntry(Lease(stream, entry, count, run, taken_s), error.code, str(error)))
+                continue
+        if len(data) > max_data_bytes:
+            reason = f"data has {len(data)} bytes, the limit is {max_data_bytes}"
+            bad.append(BadEntry(Lease(stream, entry, count, run, taken_s), "too-large", reason))
+            continue
+        jobs.append(Job(stream, entry, count, run, taken_s, type_name, data, envelope, fetched_ms))
+    return jobs, bad
+
+
+def _envelope(fields: Sequence[bytes]) -> tuple[bytes, bytes, Envelope]:
+    if len(fields) > 2 * MAX_FIELDS:
+        raise BadMessage(f"{len(fields) // 2} fields, the limit is {MAX_FIELDS}", "too-large")
+    message = dict(zip(fields[::2], fields[1::2], strict=True))
+    type_name, data = message.get(b"type"), message.get(b"data")
+    if type_name is None:
+        raise BadMessage("no field `type`")
+    if data is None:
+        raise BadMessage("no field `data`")
+    job_id = message.get(b"id", b"")
+    if b"id" in message and not JOB_ID.match(job_id):
+        raise BadMessage("`id` is not 1 to 128 of [A-Za-z0-9._:-]")
+    key = message.get(b"key", b"")
+    if len(key) > MAX_KEY_BYTES:
+        raise BadMessage(f"`key` has {len(key)} bytes, the limit is {MAX_KEY_BYTES}")
+    return (
+        type_name,
+        data,
+        Envelope(
+            id=job_id.decode(),
+            version=_number(message, b"v", least=1, default=1),
+            at_ms=_number(message, b"at"),
+            exp_ms=_number(message, b"exp"),
+            key=key,
+            attempts=_number(message, b"attempts", least=1),
+            failed=_number(message, b"a"),
+            first_ms=_number(message, b"first_at"),
+            snoozed_ms=_number(message, b"snoozed_at"),
+            origin=message.get(b"x-origin", b"").decode(errors="replace"),
+            is_msgpack=_is_msgpack(message.get(b"ct", b"application/json")),
+        ),
+    )
+
+
+def _number(message: dict[bytes, bytes], name: bytes, *, least: int = 0, default: int = 0) -> int:
+    text = message.get(name)
+    if text is None:
+        return default
+    if not _DIGITS.match(text) or not least <= int(text) <= MAX_MS:
+        raise BadMessage(f"`{name.decode()}` is not a whole number from {least} to {MAX_MS}")
+    return int(text)
+
+
+def _is_msgpack(content_type: bytes) -> bool:
+    if content_type == b"application/msgpack":
+        return True
+    if content_type == b"application/json":
+        return False
+    raise BadMessage("`ct` is neither application/json nor application/msgpack")
+
+
+# --- payloads ------------------------------------------------------------------------------------------------------------
+
+
+def payload_decoder(contract: Contract) -> Callable[[Job], Any]:
+    """Give a function from a job to its payload; it raises BadPayload and nothing else.
+
+    The decoders are made once, here: per job remains one call of msgspec straight into the contract's type.
+    """
+    from_json = msgspec.json.Decoder(contract.payload).decode
+    from_msgpack = msgspec.msgpack.Decoder(contract.payload).decode
+
+    def decode(job: Job) -> Any:
+        data, envelope = job.data, job.envelope
+        try:
+            if envelope is not PLAIN and (envelope.is_msgpack or envelope.version < contract.version):
+                return decode_rare(data, envelope)
+            # C-speed proof for nearly every payload: not more openers than levels allowed.
+            if data.count(b"[") + data.count(b"{") > MAX_DEPTH:
+                refuse_deep_json(data)
+            return from_json(data)
+        except BadMessage:
+            raise
+        except msgspec.ValidationError as error:
+            raise BadPayload(str(error)) from None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise BadPayload(str(error), "unreadable") from None
+        except RecursionError:
+            raise BadPayload(f"nested deeper than {MAX_DEPTH} levels", "unreadable") from None
+
+    def decode_rare(data: bytes, envelope: Envelope) -> Any:
+        refuse_deep_msgpack(data) if envelope.is_msgpack else refuse_deep_json(data)
+        if envelope.version >= contract.version or contract.upcast is None:
+            return from_msgpack(data) if envelope.is_msgpack else from_json(data)
+        plain = msgspec.msgpack.decode(data) if envelope.is_msgpack else msgspec.json.decode(data)
+        try:
+            lifted = contract.upcast(envelope.version, plain)
+        except Exception as error:  # the contract's own code, fed with a stranger's payload
+            raise BadPayload(f"version {envelope.version} could not be lifted: {error!r}") from error
+        return msgspec.convert(lifted, contract.payload)
+
+    return decode
+
+
+def refuse_deep_json(data: bytes) -> None:
+    """Raise BadPayload when brackets nest deeper than MAX_DEPTH; all passes run at the speed of C.
+
+    What is left of the text is its brackets; each round removes the innermost pairs, that is, one level or more.
+    Brackets that do not match are left to the decoder.
+    """
+    brackets = _JSON_STRING.sub(b"", data).translate(None, _NOT_BRACKETS)
+    for _ in range(MAX_DEPTH):
+        inner = brackets.replace(b"[]", b"").replace(b"{}", b"")
+        if inner == brackets:
+            return
+        brackets = inner
+    if brackets:
+        raise BadPayload(f"nested deeper than {MAX_DEPTH} levels", "unreadable")
+
+
+def refuse_deep_msgpack(data: bytes) -> None:
+    """Raise BadPayload when maps and arrays nest deeper than MAX_DEPTH."""
+    if len(data.translate(None, _NOT_CONTAINERS)) <= MAX_DEPTH:
+        return
+    level: list[Any] = [msgspec.msgpack.decode(data)]
+    for _ in range(MAX_DEPTH + 1):
+        inner: list[Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                inner.extend(cast("dict[Any, Any]", value).values())
+            elif isinstance(value, list):
+                inner.extend(cast("list[Any]", value))
+        if not inner:
+            return
+        level = inner
+    raise BadPayload(f"nested deeper than {MAX_DEPTH} levels", "unreadable")

@@ -1,0 +1,119 @@
+"""`run`: the worker, its board, its embedded server, and the signals that stop it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from random import random
+from typing import Final
+
+from runtime import logs, offload
+from runtime.backoff import Backoff, delay_s
+from runtime.config import Config, address_of
+from runtime.consumer import Consumer, Report
+from runtime.embedded import Embedded
+from runtime.errors import StoreAway
+from runtime.lookups import Lookups, check_server
+from runtime.registry import Found, find
+from runtime.wire import one_connection, without_password
+
+log = logging.getLogger("runtime")
+
+START_TRIES: Final = 5
+START_BACKOFF: Final = Backoff(base_s=0.2, cap_s=2.0)
+
+
+def act(config: Config) -> int:
+    """Run jobs until a signal says stop; gives the exit status."""
+    logs.setup(config.log, config.log_level)
+    if config.handlers_config:
+        os.environ["RUNTIME_HANDLERS_CONFIG"] = str(Path(config.handlers_config).absolute())
+    sys.path.insert(0, "") if "" not in sys.path else None
+    found = find([name.strip() for name in config.handlers.split(",") if name.strip()])
+    for module, extra in found.missing:
+        log.warning("%s is not offered here: pip install '%s'", module, extra)
+    embedded = None if config.redis else Embedded(Path(config.data_dir), config.embedded_port)
+    if embedded is None:
+        one_connection(config.redis)  # a bad URL is said before anything starts
+    else:
+        embedded.start()  # here, in the main thread: the kernel ends the server when the thread that started it ends
+    try:
+        report = _loop_run(_work(config, found, embedded))
+    finally:
+        if embedded is not None:
+            embedded.stop()
+    print(f"runtime: {report}", file=sys.stderr, flush=True)
+    if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+        os._exit(0)  # a handler's thread that would not end must not keep the process
+    return 0
+
+
+def _loop_run(work: object) -> Report:
+    try:
+        import uvloop
+    except ImportError:  # not there on Windows
+        return asyncio.run(work)  # type: ignore[arg-type]
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(work)  # type: ignore[arg-type]
+
+
+async def _work(config: Config, found: Found, embedded: Embedded | None) -> Report:
+    url = config.redis or (embedded.url if embedded else "")
+    lookups = Lookups(url, config.queue, "board")
+    try:
+        for warning in check_server(await _reach(lookups, url)):
+            log.warning("%s", warning)
+        offload.THREADS.total_tokens = config.threads
+        consumer = Consumer(config, url, found.registry)
+        async with contextlib.AsyncExitStack() as stack:
+            where = "no board"
+            address = address_of(config.board)
+            if address is not None:
+                from board.app import Board  # aiohttp is loaded only when somebody listens
+
+                board = await stack.enter_async_context(Board(consumer, lookups, *address))
+                where = f"board at {board.url}"
+            keeper = asyncio.create_task(embedded.keep()) if embedded is not None else None
+            _stop_on_signals(consumer)
+            kept = f"embedded server in {embedded.folder}" if embedded else without_password(url)
+            log.info(
+                "worker %s: %d lanes, %d types, queue %s on %s, %s",
+                consumer.name,
+                config.concurrency,
+                len(found.registry),
+                config.queue,
+                kept,
+                where,
+            )
+            gc.freeze()  # what was loaded until here lives as long as the process
+            try:
+                return await consumer.run()
+            finally:
+                if keeper is not None:
+                    keeper.cancel()
+    finally:
+        await lookups.close()
+
+
+async def _reach(lookups: Lookups, url: str) -> object:
+    for failures in range(1, START_TRIES + 1):
+        try:
+            return await lookups.server()
+        except StoreAway as error:
+            if failures == START_TRIES:
+                raise StoreAway(f"{error} (tried {START_TRIES} times)") from error
+            await asyncio.sleep(delay_s(failures, START_BACKOFF, random))
+    raise AssertionError("the last try has raised")
+
+
+def _stop_on_signals(consumer: Consumer) -> None:
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, consumer.stop)

@@ -1,0 +1,35 @@
+"""`types`: what this worker can run; needs no Redis."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from runtime.commands.common import print_json
+from runtime.config import Config
+from runtime.registry import find
+
+
+def act(config: Config, parsed: argparse.Namespace) -> int:
+    """Print a line per type, and what is missing for others."""
+    found = find([name.strip() for name in config.handlers.split(",") if name.strip()])
+    for _, handler in sorted(found.registry.items()):
+        contract, retry = handler.contract, handler.retry
+        if parsed.json:
+            row = {
+                "type": contract.type,
+                "version": contract.version,
+                "priority": contract.priority.name.lower(),
+                "timeout_s": handler.timeout_s,
+                "attempts": retry.attempts,
+                "runs": handler.runs,
+                "handler": handler.place,
+            }
+            print_json(row)
+        else:
+            tries = f"{retry.attempts} tries, {retry.base_s:g} to {retry.cap_s:g} s apart"
+            where = f"v{contract.version} {contract.priority.name.lower():8} {handler.runs:7}"
+            print(f"{contract.type:28} {where} {handler.timeout_s:>6g} s  {tries}  {handler.place}")
+    for module, extra in found.missing:
+        print(f"{module} is not offered here: pip install '{extra}'", file=sys.stderr)
+    return 0

@@ -1,0 +1,167 @@
+"""Every knob with its unit, default, bounds and meaning, in one place; checked once, at the edge.
+
+Precedence: flag, environment (`RUNTIME_*`, and `REDIS_URL`), `runtime.toml`, default. Flags, environment names and help texts are
+made from this table.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from runtime.errors import ConfigError
+
+FILE: Final = "runtime.toml"
+
+
+@dataclass(frozen=True, slots=True)
+class Knob:
+    """One setting as people meet it: its flag, its field in Config, and what it means."""
+
+    flag: str
+    field: str
+    metavar: str
+    help: str
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that sets it."""
+        return "REDIS_URL" if self.field == "redis" else "RUNTIME_" + self.flag[2:].replace("-", "_").upper()
+
+    @property
+    def key(self) -> str:
+        """Its key in `runtime.toml`."""
+        return self.flag[2:].replace("-", "_")
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """The settings of one worker process, validated."""
+
+    redis: str = ""
+    queue: str = "jobs"
+    handlers: str = "handlers"
+    concurrency: int = 100
+    threads: int = 40
+    board: str = "127.0.0.1:8080"
+    lease_s: float = 30.0
+    grace_s: float = 25.0
+    max_block_s: float = 60.0
+    max_data_bytes: int = 256 * 1024
+    unknown_after_s: float = 900.0
+    data_dir: str = ""
+    handlers_config: str = ""
+    embedded_port: int = 0
+    log: str = "auto"
+    log_level: str = "info"
+
+
+KNOBS: Final = (
+    Knob("--redis", "redis", "URL", "redis://, rediss:// or unix:// URL; without one, an embedded Valkey keeps the jobs on this machine"),
+    Knob("--queue", "queue", "NAME", "the queue, that is, the hash tag of its keys"),
+    Knob("--handlers", "handlers", "MODULES", "modules with handlers, separated by commas"),
+    Knob("--concurrency", "concurrency", "N", "jobs that run at the same time"),
+    Knob("--threads", "threads", "N", "threads for handlers that are plain functions"),
+    Knob("--board", "board", "HOST:PORT", "where /healthz, /readyz and /metrics are served; `off` serves nothing"),
+    Knob("--lease", "lease_s", "SECONDS", "a worker that is silent for this long has lost its jobs to others"),
+    Knob("--grace", "grace_s", "SECONDS", "how long running jobs may finish when the worker is told to stop"),
+    Knob("--max-block", "max_block_s", "SECONDS", "a loop that has not moved for this long counts as dead"),
+    Knob("--max-data", "max_data_bytes", "BYTES", "longest payload; a longer one becomes a dead letter"),
+    Knob("--unknown-after", "unknown_after_s", "SECONDS", "a type that no live worker has known for this long becomes a dead letter"),
+    Knob("--data-dir", "data_dir", "FOLDER", "where the embedded Valkey keeps its data"),
+    Knob("--handlers-config", "handlers_config", "FILE", "settings of the handlers (mail servers, roots, databases)"),
+    Knob("--embedded-port", "embedded_port", "PORT", "let the embedded Valkey also listen on this loopback port; 0 does not"),
+    Knob("--log", "log", "FORMAT", "`plain`, `json`, or `auto`: plain on a terminal, JSON elsewhere"),
+    Knob("--log-level", "log_level", "LEVEL", "debug, info, warning or error"),
+)
+
+_BOUNDS: Final[dict[str, tuple[float, float]]] = {
+    "concurrency": (1, 100_000),
+    "threads": (1, 10_000),
+    "lease_s": (0.3, 3600),
+    "grace_s": (0, 24 * 3600),
+    "max_block_s": (0.5, 24 * 3600),
+    "max_data_bytes": (1, 512 * 1024 * 1024),
+    "unknown_after_s": (1, 30 * 86400),
+    "embedded_port": (0, 65535),
+}
+_CHOICES: Final = {"log": ("auto", "plain", "json"), "log_level": ("debug", "info", "warning", "error")}
+
+
+def load(flags: Mapping[str, str | None], environment: Mapping[str, str], folder: Path) -> Config:
+    """Give the settings in force: from flags (by field), environment, the file in `folder`, defaults, in that order.
+
+    Raises:
+        ConfigError: a value that cannot be used, or an unknown key in the file; the text says where it came from.
+    """
+    from_file = _read(folder / FILE)
+    values: dict[str, Any] = {}
+    for knob in KNOBS:
+        flag = flags.get(knob.field)
+        if flag is not None:
+            values[knob.field] = _convert(knob, flag, knob.flag)
+        elif environment.get(knob.variable):
+            values[knob.field] = _convert(knob, environment[knob.variable], knob.variable)
+        elif knob.key in from_file:
+            values[knob.field] = _convert(knob, from_file[knob.key], f"{FILE}: {knob.key}")
+    config = Config(**values)
+    return config if config.data_dir else msgspec.structs.replace(config, data_dir=str(default_data_dir(environment)))
+
+
+def default_data_dir(environment: Mapping[str, str]) -> Path:
+    """Give the user's folder for data that must survive, by the XDG rules."""
+    base = environment.get("XDG_DATA_HOME") or os.path.join(environment.get("HOME", "~"), ".local", "share")
+    return Path(base).expanduser() / "backend-jobs"
+
+
+def address_of(board: str) -> tuple[str, int] | None:
+    """Give host and port of `--board`; None for `off`.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if board == "off":
+        return None
+    host, _, port = board.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f"--board {board!r}: HOST:PORT such as 127.0.0.1:8080, or off")
+    return host.strip("[]"), int(port)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    known = {knob.key for knob in KNOBS}
+    unknown = sorted(set(found) - known)
+    if unknown:
+        raise ConfigError(f"{path}: unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}")
+    return found
+
+
+def _convert(knob: Knob, value: Any, where: str) -> Any:
+    kind: Any = next(field.type for field in msgspec.structs.fields(Config) if field.name == knob.field)
+    try:
+        converted = msgspec.convert(value, kind, strict=False)
+    except msgspec.ValidationError:
+        raise ConfigError(f"{where} {value!r}: a {_NAMES[kind]}, please") from None
+    low, high = _BOUNDS.get(knob.field, (None, None))
+    if low is not None and high is not None and not low <= converted <= high:
+        raise ConfigError(f"{where} {value!r}: from {low:g} to {high:g}, please")
+    choices = _CHOICES.get(knob.field)
+    if choices and converted not in choices:
+        raise ConfigError(f"{where} {value!r}: one of {', '.join(choices)}, please")
+    if knob.field == "board":
+        address_of(converted)
+    return converted
+
+
+_NAMES: Final = {int: "whole number", float: "number", str: "text"}

@@ -1,0 +1,90 @@
+"""Errors by who must act, and the words a handler may raise to decide what becomes of its job."""
+
+from __future__ import annotations
+
+
+class JobsError(Exception):
+    """Any error of this runtime that a caller may want to catch as one."""
+
+
+# --- the store is away: wait and try again ---------------------------------------------------------------------------
+
+
+class StoreAway(JobsError):
+    """Redis cannot be reached, or refuses for now (loading, read-only, disk full, …); nothing was lost."""
+
+
+class QueueFull(StoreAway):
+    """Redis has reached its `maxmemory`: what was to be sent was not written."""
+
+
+# --- the message is bad: its producer must act ------------------------------------------------------------------------
+
+
+class BadMessage(JobsError):
+    """A message that can never run; `code` is its stable reason in the dead letters."""
+
+    def __init__(self, reason: str, code: str = "unreadable") -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+class BadPayload(BadMessage):
+    """A payload that does not fit its contract."""
+
+    def __init__(self, reason: str, code: str = "bad-payload") -> None:
+        super().__init__(reason, code)
+
+
+class UnknownType(JobsError):
+    """No handler or contract of that name is known here."""
+
+
+# --- our own fault: the operator or the programmer must act -------------------------------------------------------------
+
+
+class ConfigError(JobsError):
+    """A setting, flag or handler module that cannot work; the text says what and how to mend it."""
+
+
+# --- the words of a handler: raised by it, and outcomes themselves -------------------------------------------------------
+
+
+class Retry(JobsError):
+    """Run this job again after `delay_s` seconds; counts as a failed attempt."""
+
+    def __init__(self, delay_s: float, reason: str = "") -> None:
+        super().__init__(reason or f"retry in {delay_s:g} s")
+        self.delay_s = delay_s
+
+
+class Snooze(JobsError):
+    """Run this job again after `delay_s` seconds without counting an attempt (for 72 h in all)."""
+
+    def __init__(self, delay_s: float, reason: str = "") -> None:
+        super().__init__(reason or f"snooze for {delay_s:g} s")
+        self.delay_s = delay_s
+
+
+class Dead(JobsError):
+    """Put this job among the dead letters now; `code` is its reason there."""
+
+    def __init__(self, reason: str, code: str = "handler", *, error: BaseException | None = None) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.error = error
+
+
+# --- why a running job was interrupted -----------------------------------------------------------------------------------
+
+
+class TimedOut(JobsError):
+    """The handler was still running at its deadline."""
+
+
+class LeaseLost(JobsError):
+    """Another worker holds this job now; what this run still does cannot move it."""
+
+
+class SelfCancelled(JobsError):
+    """The handler was cancelled, but not by the runtime: it awaited something that somebody cancelled."""

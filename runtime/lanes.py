@@ -1,0 +1,173 @@
+"""Lanes run jobs one after another: the hot path. From an Inbox into a Ledger, without Redis.
+
+Per job: one coroutine and its arguments; no task, timer, timeout object or lock. Cutting a lane's job is told from stopping the lane by
+counting cancels; `interrupt` fires only while the handler runs, since before Python 3.13 `uncancel` does not clear a pending cancel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import CancelledError
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from runtime.errors import SelfCancelled
+from runtime.events import Tally
+from runtime.jobs import DONE, Handler, Job, Registry
+from runtime.settle import Ledger, decide
+
+NEVER = float("inf")
+BREATH = 64  # jobs in a row before the loop gets a turn, so that handlers that never suspend cannot starve the helpers
+
+
+class Inbox:
+    """Owns the jobs that are fetched and not started, and the lanes that wait for one."""
+
+    def __init__(self, on_idle: Callable[[], None] = lambda: None) -> None:
+        self.jobs: deque[Job] = deque()
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._on_idle = on_idle
+        self._breath = BREATH
+
+    def __repr__(self) -> str:
+        return f"<Inbox {len(self.jobs)} jobs, {len(self._waiting)} lanes wait>"
+
+    def __len__(self) -> int:
+        return len(self.jobs)
+
+    @property
+    def idle(self) -> int:
+        """How many lanes wait for a job."""
+        return len(self._waiting)
+
+    def put(self, jobs: list[Job]) -> None:
+        """Add jobs and wake as many lanes."""
+        self.jobs.extend(jobs)
+        for _ in range(min(len(jobs), len(self._waiting))):
+            self._waiting.popleft().set_result(None)
+
+    def take(self) -> Job | None:
+        """Give a job at once; None when there is none, or when it is time to let the loop breathe."""
+        self._breath -= 1
+        if self._breath > 0 and self.jobs:
+            return self.jobs.popleft()
+        return None
+
+    async def wait(self) -> Job:
+        """Give a job after the loop had a turn, whenever there is one."""
+        if self.jobs:
+            await asyncio.sleep(0)
+        self._breath = BREATH
+        while not self.jobs:
+            await self._join_the_waiting()
+        return self.jobs.popleft()
+
+    def clear(self) -> list[Job]:
+        """Take out all jobs that have not started."""
+        jobs = list(self.jobs)
+        self.jobs.clear()
+        return jobs
+
+    def remove(self, job: Job) -> bool:
+        """Take one job out, if it has not started."""
+        try:
+            self.jobs.remove(job)  # compares by identity
+        except ValueError:
+            return False
+        return True
+
+    async def _join_the_waiting(self) -> None:
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        self._on_idle()
+        try:
+            await turn
+        except CancelledError:
+            if turn in self._waiting:
+                self._waiting.remove(turn)
+            raise
+
+
+class Lane:
+    """Owns the one job it runs. `job` is None between jobs; a lane that a stop has cut off keeps it, to be released."""
+
+    def __init__(
+        self,
+        inbox: Inbox,
+        ledger: Ledger,
+        tally: Tally,
+        registry: Registry,
+        clock: Callable[[], float],
+        dice: Callable[[], float],
+        on_failure: Callable[[Job, BaseException, object], None] = lambda job, error, outcome: None,
+    ) -> None:
+        self.inbox = inbox
+        self.ledger = ledger
+        self.tally = tally
+        self.registry = registry
+        self.clock = clock
+        self.dice = dice
+        self.on_failure = on_failure
+        self.job: Job | None = None
+        self.started_s = 0.0
+        self.deadline_s = NEVER
+        self.cut: BaseException | None = None
+        self.task: asyncio.Task[Any] | None = None
+
+    def __repr__(self) -> str:
+        job = self.job
+        return f"<Lane runs {job.type.decode(errors='replace')} {job.id}>" if job else "<Lane idle>"
+
+    async def run(self) -> None:
+        """Run jobs from the inbox one after another; end only when told to stop."""
+        self.task = task = _this_task()
+        inbox, ledger, tally, registry = self.inbox, self.ledger, self.tally, self.registry
+        while not task.cancelling():  # a handler may swallow our cancel: leave all the same
+            job = inbox.take() or await inbox.wait()
+            handler = registry[job.type]  # cannot miss: admit saw to it
+            self.job = job
+            error = await self.attempt(handler, job, task)
+            if error is None:
+                outcome = DONE
+            elif task.cancelling():
+                return  # debris of a stop, not a failure: released with the rest
+            else:
+                outcome = decide(handler, job, error, self.dice)
+                self.on_failure(job, error, outcome)
+            ledger.add(job, outcome)
+            tally.ran(job, outcome, self.clock() - self.started_s)
+            self.job = None
+
+    async def attempt(self, handler: Handler[Any], job: Job, task: asyncio.Task[Any]) -> BaseException | None:
+        """Run the handler once and give what it raised; only a stop gets through."""
+        error: BaseException | None = None
+        self.started_s = started_s = self.clock()
+        self.deadline_s = started_s + handler.timeout_s
+        try:
+            await handler.run(handler.decode(job), job)
+        except CancelledError:
+            if task.cancelling() > (self.cut is not None):
+                self.deadline_s = NEVER
+                raise  # a stop: the job keeps its lease until it is released
+            error = self.cut or SelfCancelled("cancelled by something the handler awaited")
+        except (Exception, SystemExit) as exc:  # the one place
+            error = self.cut or exc
+        self.deadline_s = NEVER  # from here nobody may interrupt this lane
+        if self.cut is not None:
+            self.cut = None
+            task.uncancel()
+        return error
+
+    def interrupt(self, why: BaseException) -> None:
+        """End the job now running, not the lane; no effect between jobs."""
+        if self.cut is None and self.deadline_s < NEVER and self.task is not None:
+            self.cut = why
+            self.task.cancel()
+
+
+def _this_task() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    if task is None:
+        raise RuntimeError("a lane runs as a task")
+    return task

@@ -1,0 +1,197 @@
+"""What this process holds, and the heartbeat that keeps it: a thread with a loop and a connection of its own.
+
+The thread only reports; the main loop judges what is lost. It also watches the main loop: it names who blocks it, and falls silent
+when the loop has not moved for `max_block_s`, so that others may take over what a dead loop holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from random import random
+from types import FrameType
+from typing import Final, TypeVar
+
+import msgspec
+
+from runtime.errors import StoreAway
+from runtime.jobs import Job, Lease
+from runtime.streams import Streams
+
+log = logging.getLogger("runtime.lease")
+
+WATCH_S: Final = 0.05
+BLOCKED_S: Final = 0.1  # a loop that stands still this long delays everybody's jobs
+QUIET_S: Final = 5.0  # one report of a blocked loop in this time, except for each doubling of its length
+STOP_S: Final = 2.0
+
+L = TypeVar("L", bound=Lease)
+
+
+class Held:
+    """Owns every lease of this process: inbox, lanes and ledger. Changed per batch, under a lock shared with the heartbeat."""
+
+    def __init__(self) -> None:
+        self._leases: tuple[dict[bytes, Lease], ...] = ({}, {}, {}, {})
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"<Held {len(self)} leases>"
+
+    def __len__(self) -> int:
+        return sum(map(len, self._leases))
+
+    def __contains__(self, lease: Lease) -> bool:
+        return self._leases[lease.stream].get(lease.entry) is lease
+
+    def add(self, leases: Iterable[L]) -> list[L]:
+        """Hold these; give those that are new. One that is held already is adopted: its token is updated, it does not run again."""
+        fresh: list[L] = []
+        with self._lock:
+            for lease in leases:
+                known = self._leases[lease.stream].setdefault(lease.entry, lease)
+                if known is lease:
+                    fresh.append(lease)
+                else:
+                    known.count, known.run, known.taken_s = lease.count, lease.run, lease.taken_s
+        return fresh
+
+    def remove(self, leases: Iterable[Lease]) -> None:
+        """Hold these no longer: their move is confirmed, or they are somebody else's."""
+        with self._lock:
+            for lease in leases:
+                self._leases[lease.stream].pop(lease.entry, None)
+
+    def older_than(self, age_s: float, now_s: float) -> list[tuple[Lease, int]]:
+        """Give the leases taken longer than `age_s` ago, each with the count it has now."""
+        before_s = now_s - age_s
+        with self._lock:
+            return [(lease, lease.count) for known in self._leases for lease in known.values() if lease.taken_s < before_s]
+
+
+class Beat(msgspec.Struct, frozen=True):
+    """A heartbeat that the server confirmed: when it was sent, who heard it, which leases it refused (and the count asked for)."""
+
+    sent_s: float
+    run: str
+    refused: list[tuple[Lease, int]]
+
+
+class Watched(msgspec.Struct):
+    """What the heartbeat may look at in the main loop's thread; written there, read here."""
+
+    moved_s: float
+    thread_id: int
+    running: Callable[[], Job | None]
+
+
+class Heartbeat(threading.Thread):
+    """Renews what is held every third of a lease, from a thread, so that a handler that blocks the loop does not lose its leases."""
+
+    def __init__(
+        self,
+        url: str,
+        queue: str,
+        consumer: str,
+        lease_s: float,
+        max_block_s: float,
+        held: Held,
+        watched: Watched,
+        row: Callable[[], str],
+        report: Callable[[Beat], None],
+    ) -> None:
+        super().__init__(name="heartbeat", daemon=True)
+        self._streams = (url, queue, consumer)
+        self._lease_s = lease_s
+        self._max_block_s = max_block_s
+        self._held = held
+        self._watched = watched
+        self._row = row
+        self._report = report
+        self._stopping = threading.Event()
+        self._dumped = False
+
+    def run(self) -> None:
+        """Beat and watch until stopped."""
+        asyncio.run(self._live())
+
+    def stop(self) -> None:
+        """End the thread after the beat it is in."""
+        self._stopping.set()
+        self.join(STOP_S)
+
+    async def _live(self) -> None:
+        door = Streams(*self._streams)
+        async with asyncio.TaskGroup() as group:
+            beats = group.create_task(self._beats(door))
+            await self._watch()
+            beats.cancel()
+        await door.close()
+
+    async def _beats(self, door: Streams) -> None:
+        while True:
+            wait_s = self._lease_s / 3 * (0.8 + 0.4 * random())  # noqa: S311 -- spreads beats, guards nothing
+            if time.monotonic() - self._watched.moved_s <= self._max_block_s:
+                try:
+                    await self._beat(door)
+                except StoreAway as error:
+                    log.debug("no heartbeat: %s", error)
+                    wait_s /= 6  # the lease runs: try again well before the next beat would be due
+            await asyncio.sleep(wait_s)
+
+    async def _beat(self, door: Streams) -> None:
+        sent_s = time.monotonic()
+        leases = self._held.older_than(self._lease_s / 6, sent_s)
+        refused = await door.renew([(lease.stream, lease.entry, count) for lease, count in leases])
+        run = await door.beat(int(self._lease_s * 1000), self._row())
+        self._report(Beat(sent_s, run, [leases[position] for position in refused]))
+
+    async def _watch(self) -> None:
+        reported_s, next_s = 0.0, BLOCKED_S
+        while not self._stopping.is_set():
+            await asyncio.sleep(WATCH_S)
+            now_s = time.monotonic()
+            still_s = now_s - self._watched.moved_s - WATCH_S  # the loop ticks as often as we look
+            if still_s < BLOCKED_S:
+                next_s = BLOCKED_S
+                self._dumped = False
+            elif still_s >= next_s and (now_s - reported_s > QUIET_S or still_s > 2 * BLOCKED_S):
+                self._name_the_blocker(still_s)
+                reported_s, next_s = now_s, max(2 * still_s, 10 * BLOCKED_S)
+            if still_s > self._max_block_s and not self._dumped:
+                self._dumped = True
+                log.critical("the loop has not moved for %.0f s: the heartbeat falls silent\n%s", still_s, stacks())
+
+    def _name_the_blocker(self, still_s: float) -> None:
+        job = self._watched.running()
+        frame = sys._current_frames().get(self._watched.thread_id)
+        where = place_of(frame) if frame is not None else "unknown place"
+        who = f"handler of {job.type.decode(errors='replace')} (job {job.id})" if job else "code outside of handlers"
+        log.warning("the event loop is blocked for %.0f ms by the %s at %s", still_s * 1000, who, where)
+
+
+def place_of(frame: FrameType) -> str:
+    """Give file, line and function where a thread stands; beside a library's innermost line also the one that called it."""
+    inner = traceback.extract_stack(frame)
+    last = inner[-1]
+    ours = next((at for at in reversed(inner) if not _is_library(at.filename)), last)
+    text = f"{ours.filename}:{ours.lineno} in {ours.name}"
+    return text if ours is last else f"{text}, now in {last.filename}:{last.lineno} {last.name}"
+
+
+def _is_library(filename: str) -> bool:
+    return "site-packages" in filename or filename.startswith((sys.base_prefix, "<frozen"))
+
+
+def stacks() -> str:
+    """Give the stacks of all threads, for the log."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    return "\n".join(
+        f"thread {names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}"
+        for ident, frame in sys._current_frames().items()
+    )

@@ -1,0 +1,48 @@
+"""The log: plain for people at a terminal, JSON for machines. Control characters never get through."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from typing import Final
+
+_ESCAPED: Final = {code: f"\\x{code:02x}" for code in (*range(0x00, 0x0A), *range(0x0B, 0x20), 0x7F, *range(0x80, 0xA0))}
+
+
+class Plain(logging.Formatter):
+    """One line per record; continuation lines (stacks) are indented by what they are."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Give the record as a line."""
+        stamp = time.strftime("%H:%M:%S", time.localtime(record.created))
+        text = record.getMessage()
+        if record.exc_info:
+            text += "\n" + self.formatException(record.exc_info)
+        return f"{stamp} {record.levelname.lower():8} {text}".translate(_ESCAPED)
+
+
+class Json(logging.Formatter):
+    """One JSON object per record."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Give the record as a line of JSON."""
+        line: dict[str, object] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["stack"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=True)
+
+
+def setup(kind: str, level: str) -> None:
+    """Send the log to standard error, in the form asked for."""
+    handler = logging.StreamHandler(sys.stderr)
+    is_plain = kind == "plain" or (kind == "auto" and sys.stderr.isatty())
+    handler.setFormatter(Plain() if is_plain else Json())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.getLogger("asyncio").setLevel(logging.WARNING)

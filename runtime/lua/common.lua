@@ -1,0 +1,113 @@
+-- What all scripts share; put before each of them by the door.
+-- KEYS: 1-4 the streams critical, high, medium, low; 5 due; 6 msg; 7 dead; 8 workers; 9 workers:rows.
+-- Streams are numbered from 1 here. Ids are strings, times are milliseconds, payloads are never parsed.
+
+local GROUP = 'workers'
+local STREAMS = {'critical', 'high', 'medium', 'low'}
+local DUE, MSG, DEAD, WORKERS, ROWS = KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9]
+local PREFIX = string.sub(KEYS[1], 1, -9) -- without 'critical'
+local KEY_LIFE_MS = 604800000 -- 7 days
+local MAX_FIELDS = 512 -- unpack dies near 4,000 values
+
+local function now_ms()
+  local t = redis.call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+
+local function ms(number)
+  return string.format('%.0f', number)
+end
+
+-- The fence: does `consumer` still hold this entry with this delivery count?
+local function holds(stream, id, consumer, count)
+  local row = redis.call('XPENDING', stream, GROUP, id, id, 1)[1]
+  return row and row[2] == consumer and row[4] == count
+end
+
+local function fields_of(stream, id)
+  local entry = redis.call('XRANGE', stream, id, id)[1]
+  return entry and entry[2]
+end
+
+-- The value of a field in a flat list; the last one wins, as in the codec.
+local function field(fields, name)
+  local value
+  for i = 1, #fields, 2 do
+    if fields[i] == name then value = fields[i + 1] end
+  end
+  return value
+end
+
+local function remove(stream, id)
+  redis.call('XACK', stream, GROUP, id)
+  redis.call('XDEL', stream, id)
+end
+
+-- The record of a delayed job as a flat list {'stream', name, field, value, ...}; nil when it is nothing of that kind.
+local function unpack_record(packed)
+  local ok, list = pcall(cmsgpack.unpack, packed)
+  if not ok or type(list) ~= 'table' or #list < 2 or #list % 2 ~= 0 then return nil end
+  local size = 0
+  for key in pairs(list) do
+    if type(key) ~= 'number' then return nil end
+    size = size + 1
+  end
+  if size ~= #list or list[1] ~= 'stream' then return nil end
+  for i = 1, #list do
+    if type(list[i]) ~= 'string' then return nil end
+  end
+  return list
+end
+
+-- Does the job at this place ('high 12-0' or 'due member') carry this key?
+local function place_counts(place, key)
+  local where, id = string.match(place, '^(%S+) (.+)$')
+  local fields
+  if where == 'due' then
+    local packed = redis.call('HGET', MSG, id)
+    fields = packed and unpack_record(packed)
+  else
+    for i = 1, 4 do
+      if STREAMS[i] == where then fields = fields_of(KEYS[i], id) end
+    end
+  end
+  return fields and field(fields, 'key') == key
+end
+
+local function mark_of(key)
+  return PREFIX .. 'seen:k:' .. key
+end
+
+-- May a job with this key live at `place`? False when another live job owns the key.
+local function key_is_free(key, place)
+  local owner = redis.call('GET', mark_of(key))
+  return not owner or owner == place or not place_counts(owner, key)
+end
+
+local function own_key(key, place)
+  redis.call('SET', mark_of(key), place, 'PX', KEY_LIFE_MS)
+end
+
+-- A keyed job moved: its mark follows, if the mark still names the place it left.
+local function move_key(fields, from, to)
+  local key = field(fields, 'key')
+  if key and redis.call('GET', mark_of(key)) == from then own_key(key, to) end
+end
+
+-- XADD of a flat list that may be longer than unpack bears: then as one field `raw`, packed.
+local function add_letter(fields, notes)
+  if #fields > 2 * MAX_FIELDS then fields = {'raw', cmsgpack.pack(fields)} end
+  for i = 1, #notes do fields[#fields + 1] = notes[i] end
+  return redis.call('XADD', DEAD, '*', unpack(fields))
+end
+
+-- Run `move` for one item after the other. Its answer (1 moved, 0 refused) or its error concerns that item alone.
+local function each(first, width, move)
+  local answers = {}
+  for i = first, #ARGV, width do
+    local ok, answer = pcall(move, i)
+    if not ok then answer = type(answer) == 'table' and answer.err or tostring(answer) end
+    answers[#answers + 1] = answer
+  end
+  return answers
+end

@@ -1,0 +1,21 @@
+#!lua flags=allow-oom
+-- Remove a consumer, only where its pending list is empty: DELCONSUMER drops what is pending, and nothing would find it again.
+-- ARGV: consumer. Reply: 1 when it is gone everywhere, else 0.
+
+local consumer = ARGV[1]
+local gone = 1
+for s = 1, 4 do
+  local held = redis.pcall('XPENDING', KEYS[s], GROUP, '-', '+', 1, consumer)
+  if held.err then
+    -- no stream or no group: nothing is pending there
+  elseif #held == 0 then
+    redis.call('XGROUP', 'DELCONSUMER', KEYS[s], GROUP, consumer)
+  else
+    gone = 0
+  end
+end
+if gone == 1 then
+  redis.call('ZREM', WORKERS, consumer)
+  redis.call('HDEL', ROWS, consumer)
+end
+return gone

@@ -1,0 +1,13 @@
+#!lua flags=allow-oom
+-- Held entries to a room, with the delivery count they had before they were handed out, so that giving back costs nothing.
+-- ARGV: consumer, then per entry: stream, entry, count, room. Reply: per entry 1 moved, 0 refused, or an error text.
+-- RETRYCOUNT with JUSTID sets the count and leaves it; JUSTID alone would make the next claim count one too many.
+
+local consumer = ARGV[1]
+
+return each(2, 4, function(i)
+  local stream, id, count = KEYS[tonumber(ARGV[i])], ARGV[i + 1], tonumber(ARGV[i + 2])
+  if not holds(stream, id, consumer, count) then return 0 end
+  redis.call('XCLAIM', stream, GROUP, ARGV[i + 3], 0, id, 'RETRYCOUNT', count - 1, 'JUSTID')
+  return 1
+end)

@@ -1,0 +1,50 @@
+#!lua flags=allow-oom
+-- Take what nobody renews from real consumers of one stream and put it into the room `~free`, at most n.
+-- ARGV: stream, walker's lease in ms, n, then the consumers whose row has stood still for two leases of the walker's own clock.
+-- Reply: number taken from the dead, number of lost replies found, 1 while the guard holds (then nothing is taken).
+-- A live consumer did not renew: it never saw the reply, so the delivery does not count. A dead one keeps the count.
+-- No cursor: what is taken leaves the list.
+
+local s, lease_ms, n = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local stream = KEYS[s]
+local now = now_ms()
+if guard(now, lease_ms) < lease_ms then return {0, 0, 1} end
+
+local still = {}
+for i = 4, #ARGV do still[ARGV[i]] = true end
+
+local function lease_in(row)
+  return tonumber(row and string.match(row, '^(%d+) ') or nil)
+end
+
+local longest
+local function longest_lease()
+  if not longest then
+    longest = lease_ms
+    for _, row in ipairs(redis.call('HVALS', ROWS)) do longest = math.max(longest, lease_in(row) or 0) end
+  end
+  return longest
+end
+
+local dead, ghosts = 0, 0
+for _, row in ipairs(redis.call('XPENDING', stream, GROUP)[4] or {}) do
+  local consumer = row[1]
+  if string.sub(consumer, 1, 1) ~= '~' and dead + ghosts < n then
+    local lives_until = tonumber(redis.call('ZSCORE', WORKERS, consumer) or '0')
+    local is_alive = lives_until > now and not still[consumer]
+    local idle = lease_in(redis.call('HGET', ROWS, consumer)) or longest_lease()
+    if still[consumer] then idle = 0 end
+    local held = redis.call('XPENDING', stream, GROUP, 'IDLE', ms(idle), '-', '+', n - dead - ghosts, consumer)
+    for _, entry in ipairs(held) do
+      local count = entry[4]
+      if is_alive then
+        count = math.max(0, count - 1)
+        ghosts = ghosts + 1
+      else
+        dead = dead + 1
+      end
+      redis.call('XCLAIM', stream, GROUP, '~free', 0, entry[1], 'RETRYCOUNT', count, 'JUSTID')
+    end
+  end
+end
+return {dead, ghosts, 0}

@@ -1,0 +1,26 @@
+#!lua flags=allow-oom
+-- Renew leases that are still ours; say which are not.
+-- ARGV: consumer, then per lease: stream, entry, count. Reply: the positions (from 0) of those refused.
+-- An error (no group, say) is no refusal: it fails the call, and the leases stay in mind.
+-- XCLAIM only after the fence, and with JUSTID: bare, it would steal the job back from its new owner and raise its count.
+
+local consumer = ARGV[1]
+local refused, mine = {}, {{}, {}, {}, {}}
+
+for i = 2, #ARGV, 3 do
+  local s, id = tonumber(ARGV[i]), ARGV[i + 1]
+  if holds(KEYS[s], id, consumer, tonumber(ARGV[i + 2])) then
+    table.insert(mine[s], id)
+  else
+    refused[#refused + 1] = (i - 2) / 3
+  end
+end
+for s = 1, 4 do
+  if #mine[s] > 0 then
+    local call = {'XCLAIM', KEYS[s], GROUP, consumer, 0}
+    for _, id in ipairs(mine[s]) do call[#call + 1] = id end
+    call[#call + 1] = 'JUSTID'
+    redis.call(unpack(call))
+  end
+end
+return refused

@@ -1,0 +1,54 @@
+#!lua
+-- Enqueue a chunk of messages once, however often it is sent.
+-- ARGV: chunk, then per message: stream, at in ms ('' for now), number of fields, the fields and values in turn.
+-- Reply: the first entry id on each of the four streams ('' where none), then the positions (from 0) of copies that were dropped
+-- since a live job owns their key. Ids on one stream are consecutive, since time stands still inside a script.
+-- The chunk's mark is written last: first, a refused XADD and a repeat would be a loss. It keeps the reply for the repeat.
+
+local CHUNK_LIFE_MS = 600000 -- longer than any producer repeats
+local mark = PREFIX .. 'seen:c:' .. ARGV[1]
+local known = redis.call('GET', mark)
+if known then return cmsgpack.unpack(known) end
+
+local now = now_ms()
+local reply = {'', '', '', ''}
+local at, position = 2, 0
+
+local function delay(s, due, first, last)
+  local record = {'stream', STREAMS[s]}
+  for i = first, last do record[#record + 1] = ARGV[i] end
+  local id = field(record, 'id')
+  local member = id
+  if redis.call('HEXISTS', MSG, member) == 1 then member = id .. '#' .. ARGV[1] .. '/' .. position end
+  record[#record + 1] = 'first_at'
+  record[#record + 1] = ms(now)
+  redis.call('HSET', MSG, member, cmsgpack.pack(record))
+  redis.call('ZADD', DUE, due, member)
+  return 'due ' .. member
+end
+
+while at <= #ARGV do
+  local s, due, size = tonumber(ARGV[at]), ARGV[at + 1], tonumber(ARGV[at + 2])
+  local first, last = at + 3, at + 2 + size
+  local key
+  for i = first, last, 2 do
+    if ARGV[i] == 'key' then key = ARGV[i + 1] end
+  end
+  if key and not key_is_free(key, '') then
+    reply[#reply + 1] = position
+  else
+    local place
+    if due == '' then
+      local id = redis.call('XADD', KEYS[s], '*', unpack(ARGV, first, last))
+      if reply[s] == '' then reply[s] = id end
+      place = STREAMS[s] .. ' ' .. id
+    else
+      place = delay(s, due, first, last)
+    end
+    if key then own_key(key, place) end
+  end
+  at = last + 1
+  position = position + 1
+end
+redis.call('SET', mark, cmsgpack.pack(reply), 'PX', CHUNK_LIFE_MS)
+return reply

@@ -1,0 +1,132 @@
+"""Plain functions as coroutines: in a thread, or in a child process that is killed at its deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import importlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import anyio
+import anyio.to_process
+import anyio.to_thread
+from anyio import BrokenWorkerProcess, CapacityLimiter
+
+from runtime.errors import Dead, JobsError, Retry, Snooze
+from runtime.jobs import Job
+
+THREADS: Final = CapacityLimiter(40)  # set from the configuration before the loop starts jobs
+_BEHIND: Final = CapacityLimiter(float("inf"))  # anyio's own limiter lets go too early: at the cancel, not at the thread's end
+PR_SET_PDEATHSIG: Final = 1
+
+
+class ChildKilled(JobsError):
+    """The child process of this job ended before the job did: a crash, a memory limit, or somebody's kill."""
+
+
+class ChildFailed(JobsError):
+    """The handler raised this in its child process; `stack` is the stack there."""
+
+    def __init__(self, text: str, stack: str) -> None:
+        super().__init__(text)
+        self.stack = stack
+
+
+def in_thread(function: Callable[[Any, Job], object]) -> Callable[[Any, Job], Awaitable[object]]:
+    """Give a coroutine function that runs `function` in a thread.
+
+    A thread cannot be cut: past its deadline the job is counted as timed out, and the thread keeps its place among THREADS until it
+    ends, so that hanging handlers cannot pile up threads without bound.
+    """
+
+    async def run(payload: Any, job: Job) -> object:
+        slot = object()
+        await THREADS.acquire_on_behalf_of(slot)
+        loop = asyncio.get_running_loop()
+        started = [slot]  # whoever pops it frees the slot: the thread at its end, or we, if it never began
+
+        def work() -> object:
+            try:
+                started.pop()
+            except IndexError:
+                return None  # cut before it began
+            try:
+                return function(payload, job)
+            finally:
+                _free_slot(loop, slot)
+
+        try:
+            return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=_BEHIND)
+        except BaseException:
+            if started:
+                started.clear()
+                THREADS.release_on_behalf_of(slot)
+            raise
+
+    return run
+
+
+def _free_slot(loop: asyncio.AbstractEventLoop, slot: object) -> None:
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(THREADS.release_on_behalf_of, slot)
+
+
+def in_process(function: Callable[[Any, Job], object]) -> Callable[[Any, Job], Awaitable[object]]:
+    """Give a coroutine function that runs the handler of this name in a child process, killed when the job is cut.
+
+    The child imports the handler by the name that we declared ourselves, and gets the job as it came from the wire.
+    """
+    module, name = function.__module__, function.__qualname__
+
+    async def run(payload: Any, job: Job) -> object:
+        try:
+            kind, *words = await anyio.to_process.run_sync(_in_child, os.getpid(), module, name, job, cancellable=True)
+        except BrokenWorkerProcess as error:
+            raise ChildKilled("the child process of this job was killed or crashed") from error
+        match kind:
+            case "retry":
+                raise Retry(*words)
+            case "snooze":
+                raise Snooze(*words)
+            case "dead":
+                raise Dead(words[0], words[1])
+            case "error":
+                raise ChildFailed(*words)
+            case _:
+                return None
+
+    return run
+
+
+def _in_child(parent: int, module: str, name: str, job: Job) -> tuple[Any, ...]:
+    """Run one job here, in the child; what it raised goes back as plain words, since not every exception can be sent."""
+    die_with(parent)
+    try:
+        handler: Any = importlib.import_module(module)
+        for part in name.split("."):
+            handler = getattr(handler, part)
+        answer = handler.function(handler.decode(job), job)
+        if asyncio.iscoroutine(answer):
+            asyncio.run(answer)
+    except Retry as word:
+        return "retry", word.delay_s, str(word)
+    except Snooze as word:
+        return "snooze", word.delay_s, str(word)
+    except Dead as word:
+        return "dead", str(word), word.code
+    except (Exception, SystemExit) as error:
+        return "error", f"{type(error).__name__}: {error}", "".join(traceback.format_tb(error.__traceback__)[1:])
+    return ("done",)
+
+
+def die_with(parent: int, by: signal.Signals = signal.SIGKILL) -> None:
+    """Have the kernel end this process when the thread of `parent` that started it ends (Linux; elsewhere nothing happens)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, by)
+        if os.getppid() != parent:  # it ended before we asked
+            os.kill(os.getpid(), by)

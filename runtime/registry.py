@@ -1,0 +1,139 @@
+"""Handlers: declared beside their function, found in modules, checked before the first job."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import typing
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any, cast
+
+import msgspec
+
+from runtime import offload
+from runtime.backoff import Backoff
+from runtime.codec import payload_decoder
+from runtime.errors import ConfigError
+from runtime.jobs import DEFAULT_TIMEOUT_S, Handler, Job, P, contract_of
+
+
+def handler(
+    payload: type[P],
+    *,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    retry: Backoff = Backoff(),  # noqa: B008 -- frozen
+    runs: str = "",
+) -> Callable[[Callable[[P, Job], object]], Handler[P]]:
+    """Make a function `(payload, job)` the handler of a contract.
+
+    A coroutine function runs on the loop. A plain function runs in a thread, or with `runs="process"` in a child process that is
+    killed at its deadline; so does a coroutine function with `runs="process"`.
+
+    Raises:
+        ConfigError: the class is no contract, the function has other arguments, or a number is out of its range.
+    """
+    contract = contract_of(payload)
+
+    def declare(function: Callable[[P, Job], object]) -> Handler[P]:
+        where = f"handler {function.__module__}:{function.__qualname__}"
+        _check_signature(function, payload, where)
+        if timeout_s <= 0:
+            raise ConfigError(f"{where}: timeout_s must be more than 0, got {timeout_s:g}")
+        kind = runs or ("loop" if inspect.iscoroutinefunction(function) else "thread")
+        match kind:
+            case "loop" if inspect.iscoroutinefunction(function):
+                run = cast("Callable[[Any, Job], Any]", function)
+            case "thread" if not inspect.iscoroutinefunction(function):
+                run = offload.in_thread(function)
+            case "process":
+                run = offload.in_process(function)
+            case "loop" | "thread":
+                raise ConfigError(f"{where}: runs={kind!r} does not fit {'an async' if kind == 'thread' else 'a plain'} function")
+            case _:
+                raise ConfigError(f"{where}: runs={kind!r} is none of loop, thread, process")
+        return Handler(contract, run, payload_decoder(contract), function, timeout_s, retry, kind)
+
+    return declare
+
+
+def _check_signature(function: Callable[..., object], payload: type[msgspec.Struct], where: str) -> None:
+    if isinstance(function, Handler):
+        raise ConfigError(f"{where}: declared twice")
+    wanted = f"(message: {payload.__name__}, job: Job)"
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = list(inspect.signature(function).parameters.values())
+    if len(parameters) != 2 or any(parameter.kind not in kinds for parameter in parameters):
+        raise ConfigError(f"{where}: takes {wanted}, but this has {inspect.signature(function)}")
+    try:
+        hints = typing.get_type_hints(function)
+    except NameError as error:
+        raise ConfigError(f"{where}: an annotation cannot be resolved: {error}") from None
+    for parameter, right in zip(parameters, (payload, Job), strict=True):
+        found = hints.get(parameter.name, right)
+        if found is not right:
+            name = getattr(found, "__name__", found)
+            raise ConfigError(f"{where}: takes {wanted}, but `{parameter.name}` is annotated {name}")
+
+
+class Found(msgspec.Struct):
+    """The handlers of the given modules by type, and what is not offered here since an extra is missing: (module, what to install)."""
+
+    registry: dict[bytes, Handler[Any]]
+    missing: list[tuple[str, str]]
+
+
+def find(modules: Sequence[str]) -> Found:
+    """Import the modules, and those that a package names in `HANDLERS`; give all handlers in their attributes.
+
+    A package may say in `EXTRAS` which import comes with which installation; where such an import is missing, its types are not
+    offered here.
+
+    Raises:
+        ConfigError: a module cannot be imported, two handlers have one type, or there is no handler at all.
+    """
+    found = Found({}, [])
+    for name in modules:
+        module = _import(name)
+        extras = getattr(module, "EXTRAS", {})
+        for inner in getattr(module, "HANDLERS", ()):
+            try:
+                _collect(found, _import(inner))
+            except _ExtraMissing as missing:
+                if missing.package not in extras:
+                    raise ConfigError(str(missing)) from missing.__cause__
+                found.missing.append((inner, extras[missing.package]))
+        _collect(found, module)
+    if not found.registry:
+        lacking = "".join(f"; {module} needs: pip install '{extra}'" for module, extra in found.missing)
+        raise ConfigError(f"no handler in {', '.join(modules)}: declare one with @handler(Contract){lacking}")
+    return found
+
+
+class _ExtraMissing(ConfigError):
+    def __init__(self, text: str, package: str) -> None:
+        super().__init__(text)
+        self.package = package
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and (name == error.name or name.startswith(f"{error.name}.")):
+            raise ConfigError(f"no module named {name}: is it in this folder or installed?") from error
+        package = (error.name or "").partition(".")[0]
+        raise _ExtraMissing(f"module {name} cannot be imported: {error}", package) from error
+    except ConfigError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"module {name} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def _collect(found: Found, module: ModuleType) -> None:
+    for value in vars(module).values():
+        if not isinstance(value, Handler):
+            continue
+        known = found.registry.setdefault(value.contract.type.encode(), cast("Handler[Any]", value))
+        if known is not value:
+            raise ConfigError(f"two handlers for type {value.contract.type!r}: {known.place} and {cast('Handler[Any]', value).place}")

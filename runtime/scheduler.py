@@ -1,0 +1,240 @@
+"""Work that no job asked for, done by every worker without a leader, since the scripts arbitrate: delayed jobs to their streams,
+the leases of the dead to whoever lives, rooms, and the counters."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Callable
+from random import random
+from typing import Any, Final, cast
+
+from runtime.backoff import Backoff, delay_s
+from runtime.errors import StoreAway
+from runtime.events import Tally
+from runtime.jobs import FREE, STREAMS, UNKNOWN, Lease, Letter, default_id
+from runtime.streams import Streams
+
+log = logging.getLogger("runtime.scheduler")
+
+STORE_BACKOFF: Final = Backoff(base_s=0.05, cap_s=5.0)
+PROMOTE_IDS: Final = 500
+PROMOTE_S: Final = 1.0  # what somebody else delays for less than this may come up to this late
+SOON_S: Final = 0.005
+STUCK_S: Final = 0.25  # something is due and cannot be moved: memory is full
+RECLAIM_IDS: Final = 100
+WALK_S: Final = (2.0, 5.0)
+SWEEP_ROWS: Final = 20
+MAX_UNKNOWN: Final = 256  # rooms of unknown names; a producer with a typo per message must not make a consumer each
+
+
+def jitter_s(low_s: float, high_s: float) -> float:
+    """Give a wait between the two, so that a fleet does not walk in step."""
+    return low_s + (high_s - low_s) * random()  # noqa: S311
+
+
+class Scheduler:
+    """Owns three loops: promote, walk, count. `rooms` is what the last walk saw, for the fetcher to take from."""
+
+    def __init__(
+        self,
+        streams: Streams,
+        tally: Tally,
+        types: dict[str, int],
+        lease_s: float,
+        unknown_after_s: float,
+        may_reclaim: Callable[[], bool],
+    ) -> None:
+        self._streams = streams
+        self._tally = tally
+        self._types = types
+        self._lease_s = lease_s
+        self._unknown_after_s = unknown_after_s
+        self._may_reclaim = may_reclaim
+        self._seen_rows: dict[str, tuple[int, float]] = {}
+        self._counted: dict[tuple[str, str, str], int] = {}
+        self._adopted: set[str] = set()
+        self._cursor = "0"
+        self._promote_now = asyncio.Event()
+        self.rooms: dict[tuple[int, str], int] = {}
+
+    # --- delayed jobs --------------------------------------------------------------------------------------------
+
+    async def promote(self) -> None:
+        """Move delayed jobs to their streams when their time has come, for ever."""
+        failures = 0
+        while True:
+            try:
+                run = await self._streams.promote(PROMOTE_IDS, self._cursor)
+            except StoreAway as error:
+                failures += 1
+                log.debug("promote: %s", error)
+                await asyncio.sleep(delay_s(failures, STORE_BACKOFF, random))
+                continue
+            failures, self._cursor = 0, run.cursor
+            if run.bad:
+                log.warning("%d delayed records could not be read: they are among the dead letters", run.bad)
+            if run.wait_ms == 0 and run.moved and not run.is_full:
+                continue  # a full run is repeated at once, as long as it moves something
+            await self._doze(PROMOTE_S if run.wait_ms < 0 else min(run.wait_ms / 1000 or STUCK_S, PROMOTE_S))
+
+    def due_within(self, wait_s: float) -> None:
+        """Note that we have just delayed a job for this long: look again in time."""
+        if wait_s < PROMOTE_S:
+            self._promote_now.set()
+
+    async def _doze(self, wait_s: float) -> None:
+        try:
+            async with asyncio.timeout(wait_s):
+                await self._promote_now.wait()
+        except TimeoutError:
+            return
+        self._promote_now.clear()
+        await asyncio.sleep(SOON_S)  # at most 200 looks a second, however many jobs are delayed
+
+    # --- the walk ------------------------------------------------------------------------------------------------
+
+    async def walk(self) -> None:
+        """Look every few seconds for rooms, for what the dead left, and for the dead themselves, for ever."""
+        low_s, high_s = (min(bound_s, self._lease_s * part) for bound_s, part in zip(WALK_S, (0.2, 0.5), strict=True))
+        while True:
+            try:
+                await self.walk_once()
+            except StoreAway as error:
+                log.debug("walk: %s", error)
+            await asyncio.sleep(jitter_s(low_s, high_s))
+
+    async def walk_once(self) -> None:
+        """Do one round of the walk.
+
+        Raises:
+            StoreAway: the store did not answer; the next round does what is left.
+        """
+        self.rooms = await self._streams.rooms()
+        await self._adopt_strange_rooms()
+        workers = await self._streams.workers()
+        still = self._standing_still(workers)
+        if not self._may_reclaim():
+            return
+        for stream in range(4):
+            while True:
+                found = await self._streams.reclaim(stream, int(self._lease_s * 1000), RECLAIM_IDS, still)
+                if found.is_guarded:
+                    return
+                if found.dead or found.ghosts:
+                    self._tally.moved(b"", stream, "reclaimed", found.dead)
+                    self._tally.moved(b"", stream, "ghost", found.ghosts)
+                    log.info("took back %d jobs of dead workers and %d lost deliveries", found.dead, found.ghosts)
+                if found.dead + found.ghosts < RECLAIM_IDS:
+                    break
+        await self._condemn_unknown([row for name, (_, row) in workers.items() if name not in still])
+        await self._forget_the_dead(workers)
+
+    def _standing_still(self, workers: dict[str, tuple[int, str]]) -> list[str]:
+        """Give the workers whose row has not moved for two of their leases by our own clock: dead, whatever the server's clock says."""
+        now_s = time.monotonic()
+        seen = {name: self._seen_rows.get(name, (0, 0.0)) for name in workers}
+        for name, (until_ms, _) in workers.items():
+            if seen[name][0] != until_ms:
+                seen[name] = (until_ms, now_s)
+        self._seen_rows = seen
+        return [
+            name
+            for name, (_, since_s) in seen.items()
+            if name != self._streams.consumer and now_s - since_s > 2 * max(self._lease_s, lease_of(workers[name][1]))
+        ]
+
+    async def _forget_the_dead(self, workers: dict[str, tuple[int, str]]) -> None:
+        now_s = time.monotonic()
+        for name, (_, row) in list(workers.items())[:SWEEP_ROWS]:
+            since_s = self._seen_rows[name][1]
+            if name != self._streams.consumer and now_s - since_s > 2 * max(self._lease_s, lease_of(row)):
+                if await self._streams.forget(name):
+                    log.info("forgot the dead worker %s", name)
+
+    async def _adopt_strange_rooms(self) -> None:
+        """A `~` name that no rule of ours knows (a newer version made it) is anybody's once it has stood for a lease."""
+        for stream, room in self.rooms:
+            if room != FREE and not room.startswith(UNKNOWN):
+                if await self._streams.waiting_longest(stream, room, int(self._lease_s * 1000), 1):
+                    self._adopted.add(room)
+
+    async def _condemn_unknown(self, live_rows: list[str]) -> None:
+        known = set[tuple[str, int]]().union(*map(types_of, live_rows))
+        idle_ms = int(self._unknown_after_s * 1000)
+        for (stream, room), _ in list(self.rooms.items()):
+            if not room.startswith(UNKNOWN) or room_is_known(room, known):
+                continue
+            letters: list[Letter] = []
+            for entry, count, type_name in await self._streams.waiting_longest(stream, room, idle_ms, RECLAIM_IDS):
+                name = type_name.decode(errors="replace")
+                if room != UNKNOWN or name not in {known_name for known_name, _ in known}:
+                    reason = f"no live worker has known {room[len(UNKNOWN) :] or name} for {self._unknown_after_s:g} s"
+                    lease = Lease(stream, entry, count, "", 0.0)
+                    letters.append(Letter(lease, "unknown-type", reason, "", 0, default_id(STREAMS[stream], entry.decode())))
+            if letters:
+                moved = await self._streams.condemn(room, letters)
+                self._tally.moved(b"", stream, "dead", moved)
+                log.warning("%d jobs of unknown type are among the dead letters (%s)", moved, room)
+
+    def can_run(self, room: str) -> bool:
+        """Say whether this worker may take from a room: its type and version, or the shared room."""
+        if room in (FREE, UNKNOWN):
+            return True
+        if not room.startswith(UNKNOWN):
+            return room in self._adopted
+        name, _, version = room[len(UNKNOWN) :].rpartition("@")
+        return version.isdigit() and int(version) <= self._types.get(name, 0)
+
+    # --- counters ------------------------------------------------------------------------------------------------
+
+    async def count(self) -> None:
+        """Add what this process counted to the shared counters once a second, for ever."""
+        while True:
+            await asyncio.sleep(1.0)
+            await self.count_once()
+
+    async def count_once(self) -> None:
+        """Write what was counted since the last time."""
+        counts: list[tuple[str, int]] = []
+        for type_name, priority, count in self._tally.rows():
+            for outcome, total in count.outcomes.items():
+                key = (type_name, priority, outcome)
+                if total != self._counted.get(key, 0):
+                    counts.append((f"{type_name} {priority} {outcome}", total - self._counted.get(key, 0)))
+                    self._counted[key] = total
+        if counts:
+            try:
+                await self._streams.count(int(time.time() // 60), counts)
+            except StoreAway as error:
+                log.debug("a second of statistics is lost: %s", error)
+
+
+def _details(row: str) -> dict[str, Any]:
+    try:
+        found = json.loads(row.partition(" ")[2] or "{}")
+    except ValueError:
+        return {}
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+
+
+def lease_of(row: str) -> float:
+    """Give the lease of a worker in seconds, out of its row; 0 when the row does not say."""
+    text = row.partition(" ")[0]
+    return int(text) / 1000 if text.isdigit() else 0.0
+
+
+def types_of(row: str) -> set[tuple[str, int]]:
+    """Give the types a worker can run, each with the newest version it knows, out of its row."""
+    types = _details(row).get("types")
+    if not isinstance(types, dict):
+        return set()
+    return {(name, version) for name, version in cast("dict[str, Any]", types).items() if isinstance(version, int)}
+
+
+def room_is_known(room: str, known: set[tuple[str, int]]) -> bool:
+    """Say whether a live worker can run what waits in this room of a type."""
+    name, _, version = room[len(UNKNOWN) :].rpartition("@")
+    return any(name == known_name and version.isdigit() and int(version) <= newest for known_name, newest in known)

@@ -1,0 +1,550 @@
+"""The door: every key, command and script of a worker, in the words of the domain. Knows leases, no jobs.
+
+Each transition is one atomic step on the server: destination first, source last, fenced on the lease. `lookups.py` has the reads
+for people, `wire.py` the connection.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from functools import cache
+from importlib.resources import files
+from itertools import repeat
+from typing import Any, Final, cast
+
+import msgspec
+
+from runtime.errors import ConfigError, QueueFull, StoreAway
+from runtime.jobs import FREE, STREAMS, Batch, Deferral, Lease, Letter, Parking
+from runtime.wire import ANSWER_S, Command, ServerError, Wire
+
+GROUP: Final = "workers"
+MAX_IDS = 500  # per script call: half a millisecond of the server at most
+BELL_SLACK_S = 4.0  # a blocked read answers this much later than asked, or the connection is given up
+STATS_LIFE_S = 24 * 3600
+
+
+class Keys:
+    """The names of a queue's keys; all share its hash tag, so that every script stays on one slot."""
+
+    def __init__(self, queue: str) -> None:
+        if not queue or any(mark in queue for mark in "{}\r\n "):
+            raise ConfigError(f"queue {queue!r}: a name without spaces and braces, please")
+        self.prefix = f"{{{queue}}}:"
+        self.streams = tuple(self.prefix + name for name in STREAMS)
+        self.due = self.prefix + "due"
+        self.messages = self.prefix + "msg"
+        self.dead = self.prefix + "dead"
+        self.workers = self.prefix + "workers"
+        self.rows = self.prefix + "workers:rows"
+        self.scripted = (*self.streams, self.due, self.messages, self.dead, self.workers, self.rows)
+
+    def stats(self, minute: int) -> str:
+        """Give the key of the counters of one minute since the epoch."""
+        return f"{self.prefix}stats:{minute}"
+
+
+class Script(msgspec.Struct, frozen=True):
+    """A script's text, and the name under which the server remembers it."""
+
+    text: str
+    sha: str
+
+
+_PRELUDES = {"beat": ("common", "guard"), "reclaim": ("common", "guard")}
+
+
+@cache
+def script(name: str) -> Script:
+    """Give the script of one verb, with what all scripts share put between its flags and its body."""
+    folder = files("runtime") / "lua"
+    flags, _, body = (folder / f"{name}.lua").read_text("utf-8").partition("\n")
+    shared = [(folder / f"{part}.lua").read_text("utf-8") for part in _PRELUDES.get(name, ("common",))]
+    text = "\n".join([flags, *shared, body])
+    return Script(text, hashlib.sha1(text.encode()).hexdigest())  # noqa: S324 -- the server's own naming, no secret
+
+
+class Haul(msgspec.Struct, gc=False):
+    """Entries of one stream that are now leased to us: `rows` as the parser gave them, the delivery count of each."""
+
+    stream: int
+    rows: list[Any]
+    counts: Iterable[int]
+
+
+class Fetched(msgspec.Struct):
+    """What one fetch brought: the server's time, the hauls, and the streams in whose `~free` something waits."""
+
+    now_ms: int
+    run: str
+    hauls: list[Haul]
+    free: set[int]
+
+
+class Settled(msgspec.Struct):
+    """What became of a flush: moves refused by the fence, finished jobs that were gone already, and what must be asked again."""
+
+    refused: int
+    shortfall: int
+    left: Batch
+    error: str
+
+
+class Promoted(msgspec.Struct):
+    """One run of promote. `wait_ms` is the time until the next delayed job is due, -1 without one."""
+
+    moved: int
+    bad: int
+    wait_ms: int
+    is_full: bool
+    cursor: str
+
+
+class Reclaimed(msgspec.Struct):
+    """One walk over one stream."""
+
+    dead: int
+    ghosts: int
+    is_guarded: bool
+
+
+class Door:
+    """Runs scripts and commands for one queue, makes vanished groups again, and names the server (and group) behind it."""
+
+    def __init__(self, url: str, queue: str) -> None:
+        self.url = url
+        self.keys = Keys(queue)
+        self.heals = 0
+        self._must_heal = False
+
+    def command(self, name: str, *args: str | bytes | int | float) -> Command:
+        """Give the call of a script on this queue's keys."""
+        return ("EVALSHA", script(name).sha, len(self.keys.scripted), *self.keys.scripted, *args)
+
+    def run_of(self, wire: Wire) -> str:
+        """Name what stands behind this connection; another name means that entry ids may recur."""
+        return f"{wire.run}/{self.heals}"
+
+    async def ask(self, wire: Wire, *commands: Command, wait_s: float = ANSWER_S, run: str = "") -> list[Any]:
+        """Call, and load scripts that the server has forgotten. Error answers stay among the answers.
+
+        Raises:
+            StoreAway: no answer.
+        """
+        if self._must_heal:
+            self._must_heal = False
+            await self.prepare(wire)
+            self.heals += 1
+        answers = await wire.call(*commands, wait_s=wait_s, run=run)
+        forgotten = [at for at, answer in enumerate(answers) if is_code(answer, "NOSCRIPT")]
+        if forgotten:
+            await self._load(wire)
+            again = await wire.call(*[commands[at] for at in forgotten], wait_s=wait_s, run=run)
+            for at, answer in zip(forgotten, again, strict=True):
+                answers[at] = answer
+        return answers
+
+    async def one(self, wire: Wire, command: Command) -> Any:
+        """Call one command and give its answer.
+
+        Raises:
+            StoreAway: no answer, or an error.
+        """
+        return self.sound((await self.ask(wire, command))[0])
+
+    def sound(self, answer: Any) -> Any:
+        """Give the answer back, unless it is an error: then the store is away, whatever the error says.
+
+        Raises:
+            QueueFull: memory is full.
+            StoreAway: any other error.
+        """
+        if not isinstance(answer, ServerError):
+            return answer
+        if answer.code == "NOGROUP" or "NOGROUP" in answer:
+            self._must_heal = True
+        if "OOM" in answer:
+            raise QueueFull(f"Redis is full: {answer}")
+        raise StoreAway(f"Redis answered: {answer}")
+
+    async def prepare(self, wire: Wire) -> None:
+        """Make the consumer group on all four streams, at 0: made at `$` it would skip what is there.
+
+        Raises:
+            StoreAway: no answer, or a key of another type stands in a stream's place.
+        """
+        made = await wire.call(*[("XGROUP", "CREATE", key, GROUP, "0", "MKSTREAM") for key in self.keys.streams])
+        for answer in made:
+            if not is_code(answer, "BUSYGROUP"):
+                self.sound(answer)
+
+    async def _load(self, wire: Wire) -> None:
+        names = [path.name[:-4] for path in (files("runtime") / "lua").iterdir() if path.name.endswith(".lua")]
+        scripts = [script(name) for name in names if name not in ("common", "guard")]
+        for answer in await wire.call(*[("SCRIPT", "LOAD", known.text) for known in scripts]):
+            self.sound(answer)
+
+
+class Streams(Door):
+    """A worker's verbs. Owns three connections: one that may block, one that writes, one for all the rest."""
+
+    def __init__(self, url: str, queue: str, consumer: str) -> None:
+        super().__init__(url, queue)
+        self.consumer = consumer
+        self._reader = Wire(url, f"{consumer}:fetch")
+        self._writer = Wire(url, f"{consumer}:settle")
+        self._helper = Wire(url, f"{consumer}:helper")
+
+    async def close(self) -> None:
+        """Close the connections."""
+        for wire in (self._reader, self._writer, self._helper):
+            await wire.close()
+
+    async def start(self) -> None:
+        """Make the groups, so that the first fetch finds them.
+
+        Raises:
+            StoreAway: no answer, or a wrong one.
+        """
+        await self.prepare(self._helper)
+
+    # --- fetch and take ----------------------------------------------------------------------------------------------
+
+    async def fetch(self, shares: Sequence[int], takes: set[int]) -> Fetched:
+        """Lease up to `shares[s]` entries of each stream; where `takes` names a stream, from its room `~free` instead.
+
+        One round trip. A stream with a share of 0 is not asked: COUNT 0 would deliver all of it.
+
+        Raises:
+            StoreAway: no answer or an error; what was delivered meanwhile is found by the walk.
+        """
+        commands: list[Command] = [("TIME",)]
+        asked = [stream for stream, share in enumerate(shares) if share > 0]
+        for stream in asked:
+            key = self.keys.streams[stream]
+            if stream in takes:
+                commands.append(self.command("take", self.consumer, stream + 1, FREE, min(shares[stream], MAX_IDS)))
+            else:
+                commands.append(self._read(shares[stream], key))
+            commands.append(self._peek(key))
+        answers = await self.ask(self._reader, *commands)
+        fetched = Fetched(_ms(self.sound(answers[0])), self.run_of(self._reader), [], set())
+        failed: Any = None
+        for at, stream in enumerate(asked):
+            entries, peek = answers[2 * at + 1], answers[2 * at + 2]
+            if isinstance(entries, ServerError):
+                failed = entries  # the other streams' entries are ours already: hand them out first
+            elif stream in takes:
+                fetched.hauls.append(_taken(stream, entries))
+            elif entries:
+                fetched.hauls.append(Haul(stream, entries[0][1], repeat(1)))
+            if peek and not isinstance(peek, ServerError):
+                fetched.free.add(stream)
+        if failed is not None and not fetched.hauls:
+            self.sound(failed)
+        return fetched
+
+    async def ring(self, block_ms: int) -> Fetched:
+        """Wait at most `block_ms` for a first entry on any stream; up to one of each may come.
+
+        Only a doorbell: COUNT is per stream, and a woken read answers in signal order.
+
+        Raises:
+            StoreAway: no answer or an error.
+        """
+        peeks = [self._peek(key) for key in self.keys.streams]
+        read = ("XREADGROUP", "GROUP", GROUP, self.consumer, "COUNT", 1, "BLOCK", block_ms)
+        bell = (*read, "STREAMS", *self.keys.streams, ">", ">", ">", ">")
+        answers = await self.ask(self._reader, *peeks, bell, ("TIME",), wait_s=block_ms / 1000 + BELL_SLACK_S)
+        came = self.sound(answers[4])
+        names = [key.encode() for key in self.keys.streams]
+        hauls = [Haul(names.index(name), entries, repeat(1)) for name, entries in came or ()]
+        free = {stream for stream in range(4) if answers[stream] and not isinstance(answers[stream], ServerError)}
+        return Fetched(_ms(self.sound(answers[5])), self.run_of(self._reader), hauls, free)
+
+    async def unring(self) -> None:
+        """Wake the blocked `ring`, which then answers with nothing. Never cancel it: deliveries would be left to nobody.
+
+        Raises:
+            StoreAway: no answer.
+        """
+        await self.ask(self._helper, ("CLIENT", "UNBLOCK", self._reader.client_id))
+
+    async def take(self, stream: int, room: str, n: int, types: Sequence[str] = ()) -> Fetched:
+        """Lease up to `n` entries of a room; `types` chooses among those of the shared room.
+
+        Raises:
+            StoreAway: no answer or an error.
+        """
+        args = (self.consumer, stream + 1, room, min(n, MAX_IDS), *types)
+        answer = await self.one(self._reader, self.command("take", *args))
+        return Fetched(answer[0], self.run_of(self._reader), [_taken(stream, answer)], set())
+
+    async def admit(self, keyed: Sequence[tuple[Lease, bytes]]) -> list[str]:
+        """Claim the key of each job: `mine`, `copy` (a live job owns it: dropped), `refused`, or an error text.
+
+        Raises:
+            StoreAway: no answer or an error.
+        """
+        verdicts: list[str] = []
+        for part in _parts(keyed):
+            args = [arg for lease, key in part for arg in (*_token(lease), key)]
+            for answer in await self.one(self._reader, self.command("admit", self.consumer, *args)):
+                verdicts.append({1: "mine", 2: "copy", 0: "refused"}.get(answer) or answer.decode(errors="replace"))
+        return verdicts
+
+    def _read(self, count: int, key: str) -> Command:
+        return ("XREADGROUP", "GROUP", GROUP, self.consumer, "COUNT", count, "STREAMS", key, ">")
+
+    @staticmethod
+    def _peek(key: str) -> Command:
+        return ("XPENDING", key, GROUP, "-", "+", 1, FREE)
+
+    # --- settle ------------------------------------------------------------------------------------------------------
+
+    async def settle(self, batch: Batch) -> Settled:
+        """Write a batch of outcomes in one round trip: finished jobs in one transaction, moves by fenced scripts.
+
+        May be repeated whole: what moved already is refused by the fence.
+
+        Raises:
+            StoreAway: no answer, or one that says that nothing can be written now.
+        """
+        await self._writer.ready()
+        server = self._writer.run
+        plain, old = _by_run(batch.done, self.run_of(self._writer))
+        commands: list[Command] = []
+        if any(plain):
+            commands += self._finish(plain)
+        finish_size = len(commands)
+        moves = [*self._moves("defer", batch.defer), *self._moves("dead", batch.dead), *self._moves("park", batch.park)]
+        moves += self._fenced_done(old)
+        answers = await self.ask(self._writer, *commands, *[command for _, _, command in moves], run=server)
+        settled = Settled(0, 0, Batch([[], [], [], []], [], [], []), "")
+        if commands:
+            settled.shortfall = await self._finished(plain, answers[:finish_size], server)
+        for (verb, items, _), answer in zip(moves, answers[finish_size:], strict=True):
+            for item, verdict in zip(items, self.sound(answer), strict=True):
+                if verdict == 0:
+                    settled.refused += 1
+                elif verdict != 1:
+                    _put_back(settled.left, verb, item)
+                    settled.error = bytes(verdict).decode(errors="replace")
+        return settled
+
+    def _finish(self, done: Sequence[Sequence[Lease]]) -> list[Command]:
+        commands: list[Command] = [("MULTI",)]
+        for key, leases in zip(self.keys.streams, done, strict=True):
+            if leases:
+                ids = [lease.entry for lease in leases]
+                commands.append(("XACK", key, GROUP, *ids))
+                commands.append(("XDEL", key, *ids))
+        commands.append(("EXEC",))
+        return commands
+
+    async def _finished(self, done: Sequence[Sequence[Lease]], answers: Sequence[Any], server: str) -> int:
+        counts = answers[-1]
+        if isinstance(counts, list):
+            acked = sum(count for count in cast("list[Any]", counts)[::2] if isinstance(count, int))
+            return sum(map(len, done)) - acked
+        # Redis 7.0 refuses every command inside MULTI when memory is full; a script of the same two commands may run.
+        shortfall = 0
+        for part in _parts([lease for leases in done for lease in leases]):
+            args = [arg for lease in part for arg in _token(lease)]
+            verdicts = self.sound((await self.ask(self._writer, self.command("done", "", *args), run=server))[0])
+            shortfall += sum(1 for verdict in verdicts if verdict == 0)
+        return shortfall
+
+    def _fenced_done(self, leases: Sequence[Lease]) -> list[tuple[str, Sequence[Any], Command]]:
+        """After a restart or a healed group an entry id may be another job's: only the fence tells."""
+        return [
+            ("done", part, self.command("done", self.consumer, *[arg for lease in part for arg in _token(lease)]))
+            for part in _parts(leases)
+        ]
+
+    def _moves(
+        self, verb: str, moves: Sequence[Deferral] | Sequence[Letter] | Sequence[Parking]
+    ) -> list[tuple[str, Sequence[Any], Command]]:
+        return [
+            (verb, part, self.command(verb, self.consumer, *[arg for move in part for arg in _arguments(move)]))
+            for part in _parts(moves)
+        ]
+
+    # --- leases, rooms, delayed jobs ---------------------------------------------------------------------------------
+
+    async def renew(self, leases: Sequence[tuple[int, bytes, int]]) -> list[int]:
+        """Renew leases (stream, entry, count); give the positions of those that are no longer ours.
+
+        Raises:
+            StoreAway: no answer or an error.
+        """
+        refused: list[int] = []
+        for start in range(0, len(leases), MAX_IDS):
+            args = [arg for stream, entry, count in leases[start : start + MAX_IDS] for arg in (stream + 1, entry, count)]
+            answer = await self.one(self._helper, self.command("renew", self.consumer, *args))
+            refused += [start + position for position in answer]
+        return refused
+
+    async def beat(self, lease_ms: int, row: str) -> str:
+        """Say that this worker lives and what it is; give the name of the server that heard it.
+
+        Raises:
+            StoreAway: no answer or an error.
+        """
+        await self.one(self._helper, self.command("beat", self.consumer, lease_ms, f"{lease_ms} {row}"))
+        return self.run_of(self._helper)
+
+    async def workers(self) -> dict[str, tuple[int, str]]:
+        """Give the known workers: until when each lives (ms), and its row.
+
+        Raises:
+            StoreAway: no answer or an error.
+        """
+        until, rows = await self.ask(
+            self._helper, ("ZRANGE", self.keys.workers, 0, -1, "WITHSCORES"), ("HGETALL", self.keys.rows)
+        )
+        return workers_of(self.sound(until), self.sound(rows))
+
+    async def rooms(self) -> dict[tuple[int, str], int]:
+        """Give the rooms that hold something, by stream and name, with the number of entries.
+
+        Raises:
+            StoreAway: no answer or an error.
+        """
+        answers = await self.ask(self._helper, *[("XPENDING", key, GROUP) for key in self.keys.streams])
+        return {
+            (stream, name.decode(errors="replace")): int(count)
+            for stream, answer in enumerate(answers)
+            for name, count in self.sound(answer)[3] or ()
+            if name.startswith(b"~")
+        }
+
+    async def waiting_longest(self, stream: int, room: str, idle_ms: int, n: int) -> list[tuple[bytes, int, bytes]]:
+        """Give up to `n` entries that sat in a room longer than `idle_ms`: entry, count, type.
+
+        Raises:
+            StoreAway: no answer or an error.
+        """
+        key = self.keys.streams[stream]
+        rows = await self.one(self._helper, ("XPENDING", key, GROUP, "IDLE", idle_ms, "-", "+", n, room))
+        if not rows:
+            return []
+        entries = await self.ask(self._helper, *[("XRANGE", key, row[0], row[0]) for row in rows])
+        types = [_type_in(self.sound(found)) for found in entries]
+        return [(row[0], row[3], type_name) for row, type_name in zip(rows, types, strict=True)]
+
+    async def condemn(self, room: str, letters: Sequence[Letter]) -> int:
+        """Move entries of a room to the dead letters; one that was taken meanwhile is left alone. Gives how many moved.
+
+        Raises:
+            StoreAway: no answer or an error.
+        """
+        args = [arg for letter in letters for arg in _arguments(letter)]
+        verdicts = await self.one(self._helper, self.command("dead", room, *args))
+        return sum(1 for verdict in verdicts if verdict == 1)
+
+    async def promote(self, n: int, cursor: str) -> Promoted:
+        """Move up to `n` delayed jobs whose time has come to their streams.
+
+        Raises:
+            StoreAway: no answer or an error.
+        """
+        moved, bad, wait_ms, is_full, after = await self.one(self._helper, self.command("promote", n, cursor))
+        return Promoted(moved, bad, wait_ms, bool(is_full), bytes(after).decode())
+
+    async def reclaim(self, stream: int, lease_ms: int, n: int, still: Sequence[str]) -> Reclaimed:
+        """Put what nobody renews on this stream into `~free`, at most `n`; nothing while the guard holds.
+
+        Raises:
+            StoreAway: no answer or an error.
+        """
+        answer = await self.one(self._helper, self.command("reclaim", stream + 1, lease_ms, n, *still))
+        return Reclaimed(answer[0], answer[1], bool(answer[2]))
+
+    async def forget(self, consumer: str) -> bool:
+        """Remove a consumer, where it holds nothing; say whether it is gone from all streams.
+
+        Raises:
+            StoreAway: no answer or an error.
+        """
+        return await self.one(self._helper, self.command("forget", consumer)) == 1
+
+    async def count(self, minute: int, counts: Sequence[tuple[str, int]]) -> None:
+        """Add to the counters of a minute. Never repeated: what is lost here is lost.
+
+        Raises:
+            StoreAway: no answer.
+        """
+        key = self.keys.stats(minute)
+        await self.ask(
+            self._helper, *[("HINCRBY", key, name, by) for name, by in counts], ("EXPIRE", key, STATS_LIFE_S)
+        )
+
+
+# --- small shapes --------------------------------------------------------------------------------------------------------
+
+
+def is_code(answer: Any, code: str) -> bool:
+    """Say whether an answer is the error with this first word."""
+    return isinstance(answer, ServerError) and answer.code == code
+
+
+def workers_of(until: Sequence[bytes], rows: Sequence[bytes]) -> dict[str, tuple[int, str]]:
+    """Give the workers out of the raw ZRANGE WITHSCORES and HGETALL; the guard's own members begin with `~`."""
+    known = {name.decode(errors="replace"): row.decode(errors="replace") for name, row in _pairs(rows)}
+    lives = {name.decode(errors="replace"): int(float(score)) for name, score in _pairs(until)}
+    return {name: (at, known.get(name, "")) for name, at in lives.items() if not name.startswith("~")}
+
+
+def _pairs(flat: Sequence[bytes]) -> Iterable[tuple[bytes, bytes]]:
+    return zip(flat[::2], flat[1::2], strict=True)
+
+
+def _ms(time: Sequence[bytes]) -> int:
+    return int(time[0]) * 1000 + int(time[1]) // 1000
+
+
+def _parts(items: Sequence[Any]) -> list[Sequence[Any]]:
+    return [items[start : start + MAX_IDS] for start in range(0, len(items), MAX_IDS)]
+
+
+def _token(lease: Lease) -> tuple[int, bytes, int]:
+    return lease.stream + 1, lease.entry, lease.count
+
+
+def _taken(stream: int, answer: list[Any]) -> Haul:
+    rows = answer[1:]
+    return Haul(stream, [(row[0], row[1]) for row in rows], [row[2] for row in rows])
+
+
+def _type_in(found: list[Any]) -> bytes:
+    fields: list[bytes] = found[0][1] if found else []
+    return dict(_pairs(fields)).get(b"type", b"")
+
+
+def _arguments(move: Deferral | Letter | Parking) -> tuple[str | bytes | int, ...]:
+    if isinstance(move, Deferral):
+        return (*_token(move.lease), move.kind, move.when_ms, move.job_id, move.failed)
+    if isinstance(move, Letter):
+        return (*_token(move.lease), move.code, move.error, move.stack, move.attempts, move.job_id)
+    return (*_token(move.lease), move.room)
+
+
+def _put_back(batch: Batch, verb: str, item: Any) -> None:
+    if verb == "done":
+        batch.done[item.stream].append(item)
+    else:
+        getattr(batch, verb).append(item)
+
+
+def _by_run(done: Sequence[Sequence[Lease]], run: str) -> tuple[list[Sequence[Lease]], list[Lease]]:
+    plain: list[Sequence[Lease]] = []
+    old: list[Lease] = []
+    for leases in done:
+        if {lease.run for lease in leases} <= {run}:
+            plain.append(leases)
+        else:
+            plain.append([lease for lease in leases if lease.run == run])
+            old += [lease for lease in leases if lease.run != run]
+    return plain, old

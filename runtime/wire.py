@@ -1,0 +1,173 @@
+"""One connection of redis-py, used below its command layer: raw commands in, raw replies out, many per round trip.
+
+redis-py's commands cost 3 to 5 µs per job in parsing replies into dictionaries, and its defaults repeat what must not be repeated;
+its connections give TLS, ACL users and unix sockets. Behind the door only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from typing import Any, cast
+
+from redis.asyncio.connection import AbstractConnection, ConnectionPool
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError, ResponseError
+
+from runtime.errors import ConfigError, StoreAway
+
+Command = Sequence[bytes | str | int | float]
+CONNECT_S = 5.0
+ANSWER_S = 5.0
+
+
+class ServerError(str):
+    """An error that the server answered to one command; the other commands of the round trip have their own answers."""
+
+    @property
+    def code(self) -> str:
+        """The first word: NOSCRIPT, OOM, NOGROUP, WRONGTYPE, …"""
+        return self.partition(" ")[0]
+
+
+def one_connection(url: str) -> AbstractConnection:
+    """Give a connection for this URL, not yet open: no retries of its own, no timeouts of its own, bytes in and out.
+
+    Raises:
+        ConfigError: the URL is none of redis://, rediss://, unix://.
+    """
+    try:
+        pool = ConnectionPool.from_url(
+            url,
+            protocol=2,
+            decode_responses=False,
+            retry=Retry(NoBackoff(), 0),
+            retry_on_error=[],
+            socket_timeout=None,
+            socket_connect_timeout=CONNECT_S,
+            health_check_interval=0,
+        )
+        return cast("AbstractConnection", pool.make_connection())
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"Redis URL {without_password(url)!r}: {error}") from None
+
+
+def without_password(url: str) -> str:
+    """Give the URL as it may be shown to people and logs."""
+    head, at, tail = url.rpartition("@")
+    scheme, slashes, _ = head.partition("://")
+    return f"{scheme}{slashes}***@{tail}" if at else url
+
+
+class Wire:
+    """Owns one connection and opens it again when it is gone. One caller at a time; whoever comes second waits.
+
+    `run` names the server process behind it: ids and leases from before a restart carry another name.
+    """
+
+    def __init__(self, url: str, name: str) -> None:
+        self.url = url
+        self.name = name
+        self.run = ""
+        self.client_id = 0
+        self._connection: AbstractConnection | None = None
+        self._busy = asyncio.Lock()
+        self._unanswered = False
+
+    def __repr__(self) -> str:
+        state = "open" if self._connection is not None else "closed"
+        return f"<Wire {self.name} {state} to {without_password(self.url)}>"
+
+    async def ready(self) -> None:
+        """Open the connection if it is closed, so that `run` is true.
+
+        Raises:
+            StoreAway: no connection.
+        """
+        async with self._busy:
+            if self._connection is None:
+                await self._open()
+
+    async def call(self, *commands: Command, wait_s: float = ANSWER_S, run: str = "") -> list[Any]:
+        """Send the commands in one write and give their answers in order; an error answer is a ServerError among them.
+
+        With `run`, nothing is sent to any other server process than that.
+
+        Raises:
+            StoreAway: no connection, or not every answer came within `wait_s`; what was sent may or may not have happened.
+        """
+        async with self._busy:
+            connection = self._connection or await self._open()
+            if run and run != self.run:
+                raise StoreAway(f"Redis at {without_password(self.url)} was restarted")
+            self._unanswered = True
+            try:
+                async with asyncio.timeout(wait_s):
+                    await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+                    answers = [await self._answer(connection) for _ in commands]
+            except (RedisError, OSError) as error:
+                await self._drop()
+                raise StoreAway(f"Redis at {without_password(self.url)}: {error or type(error).__name__}") from error
+            except BaseException:
+                await self._drop()  # an answer may still be on its way: nobody may read it as his own
+                raise
+            self._unanswered = False
+            return answers
+
+    async def close(self) -> None:
+        """Close the connection; a later call opens a new one."""
+        await self._drop()
+
+    async def _answer(self, connection: AbstractConnection) -> Any:
+        try:
+            return await connection.read_response(disable_decoding=True)
+        except ResponseError as error:
+            return ServerError(f"{error.status_code} {error}" if error.status_code else str(error))
+
+    async def _open(self) -> AbstractConnection:
+        connection = one_connection(self.url)
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                await connection.connect()
+                await connection.send_packed_command(
+                    connection.pack_commands([("CLIENT", "SETNAME", self.name), ("CLIENT", "ID"), ("INFO", "server")]),
+                    check_health=False,
+                )
+                await self._answer(connection)
+                client_id = await self._answer(connection)
+                run = _run_of(await self._answer(connection))
+                if self._unanswered and run == self.run:
+                    # The old connection's last call may still be running: end it before anything is repeated.
+                    await connection.send_packed_command(
+                        connection.pack_commands([("CLIENT", "KILL", "ID", self.client_id)]), check_health=False
+                    )
+                    await self._answer(connection)
+        except (RedisError, OSError) as error:
+            await _disconnect(connection)
+            raise StoreAway(f"Redis at {without_password(self.url)}: {error or type(error).__name__}") from error
+        except BaseException:
+            await _disconnect(connection)
+            raise
+        self._connection, self.client_id, self.run, self._unanswered = connection, client_id, run, False
+        return connection
+
+    async def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await _disconnect(connection)
+
+
+async def _disconnect(connection: AbstractConnection) -> None:
+    with contextlib.suppress(RedisError, OSError):
+        await connection.disconnect(nowait=True)
+
+
+def _run_of(info: Any) -> str:
+    if isinstance(info, ServerError) or not isinstance(info, bytes):
+        return ""
+    for line in info.splitlines():
+        if line.startswith(b"run_id:"):
+            return line[7:].decode()
+    return ""
