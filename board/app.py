@@ -56,12 +56,12 @@ class Board:
             await web.TCPSite(self._runner, self._host, self._port).start()
         except OSError as error:
             await self._runner.cleanup()
-            raise ConfigError(f"--board {self._host}:{self._port}: {error.strerror or error}; take another port, or off") from None
+            raise ConfigError(
+                f"--board {self._host}:{self._port}: {error.strerror or error}; take another port, or off"
+            ) from None
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._runner is not None:
             await self._runner.cleanup()
         await self._lookups.close()

@@ -120,7 +120,9 @@ def _add_dead(commands: Any, settings: Parser) -> None:
     show.add_argument("letter", help="its place, as `dead list` prints it")
     show.add_argument("--json", action="store_true", help="print JSON")
     show.set_defaults(act=_dead_show)
-    replay = verbs.add_parser("replay", parents=[settings], help="send dead letters back to their streams, with a fresh count of attempts")
+    replay = verbs.add_parser(
+        "replay", parents=[settings], help="send dead letters back to their streams, with a fresh count of attempts"
+    )
     replay.add_argument("letters", nargs="+", metavar="letter", help="places, as `dead list` prints them")
     replay.add_argument("--json", action="store_true", help="print JSON lines")
     replay.set_defaults(act=_dead_replay)

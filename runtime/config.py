@@ -62,7 +62,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
 
 KNOBS: Final = (
-    Knob("--redis", "redis", "URL", "redis://, rediss:// or unix:// URL; without one, an embedded Valkey keeps the jobs on this machine"),
+    Knob(
+        "--redis",
+        "redis",
+        "URL",
+        "redis://, rediss:// or unix:// URL; without one, an embedded Valkey keeps the jobs on this machine",
+    ),
     Knob("--queue", "queue", "NAME", "the queue, that is, the hash tag of its keys"),
     Knob("--handlers", "handlers", "MODULES", "modules with handlers, separated by commas"),
     Knob("--concurrency", "concurrency", "N", "jobs that run at the same time"),
@@ -72,7 +77,12 @@ KNOBS: Final = (
     Knob("--grace", "grace_s", "SECONDS", "how long running jobs may finish when the worker is told to stop"),
     Knob("--max-block", "max_block_s", "SECONDS", "a loop that has not moved for this long counts as dead"),
     Knob("--max-data", "max_data_bytes", "BYTES", "longest payload; a longer one becomes a dead letter"),
-    Knob("--unknown-after", "unknown_after_s", "SECONDS", "a type that no live worker has known for this long becomes a dead letter"),
+    Knob(
+        "--unknown-after",
+        "unknown_after_s",
+        "SECONDS",
+        "a type that no live worker has known for this long becomes a dead letter",
+    ),
     Knob("--data-dir", "data_dir", "FOLDER", "where the embedded Valkey keeps its data"),
     Knob("--handlers-config", "handlers_config", "FILE", "settings of the handlers (mail servers, roots, databases)"),
     Knob("--embedded-port", "embedded_port", "PORT", "let the embedded Valkey also listen on this loopback port; 0 does not"),

@@ -1,8 +1,8 @@
 """A worker: fetch, decode, admit, run, decide, settle. One task group owns it all, and stopping has named stages.
 
 What happens when the process dies: before a fetch's reply, the walk of others finds entries that nobody renews; with jobs in the
-inbox or in lanes, the same; after a handler ended and before its flush, the job runs once more; during a flush, the server did all
-of it or the walk finds it. No await stands between reading and writing Inbox, Ledger, Held or Stage.
+inbox or in lanes, the same; after a handler ended and before its flush, the job runs once more; during a flush, the server did
+all of it or the walk finds it. No await stands between reading and writing Inbox, Ledger, Held or Stage.
 """
 
 from __future__ import annotations
@@ -118,9 +118,13 @@ class Consumer:
         self._log_budget = _Budget()
         self._released = 0
         self._stopping_since_s = 0.0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.is_fetching = False
 
     def __repr__(self) -> str:
-        return f"<Consumer {self.name} {self.stage.value}: {self.inbox!r}, {self.running} running, {self.ledger!r}, {self.held!r}>"
+        return (
+            f"<Consumer {self.name} {self.stage.value}: {self.inbox!r}, {self.running} running, {self.ledger!r}, {self.held!r}>"
+        )
 
     @property
     def running(self) -> int:
@@ -137,8 +141,6 @@ class Consumer:
     def is_alive(self) -> bool:
         """Say whether the loop moves; says nothing about Redis, or one outage would restart a whole fleet."""
         return time.monotonic() - self._watched.moved_s < self.config.max_block_s
-
-    is_fetching = False
 
     # --- from start to end ---------------------------------------------------------------------------------------------
 
@@ -384,9 +386,9 @@ class Consumer:
         self.tally.refused += settled.refused
         self.tally.shortfall += settled.shortfall
         self._released += sum(1 for move in batch.park if move.room == FREE)
-        if batch.defer:
-            self.scheduler.due_within(min(move.when_ms for move in batch.defer if move.kind != "at") / 1000 if any(
-                move.kind != "at" for move in batch.defer) else 0)
+        for move in batch.defer:
+            if move.kind != "at":
+                self.scheduler.due_within(move.when_ms / 1000)
         self._room_made.set()
         if settled.error:
             raise StoreAway(f"Redis refused a move: {settled.error}")
@@ -421,18 +423,17 @@ class Consumer:
 
     def _row(self) -> str:
         """What the workers' table says of this one; called by the heartbeat's thread."""
-        running = [lane.job for lane in self.lanes if lane.job is not None]
-        types: dict[str, int] = {}
-        for job in running:
+        running: dict[str, int] = {}
+        for job in [lane.job for lane in self.lanes]:
             if job is not None:
                 name = job.type.decode(errors="replace")
-                types[name] = types.get(name, 0) + 1
+                running[name] = running.get(name, 0) + 1
         row: dict[str, Any] = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "lanes": self.config.concurrency,
             "held": len(self.held),
-            "running": types,
+            "running": running,
             "stage": self.stage.value,
             "types": self._types,
         }
@@ -442,8 +443,6 @@ class Consumer:
         """The job whose code holds the loop at this moment; called by the heartbeat's thread."""
         task = asyncio.current_task(self._loop) if self._loop else None
         return next((lane.job for lane in self.lanes if lane.task is task), None)
-
-    _loop: asyncio.AbstractEventLoop | None = None
 
     async def _watch(self, group: asyncio.TaskGroup) -> None:
         """Tick: interrupt what is overdue, give back what waits too long, replace lanes that a handler ended."""

@@ -1,8 +1,8 @@
 """The Valkey for those who have no Redis: found, started on the user's data, shared by all processes that use the same folder.
 
 The lock on the folder lives exactly as long as the server does, since the server alone keeps the locked descriptor. Whoever finds
-the lock free starts the server; whoever does not, uses the one that runs. When the owner's end takes the server away, the next one
-that needs it starts it again on the same data.
+the lock free starts the server; whoever does not, uses the one that runs. When the owner's end takes the server away, the next
+one that needs it starts it again on the same data.
 """
 
 from __future__ import annotations
@@ -197,7 +197,9 @@ class Embedded:
             raise ConfigError(f"data folder {self.folder} cannot be written; give another with --data-dir")
         kind = file_system(self.folder)
         if kind in NETWORK_FILE_SYSTEMS:
-            raise ConfigError(f"data folder {self.folder} is on {kind}: locks and fsync mean little there; give a local --data-dir")
+            raise ConfigError(
+                f"data folder {self.folder} is on {kind}: locks and fsync mean little there; give a local --data-dir"
+            )
 
     def _last_words(self) -> str:
         with contextlib.suppress(OSError):

@@ -1,7 +1,7 @@
 """What this process holds, and the heartbeat that keeps it: a thread with a loop and a connection of its own.
 
-The thread only reports; the main loop judges what is lost. It also watches the main loop: it names who blocks it, and falls silent
-when the loop has not moved for `max_block_s`, so that others may take over what a dead loop holds.
+The thread only reports; the main loop judges what is lost. It also watches the main loop: it names who blocks it, and falls
+silent when the loop has not moved for `max_block_s`, so that others may take over what a dead loop holds.
 """
 
 from __future__ import annotations
@@ -50,7 +50,10 @@ class Held:
         return self._leases[lease.stream].get(lease.entry) is lease
 
     def add(self, leases: Iterable[L]) -> list[L]:
-        """Hold these; give those that are new. One that is held already is adopted: its token is updated, it does not run again."""
+        """Hold these; give those that are new.
+
+        One that is held already is adopted: its token is updated, it does not run again.
+        """
         fresh: list[L] = []
         with self._lock:
             for lease in leases:
@@ -75,7 +78,9 @@ class Held:
 
 
 class Beat(msgspec.Struct, frozen=True):
-    """A heartbeat that the server confirmed: when it was sent, who heard it, which leases it refused (and the count asked for)."""
+    """A heartbeat that the server confirmed:
+    when it was sent, who heard it, which leases it refused (and the count asked for).
+    """
 
     sent_s: float
     run: str
@@ -91,7 +96,9 @@ class Watched(msgspec.Struct):
 
 
 class Heartbeat(threading.Thread):
-    """Renews what is held every third of a lease, from a thread, so that a handler that blocks the loop does not lose its leases."""
+    """Renews what is held every third of a lease, from a thread, so that a handler that blocks the loop does not lose
+    its leases.
+    """
 
     def __init__(
         self,
@@ -169,10 +176,14 @@ class Heartbeat(threading.Thread):
 
     def _name_the_blocker(self, still_s: float) -> None:
         job = self._watched.running()
-        frame = sys._current_frames().get(self._watched.thread_id)
+        frame = _frames().get(self._watched.thread_id)
         where = place_of(frame) if frame is not None else "unknown place"
         who = f"handler of {job.type.decode(errors='replace')} (job {job.id})" if job else "code outside of handlers"
         log.warning("the event loop is blocked for %.0f ms by the %s at %s", still_s * 1000, who, where)
+
+
+def _frames() -> dict[int, FrameType]:
+    return sys._current_frames()  # pyright: ignore[reportPrivateUsage] -- the only way to see another thread's stack
 
 
 def place_of(frame: FrameType) -> str:
@@ -192,6 +203,5 @@ def stacks() -> str:
     """Give the stacks of all threads, for the log."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     return "\n".join(
-        f"thread {names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}"
-        for ident, frame in sys._current_frames().items()
+        f"thread {names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}" for ident, frame in _frames().items()
     )

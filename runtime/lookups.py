@@ -1,4 +1,7 @@
-"""Reads for people: backlog, dead letters, counters, and the state of the server. Plain values out; a worker's path never uses them."""
+"""Reads for people: backlog, dead letters, counters, and the state of the server.
+
+Plain values out; a worker's path never uses them.
+"""
 
 from __future__ import annotations
 
@@ -193,7 +196,9 @@ def check_server(server: Server) -> list[str]:
     if server.policy.startswith("volatile-"):
         warnings.append(f"maxmemory-policy is {server.policy}: noeviction is what a queue needs")
     if not server.appendonly:
-        warnings.append("append-only file is off: jobs are lost when the server ends. Mend it: redis-cli CONFIG SET appendonly yes")
+        warnings.append(
+            "append-only file is off: jobs are lost when the server ends. Mend it: redis-cli CONFIG SET appendonly yes"
+        )
     return warnings
 
 

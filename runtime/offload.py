@@ -40,8 +40,8 @@ class ChildFailed(JobsError):
 def in_thread(function: Callable[[Any, Job], object]) -> Callable[[Any, Job], Awaitable[object]]:
     """Give a coroutine function that runs `function` in a thread.
 
-    A thread cannot be cut: past its deadline the job is counted as timed out, and the thread keeps its place among THREADS until it
-    ends, so that hanging handlers cannot pile up threads without bound.
+    A thread cannot be cut: past its deadline the job is counted as timed out, and the thread keeps its place among THREADS
+    until it ends, so that hanging handlers cannot pile up threads without bound.
     """
 
     async def run(payload: Any, job: Job) -> object:

@@ -1,7 +1,7 @@
 """Enqueue: one, many, later. Imports no handler code. A lost reply never enqueues twice.
 
-Sends of concurrent tasks share a round trip: whoever comes while one is under way goes with the next. A chunk carries a mark, so a
-chunk that is sent again after a lost reply answers what it answered the first time.
+Sends of concurrent tasks share a round trip: whoever comes while one is under way goes with the next. A chunk carries a mark,
+so a chunk that is sent again after a lost reply answers what it answered the first time.
 """
 
 from __future__ import annotations
@@ -93,9 +93,7 @@ class Producer:
         self._sender = asyncio.create_task(self._send_for_ever(), name="producer")
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._sender is not None:
             self._sender.cancel()
             await asyncio.wait([self._sender])

@@ -77,7 +77,9 @@ def _check_signature(function: Callable[..., object], payload: type[msgspec.Stru
 
 
 class Found(msgspec.Struct):
-    """The handlers of the given modules by type, and what is not offered here since an extra is missing: (module, what to install)."""
+    """The handlers of the given modules by type, and what is not offered here since an extra is missing:
+    (module, what to install).
+    """
 
     registry: dict[bytes, Handler[Any]]
     missing: list[tuple[str, str]]
@@ -136,4 +138,6 @@ def _collect(found: Found, module: ModuleType) -> None:
             continue
         known = found.registry.setdefault(value.contract.type.encode(), cast("Handler[Any]", value))
         if known is not value:
-            raise ConfigError(f"two handlers for type {value.contract.type!r}: {known.place} and {cast('Handler[Any]', value).place}")
+            raise ConfigError(
+                f"two handlers for type {value.contract.type!r}: {known.place} and {cast('Handler[Any]', value).place}"
+            )

@@ -133,7 +133,9 @@ class Scheduler:
         await self._forget_the_dead(workers)
 
     def _standing_still(self, workers: dict[str, tuple[int, str]]) -> list[str]:
-        """Give the workers whose row has not moved for two of their leases by our own clock: dead, whatever the server's clock says."""
+        """Give the workers whose row has not moved for two of their leases by our own clock:
+        dead, whatever the server's clock says.
+        """
         now_s = time.monotonic()
         seen = {name: self._seen_rows.get(name, (0, 0.0)) for name in workers}
         for name, (until_ms, _) in workers.items():
@@ -150,16 +152,16 @@ class Scheduler:
         now_s = time.monotonic()
         for name, (_, row) in list(workers.items())[:SWEEP_ROWS]:
             since_s = self._seen_rows[name][1]
-            if name != self._streams.consumer and now_s - since_s > 2 * max(self._lease_s, lease_of(row)):
-                if await self._streams.forget(name):
-                    log.info("forgot the dead worker %s", name)
+            is_dead = name != self._streams.consumer and now_s - since_s > 2 * max(self._lease_s, lease_of(row))
+            if is_dead and await self._streams.forget(name):
+                log.info("forgot the dead worker %s", name)
 
     async def _adopt_strange_rooms(self) -> None:
         """A `~` name that no rule of ours knows (a newer version made it) is anybody's once it has stood for a lease."""
         for stream, room in self.rooms:
-            if room != FREE and not room.startswith(UNKNOWN):
-                if await self._streams.waiting_longest(stream, room, int(self._lease_s * 1000), 1):
-                    self._adopted.add(room)
+            is_strange = room != FREE and not room.startswith(UNKNOWN)
+            if is_strange and await self._streams.waiting_longest(stream, room, int(self._lease_s * 1000), 1):
+                self._adopted.add(room)
 
     async def _condemn_unknown(self, live_rows: list[str]) -> None:
         known = set[tuple[str, int]]().union(*map(types_of, live_rows))

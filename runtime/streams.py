@@ -320,16 +320,16 @@ class Streams(Door):
         finish_size = len(commands)
         moves = [*self._moves("defer", batch.defer), *self._moves("dead", batch.dead), *self._moves("park", batch.park)]
         moves += self._fenced_done(old)
-        answers = await self.ask(self._writer, *commands, *[command for _, _, command in moves], run=server)
+        answers = await self.ask(self._writer, *commands, *[command for _, command in moves], run=server)
         settled = Settled(0, 0, Batch([[], [], [], []], [], [], []), "")
         if commands:
             settled.shortfall = await self._finished(plain, answers[:finish_size], server)
-        for (verb, items, _), answer in zip(moves, answers[finish_size:], strict=True):
+        for (items, _), answer in zip(moves, answers[finish_size:], strict=True):
             for item, verdict in zip(items, self.sound(answer), strict=True):
                 if verdict == 0:
                     settled.refused += 1
                 elif verdict != 1:
-                    _put_back(settled.left, verb, item)
+                    _put_back(settled.left, item)
                     settled.error = bytes(verdict).decode(errors="replace")
         return settled
 
@@ -356,18 +356,18 @@ class Streams(Door):
             shortfall += sum(1 for verdict in verdicts if verdict == 0)
         return shortfall
 
-    def _fenced_done(self, leases: Sequence[Lease]) -> list[tuple[str, Sequence[Any], Command]]:
+    def _fenced_done(self, leases: Sequence[Lease]) -> list[tuple[Sequence[Any], Command]]:
         """After a restart or a healed group an entry id may be another job's: only the fence tells."""
         return [
-            ("done", part, self.command("done", self.consumer, *[arg for lease in part for arg in _token(lease)]))
+            (part, self.command("done", self.consumer, *[arg for lease in part for arg in _token(lease)]))
             for part in _parts(leases)
         ]
 
     def _moves(
         self, verb: str, moves: Sequence[Deferral] | Sequence[Letter] | Sequence[Parking]
-    ) -> list[tuple[str, Sequence[Any], Command]]:
+    ) -> list[tuple[Sequence[Any], Command]]:
         return [
-            (verb, part, self.command(verb, self.consumer, *[arg for move in part for arg in _arguments(move)]))
+            (part, self.command(verb, self.consumer, *[arg for move in part for arg in _arguments(move)]))
             for part in _parts(moves)
         ]
 
@@ -477,9 +477,7 @@ class Streams(Door):
             StoreAway: no answer.
         """
         key = self.keys.stats(minute)
-        await self.ask(
-            self._helper, *[("HINCRBY", key, name, by) for name, by in counts], ("EXPIRE", key, STATS_LIFE_S)
-        )
+        await self.ask(self._helper, *[("HINCRBY", key, name, by) for name, by in counts], ("EXPIRE", key, STATS_LIFE_S))
 
 
 # --- small shapes --------------------------------------------------------------------------------------------------------
@@ -531,11 +529,16 @@ def _arguments(move: Deferral | Letter | Parking) -> tuple[str | bytes | int, ..
     return (*_token(move.lease), move.room)
 
 
-def _put_back(batch: Batch, verb: str, item: Any) -> None:
-    if verb == "done":
-        batch.done[item.stream].append(item)
-    else:
-        getattr(batch, verb).append(item)
+def _put_back(batch: Batch, item: Lease | Deferral | Letter | Parking) -> None:
+    match item:
+        case Deferral():
+            batch.defer.append(item)
+        case Letter():
+            batch.dead.append(item)
+        case Parking():
+            batch.park.append(item)
+        case Lease():
+            batch.done[item.stream].append(item)
 
 
 def _by_run(done: Sequence[Sequence[Lease]], run: str) -> tuple[list[Sequence[Lease]], list[Lease]]:

@@ -1,7 +1,7 @@
 """One connection of redis-py, used below its command layer: raw commands in, raw replies out, many per round trip.
 
-redis-py's commands cost 3 to 5 µs per job in parsing replies into dictionaries, and its defaults repeat what must not be repeated;
-its connections give TLS, ACL users and unix sockets. Behind the door only.
+redis-py's commands cost 3 to 5 µs per job in parsing replies into dictionaries, and its defaults repeat what must not be
+repeated; its connections give TLS, ACL users and unix sockets. Behind the door only.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def one_connection(url: str) -> AbstractConnection:
         ConfigError: the URL is none of redis://, rediss://, unix://.
     """
     try:
-        pool = ConnectionPool.from_url(
+        pool = ConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType] -- redis-py's **kwargs
             url,
             protocol=2,
             decode_responses=False,
@@ -49,7 +49,7 @@ def one_connection(url: str) -> AbstractConnection:
             socket_connect_timeout=CONNECT_S,
             health_check_interval=0,
         )
-        return cast("AbstractConnection", pool.make_connection())
+        return pool.make_connection()
     except (ValueError, TypeError) as error:
         raise ConfigError(f"Redis URL {without_password(url)!r}: {error}") from None
 
@@ -122,9 +122,10 @@ class Wire:
 
     async def _answer(self, connection: AbstractConnection) -> Any:
         try:
-            return await connection.read_response(disable_decoding=True)
+            answer = await connection.read_response(disable_decoding=True)  # pyright: ignore[reportUnknownVariableType]
         except ResponseError as error:
             return ServerError(f"{error.status_code} {error}" if error.status_code else str(error))
+        return cast("Any", answer)
 
     async def _open(self) -> AbstractConnection:
         connection = one_connection(self.url)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +30,7 @@ def with_store(config: Config, work: Callable[[str], Coroutine[Any, Any, T]]) ->
 
 
 @contextlib.asynccontextmanager
-async def lookups(url: str, queue: str) -> AsyncIterator[Lookups]:
+async def lookups(url: str, queue: str) -> AsyncGenerator[Lookups]:
     """Give the reads for people, and close their connection."""
     opened = Lookups(url, queue)
     try:

@@ -26,8 +26,8 @@ def act(config: Config, parsed: argparse.Namespace) -> int:
     registry = find([name.strip() for name in config.handlers.split(",") if name.strip()]).registry
     handler = registry.get(parsed.type.encode())
     if handler is None:
-        known = sorted(name.decode() for name in registry)
-        near = get_close_matches(parsed.type, known, 1)
+        known: list[str] = sorted(name.decode() for name in registry)
+        near: list[str] = get_close_matches(str(parsed.type), known, 1)
         hint = f"did you mean {near[0]}?" if near else f"known here are {', '.join(known)}"
         raise UnknownType(f"no contract {parsed.type!r} in {config.handlers}; {hint}")
     if parsed.payload == "-":

@@ -10,9 +10,10 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Coroutine
 from pathlib import Path
 from random import random
-from typing import Final
+from typing import Any, Final
 
 from runtime import logs, offload
 from runtime.backoff import Backoff, delay_s
@@ -20,7 +21,7 @@ from runtime.config import Config, address_of
 from runtime.consumer import Consumer, Report
 from runtime.embedded import Embedded
 from runtime.errors import StoreAway
-from runtime.lookups import Lookups, check_server
+from runtime.lookups import Lookups, Server, check_server
 from runtime.registry import Found, find
 from runtime.wire import one_connection, without_password
 
@@ -55,20 +56,20 @@ def act(config: Config) -> int:
     return 0
 
 
-def _loop_run(work: object) -> Report:
+def _loop_run(work: Coroutine[Any, Any, Report]) -> Report:
     try:
         import uvloop
     except ImportError:  # not there on Windows
-        return asyncio.run(work)  # type: ignore[arg-type]
+        return asyncio.run(work)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(work)  # type: ignore[arg-type]
+        return runner.run(work)
 
 
 async def _work(config: Config, found: Found, embedded: Embedded | None) -> Report:
     url = config.redis or (embedded.url if embedded else "")
     lookups = Lookups(url, config.queue, "board")
     try:
-        for warning in check_server(await _reach(lookups, url)):
+        for warning in check_server(await _reach(lookups)):
             log.warning("%s", warning)
         offload.THREADS.total_tokens = config.threads
         consumer = Consumer(config, url, found.registry)
@@ -102,7 +103,7 @@ async def _work(config: Config, found: Found, embedded: Embedded | None) -> Repo
         await lookups.close()
 
 
-async def _reach(lookups: Lookups, url: str) -> object:
+async def _reach(lookups: Lookups) -> Server:
     for failures in range(1, START_TRIES + 1):
         try:
             return await lookups.server()

@@ -1,0 +1,46 @@
+# Each verb is one command; CI runs the same ones. `make` alone lists them.
+PYTHON ?= python3
+BOARD ?= 127.0.0.1:8080
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+APT := $(if $(filter 0,$(shell id -u)),,sudo )apt-get
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test check bench faults second-server
+
+help: ## list the verbs
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: $(STAMP) ## make .venv with everything in it
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11 …"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+run: install ## start the runtime with live demo jobs on an embedded Valkey, and print its URL
+	@exec $(BIN)/python -m handlers.demo --folder .run --board $(BOARD)
+
+test: install second-server ## all tests with a short fault run, on Valkey and on Redis 7.0
+	$(BIN)/python -m pytest -q -m 'not long'
+
+check: install ## lint, strict types, architecture
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/python -m pytest -q -s tests/architecture
+
+faults: install second-server ## the long fault run
+	$(BIN)/python -m pytest -q -s -m long
+
+bench: install second-server ## what this machine does, beside the raw Redis figure of the same run
+	$(BIN)/python -m bench
+
+# Debian's Redis is the second engine of the tests. Where it cannot be installed, its tests say that they skipped.
+second-server:
+	@command -v redis-server >/dev/null || test -n "$(RUNTIME_REDIS_SERVER)" || { \
+	  echo "installing Debian's redis-server for the tests"; \
+	  $(APT) update -q >/dev/null && DEBIAN_FRONTEND=noninteractive $(APT) install -q -y --no-install-recommends redis-server >/dev/null; \
+	} || echo "no redis-server: its tests will be skipped"

@@ -1,0 +1,1 @@
+"""What producers import: the payload types of the shipped jobs. Loads msgspec and no handler code."""

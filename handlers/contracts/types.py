@@ -1,0 +1,72 @@
+"""The kinds of text a payload may hold, each with its limit; what is refused here can do no harm further on.
+
+Every pattern ends in `(?![\\s\\S])`: `$` would also match before a final newline, and that newline would end a mail header. All of
+them mean the same in Python and in ECMAScript, since producers in other languages get them too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, cast
+
+import msgspec
+from msgspec import Meta
+
+MAX_LINE_CHARS: Final = 500
+MAX_TEXT_CHARS: Final = 30_000
+MAX_PARAMS_BYTES: Final = 32 * 1024
+MAX_PARAMS_DEPTH: Final = 6
+MAX_PARAMS_KEYS: Final = 64  # per level
+
+# C0 and C1 controls, the two Unicode line ends, and the marks that let text run backwards to deceive the eye.
+_FORBIDDEN: Final = r"\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069"
+_LINE: Final = rf"^[^\x00-\x1f{_FORBIDDEN}]*(?![\s\S])"
+# A carriage return only as half of a line end; the look-ahead finds a lone one.
+_TEXT: Final = rf"^(?![\s\S]*\r(?!\n))[^\x00-\x08\x0b\x0c\x0e-\x1f{_FORBIDDEN}]*(?![\s\S])"
+_ALIAS: Final = r"^[a-z][a-z0-9_-]{0,31}(?![\s\S])"
+# One addr-spec without quotes, comments and domain literals: each of them lets a comma or a space into an address.
+# `=?` would be taken for an encoded word by software that reads the header.
+_ATOM: Final = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
+_LABEL: Final = r"[^\x00-,./:-@\[-`{-\xa0\u2000-\u206f]+"
+_ADDRESS: Final = rf"^(?=[^@]{{1,64}}@)(?![^@]*=\?){_ATOM}(?:\.{_ATOM})*@{_LABEL}(?:\.{_LABEL})*(?![\s\S])"
+
+Alias = Annotated[str, Meta(pattern=_ALIAS, description="a name that the worker's configuration knows")]
+Line = Annotated[str, Meta(pattern=_LINE, max_length=MAX_LINE_CHARS, description="one line of text")]
+Text = Annotated[str, Meta(pattern=_TEXT, max_length=MAX_TEXT_CHARS, description="text with tabs and line ends")]
+Address = Annotated[str, Meta(pattern=_ADDRESS, max_length=254, description="one mail address, without a display name")]
+Params = Annotated[dict[str, Any], Meta(max_length=MAX_PARAMS_KEYS, description="values for a template")]
+
+_is_text = re.compile(_TEXT).match
+
+
+def check_params(params: Mapping[str, Any]) -> None:
+    """Return only if the values are few, flat, small and free of control characters.
+
+    Raises:
+        ValueError: they are not; the text names the limit, never a value.
+    """
+    level: list[Any] = [params]
+    for _ in range(MAX_PARAMS_DEPTH):
+        level = [inner for value in level for inner in _children(value)]
+        if not level:
+            break
+    else:
+        raise ValueError(f"`params` is nested deeper than {MAX_PARAMS_DEPTH} levels")
+    size_bytes = len(msgspec.json.encode(params))
+    if size_bytes > MAX_PARAMS_BYTES:
+        raise ValueError(f"`params` has {size_bytes} bytes, the limit is {MAX_PARAMS_BYTES}")
+
+
+def _children(value: Any) -> list[Any]:
+    match value:
+        case dict():
+            if len(cast("dict[Any, Any]", value)) > MAX_PARAMS_KEYS:
+                raise ValueError(f"`params` has more than {MAX_PARAMS_KEYS} keys on one level")
+            return [*cast("dict[Any, Any]", value), *cast("dict[Any, Any]", value).values()]
+        case list() | tuple():
+            return list(cast("list[Any]", value))
+        case str() if not _is_text(value):
+            raise ValueError("`params` has a text with control characters")
+        case _:
+            return []

@@ -1,0 +1,288 @@
+"""The handlers' settings: `handlers.toml`, each value of which the environment may override. They say where secrets are, never what.
+
+A fault of the settings is not the job's: it makes the job wait without burning an attempt, and is said aloud.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import time
+import tomllib
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Final, TypeVar, cast
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+from msgspec import Meta
+
+from handlers.contracts.types import Address, Alias, Line
+from runtime import ConfigError, Snooze
+
+log = logging.getLogger("handlers")
+
+VARIABLE: Final = "RUNTIME_HANDLERS_CONFIG"
+PREFIX: Final = "RUNTIME_HANDLERS__"
+WAIT_S: Final = 60.0  # how soon a waiting job looks again whether somebody has mended the settings
+LOUD_S: Final = 60.0
+MAX_SUBJECTS: Final = 1000  # aliases come from payloads: what is remembered of them is bounded
+_PORTS: Final = {"smtp": 25, "smtp+starttls": 587, "smtps": 465}
+_NAMES: Final = ", ".join(f"{scheme}://" for scheme in _PORTS)
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """A mail server's URL, taken apart."""
+
+    scheme: str
+    host: str
+    port: int
+    user: str
+
+
+class Smtp(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A mail server, and how this worker may use it.
+
+    The password is read when a connection is opened, so that a rotated one needs no restart.
+    """
+
+    url: str
+    password: Annotated[str, Meta(pattern=r"^(?:env:[A-Za-z_][A-Za-z0-9_]*)?(?![\s\S])")] = ""
+    password_file: str = ""
+    connections: Annotated[int, Meta(ge=1, le=100)] = 4
+    timeout_s: Annotated[float, Meta(gt=0, le=600)] = 20.0
+    plain: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what would send a password or a mail in plain text over a network.
+
+        Raises:
+            ValueError: as the text says; it shows nothing of the URL, in which a password may stand.
+        """
+        endpoint = _endpoint(self.url)
+        if self.plain and not _is_loopback(endpoint.host):
+            raise ValueError("plain = true is for a server on the loopback interface")
+        if self.plain != (endpoint.scheme == "smtp"):
+            raise ValueError("smtp:// goes with plain = true, and only with it; else smtp+starttls:// or smtps://")
+        if self.password and self.password_file:
+            raise ValueError("password and password_file: one of them")
+
+    def __repr__(self) -> str:
+        secret = "***" if self.password or self.password_file else "none"
+        return f"<Smtp {self.url}, {self.connections} connections, password {secret}>"
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The URL, taken apart."""
+        return _endpoint(self.url)
+
+    def read_password(self) -> str | None:
+        """Give the password as it is now; None if there is none to give.
+
+        Raises:
+            ConfigError: its file or variable cannot be read.
+        """
+        if self.password:
+            name = self.password.removeprefix("env:")
+            if name not in os.environ:
+                raise ConfigError(f"no variable {name} in the environment")
+            return os.environ[name]
+        if not self.password_file:
+            return None
+        try:
+            return Path(self.password_file).read_text("utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise ConfigError(f"{self.password_file}: {reason}") from None
+
+
+class Sender(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whom a mail comes from, and the server that takes it."""
+
+    smtp: Alias
+    address: Address
+    name: Line = ""
+
+    def __post_init__(self) -> None:
+        """Refuse a name that mail software would decode.
+
+        Raises:
+            ValueError: as the text says.
+        """
+        if "=?" in self.name:
+            raise ValueError("name: write it as it is to be read, without `=?`")
+
+
+class Templates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The folder of the mail templates."""
+
+    path: str
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What `handlers.toml` says, validated."""
+
+    smtp: dict[str, Smtp] = {}
+    senders: dict[str, Sender] = {}
+    templates: Templates | None = None
+
+    def sender(self, alias: str) -> Sender:
+        """Give a sender.
+
+        Raises:
+            Snooze: there is none of that name.
+        """
+        return self.senders.get(alias) or _missing("senders", alias)
+
+    def server(self, alias: str) -> Smtp:
+        """Give a mail server.
+
+        Raises:
+            Snooze: there is none of that name.
+        """
+        return self.smtp.get(alias) or _missing("smtp", alias)
+
+    def template_folder(self, alias: str) -> str:
+        """Give the folder in which the template of that name should be.
+
+        Raises:
+            Snooze: no folder is configured.
+        """
+        return self.templates.path if self.templates else _missing("templates", alias)
+
+
+def wait_for_operator(subject: str, code: str, text: str) -> Snooze:
+    """Give the word for a fault of the settings, to be raised: the job waits. Logged once a minute per subject."""
+    now_s = time.monotonic()
+    if now_s - _said.get(subject, -LOUD_S) >= LOUD_S:
+        if len(_said) >= MAX_SUBJECTS:
+            _said.clear()
+        _said[subject] = now_s
+        log.error("%s: %s: %s; its jobs wait, and look again every %g s", subject, code, text, WAIT_S)
+    return Snooze(WAIT_S, f"{code}: {subject}: {text}")
+
+
+_said: dict[str, float] = {}
+
+
+def _missing(section: str, alias: str) -> Any:
+    where = os.environ.get(VARIABLE) or f"handlers.toml (no {VARIABLE} is set)"
+    raise wait_for_operator(f"{section}.{alias}", "alias-missing", f"not in {where}")
+
+
+# --- reading -------------------------------------------------------------------------------------------------------------
+
+
+def current() -> Settings:
+    """Give the settings in force; the file is read again when it has changed, so that a mended alias needs no restart.
+
+    Raises:
+        Snooze: the file cannot be used.
+    """
+    path = os.environ.get(VARIABLE, "")
+    try:
+        return _at(path, _version(path))
+    except ConfigError as error:
+        raise wait_for_operator(VARIABLE, "alias-missing", str(error)) from error
+
+
+@lru_cache(maxsize=1)
+def _at(path: str, version: tuple[int, ...]) -> Settings:
+    return load(path, os.environ)
+
+
+def _version(path: str) -> tuple[int, ...]:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def load(path: str, environment: Mapping[str, str]) -> Settings:
+    """Give the settings of this file with the overrides of this environment; a file that is not there says nothing.
+
+    Raises:
+        ConfigError: the file cannot be read, or a key or value in it cannot be used; values are not shown.
+    """
+    raw = _read(path)
+    _override(raw, environment)
+    unknown = sorted(set(raw) - set(Settings.__struct_fields__))
+    if unknown:
+        raise ConfigError(f"{path or PREFIX}: no section {unknown[0]!r}; there are {', '.join(Settings.__struct_fields__)}")
+    templates = raw.get("templates")
+    return Settings(
+        smtp=_aliases(path, raw, "smtp", Smtp),
+        senders=_aliases(path, raw, "senders", Sender),
+        templates=None if templates is None else _struct(path, "templates", templates, Templates),
+    )
+
+
+def _read(path: str) -> dict[str, Any]:
+    if not path:
+        return {}
+    try:
+        return tomllib.loads(Path(path).read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _override(raw: dict[str, Any], environment: Mapping[str, str]) -> None:
+    """Put `RUNTIME_HANDLERS__SECTION__ALIAS__KEY` in its place; `-` of an alias is `_` there."""
+    for name in sorted(environment):
+        section, *alias, key = name.removeprefix(PREFIX).lower().split("__") if name.startswith(PREFIX) else ("", "")
+        if not section:
+            continue
+        place = raw.setdefault(section, {})
+        if alias and isinstance(place, dict):
+            known = cast("dict[str, Any]", place)
+            wanted = "__".join(alias)
+            found = next((each for each in known if each.replace("-", "_") == wanted), wanted)
+            place = known.setdefault(found, {})
+        if not isinstance(place, dict):
+            raise ConfigError(f"{name}: there is no such place in the settings")
+        place[key] = environment[name]
+
+
+def _aliases(path: str, raw: Mapping[str, Any], section: str, kind: type[S]) -> dict[str, S]:
+    found = _converted(path, section, raw.get(section, {}), dict[Alias, Any])
+    return {alias: _struct(path, f"{section}.{alias}", value, kind) for alias, value in found.items()}
+
+
+def _struct(path: str, place: str, value: Any, kind: type[S]) -> S:
+    return _converted(path, place, value, kind)
+
+
+def _converted(path: str, place: str, value: Any, kind: Any) -> Any:
+    try:
+        return msgspec.convert(value, kind, strict=False)  # the environment has only text
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path or PREFIX}: {place}: {error}") from None
+
+
+def _endpoint(url: str) -> Endpoint:
+    try:
+        parts = urlsplit(url)
+        scheme, host, port = parts.scheme, parts.hostname or "", parts.port
+    except ValueError:
+        raise ValueError("url: cannot be read") from None
+    if scheme not in _PORTS or not host or parts.path.strip("/") or parts.query or parts.fragment:
+        raise ValueError(f"url: one of {_NAMES} with a host, and perhaps a user and a port")
+    if parts.password is not None:
+        raise ValueError("url: no password in it; give password_file, or password = 'env:NAME'")
+    return Endpoint(scheme, host, port or _PORTS[scheme], unquote(parts.username or ""))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,51 @@
+"""Servers for all tests: one of each kind per session, empty for each test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from tests.servers import KINDS, Server, binary_of
+
+
+@pytest.fixture(scope="session")
+def _servers() -> Iterator[dict[str, Server]]:
+    running: dict[str, Server] = {}
+    yield running
+    for server in running.values():
+        server.stop()
+
+
+@pytest.fixture(params=KINDS)
+def server(request: pytest.FixtureRequest, _servers: dict[str, Server]) -> Server:
+    """An empty server of each kind in turn."""
+    return _empty(request.param, _servers)
+
+
+@pytest.fixture
+def valkey(_servers: dict[str, Server]) -> Server:
+    """An empty Valkey, as the embedded one."""
+    return _empty("valkey", _servers)
+
+
+@pytest.fixture
+def raw(server: Server) -> Iterator[redis.Redis]:
+    """A plain client to look behind the door."""
+    client = server.client()
+    yield client
+    client.close()
+
+
+def _empty(kind: str, servers: dict[str, Server]) -> Server:
+    if kind not in servers:
+        if not binary_of(kind):
+            pytest.skip("no Debian Redis: apt-get install redis-server, or RUNTIME_REDIS_SERVER=path")
+        servers[kind] = Server(kind)
+    client = servers[kind].client()
+    client.config_set("maxmemory", 0)
+    client.flushall()
+    client.script_flush()
+    client.close()
+    return servers[kind]

@@ -1,0 +1,705 @@
+"""The suite of the door:
+every verb, every refusal, on both servers; each verb again after a lost reply, without memory, without scripts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+import redis
+
+from runtime.errors import QueueFull, StoreAway
+from runtime.jobs import Batch, Deferral, Lease, Letter, Parking
+from runtime.lookups import Lookups
+from runtime.streams import GROUP, Door, Streams
+from runtime.wire import Wire
+from tests.contract.snapshot import snapshot
+from tests.proxy import Proxy
+from tests.servers import Server
+
+HIGH = 1
+KEY = "{jobs}:high"
+ME, OTHER = "me", "other"
+
+
+@pytest.fixture
+async def door(server: Server) -> AsyncIterator[Streams]:
+    opened = Streams(server.url, "jobs", ME)
+    await opened.start()
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def other(server: Server) -> AsyncIterator[Streams]:
+    opened = Streams(server.url, "jobs", OTHER)
+    yield opened
+    await opened.close()
+
+
+def batch(*moves: Deferral | Letter | Parking, done: list[Lease] | None = None) -> Batch:
+    lists: list[list[Lease]] = [[], [], [], []]
+    for lease in done or []:
+        lists[lease.stream].append(lease)
+    return Batch(
+        lists,
+        [move for move in moves if isinstance(move, Deferral)],
+        [move for move in moves if isinstance(move, Letter)],
+        [move for move in moves if isinstance(move, Parking)],
+    )
+
+
+def add(raw: redis.Redis, entry: str = "*", to: str = KEY, **fields: str) -> str:
+    return str(raw.xadd(to, {"type": "t", "data": "{}", **fields}, id=entry))
+
+
+async def leases(door: Streams, n: int = 100, stream: int = HIGH) -> list[Lease]:
+    """Fetch from one stream, as a worker does."""
+    shares = [0, 0, 0, 0]
+    shares[stream] = n
+    fetched = await door.fetch(shares, set())
+    return [
+        Lease(haul.stream, row[0], count, fetched.run, time.monotonic())
+        for haul in fetched.hauls
+        for row, count in zip(haul.rows, haul.counts, strict=False)
+    ]
+
+
+def pending(raw: redis.Redis, key: str = KEY) -> list[tuple[str, int]]:
+    return sorted((row["consumer"], row["times_delivered"]) for row in raw.xpending_range(key, GROUP, "-", "+", 1000))
+
+
+# --- fetch and take --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_fetch_takes_no_more_than_each_share_and_asks_no_stream_with_a_share_of_zero(door, raw):
+    for name in ("critical", "high", "low"):
+        for _ in range(5):
+            add(raw, to=f"{{jobs}}:{name}")
+    fetched = await door.fetch([2, 0, 3, 1], set())
+    assert {haul.stream: len(haul.rows) for haul in fetched.hauls} == {0: 2, 3: 1}
+    assert pending(raw) == []
+    assert abs(fetched.now_ms - time.time() * 1000) < 60_000
+
+
+async def test_the_bell_rings_for_one_entry_of_a_stream_and_answers_empty_when_it_is_unrung(door, raw):
+    ringing = asyncio.create_task(door.ring(5000))
+    while not raw.info("clients")["blocked_clients"]:
+        await asyncio.sleep(0.005)
+    add(raw)
+    rung = await ringing
+    assert [(haul.stream, len(haul.rows)) for haul in rung.hauls] == [(HIGH, 1)]
+    ringing = asyncio.create_task(door.ring(5000))
+    while not ringing.done():
+        await door.unring()
+        await asyncio.sleep(0.005)
+    assert ringing.result().hauls == []
+
+
+async def test_a_released_job_comes_back_through_take_with_the_count_it_had(door, raw):
+    add(raw)
+    [lease] = await leases(door)
+    await door.settle(batch(Parking(lease, "~free")))
+    assert pending(raw) == [("~free", 0)]
+    peeked = await door.fetch([0, 1, 0, 0], set())
+    assert peeked.free == {HIGH}
+    taken = await door.fetch([0, 1, 0, 0], {HIGH})
+    assert list(taken.hauls[0].counts) == [1]
+    assert pending(raw) == [(ME, 1)]
+    assert "~free" not in {consumer["name"] for consumer in raw.xinfo_consumers(KEY, GROUP)}, "an empty room is forgotten"
+
+
+async def test_two_takers_share_a_room_and_never_an_entry(door, other, raw):
+    for _ in range(50):
+        add(raw)
+    held = await leases(door)
+    await door.settle(batch(*[Parking(lease, "~free") for lease in held]))
+    hauls = await asyncio.gather(*[taker.take(HIGH, "~free", 10) for taker in (door, other) * 5])
+    ids = [row[0] for fetched in hauls for haul in fetched.hauls for row in haul.rows]
+    assert len(ids) == 50 == len(set(ids))
+
+
+async def test_the_shared_room_gives_only_the_types_that_are_asked_for(door, raw):
+    raw.xadd(KEY, {"type": "known", "data": "{}"})
+    raw.xadd(KEY, {"type": "strange", "data": "{}"})
+    held = await leases(door)
+    await door.settle(batch(*[Parking(lease, "~t:") for lease in held]))
+    fetched = await door.take(HIGH, "~t:", 10, ["known"])
+    assert [dict(zip(row[1][::2], row[1][1::2], strict=True))[b"type"] for row in fetched.hauls[0].rows] == [b"known"]
+    assert pending(raw) == [(ME, 1), ("~t:", 0)]
+
+
+async def test_an_entry_deleted_under_our_feet_is_simply_gone(door, raw):
+    entry = add(raw)
+    [lease] = await leases(door)
+    raw.xdel(KEY, entry)
+    settled = await door.settle(batch(Deferral(lease, "retry", 0, "x", 1)))
+    assert settled.refused == 1
+    assert pending(raw) == []
+
+
+# --- settle ----------------------------------------------------------------------------------------------------------------
+
+
+async def test_done_leaves_neither_entry_nor_pending(door, raw):
+    for _ in range(1200):
+        add(raw)
+    held = await leases(door, 1200)
+    settled = await door.settle(batch(done=held))
+    assert (settled.refused, settled.shortfall) == (0, 0)
+    assert raw.xlen(KEY) == 0
+    assert pending(raw) == []
+
+
+async def test_a_finished_job_that_is_gone_already_is_counted(door, raw):
+    add(raw)
+    held = await leases(door)
+    await door.settle(batch(done=held))
+    assert (await door.settle(batch(done=held))).shortfall == 1
+
+
+async def test_a_retry_keeps_every_field_and_counts_the_failure(door, raw):
+    entry = add(raw, **{"x-tenant": "7", "traceparent": "00-a-b-01", "attempts": "5"})
+    [lease] = await leases(door)
+    await door.settle(batch(Deferral(lease, "retry", 0, f"high-{entry}", 3)))
+    assert raw.xlen(KEY) == 0
+    run = await door.promote(10, "0")
+    assert (run.moved, run.bad, run.wait_ms) == (1, 0, -1)
+    [(_, fields)] = raw.xrange(KEY)
+    assert fields.pop("first_at") == entry.split("-")[0]
+    assert fields == {
+        "type": "t",
+        "data": "{}",
+        "id": f"high-{entry}",
+        "a": "3",
+        "x-tenant": "7",
+        "traceparent": "00-a-b-01",
+        "attempts": "5",
+    }
+
+
+async def test_binary_payloads_survive_the_way_through_the_delayed_jobs(door, server):
+    client = redis.Redis(unix_socket_path=server.socket)
+    body = bytes(range(256)) * 8
+    client.xadd(KEY, {"type": "t", "data": body, "ct": "application/msgpack"})
+    [lease] = await leases(door)
+    await door.settle(batch(Deferral(lease, "retry", 0, "i", 1)))
+    await door.promote(10, "0")
+    [(_, fields)] = client.xrange(KEY)
+    client.close()
+    assert fields[b"data"] == body
+
+
+async def test_a_snooze_burns_no_attempt_and_remembers_the_first_one(door, raw):
+    add(raw, a="2")
+    for _ in range(2):
+        [lease] = await leases(door)
+        await door.settle(batch(Deferral(lease, "snooze", 0, "i", 2)))
+        await door.promote(10, "0")
+    [(_, fields)] = raw.xrange(KEY)
+    assert fields["a"] == "2"
+    assert abs(int(fields["snoozed_at"]) - time.time() * 1000) < 60_000
+
+
+async def test_a_job_for_later_waits_until_its_time(door, raw):
+    add(raw, at="99999999999999")
+    [lease] = await leases(door)
+    await door.settle(batch(Deferral(lease, "at", 99999999999999, "i", 0)))
+    assert raw.zscore("{jobs}:due", "i") == 99999999999999
+    run = await door.promote(10, "0")
+    assert run.moved == 0
+    assert run.wait_ms > 10**12
+
+
+async def test_two_messages_with_one_id_are_two_jobs(door, raw):
+    for data in ("1", "2"):
+        raw.xadd(KEY, {"type": "t", "data": data, "id": "same"})
+    held = await leases(door)
+    await door.settle(batch(*[Deferral(lease, "retry", 0, "same", 1) for lease in held]))
+    assert raw.zcard("{jobs}:due") == raw.hlen("{jobs}:msg") == 2
+    await door.promote(10, "0")
+    assert sorted(fields["data"] for _, fields in raw.xrange(KEY)) == ["1", "2"]
+    assert {fields["id"] for _, fields in raw.xrange(KEY)} == {"same"}
+
+
+async def test_a_dead_letter_has_every_field_and_the_notes_of_its_death(door, raw):
+    entry = add(raw, **{"x-a": "b"})
+    [lease] = await leases(door)
+    await door.settle(batch(Letter(lease, "no-account", "gone", "stack", 4, "my-id")))
+    [(_, fields)] = raw.xrange("{jobs}:dead")
+    assert abs(int(fields.pop("dead_at")) - time.time() * 1000) < 60_000
+    assert fields == {
+        "type": "t",
+        "data": "{}",
+        "x-a": "b",
+        "id": "my-id",
+        "dead_reason": "no-account",
+        "dead_error": "gone",
+        "dead_stack": "stack",
+        "dead_attempts": "4",
+        "dead_from": f"high/{entry}",
+    }
+    assert raw.xlen(KEY) == 0
+
+
+async def test_an_entry_of_5000_fields_becomes_one_packed_field(door, raw):
+    raw.xadd(KEY, {f"f{n}": str(n) for n in range(5000)})
+    [lease] = await leases(door)
+    settled = await door.settle(batch(Letter(lease, "too-large", "5000 fields", "", 0, "")))
+    assert (settled.refused, settled.error) == (0, "")
+    [(_, fields)] = raw.xrange("{jobs}:dead")
+    assert set(fields) == {"raw", "dead_reason", "dead_error", "dead_stack", "dead_attempts", "dead_from", "dead_at"}
+    assert "f4999" in fields["raw"]
+    assert raw.xlen(KEY) == 0
+
+
+@pytest.mark.parametrize("verb", ["retry", "dead", "release"])
+async def test_a_move_without_the_lease_is_refused_and_writes_nothing(door, other, raw, verb):
+    add(raw)
+    [mine] = await leases(door)
+    raw.xclaim(KEY, GROUP, OTHER, 0, [mine.entry])
+    before = snapshot(raw)
+    move = {
+        "retry": Deferral(mine, "retry", 0, "i", 1),
+        "dead": Letter(mine, "attempts", "e", "", 1, "i"),
+        "release": Parking(mine, "~free"),
+    }[verb]
+    assert (await door.settle(batch(move))).refused == 1
+    assert snapshot(raw) == before
+
+
+@pytest.mark.parametrize("verb", ["retry", "dead", "release"])
+async def test_the_delivery_count_is_part_of_the_fence(door, raw, verb):
+    add(raw)
+    [mine] = await leases(door)
+    raw.xclaim(KEY, GROUP, ME, 0, [mine.entry])  # the same worker holds it again, by a later delivery
+    before = snapshot(raw)
+    move = {
+        "retry": Deferral(mine, "retry", 0, "i", 1),
+        "dead": Letter(mine, "attempts", "e", "", 1, "i"),
+        "release": Parking(mine, "~free"),
+    }[verb]
+    assert (await door.settle(batch(move))).refused == 1
+    assert snapshot(raw) == before
+
+
+async def test_an_error_concerns_one_move_and_the_rest_is_written(door, raw):
+    add(raw)
+    add(raw)
+    held = await leases(door)
+    raw.set("{jobs}:due", "a string in its place")
+    settled = await door.settle(batch(Deferral(held[0], "retry", 0, "a", 1), Letter(held[1], "handler", "e", "", 1, "b")))
+    assert "WRONGTYPE" in settled.error
+    assert [move.job_id for move in settled.left.defer] == ["a"]
+    assert raw.xlen("{jobs}:dead") == 1
+    assert pending(raw) == [(ME, 1)]
+
+
+async def test_done_after_a_server_restart_is_fenced_since_entry_ids_can_recur(door, raw):
+    raw.xadd(KEY, {"type": "t", "data": "{}"}, id="5-1")
+    [old] = await leases(door)
+    raw.delete(KEY)
+    await door.start()
+    raw.xadd(KEY, {"type": "t", "data": "another job"}, id="5-1")
+    stranger = Lease(old.stream, old.entry, old.count, "another server/0", old.taken_s)
+    assert (await door.settle(batch(done=[stranger]))).refused == 1
+    assert raw.xlen(KEY) == 1
+    await door.settle(batch(done=[old]))  # by its own server's name it needs no fence
+    assert raw.xlen(KEY) == 0
+
+
+# --- leases ----------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_renewal_keeps_the_count_and_resets_the_idle_time(door, raw):
+    add(raw)
+    [lease] = await leases(door)
+    raw.xclaim(KEY, GROUP, ME, 0, [lease.entry], idle=60_000, justid=True)
+    assert await door.renew([(lease.stream, lease.entry, lease.count)]) == []
+    [row] = raw.xpending_range(KEY, GROUP, "-", "+", 10)
+    assert row["times_delivered"] == 1
+    assert row["time_since_delivered"] < 30_000
+
+
+async def test_a_late_renewal_does_not_steal_the_job_back(door, raw):
+    add(raw)
+    [lease] = await leases(door)
+    raw.xclaim(KEY, GROUP, OTHER, 0, [lease.entry])
+    assert await door.renew([(lease.stream, lease.entry, lease.count)]) == [0]
+    assert pending(raw) == [(OTHER, 2)]
+
+
+async def quiet_guard(raw: redis.Redis) -> None:
+    """A fleet that has beaten all along: the guard of the store is off."""
+    now = int(time.time() * 1000)
+    raw.zadd("{jobs}:workers", {"~last": now, "~since": now - 10**7})
+
+
+async def test_what_a_dead_worker_held_becomes_free_with_its_count(door, other, raw):
+    add(raw)
+    [lease] = await leases(other)
+    await quiet_guard(raw)
+    raw.xclaim(KEY, GROUP, OTHER, 0, [lease.entry], idle=40_000, justid=True)
+    found = await door.reclaim(HIGH, 30_000, 100, [])
+    assert (found.dead, found.ghosts, found.is_guarded) == (1, 0, False)
+    assert pending(raw) == [("~free", 1)]
+
+
+async def test_a_delivery_that_a_live_worker_never_saw_does_not_count(door, other, raw):
+    add(raw)
+    [lease] = await leases(other)
+    await other.beat(30_000, "{}")
+    await quiet_guard(raw)
+    raw.xclaim(KEY, GROUP, OTHER, 0, [lease.entry], idle=40_000, justid=True)
+    found = await door.reclaim(HIGH, 30_000, 100, [])
+    assert (found.dead, found.ghosts) == (0, 1)
+    assert pending(raw) == [("~free", 0)]
+
+
+async def test_what_is_renewed_in_time_is_left_alone(door, other, raw):
+    add(raw)
+    await leases(other)
+    await quiet_guard(raw)
+    assert (await door.reclaim(HIGH, 30_000, 100, [])).dead == 0
+    assert pending(raw) == [(OTHER, 1)]
+
+
+async def test_the_lease_of_the_holder_counts_and_not_the_walkers(door, other, raw):
+    add(raw)
+    [lease] = await leases(other)
+    await other.beat(120_000, "{}")
+    await quiet_guard(raw)
+    raw.xclaim(KEY, GROUP, OTHER, 0, [lease.entry], idle=60_000, justid=True)
+    assert (await door.reclaim(HIGH, 30_000, 100, [])).ghosts == 0
+
+
+async def test_after_a_gap_in_all_beats_nobody_is_robbed_for_one_lease(door, other, raw):
+    add(raw)
+    [lease] = await leases(other)
+    raw.xclaim(KEY, GROUP, OTHER, 0, [lease.entry], idle=10**8, justid=True)
+    assert (await door.reclaim(HIGH, 30_000, 100, [])).is_guarded
+    await door.beat(30_000, "{}")
+    assert (await door.reclaim(HIGH, 30_000, 100, [])).is_guarded
+    since = raw.zscore("{jobs}:workers", "~since")
+    raw.zadd("{jobs}:workers", {"~since": since - 31_000})
+    assert (await door.reclaim(HIGH, 30_000, 100, [])).dead == 1
+
+
+async def test_a_row_that_stands_still_is_dead_whatever_the_idle_time_says(door, other, raw):
+    add(raw)
+    await leases(other)
+    await other.beat(30_000, "{}")
+    await quiet_guard(raw)
+    assert (await door.reclaim(HIGH, 30_000, 100, [OTHER])).dead == 1
+
+
+async def test_the_walk_finds_idle_entries_behind_1200_fresh_ones_of_live_workers(door, other, raw):
+    for _ in range(1201):
+        add(raw)
+    held = await leases(door, 1200)
+    [last] = await leases(other)
+    await door.beat(30_000, "{}")
+    await quiet_guard(raw)
+    raw.xclaim(KEY, GROUP, OTHER, 0, [last.entry], idle=40_000, justid=True)
+    assert (await door.reclaim(HIGH, 30_000, 100, [])).dead == 1
+    assert len(held) == 1200
+
+
+async def test_rooms_are_nobodys_lease(door, raw):
+    add(raw)
+    [lease] = await leases(door)
+    await door.settle(batch(Parking(lease, "~t:x@1")))
+    raw.xclaim(KEY, GROUP, "~t:x@1", 0, [lease.entry], idle=10**8, justid=True, retrycount=0)
+    await quiet_guard(raw)
+    assert (await door.reclaim(HIGH, 30_000, 100, [])).dead == 0
+    assert await door.rooms() == {(HIGH, "~t:x@1"): 1}
+
+
+async def test_a_consumer_that_holds_something_is_not_forgotten(door, other, raw):
+    add(raw)
+    [lease] = await leases(other)
+    await other.beat(30_000, "{}")
+    assert not await door.forget(OTHER)
+    assert pending(raw) == [(OTHER, 1)]
+    assert OTHER in await door.workers()
+    await other.settle(batch(done=[lease]))
+    assert await door.forget(OTHER)
+    assert OTHER not in await door.workers()
+
+
+async def test_an_unknown_type_is_condemned_only_while_it_sits_in_its_room(door, raw):
+    add(raw)
+    [lease] = await leases(door)
+    await door.settle(batch(Parking(lease, "~t:t@1")))
+    raw.xclaim(KEY, GROUP, "~t:t@1", 0, [lease.entry], idle=10**6, justid=True, retrycount=0)
+    [(entry, count, type_name)] = await door.waiting_longest(HIGH, "~t:t@1", 900_000, 10)
+    assert (count, type_name) == (0, b"t")
+    letter = Letter(Lease(HIGH, entry, count, "", 0), "unknown-type", "e", "", 0, "i")
+    await door.take(HIGH, "~t:t@1", 1)
+    assert await door.condemn("~t:t@1", [letter]) == 0
+    assert raw.xlen("{jobs}:dead") == 0
+
+
+# --- delayed jobs ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_bad_record_goes_to_the_dead_letters_and_blocks_nobody(door, raw, server):
+    client = redis.Redis(unix_socket_path=server.socket)
+    for member, record in {"a": b"\xc1nonsense", "b": b"\x93\x01\x02\x03", "c": b"\x82\xa1x\xa1y\xa1z\xa1w", "d": b""}.items():
+        client.hset("{jobs}:msg", member, record)
+        client.zadd("{jobs}:due", {member: 1})
+    client.zadd("{jobs}:due", {"without a message": 1})
+    add(raw)
+    [lease] = await leases(door)
+    await door.settle(batch(Deferral(lease, "retry", 0, "good", 1)))
+    run = await door.promote(100, "0")
+    assert (run.moved, run.bad) == (1, 5)
+    assert client.xlen("{jobs}:dead") == 4
+    assert client.zcard("{jobs}:due") == client.hlen("{jobs}:msg") == 0
+    client.close()
+
+
+async def test_a_message_without_a_time_is_found_again(door, raw):
+    add(raw)
+    [lease] = await leases(door)
+    await door.settle(batch(Deferral(lease, "retry", 60_000, "lost", 1)))
+    raw.zrem("{jobs}:due", "lost")
+    cursor, moved = "0", 0
+    for _ in range(5):
+        run = await door.promote(100, cursor)
+        cursor, moved = run.cursor, moved + run.moved
+    assert moved == 1
+    assert raw.hlen("{jobs}:msg") == 0
+
+
+async def test_a_full_run_promotes_no_more_than_asked_and_says_that_more_is_due(door, raw):
+    for _ in range(30):
+        add(raw)
+    held = await leases(door)
+    await door.settle(batch(*[Deferral(lease, "retry", 0, f"j{n}", 1) for n, lease in enumerate(held)]))
+    run = await door.promote(20, "0")
+    assert (run.moved, run.wait_ms) == (20, 0)
+    assert (await door.promote(20, "0")).moved == 10
+
+
+# --- keys ------------------------------------------------------------------------------------------------------------------
+
+
+async def admit_all(door: Streams, held: list[Lease], key: bytes = b"k") -> list[str]:
+    return await door.admit([(lease, key) for lease in held])
+
+
+async def test_a_second_job_with_the_key_of_a_live_one_is_dropped(door, raw):
+    add(raw, key="k")
+    add(raw, key="k")
+    assert await admit_all(door, await leases(door)) == ["mine", "copy"]
+    assert raw.xlen(KEY) == 1
+    assert pending(raw) == [(ME, 1)]
+
+
+async def test_a_redelivery_of_the_owner_is_never_taken_for_a_copy(door, raw):
+    add(raw, key="k")
+    [lease] = await leases(door)
+    assert await admit_all(door, [lease]) == ["mine"]
+    await door.settle(batch(Parking(lease, "~free")))
+    taken = await door.take(HIGH, "~free", 1)
+    again = Lease(HIGH, taken.hauls[0].rows[0][0], 1, taken.run, 0)
+    assert await admit_all(door, [again]) == ["mine"]
+
+
+@pytest.mark.parametrize("way_out", ["done", "dead"])
+async def test_a_key_is_free_again_when_its_job_has_ended(door, raw, way_out):
+    add(raw, key="k")
+    [first] = await leases(door)
+    await admit_all(door, [first])
+    if way_out == "done":
+        await door.settle(batch(done=[first]))
+    else:
+        await door.settle(batch(Letter(first, "handler", "e", "", 1, "i")))
+    add(raw, key="k")
+    assert await admit_all(door, await leases(door)) == ["mine"]
+
+
+async def test_a_key_follows_its_job_through_the_delayed_jobs_and_back(door, raw):
+    add(raw, key="k")
+    [first] = await leases(door)
+    await admit_all(door, [first])
+    await door.settle(batch(Deferral(first, "retry", 60_000, "j", 1)))
+    add(raw, key="k")
+    assert await admit_all(door, await leases(door)) == ["copy"], "the owner waits for its retry"
+    raw.zadd("{jobs}:due", {"j": 1})
+    await door.promote(10, "0")
+    add(raw, key="k")
+    assert sorted(await admit_all(door, await leases(door))) == ["copy", "mine"]
+
+
+async def test_a_mark_whose_place_holds_another_job_is_void(door, raw):
+    raw.set("{jobs}:seen:k:k", "high 1-1")
+    add(raw, key="other", entry="1-1")
+    add(raw, key="k")
+    held = await leases(door)
+    assert await door.admit([(held[1], b"k")]) == ["mine"]
+
+
+# --- send and replay -------------------------------------------------------------------------------------------------------
+
+
+async def test_replay_gives_the_job_its_id_and_a_fresh_count_of_attempts(door, raw, server):
+    entry = add(raw, id="mine", a="7", exp="5", at="3", **{"x-a": "b"})
+    [lease] = await leases(door)
+    await door.settle(batch(Letter(lease, "attempts", "e", "", 8, "mine")))
+    lookups = Lookups(server.url, "jobs")
+    [letter] = await lookups.dead_letters(10)
+    again = await lookups.replay(letter.letter)
+    [(found, fields)] = raw.xrange(KEY)
+    assert found == again
+    first_at = entry.split("-")[0]
+    assert fields == {"type": "t", "data": "{}", "id": "mine", "x-a": "b", "x-origin": "mine", "first_at": first_at}
+    assert await lookups.replay(letter.letter) == "gone"
+    assert raw.xlen(KEY) == 1
+    await lookups.close()
+
+
+async def test_replay_is_refused_while_another_live_job_owns_the_key(door, raw, server):
+    add(raw, key="k")
+    [first] = await leases(door)
+    await admit_all(door, [first])
+    await door.settle(batch(Letter(first, "handler", "e", "", 1, "i")))
+    add(raw, key="k")
+    await admit_all(door, await leases(door))
+    lookups = Lookups(server.url, "jobs")
+    [letter] = await lookups.dead_letters(10)
+    assert await lookups.replay(letter.letter) == "owned"
+    assert raw.xlen("{jobs}:dead") == 1
+    await lookups.close()
+
+
+# --- each verb again: after a lost reply, without memory, without scripts ----------------------------------------------------
+
+Act = Callable[[Streams], Awaitable[Any]]
+
+
+def with_lease(act: Callable[[Streams, Lease], Awaitable[Any]]) -> Callable[[Streams, redis.Redis], Awaitable[Act]]:
+    async def prepare(door: Streams, raw: redis.Redis) -> Act:
+        add(raw, "7-1", key="k")
+        [lease] = await leases(door)
+        return lambda which: act(which, lease)
+
+    return prepare
+
+
+async def prepare_take(door: Streams, raw: redis.Redis) -> Act:
+    add(raw, "7-1")
+    [lease] = await leases(door)
+    await door.settle(batch(Parking(lease, "~free")))
+    return lambda which: which.take(HIGH, "~free", 5)
+
+
+async def prepare_promote(door: Streams, raw: redis.Redis) -> Act:
+    add(raw, "7-1")
+    [lease] = await leases(door)
+    await door.settle(batch(Deferral(lease, "retry", 0, "j", 1)))
+    return lambda which: which.promote(5, "0")
+
+
+async def prepare_reclaim(door: Streams, raw: redis.Redis) -> Act:
+    add(raw, "7-1")
+    [lease] = await leases(door)
+    await quiet_guard(raw)
+    raw.xclaim(KEY, GROUP, ME, 0, [lease.entry], idle=40_000, justid=True)
+    return lambda which: which.reclaim(HIGH, 30_000, 100, [])
+
+
+async def prepare_beat(door: Streams, raw: redis.Redis) -> Act:
+    return lambda which: which.beat(30_000, "{}")
+
+
+async def prepare_forget(door: Streams, raw: redis.Redis) -> Act:
+    await door.beat(30_000, "{}")
+    return lambda which: which.forget(ME)
+
+
+VERBS = {
+    "done": with_lease(lambda door, lease: door.settle(batch(done=[lease]))),
+    "retry": with_lease(lambda door, lease: door.settle(batch(Deferral(lease, "retry", 0, "j", 1)))),
+    "snooze": with_lease(lambda door, lease: door.settle(batch(Deferral(lease, "snooze", 0, "j", 0)))),
+    "at": with_lease(lambda door, lease: door.settle(batch(Deferral(lease, "at", 5, "j", 0)))),
+    "dead": with_lease(lambda door, lease: door.settle(batch(Letter(lease, "handler", "e", "s", 1, "j")))),
+    "release": with_lease(lambda door, lease: door.settle(batch(Parking(lease, "~free")))),
+    "admit": with_lease(lambda door, lease: door.admit([(lease, b"k")])),
+    "renew": with_lease(lambda door, lease: door.renew([(lease.stream, lease.entry, lease.count)])),
+    "take": prepare_take,
+    "promote": prepare_promote,
+    "reclaim": prepare_reclaim,
+    "beat": prepare_beat,
+    "forget": prepare_forget,
+}
+
+
+@pytest.mark.parametrize("cut_at_bytes", [0, 3])
+@pytest.mark.parametrize("verb", VERBS)
+async def test_a_verb_repeated_after_a_lost_reply_has_one_effect(door, raw, server, verb, cut_at_bytes):
+    act = await VERBS[verb](door, raw)
+    await act(door)
+    once = snapshot(raw)
+    raw.flushall()
+    await door.start()
+    act = await VERBS[verb](door, raw)
+    async with Proxy(server.socket) as proxy:
+        unlucky = Streams(proxy.url, "jobs", ME)
+        proxy.drop_next_reply(b"EVALSHA" if verb != "done" else b"XACK", cut_at_bytes)
+        with pytest.raises(StoreAway):
+            await act(unlucky)
+        assert proxy.dropped == 1
+        await act(unlucky)
+        await unlucky.close()
+    assert snapshot(raw) == once
+
+
+@pytest.mark.parametrize("verb", VERBS)
+async def test_a_verb_works_when_memory_is_full(door, raw, verb):
+    act = await VERBS[verb](door, raw)
+    raw.config_set("maxmemory", 1)
+    try:
+        await act(door)
+        full = snapshot(raw)
+    finally:
+        raw.config_set("maxmemory", 0)
+    raw.flushall()
+    await door.start()
+    act = await VERBS[verb](door, raw)
+    await act(door)
+    assert full == snapshot(raw)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+async def test_a_verb_works_when_the_server_has_forgotten_the_scripts(door, raw, verb):
+    act = await VERBS[verb](door, raw)
+    raw.script_flush()
+    await act(door)
+
+
+async def test_the_group_is_made_again_at_the_beginning_and_what_was_there_is_delivered(door, raw):
+    add(raw)
+    raw.xgroup_destroy(KEY, GROUP)
+    with pytest.raises(StoreAway):
+        await leases(door)
+    assert len(await leases(door)) == 1
+
+
+async def test_send_is_refused_when_memory_is_full_and_nothing_was_written(server, raw):
+    sender, wire = Door(server.url, "jobs"), Wire(server.url, "sender")
+    raw.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(QueueFull):
+            await sender.one(wire, sender.command("send", "chunk", 2, "", 4, "type", "t", "data", "{}"))
+    finally:
+        raw.config_set("maxmemory", 0)
+    assert raw.keys("*") == []
+    await sender.one(wire, sender.command("send", "chunk", 2, "", 4, "type", "t", "data", "{}"))
+    assert raw.xlen(KEY) == 1
+    await wire.close()

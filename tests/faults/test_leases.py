@@ -1,0 +1,119 @@
+"""Long jobs, frozen workers, blocked loops, restarted servers: who may run and move a job."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.harness import LEASE_S, Worker, events, leftovers
+from tests.servers import Server, wait_until
+
+KEY = "{jobs}:medium"
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+@pytest.fixture
+def crew(server: Server, history: Path) -> Iterator[list[Worker]]:
+    """Workers that are ended with the test, whatever they do."""
+    workers: list[Worker] = []
+    yield workers
+    for worker in workers:
+        worker.kill()
+
+
+def hire(crew: list[Worker], server: Server, history: Path, *options: str, **more: float) -> Worker:
+    worker = Worker(server, history, *options, **more)  # type: ignore[arg-type]
+    crew.append(worker)
+    worker.wait_ready()
+    return worker
+
+
+def count(history: Path, kind: str) -> int:
+    return sum(1 for event in events(history) if event.kind == kind)
+
+
+def test_a_job_three_leases_long_on_a_healthy_worker_runs_once(server, raw, history, crew):
+    for _ in range(2):
+        hire(crew, server, history)
+    raw.xadd(KEY, {"type": "scripted", "data": f'{{"n":1,"ms":{3 * LEASE_S * 1000}}}'})
+    wait_until(lambda: count(history, "end") == 1, what="the long job ends")
+    wait_until(lambda: not leftovers(raw), what="it is settled")
+    assert count(history, "start") == 1
+
+
+def test_a_worker_frozen_for_two_leases_neither_moves_nor_steals_back_its_job(server, raw, history, crew):
+    zombie = hire(crew, server, history)
+    raw.xadd(KEY, {"type": "scripted", "data": '{"n":1,"ms":6000,"failures":1}', "attempts": "9"})
+    wait_until(lambda: count(history, "start") == 1, what="the job starts")
+    zombie.send(signal.SIGSTOP)
+    hire(crew, server, history)
+    wait_until(lambda: count(history, "start") == 2, what="another worker runs it")
+    [owner] = [row["consumer"] for row in raw.xpending_range(KEY, "workers", "-", "+", 10)]
+    zombie.send(signal.SIGCONT)
+    wait_until(lambda: "lost the lease" in zombie.log, what="the zombie learns that it lost its lease")
+    assert [row["consumer"] for row in raw.xpending_range(KEY, "workers", "-", "+", 10)] == [owner], "not stolen back"
+    wait_until(lambda: not leftovers(raw), 30, what="the job is settled")
+    attempts = sorted((event.attempt, event.pid == zombie.process.pid) for event in events(history) if event.kind == "fail")
+    assert attempts == [(1, False)], "the frozen run was cut, and its failure was never counted"
+    assert count(history, "end") == 1
+
+
+def test_a_settle_that_comes_too_late_is_refused(server, raw, history, crew):
+    """The zombie's job fails the moment it wakes, before its heartbeat can tell: only the fence stops the move."""
+    zombie = hire(crew, server, history)
+    raw.xadd(KEY, {"type": "blocking", "data": '{"n":1,"ms":1000}', "id": "b"})
+    wait_until(lambda: count(history, "start") == 1, what="the job starts")
+    zombie.send(signal.SIGSTOP)
+    [row] = raw.xpending_range(KEY, "workers", "-", "+", 10)
+    raw.xclaim(KEY, "workers", "somebody-else", 0, [row["message_id"]])
+    raw.xadd(KEY, {"type": "scripted", "data": '{"n":2,"ms":0}'})
+    zombie.send(signal.SIGCONT)
+    wait_until(lambda: count(history, "end") >= 1, what="the zombie ends its run")
+    zombie.stop()
+    assert raw.xlen("{jobs}:dead") == 0
+    assert raw.zcard("{jobs}:due") == 0
+
+
+def test_a_handler_that_blocks_the_loop_keeps_its_lease_and_is_named_with_its_line(server, raw, history, crew):
+    worker = hire(crew, server, history, lease_s=0.9)
+    hire(crew, server, history, lease_s=0.9)
+    raw.xadd(KEY, {"type": "blocking", "data": '{"n":1,"ms":2000}'})
+    wait_until(lambda: count(history, "end") == 1, what="the blocking job ends")
+    wait_until(lambda: not leftovers(raw), what="it is settled")
+    assert count(history, "start") == 1, "nobody else took it"
+    logs = crew[0].log + crew[1].log
+    assert "handler of blocking" in logs
+    lines = Path(__file__).with_name("jobs.py").read_text().splitlines()
+    number = next(at for at, line in enumerate(lines, 1) if "time.sleep" in line)
+    assert f"jobs.py:{number} in blocking" in logs
+    assert worker.process.poll() is None
+
+
+def test_jobs_survive_a_restart_of_the_server_without_a_burst_of_second_runs(valkey_on_disk, history, crew):
+    raw = valkey_on_disk.client()
+    for _ in range(2):
+        hire(crew, valkey_on_disk, history)
+    for n in range(100):
+        raw.xadd(KEY, {"type": "scripted", "data": f'{{"n":{n},"ms":5000}}'})
+    wait_until(lambda: count(history, "start") == 100, what="all run")
+    valkey_on_disk.kill()
+    wait_until(lambda: (crew[0].log + crew[1].log).count("store is away") >= 1, what="an outage is seen")
+    valkey_on_disk.start()
+    wait_until(lambda: count(history, "end") >= 100, what="all end")
+    wait_until(lambda: not leftovers(raw), 30, what="all are settled")
+    assert count(history, "start") == 100
+    raw.close()
+
+
+@pytest.fixture
+def valkey_on_disk() -> Iterator[Server]:
+    server = Server("valkey", "--appendfsync", "always", appendonly=True)
+    yield server
+    server.stop()

@@ -1,0 +1,80 @@
+"""Real servers for tests: the Valkey of the wheel and Debian's Redis 7.0, each on a private unix socket."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import redis
+
+from runtime.embedded import find_server
+
+KINDS = ("valkey", "redis")
+
+
+def binary_of(kind: str) -> str | None:
+    """Give the server binary of a kind; `RUNTIME_REDIS_SERVER` chooses the Redis."""
+    if kind == "valkey":
+        environment = {name: value for name, value in os.environ.items() if name != "RUNTIME_REDIS_SERVER"}
+        return find_server(environment)
+    return os.environ.get("RUNTIME_REDIS_SERVER") or shutil.which("redis-server")
+
+
+def wait_until(is_true, deadline_s: float = 20.0, what: str = "the condition") -> None:
+    """Poll until it holds; fail the test when it does not in time."""
+    end_s = time.monotonic() + deadline_s
+    while not is_true():
+        assert time.monotonic() < end_s, f"{what} did not hold within {deadline_s} s"
+        time.sleep(0.01)
+
+
+class Server:
+    """One server process with its data folder; may be killed and started again on the same data."""
+
+    def __init__(self, kind: str, *options: str, appendonly: bool = False) -> None:
+        self.kind = kind
+        self.folder = Path(tempfile.mkdtemp(prefix="bj-"))
+        self.socket = str(self.folder / "s.sock")
+        self.options = ["--appendonly", "yes" if appendonly else "no", *options]
+        self.process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"unix://{self.socket}"
+
+    def client(self) -> redis.Redis:
+        return redis.Redis(unix_socket_path=self.socket, decode_responses=True, encoding_errors="backslashreplace", protocol=2)
+
+    def start(self) -> None:
+        binary = binary_of(self.kind)
+        assert binary, f"no server binary for {self.kind}"
+        command = [binary, "--port", "0", "--unixsocket", self.socket, "--dir", str(self.folder), "--save", "", *self.options]
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        wait_until(self.answers, what=f"{self.kind} answers")
+
+    def answers(self) -> bool:
+        client = self.client()
+        try:
+            return bool(client.ping())
+        except redis.RedisError:
+            return False
+        finally:
+            client.close()
+
+    def kill(self) -> None:
+        assert self.process
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self) -> None:
+        if self.process and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,87 @@
+"""Handlers for the tests of `runs="process"`: a child imports them by name, so they stand in a module of their own."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from runtime import Dead, Job, Retry, Snooze, contract, handler
+
+
+@contract("work")
+class Work(msgspec.Struct):
+    do: str
+    note: str = ""
+
+
+class Mute(Exception):
+    """An error whose own message raises."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+class Unsendable(Exception):
+    """An error that cannot be pickled."""
+
+    def __init__(self) -> None:
+        super().__init__("held back")
+        self.hold = lambda: None
+
+
+def say(message: Work, *words: object) -> None:
+    Path(message.note).write_text(" ".join(map(str, words)), "utf-8")
+
+
+@handler(Work, runs="process")
+def work(message: Work, job: Job) -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    match message.do:
+        case "note":
+            say(message, os.getpid(), job.id, job.attempt, job.work, job.born)
+        case "retry":
+            raise Retry(7.5, "rate limit")
+        case "snooze":
+            raise Snooze(3.5, "busy")
+        case "dead":
+            raise Dead("no account", code="no-account")
+        case "error":
+            raise ValueError("no such file")
+        case "exit":
+            sys.exit(3)
+        case "mute":
+            raise Mute
+        case "unsendable":
+            raise Unsendable
+        case "interrupt":
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        case "abort":
+            os.abort()
+        case "leave":
+            os._exit(0)
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "hang":
+            say(message, os.getpid())
+            time.sleep(60)
+        case "print":
+            print("from Python")
+        case "write":
+            os.write(1, b"from a library in C\n")
+        case "command":
+            subprocess.run(["echo", "from a command"], check=True)
+        case other:
+            raise AssertionError(other)
+
+
+@handler(Work, runs="process")
+async def work_async(message: Work, job: Job) -> None:
+    say(message, os.getpid())

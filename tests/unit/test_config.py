@@ -1,0 +1,272 @@
+"""Settings: precedence, bounds, and messages that name where a bad value came from."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime.config import FILE, KNOBS, Config, Knob, address_of, default_data_dir, load
+from runtime.errors import ConfigError
+
+# Four different good values of each knob: by flag, by environment, in the file, and what they become.
+SAMPLES: dict[str, list[tuple[str, Any]]] = {
+    "redis": [("redis://a", "redis://a"), ("redis://b", "redis://b"), ("redis://c", "redis://c")],
+    "queue": [("a", "a"), ("b", "b"), ("c", "c")],
+    "handlers": [("a", "a"), ("b,c", "b,c"), ("c", "c")],
+    "concurrency": [("1", 1), ("500", 500), ("100000", 100_000)],
+    "threads": [("1", 1), ("8", 8), ("10000", 10_000)],
+    "board": [("off", "off"), ("0.0.0.0:1", "0.0.0.0:1"), ("[::1]:65535", "[::1]:65535")],
+    "lease_s": [("0.3", 0.3), ("45", 45.0), ("3600", 3600.0)],
+    "grace_s": [("0", 0.0), ("1.5", 1.5), ("86400", 86400.0)],
+    "max_block_s": [("0.5", 0.5), ("7", 7.0), ("86400", 86400.0)],
+    "max_data_bytes": [("1", 1), ("1024", 1024), ("536870912", 536_870_912)],
+    "unknown_after_s": [("1", 1.0), ("60", 60.0), ("2592000", 2_592_000.0)],
+    "data_dir": [("/a", "/a"), ("/b", "/b"), ("/c", "/c")],
+    "handlers_config": [("a.toml", "a.toml"), ("b.toml", "b.toml"), ("c.toml", "c.toml")],
+    "embedded_port": [("0", 0), ("6380", 6380), ("65535", 65535)],
+    "log": [("auto", "auto"), ("plain", "plain"), ("json", "json")],
+    "log_level": [("debug", "debug"), ("warning", "warning"), ("error", "error")],
+}
+BELOW_AND_ABOVE: dict[str, tuple[str, str]] = {
+    "concurrency": ("0", "100001"),
+    "threads": ("0", "10001"),
+    "lease_s": ("0.29", "3600.1"),
+    "grace_s": ("-0.1", "86400.1"),
+    "max_block_s": ("0.49", "86400.1"),
+    "max_data_bytes": ("0", "536870913"),
+    "unknown_after_s": ("0.9", "2592000.1"),
+    "embedded_port": ("-1", "65536"),
+}
+NUMBERS = [name for name in Config.__struct_fields__ if isinstance(getattr(Config(), name), int | float)]
+WHOLE = [name for name in NUMBERS if isinstance(getattr(Config(), name), int)]
+
+every_knob = pytest.mark.parametrize("knob", KNOBS, ids=lambda knob: knob.field)
+
+
+def settings(folder: Path, flags: dict[str, str | None] | None = None, **environment: str) -> Config:
+    return load(flags or {}, environment, folder)
+
+
+def toml(folder: Path, text: str) -> None:
+    (folder / FILE).write_text(text, "utf-8")
+
+
+def in_toml(knob: Knob, text: str) -> str:
+    """Write a value as TOML would have it."""
+    return f"{knob.key} = {text}" if knob.field in NUMBERS else f'{knob.key} = "{text}"'
+
+
+def complaint(folder: Path, flags: dict[str, str | None] | None = None, **environment: str) -> str:
+    """Give the message of a refusal: one line, whatever was wrong."""
+    with pytest.raises(ConfigError) as caught:
+        settings(folder, flags, **environment)
+    message = str(caught.value)
+    assert message.isprintable()
+    assert len(message.splitlines()) == 1
+    return message
+
+
+# --- precedence --------------------------------------------------------------------------------------------------------------
+
+
+@every_knob
+def test_a_flag_wins_over_the_environment_over_the_file_over_the_default(knob: Knob, tmp_path: Path) -> None:
+    (flag, from_flag), (variable, from_environment), (text, from_file) = SAMPLES[knob.field]
+    toml(tmp_path, in_toml(knob, text))
+    by_flag, by_environment = {knob.field: flag}, {knob.variable: variable}
+    assert getattr(settings(tmp_path, by_flag, **by_environment), knob.field) == from_flag
+    assert getattr(settings(tmp_path, {}, **by_environment), knob.field) == from_environment
+    assert getattr(settings(tmp_path, {knob.field: None}), knob.field) == from_file
+    (tmp_path / FILE).unlink()
+    if knob.field != "data_dir":
+        assert getattr(settings(tmp_path), knob.field) == getattr(Config(), knob.field)
+
+
+@every_knob
+def test_the_type_of_a_value_is_the_same_wherever_it_came_from(knob: Knob, tmp_path: Path) -> None:
+    kind = type(getattr(Config(), knob.field))
+    (flag, _), (variable, _), (text, _) = SAMPLES[knob.field]
+    toml(tmp_path, in_toml(knob, text))
+    for config in (settings(tmp_path, {knob.field: flag}), settings(tmp_path, {}, **{knob.variable: variable}),
+    settings(tmp_path)):     assert type(getattr(config, knob.field)) is kind
+
+
+def test_an_empty_variable_counts_as_none(tmp_path: Path) -> None:
+    toml(tmp_path, "concurrency = 7")
+    assert settings(tmp_path, RUNTIME_CONCURRENCY="").concurrency == 7
+    assert settings(tmp_path, REDIS_URL="").redis == ""
+
+
+def test_redis_is_set_by_redis_url(tmp_path: Path) -> None:
+    assert settings(tmp_path, REDIS_URL="redis://here").redis == "redis://here"
+    assert settings(tmp_path, RUNTIME_REDIS="redis://elsewhere").redis == ""
+
+
+def test_foreign_variables_are_let_pass(tmp_path: Path) -> None:
+    assert settings(tmp_path, RUNTIME_NONSENSE="1", CONCURRENCY="9").concurrency == 100
+
+
+def test_without_a_file_all_is_as_by_default(tmp_path: Path) -> None:
+    config = settings(tmp_path, HOME="/home/ada")
+    assert config == Config(data_dir="/home/ada/.local/share/backend-jobs")
+
+
+def test_settings_cannot_be_changed(tmp_path: Path) -> None:
+    with pytest.raises(AttributeError):
+        settings(tmp_path).queue = "other"  # type: ignore[misc]
+
+
+# --- bounds ------------------------------------------------------------------------------------------------------------------
+
+
+def test_every_number_has_bounds() -> None:
+    assert set(BELOW_AND_ABOVE) == set(NUMBERS)
+
+
+@pytest.mark.parametrize("name", BELOW_AND_ABOVE)
+@pytest.mark.parametrize("side", [0, 1], ids=["below", "above"])
+def test_a_number_out_of_its_bounds_is_refused_wherever_it_came_from(name: str, side: int, tmp_path: Path) -> None:
+    knob = next(knob for knob in KNOBS if knob.field == name)
+    text = BELOW_AND_ABOVE[name][side]
+    low, high = SAMPLES[name][0][0], SAMPLES[name][2][0]  # the samples of numbers begin and end at their bounds
+    told = f"from {float(low):g} to {float(high):g}"
+    assert told in complaint(tmp_path, {name: text})
+    assert told in complaint(tmp_path, {}, **{knob.variable: text})
+    toml(tmp_path, in_toml(knob, text))
+    assert told in complaint(tmp_path)
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("text", ["", "x", "nan", "inf", "-inf", "1e400", "1 s", "0x10", "1,5", "true", "None"])
+def test_what_is_no_number_is_refused(name: str, text: str, tmp_path: Path) -> None:
+    complaint(tmp_path, {name: text})
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_half_a_thing_is_refused(name: str, tmp_path: Path) -> None:
+    assert "whole number" in complaint(tmp_path, {name: "1.5"})
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", ["true", "[1]", '{a = 1}', "nan", "inf", "1979-05-27", '"x"'])
+def test_what_is_no_number_in_the_file_is_refused(name: str, value: str, tmp_path: Path) -> None:
+    knob = next(knob for knob in KNOBS if knob.field == name)
+    toml(tmp_path, f"{knob.key} = {value}")
+    assert f"{FILE}: {knob.key}" in complaint(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "text"), [("log", "xml"), ("log", "Plain"), ("log_level", "loud"), ("log_level", "")])
+def test_a_choice_is_one_of_a_few_words(name: str, text: str, tmp_path: Path) -> None:
+    assert "one of" in complaint(tmp_path, {name: text})
+
+
+@pytest.mark.parametrize("value", ["5", "true", "[1]", "{a = 1}"])
+def test_what_is_no_text_in_the_file_is_refused(value: str, tmp_path: Path) -> None:
+    toml(tmp_path, f"queue = {value}")
+    assert f"{FILE}: queue" in complaint(tmp_path)
+
+
+# --- messages ----------------------------------------------------------------------------------------------------------------
+
+BAD = {"concurrency": "many", "lease_s": "0", "log": "xml", "board": "nowhere", "embedded_port": "1.5"}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_message_names_the_source_of_the_bad_value_and_the_value(name: str, tmp_path: Path) -> None:
+    knob = next(knob for knob in KNOBS if knob.field == name)
+    text = BAD[name]
+    by_flag = complaint(tmp_path, {name: text})
+    assert by_flag.startswith(knob.flag)
+    assert repr(text) in by_flag
+    by_environment = complaint(tmp_path, {}, **{knob.variable: text})
+    assert by_environment.startswith(knob.variable)
+    assert repr(text) in by_environment
+    toml(tmp_path, f'{knob.key} = "{text}"')
+    assert complaint(tmp_path).startswith(f"{FILE}: {knob.key}")
+
+
+def test_a_value_with_line_breaks_makes_no_second_line(tmp_path: Path) -> None:
+    complaint(tmp_path, {"concurrency": "1\n2\x1b[31m"})
+    complaint(tmp_path, {"board": "a\nb"})
+
+
+def test_an_unknown_key_in_the_file_is_refused_and_the_known_ones_are_told(tmp_path: Path) -> None:
+    toml(tmp_path, "concurency = 5")
+    message = complaint(tmp_path)
+    assert str(tmp_path / FILE) in message
+    assert "'concurency'" in message
+    assert " concurrency," in message
+
+
+def test_the_name_of_a_field_is_no_key_of_the_file(tmp_path: Path) -> None:
+    toml(tmp_path, "lease_s = 5")
+    assert "'lease_s'" in complaint(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["concurrency = ", "= 5", "concurrency = 1\nconcurrency = 2", "[", "\x00"])
+def test_a_file_that_is_no_toml_is_refused_by_name(text: str, tmp_path: Path) -> None:
+    toml(tmp_path, text)
+    assert str(tmp_path / FILE) in complaint(tmp_path)
+
+
+def test_a_file_that_is_no_text_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_bytes(b'queue = "\xff"')
+    assert str(tmp_path / FILE) in complaint(tmp_path)
+
+
+def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / FILE).mkdir()
+    assert str(tmp_path / FILE) in complaint(tmp_path)
+
+
+# --- the table of knobs ------------------------------------------------------------------------------------------------------
+
+
+def test_every_field_has_one_knob_and_every_knob_its_field() -> None:
+    assert sorted(knob.field for knob in KNOBS) == sorted(Config.__struct_fields__) == sorted(SAMPLES)
+
+
+def test_flags_variables_and_keys_are_told_apart() -> None:
+    for names in ([knob.flag for knob in KNOBS], [knob.variable for knob in KNOBS], [knob.key for knob in KNOBS]):
+        assert len(set(names)) == len(names)
+
+
+@every_knob
+def test_flag_variable_and_key_are_one_name(knob: Knob) -> None:
+    assert knob.flag == "--" + knob.key.replace("_", "-")
+    assert knob.variable == ("REDIS_URL" if knob.field == "redis" else f"RUNTIME_{knob.key.upper()}")
+    assert knob.help
+    assert knob.metavar.isupper()
+
+
+# --- addresses and folders -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("off", None),
+        ("127.0.0.1:8080", ("127.0.0.1", 8080)),
+        ("localhost:0", ("localhost", 0)),
+        ("[::1]:65535", ("::1", 65535)),
+    ],
+)
+def test_an_address_is_host_and_port_or_off(text: str, address: tuple[str, int] | None) -> None:
+    assert address_of(text) == address
+
+
+@pytest.mark.parametrize("text", ["", "8080", ":8080", "localhost", "localhost:", "localhost:http", "localhost:65536", "a:-1",
+"a:²"]) def test_what_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="HOST:PORT"):
+        address_of(text)
+
+
+def test_data_goes_where_the_user_s_data_goes(tmp_path: Path) -> None:
+    assert default_data_dir({"HOME": "/home/ada"}) == Path("/home/ada/.local/share/backend-jobs")
+    assert default_data_dir({"HOME": "/home/ada", "XDG_DATA_HOME": "/data"}) == Path("/data/backend-jobs")
+    assert default_data_dir({"HOME": "/home/ada", "XDG_DATA_HOME": ""}) == Path("/home/ada/.local/share/backend-jobs")
+    assert default_data_dir({}) == Path(os.path.expanduser("~")) / ".local/share/backend-jobs"
+    assert settings(tmp_path, {"data_dir": "/mine"}, XDG_DATA_HOME="/data").data_dir == "/mine"

@@ -1,0 +1,207 @@
+"""The nouns: identity of a job over its life, contracts, batches."""
+
+from __future__ import annotations
+
+import gc
+import re
+from typing import Any
+
+import msgspec
+import pytest
+
+from runtime.backoff import Backoff
+from runtime.errors import ConfigError
+from runtime.jobs import (
+    DONE,
+    PLAIN,
+    STREAMS,
+    Batch,
+    Deferral,
+    Envelope,
+    Handler,
+    Job,
+    Lease,
+    Letter,
+    Parking,
+    Priority,
+    contract,
+    contract_of,
+    default_id,
+    room_of,
+)
+
+
+def job(entry: str = "1700000000123-4", stream: int = 1, count: int = 1, data: bytes = b'{"a":1}', **fields: Any) -> Job:
+    return Job(stream, entry.encode(), count, "run", 0.0, b"greet", data, Envelope(**fields) if fields else PLAIN, 0)
+
+
+# --- one job over its attempts -------------------------------------------------------------------------------------------
+
+
+def retried(first: Job, entry: str = "1700000099000-0", failed: int = 1) -> Job:
+    """What a later attempt looks like: a new entry with the id and the birth of the first."""
+    return job(entry, id=first.id, failed=failed, first_ms=int(first.born * 1000), data=first.data)
+
+
+def test_a_message_without_an_id_is_named_after_its_place() -> None:
+    assert job("5-1", stream=3).id == default_id("low", "5-1") == "low-5-1"
+
+
+def test_a_message_with_an_id_keeps_it() -> None:
+    assert job(id="order:17").id == "order:17"
+
+
+def test_the_id_stays_the_same_over_all_attempts() -> None:
+    first = job()
+    assert retried(retried(first), "1700000200000-0").id == first.id == "high-1700000000123-4"
+
+
+def test_the_attempt_is_one_more_than_the_failures() -> None:
+    assert [job().attempt, job(failed=1).attempt, job(failed=7).attempt] == [1, 2, 8]
+
+
+def test_a_redelivery_is_no_new_attempt() -> None:
+    assert job(count=3).attempt == 1
+
+
+@pytest.mark.parametrize("stream", range(4))
+def test_the_priority_is_the_stream_a_job_came_from(stream: int) -> None:
+    assert job(stream=stream).priority is list(Priority)[stream]
+    assert job(stream=stream).priority.name.lower() == STREAMS[stream]
+
+
+def test_a_job_is_born_when_its_first_entry_was_made() -> None:
+    assert job("1700000000123-4").born == 1700000000.123
+
+
+def test_a_job_is_born_once() -> None:
+    first = job("1700000000123-4")
+    assert retried(first).born == first.born
+
+
+def test_the_work_is_one_short_word() -> None:
+    assert re.fullmatch("[a-z2-7]{26}", job().work)
+
+
+def test_the_work_stays_the_same_over_attempts_and_redeliveries() -> None:
+    first = job()
+    assert {retried(first, failed=failed).work for failed in range(1, 9)} == {first.work} == {job(count=7).work}
+
+
+def test_the_work_stays_the_same_after_an_unedited_replay() -> None:
+    first = job(id="order:17")
+    assert job("1800000000000-0", id="order:17", origin="order:17").work == first.work
+    assert job("1800000000000-0", id="another", origin="order:17").work == first.work
+
+
+def test_another_job_or_another_payload_is_other_work() -> None:
+    works = [job(id="a").work, job(id="b").work, job(id="a", data=b'{"a":2}').work, job("1-1").work, job("1-1", stream=2).work]
+    assert len(set(works)) == len(works)
+
+
+def test_leases_of_one_entry_are_told_apart() -> None:
+    first, second = Lease(0, b"1-0", 1, "run", 0.0), Lease(0, b"1-0", 1, "run", 0.0)
+    assert first != second
+    assert [second, first].index(first) == 1
+    one, other = job(), job()
+    assert one != other
+    assert {one: 1}.get(other) is None
+
+
+def test_jobs_are_outside_of_the_garbage_collector() -> None:
+    assert not gc.is_tracked(job())
+
+
+# --- contracts -------------------------------------------------------------------------------------------------------------
+
+
+@contract("greet", version=3, priority=Priority.HIGH)
+class Greet(msgspec.Struct):
+    name: str
+
+
+def test_a_contract_is_found_on_its_class() -> None:
+    found = contract_of(Greet)
+    assert (found.type, found.payload, found.version, found.priority) == ("greet", Greet, 3, Priority.HIGH)
+
+
+def test_a_contract_has_version_one_and_medium_priority_unless_told() -> None:
+    @contract("plain")
+    class Plain(msgspec.Struct):
+        pass
+
+    assert (contract_of(Plain).version, contract_of(Plain).priority) == (1, Priority.MEDIUM)
+
+
+def test_a_number_will_do_for_a_priority_and_no_other_number() -> None:
+    @contract("numbered", priority=4)  # type: ignore[arg-type]
+    class Numbered(msgspec.Struct):
+        pass
+
+    assert contract_of(Numbered).priority is Priority.LOW
+    with pytest.raises(ValueError, match="5"):
+        contract("numbered", priority=5)(Numbered)  # type: ignore[arg-type]
+
+
+def test_a_class_derived_from_a_contract_is_none_itself() -> None:
+    class GreetMore(Greet):
+        more: str
+
+    with pytest.raises(ConfigError, match="GreetMore is no contract"):
+        contract_of(GreetMore)
+
+
+@pytest.mark.parametrize("name", ["a", "7", "send-email", "a.b_c-d", "a" * 64])
+def test_a_wire_name_may_be(name: str) -> None:
+    assert contract(name)
+
+
+@pytest.mark.parametrize("name", ["", "A", "-a", ".a", "a b", "a/b", "ä", "a\n", "a" * 65])
+def test_a_wire_name_may_not_be(name: str) -> None:
+    with pytest.raises(ConfigError, match="a type is 1 to 64"):
+        contract(name)
+
+
+@pytest.mark.parametrize("version", [0, -1])
+def test_versions_begin_at_one(version: int) -> None:
+    with pytest.raises(ConfigError, match="version"):
+        contract("greet", version=version)
+
+
+def test_a_contract_is_a_struct() -> None:
+    with pytest.raises(ConfigError, match="Loose must be a msgspec.Struct"):
+
+        @contract("loose")
+        class Loose:  # type: ignore[type-var]
+            pass
+
+
+def test_a_handler_can_be_called_as_the_function_it_is() -> None:
+    def greet(message: Greet, job: Job) -> str:
+        return message.name
+
+    async def run(payload: Any, job: Job) -> None:
+        raise AssertionError
+
+    handler = Handler(contract_of(Greet), run, lambda job: None, greet, 1.0, Backoff(), "thread")
+    assert handler(Greet("Ada"), job()) == "Ada"
+    assert handler.place == f"{__name__}:{greet.__qualname__}"
+
+
+# --- small shapes ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_room_is_named_after_type_and_version() -> None:
+    assert room_of("greet", 3) == "~t:greet@3"
+
+
+def test_a_batch_counts_all_that_is_to_be_written() -> None:
+    one = job()
+    batch = Batch([[], [one], [], [one, one]], [Deferral(one, "retry", 1, "a", 1)], [Letter(one, "", "", "", 0, "")],
+    [Parking(one, "~")]) assert len(batch) == 6
+    assert len(Batch([[], [], [], []], [], [], [])) == 0
+
+
+def test_success_is_one_object_for_all_jobs() -> None:
+    assert type(DONE)() == DONE
+    assert len(msgspec.structs.fields(DONE)) == 0

@@ -1,0 +1,1135 @@
+"""Lanes: the table of handlers and interruptions, on asyncio and uvloop; the inbox; turns for others; counting.
+
+Cut = `lane.interrupt`, which ends a job. Stop = `task.cancel`, which ends a lane. Whatever a handler does, a lane survives
+cuts, ends on stops, never reports a stop as a failure, and runs its next job undisturbed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import msgspec
+import pytest
+import uvloop
+
+from runtime.backoff import Backoff
+from runtime.errors import BadPayload, Dead, LeaseLost, Retry, SelfCancelled, Snooze, TimedOut
+from runtime.events import BUCKETS, Tally
+from runtime.jobs import LOST, PLAIN, Handler, Job, contract, contract_of
+from runtime.lanes import BREATH, NEVER, Inbox, Lane
+from runtime.settle import Ledger
+
+Run = Callable[[Any, Job], Awaitable[object]]
+LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture(params=LOOPS)
+def on_loop(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, None]], None]:
+    """Give a function that runs a story on a loop of its own."""
+
+    def run(story: Coroutine[Any, Any, None]) -> None:
+        with asyncio.Runner(loop_factory=LOOPS[request.param]) as runner:
+            runner.run(story)
+
+    return run
+
+
+@contract("greet")
+class Greet(msgspec.Struct):
+    pass
+
+
+def handler(run: Run, decode: Callable[[Job], Any] = lambda job: None) -> Handler[Any]:
+    return Handler(contract_of(Greet), run, decode, run, 30.0, Backoff(), "loop")  # type: ignore[arg-type]
+
+
+def job(type_name: str, entry: str = "1-0") -> Job:
+    return Job(1, entry.encode(), 1, "run/0", 0.0, type_name.encode(), b"{}", PLAIN, 0)
+
+
+async def until(is_true: Callable[[], bool]) -> None:
+    """Give the loop turns until a condition holds."""
+    async with asyncio.timeout(10):
+        while not is_true():
+            await asyncio.sleep(0)
+
+
+async def rest() -> None:
+    """Give the loop so many turns that all which can happen without time has happened."""
+    for _ in range(30):
+        await asyncio.sleep(0)
+
+
+@dataclass
+class World:
+    """One lane and all it touches. A handler hangs on `gate`, and says in `at` that it has begun."""
+
+    clock_s: float = 1000.0
+    at: list[str] = field(default_factory=list)
+    failures: list[tuple[Job, BaseException, object]] = field(default_factory=list)
+    handlers: dict[bytes, Handler[Any]] = field(default_factory=dict)
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+    door: threading.Event = field(default_factory=threading.Event)
+    inbox: Inbox = field(default_factory=Inbox)
+    ledger: Ledger = field(default_factory=Ledger)
+    tally: Tally = field(default_factory=Tally)
+
+    def __post_init__(self) -> None:
+        self.lane = self.another_lane()
+        self.task = asyncio.create_task(self.lane.run())
+
+    def another_lane(self) -> Lane:
+        return Lane(
+            self.inbox, self.ledger, self.tally, self.handlers, lambda: self.clock_s, lambda: 0.5,
+            lambda job, error, outcome: self.failures.append((job, error, outcome)),
+        )  # fmt: skip
+
+    def put(self, run: Run, name: str = "first", decode: Callable[[Job], Any] = lambda job: None) -> Job:
+        """Put a job of this handler into the inbox."""
+        self.handlers[name.encode()] = handler(run, decode)
+        one = job(name)
+        self.inbox.put([one])
+        return one
+
+    def done(self) -> list[Job]:
+        """Give the jobs that are noted as done."""
+        return [one for jobs in self.ledger._batch.done for one in jobs]
+
+    async def hang(self) -> None:
+        """Hang until the gate opens."""
+        self.at.append("hanging")
+        await self.gate.wait()
+
+    async def end(self) -> None:
+        """Let go of all that may still run."""
+        self.gate.set()
+        self.door.set()
+        self.task.cancel()
+        await asyncio.wait([self.task])
+
+
+# --- the handlers of the table -----------------------------------------------------------------------------------------------
+
+# Each is made with its world. Those that wait do so in `world.hang()`, from which a cut or a stop throws them.
+
+
+def returns(world: World) -> Run:
+    async def run(payload: Any, job: Job) -> None:
+        world.at.append("ran")
+
+    return run
+
+
+def raises(world: World) -> Run:
+    async def run(payload: Any, job: Job) -> None:
+        raise ValueError("no")
+
+    return run
+
+
+def exits(world: World) -> Run:
+    async def run(payload: Any, job: Job) -> None:
+        sys.exit(3)
+
+    return run
+
+
+def cancels_itself(world: World) -> Run:
+    async def run(payload: Any, job: Job) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(0)
+
+    return run
+
+
+def awaits_something_cancelled(world: World) -> Run:
+    async def run(payload: Any, job: Job) -> None:
+        future = asyncio.get_running_loop().create_future()
+        future.cancel()
+        await future
+
+    return run
+
+
+def raises_cancelled_error(world: World) -> Run:
+    async def run(payload: Any, job: Job) -> None:
+        raise asyncio.CancelledError
+
+    return run
+
+
+def timeout_expires(world: World) -> Run:
+    async def run(payload: Any, job: Job) -> None:
+        async with asyncio.timeout(0):
+            await world.hang()
+
+    return run
+
+
+def timeout_expires_and_is_handled(world: World) -> Run:
+    async def run(payload: Any, job: Job) -> None:
+        try:
+            async with asyncio.timeout(0):
+                await asyncio.Event().wait()
+        except TimeoutError:
+            await asyncio.sleep(0)
+
+    return run
+
+
+def wait_for_expires(world: World) -> Run:
+    async def run(payload: Any, job: Job) -> None:
+        await asyncio.wait_for(asyncio.Event().wait(), 0)
+
+    return run
+
+
+def task_group_fails(world: World) -> Run:
+    async def fail() -> None:
+        raise ValueError("no")
+
+    async def run(payload: Any, job: Job) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(fail())
+            await asyncio.Event().wait()
+
+    return run
+
+
+def anyio_scope_expires(world: World) -> Run:
+    async def run(payload: Any, job: Job) -> None:
+        with anyio.move_on_after(0):
+            await anyio.sleep_forever()
+
+    return run
+
+
+def anyio_deadline_expires(world: World) -> Run:
+    async def run(payload: Any, job: Job) -> None:
+        with anyio.fail_after(0):
+            await anyio.sleep_forever()
+
+    return run
+
+
+def anyio_scope_is_cancelled(world: World) -> Run:
+    async def run(payload: Any, job: Job) -> None:
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await anyio.sleep_forever()
+
+    return run
+
+
+def anyio_group_is_cancelled(world: World) -> Run:
+    async def run(payload: Any, job: Job) -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(anyio.sleep_forever)
+            group.cancel_scope.cancel()
+
+    return run
+
+
+def anyio_group_fails(world: World) -> Run:
+    async def fail() -> None:
+        raise ValueError("no")
+
+    async def run(payload: Any, job: Job) -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(fail)
+            await anyio.sleep_forever()
+
+    return run
+
+
+def anyio_thread_returns(world: World) -> Run:
+    async def run(payload: Any, job: Job) -> None:
+        await anyio.to_thread.run_sync(lambda: None)
+
+    return run
+
+
+def hangs(world: World) -> Run:
+    async def run(payload: Any, job: Job) -> None:
+        await world.hang()
+
+    return run
+
+
+def hangs_in_a_child_task(world: World) -> Run:
+    async def run(payload: Any, job: Job) -> None:
+        await asyncio.create_task(world.hang())
+
+    return run
+
+
+def hangs_in_a_timeout(world: World) -> Run:
+    async def run(payload: Any, job: Job) -> None:
+        async with asyncio.timeout(60), asyncio.timeout(90):
+            await world.hang()
+
+    return run
+
+
+def hangs_in_wait_for(world: World) -> Run:
+    async def run(payload: Any, job: Job) -> None:
+        await asyncio.wait_for(world.hang(), 60)
+
+    return run
+
+
+def hangs_in_gather(world: World) -> Run:
+    async def run(payload: Any, job: Job) -> None:
+        await asyncio.gather(world.hang(), world.hang())
+
+    return run
+
+
+def hangs_in_a_task_group(world: World) -> Run:
+    async def run(payload: Any, job: Job) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(world.hang())
+            group.create_task(world.hang())
+
+    return run
+
+
+def hangs_in_an_anyio_scope(world: World) -> Run:
+    async def run(payload: Any, job: Job) -> None:
+        with anyio.move_on_after(60), anyio.fail_after(90):
+            await world.hang()
+
+    return run
+
+
+def hangs_in_an_anyio_group(world: World) -> Run:
+    async def run(payload: Any, job: Job) -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(world.hang)
+            group.start_soon(world.hang)
+
+    return run
+
+
+def hangs_in_an_anyio_thread(world: World) -> Run:
+    def wait() -> None:
+        world.at.append("hanging")
+        world.door.wait(10)
+
+    async def run(payload: Any, job: Job) -> None:
+        await anyio.to_thread.run_sync(wait, abandon_on_cancel=True)
+
+    return run
+
+
+def tidies_up(world: World) -> Run:
+    async def run(payload: Any, job: Job) -> None:
+        try:
+            await world.hang()
+        finally:
+            await asyncio.sleep(0)
+            world.at.append("tidy")
+
+    return run
+
+
+def times_out_then_hangs(world: World) -> Run:
+    expires = timeout_expires_and_is_handled(world)
+
+    async def run(payload: Any, job: Job) -> None:
+        await expires(payload, job)
+        await world.hang()
+
+    return run
+
+
+def answers_with_another_error(world: World) -> Run:
+    async def run(payload: Any, job: Job) -> None:
+        try:
+            await world.hang()
+        except asyncio.CancelledError:
+            raise ValueError("I was busy") from None
+
+    return run
+
+
+def answers_with_a_word(world: World) -> Run:
+    async def run(payload: Any, job: Job) -> None:
+        try:
+            await world.hang()
+        except asyncio.CancelledError:
+            raise Dead("I was busy") from None
+
+    return run
+
+
+def answers_by_leaving(world: World) -> Run:
+    async def run(payload: Any, job: Job) -> None:
+        try:
+            await world.hang()
+        except asyncio.CancelledError:
+            sys.exit(1)
+
+    return run
+
+
+def swallows(world: World) -> Run:
+    async def run(payload: Any, job: Job) -> None:
+        try:
+            await world.hang()
+        except asyncio.CancelledError:
+            await asyncio.sleep(0)
+
+    return run
+
+
+# Rows: those that have ended before anybody can interrupt, by what becomes of them; `None` means done.
+ENDED: dict[Callable[[World], Run], type[BaseException] | None] = {
+    returns: None,
+    raises: ValueError,
+    exits: SystemExit,
+    awaits_something_cancelled: SelfCancelled,
+    raises_cancelled_error: SelfCancelled,
+    timeout_expires: TimeoutError,
+    timeout_expires_and_is_handled: None,
+    wait_for_expires: TimeoutError,
+    task_group_fails: ExceptionGroup,
+    anyio_scope_expires: None,
+    anyio_deadline_expires: TimeoutError,
+    anyio_scope_is_cancelled: None,
+    anyio_group_is_cancelled: None,
+    anyio_group_fails: ExceptionGroup,
+    anyio_thread_returns: None,
+}
+# Those that hang until they are interrupted, and let go.
+HANGING = [
+    hangs,
+    hangs_in_a_child_task,
+    hangs_in_a_timeout,
+    hangs_in_wait_for,
+    hangs_in_gather,
+    hangs_in_a_task_group,
+    hangs_in_an_anyio_scope,
+    hangs_in_an_anyio_group,
+    hangs_in_an_anyio_thread,
+    tidies_up,
+    times_out_then_hangs,
+]
+# Those that hang, and answer an interruption with something of their own.
+ANSWERING = [answers_with_another_error, answers_with_a_word, answers_by_leaving]
+SWALLOWING = [swallows]
+
+# Columns: the interruptions that only end a job, and those that end the lane.
+CUT = TimedOut("too long")
+
+
+def nobody(world: World) -> None:
+    """Interrupt nothing."""
+
+
+def cut(world: World) -> None:
+    world.lane.interrupt(CUT)
+
+
+def cut_twice(world: World) -> None:
+    world.lane.interrupt(CUT)
+    world.lane.interrupt(LeaseLost("the second cut says something else"))
+
+
+def stop(world: World) -> None:
+    world.task.cancel()
+
+
+def cut_then_stop(world: World) -> None:
+    cut(world)
+    stop(world)
+
+
+def stop_then_cut(world: World) -> None:
+    stop(world)
+    cut(world)
+
+
+def stop_twice(world: World) -> None:
+    stop(world)
+    stop(world)
+
+
+CUTS = [cut, cut_twice]
+STOPS = [stop, cut_then_stop, stop_then_cut, stop_twice]
+Interruption = Callable[[World], None]
+
+
+def names(values: Any) -> list[str]:
+    return [value.__name__ for value in values]
+
+
+def rows(*makers: Any) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("make", makers, ids=names(makers))
+
+
+def columns(*interruptions: Any) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("interrupt", interruptions, ids=names(interruptions))
+
+
+async def next_job_runs_undisturbed(world: World) -> None:
+    """Run one more job, in which nothing may be left of an earlier interruption."""
+    seen: list[int] = []
+
+    async def calm(payload: Any, job: Job) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        for _ in range(5):
+            seen.append(task.cancelling())
+            await asyncio.sleep(0)
+        with anyio.CancelScope():
+            await anyio.lowlevel.checkpoint()
+        async with asyncio.timeout(60):
+            await asyncio.sleep(0)
+
+    one = world.put(calm, "calm")
+    await until(lambda: world.task.done() or world.lane.job is None and not world.inbox.jobs)
+    assert not world.task.done()
+    assert seen == [0] * 5
+    assert world.done()[-1] is one
+    assert world.lane.cut is None
+    assert world.lane.deadline_s == NEVER
+
+
+def lane_has_ended(world: World) -> None:
+    assert world.task.done()
+    assert world.task.cancelled() or world.task.exception() is None
+    assert world.failures == []  # a stop is no failure
+
+
+# --- the table ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("make", "error"), ENDED.items(), ids=names(ENDED))
+@columns(nobody, *CUTS)
+def test_what_a_handler_did_by_itself_is_told_and_a_late_cut_touches_nothing(
+    make: Callable[[World], Run], error: type[BaseException] | None, interrupt: Interruption, on_loop: Any
+) -> None:
+    async def story() -> None:
+        world = World()
+        first = world.put(make(world))
+        await until(lambda: world.tally.finished == 1)
+        interrupt(world)
+        await rest()
+        if error is None:
+            assert world.done() == [first]
+            assert world.failures == []
+        else:
+            ((failed, told, outcome),) = world.failures
+            assert failed is first
+            assert isinstance(told, error)
+            assert isinstance(outcome, Retry)
+            assert world.ledger._batch.defer[0].lease is first
+        await next_job_runs_undisturbed(world)
+        await world.end()
+
+    on_loop(story())
+
+
+@rows(*ENDED)
+@columns(*STOPS)
+def test_a_stop_ends_an_idle_lane(make: Callable[[World], Run], interrupt: Interruption, on_loop: Any) -> None:
+    async def story() -> None:
+        world = World()
+        world.put(make(world))
+        await until(lambda: world.tally.finished == 1)
+        world.failures.clear()
+        interrupt(world)
+        await until(world.task.done)
+        lane_has_ended(world)
+        assert world.lane.job is None
+        assert world.inbox.idle == 0
+
+    on_loop(story())
+
+
+@rows(*HANGING, *ANSWERING, *SWALLOWING)
+def test_a_handler_that_nobody_interrupts_comes_to_its_end(make: Callable[[World], Run], on_loop: Any) -> None:
+    async def story() -> None:
+        world = World()
+        first = world.put(make(world))
+        await until(lambda: "hanging" in world.at)
+        await rest()
+        assert world.lane.job is first
+        world.gate.set()
+        world.door.set()
+        await until(lambda: world.lane.job is None)
+        assert world.done() == [first]
+        assert world.failures == []
+        await next_job_runs_undisturbed(world)
+        await world.end()
+
+    on_loop(story())
+
+
+@rows(*HANGING, *ANSWERING)
+@columns(*CUTS)
+def test_a_cut_ends_the_job_and_not_the_lane(make: Callable[[World], Run], interrupt: Interruption, on_loop: Any) -> None:
+    async def story() -> None:
+        world = World()
+        first = world.put(make(world))
+        await until(lambda: "hanging" in world.at)
+        interrupt(world)
+        await until(lambda: world.task.done() or world.lane.job is None)
+        ((failed, error, outcome),) = world.failures
+        assert failed is first
+        assert error is CUT
+        assert isinstance(outcome, Retry)
+        assert world.done() == []
+        await next_job_runs_undisturbed(world)
+        await world.end()
+
+    on_loop(story())
+
+
+@rows(*SWALLOWING)
+@columns(*CUTS)
+def test_who_swallows_a_cut_and_returns_is_done_and_the_lane_goes_on(
+    make: Callable[[World], Run], interrupt: Interruption, on_loop: Any
+) -> None:
+    async def story() -> None:
+        world = World()
+        first = world.put(make(world))
+        await until(lambda: "hanging" in world.at)
+        interrupt(world)
+        await until(lambda: world.task.done() or world.lane.job is None)
+        assert world.done() == [first]
+        assert world.failures == []
+        await next_job_runs_undisturbed(world)
+        await world.end()
+
+    on_loop(story())
+
+
+@rows(*HANGING, *ANSWERING)
+@columns(*STOPS)
+def test_a_stop_ends_the_lane_which_keeps_its_job_to_be_released(
+    make: Callable[[World], Run], interrupt: Interruption, on_loop: Any
+) -> None:
+    async def story() -> None:
+        world = World()
+        first = world.put(make(world))
+        await until(lambda: "hanging" in world.at)
+        world.inbox.put([job("first", "2-0")])
+        interrupt(world)
+        await until(world.task.done)
+        lane_has_ended(world)
+        assert world.lane.job is first
+        assert len(world.ledger) == 0
+        assert len(world.inbox) == 1
+        await world.end()
+
+    on_loop(story())
+
+
+@rows(*SWALLOWING)
+@columns(*STOPS)
+def test_who_swallows_a_stop_and_returns_is_done_and_the_lane_ends_all_the_same(
+    make: Callable[[World], Run], interrupt: Interruption, on_loop: Any
+) -> None:
+    async def story() -> None:
+        world = World()
+        first = world.put(make(world))
+        await until(lambda: "hanging" in world.at)
+        world.inbox.put([job("first", "2-0")])
+        interrupt(world)
+        await until(world.task.done)
+        lane_has_ended(world)
+        assert world.done() == [first]
+        assert world.lane.job is None
+        assert len(world.inbox) == 1
+
+    on_loop(story())
+
+
+@columns(nobody, *CUTS, *STOPS)
+def test_a_handler_that_cancels_itself_ends_its_lane_which_keeps_the_job(interrupt: Interruption, on_loop: Any) -> None:
+    async def story() -> None:
+        world = World()
+        first = world.put(cancels_itself(world))
+        await until(world.task.done)
+        interrupt(world)
+        await rest()
+        lane_has_ended(world)
+        assert world.lane.job is first
+        assert len(world.ledger) == 0
+
+    on_loop(story())
+
+
+@rows(*HANGING, *ANSWERING)
+def test_two_jobs_in_a_row_can_be_cut(make: Callable[[World], Run], on_loop: Any) -> None:
+    async def story() -> None:
+        world = World()
+        for name in ("first", "second"):
+            world.at.clear()
+            world.put(make(world), name)
+            await until(lambda: "hanging" in world.at)
+            cut(world)
+            await until(lambda: world.task.done() or world.lane.job is None)
+        assert [error for _, error, _ in world.failures] == [CUT, CUT]
+        await next_job_runs_undisturbed(world)
+        await world.end()
+
+    on_loop(story())
+
+
+@rows(*HANGING, *ANSWERING)
+def test_after_a_cut_a_stop_is_still_a_stop(make: Callable[[World], Run], on_loop: Any) -> None:
+    async def story() -> None:
+        world = World()
+        world.put(make(world))
+        await until(lambda: "hanging" in world.at)
+        cut(world)
+        await until(lambda: world.task.done() or world.lane.job is None)
+        world.failures.clear()
+        world.at.clear()
+        second = world.put(make(world), "second")
+        await until(lambda: "hanging" in world.at)
+        stop(world)
+        await until(world.task.done)
+        lane_has_ended(world)
+        assert world.lane.job is second
+        await world.end()
+
+    on_loop(story())
+
+
+def test_who_clears_a_cut_away_disturbs_nobody(on_loop: Any) -> None:
+    async def story() -> None:
+        world = World()
+
+        async def uncancels(payload: Any, job: Job) -> None:
+            try:
+                await world.hang()
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                assert task is not None
+                task.uncancel()
+                await asyncio.sleep(0)
+
+        world.put(uncancels)
+        await until(lambda: "hanging" in world.at)
+        cut(world)
+        await until(lambda: world.lane.job is None)
+        await next_job_runs_undisturbed(world)
+        await world.end()
+
+    on_loop(story())
+
+
+def test_who_swallows_a_cut_and_hangs_on_can_still_be_stopped(on_loop: Any) -> None:
+    async def story() -> None:
+        world = World()
+
+        async def hangs_on(payload: Any, job: Job) -> None:
+            try:
+                await world.hang()
+            except asyncio.CancelledError:
+                await world.hang()
+
+        first = world.put(hangs_on)
+        await until(lambda: "hanging" in world.at)
+        cut(world)
+        await until(lambda: world.at == ["hanging", "hanging"])
+        stop(world)
+        await until(world.task.done)
+        lane_has_ended(world)
+        assert world.lane.job is first
+
+    on_loop(story())
+
+
+def test_a_cut_and_the_end_of_the_wait_at_the_same_moment_are_a_cut(on_loop: Any) -> None:
+    async def story() -> None:
+        world = World()
+        world.put(hangs(world))
+        await until(lambda: "hanging" in world.at)
+        world.gate.set()  # the handler is about to go on, but has not yet
+        cut(world)
+        await until(lambda: world.task.done() or world.lane.job is None)
+        assert [error for _, error, _ in world.failures] == [CUT]
+        await next_job_runs_undisturbed(world)
+        await world.end()
+
+    on_loop(story())
+
+
+def test_a_cut_and_a_timeout_of_the_handler_at_the_same_moment_are_a_cut(on_loop: Any) -> None:
+    async def story() -> None:
+        world = World()
+        scopes: list[asyncio.Timeout] = []
+
+        async def waits(payload: Any, job: Job) -> None:
+            async with asyncio.timeout(60) as scope:
+                scopes.append(scope)
+                await world.hang()
+
+        world.put(waits)
+        await until(lambda: "hanging" in world.at)
+        scopes[0].reschedule(asyncio.get_running_loop().time() - 1)
+        cut(world)
+        await until(lambda: world.task.done() or world.lane.job is None)
+        assert [error for _, error, _ in world.failures] == [CUT]
+        await next_job_runs_undisturbed(world)
+        await world.end()
+
+    on_loop(story())
+
+
+# --- one job -------------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_cut_between_jobs_has_no_effect() -> None:
+    world = World()
+    await until(lambda: world.inbox.idle == 1)
+    cut(world)
+    assert world.lane.cut is None
+    await next_job_runs_undisturbed(world)
+    await world.end()
+
+
+async def test_a_cut_before_the_lane_began_has_no_effect() -> None:
+    world = World()
+    cut(world)
+    await next_job_runs_undisturbed(world)
+    await world.end()
+
+
+async def test_a_running_job_has_a_deadline_and_an_idle_lane_has_none() -> None:
+    world = World(clock_s=500.0)
+    assert world.lane.deadline_s == NEVER
+    world.put(hangs(world))
+    await until(lambda: "hanging" in world.at)
+    assert (world.lane.started_s, world.lane.deadline_s) == (500.0, 530.0)
+    world.gate.set()
+    await until(lambda: world.lane.job is None)
+    assert world.lane.deadline_s == NEVER
+    await world.end()
+
+
+async def test_a_handler_gets_its_payload_and_its_job() -> None:
+    world = World()
+    got: list[object] = []
+
+    async def run(payload: Any, job: Job) -> None:
+        got.extend([payload, job])
+
+    one = world.put(run, decode=lambda job: ("payload of", job.type))
+    await until(lambda: world.tally.finished == 1)
+    assert got == [("payload of", b"first"), one]
+    await world.end()
+
+
+async def test_a_payload_that_cannot_be_read_is_dead_and_nothing_runs() -> None:
+    world = World()
+
+    def decode(job: Job) -> Any:
+        raise BadPayload("$.name")
+
+    world.put(returns(world), decode=decode)
+    await until(lambda: world.tally.finished == 1)
+    assert world.at == []
+    assert world.ledger._batch.dead[0].code == "bad-payload"
+    await next_job_runs_undisturbed(world)
+    await world.end()
+
+
+@pytest.mark.parametrize(("word", "kind"), [(Retry(5), Retry), (Snooze(5), Snooze), (Dead("no"), Dead)])
+async def test_the_words_of_a_handler_become_its_outcome(word: Exception, kind: type) -> None:
+    world = World()
+
+    async def run(payload: Any, job: Job) -> None:
+        raise word
+
+    world.put(run)
+    await until(lambda: world.tally.finished == 1)
+    assert isinstance(world.failures[0][2], kind)
+    assert len(world.ledger) == 1
+    await world.end()
+
+
+async def test_a_job_whose_lease_was_lost_leaves_nothing_to_write() -> None:
+    world = World()
+    world.put(hangs(world))
+    await until(lambda: "hanging" in world.at)
+    world.lane.interrupt(LeaseLost("another worker holds it"))
+    await until(lambda: world.lane.job is None)
+    assert world.failures[0][2] is LOST
+    assert len(world.ledger) == 0
+    await world.end()
+
+
+async def test_a_lane_says_what_it_does() -> None:
+    world = World()
+    assert repr(world.lane) == "<Lane idle>"
+    world.put(hangs(world))
+    await until(lambda: "hanging" in world.at)
+    assert repr(world.lane) == "<Lane runs first high-1-0>"
+    await world.end()
+
+
+# --- counting
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("run_s", "bucket"), [(0.0, 0), (0.000001, 1), (0.25, 18), (0.000003, 2), (1.0, 20), (1e9, BUCKETS - 1)])
+async def test_the_time_of_a_run_is_counted(run_s: float, bucket: int) -> None:
+    world = World(clock_s=0.0)
+
+    async def run(payload: Any, job: Job) -> None:
+        world.clock_s += run_s
+
+    world.put(run)
+    await until(lambda: world.tally.finished == 1)
+    ((name, priority, count),) = world.tally.rows()
+    assert (name, priority) == ("first", "high")
+    assert count.runs == [int(at == bucket) for at in range(BUCKETS)]
+    assert count.run_s == run_s
+    await world.end()
+
+
+async def test_outcomes_are_counted_by_type_and_name() -> None:
+    world = World()
+    errors: list[BaseException | None] = [None, ValueError("no"), Snooze(1), Dead("no"), None, LeaseLost("gone"), SystemExit(1)]
+
+    async def run(payload: Any, job: Job) -> None:
+        error = errors.pop(0)
+        if error is not None:
+            raise error
+
+    world.put(run)
+    world.inbox.put([job("first") for _ in range(6)])
+    await until(lambda: world.tally.finished == 7)
+    ((_, _, count),) = world.tally.rows()
+    assert count.outcomes == {"done": 2, "retry": 2, "snooze": 1, "dead": 1, "lost": 1}
+    assert sum(count.runs) == 7
+    await world.end()
+
+
+async def test_what_a_stop_cut_off_is_not_counted() -> None:
+    world = World()
+    world.put(hangs(world))
+    await until(lambda: "hanging" in world.at)
+    stop(world)
+    await until(world.task.done)
+    assert world.tally.finished == 0
+    assert list(world.tally.rows()) == []
+
+
+def test_moves_without_a_run_are_counted_without_a_time() -> None:
+    tally = Tally()
+    tally.moved(b"greet", 3, "copy")
+    tally.moved(b"greet", 3, "copy", 2)
+    ((name, priority, count),) = tally.rows()
+    assert (name, priority, count.outcomes, sum(count.runs)) == ("greet", "low", {"copy": 3}, 0)
+
+
+# --- many lanes
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def test_handlers_that_never_suspend_let_the_loop_breathe(on_loop: Any) -> None:
+    async def story() -> None:
+        world = World()
+        world.put(returns(world))
+        world.inbox.put([job("first") for _ in range(100 * BREATH)])
+        turns = 0
+        while world.tally.finished < 100 * BREATH:
+            before = world.tally.finished
+            await asyncio.sleep(0)
+            turns += 1
+            assert world.tally.finished - before <= BREATH
+        assert turns >= 100
+        await world.end()
+
+    on_loop(story())
+
+
+def test_many_lanes_on_one_inbox_let_the_loop_breathe(on_loop: Any) -> None:
+    async def story() -> None:
+        world = World()
+        tasks = [asyncio.create_task(world.another_lane().run()) for _ in range(20)]
+        await until(lambda: world.inbox.idle == 21)
+        world.put(returns(world))
+        world.inbox.put([job("first") for _ in range(100 * BREATH)])
+        turns = 0
+        while world.tally.finished < 100 * BREATH:
+            await asyncio.sleep(0)
+            turns += 1
+        assert turns >= 5
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        await world.end()
+
+    on_loop(story())
+
+
+def suspends_once(world: World) -> Run:
+    async def run(payload: Any, job: Job) -> None:
+        await asyncio.sleep(0)
+
+    return run
+
+
+@rows(returns, suspends_once)
+def test_500_lanes_finish_10_000_jobs_each_once(make: Callable[[World], Run], on_loop: Any) -> None:
+    async def story() -> None:
+        world = World()
+        tasks = [asyncio.create_task(world.another_lane().run()) for _ in range(499)]
+        world.put(make(world))
+        for start in range(1, 10_000, 1111):
+            world.inbox.put([job("first", f"{entry}-0") for entry in range(start, min(start + 1111, 10_000))])
+            await asyncio.sleep(0)
+        await until(lambda: world.inbox.idle == 500)
+        done = world.done()
+        assert len(done) == len({id(one) for one in done}) == 10_000
+        assert world.failures == []
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        await world.end()
+
+    on_loop(story())
+
+
+def test_as_many_jobs_run_at_the_same_time_as_there_are_lanes(on_loop: Any) -> None:
+    async def story() -> None:
+        world = World()
+        tasks = [asyncio.create_task(world.another_lane().run()) for _ in range(49)]
+        await until(lambda: world.inbox.idle == 50)
+        world.put(hangs(world))
+        world.inbox.put([job("first") for _ in range(99)])
+        await rest()
+        assert len(world.at) == 50
+        assert len(world.inbox) == 50
+        world.gate.set()
+        await until(lambda: world.inbox.idle == 50)
+        assert len(world.done()) == 100
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        await world.end()
+
+    on_loop(story())
+
+
+# --- the inbox
+# -----------------------------------------------------------------------------------------------------------------------
+
+
+async def waiting_lanes(inbox: Inbox, n: int) -> tuple[list[Job], list[asyncio.Task[None]]]:
+    """Give the jobs that `n` waiting takers will get, and the takers."""
+    got: list[Job] = []
+
+    async def take() -> None:
+        got.append(await inbox.wait())
+
+    tasks = [asyncio.create_task(take()) for _ in range(n)]
+    await rest()
+    return got, tasks
+
+
+async def test_an_inbox_wakes_as_many_lanes_as_there_are_jobs() -> None:
+    inbox = Inbox()
+    got, tasks = await waiting_lanes(inbox, 5)
+    assert inbox.idle == 5
+    jobs = [job("first"), job("first")]
+    inbox.put(jobs)
+    assert inbox.idle == 3
+    await rest()
+    assert got == jobs
+    inbox.put([job("first") for _ in range(10)])
+    await asyncio.gather(*tasks)
+    assert len(inbox) == 7
+
+
+async def test_a_lane_that_comes_too_late_waits_on() -> None:
+    inbox = Inbox()
+    got, tasks = await waiting_lanes(inbox, 1)
+    inbox.put([job("first")])
+    assert inbox.take() is not None  # by a lane that was just looking
+    await rest()
+    assert got == []
+    assert inbox.idle == 1
+    second = job("first")
+    inbox.put([second])
+    await asyncio.gather(*tasks)
+    assert got == [second]
+
+
+async def test_a_lane_that_was_stopped_waits_no_longer() -> None:
+    inbox = Inbox()
+    got, tasks = await waiting_lanes(inbox, 3)
+    tasks[1].cancel()
+    await rest()
+    assert inbox.idle == 2
+    inbox.put([job("first"), job("first")])
+    await asyncio.wait(tasks)
+    assert len(got) == 2
+
+
+async def test_a_lane_that_was_stopped_after_it_was_woken_takes_no_job_with_it() -> None:
+    inbox = Inbox()
+    got, tasks = await waiting_lanes(inbox, 1)
+    inbox.put([job("first")])
+    tasks[0].cancel()
+    await asyncio.wait(tasks)
+    assert got == []
+    assert len(inbox) == 1
+
+
+async def test_an_inbox_says_whenever_one_more_lane_is_idle() -> None:
+    idle: list[int] = []
+    inbox = Inbox(lambda: idle.append(inbox.idle))
+    _, tasks = await waiting_lanes(inbox, 3)
+    assert idle == [1, 2, 3]
+    inbox.put([job("first") for _ in range(3)])
+    await asyncio.gather(*tasks)
+
+
+def test_jobs_leave_an_inbox_in_the_order_they_came() -> None:
+    inbox = Inbox()
+    jobs = [job("first") for _ in range(5)]
+    inbox.put(jobs[:2])
+    inbox.put(jobs[2:])
+    assert [inbox.take() for _ in range(6)] == [*jobs, None]
+
+
+def test_an_inbox_gives_back_what_has_not_started() -> None:
+    inbox = Inbox()
+    jobs = [job("first") for _ in range(3)]
+    inbox.put(jobs)
+    assert inbox.clear() == jobs
+    assert len(inbox) == 0
+    assert inbox.clear() == []
+
+
+def test_one_job_can_be_taken_out_if_it_has_not_started() -> None:
+    inbox = Inbox()
+    one, twin = job("first"), job("first")
+    inbox.put([one, twin])
+    assert inbox.remove(twin)
+    assert not inbox.remove(twin)
+    assert inbox.clear() == [one]
+
+
+def test_an_inbox_says_what_it_holds() -> None:
+    inbox = Inbox()
+    inbox.put([job("first")])
+    assert repr(inbox) == "<Inbox 1 jobs, 0 lanes wait>"

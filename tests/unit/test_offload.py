@@ -1,0 +1,245 @@
+"""Offload: plain functions in threads that keep their slot, handlers in child processes that can be killed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import os
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from runtime.errors import Dead, Retry, Snooze
+from runtime.jobs import PLAIN, Envelope, Job
+from runtime.offload import THREADS, ChildFailed, ChildKilled, in_thread
+from tests.unit.in_child import Work, work, work_async
+
+
+def job(do: str = "", note: Path | str = "", **fields: Any) -> Job:
+    data = msgspec.json.encode(Work(do, str(note)))
+    return Job(1, b"1700000000123-0", 1, "run/0", 0.0, b"work", data, Envelope(**fields) if fields else PLAIN, 0)
+
+
+async def until(is_true: Callable[[], bool]) -> None:
+    """Give the loop turns until a condition holds; threads and processes take their time."""
+    async with asyncio.timeout(20):
+        while not is_true():
+            await asyncio.sleep(0)
+            time.sleep(0.0005)  # noqa: ASYNC251 -- leaves the processor to those that we wait for
+
+
+# --- threads -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def slots() -> Iterator[None]:
+    """Begin and end with all slots free."""
+    before = THREADS.total_tokens
+    assert THREADS.borrowed_tokens == 0
+    yield
+    assert THREADS.borrowed_tokens == 0
+    THREADS.total_tokens = before
+
+
+class Hanging:
+    """A function that hangs in its thread until it is let go, and counts how often and how many at once it ran."""
+
+    def __init__(self) -> None:
+        self.let_go = threading.Event()
+        self.lock = threading.Lock()
+        self.begun = self.ended = self.most = 0
+
+    def __call__(self, payload: Any, job: Job) -> str:
+        with self.lock:
+            self.begun += 1
+            self.most = max(self.most, self.begun - self.ended)
+        self.let_go.wait(20)
+        with self.lock:
+            self.ended += 1
+        return "let go"
+
+
+async def test_a_plain_function_runs_in_a_thread_and_gives_its_answer() -> None:
+    def function(payload: Any, job: Job) -> object:
+        return threading.get_ident(), payload, job
+
+    one = job()
+    ident, payload, got = await in_thread(function)("payload", one)  # type: ignore[misc]
+    assert ident != threading.get_ident()
+    assert (payload, got) == ("payload", one)
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), Retry(5), SystemExit(3), StopIteration()], ids=lambda error: type(error).__name__)
+async def test_what_a_function_raises_in_its_thread_comes_back(error: BaseException) -> None:
+    def function(payload: Any, job: Job) -> None:
+        raise error
+
+    with pytest.raises(RuntimeError if isinstance(error, StopIteration) else type(error)):
+        await in_thread(function)(None, job())
+    await until(lambda: THREADS.borrowed_tokens == 0)
+
+
+async def test_a_function_in_a_thread_sees_the_context_of_its_lane() -> None:
+    current = contextvars.ContextVar("current", default="nobody's")
+    current.set("mine")
+    assert await in_thread(lambda payload, job: current.get())(None, job()) == "mine"
+
+
+async def test_no_more_functions_run_at_once_than_there_are_slots() -> None:
+    THREADS.total_tokens = 2
+    hanging = Hanging()
+    tasks = [asyncio.ensure_future(in_thread(hanging)(None, job())) for _ in range(5)]
+    await until(lambda: hanging.begun == 2)
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert hanging.begun == THREADS.borrowed_tokens == 2
+    hanging.let_go.set()
+    assert await asyncio.gather(*tasks) == ["let go"] * 5
+    assert hanging.most == 2
+    await until(lambda: THREADS.borrowed_tokens == 0)
+
+
+async def test_a_thread_past_its_deadline_keeps_its_slot_until_it_ends() -> None:
+    THREADS.total_tokens = 1
+    hanging, next_one = Hanging(), Hanging()
+    next_one.let_go.set()
+    task = asyncio.ensure_future(in_thread(hanging)(None, job()))
+    await until(lambda: hanging.begun == 1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert THREADS.borrowed_tokens == 1
+    second = asyncio.ensure_future(in_thread(next_one)(None, job()))
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert next_one.begun == 0
+    hanging.let_go.set()
+    assert await second == "let go"
+    assert hanging.ended == 1
+    await until(lambda: THREADS.borrowed_tokens == 0)
+
+
+async def test_a_function_that_was_cut_while_it_waited_for_a_slot_never_runs_and_takes_none() -> None:
+    THREADS.total_tokens = 1
+    hanging, second = Hanging(), Hanging()
+    first = asyncio.ensure_future(in_thread(hanging)(None, job()))
+    await until(lambda: hanging.begun == 1)
+    task = asyncio.ensure_future(in_thread(second)(None, job()))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert THREADS.borrowed_tokens == 1
+    hanging.let_go.set()
+    await first
+    await until(lambda: THREADS.borrowed_tokens == 0)
+    assert second.begun == 0
+
+
+async def test_whenever_a_cut_comes_the_slot_is_free_in_the_end() -> None:
+    THREADS.total_tokens = 1
+    never_ran = 0
+    for turns in range(8):
+        function = Hanging()
+        function.let_go.set()
+        task = asyncio.ensure_future(in_thread(function)(None, job()))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        await until(lambda: THREADS.borrowed_tokens == 0)
+        never_ran += function.begun == 0
+    assert never_ran >= 3  # not begun, waiting for the slot, and with the slot but not yet in the thread
+
+
+# --- processes ---------------------------------------------------------------------------------------------------------------
+
+Run = Callable[[Any, Job], Awaitable[object]]
+
+
+@pytest.fixture(autouse=True)
+def quick_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep children from loading the main module, which is pytest's."""
+    monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)
+
+
+async def outcome(do: str, run: Run = work.run) -> BaseException | None:
+    """Give what came out of a run in the child."""
+    try:
+        await run(None, job(do))
+    except BaseException as error:
+        return error
+    return None
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+async def test_a_child_does_the_work_of_plain_and_async_functions(tmp_path: Path) -> None:
+    one = job("note", tmp_path / "note", id="order:17", failed=2, first_ms=1_600_000_000_000)
+    await work.run(None, one)
+    pid, *words = (tmp_path / "note").read_text("utf-8").split()
+    assert int(pid) != os.getpid()
+    assert words == ["order:17", "3", one.work, "1600000000.0"]
+    await work_async.run(None, job("", tmp_path / "other"))
+    assert (tmp_path / "other").read_text("utf-8") == pid  # the child is used again
+
+
+async def test_what_a_handler_raises_in_its_child_comes_back() -> None:
+    retry, snooze, dead, error = [await outcome(do) for do in ("retry", "snooze", "dead", "error")]
+    assert isinstance(retry, Retry)
+    assert (retry.delay_s, str(retry)) == (7.5, "rate limit")
+    assert isinstance(snooze, Snooze)
+    assert (snooze.delay_s, str(snooze)) == (3.5, "busy")
+    assert isinstance(dead, Dead)
+    assert (dead.code, str(dead)) == ("no-account", "no account")
+    assert isinstance(error, ChildFailed)
+    assert "ValueError: no such file" in str(error)
+    assert "in work" in error.stack
+    assert "in_child.py" in error.stack
+    unsendable, exit_, mute = [await outcome(do) for do in ("unsendable", "exit", "mute")]
+    assert isinstance(unsendable, ChildFailed)
+    assert "Unsendable: held back" in str(unsendable)
+    assert isinstance(exit_, ChildFailed)
+    assert "SystemExit" in str(exit_)
+    assert isinstance(mute, Exception)
+    assert await outcome("print") is None
+
+
+async def test_a_child_that_crashes_is_told_and_replaced(tmp_path: Path) -> None:
+    ends = await asyncio.gather(*[outcome(do) for do in ("abort", "leave", "kill")])
+    assert [type(end) for end in ends] == [ChildKilled] * 3
+    await work.run(None, job("note", tmp_path / "note"))
+    assert (tmp_path / "note").exists()
+
+
+async def test_a_cut_kills_the_child(tmp_path: Path) -> None:
+    note = tmp_path / "note"
+    task = asyncio.ensure_future(work.run(None, job("hang", note)))
+    await until(lambda: note.exists() and note.read_text("utf-8") != "")
+    pid = int(note.read_text("utf-8"))
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await until(lambda: not is_alive(pid))
+
+
+@pytest.mark.parametrize("do", ["write", "command"])
+async def test_what_a_child_writes_to_its_standard_output_does_no_harm(do: str) -> None:
+    assert await outcome(do) is None
+
+
+async def test_an_interrupt_at_the_keyboard_that_reaches_a_child_does_not_end_the_worker() -> None:
+    assert isinstance(await outcome("interrupt"), Exception)

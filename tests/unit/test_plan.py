@@ -1,0 +1,144 @@
+"""The plan: how many entries to ask of each priority."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from runtime.plan import WEIGHTS, Plan
+
+CRITICAL, HIGH, MEDIUM, LOW = range(4)
+
+# One round: the room, and which streams have as much as they are asked for.
+Round = tuple[int, tuple[bool, bool, bool, bool]]
+ROUNDS = st.lists(st.tuples(st.integers(1, 12) | st.integers(1, 5000), st.tuples(*[st.booleans()] * 4)), max_size=30)
+
+
+def rounds(text: str) -> list[Round]:
+    """Read rounds such as `7:--ML 5:CH--`."""
+    return [(int(room), tuple(mark != "-" for mark in marks)) for room, marks in (word.split(":") for word in text.split())]
+
+
+def play(plan: Plan, room: int, full: tuple[bool, bool, bool, bool]) -> list[int]:
+    """Play one round; a stream that is not full lacks one entry of what it is asked for."""
+    shares = plan.shares(room)
+    plan.learn(shares, [share if is_full else max(share - 1, 0) for share, is_full in zip(shares, full, strict=True)])
+    return shares
+
+
+def totals(plan: Plan, room: int, full: tuple[bool, bool, bool, bool], times: int) -> list[int]:
+    """Give what each stream was asked for over many rounds."""
+    asked = [play(plan, room, full) for _ in range(times)]
+    return [sum(column) for column in zip(*asked, strict=True)]
+
+
+@given(ROUNDS)
+@example(rounds("7:--ML 5:CH-- 1:-H-- 2:CH-- 1:---- 1:-HML 1:----"))
+@example(rounds("7:CHML 7:C--- 2:CHML 5:--M- 1:--M- 2:---- 1:-H-L 1:----"))
+def test_a_fetch_brings_at_most_three_more_than_there_is_room_for(story: list[Round]) -> None:
+    plan = Plan()
+    for room, full in story:
+        assert sum(play(plan, room, full)) <= room + 3
+
+
+@given(ROUNDS)
+@example(rounds("500:C-M- 7:CHML 50:C-M- 500:CH-L 500:CHML"))
+def test_the_room_is_used_to_the_last_place(story: list[Round]) -> None:
+    plan = Plan()
+    for room, full in story:
+        assert sum(play(plan, room, full)) >= room
+
+
+@given(ROUNDS)
+def test_no_share_is_negative(story: list[Round]) -> None:
+    plan = Plan()
+    for room, full in story:
+        assert min(play(plan, room, full)) >= 0
+
+
+@given(ROUNDS)
+@settings(max_examples=30)
+def test_whatever_went_before_nobody_starves(story: list[Round]) -> None:
+    plan = Plan()
+    for room, full in story:
+        play(plan, room, full)
+    assert min(totals(plan, 1, (True, True, True, True), 3 * sum(WEIGHTS))) > 0
+
+
+@pytest.mark.parametrize("room", [1, 2, 3, 4, 7, 15, 50, 500])
+def test_loaded_streams_share_the_room_by_weight(room: int) -> None:
+    times = 6000 // room + 60
+    asked = totals(Plan(), room, (True, True, True, True), times)
+    fair = [times * room * weight / sum(WEIGHTS) for weight in WEIGHTS]
+    assert asked == pytest.approx(fair, rel=0.03, abs=2)
+    assert sum(asked) == pytest.approx(times * room, abs=3)
+
+
+def test_critical_gets_more_than_half_of_a_full_house() -> None:
+    critical, *others = totals(Plan(), 30, (True, True, True, True), 100)
+    assert critical > sum(others)
+
+
+@pytest.mark.parametrize("at", [CRITICAL, HIGH, MEDIUM, LOW])
+def test_what_the_others_do_not_use_goes_to_the_one_that_is_loaded(at: int) -> None:
+    plan = Plan()
+    full = (at == CRITICAL, at == HIGH, at == MEDIUM, at == LOW)
+    play(plan, 100, full)
+    shares = play(plan, 100, full)
+    assert shares == [97 if stream == at else 1 for stream in range(4)]
+
+
+def test_a_share_without_a_taker_is_split_by_the_weights_of_the_rest() -> None:
+    asked = totals(Plan(), 90, (False, True, True, True), 200)
+    assert asked[HIGH] / asked[LOW] == pytest.approx(4, rel=0.03)
+    assert asked[MEDIUM] / asked[LOW] == pytest.approx(2, rel=0.03)
+
+
+def test_nobody_starves_when_there_is_room_for_one() -> None:
+    asked = totals(Plan(), 1, (True, True, True, True), 150)
+    assert asked == pytest.approx([80, 40, 20, 10], abs=3)
+
+
+def test_nobody_starves_at_room_for_one_beside_streams_that_run_dry() -> None:
+    assert min(totals(Plan(), 1, (False, True, False, True), 60)[at] for at in (HIGH, LOW)) >= 10
+
+
+def test_a_stream_that_ran_dry_is_only_probed() -> None:
+    plan = Plan()
+    play(plan, 60, (True, False, True, True))
+    for _ in range(20):
+        assert play(plan, 60, (True, False, True, True))[HIGH] == 1
+
+
+@pytest.mark.parametrize("at", [CRITICAL, HIGH, MEDIUM, LOW])
+def test_a_stream_that_was_dry_for_long_is_owed_nothing_when_it_wakes(at: int) -> None:
+    plan = Plan()
+    for _ in range(1000):
+        play(plan, 7, (at != CRITICAL, at != HIGH, at != MEDIUM, at != LOW))
+    everything = (True, True, True, True)
+    assert play(plan, 7, everything)[at] == 1
+    assert play(plan, 150, everything)[at] <= 150 * WEIGHTS[at] / sum(WEIGHTS) + 1
+
+
+def test_when_nothing_is_known_to_wait_all_are_asked_by_weight() -> None:
+    assert Plan().shares(150) == [80, 40, 20, 10]
+
+
+def test_when_all_ran_dry_all_are_asked_by_weight_again() -> None:
+    plan = Plan()
+    play(plan, 150, (True, True, True, True))
+    play(plan, 150, (False, False, False, False))
+    assert plan.shares(150) == [80, 40, 20, 10]
+
+
+def test_a_stream_that_was_not_asked_is_not_taken_for_loaded() -> None:
+    plan = Plan()
+    assert play(plan, 1, (True, True, True, True)) == [1, 0, 0, 0]
+    assert plan.shares(10) == [7, 1, 1, 1]
+
+
+def test_a_plan_says_what_it_owes_and_who_is_loaded() -> None:
+    plan = Plan()
+    play(plan, 4, (True, False, False, False))
+    assert repr(plan) == f"<Plan owed={[round(owed, 2) for owed in plan._owed]} loaded=[True, False, False, False]>"

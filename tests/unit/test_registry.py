@@ -1,0 +1,359 @@
+"""Handlers: declared beside their function, found in modules, checked before the first job."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from runtime.backoff import Backoff
+from runtime.errors import BadPayload, ConfigError
+from runtime.jobs import PLAIN, Job, contract
+from runtime.registry import find, handler
+
+
+@contract("greet")
+class Greet(msgspec.Struct):
+    name: str = "you"
+
+
+@contract("part")
+class Part(msgspec.Struct):
+    pass
+
+
+class Loose(msgspec.Struct):
+    pass
+
+
+def job(data: bytes = b"{}") -> Job:
+    return Job(1, b"1-0", 1, "run/0", 0.0, b"greet", data, PLAIN, 0)
+
+
+# --- declared ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_coroutine_function_runs_on_the_loop_as_it_is() -> None:
+    async def greet(message: Greet, job: Job) -> None:
+        """Does nothing."""
+
+    declared = handler(Greet)(greet)
+    assert declared.run is greet
+    assert declared.runs == "loop"
+    assert declared.contract.type == "greet"
+    assert declared.timeout_s == 600
+    assert declared.retry == Backoff()
+
+
+def test_a_plain_function_becomes_a_coroutine_function() -> None:
+    @handler(Greet, timeout_s=30, retry=Backoff(attempts=2))
+    def greet(message: Greet, job: Job) -> None:
+        """Does nothing."""
+
+    assert inspect.iscoroutinefunction(greet.run)
+    assert greet.runs == "thread"
+    assert (greet.timeout_s, greet.retry.attempts) == (30, 2)
+
+
+@pytest.mark.parametrize("runs", ["", "loop", "process"])
+def test_a_coroutine_function_may_say_where_it_runs(runs: str) -> None:
+    @handler(Greet, runs=runs)
+    async def greet(message: Greet, job: Job) -> None:
+        """Does nothing."""
+
+    assert greet.runs == (runs or "loop")
+    assert inspect.iscoroutinefunction(greet.run)
+
+
+def test_a_handler_decodes_its_own_payload() -> None:
+    @handler(Greet)
+    async def greet(message: Greet, job: Job) -> None:
+        """Does nothing."""
+
+    assert greet.decode(job(b'{"name":"Ada"}')) == Greet("Ada")
+    with pytest.raises(BadPayload):
+        greet.decode(job(b'{"name":7}'))
+
+
+def test_a_declared_function_can_be_called_by_its_own_tests() -> None:
+    @handler(Greet)
+    async def greet(message: Greet, job: Job) -> str:
+        return f"Hello {message.name}"
+
+    assert asyncio.run(greet(Greet("Ada"), job())) == "Hello Ada"  # type: ignore[arg-type]
+
+
+def test_arguments_may_go_without_annotations_and_by_any_name() -> None:
+    @handler(Greet)  # type: ignore[arg-type]
+    async def greet(m, /, j=None):  # type: ignore[no-untyped-def]
+        """Does nothing."""
+
+    assert greet.runs == "loop"
+
+
+def refusal(declare: Callable[[], object]) -> str:
+    """Give the one line with which a declaration is refused."""
+    with pytest.raises(ConfigError) as caught:
+        declare()
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    return message
+
+
+async def no_arguments() -> None:
+    """Does nothing."""
+
+
+async def one_argument(message: Greet) -> None:
+    """Does nothing."""
+
+
+async def three_arguments(message: Greet, job: Job, more: int) -> None:
+    """Does nothing."""
+
+
+async def by_keyword(message: Greet, *, job: Job) -> None:
+    """Does nothing."""
+
+
+async def any_number(*arguments: Any) -> None:
+    """Does nothing."""
+
+
+@pytest.mark.parametrize("function", [no_arguments, one_argument, three_arguments, by_keyword, any_number])
+def test_a_function_with_other_arguments_is_refused(function: Any) -> None:
+    message = refusal(lambda: handler(Greet)(function))
+    assert f"{__name__}:{function.__name__}" in message
+    assert "(message: Greet, job: Job)" in message
+
+
+async def another_payload(message: Part, job: Job) -> None:
+    """Does nothing."""
+
+
+async def another_job(message: Greet, job: int) -> None:
+    """Does nothing."""
+
+
+async def the_wrong_way_round(job: Job, message: Greet) -> None:
+    """Does nothing."""
+
+
+@pytest.mark.parametrize(
+    ("function", "name", "found"), [(another_payload, "message", "Part"), (another_job, "job", "int"), (the_wrong_way_round,
+    "job", "Job")]
+)
+def test_a_wrong_annotation_is_refused(function: Any, name: str, found: str) -> None:
+    message = refusal(lambda: handler(Greet)(function))
+    assert f"`{name}` is annotated {found}" in message
+
+
+async def unknown_annotation(message: Nobody, job: Job) -> None:  # type: ignore[name-defined]  # noqa: F821
+    """Does nothing."""
+
+
+def test_an_annotation_that_means_nothing_is_refused() -> None:
+    assert "Nobody" in refusal(lambda: handler(Greet)(unknown_annotation))
+
+
+def test_a_class_that_is_no_contract_is_refused() -> None:
+    assert "Loose is no contract" in refusal(lambda: handler(Loose))
+
+
+async def on_the_loop(message: Greet, job: Job) -> None:
+    """Does nothing."""
+
+
+def plain(message: Greet, job: Job) -> None:
+    """Does nothing."""
+
+
+@pytest.mark.parametrize(
+    ("function", "runs", "word"),
+    [
+        (on_the_loop, "thread", "an async function"),
+        (plain, "loop", "a plain function"),
+        (plain, "fiber", "none of"),
+        (on_the_loop, "Process", "none of"),
+    ],
+)
+def test_a_function_that_cannot_run_there_is_refused(function: Any, runs: str, word: str) -> None:
+    message = refusal(lambda: handler(Greet, runs=runs)(function))
+    assert runs in message
+    assert word in message
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), float("inf")])
+def test_a_deadline_that_never_comes_is_refused(timeout_s: float) -> None:
+    assert "timeout_s" in refusal(lambda: handler(Greet, timeout_s=timeout_s)(on_the_loop))
+
+
+def test_a_handler_is_declared_once() -> None:
+    declared = handler(Greet)(on_the_loop)
+    assert "twice" in refusal(lambda: handler(Part)(declared))  # type: ignore[arg-type]
+
+
+class Callable2:
+    """An object that can be called like a function."""
+
+    def __call__(self, message: Greet, job: Job) -> None:
+        """Do nothing."""
+
+
+@pytest.mark.parametrize("function", [functools.partial(plain), Callable2()], ids=["partial", "object"])
+def test_what_has_no_name_of_its_own_is_refused_in_words(function: Any) -> None:
+    refusal(lambda: handler(Greet)(function))
+
+
+# --- found -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], None]]:
+    """Give a function that writes a module where it can be imported; `pkg/__init__` is a package."""
+    monkeypatch.syspath_prepend(tmp_path)
+    before = set(sys.modules)
+
+    def write(name: str, text: str) -> None:
+        path = tmp_path / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("from runtime import contract, handler\nimport msgspec\n" + textwrap.dedent(text), "utf-8")
+
+    yield write
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+def declaring(type_name: str, function: str = "run") -> str:
+    return textwrap.dedent(f"""
+        @contract("{type_name}")
+        class Message(msgspec.Struct):
+            pass
+
+        @handler(Message)
+        async def {function}(message, job):
+            pass
+        """)
+
+
+Write = Callable[[str, str], None]
+
+
+def test_a_module_offers_the_handlers_in_its_attributes(write: Write) -> None:
+    write("one", declaring("greet") + "also = run\nnot_a_handler = 7\n" + declaring("wave", "run2"))
+    found = find(["one"])
+    assert sorted(found.registry) == [b"greet", b"wave"]
+    assert found.registry[b"greet"].place == "one:run"
+    assert found.missing == []
+
+
+def test_a_handler_may_be_seen_in_several_modules(write: Write) -> None:
+    write("one", declaring("greet"))
+    write("two", "from one import run")
+    assert list(find(["one", "two"]).registry) == [b"greet"]
+
+
+def test_a_package_names_its_modules(write: Write) -> None:
+    write("pkg/__init__", 'HANDLERS = ("pkg.one", "pkg.two")\n' + declaring("own"))
+    write("pkg/one", declaring("one"))
+    write("pkg/two", declaring("two"))
+    assert sorted(find(["pkg"]).registry) == [b"one", b"own", b"two"]
+
+
+def test_two_handlers_for_one_type_are_refused_by_their_places(write: Write) -> None:
+    write("one", declaring("greet"))
+    write("two", declaring("greet", "also"))
+    message = refusal(lambda: find(["one", "two"]))
+    assert "'greet'" in message
+    assert "one:run" in message
+    assert "two:also" in message
+
+
+def test_two_handlers_for_one_contract_in_one_module_are_refused(write: Write) -> None:
+    write("one", declaring("greet") + "@handler(Message)\nasync def second(message, job): pass\n")
+    assert "one:second" in refusal(lambda: find(["one"]))
+
+
+def test_a_module_that_is_not_there_is_named(write: Write) -> None:
+    assert "no module named nowhere:" in refusal(lambda: find(["nowhere"]))
+    assert "no module named nowhere.at_all:" in refusal(lambda: find(["nowhere.at_all"]))
+
+
+def test_a_module_that_a_package_names_and_does_not_have_is_named(write: Write) -> None:
+    write("pkg/__init__", 'HANDLERS = ("pkg.one",)\nEXTRAS = {"pkg": "everything"}')
+    assert "no module named pkg.one:" in refusal(lambda: find(["pkg"]))
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("1 / 0", "ZeroDivisionError"),
+        ("raise SystemExit(7)", "SystemExit"),
+        ("def (", "SyntaxError"),
+        ("from os import nothing", "ImportError"),
+        ("raise OSError('disk on fire')", "disk on fire"),
+    ],
+)
+def test_a_module_that_raises_at_import_is_named_with_the_reason(write: Write, text: str, word: str) -> None:
+    write("one", text)
+    message = refusal(lambda: find(["one"]))
+    assert "module one cannot be imported" in message
+    assert word in message
+
+
+def test_a_bad_declaration_in_a_module_is_told_as_it_is(write: Write) -> None:
+    write("one", "@contract('NO')\nclass Message(msgspec.Struct): pass")
+    assert refusal(lambda: find(["one"])).startswith("contract 'NO'")
+
+
+def test_a_module_without_handlers_is_refused(write: Write) -> None:
+    write("one", "")
+    assert "no handler in one" in refusal(lambda: find(["one"]))
+    assert "no handler in" in refusal(lambda: find([]))
+
+
+def test_a_module_whose_own_import_is_missing_is_refused(write: Write) -> None:
+    write("one", "import not_installed_here\n" + declaring("greet"))
+    message = refusal(lambda: find(["one"]))
+    assert "one" in message
+    assert "not_installed_here" in message
+
+
+def test_a_type_whose_extra_is_missing_is_not_offered_and_the_extra_is_named(write: Write) -> None:
+    write("pkg/__init__", 'HANDLERS = ("pkg.pdf", "pkg.mail")\nEXTRAS = {"not_installed_here": "jobs[pdf]"}')
+    write("pkg/pdf", "import not_installed_here.canvas\n" + declaring("export-pdf"))
+    write("pkg/mail", declaring("send-email"))
+    found = find(["pkg"])
+    assert list(found.registry) == [b"send-email"]
+    assert found.missing == [("pkg.pdf", "jobs[pdf]")]
+
+
+def test_where_all_extras_are_missing_they_are_named(write: Write) -> None:
+    write("pkg/__init__", 'HANDLERS = ("pkg.pdf",)\nEXTRAS = {"not_installed_here": "jobs[pdf]"}')
+    write("pkg/pdf", "from not_installed_here import canvas")
+    message = refusal(lambda: find(["pkg"]))
+    assert "no handler in pkg" in message
+    assert "pip install 'jobs[pdf]'" in message
+
+
+def test_a_missing_import_that_belongs_to_no_extra_is_refused(write: Write) -> None:
+    write("pkg/__init__", 'HANDLERS = ("pkg.pdf", "pkg.mail")\nEXTRAS = {"another": "jobs[pdf]"}')
+    write("pkg/pdf", "import not_installed_here")
+    write("pkg/mail", declaring("send-email"))
+    assert "not_installed_here" in refusal(lambda: find(["pkg"]))
+
+
+def test_an_extra_that_is_there_and_breaks_is_refused(write: Write) -> None:
+    write("pkg/__init__", 'HANDLERS = ("pkg.pdf", "pkg.mail")\nEXTRAS = {"broken_extra": "jobs[pdf]"}')
+    write("broken_extra", "1 / 0")
+    write("pkg/pdf", "import broken_extra")
+    write("pkg/mail", declaring("send-email"))
+    assert "ZeroDivisionError" in refusal(lambda: find(["pkg"]))
