@@ -48,7 +48,7 @@ FLUSH_AGE_S: Final = 0.0015
 SILENT_PART: Final = 0.8  # of a lease without a heartbeat: then nothing new is started
 CUT_S: Final = 2.0
 FLUSH_S: Final = 2.0
-HARD_S: Final = 4.0  # after the grace, or after a second signal: leases expire by themselves, so leaving is always safe
+UNRING_S: Final = 4.0
 LOG_LINES_S: Final = 20  # failures per second that get a line of their own
 
 
@@ -132,6 +132,11 @@ class Consumer:
         return sum(1 for lane in self.lanes if lane.job is not None)
 
     @property
+    def is_stopping(self) -> bool:
+        """Say whether somebody has told this worker to stop."""
+        return self._stop.is_set()
+
+    @property
     def is_ready(self) -> bool:
         """Say whether the store answers and this worker fetches."""
         is_fresh = time.monotonic() - self._confirmed_s < SILENT_PART * self.config.lease_s
@@ -148,11 +153,9 @@ class Consumer:
         """Begin to stop; a second call skips the grace."""
         if self._stop.is_set():
             self._hurry.set()
-            _hard_deadline(HARD_S)
         else:
             self._stopping_since_s = time.monotonic()
             self._stop.set()
-            _hard_deadline(self.config.grace_s + HARD_S)
 
     async def run(self) -> Report:
         """Run jobs until told to stop; a background loop that crashes ends the worker with its traceback, and nothing is lost.
@@ -510,7 +513,7 @@ class Consumer:
     async def _end_fetching(self, fetcher: asyncio.Task[None]) -> None:
         """Wake the blocked read until the fetcher ends; a cancelled read would leave deliveries that nobody holds."""
         self._room_made.set()
-        for _ in range(int(HARD_S / TICK_S)):
+        for _ in range(int(UNRING_S / TICK_S)):
             try:
                 await self.streams.unring()
             except StoreAway:
@@ -592,15 +595,3 @@ class _Budget:
 def _tell(loop: asyncio.AbstractEventLoop, hear: Callable[[Beat], None], beat: Beat) -> None:
     if not loop.is_closed():
         loop.call_soon_threadsafe(hear, beat)
-
-
-def _hard_deadline(wait_s: float) -> None:
-    timer = threading.Timer(wait_s, _leave)
-    timer.daemon = True
-    timer.start()
-
-
-def _leave() -> None:
-    log.critical("the hard deadline is over: leaving at once, leases will expire by themselves")
-    logging.shutdown()
-    os._exit(4)

@@ -66,7 +66,7 @@ def _check_signature(function: Callable[..., object], payload: type[msgspec.Stru
     if len(parameters) != 2 or any(parameter.kind not in kinds for parameter in parameters):
         raise ConfigError(f"{where}: takes {wanted}, but this has {inspect.signature(function)}")
     try:
-        hints = typing.get_type_hints(function)
+        hints = typing.get_type_hints(function, localns={payload.__name__: payload, "Job": Job})
     except NameError as error:
         raise ConfigError(f"{where}: an annotation cannot be resolved: {error}") from None
     for parameter, right in zip(parameters, (payload, Job), strict=True):

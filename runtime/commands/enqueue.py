@@ -89,7 +89,10 @@ def _chunks(producer: Producer, parsed: argparse.Namespace, handler: Handler[Any
 def _pack(producer: Producer, parsed: argparse.Namespace, handler: Handler[Any], data: bytes) -> Packed:
     """Check the payload as the worker would, and give the message."""
     contract = handler.contract
-    handler.decode(Job(0, b"0-0", 1, "", 0.0, contract.type.encode(), data, PLAIN, 0))
+    try:
+        handler.decode(Job(0, b"0-0", 1, "", 0.0, contract.type.encode(), data, PLAIN, 0))
+    except BadPayload as error:
+        raise BadPayload(f"the payload is not what {contract.type} takes (JSON of {contract.payload.__name__}): {error}") from None
     message = Message(
         payload=_Nothing(),
         delay_s=parsed.delay,

@@ -27,6 +27,8 @@ from runtime.wire import one_connection, without_password
 
 log = logging.getLogger("runtime")
 
+HARD_S: Final = 4.0  # after the grace, or after a second signal: leases expire by themselves, so leaving is always safe
+HARD_DEADLINE: Final = 4  # exit status
 START_TRIES: Final = 5
 START_BACKOFF: Final = Backoff(base_s=0.2, cap_s=2.0)
 
@@ -82,7 +84,7 @@ async def _work(config: Config, found: Found, embedded: Embedded | None) -> Repo
                 board = await stack.enter_async_context(Board(consumer, lookups, *address))
                 where = f"board at {board.url}"
             keeper = asyncio.create_task(embedded.keep()) if embedded is not None else None
-            _stop_on_signals(consumer)
+            _stop_on_signals(consumer, config.grace_s)
             kept = f"embedded server in {embedded.folder}" if embedded else without_password(url)
             log.info(
                 "worker %s: %d lanes, %d types, queue %s on %s, %s",
@@ -114,7 +116,21 @@ async def _reach(lookups: Lookups) -> Server:
     raise AssertionError("the last try has raised")
 
 
-def _stop_on_signals(consumer: Consumer) -> None:
+def _stop_on_signals(consumer: Consumer, grace_s: float) -> None:
+    """A first signal stops the worker, a second one skips the grace; a thread sees to the hard deadline, whatever the loop does."""
+
+    def stop() -> None:
+        timer = threading.Timer(HARD_S if consumer.is_stopping else grace_s + HARD_S, _leave)
+        timer.daemon = True
+        timer.start()
+        consumer.stop()
+
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, consumer.stop)
+        loop.add_signal_handler(name, stop)
+
+
+def _leave() -> None:
+    log.critical("the hard deadline is over: leaving at once, leases will expire by themselves")
+    logging.shutdown()
+    os._exit(HARD_DEADLINE)

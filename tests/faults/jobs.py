@@ -17,7 +17,8 @@ _FILE = os.open(Path(HISTORY) / f"{os.getpid()}.log", os.O_WRONLY | os.O_CREAT |
 
 def note(*words: object) -> None:
     """Append one event to this process's history."""
-    os.write(_FILE, (" ".join(map(str, words)) + "\n").encode())
+    if _FILE >= 0:
+        os.write(_FILE, (" ".join(map(str, words)) + "\n").encode())
 
 
 @contract("scripted")

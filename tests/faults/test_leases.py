@@ -20,7 +20,7 @@ def history(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def crew(server: Server, history: Path) -> Iterator[list[Worker]]:
+def crew() -> Iterator[list[Worker]]:
     """Workers that are ended with the test, whatever they do."""
     workers: list[Worker] = []
     yield workers

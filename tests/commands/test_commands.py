@@ -1,0 +1,204 @@
+"""The commands through the real process: arguments in; text, JSON and exit status out."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import pytest
+
+from tests.faults.harness import ROOT, leftovers
+from tests.servers import Server, wait_until
+
+SCRIPTED = ("--handlers", "tests.faults.jobs")
+
+
+def call(*arguments: str, stdin: str = "", cwd: Path = ROOT, **more: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RUNTIME_", "REDIS_URL"))}
+    environment |= {"PYTHONPATH": str(ROOT), **more}
+    return subprocess.run(
+        [sys.executable, "-m", "runtime", *arguments], capture_output=True, text=True, input=stdin, cwd=cwd, env=environment, timeout=60
+    )
+
+
+def one_line(result: subprocess.CompletedProcess[str]) -> str:
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--concurrency", "many"), ("--concurrency", "whole number")),
+        (("--concurrency", "0"), ("--concurrency", "from 1")),
+        (("--lease", "-1"), ("--lease",)),
+        (("--board", "nowhere"), ("HOST:PORT", "off")),
+        (("--redis", "http://x"), ("Redis URL",)),
+        (("--no-such-flag",), ("no-such-flag", "--help")),
+        (("enqeue", "x"), ("enqueue",)),
+        (("--handlers", "no.such.module"), ("no module named no.such.module",)),
+        (("--handlers", "runtime.backoff"), ("no handler",)),
+        (("--log", "loud"), ("auto, plain, json",)),
+        (("enqueue", "scriptd", "{}", *SCRIPTED), ("did you mean scripted",)),
+        (("enqueue", "scripted", '{"n":"x"}', *SCRIPTED), ("Expected `int`", "$.n")),
+        (("enqueue", "scripted", "{", *SCRIPTED), ("JSON",)),
+        (("enqueue", "scripted", '{"n":1}', "--id", "a b", *SCRIPTED), ("id",)),
+        (("dead", "list", "-n", "0"), ("from 1 to",)),
+        (("dead", "show", "seven"), ("dead list",)),
+        (("stats", "--minutes", "0"), ("from 1 to",)),
+    ],
+)
+def test_bad_usage_is_one_line_that_says_what_and_how_and_status_2(arguments, words):
+    result = call(*arguments)
+    assert result.returncode == 2, result
+    line = one_line(result)
+    assert all(word in line for word in words), line
+
+
+@pytest.mark.parametrize("arguments", [("run", *SCRIPTED, "--board", "off", "--log", "plain"), ("stats",), ("dead", "list")])
+def test_redis_away_is_one_line_and_status_3(arguments):
+    result = call(*arguments, "--redis", "redis://user:secret@127.0.0.1:1")
+    assert result.returncode == 3
+    assert "127.0.0.1:1" in one_line(result)
+    assert "secret" not in result.stderr
+
+
+def test_help_needs_no_redis_and_names_every_setting():
+    result = call("--help")
+    assert result.returncode == 0
+    assert all(word in result.stdout for word in ("enqueue", "dead", "stats", "types", "exit codes"))
+    settings = call("run", "--help").stdout
+    assert all(word in settings for word in ("--concurrency", "RUNTIME_CONCURRENCY", "REDIS_URL", "--lease", "SECONDS"))
+
+
+def test_types_needs_no_redis():
+    result = call("types", "--json", *SCRIPTED)
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert result.returncode == 0
+    assert {row["type"]: row["runs"] for row in rows} == {"scripted": "loop", "blocking": "loop", "threaded": "thread"}
+    assert "scripted" in call("types", *SCRIPTED).stdout
+
+
+def test_settings_come_from_flag_environment_and_file_in_that_order(tmp_path):
+    (tmp_path / "runtime.toml").write_text('handlers = "no.such.file_module"\n')
+    assert "file_module" in call("types", cwd=tmp_path).stderr
+    assert "env_module" in call("types", cwd=tmp_path, RUNTIME_HANDLERS="no.such.env_module").stderr
+    result = call("types", *SCRIPTED, cwd=tmp_path, RUNTIME_HANDLERS="no.such.env_module")
+    assert result.returncode == 0
+    (tmp_path / "runtime.toml").write_text("concurency = 5\n")
+    assert "unknown key 'concurency'" in one_line(call("types", cwd=tmp_path))
+
+
+def test_a_message_is_enqueued_found_dead_shown_and_replayed(server, raw):
+    redis = ("--redis", server.url)
+    result = call("enqueue", "scripted", '{"n":1,"failures":9}', "--id", "job-1", "--attempts", "1", *redis, *SCRIPTED)
+    assert (result.returncode, result.stdout.strip()) == (0, "job-1")
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "runtime", *redis, *SCRIPTED, "--board", "off"], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        wait_until(lambda: raw.xlen("{jobs}:dead") == 1, what="it dies")
+        listed = call("dead", "list", "--json", *redis)
+        [letter] = [json.loads(line) for line in listed.stdout.splitlines()]
+        assert (letter["id"], letter["reason"], letter["attempts"]) == ("job-1", "attempts", 1)
+        assert "attempt 1 of 1 fails" in call("dead", "list", *redis).stdout
+        assert call("dead", "list", "--type", "else", *redis).stdout == ""
+        shown = call("dead", "show", letter["letter"], *redis)
+        assert "RuntimeError" in shown.stdout
+        assert "jobs.py" in shown.stdout
+        replayed = call("dead", "replay", letter["letter"], "--json", *redis)
+        assert (replayed.returncode, json.loads(replayed.stdout)["replayed"]) == (0, True)
+        wait_until(lambda: raw.xlen("{jobs}:dead") == 1 and not leftovers(raw), what="it dies again")
+        assert call("dead", "replay", letter["letter"], *redis).returncode == 1, "that letter is gone"
+        wait_until(lambda: json.loads(call("stats", "--json", *redis).stdout)["outcomes"], what="statistics are written")
+        stats = json.loads(call("stats", "--json", *redis).stdout)
+        assert stats["depth"]["dead"] == 1
+        assert {"type": "scripted", "priority": "medium", "outcome": "dead", "count": 2} in stats["outcomes"]
+        assert "backlog 0" in call("stats", *redis).stdout
+    finally:
+        worker.send_signal(signal.SIGTERM)
+        _, log = worker.communicate(timeout=20)
+    assert worker.returncode == 0
+    lines = log.strip().splitlines()
+    assert "stopped in" in lines[-1]
+    assert all(json.loads(line)["level"] for line in lines[:-1]), "not a terminal: JSON"
+
+
+def test_json_lines_are_enqueued_from_standard_input(server, raw):
+    lines = "".join(f'{{"n":{n}}}\n' for n in range(1200))
+    result = call("enqueue", "scripted", "-", "--redis", server.url, *SCRIPTED, stdin=lines)
+    assert (result.returncode, result.stdout.strip()) == (0, "1200 sent")
+    assert raw.xlen("{jobs}:medium") == 1200
+    bad = call("enqueue", "scripted", "-", "--redis", server.url, *SCRIPTED, stdin='{"n":1}\n{"n":"x"}\n')
+    assert bad.returncode == 2
+    assert "line 2" in one_line(bad)
+
+
+def test_a_server_that_can_evict_jobs_is_refused_with_the_command_that_mends_it(server, raw):
+    raw.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        result = call("run", "--redis", server.url, *SCRIPTED, "--board", "off")
+    finally:
+        raw.config_set("maxmemory-policy", "noeviction")
+    assert result.returncode == 2
+    assert "CONFIG SET maxmemory-policy noeviction" in one_line(result)
+
+
+@pytest.fixture
+def own_valkey() -> Iterator[Server]:
+    server = Server("valkey")
+    yield server
+    server.stop()
+
+
+def get(url: str) -> tuple[int, str]:
+    try:
+        with urlopen(url, timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_health_readiness_and_metrics(own_valkey, tmp_path):
+    log = tmp_path / "log"
+    with log.open("ab") as out:
+        command = [sys.executable, "-m", "runtime", "--redis", own_valkey.url, *SCRIPTED]
+        command += ["--board", "127.0.0.1:0", "--log", "plain", "--lease", "1.5"]
+        worker = subprocess.Popen(command, cwd=ROOT, stderr=out)
+    raw = own_valkey.client()
+    try:
+        wait_until(lambda: "board at " in log.read_text(), what="the board listens")
+        url = log.read_text().split("board at ")[1].split()[0]
+        wait_until(lambda: get(f"{url}/readyz")[0] == 200, what="ready")
+        raw.xadd("{jobs}:high", {"type": "scripted", "data": '{"n":1,"failures":9}', "attempts": "1"})
+        raw.xadd("{jobs}:high", {"type": "scripted", "data": '{"n":2}'})
+        wait_until(lambda: 'outcome="done"' in get(f"{url}/metrics")[1], what="counted")
+        for line in (
+            'runtime_outcomes_total{outcome="dead",priority="high",queue="jobs",type="scripted"} 1.0',
+            'runtime_run_seconds_count{priority="high",queue="jobs",type="scripted"} 2.0',
+            'runtime_backlog{queue="jobs"} 0.0',
+        ):
+            wait_until(lambda line=line: line in get(f"{url}/metrics")[1], what=line)
+        assert get(f"{url}/")[0] == 200
+        assert get(f"{url}/no-such-page")[0] == 404
+        busy = call("run", "--redis", own_valkey.url, *SCRIPTED, "--board", url.removeprefix("http://"), "--log", "plain")
+        assert busy.returncode == 2
+        assert "take another port" in busy.stderr.splitlines()[-1]
+        own_valkey.kill()
+        wait_until(lambda: get(f"{url}/readyz")[0] == 503, what="not ready while the store is away")
+        assert get(f"{url}/healthz")[0] == 200, "an outage of Redis is no reason to restart the fleet"
+        own_valkey.start()
+        wait_until(lambda: get(f"{url}/readyz")[0] == 200, what="ready again")
+    finally:
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(20) == 0
+        raw.close()
