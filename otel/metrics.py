@@ -99,7 +99,7 @@ def _of_the_jobs(reading: Reading) -> Iterator[Metric]:
     )
     for type_name, priority, count in reading.tally.rows():
         labels = [reading.queue, type_name or "(unreadable)", priority]
-        for outcome, value in sorted(count.outcomes.items()):
+        for outcome, value in sorted(count.totals().items()):
             outcomes.add_metric([*labels, outcome], value)
         if any(count.runs):
             runs.add_metric(labels, _buckets(count), count.run_s)

@@ -288,11 +288,11 @@ class Consumer:
                 haul.stream, haul.rows, haul.counts, fetched.run, now_s, fetched.now_ms, self.config.max_data_bytes
             )
             for entry in bad:
-                if self.held.add([entry.lease]):
+                if self.held.add(haul.stream, [entry.lease]):
                     self.ledger.add_bad(entry)
                     self.tally.moved(b"", haul.stream, "dead")
                     self._say("unreadable entry %s on %s: %s", entry.lease.entry.decode(), haul.stream, entry.reason)
-            admitted = admit(self.held.add(jobs), self.registry, fetched.now_ms)
+            admitted = admit(self.held.add(haul.stream, jobs), self.registry, fetched.now_ms)
             keyed += admitted.keyed
             self._turn_away(admitted.turned_away)
             self.inbox.put(admitted.ready)

@@ -49,26 +49,29 @@ class Held:
     def __contains__(self, lease: Lease) -> bool:
         return self._leases[lease.stream].get(lease.entry) is lease
 
-    def add(self, leases: Iterable[L]) -> list[L]:
-        """Hold these; give those that are new.
+    def add(self, stream: int, leases: list[L]) -> list[L]:
+        """Hold these leases of one stream; give those that are new.
 
         One that is held already is adopted: its token is updated, it does not run again.
         """
-        fresh: list[L] = []
+        known = self._leases[stream]
+        new = {lease.entry: lease for lease in leases}
         with self._lock:
-            for lease in leases:
-                known = self._leases[lease.stream].setdefault(lease.entry, lease)
-                if known is lease:
-                    fresh.append(lease)
-                else:
-                    known.count, known.run, known.taken_s = lease.count, lease.run, lease.taken_s
-        return fresh
+            if known.keys().isdisjoint(new):
+                known.update(new)
+                return leases
+            for entry in known.keys() & new.keys():
+                ours, again = known[entry], new.pop(entry)
+                ours.count, ours.run, ours.taken_s = again.count, again.run, again.taken_s
+            known.update(new)
+        return list(new.values())
 
     def remove(self, leases: Iterable[Lease]) -> None:
         """Hold these no longer: their move is confirmed, or they are somebody else's."""
+        by_stream = [known.pop for known in self._leases]
         with self._lock:
             for lease in leases:
-                self._leases[lease.stream].pop(lease.entry, None)
+                by_stream[lease.stream](lease.entry, None)
 
     def older_than(self, age_s: float, now_s: float) -> list[tuple[Lease, int]]:
         """Give the leases taken longer than `age_s` ago, each with the count it has now."""

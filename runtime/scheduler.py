@@ -202,7 +202,7 @@ class Scheduler:
         """Write what was counted since the last time."""
         counts: list[tuple[str, int]] = []
         for type_name, priority, count in self._tally.rows():
-            for outcome, total in count.outcomes.items():
+            for outcome, total in count.totals().items():
                 key = (type_name, priority, outcome)
                 if total != self._counted.get(key, 0):
                     counts.append((f"{type_name} {priority} {outcome}", total - self._counted.get(key, 0)))

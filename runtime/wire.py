@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+from hiredis import pack_command  # pyright: ignore[reportUnknownVariableType]
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -52,6 +53,14 @@ def one_connection(url: str) -> AbstractConnection:
         return pool.make_connection()
     except (ValueError, TypeError) as error:
         raise ConfigError(f"Redis URL {without_password(url)!r}: {error}") from None
+
+
+_pack = cast("Callable[[tuple[bytes | str | int | float, ...]], bytes]", pack_command)  # its own stub says one argument
+
+
+def pack(commands: Sequence[Command]) -> bytes:
+    """Give the commands as they go over the wire, packed in C: redis-py's own packing is a fifth of a drain's time."""
+    return b"".join([_pack(tuple(command)) for command in commands])
 
 
 def without_password(url: str) -> str:
@@ -105,7 +114,7 @@ class Wire:
             self._unanswered = True
             try:
                 async with asyncio.timeout(wait_s):
-                    await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+                    await connection.send_packed_command(pack(commands), check_health=False)
                     answers = [await self._answer(connection) for _ in commands]
             except (RedisError, OSError) as error:
                 await self._drop()
@@ -132,18 +141,14 @@ class Wire:
         try:
             async with asyncio.timeout(CONNECT_S):
                 await connection.connect()
-                await connection.send_packed_command(
-                    connection.pack_commands([("CLIENT", "SETNAME", self.name), ("CLIENT", "ID"), ("INFO", "server")]),
-                    check_health=False,
-                )
+                hello = [("CLIENT", "SETNAME", self.name), ("CLIENT", "ID"), ("INFO", "server")]
+                await connection.send_packed_command(pack(hello), check_health=False)
                 await self._answer(connection)
                 client_id = await self._answer(connection)
                 run = _run_of(await self._answer(connection))
                 if self._unanswered and run == self.run:
                     # The old connection's last call may still be running: end it before anything is repeated.
-                    await connection.send_packed_command(
-                        connection.pack_commands([("CLIENT", "KILL", "ID", self.client_id)]), check_health=False
-                    )
+                    await connection.send_packed_command(pack([("CLIENT", "KILL", "ID", self.client_id)]), check_health=False)
                     await self._answer(connection)
         except (RedisError, OSError) as error:
             await _disconnect(connection)

@@ -115,7 +115,7 @@ async def test_a_second_message_with_the_key_of_a_live_one_is_dropped(server, ra
         await until(lambda: seen.runs and not leftovers(raw), "all are settled")
         xadd(raw, '{"n":9}', key="report-7")
         await until(lambda: len(seen.runs) == 2, "a later one runs")
-        assert sum(count.outcomes.get("copy", 0) for _, _, count in worker.tally.rows()) == 2
+        assert sum(count.totals().get("copy", 0) for _, _, count in worker.tally.rows()) == 2
     assert [n for n, _, _ in seen.runs] == [0, 9]
 
 
@@ -237,8 +237,8 @@ async def test_whatever_a_stranger_writes_the_worker_lives_and_nothing_vanishes(
             return not len(worker.held) and all(row["name"].startswith(b"~") for row in rows)
 
         await until(settled, "all are settled", 30)
-        copies = sum(count.outcomes.get("copy", 0) for _, _, count in worker.tally.rows())
-        done = sum(count.outcomes.get("done", 0) for _, _, count in worker.tally.rows())
+        copies = sum(count.totals().get("copy", 0) for _, _, count in worker.tally.rows())
+        done = sum(count.totals().get("done", 0) for _, _, count in worker.tally.rows())
         waiting = raw.xlen(KEY) + raw.zcard("{jobs}:due")
         assert done + copies + raw.xlen("{jobs}:dead") + waiting == sent + 1
     raw.close()
