@@ -2,7 +2,8 @@
 -- Enqueue a chunk of messages once, however often it is sent.
 -- ARGV: chunk, then per message: stream, at in ms ('' for now), number of fields, the fields and values in turn.
 -- Reply: the first entry id on each of the four streams ('' where none), then the positions (from 0) of copies that were dropped
--- since a live job owns their key. Ids on one stream are consecutive, since time stands still inside a script.
+-- since a live job owns their key. Ids on one stream are consecutive: the first is made by the server, the others by its
+-- millisecond and the next number (with '*', Redis 7.0 would go on with the clock inside a script).
 -- The chunk's mark is written last: first, a refused XADD and a repeat would be a loss. It keeps the reply for the repeat.
 
 local CHUNK_LIFE_MS = 600000 -- longer than any producer repeats
@@ -12,6 +13,7 @@ if known then return cmsgpack.unpack(known) end
 
 local now = now_ms()
 local reply = {'', '', '', ''}
+local next_id = {'*', '*', '*', '*'}
 local at, position = 2, 0
 
 local function delay(s, due, first, last)
@@ -39,8 +41,11 @@ while at <= #ARGV do
   else
     local place
     if due == '' then
-      local id = redis.call('XADD', KEYS[s], '*', unpack(ARGV, first, last))
-      if reply[s] == '' then reply[s] = id end
+      local id = redis.call('XADD', KEYS[s], next_id[s], unpack(ARGV, first, last))
+      if reply[s] == '' then
+        reply[s] = id
+        next_id[s] = string.match(id, '^%d+') .. '-*'
+      end
       place = STREAMS[s] .. ' ' .. id
     else
       place = delay(s, due, first, last)

@@ -46,6 +46,14 @@ async def test_without_an_id_the_sent_id_is_the_one_the_worker_will_see(producer
     assert [by_id[one.id] for one in sent] == [f'{{"n":{n}}}' for n in range(40)]
 
 
+async def test_ids_are_right_however_long_a_chunk_takes_the_server(producer, raw):
+    """Redis 7.0 looks at the clock within a script: a large chunk spans milliseconds."""
+    for _ in range(20):
+        sent = await producer.send_many([Order(n=n) for n in range(500)])
+        entries = [entry for entry, _ in raw.xrevrange(KEY, count=500)][::-1]
+        assert [one.id for one in sent] == [f"high-{entry}" for entry in entries]
+
+
 async def test_a_delayed_message_waits_among_the_delayed_jobs(producer, raw, server):
     sent = await producer.send(Order(n=1), delay_s=30)
     [(member, due)] = raw.zrange("{jobs}:due", 0, -1, withscores=True)
