@@ -38,7 +38,7 @@ def server(appendonly: bool) -> Iterator[redis.Redis]:
     options = ["--port", "0", "--unixsocket", socket, "--save", "", "--dir", str(folder)]
     options += ["--appendonly", "yes" if appendonly else "no"]
     process = subprocess.Popen([binary, *options], stdout=subprocess.DEVNULL)
-    client = redis.Redis(unix_socket_path=socket)
+    client = redis.Redis(unix_socket_path=socket, protocol=2)
     try:
         wait_for(lambda: _answers(client))
         yield client
@@ -75,7 +75,9 @@ def fill(client: redis.Redis, jobs: int) -> None:
 
 
 def raw_drain(client: redis.Redis, jobs: int) -> float:
-    """Jobs per second of XREADGROUP, XACK and XDEL in batches from one Python process that does nothing with them: the raw figure."""
+    """Jobs per second of XREADGROUP, XACK and XDEL in batches from one Python process that does nothing with them:
+    the raw figure.
+    """
     fill(client, jobs)
     client.execute_command("XGROUP", "CREATE", STREAM, "raw", "0")
     connection = client.connection_pool.get_connection()

@@ -98,7 +98,7 @@ def _of_the_jobs(reading: Reading) -> Iterator[Metric]:
         "runtime_run_seconds", "How long handlers ran", labels=["queue", "type", "priority"], unit="seconds"
     )
     for type_name, priority, count in reading.tally.rows():
-        labels = [reading.queue, type_name or "(unreadable)", priority]
+        labels = [reading.queue, type_name or "(unknown)", priority]
         for outcome, value in sorted(count.totals().items()):
             outcomes.add_metric([*labels, outcome], value)
         if any(count.runs):

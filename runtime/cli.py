@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -14,15 +14,31 @@ from runtime.config import KNOBS, Config, load
 from runtime.errors import ConfigError, JobsError, StoreAway
 
 CLEAN, FAILED, BAD_USAGE, NO_REDIS = 0, 1, 2, 3
+Act = Callable[[Config, argparse.Namespace], int]
 EPILOG: Final = """exit codes: 0 clean, 1 a command found a failure, 2 bad usage or settings, 3 Redis cannot be reached,
             4 hard deadline at stop
 
 examples:
   python -m runtime --concurrency 500 --handlers myapp.jobs
   python -m runtime enqueue send-email '{"to": "ada@example.com", "subject": "Hi", "text": "..."}' --delay 60
-  python -m runtime dead list --json
+  python -m runtime dead replay --type send-email --dry-run
+  python -m runtime top
+  python -m runtime doctor
 """
-COMMANDS: Final = ("run", "enqueue", "dead", "stats", "types")
+COMMANDS: Final = (
+    "run",
+    "enqueue",
+    "dead",
+    "jobs",
+    "stats",
+    "top",
+    "doctor",
+    "types",
+    "schema",
+    "demo",
+    "bench",
+    "completion",
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -43,6 +59,7 @@ def call(arguments: list[str]) -> int:
     try:
         parsed = parser().parse_args(_with_default(arguments))
         config = load(vars(parsed), os.environ, Path.cwd())
+        sys.path.insert(0, "") if "" not in sys.path else None  # modules of handlers in this folder, however we were started
         return int(parsed.act(config, parsed))
     except ConfigError as error:
         return _say(str(error), BAD_USAGE)
@@ -81,9 +98,33 @@ def parser() -> Parser:
     stats.add_argument("--minutes", type=int, default=10, metavar="N", help="count outcomes of the last N minutes (1 to 1440)")
     stats.add_argument("--json", action="store_true", help="print JSON")
     stats.set_defaults(act=_stats)
+    _add_jobs(commands, settings)
+    top_view = commands.add_parser("top", parents=[settings], help="a live view of the queue in the terminal")
+    top_view.add_argument("--once", action="store_true", help="print one picture and end")
+    top_view.set_defaults(act=_top)
+    doctor = commands.add_parser(
+        "doctor", parents=[settings], help="what is wrong with the server or the queue, and how to mend it; status 1 on errors"
+    )
+    doctor.add_argument("--json", action="store_true", help="print JSON lines")
+    doctor.set_defaults(act=_doctor)
     types = commands.add_parser("types", parents=[settings], help="the job types this worker can run; needs no Redis")
-    types.add_argument("--json", action="store_true", help="print JSON")
+    types.add_argument("--json", action="store_true", help="print JSON lines")
     types.set_defaults(act=_types)
+    schema = commands.add_parser(
+        "schema", parents=[settings], help="the contracts, for producers in other languages; needs no Redis"
+    )
+    schema.add_argument("--format", choices=["json"], default="json", help="JSON Schema")
+    schema.set_defaults(act=_schema)
+    demo = commands.add_parser("demo", parents=[settings], help="a worker with live demo jobs, to look at")
+    demo.add_argument("--folder", default=".run", help="where it keeps its data, mails and settings; default .run")
+    demo.set_defaults(act=_demo)
+    bench = commands.add_parser("bench", parents=[settings], help="what one worker does on this machine, beside raw Redis")
+    bench.add_argument("--jobs", type=int, default=100_000, metavar="N", help="how many; default 100000")
+    bench.add_argument("--json", action="store_true", help="print JSON")
+    bench.set_defaults(act=_bench)
+    completion = commands.add_parser("completion", help="a script that completes `backend-jobs` in a shell")
+    completion.add_argument("shell", choices=["bash", "zsh"])
+    completion.set_defaults(act=_completion)
     return top
 
 
@@ -108,24 +149,47 @@ def _add_enqueue(commands: Any, settings: Parser) -> None:
 
 
 def _add_dead(commands: Any, settings: Parser) -> None:
-    dead = commands.add_parser("dead", help="dead letters: list, show, replay")
+    dead = commands.add_parser("dead", help="dead letters: list, show, replay, purge")
     verbs = dead.add_subparsers(metavar="VERB", required=True)
-    listing = verbs.add_parser("list", parents=[settings], help="the newest dead letters")
+    which = Parser(add_help=False)
+    which.add_argument("--type", default="", help="only this job type")
+    which.add_argument("--reason", default="", help="only this reason, such as attempts or bad-payload")
+    which.add_argument("--json", action="store_true", help="print JSON lines")
+    many = Parser(add_help=False)
+    many.add_argument("letters", nargs="*", metavar="letter", help="places, as `dead list` prints them")
+    many.add_argument("--older-than", type=float, metavar="HOURS", help="only those that died so long ago")
+    many.add_argument("--all", action="store_true", help="all of them")
+    many.add_argument("--dry-run", action="store_true", help="only show which")
+    listing = verbs.add_parser("list", parents=[settings, which], help="the newest dead letters")
     listing.add_argument("-n", type=int, default=20, metavar="N", help="how many to look at (1 to 10000)")
-    listing.add_argument("--type", default="", help="only this job type")
-    listing.add_argument("--reason", default="", help="only this reason, such as attempts or bad-payload")
-    listing.add_argument("--json", action="store_true", help="print JSON lines")
-    listing.set_defaults(act=_dead_list)
+    listing.set_defaults(act=_dead("listing"))
     show = verbs.add_parser("show", parents=[settings], help="one dead letter with its error, stack and fields")
     show.add_argument("letter", help="its place, as `dead list` prints it")
     show.add_argument("--json", action="store_true", help="print JSON")
-    show.set_defaults(act=_dead_show)
-    replay = verbs.add_parser(
-        "replay", parents=[settings], help="send dead letters back to their streams, with a fresh count of attempts"
+    show.set_defaults(act=_dead("show"))
+    help_text = "send dead letters back to their streams, with a fresh count of attempts"
+    replay = verbs.add_parser("replay", parents=[settings, which, many], help=help_text)
+    replay.add_argument("--rate", type=float, default=0.0, metavar="N", help="at most so many per second; default: no limit")
+    replay.set_defaults(act=_dead("replay"))
+    purge = verbs.add_parser("purge", parents=[settings, which, many], help="delete dead letters for ever")
+    purge.set_defaults(act=_dead("purge"))
+
+
+def _add_jobs(commands: Any, settings: Parser) -> None:
+    jobs = commands.add_parser("jobs", help="jobs that wait, run, are parked or delayed: list, show")
+    verbs = jobs.add_subparsers(metavar="VERB", required=True)
+    listing = verbs.add_parser("list", parents=[settings], help="the newest jobs of each stream and the next delayed ones")
+    listing.add_argument("-n", type=int, default=20, metavar="N", help="how many of each to look at (1 to 1000)")
+    listing.add_argument("--type", default="", help="only this job type")
+    listing.add_argument("--state", default="", choices=["", "waiting", "running", "parked", "delayed"], help="only this state")
+    listing.add_argument("--json", action="store_true", help="print JSON lines")
+    listing.set_defaults(act=_jobs("listing"))
+    show = verbs.add_parser(
+        "show", parents=[settings], help="all jobs with an id, wherever they are; status 1 when there is none"
     )
-    replay.add_argument("letters", nargs="+", metavar="letter", help="places, as `dead list` prints them")
-    replay.add_argument("--json", action="store_true", help="print JSON lines")
-    replay.set_defaults(act=_dead_replay)
+    show.add_argument("id", help="the job's id")
+    show.add_argument("--json", action="store_true", help="print JSON lines")
+    show.set_defaults(act=_jobs("show"))
 
 
 def _with_default(arguments: list[str]) -> list[str]:
@@ -161,22 +225,58 @@ def _enqueue(config: Config, parsed: argparse.Namespace) -> int:
     return enqueue.act(config, parsed)
 
 
-def _dead_list(config: Config, parsed: argparse.Namespace) -> int:
-    from runtime.commands import dead
+def _dead(verb: str) -> Act:
+    def act(config: Config, parsed: argparse.Namespace) -> int:
+        from runtime.commands import dead
 
-    return dead.listing(config, parsed)
+        return int(getattr(dead, verb)(config, parsed))
 
-
-def _dead_show(config: Config, parsed: argparse.Namespace) -> int:
-    from runtime.commands import dead
-
-    return dead.show(config, parsed)
+    return act
 
 
-def _dead_replay(config: Config, parsed: argparse.Namespace) -> int:
-    from runtime.commands import dead
+def _jobs(verb: str) -> Act:
+    def act(config: Config, parsed: argparse.Namespace) -> int:
+        from runtime.commands import jobs
 
-    return dead.replay(config, parsed)
+        return int(getattr(jobs, verb)(config, parsed))
+
+    return act
+
+
+def _top(config: Config, parsed: argparse.Namespace) -> int:
+    from runtime.commands import top
+
+    return top.act(config, parsed)
+
+
+def _doctor(config: Config, parsed: argparse.Namespace) -> int:
+    from runtime.commands import doctor
+
+    return doctor.act(config, parsed)
+
+
+def _schema(config: Config, parsed: argparse.Namespace) -> int:
+    from runtime.commands import schema
+
+    return schema.act(config, parsed)
+
+
+def _bench(config: Config, parsed: argparse.Namespace) -> int:
+    from runtime.commands import bench
+
+    return bench.act(config, parsed)
+
+
+def _demo(config: Config, parsed: argparse.Namespace) -> int:
+    from runtime.commands import demo
+
+    return demo.act(config, parsed)
+
+
+def _completion(config: Config, parsed: argparse.Namespace) -> int:
+    from runtime.commands import completion
+
+    return completion.act(parser(), parsed.shell)
 
 
 def _stats(config: Config, parsed: argparse.Namespace) -> int:

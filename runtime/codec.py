@@ -114,6 +114,34 @@ def _is_msgpack(content_type: bytes) -> bool:
     raise BadMessage("`ct` is neither application/json nor application/msgpack")
 
 
+def unpack_record(packed: bytes) -> list[bytes]:
+    """Give the flat list of a delayed job's record, as a script packed it; empty when it is no such list.
+
+    Scripts pack every string as MessagePack `str`, whatever its bytes: read by hand, since a decoder would insist on UTF-8.
+    """
+    found: list[bytes] = []
+    size, at = _header(packed, 0, 0x90, {0xDC: 2, 0xDD: 4})
+    for _ in range(size):
+        length, start = _header(packed, at, 0xA0, {0xD9: 1, 0xDA: 2, 0xDB: 4})
+        at = start + length
+        if length < 0 or at > len(packed):
+            return []
+        found.append(packed[start:at])
+    return found if len(found) >= 2 and len(found) % 2 == 0 else []
+
+
+def _header(packed: bytes, at: int, fixed: int, sized: dict[int, int]) -> tuple[int, int]:
+    """Give the length that a MessagePack header says and where its content begins; a length of -1 when it is another type."""
+    if at >= len(packed):
+        return -1, at
+    first = packed[at]
+    if first in sized:
+        end = at + 1 + sized[first]
+        return int.from_bytes(packed[at + 1 : end], "big"), end
+    short = first - fixed
+    return (short, at + 1) if 0 <= short < (0x20 if fixed == 0xA0 else 0x10) else (-1, at)
+
+
 # --- payloads ------------------------------------------------------------------------------------------------------------
 
 

@@ -284,6 +284,9 @@ class Consumer:
         keyed: list[Job] = []
         now_s = time.monotonic()
         for haul in fetched.hauls:
+            if haul.rows:
+                middle: bytes = haul.rows[len(haul.rows) // 2][0]
+                self.tally.waited(haul.stream, fetched.now_ms - int(middle.partition(b"-")[0]), len(haul.rows))
             jobs, bad = decode_many(
                 haul.stream, haul.rows, haul.counts, fetched.run, now_s, fetched.now_ms, self.config.max_data_bytes
             )

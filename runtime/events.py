@@ -8,7 +8,19 @@ from typing import Final
 from runtime.errors import Dead, Retry, Snooze
 from runtime.jobs import DONE, STREAMS, Done, Job, Lost, Outcome, Park, Postpone, Release
 
-OUTCOMES: Final = ("done", "retry", "snooze", "dead", "released", "parked", "postponed", "lost", "copy")
+OUTCOMES: Final = (
+    "done",
+    "retry",
+    "snooze",
+    "dead",
+    "released",
+    "parked",
+    "postponed",
+    "lost",
+    "copy",
+    "reclaimed",
+    "ghost",
+)
 _NAMES: Final[dict[type, str]] = {
     Done: "done",
     Retry: "retry",
@@ -44,6 +56,7 @@ class Tally:
 
     def __init__(self) -> None:
         self._counts: dict[bytes, list[Count]] = {}
+        self.waits = [[0] * BUCKETS for _ in STREAMS]
         self.finished = 0
         self.refused = 0
         self.shortfall = 0
@@ -68,6 +81,25 @@ class Tally:
 
     def _of(self, type_name: bytes) -> list[Count]:
         return self._counts.setdefault(type_name, [Count() for _ in STREAMS])
+
+    def waited(self, stream: int, wait_ms: int, jobs: int) -> None:
+        """Count how long a batch of jobs waited to be fetched; one of them speaks for all."""
+        self.waits[stream][max(0, wait_ms).bit_length()] += jobs
+
+    def totals(self) -> Iterator[tuple[str, int]]:
+        """Give every counter with its name in the shared statistics: `type priority outcome`, `type priority run<k>` (runs of
+        less than 2**k µs), ` priority wait<k>` (waits of less than 2**k ms).
+        """
+        for type_name, priority, count in self.rows():
+            for outcome, total in count.totals().items():
+                yield f"{type_name} {priority} {outcome}", total
+            for power, total in enumerate(count.runs):
+                if total:
+                    yield f"{type_name} {priority} run{power}", total
+        for priority, waits in zip(STREAMS, self.waits, strict=True):
+            for power, total in enumerate(waits):
+                if total:
+                    yield f" {priority} wait{power}", total
 
     def rows(self) -> Iterator[tuple[str, str, Count]]:
         """Give type, priority and counts of all that was seen."""

@@ -12,12 +12,15 @@ from typing import Any, Final, cast
 
 import msgspec
 
-from runtime.errors import ConfigError, StoreAway
-from runtime.jobs import STREAMS
+from runtime.codec import unpack_record
+from runtime.errors import ConfigError
+from runtime.jobs import STREAMS, default_id
 from runtime.streams import GROUP, Door, is_code, workers_of
 from runtime.wire import ServerError, Wire
 
 OLDEST_SERVER: Final = (7, 0)
+PAGE: Final = 1000  # entries a round trip: a millisecond of the server
+MAX_DIGITS: Final = 16
 _NOTES: Final = ("dead_reason", "dead_error", "dead_stack", "dead_attempts", "dead_from", "dead_at")
 
 
@@ -53,6 +56,32 @@ class DeadLetter(msgspec.Struct):
     message: dict[str, str]
 
 
+class Filter(msgspec.Struct, frozen=True):
+    """Which dead letters are meant; empty means any."""
+
+    type: str = ""
+    reason: str = ""
+    before: float = 0.0
+
+    def fits(self, letter: DeadLetter) -> bool:
+        """Say whether a letter is meant."""
+        is_old = not self.before or letter.died_at <= self.before
+        return is_old and self.type in ("", letter.type) and self.reason in ("", letter.reason)
+
+
+class FoundJob(msgspec.Struct):
+    """A job where it is now: `state` is waiting, running, parked, delayed or dead; `where` is its holder, room or due time."""
+
+    id: str
+    type: str
+    priority: str
+    state: str
+    where: str
+    attempt: int
+    place: str
+    message: dict[str, str]
+
+
 class Server(msgspec.Struct):
     """What matters of the server's settings."""
 
@@ -80,18 +109,25 @@ class Lookups(Door):
         Raises:
             StoreAway: no answer.
         """
-        info, policy, append = await self.ask(
-            self._wire, ("INFO",), ("CONFIG", "GET", "maxmemory-policy"), ("CONFIG", "GET", "appendonly")
-        )
-        found = dict(re.findall(r"^([a-z_]+):(.*?)\r?$", bytes(self.sound(info)).decode(errors="replace"), re.MULTILINE))
+        found = await self.info()
+        policy, append = await self.ask(self._wire, ("CONFIG", "GET", "maxmemory-policy"), ("CONFIG", "GET", "appendonly"))
         name = "valkey" if "valkey_version" in found else "redis"
         return Server(
             name,
             found.get("valkey_version") or found.get("redis_version", ""),
-            found.get("maxmemory_policy") or _setting(policy),
-            _setting(append) == "yes" or found.get("aof_enabled") == "1",
+            found.get("maxmemory_policy") or setting(policy),
+            setting(append) == "yes" or found.get("aof_enabled") == "1",
             found.get("role", ""),
         )
+
+    async def info(self, section: str = "default") -> dict[str, str]:
+        """Give the server's INFO, or a section of it.
+
+        Raises:
+            StoreAway: no answer or an error.
+        """
+        text = bytes(await self.one(self._wire, ("INFO", section))).decode(errors="replace")
+        return dict(re.findall(r"^([a-z_]+):(.*?)\r?$", text, re.MULTILINE))
 
     async def depth(self) -> Depth:
         """Give the size of everything in the queue, in one round trip.
@@ -131,6 +167,31 @@ class Lookups(Door):
             alive,
         )
 
+    async def oldest_waiting_s(self) -> dict[str, float]:
+        """Give for each priority how long its oldest job that nobody has fetched has waited; 0 where none waits.
+
+        Raises:
+            StoreAway: no answer or an error.
+        """
+        groups = await self.ask(self._wire, *[("XINFO", "GROUPS", key) for key in self.keys.streams], ("TIME",))
+        now_ms = int(groups[-1][0]) * 1000 + int(groups[-1][1]) // 1000
+        ages: dict[str, float] = {}
+        for stream, found in enumerate(groups[:4]):
+            last = next((row for row in map(flat_row, found) if row.get("name") == GROUP.encode()), None) if found else None
+            start = "-" if last is None or isinstance(found, ServerError) else f"({bytes(last['last-delivered-id']).decode()}"
+            rows = await self.one(self._wire, ("XRANGE", self.keys.streams[stream], start, "+", "COUNT", 1))
+            ages[STREAMS[stream]] = max(0.0, now_ms - int(bytes(rows[0][0]).partition(b"-")[0])) / 1000 if rows else 0.0
+        return ages
+
+    async def workers(self) -> dict[str, tuple[int, str]]:
+        """Give the known workers: until when each lives (ms), and its row.
+
+        Raises:
+            StoreAway: no answer or an error.
+        """
+        until, rows = await self.ask(self._wire, ("ZRANGE", self.keys.workers, 0, -1, "WITHSCORES"), ("HGETALL", self.keys.rows))
+        return workers_of(self.sound(until), self.sound(rows))
+
     async def counters(self, minutes: int) -> dict[tuple[str, str, str], int]:
         """Give what all workers counted in the last minutes: (type, priority, outcome) → number.
 
@@ -165,6 +226,113 @@ class Lookups(Door):
         """
         rows = await self.one(self._wire, ("XRANGE", self.keys.dead, letter, letter))
         return _letter(rows[0]) if rows else None
+
+    async def letters_page(self, after: str, n: int) -> list[DeadLetter]:
+        """Give up to `n` dead letters after a place, oldest first; `-` begins.
+
+        Raises:
+            StoreAway: no answer or an error.
+        """
+        start = after if after == "-" else f"({after}"
+        return [_letter(row) for row in await self.one(self._wire, ("XRANGE", self.keys.dead, start, "+", "COUNT", n))]
+
+    async def purge(self, letters: Sequence[str]) -> int:
+        """Delete dead letters by their places; gives how many were there.
+
+        Raises:
+            StoreAway: no answer or an error.
+        """
+        return int(await self.one(self._wire, ("XDEL", self.keys.dead, *letters))) if letters else 0
+
+    async def newest_jobs(self, n: int) -> list[FoundJob]:
+        """Give the newest `n` jobs of each stream and the next `n` delayed ones; never walks a whole structure.
+
+        Raises:
+            StoreAway: no answer or an error.
+        """
+        found: list[FoundJob] = []
+        for stream, key in enumerate(self.keys.streams):
+            rows = await self.one(self._wire, ("XREVRANGE", key, "+", "-", "COUNT", n))
+            found += await self._placed(stream, rows)
+        members = await self.one(self._wire, ("ZRANGE", self.keys.due, 0, n - 1, "WITHSCORES"))
+        return found + await self._delayed(members)
+
+    async def find_job(self, job_id: str, n: int) -> list[FoundJob]:
+        """Give all jobs with this id among the delayed ones, the newest `n` of each stream, and the newest `n` dead letters.
+
+        Raises:
+            StoreAway: no answer or an error.
+        """
+        found: list[FoundJob] = []
+        score = await self.one(self._wire, ("ZSCORE", self.keys.due, job_id))
+        if score is not None:
+            found += await self._delayed([job_id.encode(), score])
+        for stream, key in enumerate(self.keys.streams):
+            found += await self._placed(stream, await self._entries_of(key, job_id, n))
+        for letter in await self.dead_letters(n):
+            if letter.id == job_id:
+                place = f"dead/{letter.letter}"
+                found.append(
+                    FoundJob(job_id, letter.type, letter.priority, "dead", letter.reason, letter.attempts, place, letter.message)
+                )
+        return found
+
+    async def _entries_of(self, key: str, job_id: str, n: int) -> list[Any]:
+        name, _, entry = job_id.partition("-")
+        if key.endswith(f":{name}") and is_letter(entry):  # a default id says where it is
+            rows = await self.one(self._wire, ("XRANGE", key, entry, entry))
+            if rows:
+                return rows
+        found: list[Any] = []
+        last, left, wanted = "+", n, job_id.encode()
+        while left > 0:
+            rows: list[Any] = await self.one(self._wire, ("XREVRANGE", key, last, "-", "COUNT", min(left, PAGE)))
+            found += [row for row in rows if wanted in row[1][1::2]]
+            if len(rows) < min(left, PAGE):
+                break
+            last, left = f"({bytes(rows[-1][0]).decode()}", left - len(rows)
+        return [row for row in found if _fields(row[1]).get("id") == job_id]
+
+    async def _placed(self, stream: int, rows: Sequence[Any]) -> list[FoundJob]:
+        key = self.keys.streams[stream]
+        held = await self.ask(self._wire, *[("XPENDING", key, GROUP, row[0], row[0], 1) for row in rows]) if rows else []
+        found: list[FoundJob] = []
+        for (entry, flat), pending in zip(rows, held, strict=True):
+            fields = _fields(flat)
+            consumer = pending[0][1].decode(errors="replace") if pending and not isinstance(pending, ServerError) else ""
+            state = "parked" if consumer.startswith("~") else "running" if consumer else "waiting"
+            place = bytes(entry).decode()
+            job_id = fields.get("id") or default_id(STREAMS[stream], place)
+            found.append(
+                FoundJob(
+                    job_id,
+                    fields.get("type", ""),
+                    STREAMS[stream],
+                    state,
+                    consumer,
+                    _whole(fields.get("a", "")) + 1,
+                    f"{STREAMS[stream]}/{place}",
+                    fields,
+                )
+            )
+        return found
+
+    async def _delayed(self, members: Sequence[bytes]) -> list[FoundJob]:
+        names = members[::2]
+        if not names:
+            return []
+        records: list[bytes | None] = await self.one(self._wire, ("HMGET", self.keys.messages, *names))
+        found: list[FoundJob] = []
+        for name, score, record in zip(names, members[1::2], records, strict=True):
+            flat = unpack_record(record or b"")
+            fields = _fields(flat[2:])
+            due = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(score) / 1000))
+            priority = flat[1].decode(errors="replace") if flat else ""
+            member = name.decode(errors="replace")
+            attempt = _whole(fields.get("a", "")) + 1
+            job_id = fields.get("id", member)
+            found.append(FoundJob(job_id, fields.get("type", ""), priority, "delayed", due, attempt, f"due/{member}", fields))
+        return found
 
     async def replay(self, letter: str) -> str:
         """Move a dead letter back to its stream: gives its new entry, or `gone`, `unreadable`, `owned`.
@@ -202,18 +370,20 @@ def check_server(server: Server) -> list[str]:
     return warnings
 
 
-def _setting(answer: Any) -> str:
+def flat_row(flat: Any) -> dict[str, Any]:
+    """Give a reply of names and values in turn as a dictionary."""
+    return {bytes(name).decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
+
+
+def setting(answer: Any) -> str:
+    """Give the value that CONFIG GET answered, or nothing where asking is not allowed."""
     if isinstance(answer, ServerError) or not answer:
         return ""  # not allowed to ask: INFO has told what it tells
     return bytes(cast("Sequence[bytes]", answer)[1]).decode()
 
 
 def _letter(row: Sequence[Any]) -> DeadLetter:
-    flat: list[bytes] = row[1]
-    fields = {
-        name.decode(errors="replace"): value.decode(errors="backslashreplace")
-        for name, value in zip(flat[::2], flat[1::2], strict=True)
-    }
+    fields = _fields(row[1])
     notes = {name: fields.pop(name, "") for name in _NOTES}
     return DeadLetter(
         letter=bytes(row[0]).decode(),
@@ -229,9 +399,17 @@ def _letter(row: Sequence[Any]) -> DeadLetter:
     )
 
 
+def _fields(flat: Sequence[bytes]) -> dict[str, str]:
+    return {
+        name.decode(errors="replace"): value.decode(errors="backslashreplace")
+        for name, value in zip(flat[::2], flat[1::2], strict=False)
+    }
+
+
+def _whole(text: str) -> int:
+    return int(text) if text.isascii() and text.isdigit() and len(text) < MAX_DIGITS else 0
+
+
 def is_letter(text: str) -> bool:
     """Say whether this may be the place of a dead letter."""
     return re.fullmatch(r"\d{1,20}-\d{1,20}", text) is not None
-
-
-__all__ = ["DeadLetter", "Depth", "Lookups", "Server", "StoreAway", "check_server", "is_letter"]

@@ -54,7 +54,7 @@ class Scheduler:
         self._unknown_after_s = unknown_after_s
         self._may_reclaim = may_reclaim
         self._seen_rows: dict[str, tuple[int, float]] = {}
-        self._counted: dict[tuple[str, str, str], int] = {}
+        self._counted: dict[str, int] = {}
         self._adopted: set[str] = set()
         self._cursor = "0"
         self._promote_now = asyncio.Event()
@@ -201,12 +201,10 @@ class Scheduler:
     async def count_once(self) -> None:
         """Write what was counted since the last time."""
         counts: list[tuple[str, int]] = []
-        for type_name, priority, count in self._tally.rows():
-            for outcome, total in count.totals().items():
-                key = (type_name, priority, outcome)
-                if total != self._counted.get(key, 0):
-                    counts.append((f"{type_name} {priority} {outcome}", total - self._counted.get(key, 0)))
-                    self._counted[key] = total
+        for name, total in self._tally.totals():
+            if total != self._counted.get(name, 0):
+                counts.append((name, total - self._counted.get(name, 0)))
+                self._counted[name] = total
         if counts:
             try:
                 await self._streams.count(int(time.time() // 60), counts)

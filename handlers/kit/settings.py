@@ -1,4 +1,4 @@
-"""The handlers' settings: `handlers.toml`, each value of which the environment may override. They say where secrets are, never what.
+"""The handlers' settings: `handlers.toml`, each value of which the environment may override. They hold no secret, only its place.
 
 A fault of the settings is not the job's: it makes the job wait without burning an attempt, and is said aloud.
 """
@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeVar, cast
+from typing import Annotated, Any, Final, NoReturn, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 import msgspec
@@ -70,6 +70,8 @@ class Smtp(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             raise ValueError("smtp:// goes with plain = true, and only with it; else smtp+starttls:// or smtps://")
         if self.password and self.password_file:
             raise ValueError("password and password_file: one of them")
+        if bool(endpoint.user) != bool(self.password or self.password_file):
+            raise ValueError("a user in the url and a password: both or neither")
 
     def __repr__(self) -> str:
         secret = "***" if self.password or self.password_file else "none"
@@ -106,15 +108,6 @@ class Sender(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     smtp: Alias
     address: Address
     name: Line = ""
-
-    def __post_init__(self) -> None:
-        """Refuse a name that mail software would decode.
-
-        Raises:
-            ValueError: as the text says.
-        """
-        if "=?" in self.name:
-            raise ValueError("name: write it as it is to be read, without `=?`")
 
 
 class Templates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -169,7 +162,7 @@ def wait_for_operator(subject: str, code: str, text: str) -> Snooze:
 _said: dict[str, float] = {}
 
 
-def _missing(section: str, alias: str) -> Any:
+def _missing(section: str, alias: str) -> NoReturn:
     where = os.environ.get(VARIABLE) or f"handlers.toml (no {VARIABLE} is set)"
     raise wait_for_operator(f"{section}.{alias}", "alias-missing", f"not in {where}")
 
@@ -237,10 +230,11 @@ def _read(path: str) -> dict[str, Any]:
 
 def _override(raw: dict[str, Any], environment: Mapping[str, str]) -> None:
     """Put `RUNTIME_HANDLERS__SECTION__ALIAS__KEY` in its place; `-` of an alias is `_` there."""
-    for name in sorted(environment):
-        section, *alias, key = name.removeprefix(PREFIX).lower().split("__") if name.startswith(PREFIX) else ("", "")
-        if not section:
-            continue
+    for name in sorted(name for name in environment if name.startswith(PREFIX)):
+        section, *rest = name.removeprefix(PREFIX).lower().split("__")
+        if not rest:
+            raise ConfigError(f"{name}: {PREFIX}SECTION__ALIAS__KEY, please")
+        *alias, key = rest
         place = raw.setdefault(section, {})
         if alias and isinstance(place, dict):
             known = cast("dict[str, Any]", place)

@@ -13,6 +13,7 @@ import msgspec
 from runtime.config import Config
 from runtime.embedded import Embedded
 from runtime.lookups import Lookups
+from runtime.registry import Found, find
 
 T = TypeVar("T")
 
@@ -27,6 +28,15 @@ def with_store(config: Config, work: Callable[[str], Coroutine[Any, Any, T]]) ->
         return asyncio.run(work(embedded.url))
     finally:
         embedded.stop()
+
+
+def find_handlers(config: Config) -> Found:
+    """Give the handlers of the modules in force.
+
+    Raises:
+        ConfigError: a module cannot be used, or there is no handler.
+    """
+    return find([name.strip() for name in config.handlers.split(",") if name.strip()])
 
 
 @contextlib.asynccontextmanager

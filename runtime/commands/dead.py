@@ -1,17 +1,20 @@
-"""`dead list`, `dead show`, `dead replay`."""
+"""`dead list`, `dead show`, `dead replay`, `dead purge`: dead letters, one by one or by what they have in common."""
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import sys
 import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from runtime.commands.common import clean, lookups, print_json, with_store
 from runtime.config import Config
 from runtime.errors import ConfigError
-from runtime.lookups import DeadLetter, is_letter
+from runtime.lookups import PAGE, DeadLetter, Filter, Lookups, is_letter
 
 MAX_LIST = 10_000
+PROGRESS_S = 0.2
 WORDS = {
     "gone": "no such dead letter",
     "unreadable": "this letter holds no message that could run",
@@ -29,19 +32,9 @@ def listing(config: Config, parsed: argparse.Namespace) -> int:
             return await found.dead_letters(parsed.n)
 
     looked_at = with_store(config, look)
-    letters = [
-        letter
-        for letter in looked_at
-        if (not parsed.type or letter.type == parsed.type) and (not parsed.reason or letter.reason == parsed.reason)
-    ]
-    if parsed.json:
-        for letter in letters:
-            print_json(letter)
-        return 0
+    letters = [letter for letter in looked_at if _filter(parsed).fits(letter)]
     for letter in letters:
-        died = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(letter.died_at))
-        head = f"{letter.letter:20} {died} {clean(letter.type or '-', 24):24} {clean(letter.reason, 18):18}"
-        print(f"{head} {letter.attempts:>3} {clean(letter.error, 70)}")
+        print_json(letter) if parsed.json else print(_line(letter))
     print(f"{len(letters)} shown, the newest {len(looked_at)} looked at", file=sys.stderr)
     return 0
 
@@ -63,7 +56,7 @@ def show(config: Config, parsed: argparse.Namespace) -> int:
         return 0
     print(f"letter    {letter.letter}\njob       {clean(letter.id) or '-'}\ntype      {clean(letter.type) or '-'}")
     print(f"reason    {clean(letter.reason)}\nerror     {clean(letter.error)}\nattempts  {letter.attempts}")
-    print(f"died      {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(letter.died_at))} on {letter.priority}")
+    print(f"died      {_when(letter)} on {letter.priority}")
     for name, value in letter.message.items():
         print(f"  {clean(name)}: {clean(value, 2000)}")
     for line in letter.stack.splitlines():
@@ -73,21 +66,102 @@ def show(config: Config, parsed: argparse.Namespace) -> int:
 
 
 def replay(config: Config, parsed: argparse.Namespace) -> int:
-    """Send dead letters back; status 1 when one of them could not be."""
-    for letter in parsed.letters:
-        _check(letter)
+    """Send dead letters back, those named or those that fit; status 1 when one of them could not be."""
+    _check_choice(parsed)
+    if parsed.rate < 0:
+        raise ConfigError(f"--rate {parsed.rate:g}: letters per second, 0 for as fast as it goes")
 
-    async def send_back(url: str) -> list[str]:
-        async with lookups(url, config.queue) as found:
-            return [await found.replay(letter) for letter in parsed.letters]
-
-    answers = with_store(config, send_back)
-    for letter, answer in zip(parsed.letters, answers, strict=True):
+    async def send_back(found: Lookups, letter: str) -> bool:
+        answer = await found.replay(letter)
         if parsed.json:
             print_json({"letter": letter, "replayed": answer not in WORDS, "answer": answer})
-        else:
+        elif parsed.letters or answer in WORDS:
             print(f"{letter}: {WORDS.get(answer) or f'waits again as entry {answer}'}")
-    return 1 if any(answer in WORDS for answer in answers) else 0
+        await asyncio.sleep(1 / parsed.rate if parsed.rate else 0)
+        return answer not in WORDS
+
+    return _for_each(config, parsed, "replayed", send_back)
+
+
+def purge(config: Config, parsed: argparse.Namespace) -> int:
+    """Delete dead letters for ever, those named or those that fit; status 1 when one of them was not there."""
+    _check_choice(parsed)
+
+    async def delete(found: Lookups, letter: str) -> bool:
+        return await found.purge([letter]) == 1
+
+    return _for_each(config, parsed, "deleted", delete)
+
+
+def _for_each(config: Config, parsed: argparse.Namespace, word: str, act: Callable[[Lookups, str], Awaitable[bool]]) -> int:
+    """Do it for all letters that are meant, with a progress line at a terminal; `--dry-run` only names them."""
+
+    async def work(url: str) -> tuple[int, int]:
+        done, failed, next_s = 0, 0, 0.0
+        async with lookups(url, config.queue) as found:
+            async for letter in _meant(found, parsed):
+                if parsed.dry_run:
+                    print_json(letter) if parsed.json else print(_line(letter))
+                    done += 1
+                elif await act(found, letter.letter):
+                    done += 1
+                else:
+                    failed += 1
+                if sys.stderr.isatty() and time.monotonic() > next_s:
+                    next_s = time.monotonic() + PROGRESS_S
+                    print(f"\r{done:>10,} {word}, {failed:,} not ", end="", file=sys.stderr, flush=True)
+        return done, failed
+
+    done, failed = with_store(config, work)
+    would = "would be " if parsed.dry_run else ""
+    print(f"{done} {would}{word}{f', {failed} could not be' if failed else ''}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+async def _meant(found: Lookups, parsed: argparse.Namespace) -> AsyncGenerator[DeadLetter]:
+    """Give the letters named, or page by page those that fit and were there when we began: a replay may die again meanwhile."""
+    if parsed.letters:
+        for place in parsed.letters:
+            yield await found.dead_letter(place) or DeadLetter(place, "", "", "gone", "", 0, "", 0.0, "", {})
+        return
+    newest = await found.dead_letters(1)
+    last, after, which = newest[0].letter if newest else "0-0", "-", _filter(parsed)
+    while page := await found.letters_page(after, PAGE):
+        for letter in page:
+            if _order(letter.letter) > _order(last):
+                return
+            if which.fits(letter):
+                yield letter
+        after = page[-1].letter
+
+
+def _order(place: str) -> tuple[int, int]:
+    stamp, _, number = place.partition("-")
+    return int(stamp), int(number)
+
+
+def _filter(parsed: argparse.Namespace) -> Filter:
+    older_s = getattr(parsed, "older_than", None)
+    return Filter(parsed.type, parsed.reason, time.time() - older_s * 3600 if older_s else 0.0)
+
+
+def _check_choice(parsed: argparse.Namespace) -> None:
+    for letter in parsed.letters:
+        _check(letter)
+    is_filtered = bool(parsed.type or parsed.reason or parsed.older_than or parsed.all)
+    if bool(parsed.letters) == is_filtered:
+        raise ConfigError(
+            "name letters, or choose them by --type, --reason, --older-than or --all (not both); --dry-run shows which"
+        )
+
+
+def _line(letter: DeadLetter) -> str:
+    head = f"{letter.letter:20} {_when(letter)} {clean(letter.type or '-', 24):24} {clean(letter.reason, 18):18}"
+    return f"{head} {letter.attempts:>3} {clean(letter.error, 70)}"
+
+
+def _when(letter: DeadLetter) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(letter.died_at))
 
 
 def _check(letter: str) -> None:

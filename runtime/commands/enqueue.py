@@ -11,19 +11,18 @@ from typing import Any
 
 import msgspec
 
-from runtime.commands.common import print_json, with_store
+from runtime.commands.common import find_handlers, print_json, with_store
 from runtime.config import Config
 from runtime.errors import BadPayload, UnknownType
 from runtime.jobs import PLAIN, Handler, Job, Priority
 from runtime.producer import CHUNK_MESSAGES, Message, Packed, Producer
-from runtime.registry import find
 
 PROGRESS_S = 0.1
 
 
 def act(config: Config, parsed: argparse.Namespace) -> int:
     """Send one payload, or one per line of standard input."""
-    registry = find([name.strip() for name in config.handlers.split(",") if name.strip()]).registry
+    registry = find_handlers(config).registry
     handler = registry.get(parsed.type.encode())
     if handler is None:
         known: list[str] = sorted(name.decode() for name in registry)
@@ -92,7 +91,9 @@ def _pack(producer: Producer, parsed: argparse.Namespace, handler: Handler[Any],
     try:
         handler.decode(Job(0, b"0-0", 1, "", 0.0, contract.type.encode(), data, PLAIN, 0))
     except BadPayload as error:
-        raise BadPayload(f"the payload is not what {contract.type} takes (JSON of {contract.payload.__name__}): {error}") from None
+        raise BadPayload(
+            f"the payload is not what {contract.type} takes (JSON of {contract.payload.__name__}): {error}"
+        ) from None
     message = Message(
         payload=_Nothing(),
         delay_s=parsed.delay,

@@ -17,12 +17,13 @@ from typing import Any, Final
 
 from runtime import logs, offload
 from runtime.backoff import Backoff, delay_s
+from runtime.commands.common import find_handlers
 from runtime.config import Config, address_of
 from runtime.consumer import Consumer, Report
 from runtime.embedded import Embedded
 from runtime.errors import StoreAway
 from runtime.lookups import Lookups, Server, check_server
-from runtime.registry import Found, find
+from runtime.registry import Found
 from runtime.wire import one_connection, without_password
 
 log = logging.getLogger("runtime")
@@ -38,8 +39,7 @@ def act(config: Config) -> int:
     logs.setup(config.log, config.log_level)
     if config.handlers_config:
         os.environ["RUNTIME_HANDLERS_CONFIG"] = str(Path(config.handlers_config).absolute())
-    sys.path.insert(0, "") if "" not in sys.path else None
-    found = find([name.strip() for name in config.handlers.split(",") if name.strip()])
+    found = find_handlers(config)
     for module, extra in found.missing:
         log.warning("%s is not offered here: pip install '%s'", module, extra)
     embedded = None if config.redis else Embedded(Path(config.data_dir), config.embedded_port)
@@ -117,7 +117,9 @@ async def _reach(lookups: Lookups) -> Server:
 
 
 def _stop_on_signals(consumer: Consumer, grace_s: float) -> None:
-    """A first signal stops the worker, a second one skips the grace; a thread sees to the hard deadline, whatever the loop does."""
+    """A first signal stops the worker, a second one skips the grace; a thread sees to the hard deadline, whatever the
+    loop does.
+    """
 
     def stop() -> None:
         timer = threading.Timer(HARD_S if consumer.is_stopping else grace_s + HARD_S, _leave)

@@ -7,6 +7,7 @@ import argparse
 from runtime.commands.common import clean, lookups, print_json, with_store
 from runtime.config import Config
 from runtime.errors import ConfigError
+from runtime.events import OUTCOMES
 from runtime.lookups import Depth
 
 Counters = dict[tuple[str, str, str], int]
@@ -20,7 +21,8 @@ def act(config: Config, parsed: argparse.Namespace) -> int:
 
     async def look(url: str) -> tuple[Depth, Counters]:
         async with lookups(url, config.queue) as found:
-            return await found.depth(), await found.counters(parsed.minutes)
+            counted = await found.counters(parsed.minutes)
+            return await found.depth(), {name: count for name, count in counted.items() if name[2] in OUTCOMES}
 
     depth, counters = with_store(config, look)
     if parsed.json:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 
-from runtime.commands.common import print_json
+from runtime.commands.common import find_handlers, print_json
 from runtime.config import Config
-from runtime.registry import find
 
 
 def act(config: Config, parsed: argparse.Namespace) -> int:
     """Print a line per type, and what is missing for others."""
-    found = find([name.strip() for name in config.handlers.split(",") if name.strip()])
+    found = find_handlers(config)
     for _, handler in sorted(found.registry.items()):
         contract, retry = handler.contract, handler.retry
         if parsed.json:

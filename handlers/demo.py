@@ -1,0 +1,363 @@
+"""`python -m handlers.demo`: a worker on an embedded server, a mail server that misbehaves on demand, and a stream of mails."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import ctypes
+import json
+import mailbox
+import os
+import random
+import signal
+import socket
+import sys
+import time
+import urllib.request
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final
+
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from handlers.contracts.email import SendEmail
+from runtime import JobsError, Producer
+
+try:
+    from aiosmtpd.smtp import SMTP
+except ImportError:
+    raise SystemExit("the demo needs a mail server: pip install 'backend-jobs[dev]'") from None
+try:
+    from uvloop import new_event_loop
+except ImportError:
+    from asyncio import new_event_loop
+
+READY_S: Final = 60.0
+PAUSE_S: Final = (0.1, 0.5)
+BUSY_TRIES: Final = 2
+MAX_MAILS: Final = 500  # it runs for ever, and the disk does not grow for ever
+MAX_SOCKET_BYTES: Final = 100
+PR_SET_PDEATHSIG: Final = 1
+TEMPLATE_TEXT: Final = "Hello {{ name }},\n\nyour order {{ order.number }} is on its way.\n"
+TEMPLATE_HTML: Final = "<p>Hello <b>{{ name }}</b>,</p><p>your order {{ order.number }} is on its way.</p>\n"
+
+
+# --- the mail server -----------------------------------------------------------------------------------------------------
+
+
+class Sink:
+    """Takes mails into a Maildir, and misbehaves as the recipient's local part asks.
+
+    `refused…`: 550 at RCPT; `busy…`: 451 twice for each address, then fine; `full…`: 552 at DATA.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        self._mails = mailbox.Maildir(folder)
+        self._kept: deque[str] = deque()
+        self._tries: Counter[str] = Counter()
+
+    async def handle_RCPT(self, server: SMTP, session: Any, envelope: Any, address: str, options: list[str]) -> str:
+        """Answer to a recipient."""
+        if address.startswith("refused"):
+            return "550 5.1.1 no such mailbox"
+        if address.startswith("busy"):
+            self._tries[address] += 1
+            if self._tries[address] <= BUSY_TRIES:
+                return "451 4.2.1 busy, come again"
+            del self._tries[address]
+        envelope.rcpt_tos.append(address)
+        return "250 2.1.5 fine"
+
+    async def handle_DATA(self, server: SMTP, session: Any, envelope: Any) -> str:
+        """Answer to a mail."""
+        if any(address.startswith("full") for address in envelope.rcpt_tos):
+            return "552 5.2.2 mailbox full"
+        await asyncio.to_thread(self._keep, envelope.content)
+        return "250 2.0.0 taken"
+
+    def _keep(self, content: bytes) -> None:
+        self._kept.append(self._mails.add(content))
+        if len(self._kept) > MAX_MAILS:
+            self._mails.discard(self._kept.popleft())
+
+
+@contextlib.asynccontextmanager
+async def sink(folder: Path) -> AsyncGenerator[int]:
+    """Run the mail server on a free port of the loopback interface; gives the port."""
+    taker = Sink(folder)
+    server = await asyncio.get_running_loop().create_server(lambda: SMTP(taker, hostname="sink.localhost"), "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+
+
+# --- the traffic ---------------------------------------------------------------------------------------------------------
+
+
+class Traffic:
+    """Sends a live mix. Its dice are seeded, so that every run shows the same story."""
+
+    def __init__(self, producer: Producer, raw: redis.asyncio.Redis) -> None:
+        self._producer = producer
+        self._raw = raw
+        self._dice = random.Random(7)  # noqa: S311 -- a story, not a secret
+        self._number = 0
+        self._acts: list[tuple[int, Callable[[], Awaitable[object]]]] = [
+            (46, self._plain),
+            (12, self._from_template),
+            (9, self._busy),
+            (6, self._late),
+            (5, self._some_refused),
+            (4, self._refused),
+            (3, self._full),
+            (3, self._busy_for_too_long),
+            (3, self._without_a_variable),
+            (3, self._expired),
+            (3, self._twice),
+            (3, self._malformed),
+        ]
+
+    async def run(self) -> None:
+        """Send for ever; a server that is away is waited for."""
+        weights = [weight for weight, _ in self._acts]
+        while True:
+            (_, act) = self._dice.choices(self._acts, weights)[0]
+            self._number += 1
+            try:
+                await act()
+            except (JobsError, RedisError) as error:
+                _say(f"not sent: {error}")
+            await asyncio.sleep(self._dice.uniform(*PAUSE_S))
+
+    def _mail(self, name: str = "ada", *more: str) -> SendEmail:
+        to = [f"{each}{self._number}@example.org" for each in (name, *more)]
+        text = f"This is mail number {self._number}.\n"
+        return SendEmail(to=to, subject=f"Order {self._number} for {name}", text=text)
+
+    def _order(self, **params: Any) -> SendEmail:
+        to = f"grace{self._number}@example.org"
+        return SendEmail(to=to, subject=f"Order {self._number}", template="order", params={"name": "Grace", **params})
+
+    async def _plain(self) -> None:
+        await self._producer.send(self._mail(self._dice.choice(["ada", "grace", "alan", "edsger"])))
+
+    async def _from_template(self) -> None:
+        await self._producer.send(self._order(order={"number": self._number}))
+
+    async def _busy(self) -> None:
+        await self._producer.send(self._mail("busy"), attempts=3)
+
+    async def _late(self) -> None:
+        await self._producer.send(self._mail("late"), delay_s=self._dice.uniform(5, 20))
+
+    async def _some_refused(self) -> None:
+        await self._producer.send(self._mail("ada", "refused", "alan"))
+
+    async def _refused(self) -> None:
+        await self._producer.send(self._mail("refused"))
+
+    async def _full(self) -> None:
+        await self._producer.send(self._mail("full"))
+
+    async def _busy_for_too_long(self) -> None:
+        await self._producer.send(self._mail("busy"), attempts=1)
+
+    async def _without_a_variable(self) -> None:
+        await self._producer.send(self._order())
+
+    async def _expired(self) -> None:
+        await self._producer.send(self._mail("expired"), exp=time.time() - 1)
+
+    async def _twice(self) -> None:
+        for _ in range(2):
+            await self._producer.send(self._mail("once"), key=f"order-{self._number}", delay_s=5)
+
+    async def _malformed(self) -> None:
+        fields = self._dice.choice(
+            [
+                {"data": "{}"},
+                {"type": "send-email", "data": '{"to": '},
+                {"type": "send-email", "data": '{"to": "nobody", "subject": 7}'},
+                {"type": "paint-house", "data": "{}"},
+            ]
+        )
+        await self._raw.xadd("{jobs}:high", fields)  # pyright: ignore[reportUnknownMemberType, reportArgumentType]
+
+
+# --- the worker ----------------------------------------------------------------------------------------------------------
+
+
+async def start_worker(folder: Path, board: str) -> asyncio.subprocess.Process:
+    """Start the worker in a session of its own, so that Ctrl-C reaches this process alone, which passes it on once."""
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "runtime", "run", "--handlers", "handlers"),
+        *("--handlers-config", str(folder / "handlers.toml"), "--data-dir", str(folder / "data")),
+        *("--board", board, "--lease", "10", "--grace", "10"),
+        start_new_session=True,
+        preexec_fn=_end_with_parent,
+    )
+
+
+def _end_with_parent() -> None:
+    """Have the kernel stop the worker when this process is killed (Linux; elsewhere nothing happens)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+async def wait_until_ready(board: str) -> None:
+    """Return when the worker fetches jobs.
+
+    Raises:
+        TimeoutError: it does not within a minute.
+    """
+    async with asyncio.timeout(READY_S):
+        while True:
+            if await asyncio.to_thread(_is_ready, f"http://{board}/readyz"):
+                return
+            await asyncio.sleep(0.1)
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310 -- our own worker's http:// address
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+def free_address(wanted: str) -> str:
+    """Give the address if nobody listens there, else one with a free port.
+
+    Raises:
+        ValueError: it is no HOST:PORT of this machine.
+    """
+    host, _, port = wanted.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ValueError("HOST:PORT, such as 127.0.0.1:8080")
+    problem: Exception | None = None
+    for each in (int(port), 0):
+        try:
+            with socket.create_server((host, each)) as probe:
+                return f"{host}:{probe.getsockname()[1]}"
+        except (OSError, OverflowError) as error:
+            problem = error
+    raise ValueError(problem)
+
+
+def prepare(folder: Path, smtp_port: int) -> None:
+    """Write the templates, and the settings that lead mails to the sink."""
+    templates = folder / "templates"
+    templates.mkdir(parents=True, exist_ok=True)
+    (templates / "order.txt").write_text(TEMPLATE_TEXT, "utf-8")
+    (templates / "order.html").write_text(TEMPLATE_HTML, "utf-8")
+    (folder / "handlers.toml").write_text(
+        f'smtp.main = {{ url = "smtp://127.0.0.1:{smtp_port}", plain = true }}\n'
+        'senders.default = { smtp = "main", name = "Example Shop", address = "shop@example.com" }\n'
+        f"templates = {{ path = {json.dumps(str(templates))} }}\n",
+        "utf-8",
+    )
+
+
+# --- all of it -----------------------------------------------------------------------------------------------------------
+
+
+async def run(folder: Path, board: str) -> int:
+    """Run everything until a signal comes or the worker ends; gives the worker's status."""
+    store = f"unix://{folder / 'data' / 's.sock'}"
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with sink(folder / "maildir") as smtp_port:
+        prepare(folder, smtp_port)
+        worker = await start_worker(folder, board)
+        ended = asyncio.create_task(worker.wait(), name="worker")
+        show = asyncio.create_task(_show(folder, board, store), name="traffic")
+        stopping = asyncio.create_task(stop.wait(), name="signal")
+        await asyncio.wait([ended, show, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if not show.done():
+            show.cancel()
+        await asyncio.wait([show])
+        if ended.done():
+            _say(f"the worker has ended by itself, with status {ended.result()}")
+        else:
+            await _end(worker, ended, stop)
+        stopping.cancel()
+        if not show.cancelled():
+            show.result()  # raises what ended it
+    status = ended.result()
+    return status if status >= 0 else 128 - status
+
+
+async def _end(worker: asyncio.subprocess.Process, ended: asyncio.Task[int], stop: asyncio.Event) -> None:
+    """Tell the worker to stop and wait for it; every further signal is passed on, and makes it hurry."""
+    while not ended.done():
+        stop.clear()
+        with contextlib.suppress(ProcessLookupError):
+            worker.terminate()
+        again = asyncio.create_task(stop.wait())
+        await asyncio.wait([ended, again], return_when=asyncio.FIRST_COMPLETED)
+        again.cancel()
+
+
+async def _show(folder: Path, board: str, store: str) -> None:
+    try:
+        await wait_until_ready(board)
+    except TimeoutError:
+        _say(f"the worker was not ready within {READY_S:g} s")
+        return
+    _say(_welcome(folder, board))
+    raw = redis.asyncio.Redis.from_url(store, retry=Retry(NoBackoff(), 0))  # pyright: ignore[reportUnknownMemberType]
+    async with Producer.connect(store, source="demo") as producer, raw:
+        await Traffic(producer, raw).run()
+
+
+def _welcome(folder: Path, board: str) -> str:
+    data = f"--data-dir {folder / 'data'}"
+    return f"""
+  health    http://{board}/readyz
+  metrics   http://{board}/metrics
+  mails     {folder / "maildir" / "new"}
+
+  The mails go on until Ctrl-C. In another terminal:
+
+    {_python()} -m runtime stats {data}
+    {_python()} -m runtime dead list {data}
+"""
+
+
+def _python() -> str:
+    """Give the interpreter as one would type it here."""
+    path = Path(sys.executable)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """Read the arguments and run; gives the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m handlers.demo", description="Watch jobs succeed, fail, retry and die.")
+    parser.add_argument("--folder", default=".run", metavar="FOLDER", help="where everything lies that it writes; default .run")
+    parser.add_argument("--board", default="127.0.0.1:8080", metavar="HOST:PORT", help="if it is taken, another port is chosen")
+    arguments = parser.parse_args()
+    folder = Path(arguments.folder).absolute()
+    if len(os.fsencode(folder / "data" / "s.sock")) > MAX_SOCKET_BYTES:
+        parser.error(f"--folder {folder}: the path is too long for a socket; choose a shorter one")
+    try:
+        board = free_address(arguments.board)
+    except ValueError as error:
+        parser.error(f"--board {arguments.board}: {error}")
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        return runner.run(run(folder, board))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

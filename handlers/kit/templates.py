@@ -1,0 +1,67 @@
+"""Mail templates: Jinja2 files in one configured folder, `name.txt` and perhaps `name.html`. A payload is only data to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, Final
+
+from jinja2 import FileSystemLoader, StrictUndefined, TemplateError, TemplateNotFound, TemplateSyntaxError, UndefinedError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from handlers.kit.settings import wait_for_operator
+from runtime import Dead
+
+MAX_BODY_CHARS: Final = 200_000  # rendering and encoding it hold the loop for less than 20 ms
+
+# What an expression of a template may raise on a value it did not expect.
+_FAULTS: Final = (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RecursionError)
+
+
+def render(folder: str, name: str, params: Mapping[str, Any]) -> tuple[str, str | None]:
+    """Give the text body and the HTML body, if the template has one; values are escaped in the latter.
+
+    Raises:
+        Snooze: the folder has no text template of that name.
+        Dead: a variable is missing, or the template fails on these values; `template-error`.
+    """
+    text = _render_file(folder, f"{name}.txt", params)
+    if text is None:
+        raise wait_for_operator(f"templates.{name}", "alias-missing", f"no {name}.txt in {folder}")
+    return text, _render_file(folder, f"{name}.html", params)
+
+
+def _render_file(folder: str, file: str, params: Mapping[str, Any]) -> str | None:
+    try:
+        body = _environment(folder).get_template(file).render(params)
+    except TemplateNotFound as error:
+        if error.name == file:
+            return None
+        raise _dead(file, f"it includes {error.name}, which is not there") from error
+    except TemplateSyntaxError as error:
+        raise _dead(file, f"line {error.lineno}: {error.message}") from error
+    except UndefinedError as error:
+        raise _dead(file, str(error.message)) from error
+    except _FAULTS as error:
+        raise _dead(file, type(error).__name__) from error  # its text may hold values of the payload
+    if len(body) > MAX_BODY_CHARS:
+        raise Dead(f"template {file}: {len(body)} characters come out, the limit is {MAX_BODY_CHARS}", "template-error")
+    return body
+
+
+def _dead(file: str, why: str) -> Dead:
+    return Dead(f"template {file}: {why}", "template-error")
+
+
+def _is_html(name: str | None) -> bool:
+    return name is not None and name.endswith(".html")
+
+
+@lru_cache(maxsize=8)
+def _environment(folder: str) -> ImmutableSandboxedEnvironment:
+    return ImmutableSandboxedEnvironment(
+        loader=FileSystemLoader(folder),
+        undefined=StrictUndefined,
+        autoescape=_is_html,
+        keep_trailing_newline=True,
+    )

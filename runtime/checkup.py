@@ -1,0 +1,224 @@
+"""What a doctor looks at: the server's settings and every structure of a queue, a bounded part of each.
+
+Findings as plain values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import msgspec
+
+from runtime.jobs import STREAMS
+from runtime.lookups import OLDEST_SERVER, Lookups, Server, flat_row, setting
+from runtime.streams import GROUP, workers_of
+from runtime.wire import ServerError
+
+LOOK_AT: Final = 200  # entries of each structure: enough to find a fault that is there, cheap enough for a busy server
+STALE_MS: Final = 3_600_000
+CLOCK_WARN_MS: Final = 1_000
+CLOCK_ERROR_MS: Final = 10_000
+OVERDUE_MS: Final = 60_000
+AHEAD_MS: Final = 86_400_000
+MEMORY_PART: Final = 0.9
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One thing found: `level` is `error`, `warning` or `ok`; `mend` is the command that mends it."""
+
+    level: str
+    what: str
+    mend: str = ""
+
+
+class Facts(msgspec.Struct):
+    """What was read for the findings about the server."""
+
+    server: Server
+    fsync: str
+    memory_bytes: int
+    max_memory_bytes: int
+    client_timeout_s: int
+    server_ms: int
+
+
+class Checkup(Lookups):
+    """A doctor's verbs, on one connection."""
+
+    async def examine(self, local_ms: int) -> list[Finding]:
+        """Give all findings; `local_ms` is this host's clock.
+
+        Raises:
+            StoreAway: no answer.
+        """
+        facts = await self.facts()
+        findings = [*about_server(facts), *about_clock(facts.server_ms, local_ms)]
+        findings += await self._about_types()
+        if not any(finding.level == "error" and "type" in finding.what for finding in findings):
+            for stream in range(4):
+                findings += await self._about_stream(stream, facts.server_ms)
+            findings += await self._about_delayed(facts.server_ms)
+            findings += await self._about_workers(facts.server_ms)
+        return findings
+
+    async def facts(self) -> Facts:
+        """Read what the server says of itself.
+
+        Raises:
+            StoreAway: no answer.
+        """
+        server = await self.server()
+        memory = await self.info("memory")
+        fsync, timeout, now = await self.ask(
+            self._wire, ("CONFIG", "GET", "appendfsync"), ("CONFIG", "GET", "timeout"), ("TIME",)
+        )
+        return Facts(
+            server,
+            setting(fsync),
+            int(memory.get("used_memory", 0)),
+            int(memory.get("maxmemory", 0)),
+            int(setting(timeout) or 0),
+            int(now[0]) * 1000 + int(now[1]) // 1000,
+        )
+
+    async def _about_types(self) -> list[Finding]:
+        keys = self.keys
+        wanted = dict.fromkeys((*keys.streams, keys.dead), b"stream")
+        wanted |= {keys.due: b"zset", keys.messages: b"hash", keys.workers: b"zset", keys.rows: b"hash"}
+        found = await self.ask(self._wire, *[("TYPE", key) for key in wanted])
+        return [
+            Finding("error", f"{key} has the type {kind.decode()}, not {right.decode()}", f"redis-cli RENAME '{key}' '{key}:was'")
+            for (key, right), kind in zip(wanted.items(), found, strict=True)
+            if isinstance(kind, bytes) and kind not in (right, b"none")
+        ]
+
+    async def _about_stream(self, stream: int, now_ms: int) -> list[Finding]:
+        key = self.keys.streams[stream]
+        info, groups = await self.ask(self._wire, ("XINFO", "STREAM", key), ("XINFO", "GROUPS", key))
+        if isinstance(info, ServerError):
+            return []  # nobody has sent anything yet
+        group = next((row for row in map(flat_row, groups) if row.get("name") == GROUP.encode()), None)
+        if group is None:
+            mend = f"start a worker, or: redis-cli XGROUP CREATE '{key}' {GROUP} 0 MKSTREAM"
+            return [Finding("error", f"{key} has no consumer group: nothing of it is fetched", mend)]
+        findings = await self._about_skipped(key, bytes(group["last-delivered-id"]).decode())
+        last_ms = int(bytes(flat_row(info)["last-generated-id"]).partition(b"-")[0])
+        if last_ms > now_ms + AHEAD_MS:
+            what = (
+                f"{key} ends at an id {(last_ms - now_ms) // AHEAD_MS} days ahead: somebody added an entry with an id of his own"
+            )
+            findings.append(Finding("error", what, f"drain it, then: redis-cli DEL '{key}' (workers make it again)"))
+        return findings + await self._about_pending(stream)
+
+    async def _about_skipped(self, key: str, delivered: str) -> list[Finding]:
+        """Entries that were passed over: before the last delivered one, and pending with nobody. Nothing ever reads them."""
+        entries = await self.one(self._wire, ("XRANGE", key, "-", delivered, "COUNT", LOOK_AT))
+        pending = await self.ask(self._wire, *[("XPENDING", key, GROUP, row[0], row[0], 1) for row in entries]) if entries else []
+        skipped = [row[0] for row, held in zip(entries, pending, strict=True) if not held]
+        if not skipped:
+            return []
+        first = bytes(skipped[0]).decode()
+        part = f"{len(skipped)} of the oldest {len(entries)} entries of {key}"
+        what = f"{part} are delivered to nobody (a group made at $, or acked by hand)"
+        before = _id_before(first)
+        return [Finding("error", what, f"with all workers stopped: redis-cli XGROUP SETID '{key}' {GROUP} {before}")]
+
+    async def _about_pending(self, stream: int) -> list[Finding]:
+        key = self.keys.streams[stream]
+        old = await self.one(self._wire, ("XPENDING", key, GROUP, "IDLE", STALE_MS, "-", "+", LOOK_AT))
+        until = await self.one(self._wire, ("ZRANGE", self.keys.workers, 0, -1, "WITHSCORES"))
+        known = workers_of(until, [])
+        stale = sorted(
+            {name for _, consumer, *_ in old if (name := consumer.decode(errors="replace"))[0] != "~" and name not in known}
+        )
+        parked = sum(1 for _, consumer, *_ in old if consumer.startswith(b"~t:"))
+        findings = [
+            Finding(
+                "error",
+                f"consumer {name} holds jobs of {STREAMS[stream]} and has had no heartbeat for an hour",
+                "start a worker: it takes them back within a lease",
+            )
+            for name in stale
+        ]
+        if parked:
+            what = f"{parked} jobs of {STREAMS[stream]} have waited for a worker that knows their type for more than an hour"
+            findings.append(Finding("warning", what, "python -m runtime types (on the workers)"))
+        return findings
+
+    async def _about_delayed(self, now_ms: int) -> list[Finding]:
+        keys = self.keys
+        messages, times, first, sample = await self.ask(
+            self._wire,
+            ("HLEN", keys.messages),
+            ("ZCARD", keys.due),
+            ("ZRANGE", keys.due, 0, 0, "WITHSCORES"),
+            ("HRANDFIELD", keys.messages, LOOK_AT),
+        )
+        findings: list[Finding] = []
+        if messages != times:
+            scores = await self.ask(self._wire, *[("ZSCORE", keys.due, member) for member in sample]) if sample else []
+            lost = sum(1 for score in scores if score is None)
+            what = f"{messages} delayed messages and {times} times do not match ({lost} of {len(scores)} looked at have no time)"
+            findings.append(Finding("error", what, "start a worker: it gives lost ones the time now"))
+        overdue_ms = now_ms - float(first[1]) if first else 0
+        if overdue_ms > OVERDUE_MS:
+            what = f"a delayed job is overdue by {overdue_ms / 1000:.0f} s: no worker promotes"
+            findings.append(Finding("warning", what, "start a worker"))
+        return findings
+
+    async def _about_workers(self, now_ms: int) -> list[Finding]:
+        depth = await self.depth()
+        if not depth.workers and depth.backlog:
+            return [Finding("error", f"{depth.backlog} jobs wait and no worker lives", "python -m runtime --concurrency 500")]
+        return [Finding("ok", f"{depth.workers} workers, backlog {depth.backlog}, delayed {depth.delayed}, dead {depth.dead}")]
+
+
+def about_server(facts: Facts) -> Iterator[Finding]:
+    """Judge version, role, eviction, durability, memory and time limits."""
+    server = facts.server
+    version = tuple(int(part) for part in server.version.split(".")[:2] if part.isdigit())
+    is_old = version < OLDEST_SERVER
+    yield Finding(
+        "error" if is_old else "ok", f"{server.name} {server.version}", "apt-get install redis-server" if is_old else ""
+    )
+    if server.role not in ("", "master"):
+        yield Finding("error", f"this server is a {server.role}", "give the URL of the master")
+    if server.policy.startswith(("allkeys-", "volatile-")):
+        level = "error" if server.policy.startswith("allkeys-") else "warning"
+        prey = "streams with jobs" if level == "error" else "marks and statistics"
+        what = f"maxmemory-policy {server.policy} may throw away {prey}"
+        yield Finding(level, what, "redis-cli CONFIG SET maxmemory-policy noeviction")
+    yield from _about_durability(server.appendonly, facts.fsync)
+    if facts.max_memory_bytes and facts.memory_bytes > MEMORY_PART * facts.max_memory_bytes:
+        used = facts.memory_bytes / facts.max_memory_bytes
+        yield Finding(
+            "warning", f"{used:.0%} of maxmemory is used: sends are refused at 100 %", "redis-cli CONFIG SET maxmemory …"
+        )
+    if 0 < facts.client_timeout_s < 10:
+        yield Finding("warning", f"timeout {facts.client_timeout_s} s cuts idle connections", "redis-cli CONFIG SET timeout 0")
+
+
+def _about_durability(appendonly: bool, fsync: str) -> Iterator[Finding]:
+    if not appendonly:
+        what = "no append-only file: all jobs are lost when the server ends"
+        yield Finding("error", what, "redis-cli CONFIG SET appendonly yes && redis-cli CONFIG REWRITE")
+    elif fsync == "always":
+        yield Finding("ok", "durability: every acknowledged job is on disk (appendfsync always)")
+    else:
+        what = f"durability: a crash of the machine loses up to 2 s of acknowledged jobs (appendfsync {fsync or 'unknown'})"
+        yield Finding("ok", what)
+
+
+def about_clock(server_ms: int, local_ms: int) -> Iterator[Finding]:
+    """Judge how far this host's clock is from the server's."""
+    off_ms = abs(server_ms - local_ms)
+    if off_ms > CLOCK_WARN_MS:
+        level = "error" if off_ms > CLOCK_ERROR_MS else "warning"
+        what = f"this host's clock is {off_ms / 1000:.1f} s off the server's: delays and expiries sent from here are off by that"
+        yield Finding(level, what, "timedatectl set-ntp true")
+
+
+def _id_before(entry: str) -> str:
+    stamp, _, number = entry.partition("-")
+    return f"{stamp}-{int(number) - 1}" if int(number) else f"{int(stamp) - 1}-18446744073709551615"

@@ -1,0 +1,33 @@
+"""`doctor`: what is wrong with the server or the queue, each finding with the command that mends it."""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from runtime.checkup import Checkup, Finding
+from runtime.commands.common import clean, print_json, with_store
+from runtime.config import Config
+
+SIGNS = {"ok": "ok     ", "warning": "warning", "error": "ERROR  "}
+
+
+def act(config: Config, parsed: argparse.Namespace) -> int:
+    """Print all findings; status 1 when one of them is an error."""
+
+    async def examine(url: str) -> list[Finding]:
+        checkup = Checkup(url, config.queue, "doctor")
+        try:
+            return await checkup.examine(int(time.time() * 1000))
+        finally:
+            await checkup.close()
+
+    findings = with_store(config, examine)
+    for finding in findings:
+        if parsed.json:
+            print_json(finding)
+            continue
+        print(f"{SIGNS[finding.level]}  {clean(finding.what)}")
+        if finding.mend:
+            print(f"         mend it: {clean(finding.mend)}")
+    return 1 if any(finding.level == "error" for finding in findings) else 0

@@ -1,0 +1,56 @@
+"""`jobs list`, `jobs show`: where jobs are now. Bounded reads; both say what they looked at."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from runtime.commands.common import clean, lookups, print_json, with_store
+from runtime.config import Config
+from runtime.errors import ConfigError
+from runtime.lookups import FoundJob
+
+MAX_LIST = 1_000
+LOOK_AT = 10_000
+
+
+def listing(config: Config, parsed: argparse.Namespace) -> int:
+    """Print the newest jobs of each stream and the next delayed ones."""
+    if not 1 <= parsed.n <= MAX_LIST:
+        raise ConfigError(f"-n {parsed.n}: from 1 to {MAX_LIST}, please")
+
+    async def look(url: str) -> list[FoundJob]:
+        async with lookups(url, config.queue) as found:
+            return await found.newest_jobs(parsed.n)
+
+    looked_at = with_store(config, look)
+    jobs = [job for job in looked_at if parsed.type in ("", job.type) and parsed.state in ("", job.state)]
+    for job in jobs:
+        if parsed.json:
+            print_json(job)
+        else:
+            print(f"{clean(job.id, 34):34} {clean(job.type, 24):24} {job.priority:8} {job.state:8} {clean(job.where, 40)}")
+    note = f"{len(jobs)} shown of {len(looked_at)} looked at: the newest {parsed.n} of each stream, the next {parsed.n} delayed"
+    print(note, file=sys.stderr)
+    return 0
+
+
+def show(config: Config, parsed: argparse.Namespace) -> int:
+    """Print all jobs with an id; status 1 when there is none where we looked."""
+
+    async def look(url: str) -> list[FoundJob]:
+        async with lookups(url, config.queue) as found:
+            return await found.find_job(parsed.id, LOOK_AT)
+
+    jobs = with_store(config, look)
+    for job in jobs:
+        if parsed.json:
+            print_json(job)
+            continue
+        print(f"{clean(job.id)}\n  {job.state}: {clean(job.where) or '-'} ({clean(job.place)})")
+        print(f"  type {clean(job.type)}, priority {job.priority}, attempt {job.attempt}")
+        for name, value in job.message.items():
+            print(f"  {clean(name)}: {clean(value, 2000)}")
+    where = f"delayed jobs, the newest {LOOK_AT:,} entries of each stream, the newest {LOOK_AT:,} dead letters"
+    print(f"{len(jobs)} found; looked at: {where}", file=sys.stderr)
+    return 0 if jobs else 1

@@ -1,0 +1,135 @@
+"""The pages are true: what they show runs, and nothing that exists is missing from them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from runtime.config import KNOBS
+from runtime.events import Tally
+from runtime.jobs import DONE, PLAIN, Job
+from runtime.lookups import Depth, Lookups
+from tests.faults.harness import ROOT, leftovers
+from tests.servers import Server, wait_until
+
+PYTHON = re.compile(r"```python\n# (\w+\.py)\n(.*?)```", re.DOTALL)
+SHELL = re.compile(r"```sh\n(.*?)```", re.DOTALL)
+README = (ROOT / "README.md").read_text()
+ADDRESS = "redis://127.0.0.1:6379"
+
+
+@pytest.fixture
+def tcp_server() -> Iterator[Server]:
+    """A server on a TCP port, as the pages have it (with another number)."""
+    server = Server("valkey", "--bind", "127.0.0.1")
+    for port in range(21000, 21100):
+        try:
+            server.client().config_set("port", port)
+        except Exception:  # taken
+            continue
+        server.options += ["--port", str(port)]
+        break
+    yield server
+    server.stop()
+
+
+def url(server: Server) -> str:
+    return f"redis://127.0.0.1:{server.client().config_get('port')['port']}"
+
+
+def shell(command: str, server: Server, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command of a page, on the test's server and with the test's Python."""
+    port = url(server).rsplit(":", 1)[1]
+    line = command.replace(ADDRESS, url(server)).replace("python -m", f"{sys.executable} -m")
+    line = line.replace("redis-cli XADD", f"redis-cli -p {port} XADD")
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{cwd}", "REDIS_URL": url(server)}
+    return subprocess.run(["bash", "-ec", line], cwd=cwd, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_the_first_job_of_the_readme_runs_as_shown(tcp_server, tmp_path):
+    for name, code in PYTHON.findall(README):
+        (tmp_path / name).write_text(code.replace(ADDRESS, url(tcp_server)).replace(", delay_s=60", ""))
+    run, xadd = SHELL.findall(README)
+    log = tmp_path / "log"
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}", "PYTHONUNBUFFERED": "1"}
+    command = run.strip().replace(ADDRESS, url(tcp_server)).split(" ")[1:] + ["--board", "off"]
+    with log.open("ab") as out:
+        worker = subprocess.Popen([sys.executable, *command], cwd=tmp_path, env=environment, stdout=out, stderr=out)
+    try:
+        wait_until(lambda: "500 lanes" in log.read_text(), what="the worker starts")
+        if shutil.which("redis-cli"):
+            assert shell(xadd, tcp_server, tmp_path).returncode == 0
+            wait_until(lambda: "receipt for order 7 to ada@example.com, attempt 1" in log.read_text(), what="it runs")
+        sent = subprocess.run([sys.executable, "shop.py"], cwd=tmp_path, env=environment, capture_output=True, text=True,
+        timeout=30) assert re.fullmatch(r"high-\d+-\d+\n", sent.stdout), sent
+        wait_until(lambda: log.read_text().count("receipt for order 7") >= 1, what="the typed one runs")
+        wait_until(lambda: not leftovers(tcp_server.client()), what="all are settled")
+    finally:
+        worker.terminate()
+        assert worker.wait(20) == 0
+
+
+def test_every_command_of_the_pages_runs(tcp_server, tmp_path):
+    raw = tcp_server.client()
+    letter = raw.xadd("{jobs}:dead", {"type": "send-email", "data": "{}", "dead_reason": "attempts", "dead_from": "high/1-1"})
+    (tmp_path / "mails.jsonl").write_text('{"to":"ada@example.com","subject":"Hi","text":"Hello"}\n')
+    commands = [
+        line
+        for page in sorted((ROOT / "docs").glob("*.md"))
+        for block in SHELL.findall(page.read_text())
+        for line in block.strip().splitlines()
+    ]
+    assert len(commands) >= 8
+    for command in commands:
+        if command.startswith("redis-cli") and not shutil.which("redis-cli"):
+            continue
+        result = shell(command.replace("1732400000000-0", letter), tcp_server, tmp_path)
+        assert result.returncode == 0, (command, result)
+    assert raw.xlen("{jobs}:high") >= 3
+    assert raw.xlen("{jobs}:dead") == 0, "the letter was replayed"
+
+
+def test_every_setting_is_on_the_page_for_operators():
+    page = (ROOT / "docs" / "operate.md").read_text()
+    for knob in KNOBS:
+        assert f"`{knob.flag}`" in page, knob.flag
+        assert f"`{knob.variable}`" in page, knob.variable
+
+
+def test_every_metric_is_on_the_page_for_operators():
+    from otel.metrics import Reading, render
+
+    tally = Tally()
+    tally.ran(Job(0, b"1-1", 1, "", 0.0, b"t", b"{}", PLAIN, 0), DONE, 0.1)
+    depth = Depth({"high": 1}, {"high": 0}, 0, 0, 0, 0, 1)
+    text = render(Reading("jobs", tally, depth, 0, 0, 0, 1, True)).decode()
+    page = (ROOT / "docs" / "operate.md").read_text()
+    for name in re.findall(r"^# TYPE (\S+)", text, re.MULTILINE):
+        assert f"`{name}`" in page, name
+
+
+def test_every_public_name_of_the_door_for_people_is_used(tmp_path):
+    """A verb that no command and no board uses is dead weight."""
+    texts = "".join(path.read_text() for folder in ("runtime", "board") for path in (ROOT / folder).rglob("*.py"))
+    for name in vars(Lookups):
+        if not name.startswith("_"):
+            assert texts.count(f".{name}(") >= 1, name
+
+
+def test_the_pages_link_to_pages_that_exist():
+    for page in [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), (page.name, target)
+
+
+def test_the_tests_that_the_promises_name_exist():
+    for page in (ROOT / "docs" / "semantics.md", ROOT / "ARCHITECTURE.md"):
+        for name in re.findall(r"tests/[a-z_/]+\.py", page.read_text()):
+            assert (ROOT / name).exists(), name

@@ -1,0 +1,88 @@
+"""A mail server per test, settings per test, and no connection left behind."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from handlers.kit import settings
+from handlers.kit.mail import close_pools
+from tests.handlers.mailhost import Mailhost
+
+Configure = Callable[[str], Path]
+Start = Callable[..., Mailhost]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start mail servers with options of aiosmtpd."""
+    running: list[Mailhost] = []
+
+    def begin(**options: Any) -> Mailhost:
+        running.append(Mailhost(**options))
+        return running[-1]
+
+    yield begin
+    for host in running:
+        host.stop()
+
+
+@pytest.fixture
+def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Configure:
+    """Write the settings of the handlers."""
+    settings._said.clear()
+    settings._at.cache_clear()
+    path = tmp_path / "handlers.toml"
+    monkeypatch.setenv(settings.VARIABLE, str(path))
+
+    def write(text: str) -> Path:
+        path.write_text(text, "utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def host(start: Start, configure: Configure, tmp_path: Path) -> Mailhost:
+    """A mail server that takes everything, and settings that lead to it."""
+    taker = start()
+    (tmp_path / "templates").mkdir()
+    configure(
+        f'smtp.main = {{ url = "smtp://localhost:{taker.port}", plain = true, timeout_s = 5 }}\n'
+        'senders.default = { smtp = "main", name = "Müller, \\"A\\"", address = "no-reply@example.com" }\n'
+        f"templates.path = '{tmp_path / 'templates'}'\n"
+    )
+    return taker
+
+
+@pytest_asyncio.fixture
+async def hung_up() -> AsyncIterator[None]:
+    """Close the connections of the test's loop after it."""
+    yield
+    close_pools()
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A key and a certificate for `localhost` that nobody trusts by itself."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("no openssl to make a certificate with: apt-get install openssl")
+    folder = tmp_path_factory.mktemp("tls")
+    made = subprocess.run(
+        [
+            *(openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"),
+            *("-keyout", "-", "-out", "-", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"),
+        ],
+        capture_output=True,
+        check=True,
+    )
+    path = folder / "localhost.pem"
+    path.write_bytes(made.stdout)
+    return str(path)

@@ -1,0 +1,44 @@
+"""The demo from end to end: a worker on an embedded server takes mails to a real SMTP server until Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import urllib.request
+from email import message_from_bytes
+from pathlib import Path
+
+from tests.servers import wait_until
+
+
+def test_the_demo_runs_until_it_is_interrupted_and_leaves_nothing_running(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "handlers.demo", "--folder", str(folder), "--board", "127.0.0.1:0"]
+    with (tmp_path / "said").open("wb") as said:
+        demo = subprocess.Popen(command, stderr=said, start_new_session=True)
+    try:
+        mails = folder / "maildir" / "new"
+        wait_until(lambda: mails.is_dir() and len(list(mails.iterdir())) >= 4, what="mails arrive")
+        text = (tmp_path / "said").read_text()
+        metrics = next(line.split()[1] for line in text.splitlines() if line.strip().startswith("metrics"))
+        with urllib.request.urlopen(metrics) as answer:
+            assert b'runtime_outcomes_total{outcome="done"' in answer.read()
+        assert message_from_bytes(next(mails.iterdir()).read_bytes())["From"] == "Example Shop <shop@example.com>"
+    finally:
+        demo.send_signal(signal.SIGINT)
+        status = demo.wait(20)
+    text = (tmp_path / "said").read_text()
+    assert status == 0, text
+    assert "runtime: stopped in" in text.splitlines()[-1]
+    assert not (folder / "data" / "s.sock").exists() or not _answers(folder / "data" / "s.sock")
+    logged = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    assert not [line for line in logged if line["level"] == "error" or "stack" in line]
+
+
+def _answers(path: Path) -> bool:
+    import socket
+
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0

@@ -1,0 +1,157 @@
+"""The settings: refused when wrong, never a secret in them, mended without a restart."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from handlers.kit import settings
+from handlers.kit.mail import Pool
+from handlers.kit.settings import Smtp, current, load
+from runtime import ConfigError, Snooze
+from tests.handlers.conftest import Configure
+
+GOOD = """
+smtp.main = { url = "smtp+starttls://mailer@smtp.example.org", password_file = "/run/secrets/smtp", connections = 8 }
+smtp.other-one = { url = "smtps://smtp.example.org" }
+senders.default = { smtp = "main", name = "Example", address = "no-reply@example.org" }
+templates.path = "/srv/templates"
+"""
+
+
+def written(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "handlers.toml"
+    path.write_text(text, "utf-8")
+    return str(path)
+
+
+def test_a_file_becomes_settings(tmp_path: Path) -> None:
+    found = load(written(tmp_path, GOOD), {})
+    endpoint = found.server("main").endpoint
+    assert (endpoint.scheme, endpoint.host, endpoint.port, endpoint.user) == ("smtp+starttls", "smtp.example.org", 587, "mailer")
+    assert found.server("other-one").endpoint.port == 465
+    assert found.sender("default").address == "no-reply@example.org"
+    assert found.template_folder("order") == "/srv/templates"
+
+
+def test_a_missing_file_says_nothing(tmp_path: Path) -> None:
+    assert load(str(tmp_path / "none.toml"), {}) == load("", {}) == settings.Settings()
+
+
+def test_each_value_may_come_from_the_environment(tmp_path: Path) -> None:
+    environment = {
+        "RUNTIME_HANDLERS__SMTP__MAIN__CONNECTIONS": "3",
+        "RUNTIME_HANDLERS__SMTP__OTHER_ONE__TIMEOUT_S": "2.5",
+        "RUNTIME_HANDLERS__SMTP__LOCAL__URL": "smtp://127.0.0.1:2525",
+        "RUNTIME_HANDLERS__SMTP__LOCAL__PLAIN": "true",
+        "RUNTIME_HANDLERS__TEMPLATES__PATH": "/elsewhere",
+        "RUNTIME_HANDLERS_CONFIG": "not an override",
+    }
+    found = load(written(tmp_path, GOOD), environment)
+    assert found.server("main").connections == 3
+    assert found.server("main").password_file == "/run/secrets/smtp"
+    assert found.server("other-one").timeout_s == 2.5
+    assert found.server("local").plain
+    assert found.template_folder("order") == "/elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('smtp.a = { url = "smtp://mail.example.org" }', "smtp:// goes with plain = true"),
+        ('smtp.a = { url = "smtp://mail.example.org", plain = true }', "loopback"),
+        ('smtp.a = { url = "smtps://localhost", plain = true }', "goes with plain"),
+        ('smtp.a = { url = "https://mail.example.org" }', "smtp.a: url: one of smtp://"),
+        ('smtp.a = { url = "smtps://" }', "url: one of"),
+        ('smtp.a = { url = "smtps://mail.example.org/path" }', "url: one of"),
+        ('smtp.a = { url = "smtps://u:hunter2@mail.example.org" }', "no password in it"),
+        ('smtp.a = { url = "smtps://u:hunter2" }', "cannot be read"),
+        ('smtp.a = { url = "smtps://u@mail.example.org", password = "hunter2" }', "smtp.a: .*password"),
+        ('smtp.a = { url = "smtps://u@mail.example.org", password = "env:A\\n" }', "smtp.a: .*password"),
+        ('smtp.a = { url = "smtps://u@h.org", password = "env:A", password_file = "/x" }', "one of them"),
+        ('smtp.a = { url = "smtps://u@mail.example.org" }', "both or neither"),
+        ('smtp.a = { url = "smtps://mail.example.org", password = "env:A" }', "both or neither"),
+        ('smtp.a = { url = "smtps://mail.example.org", hunter = 2 }', "smtp.a: .*unknown field `hunter`"),
+        ('smtp.a = { url = "smtps://mail.example.org", connections = 0 }', "connections"),
+        ('smtp.a = { url = "smtps://mail.example.org", timeout_s = 0 }', "timeout_s"),
+        ('smtp."A b" = { url = "smtps://mail.example.org" }', "smtp: .*key"),
+        ("smtp = 3", "smtp: Expected `object`"),
+        ('senders.a = { smtp = "main", address = "Ada <ada@example.org>" }', "senders.a: .*address"),
+        ('senders.a = { smtp = "main", address = "a@example.org", name = "a\\nb" }', "senders.a: .*name"),
+        ("[odd]\nkey = 1", "no section 'odd'"),
+        ("smtp.a = {", "handlers.toml: "),
+    ],
+)
+def test_what_cannot_work_is_refused_with_its_place_and_without_its_value(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        load(written(tmp_path, text), {})
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["RUNTIME_HANDLERS__SMTP", "RUNTIME_HANDLERS__ODD__A__B", "RUNTIME_HANDLERS__SMTP__MAIN__ODD"])
+def test_an_override_of_nothing_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError):
+        load(written(tmp_path, GOOD), {name: "x"})
+
+
+def test_loopback_has_several_names() -> None:
+    for host in ("localhost", "127.0.0.1", "127.8.0.9", "[::1]"):
+        assert Smtp(url=f"smtp://{host}:25", plain=True).endpoint.port == 25
+    for host in ("0.0.0.0", "10.0.0.1", "localhost.example.org"):
+        with pytest.raises(ValueError, match="loopback"):
+            Smtp(url=f"smtp://{host}", plain=True)
+
+
+async def test_a_secret_is_read_when_wanted_and_never_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = tmp_path / "password"
+    secret.write_text("hunter2\n")
+    monkeypatch.setenv("MAIL_PASSWORD", "hunter3")
+    from_file = Smtp(url="smtps://me@h.org", password_file=str(secret))
+    from_variable = Smtp(url="smtps://me@h.org", password="env:MAIL_PASSWORD")
+    assert (from_file.read_password(), from_variable.read_password()) == ("hunter2", "hunter3")
+    secret.write_text("hunter4")
+    assert from_file.read_password() == "hunter4"
+    found = settings.Settings(smtp={"a": from_file, "b": from_variable})
+    shown = f"{found!r} {found} {from_file} {from_variable!r} {Pool('a', from_file)!r}"
+    assert "hunter" not in shown
+    assert "MAIL_PASSWORD" not in shown
+    assert "password ***" in shown
+
+
+def test_a_secret_that_cannot_be_read_is_a_fault_of_the_settings(tmp_path: Path) -> None:
+    for smtp in (
+        Smtp(url="smtps://me@h.org", password_file=str(tmp_path / "none")),
+        Smtp(url="smtps://me@h.org", password="env:NO_SUCH_VARIABLE_HERE"),
+    ):
+        with pytest.raises(ConfigError):
+            smtp.read_password()
+
+
+def test_a_mended_file_is_read_without_a_restart(configure: Configure) -> None:
+    with pytest.raises(Snooze, match=r"alias-missing: senders.default"):
+        current().sender("default")
+    configure(GOOD)
+    assert current().sender("default").smtp == "main"
+    assert current() is current()
+    configure("smtp = 3")
+    with pytest.raises(Snooze, match="smtp: Expected"):
+        current()
+
+
+def test_a_missing_alias_is_said_aloud_once_a_minute(configure: Configure, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.ERROR):
+        for alias in ("one", "one", "two", "one"):
+            with pytest.raises(Snooze) as caught:
+                current().server(alias)
+            assert caught.value.delay_s == settings.WAIT_S
+    assert [record.args[0] for record in caplog.records if record.args] == ["smtp.one", "smtp.two"]
+    settings._said["smtp.one"] -= settings.LOUD_S
+    with caplog.at_level(logging.ERROR), pytest.raises(Snooze):
+        current().server("one")
+    assert len(caplog.records) == 3
+    for number in range(2 * settings.MAX_SUBJECTS):
+        with pytest.raises(Snooze):
+            current().server(f"alias-{number}")
+    assert len(settings._said) <= settings.MAX_SUBJECTS
