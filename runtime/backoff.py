@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 # 2 ** 62 seconds is past any cap; clamping the exponent first keeps the power from overflowing a float.
 MAX_EXPONENT = 62
+MAX_CAP_S = 10 * 365 * 86400.0  # keeps due times within what a double in Lua holds exactly
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,8 +23,9 @@ class Backoff:
     attempts: int = 8
 
     def __post_init__(self) -> None:
-        if not 0 < self.base_s <= self.cap_s:
-            raise ValueError(f"Backoff needs 0 < base_s <= cap_s, got base_s={self.base_s:g}, cap_s={self.cap_s:g}")
+        if not 0 < self.base_s <= self.cap_s <= MAX_CAP_S:
+            given = f"got base_s={self.base_s:g}, cap_s={self.cap_s:g}"
+            raise ValueError(f"Backoff needs 0 < base_s <= cap_s <= {MAX_CAP_S:g} (ten years), {given}")
         if not 1 <= self.attempts <= 1_000_000:
             raise ValueError(f"Backoff needs 1 <= attempts <= 1000000, got {self.attempts}")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
@@ -21,6 +21,7 @@ MAX_KEY_BYTES = 512  # a guess: long enough for any natural key
 MAX_MS = 2**53  # times pass through Lua, whose numbers are doubles
 JOB_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}(?![\s\S])")
 _DIGITS = re.compile(rb"[0-9]{1,16}(?![\s\S])")
+_INNERMOST = re.compile(rb"\[\]|\{\}")
 _NOT_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 # Possessive, and the closing quote is optional, so that no text makes it go back: linear on whatever a stranger wrote.
 _JSON_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
@@ -150,13 +151,15 @@ def payload_decoder(contract: Contract) -> Callable[[Job], Any]:
 
     The decoders are made once, here: per job remains one call of msgspec straight into the contract's type.
     """
+    is_first = contract.version == 1
     from_json = msgspec.json.Decoder(contract.payload).decode
     from_msgpack = msgspec.msgpack.Decoder(contract.payload).decode
 
     def decode(job: Job) -> Any:
         data, envelope = job.data, job.envelope
         try:
-            if envelope is not PLAIN and (envelope.is_msgpack or envelope.version < contract.version):
+            is_rare = envelope is not PLAIN or not is_first
+            if is_rare and (envelope.is_msgpack or envelope.version < contract.version):
                 return decode_rare(data, envelope)
             # C-speed proof for nearly every payload: not more openers than levels allowed.
             if data.count(b"[") + data.count(b"{") > MAX_DEPTH:
@@ -170,6 +173,8 @@ def payload_decoder(contract: Contract) -> Callable[[Job], Any]:
             raise BadPayload(str(error), "unreadable") from None
         except RecursionError:
             raise BadPayload(f"nested deeper than {MAX_DEPTH} levels", "unreadable") from None
+        except Exception as error:  # the contract's own code (`__post_init__`), fed with a stranger's payload
+            raise BadPayload(f"{contract.payload.__name__} refused it: {error!r}") from error
 
     def decode_rare(data: bytes, envelope: Envelope) -> Any:
         refuse_deep_msgpack(data) if envelope.is_msgpack else refuse_deep_json(data)
@@ -188,12 +193,12 @@ def payload_decoder(contract: Contract) -> Callable[[Job], Any]:
 def refuse_deep_json(data: bytes) -> None:
     """Raise BadPayload when brackets nest deeper than MAX_DEPTH; all passes run at the speed of C.
 
-    What is left of the text is its brackets; each round removes the innermost pairs, that is, one level or more.
+    What is left of the text is its brackets; each round removes the innermost pairs, that is, one level.
     Brackets that do not match are left to the decoder.
     """
     brackets = _JSON_STRING.sub(b"", data).translate(None, _NOT_BRACKETS)
     for _ in range(MAX_DEPTH):
-        inner = brackets.replace(b"[]", b"").replace(b"{}", b"")
+        inner = _INNERMOST.sub(b"", brackets)
         if inner == brackets:
             return
         brackets = inner
@@ -205,15 +210,12 @@ def refuse_deep_msgpack(data: bytes) -> None:
     """Raise BadPayload when maps and arrays nest deeper than MAX_DEPTH."""
     if len(data.translate(None, _NOT_CONTAINERS)) <= MAX_DEPTH:
         return
-    level: list[Any] = [msgspec.msgpack.decode(data)]
-    for _ in range(MAX_DEPTH + 1):
-        inner: list[Any] = []
-        for value in level:
-            if isinstance(value, dict):
-                inner.extend(cast("dict[Any, Any]", value).values())
-            elif isinstance(value, list):
-                inner.extend(cast("list[Any]", value))
-        if not inner:
-            return
-        level = inner
-    raise BadPayload(f"nested deeper than {MAX_DEPTH} levels", "unreadable")
+    level = _containers([msgspec.msgpack.decode(data)])
+    for _ in range(MAX_DEPTH):
+        level = _containers([inner for value in level for inner in (value.values() if isinstance(value, dict) else value)])
+    if level:
+        raise BadPayload(f"nested deeper than {MAX_DEPTH} levels", "unreadable")
+
+
+def _containers(values: Iterable[Any]) -> list[dict[Any, Any] | list[Any]]:
+    return [value for value in values if isinstance(value, dict | list)]

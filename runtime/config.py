@@ -138,8 +138,8 @@ def address_of(board: str) -> tuple[str, int] | None:
     if board == "off":
         return None
     host, _, port = board.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
-        raise ConfigError(f"--board {board!r}: HOST:PORT such as 127.0.0.1:8080, or off")
+    if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+        raise ConfigError("HOST:PORT such as 127.0.0.1:8080, or off")
     return host.strip("[]"), int(port)
 
 
@@ -170,7 +170,10 @@ def _convert(knob: Knob, value: Any, where: str) -> Any:
     if choices and converted not in choices:
         raise ConfigError(f"{where} {value!r}: one of {', '.join(choices)}, please")
     if knob.field == "board":
-        address_of(converted)
+        try:
+            address_of(converted)
+        except ConfigError as error:
+            raise ConfigError(f"{where} {value!r}: {error}, please") from None
     return converted
 
 

@@ -54,16 +54,16 @@ class Retry(JobsError):
     """Run this job again after `delay_s` seconds; counts as a failed attempt."""
 
     def __init__(self, delay_s: float, reason: str = "") -> None:
+        self.delay_s = float(delay_s)
         super().__init__(reason or f"retry in {delay_s:g} s")
-        self.delay_s = delay_s
 
 
 class Snooze(JobsError):
     """Run this job again after `delay_s` seconds without counting an attempt (for 72 h in all)."""
 
     def __init__(self, delay_s: float, reason: str = "") -> None:
+        self.delay_s = float(delay_s)
         super().__init__(reason or f"snooze for {delay_s:g} s")
-        self.delay_s = delay_s
 
 
 class Dead(JobsError):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import importlib
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Final
 
 import anyio
@@ -106,6 +107,28 @@ def in_process(function: Callable[[Any, Job], object]) -> Callable[[Any, Job], A
 def _in_child(parent: int, module: str, name: str, job: Job) -> tuple[Any, ...]:
     """Run one job here, in the child; what it raised goes back as plain words, since not every exception can be sent."""
     die_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at the terminal is the worker's to judge
+    with _own_pipes():
+        return _run_in_child(module, name, job)
+
+
+@contextlib.contextmanager
+def _own_pipes() -> Generator[None]:
+    """Keep descriptors 0 and 1, over which the worker speaks with this child, out of the handler's reach while it runs."""
+    kept = [os.dup(descriptor) for descriptor in (0, 1)]
+    nothing = os.open(os.devnull, os.O_RDWR)
+    try:
+        for descriptor in (0, 1):
+            os.dup2(nothing, descriptor)
+        yield
+    finally:
+        for descriptor, original in enumerate(kept):
+            os.dup2(original, descriptor)
+            os.close(original)
+        os.close(nothing)
+
+
+def _run_in_child(module: str, name: str, job: Job) -> tuple[Any, ...]:
     try:
         handler: Any = importlib.import_module(module)
         for part in name.split("."):

@@ -33,13 +33,9 @@ class Plan:
         total = sum(self._weights[at] for at in loaded)
         for at in loaded:
             self._owed[at] += left * self._weights[at] / total
-            share = int(self._owed[at])
+        for at, share in zip(loaded, _divide([self._owed[at] for at in loaded], left), strict=True):
             self._owed[at] -= share
             shares[at] += share
-        rest = room - sum(shares)
-        for at in sorted(loaded, key=lambda stream: -self._owed[stream])[: max(rest, 0)]:
-            self._owed[at] -= 1
-            shares[at] += 1
         return shares
 
     def learn(self, shares: Sequence[int], got: Sequence[int]) -> None:
@@ -49,3 +45,15 @@ class Plan:
                 self._is_loaded[at] = got[at] >= share
                 if not self._is_loaded[at]:
                     self._owed[at] = 0.0
+
+
+def _divide(owed: Sequence[float], whole: int) -> list[int]:
+    """Divide `whole` as near to what is owed as whole numbers allow: largest remainders first, nobody below zero."""
+    shares = [max(0, int(value)) for value in owed]
+    while sum(shares) < whole:
+        at = max(range(len(owed)), key=lambda at: owed[at] - shares[at])
+        shares[at] += 1
+    while sum(shares) > whole:
+        at = max(range(len(owed)), key=lambda at: (shares[at] > 0, shares[at] - owed[at]))
+        shares[at] -= 1
+    return shares

@@ -36,10 +36,14 @@ def handler(
     contract = contract_of(payload)
 
     def declare(function: Callable[[P, Job], object]) -> Handler[P]:
+        if isinstance(function, Handler):
+            raise ConfigError(f"handler {function.place}: declared twice")
+        if not hasattr(function, "__qualname__"):
+            raise ConfigError(f"handler of {contract.type!r}: {function!r} is no function of its own name; wrap it in a def")
         where = f"handler {function.__module__}:{function.__qualname__}"
         _check_signature(function, payload, where)
-        if timeout_s <= 0:
-            raise ConfigError(f"{where}: timeout_s must be more than 0, got {timeout_s:g}")
+        if not 0 < timeout_s < float("inf"):
+            raise ConfigError(f"{where}: timeout_s must be a number of seconds, more than 0, got {timeout_s:g}")
         kind = runs or ("loop" if inspect.iscoroutinefunction(function) else "thread")
         match kind:
             case "loop" if inspect.iscoroutinefunction(function):
@@ -58,8 +62,6 @@ def handler(
 
 
 def _check_signature(function: Callable[..., object], payload: type[msgspec.Struct], where: str) -> None:
-    if isinstance(function, Handler):
-        raise ConfigError(f"{where}: declared twice")
     wanted = f"(message: {payload.__name__}, job: Job)"
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = list(inspect.signature(function).parameters.values())

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from runtime.backoff import delay_s
+from runtime.backoff import MAX_CAP_S, delay_s
 from runtime.errors import BadMessage, Dead, LeaseLost, Retry, Snooze, TimedOut
 from runtime.jobs import (
     DONE,
@@ -36,7 +36,7 @@ from runtime.jobs import (
 )
 
 MAX_SNOOZE_MS = 72 * 3600 * 1000  # in all, from the first snooze on: then somebody should look
-MAX_DELAY_S = 10 * 365 * 86400.0  # keeps due times within what a double in Lua holds exactly
+MAX_CODE_CHARS = 64
 MAX_ERROR_CHARS = 1000
 MAX_STACK_CHARS = 8000
 
@@ -137,7 +137,7 @@ def clamp_s(wait_s: float) -> float:
     """Give a wait that can be written: what a handler computed may be negative, infinite or no number."""
     if math.isnan(wait_s) or wait_s < 0:
         return 0.0
-    return min(wait_s, MAX_DELAY_S)
+    return min(wait_s, MAX_CAP_S)
 
 
 def describe(error: BaseException) -> str:
@@ -147,7 +147,17 @@ def describe(error: BaseException) -> str:
     except Exception as second:
         text = f"(its message raised {type(second).__name__})"
     name = "" if isinstance(error, Dead | Snooze | Retry | BadMessage) else f"{type(error).__name__}: "
-    return (name + text)[:MAX_ERROR_CHARS]
+    return writable((name + text)[:MAX_ERROR_CHARS])
+
+
+def writable(text: str) -> str:
+    """Give text that can be written as UTF-8: names of files that are no UTF-8 reach Python as lone surrogates."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _code(code: object) -> str:
+    """Give a reason as text, whatever the handler gave: a member of an enumeration speaks by its value."""
+    return writable(str(getattr(code, "value", code))[:MAX_CODE_CHARS])
 
 
 def stack_of(error: BaseException | None) -> str:
@@ -155,7 +165,7 @@ def stack_of(error: BaseException | None) -> str:
     if error is None:
         return ""
     stack = "".join(traceback.format_tb(error.__traceback__)) or str(getattr(error, "stack", ""))
-    return stack[-MAX_STACK_CHARS:]
+    return writable(stack[-MAX_STACK_CHARS:])
 
 
 class Ledger:
@@ -230,7 +240,7 @@ class Ledger:
                 is_failure = outcome.error is not None and not isinstance(outcome.error, BadMessage | Snooze)
                 tried = job.attempt if is_failure else job.envelope.failed
                 error = outcome.error or outcome
-                batch.dead.append(Letter(job, outcome.code, describe(outcome), stack_of(error), tried, job.id))
+                batch.dead.append(Letter(job, _code(outcome.code), describe(outcome), stack_of(error), tried, job.id))
             case Park():
                 batch.park.append(Parking(job, outcome.room))
             case Release():

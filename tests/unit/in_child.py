@@ -62,7 +62,6 @@ def work(message: Work, job: Job) -> None:
             raise Unsendable
         case "interrupt":
             os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(5)
         case "abort":
             os.abort()
         case "leave":

@@ -84,4 +84,4 @@ def test_the_outermost_numbers_are_taken() -> None:
 
 def test_a_policy_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        Backoff().attempts = 9  # type: ignore[misc]
+        Backoff().attempts = 9

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Callable, Sequence
 from itertools import repeat
 from typing import Any
@@ -61,9 +62,7 @@ def refusal(fields: Sequence[bytes], **limits: int) -> BadEntry:
 
 
 def test_a_message_of_type_and_data_is_a_job_with_the_shared_plain_envelope() -> None:
-    (job,), bad = decode_many(
-        MEDIUM, [(ENTRY, [b"type", b"greet", b"data", b"{}"])], [3], "run/0", 12.5, 1_700_000_001_000
-    )
+    (job,), bad = decode_many(MEDIUM, [(ENTRY, [b"type", b"greet", b"data", b"{}"])], [3], "run/0", 12.5, 1_700_000_001_000)
     assert (job.type, job.data, job.entry, job.stream, job.count) == (b"greet", b"{}", ENTRY, MEDIUM, 3)
     assert (job.run, job.taken_s, job.fetched_ms) == ("run/0", 12.5, 1_700_000_001_000)
     assert job.envelope is PLAIN
@@ -117,13 +116,15 @@ def test_bad_entries_stand_beside_the_good_ones() -> None:
         (message(v=b""), "`v`"),
         (message(v=b"two"), "`v`"),
         (message(at=b"-1"), "`at`"),
+        (message(at=b"-0"), "`at`"),
+        (message(at=b"+1"), "`at`"),
         (message(at=b"tomorrow"), "`at`"),
         (message(at=b"1.5"), "`at`"),
         (message(at=b"1e9"), "`at`"),
         (message(at=b" 1"), "`at`"),
         (message(at=b"1\n"), "`at`"),
         (message(at=b"1_000"), "`at`"),
-        (message(at="١".encode()), "`at`"),
+        (message(at="\u0661".encode()), "`at`"),
         (message(at=b"9007199254740993"), "`at`"),
         (message(at=b"9" * 5000), "`at`"),
         (message(exp=b"never"), "`exp`"),
@@ -226,8 +227,9 @@ NAMES = st.sampled_from(
 VALUES = st.one_of(
     st.binary(max_size=40),
     st.integers(-5, 2**60).map(lambda number: b"%d" % number),
-    st.sampled_from([b"greet", b'{"name":"Ada"}', b"application/msgpack", b"application/json", b"\x81\xa4name\xa3Ada", b"1",
-    b"order:17"]),
+    st.sampled_from(
+        [b"greet", b'{"name":"Ada"}', b"application/msgpack", b"application/json", b"\x81\xa4name\xa3Ada", b"1", b"order:17"]
+    ),
 )
 PAIRS = st.tuples(NAMES | st.binary(max_size=10), VALUES)
 FIELDS = st.lists(PAIRS, max_size=12).map(lambda pairs: [part for pair in pairs for part in pair])
@@ -284,8 +286,13 @@ def test_without_its_content_type_messagepack_is_not_guessed() -> None:
 
 @pytest.mark.parametrize(
     ("data", "where"),
-    [(b'{"name":7}', "$.name"), (b'{"count":"3"}', "$.count"), (b'{"count":1.5}', "$.count"), (b"[]", "object"), (b"null",
-    "object")],
+    [
+        (b'{"name":7}', "$.name"),
+        (b'{"count":"3"}', "$.count"),
+        (b'{"count":1.5}', "$.count"),
+        (b"[]", "object"),
+        (b"null", "object"),
+    ],
 )
 def test_a_payload_of_another_shape_is_bad_and_says_where(data: bytes, where: str) -> None:
     error = refused(data)
@@ -319,7 +326,7 @@ def test_a_number_beyond_all_bounds_is_bad(data: bytes) -> None:
 
 def test_a_number_that_is_none_may_come_in_messagepack() -> None:
     extra = payload(msgspec.msgpack.encode({"extra": float("nan")}), is_msgpack=True).extra
-    assert extra != extra  # noqa: PLR0124 -- that is what NaN is
+    assert math.isnan(extra)
 
 
 def test_unknown_fields_of_a_payload_are_let_pass() -> None:
@@ -404,8 +411,12 @@ def test_a_wide_payload_is_not_taken_for_a_deep_one(encode: Callable[[Any], byte
     assert payload(encode({"extra": extra}), is_msgpack=is_msgpack).extra == extra
 
 
-@pytest.mark.parametrize("text", ["[" * 1000, "{" * 1000, '\\"[' * 1000, "\\\\", '\\\\"' + "[" * 1000, "]" * 1000, "é[" * 100])
-def test_brackets_inside_of_strings_are_no_levels(text: str) -> None:
+@pytest.mark.parametrize("before", ["", '"', "\\", '\\"', '"\\\\', "é"])
+@pytest.mark.parametrize(
+    "brackets", ["[" * 100, "]" * 100, "[" * 100 + "]" * 100, "{" * 100 + "}" * 100, '["' * 100 + '"]' * 100]
+)
+def test_brackets_inside_of_strings_are_no_levels(before: str, brackets: str) -> None:
+    text = before + brackets
     data = json.dumps({"name": text, "extra": [text]}, ensure_ascii=False).encode()
     assert payload(data) == Greet(name=text, extra=[text])
 
@@ -431,13 +442,8 @@ def test_brackets_after_a_string_that_ends_in_a_backslash_are_levels() -> None:
     ],
     ids=range(10),
 )
-@pytest.mark.parametrize("version", [1, 2])
-def test_nesting_without_end_is_refused_in_reasonable_time(data: bytes, version: int) -> None:
-    @contract("greet", version=2, upcast=lambda version, plain: plain)
-    class Lifted(msgspec.Struct):
-        extra: Any = None
-
-    refused(data, payload_decoder(contract_of(Lifted)), version=version)
+def test_nesting_without_end_is_refused(data: bytes) -> None:
+    refused(data)
 
 
 @pytest.mark.parametrize("head", [b"", b"\x81\xa5extra"])
@@ -448,8 +454,15 @@ def test_messagepack_nested_without_end_is_refused(head: bytes, opener: bytes) -
 
 @pytest.mark.parametrize(
     "data",
-    [b'{"name":"' + b'\\"' * MANY, b'"' * MANY, b'\\"' * MANY, b'"\\' * MANY, b"[" * 100 + b'"' + b"\\" * (2 * MANY + 1), b'"['
-    * MANY], ids=range(6),
+    [
+        b'{"name":"' + b'\\"' * MANY,
+        b'"' * MANY,
+        b'\\"' * MANY,
+        b'"\\' * MANY,
+        b"[" * 100 + b'"' + b"\\" * (2 * MANY + 1),
+        b'"[' * MANY,
+    ],
+    ids=range(6),
 )
 def test_strings_without_end_are_refused_in_linear_time(data: bytes) -> None:
     refused(b"[" * 65 + data)
@@ -520,6 +533,11 @@ def test_an_upcast_that_gives_another_shape_makes_the_payload_bad() -> None:
     assert refused(b"{}", payload_decoder(contract_of(Wrong)), version=1).code == "bad-payload"
 
 
+@FORMATS
+def test_an_older_payload_nested_deeper_than_64_levels_is_unreadable(encode: Callable[[Any], bytes], is_msgpack: bool) -> None:
+    assert refused(encode(lists(100)), decode3, version=1, is_msgpack=is_msgpack).code == "unreadable"
+
+
 @pytest.mark.parametrize("data", [b"{", b"\xff", b"[" * MANY, b'{"first":"\xff"}'], ids=range(4))
 def test_an_older_payload_that_cannot_be_read_is_unreadable(data: bytes) -> None:
     assert refused(data, decode3, version=1).code == "unreadable"
@@ -547,8 +565,10 @@ def test_what_was_encoded_comes_back(extra: Any) -> None:
 @given(HEADS, st.binary(max_size=80), TAILS, st.booleans(), st.integers(1, 3))
 @example(b"", b"[" * 300, b"", False, 1)
 @example(b"", b"\x91" * 300, b"", True, 1)
-def test_any_bytes_give_a_payload_or_a_bad_payload(head: bytes, middle: bytes, tail: bytes, is_msgpack: bool, version: int) ->
-None:     for by in (decode, decode3):
+def test_any_bytes_give_a_payload_or_a_bad_payload(
+    head: bytes, middle: bytes, tail: bytes, is_msgpack: bool, version: int
+) -> None:
+    for by in (decode, decode3):
         try:
             payload(head + middle + tail, by, is_msgpack=is_msgpack, version=version)
         except BadPayload as error:

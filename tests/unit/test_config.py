@@ -90,8 +90,9 @@ def test_the_type_of_a_value_is_the_same_wherever_it_came_from(knob: Knob, tmp_p
     kind = type(getattr(Config(), knob.field))
     (flag, _), (variable, _), (text, _) = SAMPLES[knob.field]
     toml(tmp_path, in_toml(knob, text))
-    for config in (settings(tmp_path, {knob.field: flag}), settings(tmp_path, {}, **{knob.variable: variable}),
-    settings(tmp_path)):     assert type(getattr(config, knob.field)) is kind
+    by_flag, by_environment = {knob.field: flag}, {knob.variable: variable}
+    for config in (settings(tmp_path, by_flag), settings(tmp_path, {}, **by_environment), settings(tmp_path)):
+        assert type(getattr(config, knob.field)) is kind
 
 
 def test_an_empty_variable_counts_as_none(tmp_path: Path) -> None:
@@ -116,7 +117,7 @@ def test_without_a_file_all_is_as_by_default(tmp_path: Path) -> None:
 
 def test_settings_cannot_be_changed(tmp_path: Path) -> None:
     with pytest.raises(AttributeError):
-        settings(tmp_path).queue = "other"  # type: ignore[misc]
+        settings(tmp_path).queue = "other"
 
 
 # --- bounds ------------------------------------------------------------------------------------------------------------------
@@ -140,9 +141,9 @@ def test_a_number_out_of_its_bounds_is_refused_wherever_it_came_from(name: str, 
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-@pytest.mark.parametrize("text", ["", "x", "nan", "inf", "-inf", "1e400", "1 s", "0x10", "1,5", "true", "None"])
-def test_what_is_no_number_is_refused(name: str, text: str, tmp_path: Path) -> None:
-    complaint(tmp_path, {name: text})
+def test_what_is_no_number_is_refused(name: str, tmp_path: Path) -> None:
+    for text in ("", "x", "nan", "inf", "-inf", "1e400", "1 s", "0x10", "1,5", "true", "None"):
+        complaint(tmp_path, {name: text})
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -151,11 +152,11 @@ def test_half_a_thing_is_refused(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-@pytest.mark.parametrize("value", ["true", "[1]", '{a = 1}', "nan", "inf", "1979-05-27", '"x"'])
-def test_what_is_no_number_in_the_file_is_refused(name: str, value: str, tmp_path: Path) -> None:
+def test_what_is_no_number_in_the_file_is_refused(name: str, tmp_path: Path) -> None:
     knob = next(knob for knob in KNOBS if knob.field == name)
-    toml(tmp_path, f"{knob.key} = {value}")
-    assert f"{FILE}: {knob.key}" in complaint(tmp_path)
+    for value in ("true", "[1]", "{a = 1}", "nan", "inf", "1979-05-27", '"x"'):
+        toml(tmp_path, f"{knob.key} = {value}")
+        assert f"{FILE}: {knob.key}" in complaint(tmp_path)
 
 
 @pytest.mark.parametrize(("name", "text"), [("log", "xml"), ("log", "Plain"), ("log_level", "loud"), ("log_level", "")])
@@ -258,8 +259,8 @@ def test_an_address_is_host_and_port_or_off(text: str, address: tuple[str, int] 
     assert address_of(text) == address
 
 
-@pytest.mark.parametrize("text", ["", "8080", ":8080", "localhost", "localhost:", "localhost:http", "localhost:65536", "a:-1",
-"a:²"]) def test_what_is_no_address_is_refused(text: str) -> None:
+@pytest.mark.parametrize("text", ["", "8080", ":8080", "localhost", "localhost:", "a:http", "a:65536", "a:-1", "a:²"])
+def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="HOST:PORT"):
         address_of(text)
 

@@ -110,6 +110,7 @@ def test_leases_of_one_entry_are_told_apart() -> None:
 
 def test_jobs_are_outside_of_the_garbage_collector() -> None:
     assert not gc.is_tracked(job())
+    assert not Job.__struct_config__.gc
 
 
 # --- contracts -------------------------------------------------------------------------------------------------------------
@@ -134,13 +135,13 @@ def test_a_contract_has_version_one_and_medium_priority_unless_told() -> None:
 
 
 def test_a_number_will_do_for_a_priority_and_no_other_number() -> None:
-    @contract("numbered", priority=4)  # type: ignore[arg-type]
+    @contract("numbered", priority=4)
     class Numbered(msgspec.Struct):
         pass
 
     assert contract_of(Numbered).priority is Priority.LOW
     with pytest.raises(ValueError, match="5"):
-        contract("numbered", priority=5)(Numbered)  # type: ignore[arg-type]
+        contract("numbered", priority=5)(Numbered)
 
 
 def test_a_class_derived_from_a_contract_is_none_itself() -> None:
@@ -169,10 +170,10 @@ def test_versions_begin_at_one(version: int) -> None:
 
 
 def test_a_contract_is_a_struct() -> None:
-    with pytest.raises(ConfigError, match="Loose must be a msgspec.Struct"):
+    with pytest.raises(ConfigError, match=r"Loose must be a msgspec\.Struct"):
 
         @contract("loose")
-        class Loose:  # type: ignore[type-var]
+        class Loose:
             pass
 
 
@@ -197,8 +198,8 @@ def test_a_room_is_named_after_type_and_version() -> None:
 
 def test_a_batch_counts_all_that_is_to_be_written() -> None:
     one = job()
-    batch = Batch([[], [one], [], [one, one]], [Deferral(one, "retry", 1, "a", 1)], [Letter(one, "", "", "", 0, "")],
-    [Parking(one, "~")]) assert len(batch) == 6
+    done, defer, dead = [[], [one], [], [one, one]], [Deferral(one, "retry", 1, "a", 1)], [Letter(one, "", "", "", 0, "")]
+    assert len(Batch(done, defer, dead, [Parking(one, "~")])) == 6
     assert len(Batch([[], [], [], []], [], [], [])) == 0
 
 

@@ -47,7 +47,7 @@ class Greet(msgspec.Struct):
 
 
 def handler(run: Run, decode: Callable[[Job], Any] = lambda job: None) -> Handler[Any]:
-    return Handler(contract_of(Greet), run, decode, run, 30.0, Backoff(), "loop")  # type: ignore[arg-type]
+    return Handler(contract_of(Greet), run, decode, run, 30.0, Backoff(), "loop")
 
 
 def job(type_name: str, entry: str = "1-0") -> Job:
@@ -497,7 +497,7 @@ async def next_job_runs_undisturbed(world: World) -> None:
             await asyncio.sleep(0)
 
     one = world.put(calm, "calm")
-    await until(lambda: world.task.done() or world.lane.job is None and not world.inbox.jobs)
+    await until(lambda: world.task.done() or (world.lane.job is None and not world.inbox.jobs))
     assert not world.task.done()
     assert seen == [0] * 5
     assert world.done()[-1] is one
@@ -515,7 +515,7 @@ def lane_has_ended(world: World) -> None:
 
 
 @pytest.mark.parametrize(("make", "error"), ENDED.items(), ids=names(ENDED))
-@columns(nobody, *CUTS)
+@columns(nobody, cut)
 def test_what_a_handler_did_by_itself_is_told_and_a_late_cut_touches_nothing(
     make: Callable[[World], Run], error: type[BaseException] | None, interrupt: Interruption, on_loop: Any
 ) -> None:
@@ -541,7 +541,7 @@ def test_what_a_handler_did_by_itself_is_told_and_a_late_cut_touches_nothing(
 
 
 @rows(*ENDED)
-@columns(*STOPS)
+@columns(stop, cut_then_stop, stop_then_cut)
 def test_a_stop_ends_an_idle_lane(make: Callable[[World], Run], interrupt: Interruption, on_loop: Any) -> None:
     async def story() -> None:
         world = World()
@@ -887,7 +887,9 @@ async def test_a_lane_says_what_it_does() -> None:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("run_s", "bucket"), [(0.0, 0), (0.000001, 1), (0.25, 18), (0.000003, 2), (1.0, 20), (1e9, BUCKETS - 1)])
+@pytest.mark.parametrize(
+    ("run_s", "bucket"), [(0.0, 0), (0.000001, 1), (0.25, 18), (0.000003, 2), (1.0, 20), (4000.0, 32), (1e9, 50)]
+)
 async def test_the_time_of_a_run_is_counted(run_s: float, bucket: int) -> None:
     world = World(clock_s=0.0)
 
@@ -916,7 +918,7 @@ async def test_outcomes_are_counted_by_type_and_name() -> None:
     world.inbox.put([job("first") for _ in range(6)])
     await until(lambda: world.tally.finished == 7)
     ((_, _, count),) = world.tally.rows()
-    assert count.outcomes == {"done": 2, "retry": 2, "snooze": 1, "dead": 1, "lost": 1}
+    assert count.totals() == {"done": 2, "retry": 2, "snooze": 1, "dead": 1, "lost": 1}
     assert sum(count.runs) == 7
     await world.end()
 
@@ -936,7 +938,14 @@ def test_moves_without_a_run_are_counted_without_a_time() -> None:
     tally.moved(b"greet", 3, "copy")
     tally.moved(b"greet", 3, "copy", 2)
     ((name, priority, count),) = tally.rows()
-    assert (name, priority, count.outcomes, sum(count.runs)) == ("greet", "low", {"copy": 3}, 0)
+    assert (name, priority, count.totals(), sum(count.runs)) == ("greet", "low", {"copy": 3}, 0)
+
+
+def test_a_type_is_counted_apart_on_each_stream() -> None:
+    tally = Tally()
+    for stream in (0, 3, 3):
+        tally.moved(b"greet", stream, "parked")
+    assert {priority: count.totals() for _, priority, count in tally.rows()} == {"critical": {"parked": 1}, "low": {"parked": 2}}
 
 
 # --- many lanes
@@ -954,7 +963,7 @@ def test_handlers_that_never_suspend_let_the_loop_breathe(on_loop: Any) -> None:
             await asyncio.sleep(0)
             turns += 1
             assert world.tally.finished - before <= BREATH
-        assert turns >= 100
+        assert 100 <= turns <= 110
         await world.end()
 
     on_loop(story())
@@ -1045,7 +1054,7 @@ async def waiting_lanes(inbox: Inbox, n: int) -> tuple[list[Job], list[asyncio.T
     return got, tasks
 
 
-async def test_an_inbox_wakes_as_many_lanes_as_there_are_jobs() -> None:
+async def test_an_inbox_wakes_a_lane_for_each_job_that_is_left() -> None:
     inbox = Inbox()
     got, tasks = await waiting_lanes(inbox, 5)
     assert inbox.idle == 5
@@ -1057,6 +1066,27 @@ async def test_an_inbox_wakes_as_many_lanes_as_there_are_jobs() -> None:
     inbox.put([job("first") for _ in range(10)])
     await asyncio.gather(*tasks)
     assert len(inbox) == 7
+
+
+async def test_a_flood_of_jobs_wakes_all_lanes_within_a_few_turns() -> None:
+    inbox = Inbox()
+    got, tasks = await waiting_lanes(inbox, 500)
+    inbox.put([job("first") for _ in range(499)])
+    await rest()
+    assert len(got) == 499
+    assert inbox.idle == 1
+    inbox.put([job("first")])
+    await asyncio.gather(*tasks)
+
+
+async def test_a_job_is_left_to_the_others_when_a_woken_lane_was_stopped() -> None:
+    inbox = Inbox()
+    got, tasks = await waiting_lanes(inbox, 2)
+    inbox.put([job("first")])
+    tasks[0].cancel()
+    await rest()
+    assert len(got) == 1
+    assert tasks[1].done()
 
 
 async def test_a_lane_that_comes_too_late_waits_on() -> None:

@@ -7,7 +7,6 @@ import contextvars
 import os
 import sys
 import threading
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,6 @@ async def until(is_true: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
         while not is_true():
             await asyncio.sleep(0)
-            time.sleep(0.0005)  # noqa: ASYNC251 -- leaves the processor to those that we wait for
 
 
 # --- threads -----------------------------------------------------------------------------------------------------------------
@@ -70,12 +68,12 @@ async def test_a_plain_function_runs_in_a_thread_and_gives_its_answer() -> None:
         return threading.get_ident(), payload, job
 
     one = job()
-    ident, payload, got = await in_thread(function)("payload", one)  # type: ignore[misc]
+    ident, payload, got = await in_thread(function)("payload", one)
     assert ident != threading.get_ident()
     assert (payload, got) == ("payload", one)
 
 
-@pytest.mark.parametrize("error", [ValueError("no"), Retry(5), SystemExit(3), StopIteration()], ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("error", [ValueError("no"), Retry(5), SystemExit(3), StopIteration()], ids=repr)
 async def test_what_a_function_raises_in_its_thread_comes_back(error: BaseException) -> None:
     def function(payload: Any, job: Job) -> None:
         raise error
@@ -215,7 +213,6 @@ async def test_what_a_handler_raises_in_its_child_comes_back() -> None:
     assert isinstance(exit_, ChildFailed)
     assert "SystemExit" in str(exit_)
     assert isinstance(mute, Exception)
-    assert await outcome("print") is None
 
 
 async def test_a_child_that_crashes_is_told_and_replaced(tmp_path: Path) -> None:
@@ -236,10 +233,9 @@ async def test_a_cut_kills_the_child(tmp_path: Path) -> None:
     await until(lambda: not is_alive(pid))
 
 
-@pytest.mark.parametrize("do", ["write", "command"])
-async def test_what_a_child_writes_to_its_standard_output_does_no_harm(do: str) -> None:
-    assert await outcome(do) is None
+async def test_what_a_child_writes_to_its_standard_output_does_no_harm() -> None:
+    assert [await outcome(do) for do in ("print", "write", "command")] == [None] * 3
 
 
 async def test_an_interrupt_at_the_keyboard_that_reaches_a_child_does_not_end_the_worker() -> None:
-    assert isinstance(await outcome("interrupt"), Exception)
+    assert not isinstance(await outcome("interrupt"), KeyboardInterrupt)

@@ -106,9 +106,19 @@ def test_nobody_starves_at_room_for_one_beside_streams_that_run_dry() -> None:
 
 def test_a_stream_that_ran_dry_is_only_probed() -> None:
     plan = Plan()
+    play(plan, 60, (True, True, True, True))
     play(plan, 60, (True, False, True, True))
     for _ in range(20):
         assert play(plan, 60, (True, False, True, True))[HIGH] == 1
+
+
+@given(ROUNDS, st.integers(1, 100))
+def test_a_stream_that_answers_with_less_than_it_was_asked_for_is_owed_nothing(story: list[Round], room: int) -> None:
+    plan = Plan()
+    for before, full in story:
+        play(plan, before, full)
+    shares = play(plan, room, (False, False, False, False))
+    assert [owed for owed, share in zip(plan._owed, shares, strict=True) if share] == [0] * sum(map(bool, shares))
 
 
 @pytest.mark.parametrize("at", [CRITICAL, HIGH, MEDIUM, LOW])

@@ -88,12 +88,12 @@ def test_a_declared_function_can_be_called_by_its_own_tests() -> None:
     async def greet(message: Greet, job: Job) -> str:
         return f"Hello {message.name}"
 
-    assert asyncio.run(greet(Greet("Ada"), job())) == "Hello Ada"  # type: ignore[arg-type]
+    assert asyncio.run(greet(Greet("Ada"), job())) == "Hello Ada"
 
 
 def test_arguments_may_go_without_annotations_and_by_any_name() -> None:
-    @handler(Greet)  # type: ignore[arg-type]
-    async def greet(m, /, j=None):  # type: ignore[no-untyped-def]
+    @handler(Greet)
+    async def greet(m, /, j=None):
         """Does nothing."""
 
     assert greet.runs == "loop"
@@ -148,15 +148,15 @@ async def the_wrong_way_round(job: Job, message: Greet) -> None:
 
 
 @pytest.mark.parametrize(
-    ("function", "name", "found"), [(another_payload, "message", "Part"), (another_job, "job", "int"), (the_wrong_way_round,
-    "job", "Job")]
+    ("function", "name", "found"),
+    [(another_payload, "message", "Part"), (another_job, "job", "int"), (the_wrong_way_round, "job", "Job")],
 )
 def test_a_wrong_annotation_is_refused(function: Any, name: str, found: str) -> None:
     message = refusal(lambda: handler(Greet)(function))
     assert f"`{name}` is annotated {found}" in message
 
 
-async def unknown_annotation(message: Nobody, job: Job) -> None:  # type: ignore[name-defined]  # noqa: F821
+async def unknown_annotation(message: Nobody, job: Job) -> None:  # noqa: F821
     """Does nothing."""
 
 
@@ -198,7 +198,7 @@ def test_a_deadline_that_never_comes_is_refused(timeout_s: float) -> None:
 
 def test_a_handler_is_declared_once() -> None:
     declared = handler(Greet)(on_the_loop)
-    assert "twice" in refusal(lambda: handler(Part)(declared))  # type: ignore[arg-type]
+    assert "twice" in refusal(lambda: handler(Part)(declared))
 
 
 class Callable2:

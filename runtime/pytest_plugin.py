@@ -1,0 +1,58 @@
+"""Fixtures for tests of handlers: `jobs_url`, an empty server for each test, and `jobs_worker`, a worker on it.
+
+pytest loads this file in every project that has the package installed, so it loads nothing until a test asks for a fixture.
+"""
+
+from __future__ import annotations
+
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from runtime.embedded import Embedded
+    from runtime.testing import Worker
+
+ANSWER_S = 5.0
+
+
+@pytest.fixture(scope="session")
+def _jobs_server() -> Iterator[Embedded]:
+    """One embedded server for the whole session, on a folder that goes with it."""
+    from runtime.embedded import Embedded
+
+    with tempfile.TemporaryDirectory(prefix="jobs-") as folder:
+        server = Embedded(Path(folder))
+        with pytest.MonkeyPatch.context() as environment:
+            # In Kubernetes it refuses to start, since it would forget with its pod: tests may forget.
+            environment.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+            server.start()
+        yield server
+        server.stop()
+
+
+@pytest.fixture
+def jobs_url(_jobs_server: Embedded) -> str:
+    """The URL of a server that is empty at the start of the test."""
+    # By hand: a client's loop must not meet the test's, and this file loads no client.
+    with socket.socket(socket.AF_UNIX) as server:
+        server.settimeout(ANSWER_S)
+        server.connect(str(_jobs_server.socket))
+        server.sendall(b"FLUSHALL\r\n")
+        if not server.recv(64).startswith(b"+OK"):
+            raise RuntimeError(f"{_jobs_server!r} could not be emptied")
+    return _jobs_server.url
+
+
+@pytest.fixture
+def jobs_worker(jobs_url: str) -> Callable[..., AbstractAsyncContextManager[Worker]]:
+    """Give `runtime.testing.worker` on this test's server: `async with jobs_worker(handler, …) as worker:`."""
+    from runtime.testing import worker
+
+    return partial(worker, jobs_url)

@@ -1,0 +1,299 @@
+"""Tests of handlers: one run without Redis, a clock and dice of one's own, and a worker inside of the test's loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import time
+from collections.abc import AsyncGenerator, Callable
+from datetime import UTC, datetime
+from itertools import cycle
+from typing import Any, Final, cast
+
+import msgspec
+
+from runtime.codec import decode_many
+from runtime.config import Config
+from runtime.consumer import Consumer, Report, Stage
+from runtime.errors import ConfigError, Dead, Retry, SelfCancelled, Snooze, TimedOut
+from runtime.events import Tally
+from runtime.jobs import DONE, Done, Handler, Job, Outcome, P, Park, Priority
+from runtime.lanes import Inbox, Lane
+from runtime.lookups import DeadLetter, Lookups
+from runtime.producer import Message, Packed, Producer
+from runtime.settle import Ledger, admit, decide
+
+__all__ = ["Clock", "DeadLetter", "Dice", "Done", "Outcome", "Park", "Worker", "run", "until", "worker"]
+
+POLL_S: Final = 0.005
+DEADLINE_S: Final = 15.0  # a guess: longer than anything a test waits for on a busy machine
+STOP_S: Final = 15.0  # beyond the grace: the later stages of a stop have deadlines of their own, 10 s in all
+LETTERS: Final = 1000
+NOWHERE: Final = "unix://nowhere"  # a producer connects with its first send, and the one for `run` sends nothing
+
+
+class Clock:
+    """A clock that stands still until it is told to jump. Call it for the time, in seconds since the epoch."""
+
+    def __init__(self, now_s: float = 1_750_000_000.0) -> None:
+        self.now_s = now_s
+
+    def __repr__(self) -> str:
+        return f"<Clock at {datetime.fromtimestamp(self.now_s, UTC):%Y-%m-%d %H:%M:%S.%f}>"
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    def jump(self, by_s: float) -> None:
+        """Move the time on by so many seconds, or back."""
+        self.now_s += by_s
+
+
+class Dice:
+    """Dice that fall as they are told, in turn and over again. Call it for the next fall: 0 is the shortest wait, 1 the longest.
+
+    Raises:
+        ValueError: no fall is given, or one is not from 0 to 1.
+    """
+
+    def __init__(self, *falls: float) -> None:
+        if not falls or not all(0 <= fall <= 1 for fall in falls):
+            raise ValueError(f"Dice need falls from 0 to 1, got {falls}")
+        self.falls = falls
+        self._next = cycle(falls)
+
+    def __repr__(self) -> str:
+        return f"<Dice {', '.join(f'{fall:g}' for fall in self.falls)}>"
+
+    def __call__(self) -> float:
+        return next(self._next)
+
+
+LONGEST: Final = Dice(1.0)
+
+
+# --- one run, without Redis ------------------------------------------------------------------------------------------------
+
+
+class _Nothing(msgspec.Struct):
+    """In place of a payload that is JSON already."""
+
+
+async def run(
+    handler: Handler[P],
+    message: P | bytes,
+    *,
+    attempt: int = 1,
+    id: str = "",
+    key: str = "",
+    born: float | None = None,
+    priority: Priority | None = None,
+    attempts: int = 0,
+    version: int = 0,
+    timeout_s: float | None = None,
+    dice: Callable[[], float] = LONGEST,
+    clock: Callable[[], float] = time.time,
+) -> Outcome:
+    """Run a handler once, as a worker runs it, and give what would become of the job.
+
+    The message goes through its wire form and the contract's decoder; `bytes` are JSON as another language writes it, of
+    contract version `version`. `attempt`, `id`, `key`, `born`, `priority` and `attempts` are what the job says of itself;
+    `timeout_s` takes the place of the handler's own deadline, which is measured by `clock`. What the handler raised is the
+    outcome's `__cause__`.
+
+    Raises:
+        BadPayload: the message cannot be sent.
+        ConfigError: the message is another contract's, or the attempt none.
+    """
+    if attempt < 1:
+        raise ConfigError(f"attempt {attempt}: the first is 1")
+    options = Message(payload=_Nothing(), priority=priority, key=key, id=id, attempts=attempts)
+    job = _receive(_pack(handler, message, version, options), clock())
+    job.envelope = msgspec.structs.replace(job.envelope, failed=attempt - 1, first_ms=round(born * 1000) if born else 0)
+    admitted = admit([job], {job.type: handler}, job.fetched_ms)
+    if admitted.turned_away:
+        return admitted.turned_away[0][1]
+    if timeout_s is not None:
+        handler = dataclasses.replace(handler, timeout_s=timeout_s)
+    error = await _attempt(Lane(Inbox(), Ledger(), Tally(), {job.type: handler}, clock, dice), handler, job)
+    return DONE if error is None else _shown(decide(handler, job, error, dice), error)
+
+
+def _pack(handler: Handler[P], message: P | bytes, version: int, options: Message) -> Packed:
+    contract, producer = handler.contract, Producer(NOWHERE)
+    if isinstance(message, bytes):
+        return producer.pack_raw(
+            contract.type, message, options, version or contract.version, options.priority or contract.priority
+        )
+    if type(message) is not contract.payload:
+        raise ConfigError(f"{handler.place} runs {contract.payload.__name__}, not {type(message).__name__}")
+    return producer.pack(msgspec.structs.replace(options, payload=message))
+
+
+def _receive(packed: Packed, now_s: float) -> Job:
+    """Give the job that a worker would make of this message, were it fetched now."""
+    now_ms = round(now_s * 1000)
+    fields = [field if isinstance(field, bytes) else str(field).encode() for field in packed.fields]
+    [job], _ = decode_many(packed.stream, [(f"{now_ms}-0".encode(), fields)], [1], NOWHERE, now_s, now_ms)
+    return job
+
+
+async def _attempt(lane: Lane, handler: Handler[Any], job: Job) -> BaseException | None:
+    """Run the handler as a lane's job and watch its deadline, as a worker's watchdog does; give what it raised."""
+
+    async def attempt() -> BaseException | None:
+        lane.task = task = cast("asyncio.Task[Any]", asyncio.current_task())
+        return await lane.attempt(handler, job, task)
+
+    running = asyncio.create_task(attempt(), name=f"run of {handler.place}")
+    try:
+        while not running.done():
+            await asyncio.wait([running], timeout=POLL_S)
+            if lane.deadline_s < lane.clock():
+                lane.interrupt(TimedOut(f"ran longer than {handler.timeout_s:g} s"))
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
+    if running.cancelled() or (running.cancelling() and running.result() is not None):
+        return SelfCancelled("the handler cancelled its own task")
+    return running.result()
+
+
+# What an exception carries beside its text is not in its repr, but a failed assertion should show it.
+
+
+class _Retry(Retry):
+    def __repr__(self) -> str:
+        return f"Retry(delay_s={self.delay_s:g}, reason={str(self)!r})"
+
+
+class _Snooze(Snooze):
+    def __repr__(self) -> str:
+        return f"Snooze(delay_s={self.delay_s:g}, reason={str(self)!r})"
+
+
+class _Dead(Dead):
+    def __repr__(self) -> str:
+        return f"Dead(reason={str(self)!r}, code={self.code!r})"
+
+
+def _shown(outcome: Outcome, cause: BaseException) -> Outcome:
+    """Give the same outcome with a repr that says all it carries, and with its cause."""
+    match outcome:
+        case Retry():
+            shown = _Retry(outcome.delay_s, str(outcome))
+        case Snooze():
+            shown = _Snooze(outcome.delay_s, str(outcome))
+        case Dead() if type(outcome) is Dead:
+            shown = _Dead(str(outcome), outcome.code, error=outcome.error)
+        case _:
+            return outcome
+    shown.__cause__ = cause
+    return shown
+
+
+# --- a worker on a real server -----------------------------------------------------------------------------------------------
+
+
+class Worker:
+    """Owns a worker that runs in the test's loop; `producer` sends to its queue, `consumer` is its inside."""
+
+    def __init__(self, consumer: Consumer, running: asyncio.Task[Report], producer: Producer, lookups: Lookups) -> None:
+        self.consumer = consumer
+        self.producer = producer
+        self._running = running
+        self._lookups = lookups
+
+    def __repr__(self) -> str:
+        return f"<Worker {self.consumer!r}>"
+
+    async def settled(self, *, delayed: bool = False, deadline_s: float = DEADLINE_S) -> None:
+        """Return when nothing is waiting, running or due now; with `delayed=True`, when nothing is to come later either.
+
+        A job of a type that this worker does not know is left to others, and not waited for.
+
+        Raises:
+            AssertionError: something is left at the deadline; the text says what.
+            StoreAway: Redis did not answer.
+        """
+        loop = asyncio.get_running_loop()
+        end_s, finished_before = loop.time() + deadline_s, -1
+        while True:
+            if self._running.done():
+                self._running.result()
+                raise AssertionError(f"the worker has stopped: {self.consumer!r}")
+            finished = self.consumer.tally.finished
+            left = await self._left(delayed)
+            # One look takes several answers, and a job may move between them: it is found by the second, or was run meanwhile.
+            if not left and finished == finished_before:
+                return
+            finished_before = -1 if left else finished
+            if loop.time() > end_s:
+                told = ", ".join(f"{count} {name}" for name, count in left.items()) or "jobs come and go"
+                raise AssertionError(f"not settled within {deadline_s:g} s: {told}; {self.consumer!r}")
+            await asyncio.sleep(POLL_S)
+
+    async def _left(self, delayed: bool) -> dict[str, int]:
+        depth = await self._lookups.depth()
+        rooms = await self.consumer.streams.rooms()
+        left = {
+            "waiting": sum(depth.waiting.values()),
+            "running": sum(depth.running.values()),
+            "given back": sum(count for (_, room), count in rooms.items() if self.consumer.scheduler.can_run(room)),
+            "delayed" if delayed else "due": depth.delayed if delayed else depth.due_now,
+        }
+        return {name: count for name, count in left.items() if count}
+
+    async def dead_letters(self) -> list[DeadLetter]:
+        """Give the dead letters in the order in which they died, the newest 1000 at most.
+
+        Raises:
+            StoreAway: Redis did not answer.
+        """
+        return (await self._lookups.dead_letters(LETTERS))[::-1]
+
+
+@contextlib.asynccontextmanager
+async def worker(
+    url: str, *handlers: Handler[Any], concurrency: int = 10, lease_s: float = 2.0, grace_s: float = 5.0, **settings: Any
+) -> AsyncGenerator[Worker]:
+    """Run a worker for these handlers until the block ends, in the current loop; the block begins when it fetches.
+
+    `settings` are further fields of Config, such as `queue`.
+
+    Raises:
+        ConfigError: two handlers run the same type.
+        StoreAway: Redis did not answer at the start.
+    """
+    config = Config(concurrency=concurrency, lease_s=lease_s, grace_s=grace_s, **settings)
+    registry = {handler.contract.type.encode(): handler for handler in handlers}
+    if len(registry) < len(handlers):
+        raise ConfigError(f"two handlers run the same type: {', '.join(handler.place for handler in handlers)}")
+    consumer, lookups = Consumer(config, url, registry), Lookups(url, config.queue, "test")
+    running = asyncio.create_task(consumer.run(), name="worker")
+    try:
+        # Not `is_fetching`: that is known only after the first wait at an empty queue, a second later.
+        await until(lambda: consumer.stage is not Stage.STARTING or running.done(), "the worker's start")
+        if running.done():
+            running.result()
+        async with Producer.connect(url, queue=config.queue) as producer:
+            yield Worker(consumer, running, producer, lookups)
+    finally:
+        await lookups.close()
+        consumer.stop()
+        await asyncio.wait_for(running, grace_s + STOP_S)
+
+
+async def until(is_true: Callable[[], object], what: str = "the condition", deadline_s: float = DEADLINE_S) -> None:
+    """Return when `is_true()` holds; it is asked every few milliseconds.
+
+    Raises:
+        AssertionError: it did not hold within `deadline_s`; the text names `what`.
+    """
+    loop = asyncio.get_running_loop()
+    end_s = loop.time() + deadline_s
+    while not is_true():
+        if loop.time() > end_s:
+            raise AssertionError(f"{what} did not hold within {deadline_s:g} s")
+        await asyncio.sleep(POLL_S)
