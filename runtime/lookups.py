@@ -177,10 +177,11 @@ class Lookups(Door):
         now_ms = int(groups[-1][0]) * 1000 + int(groups[-1][1]) // 1000
         ages: dict[str, float] = {}
         for stream, found in enumerate(groups[:4]):
-            last = next((row for row in map(flat_row, found) if row.get("name") == GROUP.encode()), None) if found else None
-            start = "-" if last is None or isinstance(found, ServerError) else f"({bytes(last['last-delivered-id']).decode()}"
-            rows = await self.one(self._wire, ("XRANGE", self.keys.streams[stream], start, "+", "COUNT", 1))
-            ages[STREAMS[stream]] = max(0.0, now_ms - int(bytes(rows[0][0]).partition(b"-")[0])) / 1000 if rows else 0.0
+            rows = [] if isinstance(found, ServerError) else [flat_row(row) for row in found]  # no stream yet
+            last = next((row["last-delivered-id"] for row in rows if row.get("name") == GROUP.encode()), None)
+            start = "-" if last is None else f"({bytes(last).decode()}"
+            oldest = await self.one(self._wire, ("XRANGE", self.keys.streams[stream], start, "+", "COUNT", 1))
+            ages[STREAMS[stream]] = max(0.0, now_ms - int(bytes(oldest[0][0]).partition(b"-")[0])) / 1000 if oldest else 0.0
         return ages
 
     async def workers(self) -> dict[str, tuple[int, str]]:

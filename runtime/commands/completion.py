@@ -24,7 +24,7 @@ def act(top: argparse.ArgumentParser, shell: str) -> int:
     cases: list[str] = []
     for name, command in commands.items():
         for verb, inner in (subparsers(command) or {"": command}).items():
-            pattern = f"*' {name} '*' {verb} '*" if verb else f"*' {name} '*"
+            pattern = f"*' {name} {verb} '*" if verb else f"*' {name} '*"
             cases.append(f'    {pattern}) words="{" ".join(flags(inner))}" ;;')
         if subparsers(command):
             cases.append(f"    *' {name} '*) words=\"{' '.join(subparsers(command))}\" ;;")

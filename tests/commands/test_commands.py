@@ -24,8 +24,13 @@ def call(*arguments: str, stdin: str = "", cwd: Path = ROOT, **more: str) -> sub
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RUNTIME_", "REDIS_URL"))}
     environment |= {"PYTHONPATH": str(ROOT), **more}
     return subprocess.run(
-        [sys.executable, "-m", "runtime", *arguments], capture_output=True, text=True, input=stdin, cwd=cwd, env=environment,
-        timeout=60
+        [sys.executable, "-m", "runtime", *arguments],
+        capture_output=True,
+        text=True,
+        input=stdin,
+        cwd=cwd,
+        env=environment,
+        timeout=60,
     )
 
 

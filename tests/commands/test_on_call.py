@@ -1,0 +1,283 @@
+"""What a person on call has at hand, through the real process: doctor, top, jobs, dead replay and purge, schema, bench."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+import redis
+
+from runtime.checkup import about_clock
+from runtime.lookups import Lookups
+from runtime.streams import GROUP, Streams
+from tests.commands.test_commands import SCRIPTED, call, one_line
+from tests.contract.test_streams import batch, leases
+from tests.servers import Server
+
+KEY = "{jobs}:high"
+
+
+@pytest.fixture
+def sick() -> Iterator[Server]:
+    """A server of its own, to be set wrongly."""
+    server = Server("valkey", appendonly=True)
+    yield server
+    server.stop()
+
+
+def findings(server: Server, *options: str) -> tuple[int, list[dict[str, str]]]:
+    result = call("doctor", "--json", "--redis", server.url, *options)
+    return result.returncode, [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def found(server: Server, *words: str) -> dict[str, str]:
+    """Give the one error that speaks of all these words."""
+    status, all_of_them = findings(server)
+    assert status == 1
+    [one] = [row for row in all_of_them if row["level"] == "error" and all(word in row["what"] for word in words)]
+    assert one["mend"]
+    return one
+
+
+def work_here(raw: redis.Redis) -> None:
+    for name in ("critical", "high", "medium", "low"):
+        raw.xgroup_create(f"{{jobs}}:{name}", GROUP, "0", mkstream=True)
+
+
+def test_a_healthy_server_has_no_errors(sick):
+    work_here(sick.client())
+    status, all_of_them = findings(sick)
+    assert status == 0
+    assert {row["level"] for row in all_of_them} == {"ok"}
+    assert any("durability" in row["what"] for row in all_of_them)
+
+
+def test_doctor_finds_an_eviction_policy_that_can_evict_jobs(sick):
+    sick.client().config_set("maxmemory-policy", "allkeys-lru")
+    assert "maxmemory-policy noeviction" in found(sick, "allkeys-lru")["mend"]
+
+
+def test_doctor_finds_a_missing_append_only_file(sick):
+    sick.client().config_set("appendonly", "no")
+    assert "CONFIG SET appendonly yes" in found(sick, "append-only")["mend"]
+
+
+def test_doctor_finds_a_group_made_at_the_end_and_its_command_mends_it(sick):
+    raw = sick.client()
+    work_here(raw)
+    raw.xgroup_destroy(KEY, GROUP)
+    for _ in range(3):
+        raw.xadd(KEY, {"type": "scripted", "data": '{"n":1}'})
+    raw.xgroup_create(KEY, GROUP, "$")
+    mend = found(sick, KEY, "delivered to nobody")["mend"].split("redis-cli ")[1].replace("'", "")
+    raw.execute_command(*mend.split(" "))
+    assert findings(sick)[1][-1]["what"].startswith("3 jobs wait and no worker lives")
+    [[_, entries]] = raw.xreadgroup(GROUP, "me", {KEY: ">"})
+    assert len(entries) == 3
+
+
+def test_doctor_finds_a_consumer_that_holds_jobs_and_has_not_beaten_for_an_hour(sick):
+    raw = sick.client()
+    work_here(raw)
+    entry = raw.xadd(KEY, {"type": "scripted", "data": '{"n":1}'})
+    raw.xreadgroup(GROUP, "vanished-worker", {KEY: ">"})
+    raw.xclaim(KEY, GROUP, "vanished-worker", 0, [entry], idle=2 * 3_600_000, justid=True)
+    found(sick, "vanished-worker", "an hour")
+
+
+def test_doctor_finds_a_message_without_a_time(sick):
+    raw = sick.client()
+    work_here(raw)
+    raw.hset("{jobs}:msg", "lost", "record")
+    found(sick, "1 delayed messages and 0 times")
+
+
+def test_doctor_finds_a_key_of_the_wrong_type(sick):
+    sick.client().set("{jobs}:due", "x")
+    found(sick, "{jobs}:due", "string")
+
+
+def test_doctor_finds_an_id_far_ahead_that_closes_a_stream(sick):
+    raw = sick.client()
+    work_here(raw)
+    raw.xadd(KEY, {"type": "t", "data": "{}"}, id=f"{int(time.time() * 1000) + 10 * 86_400_000}-0")
+    found(sick, KEY, "days ahead")
+
+
+def test_doctor_finds_a_clock_that_is_30_seconds_off():
+    [finding] = about_clock(1_700_000_000_000, 1_700_000_030_000)
+    assert (finding.level, "30.0 s off" in finding.what, bool(finding.mend)) == ("error", True, True)
+    assert list(about_clock(1_700_000_000_000, 1_700_000_000_400)) == []
+
+
+def test_doctor_without_redis_is_one_line_and_status_3():
+    result = call("doctor", "--redis", "redis://127.0.0.1:1")
+    assert result.returncode == 3
+    one_line(result)
+
+
+@pytest.fixture
+async def door(server: Server):
+    opened = Streams(server.url, "jobs", "worker-1")
+    await opened.start()
+    yield opened
+    await opened.close()
+
+
+def jobs(server: Server, *arguments: str) -> list[dict[str, object]]:
+    result = call("jobs", *arguments, "--json", "--redis", server.url)
+    assert result.returncode in (0, 1), result
+    assert "looked at" in result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+async def test_jobs_are_shown_where_they_are(server, raw, door):
+    from runtime.jobs import Deferral, Letter, Parking
+
+    ids = ("running", "parked", "delayed", "dead", "waiting")
+    for name in ids[:4]:
+        raw.xadd(KEY, {"type": "scripted", "data": '{"n":1}', "id": name})
+    held = await leases(door)
+    await door.settle(
+        batch(
+            Parking(held[1], "~t:scripted@9"),
+            Deferral(held[2], "retry", 60_000, "delayed", 2),
+            Letter(held[3], "attempts", "e", "", 3, "dead"),
+        )
+    )
+    raw.xadd(KEY, {"type": "scripted", "data": '{"n":1}', "id": "waiting"})
+    states = {row["id"]: (row["state"], row["attempt"]) for row in jobs(server, "list")}
+    assert states == {"running": ("running", 1), "parked": ("parked", 1), "delayed": ("delayed", 3), "waiting": ("waiting", 1)}
+    assert [row["id"] for row in jobs(server, "list", "--state", "parked")] == ["parked"]
+    for name in ids:
+        assert [row["state"] for row in jobs(server, "show", name)] == [name]
+    [row] = jobs(server, "show", "running")
+    assert row["where"] == "worker-1"
+    entry = raw.xadd(KEY, {"type": "scripted", "data": '{"n":1}'})
+    assert [row["place"] for row in jobs(server, "show", f"high-{entry}")] == [f"high/{entry}"]
+    assert call("jobs", "show", "nobody", "--redis", server.url).returncode == 1
+
+
+def bury(raw: redis.Redis, n: int, type_name: str = "scripted", reason: str = "attempts", hours_ago: float = 0) -> list[str]:
+    died = str(int((time.time() - hours_ago * 3600) * 1000))
+    pipe = raw.pipeline(transaction=False)
+    for at in range(n):
+        fields = {"type": type_name, "data": f'{{"n":{at}}}', "id": f"j{at}", "dead_reason": reason}
+        pipe.xadd("{jobs}:dead", {**fields, "dead_error": "e", "dead_from": "high/1-1", "dead_at": died, "dead_attempts": "3"})
+    return pipe.execute()
+
+
+def test_dead_letters_are_replayed_by_what_they_have_in_common(server, raw):
+    bury(raw, 30)
+    bury(raw, 5, type_name="blocking")
+    bury(raw, 4, reason="timeout")
+    redis_flag = ("--redis", server.url)
+    dry = call("dead", "replay", "--type", "scripted", "--reason", "attempts", "--dry-run", *redis_flag)
+    assert (dry.returncode, len(dry.stdout.splitlines())) == (0, 30)
+    assert "30 would be replayed" in dry.stderr
+    assert raw.xlen("{jobs}:dead") == 39
+    began_s = time.monotonic()
+    result = call("dead", "replay", "--type", "scripted", "--reason", "attempts", "--rate", "60", *redis_flag)
+    assert (result.returncode, "30 replayed" in result.stderr) == (0, True)
+    assert time.monotonic() - began_s > 0.45, "no faster than asked"
+    assert (raw.xlen("{jobs}:dead"), raw.xlen(KEY)) == (9, 30)
+    both = call("dead", "replay", "1-1", "--all", *redis_flag)
+    assert both.returncode == 2
+    one_line(both)
+    assert call("dead", "replay", *redis_flag).returncode == 2
+
+
+def test_dead_letters_are_purged_by_age_and_never_without_a_choice(server, raw):
+    bury(raw, 3, hours_ago=50)
+    young = bury(raw, 2)
+    redis_flag = ("--redis", server.url)
+    assert call("dead", "purge", *redis_flag).returncode == 2
+    assert raw.xlen("{jobs}:dead") == 5
+    result = call("dead", "purge", "--older-than", "24", *redis_flag)
+    assert "3 deleted" in result.stderr
+    assert raw.xlen("{jobs}:dead") == 2
+    assert call("dead", "purge", young[0], "5-5", *redis_flag).returncode == 1, "one of them was not there"
+    assert raw.xlen("{jobs}:dead") == 1
+    call("dead", "purge", "--all", *redis_flag)
+    assert raw.xlen("{jobs}:dead") == 0
+
+
+def test_top_shows_priorities_types_workers_and_the_newest_failures(server, raw):
+    bury(raw, 1)
+    raw.xadd(KEY, {"type": "scripted", "data": '{"n":1}'})
+    minute = int(time.time() // 60)
+    raw.hset(f"{{jobs}}:stats:{minute}", mapping={"scripted high done": 60, "scripted high run14": 60, " high wait3": 60})
+    raw.zadd("{jobs}:workers", {"worker-7": int(time.time() * 1000) + 60_000})
+    raw.hset("{jobs}:workers:rows", "worker-7", '30000 {"lanes":8,"held":3,"running":{"scripted":3}}')
+    result = call("top", "--once", "--redis", server.url, COLUMNS="160")
+    assert result.returncode == 0, result
+    for words in ("critical", "backlog 1", "dead 1", "worker-7", "3 scripted", "attempts", "<8 ms", "<16.4 ms"):
+        assert words in result.stdout, (words, result.stdout)
+
+
+def test_schema_prints_the_contracts_as_json_schema_and_needs_no_redis():
+    document = json.loads(call("schema", "--format", "json", *SCRIPTED).stdout)
+    assert document["jobs"]["scripted"]["version"] == 1
+    assert document["$defs"]["Scripted"]["properties"]["n"] == {"type": "integer"}
+    assert call("schema", "--format", "xml").returncode == 2
+
+
+def test_bench_measures_and_leaves_nothing_behind(server, raw):
+    result = call("bench", "--jobs", "2000", "--json", "--redis", server.url)
+    figures = json.loads(result.stdout)
+    assert result.returncode == 0
+    assert figures["jobs"] == 2000
+    assert min(figures["sent_per_s"], figures["drained_per_s"], figures["raw_per_s"]) > 0
+    assert raw.keys("*") == []
+
+
+def test_completion_knows_the_commands_and_their_flags(tmp_path):
+    script = call("completion", "bash").stdout
+    probe = "COMP_WORDS=(backend-jobs dead replay --dry); COMP_CWORD=3; _backend_jobs; echo ${COMPREPLY[@]}"
+    answer = subprocess.run(["bash", "-c", f"{script}\n{probe}"], capture_output=True, text=True, timeout=10)
+    assert answer.stdout.split() == ["--dry-run"]
+    probe = "COMP_WORDS=(backend-jobs do); COMP_CWORD=1; _backend_jobs; echo ${COMPREPLY[@]}"
+    assert subprocess.run(["bash", "-c", f"{script}\n{probe}"], capture_output=True, text=True, timeout=10).stdout.split() == [
+        "doctor"
+    ]
+
+
+@pytest.mark.parametrize(
+    "command", [("top", "--once"), ("jobs", "list"), ("dead", "purge", "--all"), ("bench", "--jobs", "1000")]
+)
+def test_every_command_says_in_one_line_that_redis_is_away(command):
+    result = call(*command, "--redis", "redis://127.0.0.1:1")
+    assert result.returncode == 3, result
+    assert "127.0.0.1:1" in one_line(result)
+
+
+async def test_lists_never_walk_a_whole_structure(valkey):
+    """With 200,000 waiting and 20,000 dead, what the server works for a list does not grow with them."""
+    raw = valkey.client()
+    pipe = raw.pipeline(transaction=False)
+    for n in range(200_000):
+        pipe.execute_command("XADD", KEY, "*", "type", "scripted", "data", "{}")
+        if n % 10_000 == 9_999:
+            pipe.execute()
+    bury(raw, 20_000)
+    lookups = Lookups(valkey.url, "jobs")
+    raw.config_resetstat()
+    assert len(await lookups.newest_jobs(20)) == 20
+    assert len(await lookups.dead_letters(20)) == 20
+    usec = sum(row["usec"] for name, row in raw.info("commandstats").items() if name.split("_")[1] in ("xrevrange", "zrange"))
+    await lookups.close()
+    raw.close()
+    assert usec < 50_000
+
+
+def test_a_delayed_job_is_read_whatever_bytes_it_has(valkey):
+    from runtime.codec import unpack_record
+
+    packed = msgspec.msgpack.encode(["stream", "high", "id", "x" * 300, "data", "y" * 70_000])
+    assert unpack_record(packed) == [b"stream", b"high", b"id", b"x" * 300, b"data", b"y" * 70_000]
+    for damaged in (b"", packed[:20], b"\xc0", b"\xdc", b"\xdd\xff\xff\xff\xff", packed[:-1], b"\x91\xa1x"):
+        assert unpack_record(damaged) == []
