@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 APT := $(if $(filter 0,$(shell id -u)),,sudo )apt-get
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check bench faults second-server
+.PHONY: help install run test check bench faults mutants second-server
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -34,6 +34,9 @@ check: install ## lint, strict types, architecture
 
 faults: install second-server ## the long fault run
 	$(BIN)/python -m pytest -q -s -m long
+
+mutants: install second-server ## break the rules one by one; a named test must turn red for each
+	$(BIN)/python -m tests.faults.mutants
 
 bench: install second-server ## what this machine does, beside the raw Redis figure of the same run
 	$(BIN)/python -m bench

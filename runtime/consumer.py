@@ -104,6 +104,7 @@ class Consumer:
         self.last_fetch_s = 0.0
         self._plan = Plan()
         self._takes: set[int] = set()
+        self._is_quiet = False  # the bell has not rung: nothing can be there but what rooms hold
         self._room_made = asyncio.Event()
         self._flush_now = asyncio.Event()
         self._to_flush = asyncio.Event()
@@ -130,11 +131,6 @@ class Consumer:
     def running(self) -> int:
         """How many handlers run now."""
         return sum(1 for lane in self.lanes if lane.job is not None)
-
-    @property
-    def is_stopping(self) -> bool:
-        """Say whether somebody has told this worker to stop."""
-        return self._stop.is_set()
 
     @property
     def is_ready(self) -> bool:
@@ -234,21 +230,23 @@ class Consumer:
         """Fill the room: from rooms we may take from, else as planned, else wait for the bell."""
         if await self._take_from_rooms(room):
             return
-        shares, takes = self._plan.shares(room), self._takes
-        fetched = await self.streams.fetch(shares, takes)
-        got = [0, 0, 0, 0]
-        for haul in fetched.hauls:
-            got[haul.stream] = len(haul.rows)
-        self._takes = fetched.free
-        for stream in takes | fetched.free:
-            got[stream] = max(got[stream], shares[stream])  # something waits there: by no means dry
-        self._plan.learn(shares, got)
-        await self._receive(fetched)
-        if any(haul.rows for haul in fetched.hauls) or self._takes or self.stage is not Stage.RUNNING:
-            return
-        if room >= min(4, len(self.lanes)):
+        can_ring = room >= min(4, len(self.lanes))  # one entry per stream may come
+        if not (self._is_quiet and can_ring and not self._takes):
+            shares, takes = self._plan.shares(room), self._takes
+            fetched = await self.streams.fetch(shares, takes)
+            got = [0, 0, 0, 0]
+            for haul in fetched.hauls:
+                got[haul.stream] = len(haul.rows)
+            self._takes = fetched.free
+            for stream in takes | fetched.free:
+                got[stream] = max(got[stream], shares[stream])  # something waits there: by no means dry
+            self._plan.learn(shares, got)
+            await self._receive(fetched)
+            if any(haul.rows for haul in fetched.hauls) or self._takes or self.stage is not Stage.RUNNING:
+                return
+        if can_ring:
             rung = await self.streams.ring(self._bell_ms())
-            self._takes = rung.free
+            self._takes, self._is_quiet = rung.free, not rung.hauls
             await self._receive(rung)
         else:
             await self._pause(TICK_S)

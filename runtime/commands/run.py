@@ -13,6 +13,7 @@ import threading
 from collections.abc import Coroutine
 from pathlib import Path
 from random import random
+from types import FrameType
 from typing import Any, Final
 
 from runtime import logs, offload
@@ -117,19 +118,22 @@ async def _reach(lookups: Lookups) -> Server:
 
 
 def _stop_on_signals(consumer: Consumer, grace_s: float) -> None:
-    """A first signal stops the worker, a second one skips the grace; a thread sees to the hard deadline, whatever the
-    loop does.
-    """
+    """A first signal stops the worker, a second one skips the grace.
 
-    def stop() -> None:
-        timer = threading.Timer(HARD_S if consumer.is_stopping else grace_s + HARD_S, _leave)
+    Plain signal handlers, not the loop's: they run even while a handler blocks the loop, and a thread then sees to the deadline.
+    """
+    loop = asyncio.get_running_loop()
+    seen: list[int] = []
+
+    def stop(number: int, _: FrameType | None) -> None:
+        seen.append(number)
+        timer = threading.Timer(HARD_S if len(seen) > 1 else grace_s + HARD_S, _leave)
         timer.daemon = True
         timer.start()
-        consumer.stop()
+        loop.call_soon_threadsafe(consumer.stop)
 
-    loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, stop)
+        signal.signal(name, stop)
 
 
 def _leave() -> None:

@@ -114,6 +114,14 @@ async def test_full_memory_is_a_typed_error_and_nothing_is_written(producer, raw
     await producer.send(Order(n=1))
 
 
+async def test_a_chunk_that_failed_in_the_middle_is_not_taken_for_sent(server, raw):
+    """One stream cannot be written: the chunk fails, and its repeat fails again instead of being called a copy."""
+    raw.set("{jobs}:low", "a string in a stream's place")
+    async with Producer.connect(server.url, patience_s=0.3) as producer:
+        with pytest.raises(StoreAway, match="WRONGTYPE"):
+            await producer.send_many([Order(n=1), Message(payload=Order(n=2), priority=Priority.LOW)])
+
+
 async def test_a_server_that_is_not_there_is_a_typed_error():
     async with Producer.connect("redis://127.0.0.1:1", patience_s=0.2) as producer:
         with pytest.raises(StoreAway, match=r"127\.0\.0\.1:1"):

@@ -486,6 +486,21 @@ async def test_a_full_run_promotes_no_more_than_asked_and_says_that_more_is_due(
     assert (await door.promote(20, "0")).moved == 10
 
 
+async def test_a_job_whose_stream_cannot_be_written_stays_among_the_delayed(door, raw):
+    add(raw, to="{jobs}:low")
+    add(raw)
+    [low] = await leases(door, stream=3)
+    [high] = await leases(door)
+    await door.settle(batch(Deferral(low, "retry", 0, "low", 1), Deferral(high, "retry", 1, "high", 1)))
+    raw.delete("{jobs}:low")
+    raw.set("{jobs}:low", "a string in its place")
+    await asyncio.sleep(0.005)
+    run = await door.promote(10, "0")
+    assert run.moved == 1, "the other one is not held up"
+    assert raw.hkeys("{jobs}:msg") == ["low"]
+    assert raw.zscore("{jobs}:due", "low") > time.time() * 1000 + 30_000, "a minute later, again"
+
+
 # --- keys ------------------------------------------------------------------------------------------------------------------
 
 

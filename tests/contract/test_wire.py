@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from runtime import Backoff, Job, Priority, Retry, Snooze, contract, handler
 from tests.faults.harness import leftovers
+from tests.proxy import Proxy
 from tests.workers import until, working
 
 KEY = "{jobs}:high"
@@ -242,6 +243,18 @@ async def test_whatever_a_stranger_writes_the_worker_lives_and_nothing_vanishes(
         waiting = raw.xlen(KEY) + raw.zcard("{jobs}:due")
         assert done + copies + raw.xlen("{jobs}:dead") + waiting == sent + 1
     raw.close()
+
+
+async def test_a_flush_without_an_answer_is_written_again_and_no_lease_stays_behind(server, raw, seen):
+    async with Proxy(server.socket) as proxy, working(proxy.url, seen.handler) as worker:
+        proxy.drop_next_reply(b"XACK")
+        xadd(raw, '{"n":1}')
+        await until(lambda: proxy.dropped == 1, "the answer to the flush is lost")
+        proxy.drop_next_reply(b"retry")
+        xadd(raw, '{"n":2,"fail":1}')
+        await until(lambda: proxy.dropped == 2, "the answer to a move is lost")
+        await until(lambda: not leftovers(raw) and not len(worker.held), "nothing is left, here and there")
+    assert [n for n, _, _ in seen.runs] == [1, 2, 2]
 
 
 async def test_a_handler_may_ask_for_another_time(server, raw):

@@ -106,6 +106,17 @@ def test_the_hard_deadline_holds_with_a_server_that_does_not_answer(tmp_path, cr
         server.stop()
 
 
+def test_the_hard_deadline_holds_when_a_handler_holds_the_loop(valkey, tmp_path, crew):
+    raw = valkey.client()
+    worker = hire(crew, valkey, tmp_path, "--grace", "0.2")
+    raw.xadd(KEY, {"type": "blocking", "data": '{"n":1,"ms":60000}'})
+    wait_until(lambda: count(tmp_path, "start") == 1, what="it blocks the loop")
+    assert worker.stop(10) == 4
+    assert "hard deadline" in worker.log
+    assert raw.xlen(KEY) == 1, "it runs again, when the lease is over"
+    raw.close()
+
+
 @pytest.mark.parametrize("signals", [1, 2])
 def test_a_worker_with_nothing_to_do_stops_at_once(valkey, tmp_path, crew, signals):
     worker = hire(crew, valkey, tmp_path)

@@ -1,0 +1,199 @@
+"""`python -m tests.faults.mutants`: the tests are tested. Each mutant breaks one rule in a copy of the tree; a named test must turn red.
+
+A survivor is a missing test. A mutant that can no longer be applied is a failure too.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+STREAMS = "tests/contract/test_streams.py"
+PRODUCER = "tests/contract/test_producer.py"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One broken rule: in `file`, `old` becomes `new`; `test` must fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+MUTANTS = (
+    Mutant(
+        "no fence",
+        "runtime/lua/common.lua",
+        "return row and row[2] == consumer and row[4] == count",
+        "return row",
+        f"{STREAMS}::test_a_move_without_the_lease_is_refused_and_writes_nothing",
+    ),
+    Mutant(
+        "fence without the delivery count",
+        "runtime/lua/common.lua",
+        "return row and row[2] == consumer and row[4] == count",
+        "return row and row[2] == consumer",
+        f"{STREAMS}::test_the_delivery_count_is_part_of_the_fence",
+    ),
+    Mutant(
+        "source removed before the destination is written",
+        "runtime/lua/defer.lua",
+        "  redis.call('HSET', MSG, member, cmsgpack.pack(record))",
+        "  remove(stream, id)\n  redis.call('HSET', MSG, member, cmsgpack.pack(record))",
+        f"{STREAMS}::test_an_error_concerns_one_move_and_the_rest_is_written",
+    ),
+    Mutant(
+        "the chunk's mark first",
+        "runtime/lua/send.lua",
+        "local now = now_ms()\nlocal reply",
+        "redis.call('SET', mark, cmsgpack.pack({'', '', '', ''}), 'PX', CHUNK_LIFE_MS)\nlocal now = now_ms()\nlocal reply",
+        f"{PRODUCER}::test_a_chunk_that_failed_in_the_middle_is_not_taken_for_sent",
+    ),
+    Mutant(
+        "renewal without the owner check",
+        "runtime/lua/renew.lua",
+        "if holds(KEYS[s], id, consumer, tonumber(ARGV[i + 2])) then",
+        "if true then",
+        f"{STREAMS}::test_a_late_renewal_does_not_steal_the_job_back",
+    ),
+    Mutant(
+        "heartbeat without JUSTID",
+        "runtime/lua/renew.lua",
+        "    call[#call + 1] = 'JUSTID'\n",
+        "",
+        f"{STREAMS}::test_a_renewal_keeps_the_count_and_resets_the_idle_time",
+    ),
+    Mutant(
+        "group made at the end",
+        "runtime/streams.py",
+        'key, GROUP, "0", "MKSTREAM")',
+        'key, GROUP, "$", "MKSTREAM")',
+        f"{STREAMS}::test_the_group_is_made_again_at_the_beginning_and_what_was_there_is_delivered",
+    ),
+    Mutant(
+        "a walk that skips live consumers",
+        "runtime/lua/reclaim.lua",
+        "if string.sub(consumer, 1, 1) ~= '~' and",
+        "if string.sub(consumer, 1, 1) ~= '~' and tonumber(redis.call('ZSCORE', WORKERS, consumer) or '0') <= now and",
+        f"{STREAMS}::test_a_delivery_that_a_live_worker_never_saw_does_not_count",
+    ),
+    Mutant(
+        "guard off",
+        "runtime/lua/reclaim.lua",
+        "if guard(now, lease_ms) < lease_ms then return {0, 0, 1} end",
+        "guard(now, lease_ms)",
+        f"{STREAMS}::test_after_a_gap_in_all_beats_nobody_is_robbed_for_one_lease",
+    ),
+    Mutant(
+        "release that keeps the count",
+        "runtime/lua/park.lua",
+        "'RETRYCOUNT', count - 1, 'JUSTID'",
+        "'JUSTID'",
+        f"{STREAMS}::test_a_released_job_comes_back_through_take_with_the_count_it_had",
+    ),
+    Mutant(
+        "DELCONSUMER without looking",
+        "runtime/lua/forget.lua",
+        "elseif #held == 0 then",
+        "else",
+        f"{STREAMS}::test_a_consumer_that_holds_something_is_not_forgotten",
+    ),
+    Mutant(
+        "promotion removes before it adds",
+        "runtime/lua/promote.lua",
+        "  local id = redis.call('XADD', KEYS[s], '*', unpack(fields))\n",
+        "  redis.call('HDEL', MSG, member)\n  redis.call('ZREM', DUE, member)\n"
+        "  local id = redis.call('XADD', KEYS[s], '*', unpack(fields))\n",
+        f"{STREAMS}::test_a_job_whose_stream_cannot_be_written_stays_among_the_delayed",
+    ),
+    Mutant(
+        "promotion without pcall",
+        "runtime/lua/promote.lua",
+        "local ok, failure = pcall(promote, member)",
+        "local ok, failure = true, promote(member)",
+        f"{STREAMS}::test_a_job_whose_stream_cannot_be_written_stays_among_the_delayed",
+    ),
+    Mutant(
+        "a redelivery taken for a copy",
+        "runtime/lua/common.lua",
+        "return not owner or owner == place or not place_counts(owner, key)",
+        "return not owner or not place_counts(owner, key)",
+        f"{STREAMS}::test_a_redelivery_of_the_owner_is_never_taken_for_a_copy",
+    ),
+    Mutant(
+        "done without a fence after a restart",
+        "runtime/streams.py",
+        "if {lease.run for lease in leases} <= {run}:",
+        "if True:",
+        f"{STREAMS}::test_done_after_a_server_restart_is_fenced_since_entry_ids_can_recur",
+    ),
+    Mutant(
+        "flusher drops a batch on error",
+        "runtime/consumer.py",
+        "            self.ledger.put_back(batch)\n            raise",
+        "            raise",
+        "tests/contract/test_wire.py::test_a_flush_without_an_answer_is_written_again_and_no_lease_stays_behind",
+    ),
+    Mutant(
+        "no hard deadline",
+        "runtime/commands/run.py",
+        "        timer.start()\n",
+        "",
+        "tests/faults/test_stop.py::test_the_hard_deadline_holds_when_a_handler_holds_the_loop",
+    ),
+    Mutant(
+        "a new chunk for each repeat",
+        "runtime/producer.py",
+        "                await asyncio.sleep(wait_s)\n",
+        "                await asyncio.sleep(wait_s)\n                args[0] = secrets.token_hex(8)\n"
+        '                command = self._door.command("send", *args)\n',
+        f"{PRODUCER}::test_a_lost_reply_does_not_enqueue_twice_and_the_answer_is_the_first_one",
+    ),
+)
+
+
+def is_killed(mutant: Mutant, folder: Path) -> tuple[bool, str]:
+    """Apply a mutant to a fresh copy and run its test; say whether the test turned red."""
+    tree = folder / "tree"
+    shutil.rmtree(tree, ignore_errors=True)
+    ignored = shutil.ignore_patterns(".git", ".venv", ".run", "__pycache__", ".hypothesis")
+    shutil.copytree(ROOT, tree, ignore=ignored)
+    path = tree / mutant.file
+    text = path.read_text()
+    if text.count(mutant.old) != 1:
+        return False, "can no longer be applied"
+    path.write_text(text.replace(mutant.old, mutant.new))
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", mutant.test]
+    environment = {**os.environ, "PYTHONPATH": str(tree)}
+    result = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    if result.returncode == 1:
+        return True, ""
+    return False, "survived" if result.returncode == 0 else result.stdout[-400:] + result.stderr[-400:]
+
+
+def main() -> int:
+    """Run all mutants; status 1 when one of them lives."""
+    killed = 0
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        for mutant in MUTANTS:
+            began_s = time.monotonic()
+            is_dead, why = is_killed(mutant, Path(folder))
+            killed += is_dead
+            word = "killed" if is_dead else f"LIVES ({why})"
+            print(f"{word:8} {mutant.name:50} by {mutant.test.split('::')[1]} in {time.monotonic() - began_s:.1f} s", flush=True)
+    print(f"{killed} of {len(MUTANTS)} mutants killed")
+    return 0 if killed == len(MUTANTS) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
