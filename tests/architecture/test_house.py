@@ -1,0 +1,418 @@
+"""The house: who imports whom, which rooms do no I/O, where errors are caught, what is public. Sizes are shown, not judged."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RUNTIME = ROOT / "runtime"
+FIRST_PARTY = ("runtime", "handlers", "board", "otel")
+
+# --- the tables --------------------------------------------------------------------------------------------------------------
+
+# Room of runtime/ → rooms it may import. A new room needs a row.
+WORDS = {"errors", "jobs"}
+DOOR = {*WORDS, "streams", "wire"}
+CORE = {"backoff", "codec", "config", "events", "plan", "settle"}
+ROOMS: dict[str, set[str]] = {
+    "errors": set(),
+    "backoff": set(),
+    "plan": set(),
+    "logs": set(),
+    "jobs": {"errors", "backoff"},
+    "events": WORDS,
+    "config": {"errors"},
+    "codec": WORDS,
+    "settle": {*WORDS, "backoff", "codec"},
+    "wire": {"errors"},
+    "streams": {*WORDS, "wire"},
+    "lookups": {*DOOR, "codec"},
+    "offload": WORDS,
+    "registry": {*WORDS, "backoff", "codec", "offload"},
+    "producer": {*DOOR, "backoff", "codec"},
+    "lanes": {*WORDS, "events", "settle"},  # not streams: the hot path is tested and measured without Redis
+    "lease": {*WORDS, "streams"},
+    "scheduler": {*WORDS, "events", "backoff", "streams"},
+    "consumer": {*DOOR, *CORE, "lanes", "lease", "scheduler"},
+    "embedded": {"errors", "config", "offload"},
+    "schema": {"jobs", "config"},
+    "checkup": {*DOOR, "lookups"},
+}
+# What stands at the edge may import every room; what `__init__` names, it loads when it is first used.
+EDGE = re.compile(r"runtime\.(cli\w*|__main__|__init__|commands(\..*)?|testing|pytest_plugin)")
+
+# Modules that may import rooms inside of their functions, and why.
+LOADED_LATE = {
+    "runtime/cli.py": "loads only the command that was asked for",
+    "runtime/commands/run.py": "loads the board, and with it aiohttp, only when it is on",
+    "runtime/pytest_plugin.py": "costs nothing in test suites that do not use it",
+}
+
+PURE = ("errors", "jobs", "events", "config", "codec", "backoff", "plan", "settle")
+IMPURE = {"asyncio", "anyio", "threading", "subprocess", "socket", "time", "datetime", "random"}  # clock and dice are arguments
+
+# The one place on a job's path; the child's side of the same; and start-up, where a module may do anything when it is imported.
+CATCHES_ALL = {"runtime/lanes.py", "runtime/offload.py", "runtime/registry.py"}
+
+SPEAKS_REDIS = {"wire", "streams", "lookups", "checkup"}
+RAW = {"runtime/commands/bench.py"}  # measures what Redis does without us
+# Words that hardly anybody writes in capitals for another reason.
+COMMANDS = re.compile(
+    r"X(ADD|ACK|DEL|LEN|TRIM|READ|READGROUP|RANGE|REVRANGE|PENDING|CLAIM|AUTOCLAIM|GROUP|INFO)"
+    r"|Z(ADD|REM|SCORE|RANGE|RANGEBYSCORE|CARD|COUNT)|H(SET|GET|GETALL|DEL|LEN|SCAN|INCRBY|EXISTS|MGET)"
+    r"|P?(EXPIRE|TTL)|INCR(BY)?|SET|GET|DEL|UNLINK|EXISTS|SCAN|KEYS|FLUSH(ALL|DB)|DBSIZE|PUBLISH|SUBSCRIBE|S(ADD|REM|MEMBERS)"
+    r"|PING|AUTH|HELLO|SELECT|CLIENT|CONFIG|INFO|TIME|WAIT|WAITAOF|SCRIPT|EVAL(SHA)?|FCALL|MULTI|EXEC|DISCARD|WATCH"
+)
+
+HEAVY = ("redis", "aiohttp", "opentelemetry", "uvloop")
+
+
+# --- reading the tree ----------------------------------------------------------------------------------------------------------
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"), str(path))
+
+
+def short(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def modules(*packages: str) -> list[Path]:
+    return [path for package in packages for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def name_of(path: Path) -> str:
+    """Give the dotted name of a module; a package's own file keeps `__init__`."""
+    return short(path).removesuffix(".py").replace("/", ".")
+
+
+def is_module(dotted: str) -> bool:
+    base = ROOT / dotted.replace(".", "/")
+    return base.with_suffix(".py").exists() or (base / "__init__.py").exists() or base.is_dir()
+
+
+def imported_by(node: ast.AST, importer: str) -> list[str]:
+    """Give the modules that an import statement loads, dotted; `from runtime import offload` is `runtime.offload`."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        base = node.module or ""
+        if node.level:
+            package = importer.split(".")[: -node.level]
+            base = ".".join([*package, base]).rstrip(".")
+        inner = [f"{base}.{alias.name}" for alias in node.names]
+        return [name if name.startswith(FIRST_PARTY) and is_module(name) else base for name in inner]
+    return []
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """Give line and name of each module that a file imports, wherever the statement stands."""
+    for node in ast.walk(tree_of(path)):
+        for name in imported_by(node, name_of(path)):
+            yield node.lineno, name
+
+
+def first_party(path: Path) -> Iterator[tuple[int, str]]:
+    return ((line, name) for line, name in imports(path) if name.split(".")[0] in FIRST_PARTY)
+
+
+def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def may_import(importer: str, imported: str) -> bool:
+    """Say whether the table lets one module import the other; names are dotted, `runtime` alone is its public names."""
+    package = importer.split(".")[0]
+    match package:
+        case "runtime":
+            return may_import_inside(importer, imported)
+        case "board":
+            allowed = ("runtime.lookups", "runtime.consumer", "runtime.events", "runtime.errors", "otel", "board")
+            return is_under(imported, allowed)
+        case "otel":
+            return is_under(imported, ("runtime.events", "runtime.lookups", "runtime.jobs", "runtime.errors", "otel"))
+        case _ if importer.startswith("handlers.contracts"):
+            return imported in ("runtime", "handlers.contracts.types")
+        case _:
+            return imported == "runtime" or is_under(imported, ("handlers.contracts", "handlers.kit"))
+
+
+def may_import_inside(importer: str, imported: str) -> bool:
+    if EDGE.fullmatch(importer):
+        return not imported.startswith("handlers")
+    room = importer.split(".")[1]
+    return imported.startswith("runtime.") and imported.split(".")[1] in ROOMS.get(room, set())
+
+
+def is_under(name: str, packages: tuple[str, ...]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+# --- floors ------------------------------------------------------------------------------------------------------------------
+
+
+def test_every_room_of_the_runtime_has_its_row_in_the_table() -> None:
+    rooms = {name_of(path).split(".")[1] for path in modules("runtime") if not EDGE.fullmatch(name_of(path))}
+    assert rooms <= set(ROOMS), f"no row for {sorted(rooms - set(ROOMS))}"
+
+
+def test_the_table_itself_has_floors() -> None:
+    left = {room: set(rooms) for room, rooms in ROOMS.items()}
+    while left:
+        floor = {room for room, rooms in left.items() if not rooms & set(left)}
+        assert floor, f"these rooms import each other in a ring: {sorted(left)}"
+        left = {room: rooms for room, rooms in left.items() if room not in floor}
+
+
+def test_rooms_import_only_what_the_table_allows() -> None:
+    wrong = [
+        f"{short(path)}:{line} imports {name}"
+        for path in modules(*FIRST_PARTY)
+        for line, name in first_party(path)
+        if not may_import(name_of(path), name)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_nothing_is_imported_in_a_ring() -> None:
+    graph = {name_of(path).removesuffix(".__init__"): {name for _, name in first_party(path)} for path in modules(*FIRST_PARTY)}
+    graph["runtime"] = set()  # its public names are loaded when they are first used
+    left = dict(graph)
+    while left:
+        floor = {name for name, names in left.items() if not names & (set(left) - {name})}
+        assert floor, f"these import each other in a ring: {sorted(left)}"
+        left = {name: names for name, names in left.items() if name not in floor}
+
+
+def test_no_room_is_imported_inside_of_a_function() -> None:
+    wrong: set[str] = set()
+    for path in modules(*FIRST_PARTY):
+        if short(path) in LOADED_LATE:
+            continue
+        for node in (node for function in functions(tree_of(path)) for node in ast.walk(function)):
+            names = [name for name in imported_by(node, name_of(path)) if name.split(".")[0] in FIRST_PARTY]
+            wrong |= {f"{short(path)}:{node.lineno} imports {name}" for name in names}
+    assert not wrong, "\n".join(sorted(wrong))
+
+
+def test_no_room_is_imported_by_a_name_in_a_text() -> None:
+    """`runtime/__init__.py` does, to load its names when they are first used; handlers are found by names from the settings."""
+    wrong = []
+    for path in modules(*FIRST_PARTY):
+        if short(path) == "runtime/__init__.py":
+            continue
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+                text = ast.unparse(node.args[0]).lstrip("f\"'") if node.args else ""
+                if text.startswith(tuple(f"{package}." for package in FIRST_PARTY)):
+                    wrong.append(f"{short(path)}:{node.lineno}")
+    assert not wrong, "\n".join(wrong)
+
+
+# --- rooms without I/O, and who speaks Redis -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("room", PURE)
+def test_a_pure_room_awaits_nothing_and_has_no_clock(room: str) -> None:
+    path = RUNTIME / f"{room}.py"
+    waits = (ast.Await, ast.AsyncFunctionDef, ast.AsyncFor, ast.AsyncWith)
+    assert [node.lineno for node in ast.walk(tree_of(path)) if isinstance(node, waits)] == []
+    assert [name for _, name in imports(path) if name.split(".")[0] in IMPURE] == []
+
+
+def test_only_the_door_imports_redis() -> None:
+    allowed = {f"runtime/{room}.py" for room in SPEAKS_REDIS} | {"handlers/demo.py"}
+    wrong = [
+        f"{short(path)}:{line}"
+        for path in modules(*FIRST_PARTY)
+        for line, name in imports(path)
+        if name.split(".")[0] in ("redis", "valkey", "hiredis") and short(path) not in allowed
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_only_the_door_knows_commands_of_redis() -> None:
+    wrong = []
+    for path in modules("runtime", "board", "otel"):
+        if (path.parent == RUNTIME and path.stem in SPEAKS_REDIS) or short(path) in RAW:
+            continue
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str | bytes):
+                text = node.value if isinstance(node.value, str) else node.value.decode("latin-1")
+                if COMMANDS.fullmatch(text):
+                    wrong.append(f"{short(path)}:{node.lineno} {text}")
+    assert not wrong, "\n".join(wrong)
+
+
+# --- errors ------------------------------------------------------------------------------------------------------------------
+
+
+def catches(path: Path) -> Iterator[tuple[ast.ExceptHandler, set[str]]]:
+    """Give each except clause with the names it catches; a bare one catches BaseException."""
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.ExceptHandler):
+            kinds = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type] if node.type else []
+            yield node, {ast.unparse(kind) for kind in kinds} or {"BaseException"}
+
+
+def test_what_a_handler_raises_is_caught_in_one_place() -> None:
+    everything = {"Exception", "SystemExit"}
+    places = [short(path) for path in modules(*FIRST_PARTY) for _, names in catches(path) if names == everything]
+    assert places.count("runtime/lanes.py") == 1
+    assert set(places) <= CATCHES_ALL
+    leaving = [short(path) for path in modules("runtime") for _, names in catches(path) if "SystemExit" in names]
+    assert leaving == [place for place in places if place.startswith("runtime/")]
+
+
+def test_a_cancel_is_never_swallowed() -> None:
+    """Whoever catches everything there is raises it again; only the lane tells its own cuts from a stop."""
+    wrong = []
+    for path in modules(*FIRST_PARTY):
+        for clause, names in catches(path):
+            if not names & {"BaseException", "CancelledError", "asyncio.CancelledError"} or short(path) == "runtime/lanes.py":
+                continue
+            if not any(isinstance(node, ast.Raise) and node.exc is None for node in ast.walk(clause)):
+                wrong.append(f"{short(path)}:{clause.lineno}")
+    assert not wrong, "\n".join(wrong)
+
+
+# --- what is public ------------------------------------------------------------------------------------------------------------
+
+
+def public(node: ast.Module | ast.ClassDef) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
+    """Give public classes and functions, and the public methods of public classes."""
+    for child in node.body:
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not child.name.startswith("_"):
+            yield child
+            if isinstance(child, ast.ClassDef):
+                yield from public(child)
+
+
+def test_everything_public_says_what_it_is() -> None:
+    wrong = [short(path) for path in modules("runtime") if tree_of(path).body and not ast.get_docstring(tree_of(path))]
+    wrong += [
+        f"{short(path)}:{node.lineno} {node.name}"
+        for path in modules("runtime")
+        for node in public(tree_of(path))
+        if not ast.get_docstring(node)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_public_names_are_sorted_and_can_be_imported() -> None:
+    runtime = importlib.import_module("runtime")
+    names = list(runtime.__all__)
+    assert names == sorted(set(names))
+    assert all(getattr(runtime, name) is not None for name in names)
+    with pytest.raises(AttributeError, match="Nonsense"):
+        _ = runtime.Nonsense
+
+
+def loaded_after(code: str) -> set[str]:
+    """Give the modules that a fresh interpreter has loaded after it ran some code."""
+    script = f"import sys\n{code}\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def heavy_in(loaded: set[str]) -> list[str]:
+    return [name for name in HEAVY if name in loaded]
+
+
+def test_a_contract_loads_neither_redis_nor_the_worker() -> None:
+    loaded = loaded_after("from runtime import Backoff, Dead, Job, Priority, Retry, Snooze, contract, handler")
+    assert heavy_in(loaded) == []
+    assert {"runtime.streams", "runtime.lanes", "runtime.consumer", "runtime.producer"} & loaded == set()
+
+
+def test_the_contracts_of_the_handlers_load_nothing_heavy() -> None:
+    if not (ROOT / "handlers/contracts/email.py").exists():
+        pytest.skip("handlers/contracts/email.py is not written yet")
+    loaded = loaded_after("import runtime, handlers.contracts.email")
+    assert heavy_in(loaded) == []
+    assert {"runtime.producer", "runtime.registry", "handlers.email"} & loaded == set()
+
+
+def test_a_producer_does_not_load_the_worker() -> None:
+    loaded = loaded_after("from runtime import Producer")
+    assert {"runtime.lanes", "runtime.consumer", "runtime.registry", "aiohttp", "uvloop"} & loaded == set()
+
+
+# --- scripts -----------------------------------------------------------------------------------------------------------------
+
+SCRIPTS = sorted((RUNTIME / "lua").glob("*.lua"))
+SHARED = ("common", "guard")  # put before the scripts, and no scripts themselves
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_a_script_says_what_it_takes_and_gives(path: Path) -> None:
+    text = path.read_text("utf-8")
+    head = "\n".join(line for line in text.split("\n\n")[0].splitlines() if line.startswith("--"))
+    assert head, "no comment at the top"
+    if path.stem in SHARED:
+        assert not text.startswith("#!")
+    else:
+        assert text.startswith("#!lua")
+        assert "ARGV: " in head
+        assert "Reply: " in head
+
+
+# --- the whole tree ------------------------------------------------------------------------------------------------------------
+
+NOT_OURS = {"node_modules", "static", "__pycache__", "dist", "build"}
+TEXTS = {"", ".py", ".lua", ".md", ".toml", ".ts", ".tsx", ".css", ".html", ".js", ".mjs", ".sh", ".yml", ".yaml", ".json"}
+
+
+def texts(folder: Path = ROOT) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            if path.name not in NOT_OURS and (not path.name.startswith(".") or path.name in (".ci", ".github")):
+                yield from texts(path)
+        elif path.suffix in TEXTS and not path.name.startswith(".") and not path.is_symlink():
+            yield path
+
+
+def test_nothing_is_left_to_be_done_later() -> None:
+    word = re.compile(rb"\b(TO" + rb"DO|FIX" + rb"ME|XX" + rb"X)\b")
+    wrong = [
+        f"{short(path)}:{number}"
+        for path in texts()
+        for number, line in enumerate(path.read_bytes().splitlines(), 1)
+        if word.search(line)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def lines_of(path: Path) -> int:
+    return len(path.read_text("utf-8").splitlines())
+
+
+def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Give the lines of a function without its docstring."""
+    told = function.body[0] if ast.get_docstring(function) else None
+    docstring = told.end_lineno - told.lineno + 1 if told is not None and told.end_lineno else 0
+    return (function.end_lineno or function.lineno) - function.lineno + 1 - docstring
+
+
+def test_sizes_are_shown_and_not_judged(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = {path: lines_of(path) for path in modules("runtime")}
+    largest = sorted(
+        ((body_lines(node), f"{short(path)}:{node.name}") for path in sizes for node in functions(tree_of(path))), reverse=True
+    )
+    scripts = sum(map(lines_of, SCRIPTS))
+    with capsys.disabled():
+        print(f"\nruntime/: {sum(sizes.values())} lines of Python (about 4500), {scripts} of Lua (about 600)")
+        print("modules:  ", ", ".join(f"{short(path)[8:]} {size}" for path, size in sorted(sizes.items(), key=lambda at: -at[1])))
+        print("functions:", ", ".join(f"{name[8:]} {size}" for size, name in largest[:8]))
+    assert sizes
