@@ -67,8 +67,9 @@ def test_the_first_job_of_the_readme_runs_as_shown(tcp_server, tmp_path):
         if shutil.which("redis-cli"):
             assert shell(xadd, tcp_server, tmp_path).returncode == 0
             wait_until(lambda: "receipt for order 7 to ada@example.com, attempt 1" in log.read_text(), what="it runs")
-        sent = subprocess.run([sys.executable, "shop.py"], cwd=tmp_path, env=environment, capture_output=True, text=True,
-        timeout=30) assert re.fullmatch(r"high-\d+-\d+\n", sent.stdout), sent
+        shop = [sys.executable, "shop.py"]
+        sent = subprocess.run(shop, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=30)
+        assert re.fullmatch(r"high-\d+-\d+\n", sent.stdout), sent
         wait_until(lambda: log.read_text().count("receipt for order 7") >= 1, what="the typed one runs")
         wait_until(lambda: not leftovers(tcp_server.client()), what="all are settled")
     finally:
