@@ -16,6 +16,7 @@ from runtime.jobs import PLAIN, BadEntry, Contract, Envelope, Job, Lease
 
 MAX_DATA_BYTES = 256 * 1024
 MAX_DEPTH = 64
+OWN_FIELDS = 8  # what retries add must not make a message too large
 MAX_FIELDS = 512  # a script's `unpack` dies near 4,000 values; 512 pairs leave room for our own fields
 MAX_KEY_BYTES = 512  # a guess: long enough for any natural key
 MAX_MS = 2**53  # times pass through Lua, whose numbers are doubles
@@ -65,7 +66,7 @@ def decode_many(
 
 
 def _envelope(fields: Sequence[bytes]) -> tuple[bytes, bytes, Envelope]:
-    if len(fields) > 2 * MAX_FIELDS:
+    if len(fields) > 2 * (MAX_FIELDS + OWN_FIELDS):
         raise BadMessage(f"{len(fields) // 2} fields, the limit is {MAX_FIELDS}", "too-large")
     message = dict(zip(fields[::2], fields[1::2], strict=True))
     type_name, data = message.get(b"type"), message.get(b"data")

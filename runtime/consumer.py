@@ -27,13 +27,13 @@ from runtime.codec import decode_many
 from runtime.config import Config
 from runtime.errors import LeaseLost, SelfCancelled, StoreAway, TimedOut
 from runtime.events import Tally, outcome_name
-from runtime.jobs import FREE, UNKNOWN, Dead, Job, Outcome, Park, Registry, Retry
+from runtime.jobs import FREE, UNKNOWN, Batch, Dead, Job, Lease, Lost, Outcome, Park, Registry, Retry
 from runtime.lanes import Inbox, Lane
 from runtime.lease import Beat, Heartbeat, Held, Watched
 from runtime.plan import Plan
 from runtime.scheduler import MAX_UNKNOWN, Scheduler
-from runtime.settle import Ledger, admit, admit_keyed, decide
-from runtime.streams import Fetched, Streams
+from runtime.settle import Ledger, admit, admit_keyed, decide, empty_batch
+from runtime.streams import MAX_IDS, Fetched, Settled, Streams
 
 log = logging.getLogger("runtime.consumer")
 
@@ -49,6 +49,7 @@ SILENT_PART: Final = 0.8  # of a lease without a heartbeat: then nothing new is 
 CUT_S: Final = 2.0
 FLUSH_S: Final = 2.0
 UNRING_S: Final = 4.0
+MAX_FETCH: Final = 1_000_000  # entries a fetch may ask for; halved each time that none comes through
 LOG_LINES_S: Final = 20  # failures per second that get a line of their own
 
 
@@ -83,10 +84,16 @@ def consumer_name() -> str:
 
 
 class Consumer:
-    """Owns Inbox, Ledger, Held, Stage, and every task of the worker."""
+    """Owns Inbox, Ledger, Held, Stage, and every task of the worker.
 
-    def __init__(self, config: Config, url: str, registry: Registry) -> None:
+    `leave` is called at the end of a stop when a handler could not be ended; it may end the process.
+    """
+
+    def __init__(
+        self, config: Config, url: str, registry: Registry, leave: Callable[[Report], None] = lambda report: None
+    ) -> None:
         self.config = config
+        self._leave = leave
         self.registry = registry
         self.name = consumer_name()
         self.stage = Stage.STARTING
@@ -101,7 +108,7 @@ class Consumer:
             self.streams, self.tally, self._types, config.lease_s, config.unknown_after_s, self._may_reclaim
         )
         self.lanes: list[Lane] = []
-        self.last_fetch_s = 0.0
+        self._most = MAX_FETCH
         self._plan = Plan()
         self._takes: set[int] = set()
         self._is_quiet = False  # the bell has not rung: nothing can be there but what rooms hold
@@ -117,9 +124,13 @@ class Consumer:
         self._next_rooms_s = 0.0
         self._watched = Watched(time.monotonic(), threading.get_ident(), self._running_now)
         self._log_budget = _Budget()
+        self._apart = empty_batch()
+        self._apart_failures = 0
+        self._apart_until_s = 0.0
         self._released = 0
         self._stopping_since_s = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._heartbeat: Heartbeat | None = None
         self.is_fetching = False
 
     def __repr__(self) -> str:
@@ -130,7 +141,7 @@ class Consumer:
     @property
     def running(self) -> int:
         """How many handlers run now."""
-        return sum(1 for lane in self.lanes if lane.job is not None)
+        return sum(1 for lane in self.lanes if lane.job is not None and not (lane.task and lane.task.done()))
 
     @property
     def is_ready(self) -> bool:
@@ -174,6 +185,7 @@ class Consumer:
             lambda beat: _tell(loop, self._judge, beat),
         )
         heartbeat.start()
+        self._heartbeat = heartbeat
         try:
             async with asyncio.TaskGroup() as group:
                 fetcher = group.create_task(self._fetch_for_ever())
@@ -213,16 +225,20 @@ class Consumer:
     async def _fetch_for_ever(self) -> None:
         failures = 0
         while self.stage in (Stage.STARTING, Stage.RUNNING):
-            room = self._room()
+            room = min(self._room(), self._most)
             if room < 1:
                 self._room_made.clear()
                 await self._room_made.wait()
                 continue
             try:
                 await self._fetch(room)
-                failures, self.is_fetching, self.last_fetch_s = 0, True, time.monotonic()
+                failures, self.is_fetching = 0, True
+                self._most = min(2 * self._most, MAX_FETCH)
             except StoreAway as error:
                 failures += 1
+                self._most = max(
+                    1, min(room, self._most) // 2
+                )  # large entries on a slow line: ask for less, or never get through
                 self._tell_store_away(error, failures)
                 await self._pause(delay_s(failures, STORE_BACKOFF, random))
 
@@ -233,6 +249,7 @@ class Consumer:
         can_ring = room >= min(4, len(self.lanes))  # one entry per stream may come
         if not (self._is_quiet and can_ring and not self._takes):
             shares, takes = self._plan.shares(room), self._takes
+            shares = [max(share, int(stream in takes)) for stream, share in enumerate(shares)]
             fetched = await self.streams.fetch(shares, takes)
             got = [0, 0, 0, 0]
             for haul in fetched.hauls:
@@ -265,10 +282,10 @@ class Consumer:
         self._next_rooms_s = time.monotonic() + ROOMS_S
         taken = False
         for stream, name in self._open_rooms():
-            types = list(self._types) if name == UNKNOWN else []
+            types = self._types if name == UNKNOWN else None
             fetched = await self.streams.take(stream, name, room, types)
             size = sum(len(haul.rows) for haul in fetched.hauls)
-            if size < room and name != UNKNOWN:
+            if size < min(room, MAX_IDS) and name != UNKNOWN:
                 self.scheduler.rooms.pop((stream, name), None)
             await self._receive(fetched)
             room -= size
@@ -317,6 +334,9 @@ class Consumer:
 
     def _turn_away(self, turned_away: Sequence[tuple[Job, Outcome]]) -> None:
         for job, outcome in turned_away:
+            if isinstance(outcome, Lost):  # somebody else's by now: nothing to write, nothing to hold
+                self.held.remove([job])
+                continue
             word = self._into_shared_room(outcome) if isinstance(outcome, Park) else outcome
             self.ledger.add(job, word)
             self.tally.moved(job.type if job.type in self.registry else b"", job.stream, outcome_name(word))
@@ -371,22 +391,26 @@ class Consumer:
             return
 
     async def _flush(self) -> None:
-        """Write all that is in the ledger; without an answer it all goes back, to be asked again."""
+        """Write all that is in the ledger; without an answer it all goes back, to be asked again.
+
+        A move that the server answers with an error concerns that move alone: it waits apart, and holds up nobody.
+        """
         batch = self.ledger.take()
         if not len(batch):
             return
+        parked_s = [move.lease.taken_s for move in batch.park]
         try:
             settled = await self.streams.settle(batch)
         except BaseException:
             self.ledger.put_back(batch)
             raise
-        left = settled.left
-        self.ledger.put_back(left)
-        kept = {id(item) for leases in left.done for item in leases}
-        kept |= {id(move.lease) for moves in (left.defer, left.dead, left.park) for move in moves}
-        leases = [lease for done in batch.done for lease in done]
-        leases += [move.lease for moves in (batch.defer, batch.dead, batch.park) for move in moves]
-        self.held.remove([lease for lease in leases if id(lease) not in kept] if kept else leases)
+        self._keep_apart(settled)
+        kept = {id(lease) for lease in leases_of(settled.left)}
+        # Given back and taken again by ourselves before the answer was read: that lease is new, and nobody runs it yet.
+        again = [move.lease for move, taken_s in zip(batch.park, parked_s, strict=True) if move.lease.taken_s != taken_s]
+        self.ledger.release(again)
+        kept |= {id(lease) for lease in again}
+        self.held.remove([lease for lease in leases_of(batch) if id(lease) not in kept] if kept else leases_of(batch))
         self.tally.refused += settled.refused
         self.tally.shortfall += settled.shortfall
         self._released += sum(1 for move in batch.park if move.room == FREE)
@@ -394,8 +418,22 @@ class Consumer:
             if move.kind != "at":
                 self.scheduler.due_within(move.when_ms / 1000)
         self._room_made.set()
-        if settled.error:
-            raise StoreAway(f"Redis refused a move: {settled.error}")
+
+    def _keep_apart(self, settled: Settled) -> None:
+        if not settled.error:
+            if not len(self._apart):
+                self._apart_failures = 0
+            return
+        self._apart.add(settled.left)
+        self._apart_failures += 1
+        self._apart_until_s = time.monotonic() + delay_s(self._apart_failures, STORE_BACKOFF, random)
+        self.tally.store_errors += 1
+        self._say("%d moves were answered with an error and will be tried again: %s", len(settled.left), settled.error)
+
+    def _retry_apart(self) -> None:
+        if len(self._apart):
+            apart, self._apart = self._apart, empty_batch()
+            self.ledger.put_back(apart)
 
     # --- leases ----------------------------------------------------------------------------------------------------------
 
@@ -408,17 +446,21 @@ class Consumer:
             self._run_heard = beat.run
         self._confirmed_s = beat.sent_s
         self._room_made.set()
+        if not beat.refused:
+            return
+        lanes = {id(lane.job): lane for lane in self.lanes if lane.job is not None}
         for lease, count in beat.refused:
-            if lease.count == count and lease in self.held and isinstance(lease, Job):
-                self._lose(lease)
+            is_same = lease.count == count and lease.taken_s < beat.sent_s and lease in self.held
+            if is_same and isinstance(lease, Job):
+                self._lose(lease, lanes.get(id(lease)))
 
-    def _lose(self, job: Job) -> None:
-        lane = next((lane for lane in self.lanes if lane.job is job), None)
+    def _lose(self, job: Job, lane: Lane | None) -> None:
         if lane is not None:
             lane.interrupt(LeaseLost("another worker holds this job now"))
-        elif not self.inbox.remove(job):
+        elif self.inbox.remove(job):
+            self.tally.moved(job.type, job.stream, "lost")
+        else:
             return  # its move waits in the ledger: the fence will say
-        self.tally.moved(job.type, job.stream, "lost", 0 if lane else 1)
         self.held.remove([job])
         self._say("lost the lease of job %s (%s): another worker holds it now", job.id, job.type.decode())
 
@@ -453,16 +495,26 @@ class Consumer:
         self._loop = asyncio.get_running_loop()
         while True:
             now_s = self._watched.moved_s = time.monotonic()
+            if self._heartbeat is not None and self._heartbeat.error is not None:
+                raise RuntimeError("the heartbeat thread crashed") from self._heartbeat.error
             for lane in self.lanes:
                 if lane.deadline_s < now_s:
-                    lane.interrupt(TimedOut(f"ran longer than {now_s - lane.started_s:.1f} s"))
+                    self._interrupt(lane, now_s)
             self._give_back_unstarted(now_s)
             if self.stage is Stage.RUNNING:
-                for lane in [lane for lane in self.lanes if lane.task and lane.task.done()]:
-                    self._replace(lane, group)
+                for _ in range(self._settle_ended_lanes()):
+                    self._open_lane(group)
+            if len(self._apart) and self._apart_until_s < now_s:
+                self._retry_apart()
             self._finished_before = [*self._finished_before[1:], self.tally.finished]
             self._room_made.set()
             await asyncio.sleep(TICK_S)
+
+    def _interrupt(self, lane: Lane, now_s: float) -> None:
+        if lane.cut is not None and lane.job is not None:
+            text = "job %s (%s) goes on %.0f s after its start, though it was cancelled: its handler swallows CancelledError"
+            self._say(text, lane.job.id, lane.job.type.decode(), now_s - lane.started_s)
+        lane.interrupt(TimedOut(f"ran longer than {now_s - lane.started_s:.1f} s"))
 
     def _give_back_unstarted(self, now_s: float) -> None:
         """What has not started within a second runs sooner elsewhere; all of it, when the leases may be lost."""
@@ -473,16 +525,19 @@ class Consumer:
                 self.inbox.remove(job)
             self.ledger.release(late)
 
-    def _replace(self, lane: Lane, group: asyncio.TaskGroup) -> None:
-        self.lanes.remove(lane)
-        job = lane.job
-        if job is not None:
-            error = SelfCancelled("the handler cancelled its own task")
-            outcome = decide(self.registry[job.type], job, error, random)
-            self.ledger.add(job, outcome)
-            self.tally.ran(job, outcome, time.monotonic() - lane.started_s)
-            self._tell_failure(job, error, outcome)
-        self._open_lane(group)
+    def _settle_ended_lanes(self) -> int:
+        """A lane that ended was ended by its handler, which cancelled its own task: a failure of that job. Gives how many."""
+        ended = [lane for lane in self.lanes if lane.task and lane.task.done()]
+        for lane in ended:
+            self.lanes.remove(lane)
+            job = lane.job
+            if job is not None:
+                error = SelfCancelled("the handler cancelled its own task")
+                outcome = decide(self.registry[job.type], job, error, random)
+                self.ledger.add(job, outcome)
+                self.tally.ran(job, outcome, time.monotonic() - lane.started_s)
+                self._tell_failure(job, error, outcome)
+        return len(ended)
 
     # --- stop ------------------------------------------------------------------------------------------------------------
 
@@ -498,18 +553,23 @@ class Consumer:
         await self._end_fetching(fetcher)
         self.ledger.release(self.inbox.clear())
         await self._until(lambda: self.running == 0, self.config.grace_s, self._hurry)
+        self._settle_ended_lanes()
         self.stage = Stage.CUTTING
         stubborn = await self._cut_lanes()
         self.stage = Stage.FLUSHING
+        self._retry_apart()
         await self.scheduler.count_once()
         await self._until(lambda: len(self.held) <= len(stubborn), FLUSH_S)
         for task in (flusher, *aides):
             task.cancel()
+        await asyncio.wait([flusher, *aides], timeout=FLUSH_S)  # what the flusher could not write goes back to the ledger
         heartbeat.stop()
         await self._last_words(stubborn)
         self.stage = Stage.CLOSED
-        seconds = time.monotonic() - self._stopping_since_s
-        return Report(seconds, self.tally.finished, self._released, len(self.held))
+        report = Report(time.monotonic() - self._stopping_since_s, self.tally.finished, self._released, len(self.held))
+        if stubborn:
+            self._leave(report)  # the task group would wait for lanes that nobody can end
+        return report
 
     async def _end_fetching(self, fetcher: asyncio.Task[None]) -> None:
         """Wake the blocked read until the fetcher ends; a cancelled read would leave deliveries that nobody holds."""
@@ -591,6 +651,14 @@ class _Budget:
             self._second, self._spent = second, 0
         self._spent += 1
         return self._spent <= LOG_LINES_S
+
+
+def leases_of(batch: Batch) -> list[Lease]:
+    """Give all leases of a batch."""
+    leases = [lease for done in batch.done for lease in done]
+    for moves in (batch.defer, batch.dead, batch.park):
+        leases += [move.lease for move in moves]
+    return leases
 
 
 def _tell(loop: asyncio.AbstractEventLoop, hear: Callable[[Beat], None], beat: Beat) -> None:

@@ -121,9 +121,11 @@ class Embedded:
         low_s, high_s = KEEP_S
         while True:
             await asyncio.sleep(low_s + (high_s - low_s) * random())  # noqa: S311 -- processes race for the lock, not in step
-            with contextlib.suppress(ConfigError):
+            try:
                 if self._start_if_free():
                     log.warning("the embedded server was gone: started it again in %s", self.folder)
+            except (ConfigError, OSError) as error:
+                log.error("the embedded server cannot be started in %s: %s", self.folder, error)
 
     def stop(self) -> None:
         """End the server if it is ours, so that it writes everything; never with SIGKILL. A shared one is left alone."""

@@ -82,6 +82,10 @@ class TimedOut(JobsError):
     """The handler was still running at its deadline."""
 
 
+class NotStarted(JobsError):
+    """The job was cut while it waited for its turn to start: given back, no attempt burnt."""
+
+
 class LeaseLost(JobsError):
     """Another worker holds this job now; what this run still does cannot move it."""
 

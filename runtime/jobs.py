@@ -6,6 +6,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final, Generic, TypeVar
@@ -188,6 +189,14 @@ class Batch(msgspec.Struct, gc=False):
     def __len__(self) -> int:
         return sum(map(len, self.done)) + len(self.defer) + len(self.dead) + len(self.park)
 
+    def add(self, other: Batch) -> None:
+        """Take over what another batch holds."""
+        for stream in range(4):
+            self.done[stream] += other.done[stream]
+        self.defer += other.defer
+        self.dead += other.dead
+        self.park += other.park
+
 
 FREE: Final = "~free"
 UNKNOWN: Final = "~t:"
@@ -284,3 +293,11 @@ class Handler(Generic[P]):
 
 
 Registry = Mapping[bytes, Handler[Any]]
+
+
+def _nobody_listens() -> None:
+    """Outside of a lane."""
+
+
+# Set once per lane: how work that had to wait for a thread or a child tells its lane that it begins only now.
+BEGINS: ContextVar[Callable[[], None]] = ContextVar("begins", default=_nobody_listens)

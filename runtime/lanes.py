@@ -14,12 +14,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from runtime.errors import SelfCancelled
+from runtime.errors import NotStarted, SelfCancelled
 from runtime.events import Tally
-from runtime.jobs import DONE, Handler, Job, Registry
+from runtime.jobs import BEGINS, DONE, Handler, Job, Registry
 from runtime.settle import Ledger, decide
 
 NEVER = float("inf")
+RECUT_S = 5.0  # a handler that swallows its cancel hears it again
 FIRST_WAKE = 8
 BREATH = 64  # jobs in a row before the loop gets a turn, so that handlers that never suspend cannot starve the helpers
 
@@ -124,8 +125,10 @@ class Lane:
         self.on_failure = on_failure
         self.job: Job | None = None
         self.started_s = 0.0
+        self.timeout_s = NEVER
         self.deadline_s = NEVER
         self.cut: BaseException | None = None
+        self.cuts = 0
         self.task: asyncio.Task[Any] | None = None
 
     def __repr__(self) -> str:
@@ -135,6 +138,7 @@ class Lane:
     async def run(self) -> None:
         """Run jobs from the inbox one after another; end only when told to stop."""
         self.task = task = _this_task()
+        BEGINS.set(self.begin)
         inbox, ledger, tally, registry = self.inbox, self.ledger, self.tally, self.registry
         while not task.cancelling():  # a handler may swallow our cancel: leave all the same
             job = inbox.take() or await inbox.wait()
@@ -155,27 +159,37 @@ class Lane:
     async def attempt(self, handler: Handler[Any], job: Job, task: asyncio.Task[Any]) -> BaseException | None:
         """Run the handler once and give what it raised; only a stop gets through."""
         error: BaseException | None = None
-        self.started_s = started_s = self.clock()
-        self.deadline_s = started_s + handler.timeout_s
+        self.timeout_s = handler.timeout_s
+        self.begin()
         try:
             await handler.run(handler.decode(job), job)
         except CancelledError:
-            if task.cancelling() > (self.cut is not None):
+            if task.cancelling() > self.cuts:
                 self.deadline_s = NEVER
                 raise  # a stop: the job keeps its lease until it is released
             error = self.cut or SelfCancelled("cancelled by something the handler awaited")
-        except (Exception, SystemExit) as exc:  # the one place
-            error = self.cut or exc
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as exc:  # the one place; SystemExit, and the panics of native libraries, are no Exception
+            error = exc if isinstance(exc, NotStarted) else self.cut or exc
         self.deadline_s = NEVER  # from here nobody may interrupt this lane
-        if self.cut is not None:
-            self.cut = None
+        self.cut = None
+        while self.cuts:
+            self.cuts -= 1
             task.uncancel()
         return error
 
+    def begin(self) -> None:
+        """Count the time of the job from now on."""
+        self.started_s = started_s = self.clock()
+        self.deadline_s = started_s + self.timeout_s
+
     def interrupt(self, why: BaseException) -> None:
-        """End the job now running, not the lane; no effect between jobs."""
-        if self.cut is None and self.deadline_s < NEVER and self.task is not None:
-            self.cut = why
+        """End the job now running, not the lane; no effect between jobs. A job that swallows it is cut again after a while."""
+        if self.deadline_s < NEVER and self.task is not None:
+            self.cut = self.cut or why
+            self.cuts += 1
+            self.deadline_s = self.clock() + RECUT_S
             self.task.cancel()
 
 

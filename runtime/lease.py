@@ -21,7 +21,7 @@ import msgspec
 
 from runtime.errors import StoreAway
 from runtime.jobs import Job, Lease
-from runtime.streams import Streams
+from runtime.streams import ANSWER_S, Streams
 
 log = logging.getLogger("runtime.lease")
 
@@ -124,11 +124,16 @@ class Heartbeat(threading.Thread):
         self._row = row
         self._report = report
         self._stopping = threading.Event()
+        self.error: Exception | None = None
         self._dumped = False
 
     def run(self) -> None:
         """Beat and watch until stopped."""
-        asyncio.run(self._live())
+        try:
+            asyncio.run(self._live())
+        except Exception as error:
+            self.error = error  # the watchdog in the main loop ends the worker: it must not go on without leases
+            log.critical("the heartbeat thread crashed", exc_info=error)
 
     def stop(self) -> None:
         """End the thread after the beat it is in."""
@@ -136,7 +141,7 @@ class Heartbeat(threading.Thread):
         self.join(STOP_S)
 
     async def _live(self) -> None:
-        door = Streams(*self._streams)
+        door = Streams(*self._streams, answer_s=min(ANSWER_S, self._lease_s / 4))  # a silent line must not cost the lease
         async with asyncio.TaskGroup() as group:
             beats = group.create_task(self._beats(door))
             await self._watch()

@@ -15,12 +15,11 @@ import msgspec
 from runtime.codec import unpack_record
 from runtime.errors import ConfigError
 from runtime.jobs import STREAMS, default_id
-from runtime.streams import GROUP, Door, is_code, workers_of
+from runtime.streams import GROUP, Door, is_code, whole, workers_of
 from runtime.wire import ServerError, Wire
 
 OLDEST_SERVER: Final = (7, 0)
 PAGE: Final = 1000  # entries a round trip: a millisecond of the server
-MAX_DIGITS: Final = 16
 _NOTES: Final = ("dead_reason", "dead_error", "dead_stack", "dead_attempts", "dead_from", "dead_at")
 
 
@@ -311,7 +310,7 @@ class Lookups(Door):
                     STREAMS[stream],
                     state,
                     consumer,
-                    _whole(fields.get("a", "")) + 1,
+                    (whole(fields.get("a", "")) or 0) + 1,
                     f"{STREAMS[stream]}/{place}",
                     fields,
                 )
@@ -330,7 +329,7 @@ class Lookups(Door):
             due = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(score) / 1000))
             priority = flat[1].decode(errors="replace") if flat else ""
             member = name.decode(errors="replace")
-            attempt = _whole(fields.get("a", "")) + 1
+            attempt = (whole(fields.get("a", "")) or 0) + 1
             job_id = fields.get("id", member)
             found.append(FoundJob(job_id, fields.get("type", ""), priority, "delayed", due, attempt, f"due/{member}", fields))
         return found
@@ -392,9 +391,9 @@ def _letter(row: Sequence[Any]) -> DeadLetter:
         id=fields.get("id", ""),
         reason=notes["dead_reason"],
         error=notes["dead_error"],
-        attempts=int(notes["dead_attempts"]) if notes["dead_attempts"].isdigit() else 0,
+        attempts=whole(notes["dead_attempts"]) or 0,
         priority=notes["dead_from"].partition("/")[0],
-        died_at=int(notes["dead_at"]) / 1000 if notes["dead_at"].isdigit() else 0.0,
+        died_at=(whole(notes["dead_at"]) or 0) / 1000,
         stack=notes["dead_stack"],
         message=fields,
     )
@@ -405,10 +404,6 @@ def _fields(flat: Sequence[bytes]) -> dict[str, str]:
         name.decode(errors="replace"): value.decode(errors="backslashreplace")
         for name, value in zip(flat[::2], flat[1::2], strict=False)
     }
-
-
-def _whole(text: str) -> int:
-    return int(text) if text.isascii() and text.isdigit() and len(text) < MAX_DIGITS else 0
 
 
 def is_letter(text: str) -> bool:

@@ -18,10 +18,11 @@ import anyio.to_process
 import anyio.to_thread
 from anyio import BrokenWorkerProcess, CapacityLimiter
 
-from runtime.errors import Dead, JobsError, Retry, Snooze
-from runtime.jobs import Job
+from runtime.errors import Dead, JobsError, NotStarted, Retry, Snooze
+from runtime.jobs import BEGINS, Job
 
 THREADS: Final = CapacityLimiter(40)  # set from the configuration before the loop starts jobs
+PROCESSES: Final = CapacityLimiter(os.cpu_count() or 2)
 _BEHIND: Final = CapacityLimiter(float("inf"))  # anyio's own limiter lets go too early: at the cancel, not at the thread's end
 PR_SET_PDEATHSIG: Final = 1
 
@@ -47,7 +48,7 @@ def in_thread(function: Callable[[Any, Job], object]) -> Callable[[Any, Job], Aw
 
     async def run(payload: Any, job: Job) -> object:
         slot = object()
-        await THREADS.acquire_on_behalf_of(slot)
+        await _acquire(THREADS, slot)
         loop = asyncio.get_running_loop()
         started = [slot]  # whoever pops it frees the slot: the thread at its end, or we, if it never began
 
@@ -72,6 +73,19 @@ def in_thread(function: Callable[[Any, Job], object]) -> Callable[[Any, Job], Aw
     return run
 
 
+async def _acquire(limiter: CapacityLimiter, slot: object) -> None:
+    """Wait for a place. A job that is cut while it waits has not started: that burns no attempt.
+
+    Raises:
+        NotStarted: cut before there was a place.
+    """
+    try:
+        await limiter.acquire_on_behalf_of(slot)
+    except asyncio.CancelledError:
+        raise NotStarted("its deadline came while it waited for a thread or a child process") from None
+    BEGINS.get()()
+
+
 def _free_slot(loop: asyncio.AbstractEventLoop, slot: object) -> None:
     if not loop.is_closed():
         loop.call_soon_threadsafe(THREADS.release_on_behalf_of, slot)
@@ -85,10 +99,15 @@ def in_process(function: Callable[[Any, Job], object]) -> Callable[[Any, Job], A
     module, name = function.__module__, function.__qualname__
 
     async def run(payload: Any, job: Job) -> object:
+        slot = object()
+        await _acquire(PROCESSES, slot)
+        call = (_in_child, os.getpid(), module, name, job)
         try:
-            kind, *words = await anyio.to_process.run_sync(_in_child, os.getpid(), module, name, job, cancellable=True)
+            kind, *words = await anyio.to_process.run_sync(*call, cancellable=True, limiter=_BEHIND)
         except BrokenWorkerProcess as error:
             raise ChildKilled("the child process of this job was killed or crashed") from error
+        finally:
+            PROCESSES.release_on_behalf_of(slot)
         match kind:
             case "retry":
                 raise Retry(*words)

@@ -18,7 +18,7 @@ import msgspec
 
 from runtime.backoff import Backoff, delay_s
 from runtime.codec import JOB_ID, MAX_DATA_BYTES, MAX_KEY_BYTES, MAX_MS
-from runtime.errors import BadMessage, BadPayload, ConfigError, QueueFull, StoreAway
+from runtime.errors import BadPayload, ConfigError, QueueFull, StoreAway
 from runtime.jobs import STREAMS, TYPE_NAME, Priority, contract_of, default_id
 from runtime.streams import Door
 from runtime.wire import Wire, without_password
@@ -207,10 +207,10 @@ class Producer:
             ("id", job_id),
             ("v", version if version > 1 else 0),
             ("exp", _ms(message.exp, "exp") if message.exp is not None else 0),
-            ("key", _bounded(message.key)),
+            ("key", _bounded(message.key, "key")),
             ("attempts", message.attempts),
-            ("group", message.group),
-            ("src", self._source),
+            ("group", _bounded(message.group, "group")),
+            ("src", _bounded(self._source, "source")),
         ):
             if value:
                 fields += (name, value)
@@ -253,7 +253,7 @@ class Producer:
             messages += waiting.packed
         try:
             sent = await self._deliver(messages)
-        except (StoreAway, BadMessage) as error:
+        except Exception as error:  # whatever it is, it concerns this chunk; the next one is sent all the same
             for waiting in taken:
                 if not waiting.done.done():
                     waiting.done.set_exception(error)
@@ -337,7 +337,11 @@ def _ms(seconds: float, name: str) -> int:
     return int(seconds * 1000)
 
 
-def _bounded(key: str) -> str:
-    if len(key.encode()) > MAX_KEY_BYTES:
-        raise BadPayload(f"key of {len(key.encode())} bytes, the limit is {MAX_KEY_BYTES}")
-    return key
+def _bounded(text: str, name: str) -> str:
+    try:
+        size_bytes = len(text.encode())
+    except UnicodeEncodeError:
+        raise BadPayload(f"{name} {text!r} cannot be written as UTF-8") from None
+    if size_bytes > MAX_KEY_BYTES:
+        raise BadPayload(f"{name} of {size_bytes} bytes, the limit is {MAX_KEY_BYTES}")
+    return text

@@ -15,7 +15,7 @@ from runtime.backoff import Backoff, delay_s
 from runtime.errors import StoreAway
 from runtime.events import Tally
 from runtime.jobs import FREE, STREAMS, UNKNOWN, Lease, Letter, default_id
-from runtime.streams import Streams
+from runtime.streams import Streams, whole
 
 log = logging.getLogger("runtime.scheduler")
 
@@ -25,6 +25,8 @@ PROMOTE_S: Final = 1.0  # what somebody else delays for less than this may come 
 SOON_S: Final = 0.005
 STUCK_S: Final = 0.25  # something is due and cannot be moved: memory is full
 RECLAIM_IDS: Final = 100
+MAX_LEASE_S: Final = 3600.0
+FAR: Final = 10**18  # a version that nobody knows
 WALK_S: Final = (2.0, 5.0)
 SWEEP_ROWS: Final = 20
 MAX_UNKNOWN: Final = 256  # rooms of unknown names; a producer with a typo per message must not make a consumer each
@@ -150,10 +152,13 @@ class Scheduler:
 
     async def _forget_the_dead(self, workers: dict[str, tuple[int, str]]) -> None:
         now_s = time.monotonic()
-        for name, (_, row) in list(workers.items())[:SWEEP_ROWS]:
-            since_s = self._seen_rows[name][1]
-            is_dead = name != self._streams.consumer and now_s - since_s > 2 * max(self._lease_s, lease_of(row))
-            if is_dead and await self._streams.forget(name):
+        dead = [
+            name
+            for name, (_, row) in workers.items()
+            if name != self._streams.consumer and now_s - self._seen_rows[name][1] > 2 * max(self._lease_s, lease_of(row))
+        ]
+        for name in dead[:SWEEP_ROWS]:
+            if await self._streams.forget(name):
                 log.info("forgot the dead worker %s", name)
 
     async def _adopt_strange_rooms(self) -> None:
@@ -188,7 +193,7 @@ class Scheduler:
         if not room.startswith(UNKNOWN):
             return room in self._adopted
         name, _, version = room[len(UNKNOWN) :].rpartition("@")
-        return version.isdigit() and int(version) <= self._types.get(name, 0)
+        return (whole(version) or FAR) <= self._types.get(name, 0)
 
     # --- counters ------------------------------------------------------------------------------------------------
 
@@ -215,15 +220,14 @@ class Scheduler:
 def _details(row: str) -> dict[str, Any]:
     try:
         found = json.loads(row.partition(" ")[2] or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
 
 
 def lease_of(row: str) -> float:
     """Give the lease of a worker in seconds, out of its row; 0 when the row does not say."""
-    text = row.partition(" ")[0]
-    return int(text) / 1000 if text.isdigit() else 0.0
+    return min((whole(row.partition(" ")[0]) or 0) / 1000, MAX_LEASE_S)
 
 
 def types_of(row: str) -> set[tuple[str, int]]:
@@ -237,4 +241,4 @@ def types_of(row: str) -> set[tuple[str, int]]:
 def room_is_known(room: str, known: set[tuple[str, int]]) -> bool:
     """Say whether a live worker can run what waits in this room of a type."""
     name, _, version = room[len(UNKNOWN) :].rpartition("@")
-    return any(name == known_name and version.isdigit() and int(version) <= newest for known_name, newest in known)
+    return any(name == known_name and (whole(version) or FAR) <= newest for known_name, newest in known)

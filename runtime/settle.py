@@ -10,12 +10,13 @@ from typing import Any
 import msgspec
 
 from runtime.backoff import MAX_CAP_S, delay_s
-from runtime.errors import BadMessage, Dead, LeaseLost, Retry, Snooze, TimedOut
+from runtime.errors import BadMessage, Dead, LeaseLost, NotStarted, Retry, Snooze, TimedOut
 from runtime.jobs import (
     DONE,
     FREE,
     LOST,
     PLAIN,
+    RELEASE,
     TYPE_NAME,
     BadEntry,
     Batch,
@@ -108,6 +109,8 @@ def decide(handler: Handler[Any], job: Job, error: BaseException | None, dice: C
             return DONE
         case LeaseLost():
             return LOST
+        case NotStarted():
+            return RELEASE
         case Dead():
             return error
         case BadMessage():
@@ -172,7 +175,7 @@ class Ledger:
     """Owns the outcomes that are not yet written. Lanes append, the flusher takes all at once."""
 
     def __init__(self, on_first: Callable[[], None] = lambda: None) -> None:
-        self._batch = _empty()
+        self._batch = empty_batch()
         self._on_first = on_first
         self._is_empty = True
 
@@ -205,19 +208,14 @@ class Ledger:
 
     def take(self) -> Batch:
         """Give all that is noted, and begin anew."""
-        batch, self._batch = self._batch, _empty()
+        batch, self._batch = self._batch, empty_batch()
         self._is_empty = True
         return batch
 
     def put_back(self, batch: Batch) -> None:
         """Note again what could not be written."""
-        mine = self._batch
-        for stream in range(4):
-            mine.done[stream] += batch.done[stream]
-        mine.defer += batch.defer
-        mine.dead += batch.dead
-        mine.park += batch.park
-        if len(mine):
+        self._batch.add(batch)
+        if len(self._batch):
             self._wake()
 
     def _wake(self) -> None:
@@ -249,5 +247,6 @@ class Ledger:
                 pass
 
 
-def _empty() -> Batch:
+def empty_batch() -> Batch:
+    """Give a batch with nothing in it."""
     return Batch([[], [], [], []], [], [], [])

@@ -7,7 +7,7 @@ for people, `wire.py` the connection.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from itertools import repeat
@@ -23,6 +23,8 @@ GROUP: Final = "workers"
 MAX_IDS = 500  # per script call: half a millisecond of the server at most
 BELL_SLACK_S = 4.0  # a blocked read answers this much later than asked, or the connection is given up
 STATS_LIFE_S = 24 * 3600
+MAX_MS: Final = 2.0**53
+MAX_DIGITS: Final = 15
 
 
 class Keys:
@@ -110,23 +112,18 @@ class Reclaimed(msgspec.Struct):
 
 
 class Door:
-    """Runs scripts and commands for one queue, makes vanished groups again, and names the server (and group) behind it."""
+    """Runs scripts and commands for one queue, and makes vanished groups again."""
 
     def __init__(self, url: str, queue: str) -> None:
         self.url = url
         self.keys = Keys(queue)
-        self.heals = 0
         self._must_heal = False
 
     def command(self, name: str, *args: str | bytes | int | float) -> Command:
         """Give the call of a script on this queue's keys."""
         return ("EVALSHA", script(name).sha, len(self.keys.scripted), *self.keys.scripted, *args)
 
-    def run_of(self, wire: Wire) -> str:
-        """Name what stands behind this connection; another name means that entry ids may recur."""
-        return f"{wire.run}/{self.heals}"
-
-    async def ask(self, wire: Wire, *commands: Command, wait_s: float = ANSWER_S, run: str = "") -> list[Any]:
+    async def ask(self, wire: Wire, *commands: Command, wait_s: float = 0.0, run: str = "") -> list[Any]:
         """Call, and load scripts that the server has forgotten. Error answers stay among the answers.
 
         Raises:
@@ -135,7 +132,6 @@ class Door:
         if self._must_heal:
             self._must_heal = False
             await self.prepare(wire)
-            self.heals += 1
         answers = await wire.call(*commands, wait_s=wait_s, run=run)
         forgotten = [at for at, answer in enumerate(answers) if is_code(answer, "NOSCRIPT")]
         if forgotten:
@@ -171,12 +167,15 @@ class Door:
     async def prepare(self, wire: Wire) -> None:
         """Make the consumer group on all four streams, at 0: made at `$` it would skip what is there.
 
+        With memory full the server refuses this even where the group exists. Then we go on: what exists can be worked off, and
+        what does not is asked for again.
+
         Raises:
             StoreAway: no answer, or a key of another type stands in a stream's place.
         """
         made = await wire.call(*[("XGROUP", "CREATE", key, GROUP, "0", "MKSTREAM") for key in self.keys.streams])
         for answer in made:
-            if not is_code(answer, "BUSYGROUP"):
+            if not (is_code(answer, "BUSYGROUP") or is_code(answer, "OOM")):
                 self.sound(answer)
 
     async def _load(self, wire: Wire) -> None:
@@ -189,12 +188,12 @@ class Door:
 class Streams(Door):
     """A worker's verbs. Owns three connections: one that may block, one that writes, one for all the rest."""
 
-    def __init__(self, url: str, queue: str, consumer: str) -> None:
+    def __init__(self, url: str, queue: str, consumer: str, answer_s: float = ANSWER_S) -> None:
         super().__init__(url, queue)
         self.consumer = consumer
-        self._reader = Wire(url, f"{consumer}:fetch")
-        self._writer = Wire(url, f"{consumer}:settle")
-        self._helper = Wire(url, f"{consumer}:helper")
+        self._reader = Wire(url, f"{consumer}:fetch", answer_s)
+        self._writer = Wire(url, f"{consumer}:settle", answer_s)
+        self._helper = Wire(url, f"{consumer}:helper", answer_s)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -229,7 +228,7 @@ class Streams(Door):
                 commands.append(self._read(shares[stream], key))
             commands.append(self._peek(key))
         answers = await self.ask(self._reader, *commands)
-        fetched = Fetched(_ms(self.sound(answers[0])), self.run_of(self._reader), [], set())
+        fetched = Fetched(_ms(self.sound(answers[0])), self._reader.run, [], set())
         failed: Any = None
         for at, stream in enumerate(asked):
             entries, peek = answers[2 * at + 1], answers[2 * at + 2]
@@ -261,7 +260,7 @@ class Streams(Door):
         names = [key.encode() for key in self.keys.streams]
         hauls = [Haul(names.index(name), entries, repeat(1)) for name, entries in came or ()]
         free = {stream for stream in range(4) if answers[stream] and not isinstance(answers[stream], ServerError)}
-        return Fetched(_ms(self.sound(answers[5])), self.run_of(self._reader), hauls, free)
+        return Fetched(_ms(self.sound(answers[5])), self._reader.run, hauls, free)
 
     async def unring(self) -> None:
         """Wake the blocked `ring`, which then answers with nothing. Never cancel it: deliveries would be left to nobody.
@@ -271,15 +270,16 @@ class Streams(Door):
         """
         await self.ask(self._helper, ("CLIENT", "UNBLOCK", self._reader.client_id))
 
-    async def take(self, stream: int, room: str, n: int, types: Sequence[str] = ()) -> Fetched:
-        """Lease up to `n` entries of a room; `types` chooses among those of the shared room.
+    async def take(self, stream: int, room: str, n: int, types: Mapping[str, int] | None = None) -> Fetched:
+        """Lease up to `n` entries of a room; `types`, each with its newest version, chooses among those of the shared room.
 
         Raises:
             StoreAway: no answer or an error.
         """
-        args = (self.consumer, stream + 1, room, min(n, MAX_IDS), *types)
+        chosen = [part for item in (types or {}).items() for part in item]
+        args = (self.consumer, stream + 1, room, min(n, MAX_IDS), *chosen)
         answer = await self.one(self._reader, self.command("take", *args))
-        return Fetched(answer[0], self.run_of(self._reader), [_taken(stream, answer)], set())
+        return Fetched(answer[0], self._reader.run, [_taken(stream, answer)], set())
 
     async def admit(self, keyed: Sequence[tuple[Lease, bytes]]) -> list[str]:
         """Claim the key of each job: `mine`, `copy` (a live job owns it: dropped), `refused`, or an error text.
@@ -313,7 +313,7 @@ class Streams(Door):
         """
         await self._writer.ready()
         server = self._writer.run
-        plain, old = _by_run(batch.done, self.run_of(self._writer))
+        plain, old = _by_run(batch.done, self._writer.run)
         commands: list[Command] = []
         if any(plain):
             commands += self._finish(plain)
@@ -331,6 +331,7 @@ class Streams(Door):
                 elif verdict != 1:
                     _put_back(settled.left, item)
                     settled.error = bytes(verdict).decode(errors="replace")
+                    self._must_heal = self._must_heal or "NOGROUP" in settled.error
         return settled
 
     def _finish(self, done: Sequence[Sequence[Lease]]) -> list[Command]:
@@ -393,7 +394,7 @@ class Streams(Door):
             StoreAway: no answer or an error.
         """
         await self.one(self._helper, self.command("beat", self.consumer, lease_ms, f"{lease_ms} {row}"))
-        return self.run_of(self._helper)
+        return self._helper.run
 
     async def workers(self) -> dict[str, tuple[int, str]]:
         """Give the known workers: until when each lives (ms), and its row.
@@ -491,8 +492,13 @@ def is_code(answer: Any, code: str) -> bool:
 def workers_of(until: Sequence[bytes], rows: Sequence[bytes]) -> dict[str, tuple[int, str]]:
     """Give the workers out of the raw ZRANGE WITHSCORES and HGETALL; the guard's own members begin with `~`."""
     known = {name.decode(errors="replace"): row.decode(errors="replace") for name, row in _pairs(rows)}
-    lives = {name.decode(errors="replace"): int(float(score)) for name, score in _pairs(until)}
+    lives = {name.decode(errors="replace"): int(min(max(float(score), 0.0), MAX_MS)) for name, score in _pairs(until)}
     return {name: (at, known.get(name, "")) for name, at in lives.items() if not name.startswith("~")}
+
+
+def whole(text: str) -> int | None:
+    """Give the whole number that a text is, or None: what stands in Redis may be a stranger's."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS else None
 
 
 def _pairs(flat: Sequence[bytes]) -> Iterable[tuple[bytes, bytes]]:

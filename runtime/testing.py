@@ -23,6 +23,7 @@ from runtime.lanes import Inbox, Lane
 from runtime.lookups import DeadLetter, Lookups
 from runtime.producer import Message, Packed, Producer
 from runtime.settle import Ledger, admit, decide
+from runtime.streams import Streams
 
 __all__ = ["Clock", "DeadLetter", "Dice", "Done", "Outcome", "Park", "Worker", "run", "until", "worker"]
 
@@ -116,8 +117,7 @@ async def run(
         return admitted.turned_away[0][1]
     if timeout_s is not None:
         handler = dataclasses.replace(handler, timeout_s=timeout_s)
-    error = await _attempt(Lane(Inbox(), Ledger(), Tally(), {job.type: handler}, clock, dice), handler, job)
-    return DONE if error is None else _shown(decide(handler, job, error, dice), error)
+    return await _run(handler, job, dice, clock)
 
 
 def _pack(handler: Handler[P], message: P | bytes, version: int, options: Message) -> Packed:
@@ -139,25 +139,35 @@ def _receive(packed: Packed, now_s: float) -> Job:
     return job
 
 
-async def _attempt(lane: Lane, handler: Handler[Any], job: Job) -> BaseException | None:
-    """Run the handler as a lane's job and watch its deadline, as a worker's watchdog does; give what it raised."""
+async def _run(handler: Handler[Any], job: Job, dice: Callable[[], float], clock: Callable[[], float]) -> Outcome:
+    """Run the job in a lane that ends with it, and watch its deadline, as a worker's watchdog does."""
+    failures: list[tuple[BaseException, Outcome]] = []
 
-    async def attempt() -> BaseException | None:
-        lane.task = task = cast("asyncio.Task[Any]", asyncio.current_task())
-        return await lane.attempt(handler, job, task)
+    def end() -> None:
+        if lane.task is not None:
+            lane.task.cancel()
 
-    running = asyncio.create_task(attempt(), name=f"run of {handler.place}")
+    def note(job: Job, error: BaseException, outcome: object) -> None:
+        failures.append((error, cast("Outcome", outcome)))
+
+    inbox, ledger = Inbox(), Ledger(end)
+    lane = Lane(inbox, ledger, Tally(), {job.type: handler}, clock, dice, note)
+    inbox.put([job])
+    running = asyncio.create_task(lane.run(), name=f"run of {handler.place}")
     try:
         while not running.done():
             await asyncio.wait([running], timeout=POLL_S)
-            if lane.deadline_s < lane.clock():
+            if lane.deadline_s < clock():
                 lane.interrupt(TimedOut(f"ran longer than {handler.timeout_s:g} s"))
     finally:
         running.cancel()
         await asyncio.wait([running])
-    if running.cancelled() or (running.cancelling() and running.result() is not None):
-        return SelfCancelled("the handler cancelled its own task")
-    return running.result()
+    if not running.cancelled():
+        running.result()
+    if not (failures or len(ledger)):  # the lane was ended by its handler: as in a worker, a failure of that job
+        error = SelfCancelled("the handler cancelled its own task")
+        failures.append((error, decide(handler, job, error, dice)))
+    return _shown(*failures[0]) if failures else DONE
 
 
 # What an exception carries beside its text is not in its repr, but a failed assertion should show it.
@@ -178,7 +188,7 @@ class _Dead(Dead):
         return f"Dead(reason={str(self)!r}, code={self.code!r})"
 
 
-def _shown(outcome: Outcome, cause: BaseException) -> Outcome:
+def _shown(cause: BaseException, outcome: Outcome) -> Outcome:
     """Give the same outcome with a repr that says all it carries, and with its cause."""
     match outcome:
         case Retry():
@@ -199,11 +209,14 @@ def _shown(outcome: Outcome, cause: BaseException) -> Outcome:
 class Worker:
     """Owns a worker that runs in the test's loop; `producer` sends to its queue, `consumer` is its inside."""
 
-    def __init__(self, consumer: Consumer, running: asyncio.Task[Report], producer: Producer, lookups: Lookups) -> None:
+    def __init__(
+        self, consumer: Consumer, running: asyncio.Task[Report], producer: Producer, lookups: Lookups, streams: Streams
+    ) -> None:
         self.consumer = consumer
         self.producer = producer
         self._running = running
         self._lookups = lookups
+        self._streams = streams
 
     def __repr__(self) -> str:
         return f"<Worker {self.consumer!r}>"
@@ -222,7 +235,8 @@ class Worker:
         while True:
             if self._running.done():
                 self._running.result()
-                raise AssertionError(f"the worker has stopped: {self.consumer!r}")
+            if self.consumer.stage is not Stage.RUNNING:
+                raise AssertionError(f"somebody has stopped the worker: {self.consumer!r}")
             finished = self.consumer.tally.finished
             left = await self._left(delayed)
             # One look takes several answers, and a job may move between them: it is found by the second, or was run meanwhile.
@@ -236,7 +250,7 @@ class Worker:
 
     async def _left(self, delayed: bool) -> dict[str, int]:
         depth = await self._lookups.depth()
-        rooms = await self.consumer.streams.rooms()
+        rooms = await self._streams.rooms()
         left = {
             "waiting": sum(depth.waiting.values()),
             "running": sum(depth.running.values()),
@@ -270,7 +284,8 @@ async def worker(
     registry = {handler.contract.type.encode(): handler for handler in handlers}
     if len(registry) < len(handlers):
         raise ConfigError(f"two handlers run the same type: {', '.join(handler.place for handler in handlers)}")
-    consumer, lookups = Consumer(config, url, registry), Lookups(url, config.queue, "test")
+    consumer = Consumer(config, url, registry)
+    lookups, streams = Lookups(url, config.queue, "test"), Streams(url, config.queue, "test")
     running = asyncio.create_task(consumer.run(), name="worker")
     try:
         # Not `is_fetching`: that is known only after the first wait at an empty queue, a second later.
@@ -278,11 +293,12 @@ async def worker(
         if running.done():
             running.result()
         async with Producer.connect(url, queue=config.queue) as producer:
-            yield Worker(consumer, running, producer, lookups)
+            yield Worker(consumer, running, producer, lookups, streams)
     finally:
-        await lookups.close()
         consumer.stop()
         await asyncio.wait_for(running, grace_s + STOP_S)
+        await lookups.close()
+        await streams.close()
 
 
 async def until(is_true: Callable[[], object], what: str = "the condition", deadline_s: float = DEADLINE_S) -> None:

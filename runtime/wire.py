@@ -76,8 +76,9 @@ class Wire:
     `run` names the server process behind it: ids and leases from before a restart carry another name.
     """
 
-    def __init__(self, url: str, name: str) -> None:
+    def __init__(self, url: str, name: str, answer_s: float = ANSWER_S) -> None:
         self.url = url
+        self._answer_s = answer_s
         self.name = name
         self.run = ""
         self.client_id = 0
@@ -99,13 +100,14 @@ class Wire:
             if self._connection is None:
                 await self._open()
 
-    async def call(self, *commands: Command, wait_s: float = ANSWER_S, run: str = "") -> list[Any]:
+    async def call(self, *commands: Command, wait_s: float = 0.0, run: str = "") -> list[Any]:
         """Send the commands in one write and give their answers in order; an error answer is a ServerError among them.
 
-        With `run`, nothing is sent to any other server process than that.
+        The answers must come within `wait_s`, or what this wire was made with. With `run`, nothing is sent to any other server
+        process than that.
 
         Raises:
-            StoreAway: no connection, or not every answer came within `wait_s`; what was sent may or may not have happened.
+            StoreAway: no connection, or not every answer came in time; what was sent may or may not have happened.
         """
         async with self._busy:
             connection = self._connection or await self._open()
@@ -113,7 +115,7 @@ class Wire:
                 raise StoreAway(f"Redis at {without_password(self.url)} was restarted")
             self._unanswered = True
             try:
-                async with asyncio.timeout(wait_s):
+                async with asyncio.timeout(wait_s or self._answer_s):
                     await connection.send_packed_command(pack(commands), check_health=False)
                     answers = [await self._answer(connection) for _ in commands]
             except (RedisError, OSError) as error:
@@ -139,7 +141,7 @@ class Wire:
     async def _open(self) -> AbstractConnection:
         connection = one_connection(self.url)
         try:
-            async with asyncio.timeout(CONNECT_S):
+            async with asyncio.timeout(min(CONNECT_S, self._answer_s)):
                 await connection.connect()
                 hello = [("CLIENT", "SETNAME", self.name), ("CLIENT", "ID"), ("INFO", "server")]
                 await connection.send_packed_command(pack(hello), check_health=False)

@@ -10,11 +10,11 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable
 from pathlib import Path
 from random import random
 from types import FrameType
-from typing import Any, Final
+from typing import Final
 
 from runtime import logs, offload
 from runtime.backoff import Backoff, delay_s
@@ -48,34 +48,49 @@ def act(config: Config) -> int:
         one_connection(config.redis)  # a bad URL is said before anything starts
     else:
         embedded.start()  # here, in the main thread: the kernel ends the server when the thread that started it ends
+    runner = asyncio.Runner(loop_factory=_loop_factory())
     try:
-        report = _loop_run(_work(config, found, embedded))
+        report = runner.run(_work(config, found, embedded))
     finally:
         if embedded is not None:
             embedded.stop()
-    print(f"runtime: {report}", file=sys.stderr, flush=True)
-    if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
-        os._exit(0)  # a handler's thread that would not end must not keep the process
+    _end(report)
+    runner.close()
     return 0
 
 
-def _loop_run(work: Coroutine[Any, Any, Report]) -> Report:
+def _end(report: Report) -> None:
+    """Say the last line. A handler's thread that would not end must not keep the process: then leave it to the system."""
+    print(f"runtime: {report}", file=sys.stderr, flush=True)
+    if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+        logging.shutdown()
+        os._exit(0)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     try:
         import uvloop
     except ImportError:  # not there on Windows
-        return asyncio.run(work)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(work)
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
 
 
 async def _work(config: Config, found: Found, embedded: Embedded | None) -> Report:
     url = config.redis or (embedded.url if embedded else "")
+
+    def leave(report: Report) -> None:
+        if embedded is not None:
+            embedded.stop()
+        _end(report)
+        logging.shutdown()
+        os._exit(0)
+
     lookups = Lookups(url, config.queue, "board")
     try:
         for warning in check_server(await _reach(lookups)):
             log.warning("%s", warning)
         offload.THREADS.total_tokens = config.threads
-        consumer = Consumer(config, url, found.registry)
+        consumer = Consumer(config, url, found.registry, leave)
         async with contextlib.AsyncExitStack() as stack:
             where = "no board"
             address = address_of(config.board)
@@ -130,7 +145,8 @@ def _stop_on_signals(consumer: Consumer, grace_s: float) -> None:
         timer = threading.Timer(HARD_S if len(seen) > 1 else grace_s + HARD_S, _leave)
         timer.daemon = True
         timer.start()
-        loop.call_soon_threadsafe(consumer.stop)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: only the server's end is still awaited
+            loop.call_soon_threadsafe(consumer.stop)
 
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, stop)

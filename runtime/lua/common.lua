@@ -7,7 +7,7 @@ local STREAMS = {'critical', 'high', 'medium', 'low'}
 local DUE, MSG, DEAD, WORKERS, ROWS = KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9]
 local PREFIX = string.sub(KEYS[1], 1, -9) -- without 'critical'
 local KEY_LIFE_MS = 604800000 -- 7 days
-local MAX_FIELDS = 512 -- unpack dies near 4,000 values
+local MAX_FIELDS = 520 -- 512 of a message and what we add; unpack dies near 4,000 values
 
 local function now_ms()
   local t = redis.call('TIME')
@@ -88,10 +88,11 @@ local function own_key(key, place)
   redis.call('SET', mark_of(key), place, 'PX', KEY_LIFE_MS)
 end
 
--- A keyed job moved: its mark follows, if the mark still names the place it left.
+-- A keyed job moved: its mark follows, if the mark still names the place it left. Where the mark cannot be read or written (memory,
+-- a wrong type), the move goes on all the same: the mark then names a place without this job, and is void.
 local function move_key(fields, from, to)
   local key = field(fields, 'key')
-  if key and redis.call('GET', mark_of(key)) == from then own_key(key, to) end
+  if key and redis.pcall('GET', mark_of(key)) == from then redis.pcall('SET', mark_of(key), to, 'PX', KEY_LIFE_MS) end
 end
 
 -- XADD of a flat list that may be longer than unpack bears: then as one field `raw`, packed.

@@ -10,11 +10,13 @@ local stream = KEYS[s]
 local now = now_ms()
 if guard(now, lease_ms) < lease_ms then return {0, 0, 1} end
 
+local MAX_LEASE_MS = 3600000
 local still = {}
 for i = 4, #ARGV do still[ARGV[i]] = true end
 
 local function lease_in(row)
-  return tonumber(row and string.match(row, '^(%d+) ') or nil)
+  local lease = tonumber(row and string.match(row, '^(%d+) ') or nil)
+  return lease and math.min(lease, MAX_LEASE_MS) -- a row may be a stranger's
 end
 
 local longest

@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- Renew leases that are still ours; say which are not.
 -- ARGV: consumer, then per lease: stream, entry, count. Reply: the positions (from 0) of those refused.
+-- An entry that is pending with nobody is no refusal either: the group was made again, and will deliver it to us or to others.
 -- An error (no group, say) is no refusal: it fails the call, and the leases stay in mind.
 -- XCLAIM only after the fence, and with JUSTID: bare, it would steal the job back from its new owner and raise its count.
 
@@ -11,7 +12,7 @@ for i = 2, #ARGV, 3 do
   local s, id = tonumber(ARGV[i]), ARGV[i + 1]
   if holds(KEYS[s], id, consumer, tonumber(ARGV[i + 2])) then
     table.insert(mine[s], id)
-  else
+  elseif #redis.call('XPENDING', KEYS[s], GROUP, id, id, 1) > 0 or not fields_of(KEYS[s], id) then
     refused[#refused + 1] = (i - 2) / 3
   end
 end

@@ -1,24 +1,27 @@
 #!lua flags=allow-oom
 -- Hand out entries of a room to one consumer, at most n, in one step: as two commands a second taker would steal a running job.
--- ARGV: consumer, stream, room, n, then the types this worker can run (only for the shared room of unknown types).
+-- ARGV: consumer, stream, room, n, then in turn type and newest version this worker can run (only for the shared room of unknown types).
 -- Reply: now in ms, then per entry {id, fields, delivery count}. A room left empty is forgotten.
 
 local consumer, s, room, n = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
 local stream = KEYS[s]
-local wanted
+local LOOK_AT = 2000 -- entries of the shared room looked at for ones that fit
+local newest
 if #ARGV > 4 then
-  wanted = {}
-  for i = 5, #ARGV do wanted[ARGV[i]] = true end
+  newest = {}
+  for i = 5, #ARGV, 2 do newest[ARGV[i]] = tonumber(ARGV[i + 1]) end
+end
+
+local function fits(id)
+  local fields = fields_of(stream, id)
+  if not fields then return true end -- deleted: claiming it clears the list
+  local known = newest[field(fields, 'type') or '']
+  return known and (tonumber(field(fields, 'v') or '1') or 0) <= known
 end
 
 local ids, counts = {}, {}
-for _, row in ipairs(redis.call('XPENDING', stream, GROUP, '-', '+', n, room)) do
-  local fits = true
-  if wanted then
-    local fields = fields_of(stream, row[1])
-    fits = not fields or wanted[field(fields, 'type')]
-  end
-  if fits then
+for _, row in ipairs(redis.call('XPENDING', stream, GROUP, '-', '+', newest and LOOK_AT or n, room)) do
+  if #ids < n and (not newest or fits(row[1])) then
     ids[#ids + 1] = row[1]
     counts[row[1]] = row[4] + 1
   end

@@ -267,9 +267,11 @@ def catches(path: Path) -> Iterator[tuple[ast.ExceptHandler, set[str]]]:
 
 
 def test_what_a_handler_raises_is_caught_in_one_place() -> None:
+    """In the lane, whatever it is: the panics of native libraries are no Exception."""
+    lanes = [names for _, names in catches(RUNTIME / "lanes.py") if names & {"Exception", "BaseException"}]
+    assert lanes == [{"BaseException"}]
     everything = {"Exception", "SystemExit"}
     places = [short(path) for path in modules(*FIRST_PARTY) for _, names in catches(path) if names == everything]
-    assert places.count("runtime/lanes.py") == 1
     assert set(places) <= CATCHES_ALL
     leaving = [short(path) for path in modules("runtime") for _, names in catches(path) if "SystemExit" in names]
     assert leaving == [place for place in places if place.startswith("runtime/")]
@@ -282,7 +284,8 @@ def test_a_cancel_is_never_swallowed() -> None:
         for clause, names in catches(path):
             if not names & {"BaseException", "CancelledError", "asyncio.CancelledError"} or short(path) == "runtime/lanes.py":
                 continue
-            if not any(isinstance(node, ast.Raise) and node.exc is None for node in ast.walk(clause)):
+            raised = [node.exc for node in ast.walk(clause) if isinstance(node, ast.Raise)]
+            if not any(exc is None or ast.unparse(exc).startswith("NotStarted(") for exc in raised):
                 wrong.append(f"{short(path)}:{clause.lineno}")
     assert not wrong, "\n".join(wrong)
 

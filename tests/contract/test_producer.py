@@ -147,6 +147,14 @@ async def test_an_option_that_cannot_be_sent_is_refused_before_anything_is_writt
     assert raw.keys("*") == []
 
 
+async def test_a_text_that_is_no_utf_8_is_refused_and_harms_nobody_else(producer, raw):
+    bad, good = await asyncio.gather(producer.send(Order(n=1), group="\udcff"), producer.send(Order(n=2)), return_exceptions=True)
+    assert isinstance(bad, BadPayload)
+    assert good.new
+    await producer.send(Order(n=3))
+    assert raw.xlen(KEY) == 2
+
+
 async def test_a_payload_that_cannot_be_sent_is_refused(producer, raw):
     @contract("big")
     class Big(msgspec.Struct):

@@ -15,6 +15,7 @@ import redis
 from runtime.errors import QueueFull, StoreAway
 from runtime.jobs import Batch, Deferral, Lease, Letter, Parking
 from runtime.lookups import Lookups
+from runtime.scheduler import lease_of, types_of
 from runtime.streams import GROUP, Door, Streams
 from runtime.wire import Wire
 from tests.contract.snapshot import snapshot
@@ -123,14 +124,16 @@ async def test_two_takers_share_a_room_and_never_an_entry(door, other, raw):
     assert len(ids) == 50 == len(set(ids))
 
 
-async def test_the_shared_room_gives_only_the_types_that_are_asked_for(door, raw):
-    raw.xadd(KEY, {"type": "known", "data": "{}"})
-    raw.xadd(KEY, {"type": "strange", "data": "{}"})
-    held = await leases(door)
+async def test_the_shared_room_gives_only_what_can_be_run_even_behind_much_that_cannot(door, raw):
+    for _ in range(600):
+        raw.xadd(KEY, {"type": "strange", "data": "{}"})
+    raw.xadd(KEY, {"type": "known", "data": "{}", "v": "3"})
+    raw.xadd(KEY, {"type": "known", "data": "{}", "v": "2"})
+    held = await leases(door, 700)
     await door.settle(batch(*[Parking(lease, "~t:") for lease in held]))
-    fetched = await door.take(HIGH, "~t:", 10, ["known"])
-    assert [dict(zip(row[1][::2], row[1][1::2], strict=True))[b"type"] for row in fetched.hauls[0].rows] == [b"known"]
-    assert pending(raw) == [(ME, 1), ("~t:", 0)]
+    fetched = await door.take(HIGH, "~t:", 10, {"known": 2, "other": 1})
+    assert [dict(zip(row[1][::2], row[1][1::2], strict=True))[b"v"] for row in fetched.hauls[0].rows] == [b"2"]
+    assert pending(raw).count(("~t:", 0)) == 601
 
 
 async def test_an_entry_deleted_under_our_feet_is_simply_gone(door, raw):
@@ -358,6 +361,44 @@ async def test_a_delivery_that_a_live_worker_never_saw_does_not_count(door, othe
     found = await door.reclaim(HIGH, 30_000, 100, [])
     assert (found.dead, found.ghosts) == (0, 1)
     assert pending(raw) == [("~free", 0)]
+
+
+async def test_a_row_with_an_enormous_lease_does_not_stop_the_walk(door, other, raw):
+    add(raw)
+    [lease] = await leases(other)
+    await quiet_guard(raw)
+    raw.hset("{jobs}:workers:rows", "a stranger", "99999999999999999999 {}")
+    raw.xclaim(KEY, GROUP, OTHER, 0, [lease.entry], idle=2 * 3_600_000, justid=True)
+    assert (await door.reclaim(HIGH, 30_000, 100, [])).dead == 1
+
+
+async def test_a_lease_whose_group_was_made_again_is_not_lost_but_one_that_was_settled_is(door, raw):
+    add(raw)
+    gone = add(raw)
+    held = await leases(door)
+    raw.xgroup_destroy(KEY, GROUP)
+    raw.xgroup_create(KEY, GROUP, "0")
+    raw.xdel(KEY, gone)
+    assert await door.renew([(lease.stream, lease.entry, lease.count) for lease in held]) == [1]
+
+
+@pytest.mark.parametrize("row", ["\u00b2 {}", "9" * 400 + " {}", "30000 " + "[" * 100_000, "", "{}", "30000 []"])
+async def test_whatever_stands_in_a_row_the_walk_goes_on(door, raw, row):
+    raw.zadd("{jobs}:workers", {"a stranger": float("inf"), "another": 1e300})
+    raw.hset("{jobs}:workers:rows", "a stranger", row)
+    workers = await door.workers()
+    assert set(workers) == {"a stranger", "another"}
+    assert lease_of(workers["a stranger"][1]) <= 3600
+    assert types_of(workers["a stranger"][1]) == set()
+
+
+async def test_a_worker_can_start_when_memory_is_full(server, raw):
+    door = Streams(server.url, "jobs", ME)
+    await door.start()
+    raw.config_set("maxmemory", 1)
+    await door.start()
+    await door.close()
+    raw.config_set("maxmemory", 0)
 
 
 async def test_what_is_renewed_in_time_is_left_alone(door, other, raw):

@@ -98,19 +98,6 @@ async def test_what_the_handler_raised_is_the_cause_of_the_outcome() -> None:
     assert outcome.__cause__.__traceback__ is not None
 
 
-async def test_an_error_of_your_own_may_be_a_word() -> None:
-    """A subclass of `Dead` is given as it was raised."""
-
-    class Moved(Dead):
-        pass
-
-    @handler(Wave)
-    async def wave(message: Wave, job: Job) -> None:
-        raise Moved("to another town", code="moved")
-
-    assert type(await run(wave, Wave())) is Moved
-
-
 async def test_the_job_says_what_the_test_wants() -> None:
     """`id`, `attempt`, `born` and `priority` are given to `run`; `work` follows from the id, and is the same in every attempt."""
     jobs: list[Job] = []
@@ -215,18 +202,14 @@ async def test_a_test_that_is_cut_off_takes_its_handler_along() -> None:
     assert ended.is_set()
 
 
-async def test_a_failing_assertion_in_a_fake_is_an_error_of_the_handler_but_pytest_fail_is_not() -> None:
-    """A handler may raise anything, an AssertionError too; `pytest.fail` ends the test itself."""
+async def test_a_failing_assertion_in_a_fake_is_an_error_of_the_handler() -> None:
+    """A handler may raise anything, and an AssertionError is no exception: look at the outcome too."""
 
     @handler(Wave)
     async def wave(message: Wave, job: Job) -> None:
-        if message.n:
-            pytest.fail("the fake was called twice")
         raise AssertionError("called with the wrong key")
 
     assert "wrong key" in repr(await run(wave, Wave()))
-    with pytest.raises(pytest.fail.Exception, match="twice"):
-        await run(wave, Wave(n=1))
 
 
 async def test_mistakes_of_a_test_are_told_to_the_test() -> None:
@@ -364,7 +347,7 @@ async def test_a_worker_that_cannot_work_says_so(jobs_url: str, tmp_path: Path) 
             pass
     async with worker(jobs_url, wave_back) as stopped:
         stopped.consumer.stop()
-        with pytest.raises(AssertionError, match="the worker has stopped: <Consumer .* closed"):
+        with pytest.raises(AssertionError, match="somebody has stopped the worker: <Consumer"):
             await stopped.settled()
 
 

@@ -20,6 +20,7 @@ from runtime.codec import (
     MAX_FIELDS,
     MAX_KEY_BYTES,
     MAX_MS,
+    OWN_FIELDS,
     decode_many,
     payload_decoder,
 )
@@ -190,12 +191,12 @@ def test_without_a_setting_data_ends_at_256_kib() -> None:
     assert refusal(message(data=b"x" * (MAX_DATA_BYTES + 1))).code == "too-large"
 
 
-def test_an_entry_has_at_most_512_fields() -> None:
-    extra = [part for at in range(MAX_FIELDS - 2) for part in (b"x-%d" % at, b"")]
+def test_an_entry_has_at_most_512_fields_and_those_that_retries_add() -> None:
+    extra = [part for at in range(MAX_FIELDS + OWN_FIELDS - 2) for part in (b"x-%d" % at, b"")]
     assert len(one([*message(), *extra]).data) > 0
     bad = refusal([*message(), *extra, b"x-last", b""])
     assert bad.code == "too-large"
-    assert "513 fields" in bad.reason
+    assert "521 fields" in bad.reason
 
 
 def test_the_last_of_two_equal_fields_wins() -> None:
@@ -393,6 +394,14 @@ FORMATS = pytest.mark.parametrize(("encode", "is_msgpack"), [(msgspec.json.encod
 def test_a_payload_may_be_nested_64_levels(shape: Callable[[int], Any], encode: Callable[[Any], bytes], is_msgpack: bool) -> None:
     extra = shape(MAX_DEPTH - 1)  # the payload itself is one level
     assert payload(encode({"extra": extra}), is_msgpack=is_msgpack).extra == extra
+
+
+@FORMATS
+def test_a_payload_may_be_wide_and_nested_64_levels(encode: Callable[[Any], bytes], is_msgpack: bool) -> None:
+    extra = [lists(MAX_DEPTH - 2), *[[at] for at in range(100)]]
+    assert payload(encode({"extra": extra}), is_msgpack=is_msgpack).extra == extra
+    too_deep = [lists(MAX_DEPTH - 1), *extra]
+    assert "64 levels" in str(refused(encode({"extra": too_deep}), is_msgpack=is_msgpack))
 
 
 @SHAPES

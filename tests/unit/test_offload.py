@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from runtime.errors import Dead, Retry, Snooze
+from runtime.errors import Dead, NotStarted, Retry, Snooze
 from runtime.jobs import PLAIN, Envelope, Job
 from runtime.offload import THREADS, ChildFailed, ChildKilled, in_thread
 from tests.unit.in_child import Work, work, work_async
@@ -132,7 +132,7 @@ async def test_a_function_that_was_cut_while_it_waited_for_a_slot_never_runs_and
     for _ in range(5):
         await asyncio.sleep(0)
     task.cancel()
-    with pytest.raises(asyncio.CancelledError):
+    with pytest.raises(NotStarted):
         await task
     assert THREADS.borrowed_tokens == 1
     hanging.let_go.set()

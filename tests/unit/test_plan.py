@@ -75,6 +75,17 @@ def test_loaded_streams_share_the_room_by_weight(room: int) -> None:
     assert sum(asked) == pytest.approx(times * room, abs=3)
 
 
+@pytest.mark.parametrize("room", [1, 2, 3, 7, 50])
+def test_no_stream_is_ever_more_than_one_entry_away_from_its_due(room: int) -> None:
+    plan = Plan()
+    plan.learn([1] * 4, [1] * 4)
+    got = [0] * 4
+    for turn in range(1, 100):
+        got = [sum(pair) for pair in zip(got, play(plan, room, (True, True, True, True)), strict=True)]
+        due = [turn * room * weight / sum(WEIGHTS) for weight in WEIGHTS]
+        assert max(abs(mine - fair) for mine, fair in zip(got, due, strict=True)) < 1
+
+
 def test_critical_gets_more_than_half_of_a_full_house() -> None:
     critical, *others = totals(Plan(), 30, (True, True, True, True), 100)
     assert critical > sum(others)

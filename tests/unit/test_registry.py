@@ -99,6 +99,18 @@ def test_arguments_may_go_without_annotations_and_by_any_name() -> None:
     assert greet.runs == "loop"
 
 
+def test_a_contract_may_be_declared_inside_of_a_function() -> None:
+    @contract("local")
+    class Local(msgspec.Struct):
+        pass
+
+    @handler(Local)
+    async def run(message: Local, job: Job) -> None:
+        """Does nothing."""
+
+    assert run.contract.type == "local"
+
+
 def refusal(declare: Callable[[], object]) -> str:
     """Give the one line with which a declaration is refused."""
     with pytest.raises(ConfigError) as caught:

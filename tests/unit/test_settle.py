@@ -357,6 +357,14 @@ def test_a_code_that_is_no_text_can_be_written_all_the_same(code: Any) -> None:
     assert written_for(decided(error, attempts=1)).dead[0].code.encode()
 
 
+def test_a_code_of_an_enumeration_is_its_value() -> None:
+    assert written_for(Dead("no", code=cast("str", Reason.NO_ACCOUNT))).dead[0].code == "no-account"
+
+
+def test_a_long_code_is_cut() -> None:
+    assert written_for(Dead("no", code="x" * 1000)).dead[0].code == "x" * 64
+
+
 def down(levels: int) -> None:
     further_down(levels - 1)
 
@@ -398,6 +406,13 @@ def test_a_stack_is_cut_at_its_old_end() -> None:
 
     assert len(stack_of(Told())) == 8000
     assert stack_of(Told()).endswith("new")
+
+
+def test_a_stack_that_is_no_utf_8_can_be_written_all_the_same() -> None:
+    class Told(Exception):
+        stack = "in caf\udce9.py"
+
+    assert b"in caf" in stack_of(Told()).encode()
 
 
 # --- the ledger --------------------------------------------------------------------------------------------------------------

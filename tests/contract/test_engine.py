@@ -1,0 +1,209 @@
+"""A worker in this process against a real server that misbehaves: leases do not leak, one bad thing holds up nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import msgspec
+import pytest
+
+from runtime import Backoff, Job, contract, handler, offload
+from runtime.streams import GROUP
+from tests.faults.harness import leftovers
+from tests.workers import until, working
+
+KEY = "{jobs}:high"
+
+
+@contract("work")
+class Work(msgspec.Struct, frozen=True, kw_only=True):
+    n: int = 0
+    ms: float = 0
+    fail: bool = False
+
+
+ran: list[int] = []
+
+
+@handler(Work, retry=Backoff(base_s=0.01, cap_s=0.05, attempts=5))
+async def work(message: Work, job: Job) -> None:
+    ran.append(message.n)
+    await asyncio.sleep(message.ms / 1000)
+    if message.fail and job.attempt == 1:
+        raise ValueError("fails once")
+
+
+@pytest.fixture(autouse=True)
+def _forget_runs():
+    ran.clear()
+
+
+def xadd(raw, n: int, **fields: str) -> str:
+    more = {name: fields.pop(name) for name in ("ms", "fail") if name in fields}
+    data = "".join(f',"{name}":{value}' for name, value in more.items())
+    return str(raw.xadd(KEY, {"type": "work", "data": f'{{"n":{n}{data}}}', **fields}))
+
+
+async def test_a_keyed_job_that_was_taken_away_before_its_key_was_claimed_is_let_go(server, raw):
+    async with working(server.url, work, concurrency=1) as worker:
+        real = worker.streams.admit
+
+        async def too_late(keyed):
+            raw.xclaim(KEY, GROUP, "somebody-else", 0, [lease.entry for lease, _ in keyed])
+            return await real(keyed)
+
+        worker.streams.admit = too_late
+        xadd(raw, 1, key="k")
+        await until(lambda: raw.xpending(KEY, GROUP)["pending"] == 1 and not len(worker.held), "it is let go")
+        xadd(raw, 2)
+        await until(lambda: ran == [2], "the worker goes on")
+        raw.delete(KEY)
+
+
+async def test_a_move_that_always_errors_holds_up_nobody(server, raw):
+    raw.lpush("{jobs}:dead", "a list in the place of the dead letters")
+    raw.xadd(KEY, {"type": "work", "data": "{"})
+    async with working(server.url, work) as worker:
+        began_s = time.monotonic()
+        for n in range(300):
+            xadd(raw, n)
+        await until(lambda: len(ran) == 300 and raw.xlen(KEY) == 1, "all others are done")
+        assert time.monotonic() - began_s < 5
+        assert len(worker.held) == 1, "the bad one keeps its lease"
+        raw.delete("{jobs}:dead")
+        await until(lambda: raw.exists("{jobs}:dead") and not leftovers(raw), "it is written when the server is mended")
+
+
+async def test_a_job_that_waits_for_a_thread_past_its_deadline_has_not_started_and_does_not_die(server, raw):
+    done: list[int] = []
+
+    @handler(Work, timeout_s=1, retry=Backoff(attempts=1))
+    def slow(message: Work, job: Job) -> None:
+        time.sleep(0.4)
+        done.append(message.n)
+
+    offload.THREADS.total_tokens = 2
+    try:
+        async with working(server.url, slow, concurrency=12):
+            for n in range(12):
+                xadd(raw, n)
+            await until(lambda: len(done) == 12 and not leftovers(raw), "all have run")
+    finally:
+        offload.THREADS.total_tokens = 40
+    assert sorted(done) == list(range(12))
+    assert raw.xlen("{jobs}:dead") == 0
+
+
+async def test_a_handler_that_swallows_its_cancel_is_cut_again_and_the_lane_lives(server, raw, monkeypatch):
+    monkeypatch.setattr("runtime.lanes.RECUT_S", 0.2)
+    cancels: list[int] = []
+
+    @handler(Work, timeout_s=0.2, retry=Backoff(attempts=1))
+    async def stubborn(message: Work, job: Job) -> None:
+        for _ in range(2):
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                cancels.append(message.n)
+        await asyncio.sleep(60)
+
+    async with working(server.url, stubborn, concurrency=1):
+        xadd(raw, 1)
+        await until(lambda: raw.xlen("{jobs}:dead") == 1, "it dies of its timeout at last")
+        xadd(raw, 2)
+        await until(lambda: raw.xlen("{jobs}:dead") == 2, "the lane goes on")
+    assert cancels == [1, 1, 2, 2]
+
+
+async def test_what_is_no_exception_does_not_end_the_worker(server, raw):
+    class Panic(BaseException):
+        """As native libraries raise it."""
+
+    @handler(Work, retry=Backoff(base_s=0.01, cap_s=0.01, attempts=2))
+    async def panic(message: Work, job: Job) -> None:
+        raise Panic("a native library gave up")
+
+    async with working(server.url, panic):
+        xadd(raw, 1)
+        await until(lambda: raw.xlen("{jobs}:dead") == 1, "it is tried again, and dies")
+    [(_, letter)] = raw.xrange("{jobs}:dead")
+    assert letter["dead_error"].startswith("Panic: a native library")
+
+
+async def test_jobs_that_run_while_their_group_is_lost_run_once(server, raw):
+    async with working(server.url, work, concurrency=2, lease_s=1.0):
+        for n in range(2):
+            xadd(raw, n, ms="3000")
+        await until(lambda: len(ran) == 2, "both run")
+        raw.xgroup_destroy(KEY, GROUP)
+        await until(lambda: not leftovers_or_no_group(raw), "both are done", 20)
+    assert sorted(ran) == [0, 1]
+
+
+def leftovers_or_no_group(raw) -> bool:
+    return bool(raw.xlen(KEY))
+
+
+async def test_a_large_room_is_emptied_without_waiting_for_the_next_walk(server, raw):
+    async with working(server.url, work, concurrency=1000, lease_s=10.0):
+        pipe = raw.pipeline(transaction=False)
+        for n in range(3000):
+            pipe.xadd("{jobs}:low", {"type": "later", "data": f'{{"n":{n}}}'})
+        ids = pipe.execute()
+        await until(lambda: raw.xpending("{jobs}:low", GROUP)["consumers"] == [{"name": "~t:later@1", "pending": 3000}], "parked")
+    assert len(ids) == 3000
+
+    @contract("later")
+    class Later(msgspec.Struct, frozen=True):
+        n: int = 0
+
+    seen: list[int] = []
+
+    @handler(Later)
+    async def later(message: Later, job: Job) -> None:
+        seen.append(message.n)
+
+    async with working(server.url, later, concurrency=1000, lease_s=100.0):
+        await until(lambda: len(seen) == 3000, "all of the room is run", 8)
+
+
+@pytest.mark.parametrize("concurrency", [1, 2])
+async def test_what_was_given_back_is_found_soon_by_a_small_worker(server, raw, concurrency):
+    for name in ("critical", "high", "medium", "low"):
+        raw.xgroup_create(f"{{jobs}}:{name}", GROUP, "0", mkstream=True)
+        entry = raw.xadd(f"{{jobs}}:{name}", {"type": "work", "data": '{"n":7}'})
+        raw.xreadgroup(GROUP, "x", {f"{{jobs}}:{name}": ">"})
+        raw.xclaim(f"{{jobs}}:{name}", GROUP, "~free", 0, [entry], retrycount=0, justid=True)
+    began_s = time.monotonic()
+    async with working(server.url, work, concurrency=concurrency):
+        await until(lambda: len(ran) == 4, "all four run")
+        assert time.monotonic() - began_s < 3
+
+
+async def test_a_message_with_as_many_fields_as_allowed_may_be_retried(server, raw):
+    async with working(server.url, work):
+        fields = {f"x-{n}": "y" for n in range(510)}
+        raw.xadd(KEY, {"type": "work", "data": '{"n":1,"fail":true}', **fields})
+        await until(lambda: len(ran) == 2 and not leftovers(raw), "it is retried and done")
+    assert raw.xlen("{jobs}:dead") == 0
+
+
+async def test_a_handler_that_cancels_itself_while_the_worker_stops_does_not_use_up_the_grace(server, raw):
+    @handler(Work, retry=Backoff(attempts=1))
+    async def suicidal(message: Work, job: Job) -> None:
+        ran.append(message.n)
+        await asyncio.sleep(0.3)
+        task = asyncio.current_task()
+        assert task
+        task.cancel()
+        await asyncio.sleep(60)
+
+    async with working(server.url, suicidal, grace_s=15.0) as worker:
+        xadd(raw, 1)
+        await until(lambda: ran, "it runs")
+        began_s = time.monotonic()
+        worker.stop()
+        await until(lambda: worker.stage.value == "closed", "it stops")
+        assert time.monotonic() - began_s < 5
+    assert raw.xlen("{jobs}:dead") == 1

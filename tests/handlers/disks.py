@@ -1,0 +1,125 @@
+"""Real folders and a real SQLite file for the tests of jobs that read and write them, and children to be killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from handlers.contracts.data import ExportCsv, Table
+from handlers.contracts.maintenance import CleanupLogs
+from handlers.kit.settings import VARIABLE
+from runtime.jobs import PLAIN, Job, contract_of
+
+ROOT = Path(__file__).parents[2]
+BORN_MS = 1_700_000_000_123
+ENDLESS = "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n)"
+
+
+@dataclass
+class Disk:
+    """The folder of a test: `out` may be written, `logs` purged, `db` read; `shop` is a database in it."""
+
+    folder: Path
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "out"
+
+    @property
+    def logs(self) -> Path:
+        return self.folder / "logs"
+
+    @property
+    def database(self) -> Path:
+        return self.folder / "db" / "shop.db"
+
+    def settings(self, **more: str) -> str:
+        """Give the text of the settings; `more` adds to what is said of `out`, `logs` and `shop`."""
+        return (
+            f"roots.out = {{ path = '{self.out}', mode = 'write'{more.get('out', '')} }}\n"
+            f"roots.logs = {{ path = '{self.logs}', mode = 'purge'{more.get('logs', '')} }}\n"
+            f"roots.db = {{ path = '{self.folder / 'db'}' }}\n"
+            f"databases.shop = {{ sqlite = 'db:shop.db', queries = '{self.folder / 'db'}'{more.get('shop', '')} }}\n"
+        )
+
+    def sql(self, *statements: str, rows: list[tuple[Any, ...]] | None = None) -> None:
+        """Run statements on the database; the last one for each row, if there are rows."""
+        with closing(sqlite3.connect(self.database)) as connection:
+            for statement in statements[: len(statements) - (rows is not None)]:
+                connection.execute(statement)
+            if rows is not None:
+                connection.executemany(statements[-1], rows)
+            connection.commit()
+
+    def table(self, columns: str, rows: list[tuple[Any, ...]], name: str = "t") -> None:
+        """Make a table of these rows."""
+        marks = ", ".join("?" * len(columns.split(",")))
+        self.sql(f"CREATE TABLE {name} ({columns})", f"INSERT INTO {name} VALUES ({marks})", rows=rows)
+
+    def query(self, text: str, name: str = "q") -> None:
+        """Write a query of the operator's."""
+        (self.folder / "db" / f"{name}.sql").write_text(text, "utf-8")
+
+    def old(self, name: str, content: bytes = b"line\n" * 100, days: float = 30) -> Path:
+        """Write a log that was last written so many days before the job was born."""
+        path = self.logs / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        then_ns = (BORN_MS - int(days * 86_400_000)) * 1_000_000
+        os.utime(path, ns=(then_ns, then_ns))
+        return path
+
+    def names(self, folder: Path) -> list[str]:
+        """Give all names below a folder, hidden ones too."""
+        return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def job_of(message: msgspec.Struct, number: int = 0) -> Job:
+    """Give a job as the worker would; another number is another job."""
+    contract = contract_of(type(message))
+    entry = b"%d-%d" % (BORN_MS, number)
+    return Job(int(contract.priority) - 1, entry, 1, "run", 0.0, contract.type.encode(), msgspec.json.encode(message), PLAIN, 0)
+
+
+def export(*columns: str, to: str = "out:t.csv", table: str = "t", **fields: Any) -> ExportCsv:
+    """Give an export of columns of the table `t`."""
+    return ExportCsv(**{"source": Table(db="shop", table=table, columns=list(columns)), "to": to, **fields})
+
+
+def cleanup(**fields: Any) -> CleanupLogs:
+    """Give a cleanup of `logs`: everything older than a week, without brake."""
+    return CleanupLogs(**{"root": "logs", "include": ["*"], "older_than": "7d", "force": True, **fields})
+
+
+def child(disk: Disk, message: msgspec.Struct, **options: Any) -> subprocess.Popen[str]:
+    """Start a process that runs the job once, and says what came of it."""
+    command = [sys.executable, "-m", "tests.handlers.in_child"]
+    options = {"type": contract_of(type(message)).type, "payload": msgspec.to_builtins(message), **options}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), VARIABLE: str(disk.folder / "handlers.toml")}
+    return subprocess.Popen([*command, json.dumps(options)], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def outcome(process: subprocess.Popen[str]) -> str:
+    """Give what the child says once it has ended."""
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    return said.strip()
+
+
+def until(is_true: Callable[[], bool]) -> None:
+    """Poll until it holds."""
+    end_s = time.monotonic() + 10
+    while not is_true():
+        assert time.monotonic() < end_s
+        time.sleep(0.002)
