@@ -31,7 +31,7 @@ class Inbox:
     def __init__(self, on_idle: Callable[[], None] = lambda: None) -> None:
         self.jobs: deque[Job] = deque()
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self._on_idle = on_idle
+        self.on_idle = on_idle
         self._breath = BREATH
 
     def __repr__(self) -> str:
@@ -94,7 +94,7 @@ class Inbox:
     async def _join_the_waiting(self) -> None:
         turn = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
-        self._on_idle()
+        self.on_idle()
         try:
             await turn
         except CancelledError:

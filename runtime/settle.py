@@ -176,7 +176,7 @@ class Ledger:
 
     def __init__(self, on_first: Callable[[], None] = lambda: None) -> None:
         self._batch = empty_batch()
-        self._on_first = on_first
+        self.on_first = on_first
         self._is_empty = True
 
     def __repr__(self) -> str:
@@ -193,7 +193,7 @@ class Ledger:
             self._add_move(job, outcome)
         if self._is_empty:
             self._is_empty = False
-            self._on_first()
+            self.on_first()
 
     def add_bad(self, bad: BadEntry) -> None:
         """Note that an entry cannot be a job: to the dead letters as it is."""
@@ -221,7 +221,7 @@ class Ledger:
     def _wake(self) -> None:
         if self._is_empty:
             self._is_empty = False
-            self._on_first()
+            self.on_first()
 
     def _add_move(self, job: Job, outcome: Outcome) -> None:
         batch = self._batch

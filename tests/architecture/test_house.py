@@ -42,7 +42,11 @@ ROOMS: dict[str, set[str]] = {
     "lanes": {*WORDS, "events", "settle"},  # not streams: the hot path is tested and measured without Redis
     "lease": {*WORDS, "streams"},
     "scheduler": {*WORDS, "events", "backoff", "streams"},
-    "consumer": {*DOOR, *CORE, "lanes", "lease", "scheduler"},
+    "words": WORDS,
+    "desk": {*DOOR, *CORE, "lanes", "lease", "scheduler", "words"},
+    "fetcher": {*DOOR, *CORE, "desk", "scheduler"},
+    "flusher": {*DOOR, *CORE, "desk"},
+    "consumer": {*DOOR, *CORE, "desk", "fetcher", "flusher", "lanes", "lease", "scheduler", "words"},
     "embedded": {"errors", "config", "offload"},
     "schema": {"jobs", "config"},
     "checkup": {*DOOR, "lookups"},

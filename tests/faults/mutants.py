@@ -139,8 +139,8 @@ MUTANTS = (
     ),
     Mutant(
         "flusher drops a batch on error",
-        "runtime/consumer.py",
-        "            self.ledger.put_back(batch)\n            raise",
+        "runtime/flusher.py",
+        "            self._desk.ledger.put_back(batch)\n            raise",
         "            raise",
         "tests/contract/test_wire.py::test_a_flush_without_an_answer_is_written_again_and_no_lease_stays_behind",
     ),

@@ -203,6 +203,15 @@ def test_a_batch_counts_all_that_is_to_be_written() -> None:
     assert len(Batch([[], [], [], []], [], [], [])) == 0
 
 
+def test_a_batch_takes_over_what_another_holds() -> None:
+    one, other = job(), job()
+    batch = Batch([[one], [], [], []], [], [], [])
+    batch.add(Batch([[other], [], [], [other]], [Deferral(one, "retry", 1, "a", 1)], [Letter(one, "", "", "", 0, "")], []))
+    batch.add(Batch([[], [], [], []], [], [], [Parking(one, "~")]))
+    assert batch.done == [[one, other], [], [], [other]]
+    assert [len(batch.defer), len(batch.dead), len(batch.park)] == [1, 1, 1]
+
+
 def test_success_is_one_object_for_all_jobs() -> None:
     assert type(DONE)() == DONE
     assert len(msgspec.structs.fields(DONE)) == 0

@@ -7,6 +7,7 @@ cuts, ends on stops, never reports a stop as a failure, and runs its next job un
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
@@ -20,10 +21,10 @@ import pytest
 import uvloop
 
 from runtime.backoff import Backoff
-from runtime.errors import BadPayload, Dead, LeaseLost, Retry, SelfCancelled, Snooze, TimedOut
+from runtime.errors import BadPayload, Dead, LeaseLost, NotStarted, Retry, SelfCancelled, Snooze, TimedOut
 from runtime.events import BUCKETS, Tally
-from runtime.jobs import LOST, PLAIN, Handler, Job, contract, contract_of
-from runtime.lanes import BREATH, NEVER, Inbox, Lane
+from runtime.jobs import BEGINS, FREE, LOST, PLAIN, Handler, Job, Parking, contract, contract_of
+from runtime.lanes import BREATH, NEVER, RECUT_S, Inbox, Lane
 from runtime.settle import Ledger
 
 Run = Callable[[Any, Job], Awaitable[object]]
@@ -754,6 +755,57 @@ def test_who_swallows_a_cut_and_hangs_on_can_still_be_stopped(on_loop: Any) -> N
     on_loop(story())
 
 
+@pytest.mark.parametrize("times", [2, 5])
+def test_who_swallows_a_cut_and_hangs_on_is_cut_again_for_the_same_reason(times: int, on_loop: Any) -> None:
+    async def story() -> None:
+        world = World()
+
+        async def hangs_on(payload: Any, job: Job) -> None:
+            for _ in range(times - 1):
+                try:
+                    await world.hang()
+                except asyncio.CancelledError:
+                    await asyncio.sleep(0)
+            await world.hang()
+
+        world.put(hangs_on)
+        for turn in range(1, times + 1):
+            await until(lambda turn=turn: len(world.at) == turn)
+            world.clock_s += 100
+            world.lane.interrupt(CUT if turn == 1 else LeaseLost("a later cut says something else"))
+            assert world.lane.deadline_s == world.clock_s + RECUT_S
+        await until(lambda: world.task.done() or world.lane.job is None)
+        assert [error for _, error, _ in world.failures] == [CUT]
+        await next_job_runs_undisturbed(world)
+        await world.end()
+
+    on_loop(story())
+
+
+@columns(*STOPS)
+def test_after_two_cuts_a_stop_is_still_a_stop(interrupt: Interruption, on_loop: Any) -> None:
+    async def story() -> None:
+        world = World()
+
+        async def hangs_on(payload: Any, job: Job) -> None:
+            for _ in range(2):
+                with contextlib.suppress(asyncio.CancelledError):
+                    await world.hang()
+            await world.hang()
+
+        first = world.put(hangs_on)
+        for turn in (1, 2):
+            await until(lambda turn=turn: len(world.at) == turn)
+            cut(world)
+        await until(lambda: len(world.at) == 3)
+        interrupt(world)
+        await until(world.task.done)
+        lane_has_ended(world)
+        assert world.lane.job is first
+
+    on_loop(story())
+
+
 def test_a_cut_and_the_end_of_the_wait_at_the_same_moment_are_a_cut(on_loop: Any) -> None:
     async def story() -> None:
         world = World()
@@ -819,6 +871,106 @@ async def test_a_running_job_has_a_deadline_and_an_idle_lane_has_none() -> None:
     world.gate.set()
     await until(lambda: world.lane.job is None)
     assert world.lane.deadline_s == NEVER
+    await world.end()
+
+
+async def test_the_time_of_a_job_that_had_to_wait_for_its_turn_counts_from_its_beginning() -> None:
+    world = World(clock_s=500.0)
+
+    async def waits_for_its_turn(payload: Any, job: Job) -> None:
+        world.clock_s += 20
+        BEGINS.get()()
+        await world.hang()
+        world.clock_s += 1
+
+    world.put(waits_for_its_turn)
+    await until(lambda: "hanging" in world.at)
+    assert (world.lane.started_s, world.lane.deadline_s) == (520.0, 550.0)
+    world.gate.set()
+    await until(lambda: world.lane.job is None)
+    assert [count.run_s for _, _, count in world.tally.rows()] == [1.0]
+    await world.end()
+
+
+async def test_each_lane_hears_of_its_own_job_when_that_begins() -> None:
+    world = World(clock_s=500.0)
+    second = world.another_lane()
+    task = asyncio.create_task(second.run())
+    await until(lambda: world.inbox.idle == 2)
+
+    async def waits_for_its_turn(payload: Any, job: Job) -> None:
+        world.at.append("waiting")
+        await world.gate.wait()
+        if job.entry == b"2-0":
+            BEGINS.get()()
+        await asyncio.Event().wait()
+
+    world.put(waits_for_its_turn)
+    world.inbox.put([job("first", "2-0")])
+    await until(lambda: len(world.at) == 2)
+    world.clock_s = 600.0
+    world.gate.set()
+    await rest()
+    assert sorted(lane.started_s for lane in (world.lane, second)) == [500.0, 600.0]
+    task.cancel()
+    await asyncio.wait([task])
+    await world.end()
+
+
+async def test_a_job_that_was_cut_before_it_began_is_given_back() -> None:
+    world = World()
+
+    async def never_begins(payload: Any, job: Job) -> None:
+        try:
+            await world.hang()
+        except asyncio.CancelledError:
+            raise NotStarted("no thread for it") from None
+
+    first = world.put(never_begins)
+    await until(lambda: "hanging" in world.at)
+    cut(world)
+    await until(lambda: world.lane.job is None)
+    assert world.ledger._batch.park == [Parking(first, FREE)]
+    assert len(world.ledger) == 1
+    await next_job_runs_undisturbed(world)
+    await world.end()
+
+
+class Panic(BaseException):
+    """What a native library raises, past all who catch Exception."""
+
+
+@pytest.mark.parametrize("error", [Panic("no"), BaseExceptionGroup("no", [Panic("no")])], ids=["panic", "group"])
+async def test_the_panic_of_a_library_is_a_failure_of_the_job_and_not_the_end_of_the_worker(error: BaseException) -> None:
+    world = World()
+
+    async def panics(payload: Any, job: Job) -> None:
+        raise error
+
+    world.put(panics)
+    await until(lambda: world.task.done() or world.tally.finished == 1)
+    ((_, told, outcome),) = world.failures
+    assert told is error
+    assert isinstance(outcome, Retry)
+    await next_job_runs_undisturbed(world)
+    await world.end()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), GeneratorExit()], ids=lambda error: type(error).__name__)
+async def test_what_ends_the_whole_process_is_let_through(error: BaseException) -> None:
+    world = World()
+    task = asyncio.current_task()
+    assert task is not None
+
+    async def run(payload: Any, job: Job) -> None:
+        raise error
+
+    try:
+        await world.another_lane().attempt(handler(run), job("first"), task)
+    except BaseException as caught:
+        assert caught is error
+    else:
+        raise AssertionError("it was caught")
     await world.end()
 
 

@@ -15,8 +15,8 @@ import msgspec
 import pytest
 
 from runtime.errors import Dead, NotStarted, Retry, Snooze
-from runtime.jobs import PLAIN, Envelope, Job
-from runtime.offload import THREADS, ChildFailed, ChildKilled, in_thread
+from runtime.jobs import BEGINS, PLAIN, Envelope, Job
+from runtime.offload import PROCESSES, THREADS, ChildFailed, ChildKilled, in_thread
 from tests.unit.in_child import Work, work, work_async
 
 
@@ -141,6 +141,25 @@ async def test_a_function_that_was_cut_while_it_waited_for_a_slot_never_runs_and
     assert second.begun == 0
 
 
+async def test_a_function_says_that_it_begins_when_it_has_its_slot() -> None:
+    THREADS.total_tokens = 1
+    begun: list[str] = []
+    first, second = Hanging(), Hanging()
+
+    async def as_lane(name: str, function: Hanging) -> None:
+        BEGINS.set(lambda: begun.append(name))
+        await in_thread(function)(None, job())
+
+    tasks = [asyncio.ensure_future(as_lane("first", first)), asyncio.ensure_future(as_lane("second", second))]
+    await until(lambda: first.begun == 1)
+    assert begun == ["first"]
+    first.let_go.set()
+    second.let_go.set()
+    await asyncio.gather(*tasks)
+    assert begun == ["first", "second"]
+    await until(lambda: THREADS.borrowed_tokens == 0)
+
+
 async def test_whenever_a_cut_comes_the_slot_is_free_in_the_end() -> None:
     THREADS.total_tokens = 1
     never_ran = 0
@@ -230,7 +249,29 @@ async def test_a_cut_kills_the_child(tmp_path: Path) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    assert PROCESSES.borrowed_tokens == 0
     await until(lambda: not is_alive(pid))
+
+
+async def test_a_job_that_was_cut_while_it_waited_for_a_child_never_began(tmp_path: Path) -> None:
+    begun: list[str] = []
+    BEGINS.set(lambda: begun.append("begun"))
+    places = [object() for _ in range(int(PROCESSES.total_tokens))]
+    for place in places:
+        await PROCESSES.acquire_on_behalf_of(place)
+    try:
+        task = asyncio.ensure_future(work.run(None, job("note", tmp_path / "note")))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(NotStarted):
+            await task
+    finally:
+        for place in places:
+            PROCESSES.release_on_behalf_of(place)
+    assert begun == []
+    assert not (tmp_path / "note").exists()
+    assert PROCESSES.borrowed_tokens == 0
 
 
 async def test_what_a_child_writes_to_its_standard_output_does_no_harm() -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.backoff import Backoff
-from runtime.errors import BadMessage, BadPayload, Dead, LeaseLost, Retry, SelfCancelled, Snooze, StoreAway, TimedOut
+from runtime.errors import BadMessage, BadPayload, Dead, LeaseLost, NotStarted, Retry, SelfCancelled, Snooze, StoreAway, TimedOut
 from runtime.jobs import (
     DONE,
     LOST,
@@ -212,6 +212,10 @@ def test_nothing_raised_is_done() -> None:
 def test_a_lost_lease_leaves_nothing_to_write() -> None:
     assert decided(LeaseLost("another worker holds it")) is LOST
     assert decided(LeaseLost("another worker holds it"), failed=2) is LOST
+
+
+def test_a_job_that_was_cut_before_it_began_is_given_back_and_burns_no_attempt() -> None:
+    assert decided(NotStarted("no thread for it"), attempts=1) is RELEASE
 
 
 def test_a_handler_that_says_dead_is_taken_at_its_word() -> None:

@@ -1,0 +1,186 @@
+"""Fetch, decode, admit: from Redis into the Inbox, never more than there is room for."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from random import random
+from typing import Final
+
+from runtime.backoff import delay_s
+from runtime.codec import decode_many
+from runtime.desk import STORE_BACKOFF, Desk
+from runtime.errors import Dead, StoreAway
+from runtime.events import outcome_name
+from runtime.jobs import FREE, UNKNOWN, Job, Lost, Outcome, Park
+from runtime.plan import Plan
+from runtime.scheduler import MAX_UNKNOWN
+from runtime.settle import admit, admit_keyed
+from runtime.streams import MAX_IDS, Fetched
+
+BELL_MS: Final = 1000
+ROOMS_S: Final = 0.25
+PAUSE_S: Final = 0.05
+MAX_FETCH: Final = 1_000_000  # entries a fetch may ask for; halved each time that none comes through
+
+
+class Fetcher:
+    """Owns the plan, and what was seen waiting in rooms. `room` says how many jobs may be fetched now."""
+
+    def __init__(self, desk: Desk, types: dict[str, int], room: Callable[[], int], stop: asyncio.Event) -> None:
+        self._desk = desk
+        self._types = types
+        self._room = room
+        self._stop = stop
+        self._plan = Plan()
+        self._takes: set[int] = set()
+        self._is_quiet = False  # the bell has not rung: nothing can be there but what rooms hold
+        self._most = MAX_FETCH
+        self._next_rooms_s = 0.0
+        self.room_made = asyncio.Event()
+        self.is_fetching = False
+
+    def __repr__(self) -> str:
+        return f"<Fetcher {'fetches' if self.is_fetching else 'waits for the store'}, {self._plan!r}>"
+
+    async def run(self) -> None:
+        """Fetch whenever there is room, until told to stop; never cancelled, since a cancelled read loses deliveries."""
+        failures = 0
+        while not self._stop.is_set():
+            room = min(self._room(), self._most)
+            if room < 1:
+                self.room_made.clear()
+                await self.room_made.wait()
+                continue
+            try:
+                await self._fetch(room)
+                failures, self.is_fetching = 0, True
+                self._most = min(2 * self._most, MAX_FETCH)
+            except StoreAway as error:
+                failures += 1
+                self._most = max(1, min(room, self._most) // 2)  # large entries on a slow line would never get through
+                self.is_fetching = False
+                self._desk.tally.store_errors += 1
+                self._desk.words.store_away(error, failures)
+                await self._pause(delay_s(failures, STORE_BACKOFF, random))
+
+    async def _fetch(self, room: int) -> None:
+        """Fill the room: from rooms we may take from, else as planned, else wait for the bell."""
+        if await self._take_from_rooms(room):
+            return
+        can_ring = room >= min(4, self._desk.config.concurrency)  # one entry per stream may come
+        if not (self._is_quiet and can_ring and not self._takes):
+            shares, takes = self._plan.shares(room), self._takes
+            shares = [max(share, int(stream in takes)) for stream, share in enumerate(shares)]
+            fetched = await self._desk.streams.fetch(shares, takes)
+            got = [0, 0, 0, 0]
+            for haul in fetched.hauls:
+                got[haul.stream] = len(haul.rows)
+            self._takes = fetched.free
+            for stream in takes | fetched.free:
+                got[stream] = max(got[stream], shares[stream])  # something waits there: by no means dry
+            self._plan.learn(shares, got)
+            await self.receive(fetched)
+            if any(haul.rows for haul in fetched.hauls) or self._takes or self._stop.is_set():
+                return
+        if can_ring:
+            rung = await self._desk.streams.ring(self._bell_ms())
+            self._takes, self._is_quiet = rung.free, not rung.hauls
+            await self.receive(rung)
+        else:
+            await self._pause(PAUSE_S)
+
+    def _bell_ms(self) -> int:
+        """Rooms ring no bell: where one is not empty, the blocked read must end soon."""
+        return int(ROOMS_S * 1000) if self._open_rooms() else BELL_MS
+
+    def _open_rooms(self) -> list[tuple[int, str]]:
+        return [at for at in self._desk.scheduler.rooms if at[1] != FREE and self._desk.scheduler.can_run(at[1])]
+
+    async def _take_from_rooms(self, room: int) -> bool:
+        """Take from rooms of types that we can run; every quarter of a second at most, and only where something was seen."""
+        if not self._desk.scheduler.rooms or time.monotonic() < self._next_rooms_s:
+            return False
+        self._next_rooms_s = time.monotonic() + ROOMS_S
+        taken = False
+        for stream, name in self._open_rooms():
+            types = self._types if name == UNKNOWN else None
+            fetched = await self._desk.streams.take(stream, name, room, types)
+            size = sum(len(haul.rows) for haul in fetched.hauls)
+            if size < min(room, MAX_IDS) and name != UNKNOWN:
+                self._desk.scheduler.rooms.pop((stream, name), None)
+            await self.receive(fetched)
+            room -= size
+            taken = taken or size > 0
+            if room < 1:
+                break
+        return taken
+
+    async def receive(self, fetched: Fetched) -> None:
+        """Decode, hold and admit what came; only keyed jobs wait for another answer."""
+        keyed: list[Job] = []
+        now_s = time.monotonic()
+        for haul in fetched.hauls:
+            if haul.rows:
+                middle: bytes = haul.rows[len(haul.rows) // 2][0]
+                self._desk.tally.waited(haul.stream, fetched.now_ms - int(middle.partition(b"-")[0]), len(haul.rows))
+            jobs, bad = decode_many(
+                haul.stream, haul.rows, haul.counts, fetched.run, now_s, fetched.now_ms, self._desk.config.max_data_bytes
+            )
+            for entry in bad:
+                if self._desk.held.add(haul.stream, [entry.lease]):
+                    self._desk.ledger.add_bad(entry)
+                    self._desk.tally.moved(b"", haul.stream, "dead")
+                    self._desk.words.say("unreadable entry %s on %s: %s", entry.lease.entry.decode(), haul.stream, entry.reason)
+            admitted = admit(self._desk.held.add(haul.stream, jobs), self._desk.registry, fetched.now_ms)
+            keyed += admitted.keyed
+            self._turn_away(admitted.turned_away)
+            self._desk.inbox.put(admitted.ready)
+        if keyed:
+            await self._receive_keyed(keyed, fetched.now_ms)
+
+    async def _receive_keyed(self, keyed: list[Job], now_ms: int) -> None:
+        """Claim the keys of a batch. Without an answer the jobs are given back: nobody knows whose they are."""
+        admitted = admit(keyed, self._desk.registry, now_ms)
+        try:
+            verdicts = await self._desk.streams.admit([(job, job.envelope.key) for job in keyed])
+        except StoreAway:
+            self._desk.ledger.release(keyed)
+            raise
+        copies = admit_keyed(admitted, verdicts, now_ms)
+        for job in copies:
+            self._desk.tally.moved(job.type, job.stream, "copy")
+        self._desk.held.remove(copies)
+        self._turn_away(admitted.turned_away)
+        self._desk.inbox.put(admitted.ready)
+
+    def _turn_away(self, turned_away: Sequence[tuple[Job, Outcome]]) -> None:
+        for job, outcome in turned_away:
+            if isinstance(outcome, Lost):  # somebody else's by now: nothing to write, nothing to hold
+                self._desk.held.remove([job])
+                continue
+            word = self._into_shared_room(outcome) if isinstance(outcome, Park) else outcome
+            self._desk.ledger.add(job, word)
+            self._desk.tally.moved(job.type if job.type in self._desk.registry else b"", job.stream, outcome_name(word))
+            if isinstance(word, Dead):
+                self._desk.words.say("job %s is dead: %s", job.id, word)
+
+    def _into_shared_room(self, park: Park) -> Park:
+        """Bound the number of rooms that producers can make by inventing names."""
+        rooms = self._desk.scheduler.rooms
+        named = {name for _, name in rooms if name.startswith(UNKNOWN)}
+        if park.room in named:
+            return park
+        if len(named) >= MAX_UNKNOWN:
+            return Park(UNKNOWN)
+        for stream in range(4):
+            rooms.setdefault((stream, park.room), 0)
+        return park
+
+    async def _pause(self, wait_s: float) -> None:
+        try:
+            async with asyncio.timeout(wait_s):
+                await self._stop.wait()
+        except TimeoutError:
+            return

@@ -1,0 +1,125 @@
+"""Settle: the ledger to Redis, a batch per round trip."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from random import random
+from typing import Final
+
+from runtime.backoff import delay_s
+from runtime.desk import STORE_BACKOFF, Desk
+from runtime.errors import StoreAway
+from runtime.jobs import FREE, Batch, Lease
+from runtime.settle import empty_batch
+from runtime.streams import Settled
+
+FLUSH_AGE_S: Final = 0.0015
+
+
+class Flusher:
+    """Owns the moves that the server answered with an error, which wait apart, and the moment of the next flush."""
+
+    def __init__(self, desk: Desk, on_written: Callable[[], None]) -> None:
+        self._desk = desk
+        self._on_written = on_written
+        self._to_flush = asyncio.Event()
+        self._flush_now = asyncio.Event()
+        self._apart = empty_batch()
+        self._apart_failures = 0
+        self._apart_until_s = 0.0
+        self.released = 0
+
+    def __repr__(self) -> str:
+        return f"<Flusher {self._desk.ledger!r}, {len(self._apart)} moves apart>"
+
+    def wake(self) -> None:
+        """Something is in the ledger."""
+        self._to_flush.set()
+
+    def lanes_idle(self) -> None:
+        """A lane has nothing to do; when it was the last one, what is in the ledger need not wait for company."""
+        if self._desk.inbox.idle >= self._desk.config.concurrency:
+            self._flush_now.set()
+
+    async def run(self) -> None:
+        """Write the ledger whenever something is in it, for ever."""
+        failures = 0
+        while True:
+            await self._to_flush.wait()
+            await self._gather()
+            self._to_flush.clear()
+            try:
+                await self.flush()
+                failures = 0
+            except StoreAway as error:
+                failures += 1
+                self._desk.tally.store_errors += 1
+                self._desk.words.store_away(error, failures)
+                await asyncio.sleep(delay_s(failures, STORE_BACKOFF, random))
+
+    async def _gather(self) -> None:
+        """Wait until a flush is worth its round trip: all lanes idle, or the oldest outcome is old enough."""
+        self._flush_now.clear()
+        if self._desk.inbox.idle >= self._desk.config.concurrency:
+            return
+        try:
+            async with asyncio.timeout(FLUSH_AGE_S):
+                await self._flush_now.wait()
+        except TimeoutError:
+            return
+
+    async def flush(self) -> None:
+        """Write all that is in the ledger; without an answer it all goes back, to be asked again.
+
+        A move that the server answers with an error concerns that move alone: it waits apart, and holds up nobody.
+        """
+        batch = self._desk.ledger.take()
+        if not len(batch):
+            return
+        parked_s = [move.lease.taken_s for move in batch.park]
+        try:
+            settled = await self._desk.streams.settle(batch)
+        except BaseException:
+            self._desk.ledger.put_back(batch)
+            raise
+        self._keep_apart(settled)
+        kept = {id(lease) for lease in leases_of(settled.left)}
+        # Given back and taken again by ourselves before the answer was read: that lease is new, and nobody runs it yet.
+        again = [move.lease for move, taken_s in zip(batch.park, parked_s, strict=True) if move.lease.taken_s != taken_s]
+        self._desk.ledger.release(again)
+        kept |= {id(lease) for lease in again}
+        self._desk.held.remove([lease for lease in leases_of(batch) if id(lease) not in kept] if kept else leases_of(batch))
+        self._desk.tally.refused += settled.refused
+        self._desk.tally.shortfall += settled.shortfall
+        self.released += sum(1 for move in batch.park if move.room == FREE)
+        for move in batch.defer:
+            if move.kind != "at":
+                self._desk.scheduler.due_within(move.when_ms / 1000)
+        self._on_written()
+
+    def _keep_apart(self, settled: Settled) -> None:
+        if not settled.error:
+            if not len(self._apart):
+                self._apart_failures = 0
+            return
+        self._apart.add(settled.left)
+        self._apart_failures += 1
+        self._apart_until_s = time.monotonic() + delay_s(self._apart_failures, STORE_BACKOFF, random)
+        self._desk.tally.store_errors += 1
+        self._desk.words.say("%d moves were answered with an error and will be tried again: %s", len(settled.left), settled.error)
+
+    def retry_apart(self, now_s: float) -> None:
+        """Note again the moves that wait apart, when their time has come."""
+        if len(self._apart) and self._apart_until_s < now_s:
+            apart, self._apart = self._apart, empty_batch()
+            self._desk.ledger.put_back(apart)
+
+
+def leases_of(batch: Batch) -> list[Lease]:
+    """Give all leases of a batch."""
+    leases = [lease for done in batch.done for lease in done]
+    for moves in (batch.defer, batch.dead, batch.park):
+        leases += [move.lease for move in moves]
+    return leases
