@@ -71,7 +71,7 @@ class Tally:
         if outcome is DONE:
             count.done += 1
         else:
-            name = _NAMES[type(outcome)]
+            name = outcome_name(outcome)
             count.outcomes[name] = count.outcomes.get(name, 0) + 1
 
     def moved(self, type_name: bytes, stream: int, name: str, by: int = 1) -> None:
@@ -110,5 +110,5 @@ class Tally:
 
 
 def outcome_name(outcome: Outcome) -> str:
-    """Give the word for an outcome, as in metrics and statistics."""
-    return _NAMES[type(outcome)]
+    """Give the word for an outcome, as in metrics and statistics. Handlers may raise subclasses of `Retry`, `Snooze` and `Dead`."""
+    return next(_NAMES[kind] for kind in type(outcome).__mro__ if kind in _NAMES)

@@ -81,6 +81,7 @@ class Fetcher:
             for stream in takes | fetched.free:
                 got[stream] = max(got[stream], shares[stream])  # something waits there: by no means dry
             self._plan.learn(shares, got)
+            self.is_fetching = True
             await self.receive(fetched)
             if any(haul.rows for haul in fetched.hauls) or self._takes or self._stop.is_set():
                 return

@@ -128,8 +128,9 @@ class Wire:
             return answers
 
     async def close(self) -> None:
-        """Close the connection; a later call opens a new one."""
-        await self._drop()
+        """Close the connection when the call under way has ended; a later call opens a new one."""
+        async with self._busy:
+            await self._drop()
 
     async def _answer(self, connection: AbstractConnection) -> Any:
         try:

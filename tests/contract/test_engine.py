@@ -8,7 +8,7 @@ import time
 import msgspec
 import pytest
 
-from runtime import Backoff, Job, contract, handler, offload
+from runtime import Backoff, Dead, Job, contract, handler, offload
 from runtime.streams import GROUP
 from tests.faults.harness import leftovers
 from tests.workers import until, working
@@ -129,6 +129,20 @@ async def test_what_is_no_exception_does_not_end_the_worker(server, raw):
         await until(lambda: raw.xlen("{jobs}:dead") == 1, "it is tried again, and dies")
     [(_, letter)] = raw.xrange("{jobs}:dead")
     assert letter["dead_error"].startswith("Panic: a native library")
+
+
+async def test_a_handler_may_have_words_of_its_own(server, raw):
+    class Gone(Dead):
+        """The account is closed."""
+
+    @handler(Work)
+    async def closed(message: Work, job: Job) -> None:
+        raise Gone("account closed", code="no-account")
+
+    async with working(server.url, closed):
+        xadd(raw, 1)
+        await until(lambda: raw.xlen("{jobs}:dead") == 1, "it dies")
+    assert raw.xrange("{jobs}:dead")[0][1]["dead_reason"] == "no-account"
 
 
 async def test_jobs_that_run_while_their_group_is_lost_run_once(server, raw):
