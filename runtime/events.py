@@ -110,5 +110,5 @@ class Tally:
 
 
 def outcome_name(outcome: Outcome) -> str:
-    """Give the word for an outcome, as in metrics and statistics. Handlers may raise subclasses of `Retry`, `Snooze` and `Dead`."""
+    """Give the word for an outcome, as in metrics and statistics; handlers may raise subclasses of `Retry`, `Snooze`, `Dead`."""
     return next(_NAMES[kind] for kind in type(outcome).__mro__ if kind in _NAMES)

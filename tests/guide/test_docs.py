@@ -59,7 +59,7 @@ def test_the_first_job_of_the_readme_runs_as_shown(tcp_server, tmp_path):
     run, xadd = SHELL.findall(README)
     log = tmp_path / "log"
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}", "PYTHONUNBUFFERED": "1"}
-    command = run.strip().replace(ADDRESS, url(tcp_server)).split(" ")[1:] + ["--board", "off"]
+    command = [*run.strip().replace(ADDRESS, url(tcp_server)).split(" ")[1:], "--board", "off"]
     with log.open("ab") as out:
         worker = subprocess.Popen([sys.executable, *command], cwd=tmp_path, env=environment, stdout=out, stderr=out)
     try:
