@@ -1,7 +1,7 @@
 """`python -m tests.faults.mutants`: the tests are tested.
 
-Each mutant breaks one rule in a copy of the tree, and a named test must turn red. A survivor is a missing test. A mutant that can no
-longer be applied is a failure too.
+Each mutant breaks one rule in a copy of the tree, and a named test must turn red. A survivor is a missing test. A mutant that
+can no longer be applied is a failure too.
 """
 
 from __future__ import annotations
