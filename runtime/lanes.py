@@ -1,8 +1,7 @@
 """Lanes run jobs one after another: the hot path. From an Inbox into a Ledger, without Redis.
 
-Per job: one coroutine and its arguments; no task, timer, timeout object or lock. Cutting a lane's job is told from stopping
-the lane by
-counting cancels; `interrupt` fires only while the handler runs, since before Python 3.13 `uncancel` does not clear a pending
+Per job: one coroutine and its arguments; no task, timer, timeout object or lock. Cutting a lane's job is told from stopping the
+lane by counting cancels; `interrupt` fires only while the handler runs, since before Python 3.13 `uncancel` does not clear a pending
 cancel.
 """
 
@@ -180,7 +179,9 @@ class Lane:
         return error
 
     def begin(self) -> None:
-        """Count the time of the job from now on."""
+        """Count the time of the job from now on. A task that outlives its job may still call this: it finds no job."""
+        if self.job is None:
+            return
         self.started_s = started_s = self.clock()
         self.deadline_s = started_s + self.timeout_s
 

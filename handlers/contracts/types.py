@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, cast
+from unicodedata import is_normalized
 
 import msgspec
 from msgspec import Meta
@@ -28,6 +29,11 @@ _ALIAS: Final = r"^[a-z][a-z0-9_-]{0,31}(?![\s\S])"
 # One addr-spec without quotes, comments and domain literals: each of them lets a comma or a space into an address. Whether the
 # dots stand where they may is seen when the mail is made.
 _ADDRESS: Final = r"^[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]{1,64}@[^\x00-,/:-@\[-`{-\xa0\u2000-\u206f]+(?![\s\S])"
+# A part is neither `.` nor `..`, and none is empty; whether it is composed (NFC) is seen by `check_path`.
+_PART: Final = rf"(?!\.{{1,2}}(?:/|(?![\s\S])))[^/\\\x00-\x1f{_FORBIDDEN}]+"
+_ROOT_PATH: Final = rf"^[a-z][a-z0-9_-]{{0,31}}:{_PART}(?:/{_PART})*(?![\s\S])"
+_IDENT: Final = r"^[A-Za-z_][A-Za-z0-9_]{0,62}(?![\s\S])"
+_GLOB: Final = rf"^[^/\x00-\x1f{_FORBIDDEN}]+(?![\s\S])"
 
 Alias = Annotated[str, Meta(pattern=_ALIAS, description="a name that the worker's configuration knows")]
 Line = Annotated[str, Meta(pattern=_LINE, max_length=MAX_LINE_CHARS, description="one line of text")]
@@ -36,11 +42,26 @@ Address = Annotated[str, Meta(pattern=_ADDRESS, max_length=254, description="one
 # For a union with a list. msgspec (0.22) takes the pattern of a text that shares a union with a list or a dict for something
 # else, and aborts the process at its end; so the pattern is only in the schema, and the contract calls `is_address`.
 LoneAddress = Annotated[str, Meta(max_length=254, extra_json_schema={"pattern": _ADDRESS, "description": "one mail address"})]
+RootPath = Annotated[
+    str, Meta(pattern=_ROOT_PATH, max_length=512, description="`root:relative/path`, below a folder that the configuration knows")
+]
+Ident = Annotated[str, Meta(pattern=_IDENT, description="the name of a table or a column")]
+Glob = Annotated[str, Meta(pattern=_GLOB, max_length=100, description="a pattern for file names, with `*`, `?` and `[…]`")]
 Params = Annotated[dict[str, Any], Meta(max_length=MAX_PARAMS_KEYS, description="values for a template")]
 
 is_line = re.compile(_LINE).match
 is_text = re.compile(_TEXT).match
 is_address = re.compile(_ADDRESS).match
+
+
+def check_path(path: str, field: str) -> None:
+    """Return only if the path is in Unicode's composed form, so that one name has one spelling.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not is_normalized("NFC", path):
+        raise ValueError(f"not in Unicode's composed form (NFC) - at `$.{field}`")
 
 
 def check_params(params: Mapping[str, Any]) -> None:

@@ -8,18 +8,19 @@ from __future__ import annotations
 import ipaddress
 import logging
 import os
+import re
 import time
 import tomllib
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Final, NoReturn, TypeVar, cast
+from typing import Annotated, Any, Final, Literal, NoReturn, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 import msgspec
 from msgspec import Meta
 
-from handlers.contracts.types import Address, Alias, Line
+from handlers.contracts.types import Address, Alias, Line, RootPath, check_path
 from runtime import ConfigError, Snooze
 
 log = logging.getLogger("handlers")
@@ -30,6 +31,9 @@ WAIT_S: Final = 60.0  # how soon a waiting job looks again whether somebody has 
 LOUD_S: Final = 60.0
 MAX_SUBJECTS: Final = 1000  # aliases come from payloads: what is remembered of them is bounded
 _PORTS: Final = {"smtp": 25, "smtp+starttls": 587, "smtps": 465}
+_MODES: Final = ("read", "write", "purge")  # each allows what those before it do
+_SIZE: Final = re.compile(r"([0-9]{1,15}) ?([KMGT]iB|B)?")
+_UNITS: Final = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _NAMES: Final = ", ".join(f"{scheme}://" for scheme in _PORTS)
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -116,12 +120,64 @@ class Templates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     path: str
 
 
+class Root(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A folder that payloads name by its alias, and what jobs may do in it.
+
+    `purge` allows `cleanup-logs` to delete there, up to `max_delete` files a run. `max_bytes` is for each file that a job writes.
+    """
+
+    path: str
+    mode: Literal["read", "write", "purge"] = "read"
+    max_bytes: int | str = "5GiB"
+    max_delete: Annotated[int, Meta(ge=1)] = 100_000
+
+    def __post_init__(self) -> None:
+        """Refuse a folder that depends on where the worker was started, one that nobody wants to purge, and a size without sense.
+
+        Raises:
+            ValueError: as the text says.
+        """
+        if not os.path.isabs(self.path):
+            raise ValueError("path: an absolute path, please")
+        if self.mode == "purge" and os.path.normpath(self.path) in ("/", "//"):
+            raise ValueError("path: the whole file system cannot be purged")
+        if _size_bytes(self.max_bytes) < 1:
+            raise ValueError("max_bytes: a number of bytes, or a text as 500MiB")
+
+    @property
+    def limit_bytes(self) -> int:
+        """`max_bytes`, as a number."""
+        return _size_bytes(self.max_bytes)
+
+    def allows(self, mode: Literal["read", "write", "purge"]) -> bool:
+        """Say whether jobs may do this here."""
+        return _MODES.index(mode) <= _MODES.index(self.mode)
+
+
+class Database(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A SQLite file below a root, the folder of the queries that payloads may name, and how large a row may be."""
+
+    sqlite: RootPath
+    queries: str = ""
+    max_row_bytes: Annotated[int, Meta(ge=1024, le=2**30)] = 2**20
+
+    def __post_init__(self) -> None:
+        """Refuse a path with two spellings.
+
+        Raises:
+            ValueError: as the text says.
+        """
+        check_path(self.sqlite, "sqlite")
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What `handlers.toml` says, validated."""
 
     smtp: dict[str, Smtp] = {}
     senders: dict[str, Sender] = {}
     templates: Templates | None = None
+    roots: dict[str, Root] = {}
+    databases: dict[str, Database] = {}
 
     def sender(self, alias: str) -> Sender:
         """Give a sender.
@@ -146,6 +202,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             Snooze: no folder is configured.
         """
         return self.templates.path if self.templates else _missing("templates", alias)
+
+    def root(self, alias: str) -> Root:
+        """Give a root.
+
+        Raises:
+            Snooze: there is none of that name.
+        """
+        return self.roots.get(alias) or _missing("roots", alias)
+
+    def database(self, alias: str) -> Database:
+        """Give a database.
+
+        Raises:
+            Snooze: there is none of that name.
+        """
+        return self.databases.get(alias) or _missing("databases", alias)
 
 
 def wait_for_operator(subject: str, code: str, text: str) -> Snooze:
@@ -212,6 +284,8 @@ def load(path: str, environment: Mapping[str, str]) -> Settings:
         smtp=_aliases(path, raw, "smtp", Smtp),
         senders=_aliases(path, raw, "senders", Sender),
         templates=None if templates is None else _struct(path, "templates", templates, Templates),
+        roots=_aliases(path, raw, "roots", Root),
+        databases=_aliases(path, raw, "databases", Database),
     )
 
 
@@ -273,6 +347,12 @@ def _endpoint(url: str) -> Endpoint:
     if parts.password is not None:
         raise ValueError("url: no password in it; give password_file, or password = 'env:NAME'")
     return Endpoint(scheme, host, port or _PORTS[scheme], unquote(parts.username or ""))
+
+
+def _size_bytes(text: int | str) -> int:
+    """Give a size in bytes; 0 if the text is none."""
+    found = _SIZE.fullmatch(str(text))
+    return int(found[1]) * _UNITS[found[2] or ""] if found else 0
 
 
 def _is_loopback(host: str) -> bool:

@@ -8,8 +8,8 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,12 @@ class Disk:
         return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
+def state(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """Give inode, size and time of each file of a folder; reading changes none of them."""
+    found = {path.name: path.stat() for path in folder.iterdir()}
+    return {name: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in found.items()}
+
+
 def job_of(message: msgspec.Struct, number: int = 0) -> Job:
     """Give a job as the worker would; another number is another job."""
     contract = contract_of(type(message))
@@ -115,6 +121,35 @@ def outcome(process: subprocess.Popen[str]) -> str:
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     return said.strip()
+
+
+SWAP = """
+import os, signal, sys
+folder, aside, outside = sys.argv[1:]
+told = []
+signal.signal(signal.SIGTERM, lambda *_: told.append(True))
+print("ready", flush=True)
+while not told:
+    os.rename(folder, aside)
+    os.symlink(outside, folder)
+    os.unlink(folder)
+    os.rename(aside, folder)
+"""
+
+
+@contextmanager
+def swapping(folder: Path, aside: Path, outside: Path) -> Iterator[None]:
+    """Have another process put a link to `outside` in the folder's place, and the folder back, without end."""
+    command = [sys.executable, "-ISc", SWAP, str(folder), str(aside), str(outside)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)
+    assert process.returncode == 0
 
 
 def until(is_true: Callable[[], bool]) -> None:

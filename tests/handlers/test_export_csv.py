@@ -29,7 +29,7 @@ from handlers.maintenance import cleanup_logs
 from runtime import BadPayload, Dead, Priority, Snooze
 from runtime.jobs import PLAIN, Job, contract_of
 from tests.handlers.conftest import Configure
-from tests.handlers.disks import ENDLESS, Disk, child, export, job_of, outcome, until
+from tests.handlers.disks import ENDLESS, Disk, child, export, job_of, outcome, state, until
 from tests.servers import Server
 from tests.workers import working
 
@@ -485,10 +485,10 @@ async def test_a_repeat_waits_for_the_run_that_was_cut_and_jobs_wait_for_a_threa
 async def test_a_second_run_does_nothing(disk: Disk) -> None:
     disk.table("a TEXT", [("x",)])
     first = await run(export("a"))
-    before = [(path.name, path.stat()) for path in sorted(disk.out.iterdir())]
+    before = state(disk.out)
     disk.database.unlink()
     assert await run(export("a")) == first
-    assert [(path.name, path.stat()) for path in sorted(disk.out.iterdir())] == before
+    assert state(disk.out) == before
 
 
 async def test_the_same_rows_give_the_same_bytes(disk: Disk) -> None:

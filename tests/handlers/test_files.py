@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,7 +24,7 @@ from handlers.kit.files import Sidecar, Target, Writer, open_below, open_root, t
 from handlers.kit.settings import Root, Settings
 from handlers.kit.threads import Stop, Stopped
 from runtime import Dead, Snooze
-from tests.handlers.disks import Disk
+from tests.handlers.disks import Disk, state, swapping
 
 WORK = "a" * 26
 OTHER = "b" * 26
@@ -206,31 +206,18 @@ def test_folders_that_become_links_at_any_moment_lead_nowhere(disk: Disk) -> Non
     outside = disk.folder / "outside"
     outside.mkdir()
     (disk.out / "a").mkdir()
-    is_over = threading.Event()
-
-    def swap() -> None:
-        while not is_over.is_set():
-            os.rename(disk.out / "a", disk.out / "kept")
-            os.symlink(outside, disk.out / "a")
-            os.unlink(disk.out / "a")
-            os.rename(disk.out / "kept", disk.out / "a")
-
-    swapper = threading.Thread(target=swap)
-    swapper.start()
-    refused = 0
-    try:
-        with open_root("out", Root(path=str(disk.out))) as top:
-            for _ in range(10_000):
-                try:
-                    with open_below(top, ["a"]) as folder:
-                        os.close(os.open("x", os.O_CREAT | os.O_WRONLY, dir_fd=folder))
-                except OSError as error:
-                    assert error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
-                    refused += 1
-    finally:
-        is_over.set()
-        swapper.join()
-    assert 0 < refused < 10_000
+    end_s = time.monotonic() + 20
+    opened = refused = 0
+    with swapping(disk.out / "a", disk.out / "kept", outside), open_root("out", Root(path=str(disk.out))) as top:
+        while opened < 2000 or refused < 200:
+            assert time.monotonic() < end_s
+            try:
+                with open_below(top, ["a"]) as folder:
+                    os.close(os.open("x", os.O_CREAT | os.O_WRONLY, dir_fd=folder))
+                opened += 1
+            except OSError as error:
+                assert error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+                refused += 1
     assert disk.names(outside) == []
 
 
@@ -255,10 +242,26 @@ def test_a_file_appears_complete_with_its_sidecar(disk: Disk) -> None:
 
 def test_the_same_work_is_done_once(disk: Disk) -> None:
     assert write(disk) is None
-    before = (disk.out / "x.csv").stat()
+    before = state(disk.out)
     assert write(disk, b"other bytes") == RESULT
-    assert (disk.out / "x.csv").stat() == before
+    assert state(disk.out) == before
     assert disk.names(disk.out) == ["x.csv", "x.csv.job.json"]
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.csv.job.json"])
+def test_a_link_is_not_taken_for_the_file_or_the_sidecar(disk: Disk, name: str) -> None:
+    write(disk)
+    outside = disk.folder / "outside"
+    os.rename(disk.out / name, outside)
+    (disk.out / name).symlink_to(outside)
+    content = outside.read_bytes()
+    if name == "x.csv":
+        assert write(disk, b"new") is None
+        assert not (disk.out / name).is_symlink()
+    else:
+        with pytest.raises(Dead, match="there already"):
+            write(disk, b"new")
+    assert outside.read_bytes() == content
 
 
 @pytest.mark.parametrize("spoil", [b"", b"onE", b"one more"])

@@ -917,6 +917,27 @@ async def test_each_lane_hears_of_its_own_job_when_that_begins() -> None:
     await world.end()
 
 
+async def test_a_task_that_a_job_left_behind_puts_no_deadline_on_an_idle_lane() -> None:
+    world = World()
+    left_behind: list[asyncio.Task[None]] = []
+
+    async def begin_later() -> None:
+        await world.gate.wait()
+        BEGINS.get()()
+
+    async def leaves_a_task_behind(payload: Any, job: Job) -> None:
+        left_behind.append(asyncio.create_task(begin_later()))
+
+    world.put(leaves_a_task_behind)
+    await until(lambda: world.inbox.idle == 1 and world.tally.finished == 1)
+    world.gate.set()
+    await asyncio.wait(left_behind)
+    assert world.lane.deadline_s == NEVER
+    cut(world)
+    await next_job_runs_undisturbed(world)
+    await world.end()
+
+
 async def test_a_job_that_was_cut_before_it_began_is_given_back() -> None:
     world = World()
 

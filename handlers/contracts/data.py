@@ -1,0 +1,132 @@
+"""Data on its way out of databases: what a producer fills in, and what comes of it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from handlers.contracts.types import Alias, Ident, Line, Params, RootPath, check_params, check_path
+from runtime import Priority, contract
+
+MAX_COLUMNS: Final = 200
+MAX_VALUES: Final = 1000  # of one `in`
+MAX_INTEGER: Final = 2**63 - 1  # what a database column holds
+MAX_NULL_CHARS: Final = 20
+
+Scalar = str | int | float | bool
+
+
+class Query(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="query"):
+    """A query that the operator of the worker has written, with values for its parameters."""
+
+    db: Alias
+    query: Alias
+    params: Params = {}
+
+    def __post_init__(self) -> None:
+        """Refuse values that are no parameters.
+
+        Raises:
+            ValueError: as the text says.
+        """
+        check_params(self.params)
+
+
+class Condition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A condition that a row must meet. `is_null` goes without a value, or with `false` for its contrary."""
+
+    column: Ident
+    op: Literal["eq", "ne", "lt", "le", "gt", "ge", "in", "is_null", "like_prefix"]
+    value: Scalar | list[Scalar] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a value that the operator cannot take.
+
+        Raises:
+            ValueError: as the text says; it shows no value.
+        """
+        match self.op, self.value:
+            case "in", list():
+                fits = 1 <= len(self.values) <= MAX_VALUES
+            case "is_null", None | bool():
+                fits = True
+            case "like_prefix", str():
+                fits = True
+            case "eq" | "ne" | "lt" | "le" | "gt" | "ge", str() | int() | float():
+                fits = True
+            case _:
+                fits = False
+        if not fits:
+            raise ValueError(f"`{self.op}` does not take this value")
+        if any(isinstance(value, int) and abs(value) > MAX_INTEGER for value in self.values):
+            raise ValueError("a whole number of more than 64 bits")
+
+    @property
+    def values(self) -> list[Scalar]:
+        """The value or values, as a list."""
+        if isinstance(self.value, list):
+            return self.value
+        return [] if self.value is None else [self.value]
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A column to sort by."""
+
+    column: Ident
+    descending: bool = False
+
+
+class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="table"):
+    """Columns of a table or view, of the rows that meet all conditions."""
+
+    db: Alias
+    table: Ident
+    columns: Annotated[list[Ident], Meta(min_length=1, max_length=MAX_COLUMNS)]
+    where: Annotated[list[Condition], Meta(max_length=20)] = []
+    order_by: Annotated[list[Order], Meta(max_length=8)] = []
+
+
+Source = Query | Table
+
+
+@contract("export-csv", priority=Priority.MEDIUM)
+class ExportCsv(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Rows of a database, as they are at one moment, into one CSV file.
+
+    `headers` renames columns in the first line. `null` stands for a missing value. `overwrite` replaces what an earlier job wrote
+    there, and never a file that no job wrote.
+    """
+
+    source: Source
+    to: RootPath
+    delimiter: Literal[",", ";", "tab", "|"] = ","
+    encoding: Literal["utf-8", "utf-8-sig"] = "utf-8"
+    headers: Annotated[dict[Line, Line], Meta(max_length=MAX_COLUMNS)] = {}
+    null: Line = ""
+    compress: Literal["none", "gzip"] = "none"
+    formulas: Literal["escape", "keep", "reject"] = "escape"
+    max_rows: Annotated[int, Meta(ge=1, le=100_000_000)] = 10_000_000
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a path with two spellings, and a text for NULL that is a sentence.
+
+        Raises:
+            ValueError: as the text says.
+        """
+        check_path(self.to, "to")
+        if len(self.null) > MAX_NULL_CHARS:
+            raise ValueError(f"more than {MAX_NULL_CHARS} characters - at `$.null`")
+
+
+class Exported(msgspec.Struct, frozen=True, kw_only=True):
+    """The file that came of it: `bytes` and `sha256` are those of the file as it lies there, compressed or not."""
+
+    path: str
+    rows: int
+    bytes: int
+    sha256: str
+    columns: int
+    escaped: int

@@ -1,0 +1,203 @@
+"""The jobs that keep a machine tidy, to be read top to bottom."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import partial
+from itertools import groupby, islice
+from typing import Final
+
+import msgspec
+
+from handlers.contracts.maintenance import Cleaned, CleanupLogs
+from handlers.kit.files import Writer, blamed, open_root, target
+from handlers.kit.settings import Root, Settings, current
+from handlers.kit.sweep import PACKED, STOP_EVERY, Found, Walk, below, compress, delete, word_of
+from handlers.kit.threads import Stop, in_thread
+from runtime import Backoff, Dead, Job, handler
+
+QUIET_S: Final = 600.0  # whoever wrote to a file in the last ten minutes may be writing still
+PART_AGE_S: Final = 86_400.0  # no job runs that long
+MAX_FITTING: Final = 1_000_000  # they are held in memory, about 250 bytes each
+BRAKE_PERCENT: Final = 90
+
+
+@handler(CleanupLogs, timeout_s=1800, retry=Backoff(base_s=300, cap_s=1800, attempts=3))
+async def cleanup_logs(message: CleanupLogs, job: Job) -> Cleaned:
+    """Return when every file that was due is gone, or compressed, or counted among those that could not be; no link is followed.
+
+    A repeat finds less to do: age is reckoned from when the job was first enqueued, a file that is gone needs no deleting, and
+    one that was compressed just before a crash is compared and deleted. Of `.part` files only our own are swept, after a day. How
+    far it is cannot be seen: there is no `job.progress` yet.
+
+    Raises:
+        Dead: the job's own fault: `bad-path`, `safety-brake`, `too-large`; nothing was touched.
+        Snooze: the settings' or the disk's fault: `alias-missing`, `out-of-space`; or another run is not over yet: `locked`.
+        OSError: the disk does not answer; tried again by the policy.
+    """
+    return await in_thread(partial(_clean, message, job.work, job.born, current()))
+
+
+def _clean(message: CleanupLogs, work: str, born_s: float, settings: Settings, stop: Stop) -> Cleaned:
+    root = settings.root(message.root)
+    if not root.allows("purge"):
+        raise Dead(f"roots.{message.root} is for mode {root.mode!r} only", "bad-path")
+    now_s = time.time()
+    with blamed(message.root), open_root(message.root, root) as top:
+        seen = _survey(top, message, min(born_s, now_s) - PART_AGE_S, stop)
+        due = _choose(seen.fitting, message, min(born_s, now_s) - message.older_than_s, now_s - QUIET_S)
+        matched = sorted([*due, *seen.parts], key=lambda found: (found.folder, found.name))
+        if not message.dry_run:
+            _brake(message, root, len(matched), seen.files)
+            tally, done = _carry_out(top, matched, message, work, stop)
+        else:
+            tally, done = Counter[str](), set[Found]()
+    tally["failed"] += seen.failed
+    result = Cleaned(matched=len(matched), oldest_left=_oldest(seen.fitting, done), listing=message.listing, **tally)
+    return result if message.listing is None else _listed(result, matched, message.listing, work, settings, stop)
+
+
+# --- what is there -------------------------------------------------------------------------------------------------------
+
+
+class Survey(msgspec.Struct, frozen=True):
+    """All plain files, counted; those that the globs want; our own parts that nobody will finish; folders that were shut."""
+
+    files: int
+    fitting: list[Found]
+    parts: list[Found]
+    failed: int
+
+
+def _survey(top: int, message: CleanupLogs, part_cutoff_s: float, stop: Stop) -> Survey:
+    includes, excludes = _pattern(message.include), _pattern(message.exclude)
+    walk = Walk(top, recurse=message.recurse, enters=lambda name: not excludes.match(name), stop=stop)
+    files = 0
+    fitting: list[Found] = []
+    parts: list[Found] = []
+    for found in walk:
+        files += 1
+        if excludes.match(found.name):
+            continue
+        if found.is_part:
+            if found.is_our_part and found.written_ns <= part_cutoff_s * 1e9:
+                parts.append(found)
+        elif includes.match(found.name) and not (message.action == "gzip" and found.name.endswith(PACKED)):
+            fitting.append(found)
+            if len(fitting) > MAX_FITTING:
+                raise Dead(f"more than {MAX_FITTING} files fit: narrow `include`", "too-large")
+    return Survey(files, fitting, parts, walk.failed)
+
+
+def _pattern(globs: Sequence[str]) -> re.Pattern[str]:
+    return re.compile("|".join(map(fnmatch.translate, globs)) or r"(?!)")
+
+
+# --- what is due ---------------------------------------------------------------------------------------------------------
+
+
+def _choose(fitting: Sequence[Found], message: CleanupLogs, cutoff_s: float, quiet_s: float) -> list[Found]:
+    """Give the old files, but for those that each folder is to keep; and more, oldest first, to get below the total."""
+    newest_first = sorted(fitting, key=lambda found: (found.folder, -found.written_ns, found.name))
+    free = [
+        found
+        for _, files in groupby(newest_first, key=lambda found: found.folder)
+        for found in islice(files, message.keep_last, None)
+    ]
+    due = [found for found in free if found.written_ns <= cutoff_s * 1e9]
+    if message.max_total_bytes is None:
+        return due
+    left_bytes = sum(found.size_bytes for found in fitting) - sum(found.size_bytes for found in due)
+    younger = [found for found in free if cutoff_s * 1e9 < found.written_ns <= quiet_s * 1e9]
+    for found in sorted(younger, key=lambda found: (found.written_ns, found.folder, found.name)):
+        if left_bytes <= message.max_total_bytes:
+            break
+        due.append(found)
+        left_bytes -= found.size_bytes
+    return due
+
+
+def _brake(message: CleanupLogs, root: Root, matched: int, files: int) -> None:
+    """Return if so many files may be touched.
+
+    Raises:
+        Dead: they are nearly all, or more than the root allows; that looks like a mistake. `safety-brake`
+    """
+    if message.force:
+        return
+    if matched > root.max_delete:
+        raise Dead(f"{matched} files are due, and roots.{message.root} allows {root.max_delete} at a time", "safety-brake")
+    if matched * 100 > files * BRAKE_PERCENT:
+        raise Dead(f"{matched} of {files} files are due, which is more than {BRAKE_PERCENT} %", "safety-brake")
+
+
+# --- doing it ------------------------------------------------------------------------------------------------------------
+
+
+def _carry_out(
+    top: int, matched: Sequence[Found], message: CleanupLogs, work: str, stop: Stop
+) -> tuple[Counter[str], set[Found]]:
+    """Give the counts of the result, and the files that are not in the way any more."""
+    tally: Counter[str] = Counter()
+    done: set[Found] = set()
+    for folder, each in groupby(matched, key=lambda found: found.folder):
+        files = list(each)
+        try:
+            with below(top, folder) as place:
+                for number, found in enumerate(files):
+                    if number % STOP_EVERY == 0:
+                        stop.check()
+                    word = _handle(place, found, message.action, work, tally, stop)
+                    tally[word] += 1
+                    if word != "failed":
+                        done.add(found)
+        except OSError as error:  # the folder cannot be opened any more
+            word = word_of(error)
+            if word is None:
+                raise
+            tally[word] += len(files)
+    return tally, done
+
+
+def _handle(place: int, found: Found, action: str, work: str, tally: Counter[str], stop: Stop) -> str:
+    """Deal with one file, and give the word for what became of it."""
+    is_packing = action == "gzip" and not found.is_part
+    try:
+        freed = compress(place, found, work, stop) if is_packing else delete(place, found)
+    except OSError as error:
+        word = word_of(error)
+        if word is None:
+            raise
+        return word
+    if freed is None:
+        return "skipped"
+    tally["bytes_freed"] += freed
+    return "compressed" if is_packing else "deleted"
+
+
+# --- telling it ----------------------------------------------------------------------------------------------------------
+
+
+def _oldest(fitting: Sequence[Found], done: set[Found]) -> str | None:
+    left = [found.written_ns for found in fitting if found not in done]
+    return datetime.fromtimestamp(min(left) // 10**9, UTC).isoformat() if left else None
+
+
+def _listed(result: Cleaned, matched: Sequence[Found], path: str, work: str, settings: Settings, stop: Stop) -> Cleaned:
+    """Give the result once the names are in their file, a JSON line each."""
+    with target(settings, path) as place, Writer(place, work, stop) as out:
+        done = out.already(Cleaned)
+        if done is not None:
+            return done
+        for found in matched:
+            name = os.fsencode(f"{found.folder}/{found.name}".lstrip("/")).decode("utf-8", "backslashreplace")
+            written = datetime.fromtimestamp(found.written_ns // 10**9, UTC).isoformat()
+            out.write(msgspec.json.encode({"name": name, "bytes": found.size_bytes, "written": written}) + b"\n")
+        out.finish(result)
+    return result
