@@ -1,8 +1,8 @@
 """Lanes run jobs one after another: the hot path. From an Inbox into a Ledger, without Redis.
 
-Per job: one coroutine and its arguments; no task, timer, timeout object or lock. Cutting a lane's job is told from stopping the
-lane by counting cancels; `interrupt` fires only while the handler runs, since before Python 3.13 `uncancel` does not clear a pending
-cancel.
+Per job: one coroutine and its arguments; no task, timer, timeout object or lock. Cutting a lane's job is told from stopping
+the lane by counting cancels. `interrupt` fires only while the handler runs, since before Python 3.13 `uncancel` does not clear
+a pending cancel.
 """
 
 from __future__ import annotations
