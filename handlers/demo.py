@@ -1,4 +1,4 @@
-"""`python -m handlers.demo`: a worker on an embedded server, a mail server that misbehaves on demand, and a stream of mails."""
+"""`python -m handlers.demo`: a worker on an embedded server, a mail server that misbehaves on demand, and a stream of jobs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import socket
+import sqlite3
 import sys
 import time
 import urllib.request
@@ -25,7 +26,9 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from handlers.contracts.data import Condition, ExportCsv, Order, Table
 from handlers.contracts.email import SendEmail
+from handlers.contracts.maintenance import CleanupLogs
 from runtime import JobsError, Producer
 
 try:
@@ -43,6 +46,9 @@ BUSY_TRIES: Final = 2
 MAX_MAILS: Final = 500  # it runs for ever, and the disk does not grow for ever
 MAX_SOCKET_BYTES: Final = 100
 PR_SET_PDEATHSIG: Final = 1
+ORDERS: Final = 20_000
+OLD_S: Final = 40 * 86400
+KEPT_EXPORTS: Final = 20
 TEMPLATE_TEXT: Final = "Hello {{ name }},\n\nyour order {{ order.number }} is on its way.\n"
 TEMPLATE_HTML: Final = "<p>Hello <b>{{ name }}</b>,</p><p>your order {{ order.number }} is on its way.</p>\n"
 
@@ -104,8 +110,9 @@ async def sink(folder: Path) -> AsyncGenerator[int]:
 class Traffic:
     """Sends a live mix. Its dice are seeded, so that every run shows the same story."""
 
-    def __init__(self, producer: Producer, raw: redis.asyncio.Redis) -> None:
+    def __init__(self, producer: Producer, raw: redis.asyncio.Redis, folder: Path) -> None:
         self._producer = producer
+        self._folder = folder
         self._raw = raw
         self._dice = random.Random(7)  # noqa: S311 -- a story, not a secret
         self._number = 0
@@ -122,6 +129,8 @@ class Traffic:
             (3, self._expired),
             (3, self._twice),
             (3, self._malformed),
+            (8, self._export),
+            (3, self._clean_up),
         ]
 
     async def run(self) -> None:
@@ -178,6 +187,23 @@ class Traffic:
     async def _twice(self) -> None:
         for _ in range(2):
             await self._producer.send(self._mail("once"), key=f"order-{self._number}", delay_s=5)
+
+    async def _export(self) -> None:
+        of_one_day = [Condition(column="day", op="eq", value=self._dice.randrange(28) + 1)]
+        columns = ["id", "day", "customer", "total"]
+        source = Table(db="shop", table="orders", columns=columns, where=of_one_day, order_by=[Order(column="id")])
+        to = f"exports:orders-{self._number % KEPT_EXPORTS}.csv"
+        await self._producer.send(ExportCsv(source=source, to=to, overwrite=True))
+
+    async def _clean_up(self) -> None:
+        """Web servers rotate their logs all day: a few old ones lie there, and a job takes them away."""
+        logs, now_s = self._folder / "logs", time.time()
+        for number in range(5):
+            path = logs / f"access.log.{self._number}.{number}"
+            path.write_text("127.0.0.1 - - GET / 200\n" * 100, "utf-8")
+            os.utime(path, (now_s - OLD_S, now_s - OLD_S))
+        (logs / "access.log").write_text("127.0.0.1 - - GET / 200\n", "utf-8")
+        await self._producer.send(CleanupLogs(root="logs-web", include=["*.log.*"], older_than="30d", force=True))
 
     async def _malformed(self) -> None:
         fields = self._dice.choice(
@@ -252,7 +278,7 @@ def free_address(wanted: str) -> str:
 
 
 def prepare(folder: Path, smtp_port: int) -> None:
-    """Write the templates, and the settings that lead mails to the sink."""
+    """Write templates, a shop's database, log folders, and the settings that lead jobs to them and mails to the sink."""
     templates = folder / "templates"
     templates.mkdir(parents=True, exist_ok=True)
     (templates / "order.txt").write_text(TEMPLATE_TEXT, "utf-8")
@@ -260,9 +286,32 @@ def prepare(folder: Path, smtp_port: int) -> None:
     (folder / "handlers.toml").write_text(
         f'smtp.main = {{ url = "smtp://127.0.0.1:{smtp_port}", plain = true }}\n'
         'senders.default = { smtp = "main", name = "Example Shop", address = "shop@example.com" }\n'
-        f"templates = {{ path = {json.dumps(str(templates))} }}\n",
+        f"templates = {{ path = {json.dumps(str(templates))} }}\n"
+        f"roots.shop = {{ path = {json.dumps(str(_shop(folder / 'shop')))} }}\n"
+        f'roots.exports = {{ path = {json.dumps(str(_folder(folder / "exports")))}, mode = "write" }}\n'
+        f'roots.logs-web = {{ path = {json.dumps(str(_folder(folder / "logs")))}, mode = "purge" }}\n'
+        'databases.shop = { sqlite = "shop:shop.db" }\n',
         "utf-8",
     )
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _shop(folder: Path) -> Path:
+    """Make a database with the orders of a month, once."""
+    path = _folder(folder) / "shop.db"
+    if not path.exists():
+        dice = random.Random(11)  # noqa: S311 -- a story, not a secret
+        rows = [(n % 28 + 1, f"customer {dice.randrange(900)}", round(dice.uniform(5, 500), 2)) for n in range(ORDERS)]
+        with contextlib.closing(sqlite3.connect(path)) as shop:
+            shop.execute("PRAGMA journal_mode = WAL")
+            shop.execute("CREATE TABLE orders (id INTEGER PRIMARY KEY, day INTEGER, customer TEXT, total REAL)")
+            shop.executemany("INSERT INTO orders (day, customer, total) VALUES (?, ?, ?)", rows)
+            shop.commit()
+    return folder
 
 
 # --- all of it -----------------------------------------------------------------------------------------------------------
@@ -315,7 +364,7 @@ async def _show(folder: Path, board: str, store: str) -> None:
     _say(_welcome(folder, board))
     raw = redis.asyncio.Redis.from_url(store, retry=Retry(NoBackoff(), 0))  # pyright: ignore[reportUnknownMemberType]
     async with Producer.connect(store, source="demo") as producer, raw:
-        await Traffic(producer, raw).run()
+        await Traffic(producer, raw, folder).run()
 
 
 def _welcome(folder: Path, board: str) -> str:
@@ -324,11 +373,14 @@ def _welcome(folder: Path, board: str) -> str:
   health    http://{board}/readyz
   metrics   http://{board}/metrics
   mails     {folder / "maildir" / "new"}
+  exports   {folder / "exports"}
 
-  The mails go on until Ctrl-C. In another terminal:
+  Jobs go on until Ctrl-C: mails, exports of a shop's orders, logs to be cleaned up. In another terminal:
 
+    {_python()} -m runtime top {data}
     {_python()} -m runtime stats {data}
     {_python()} -m runtime dead list {data}
+    {_python()} -m runtime doctor {data}
 """
 
 

@@ -135,6 +135,11 @@ def _add_enqueue(commands: Any, settings: Parser) -> None:
         help="check a payload against its contract and send it",
         description="Prints the job's id. With - the payloads are read from standard input, one JSON object per line.",
     )
+    command.epilog = """examples:
+  python -m runtime enqueue send-email '{"to": "ada@example.com", "subject": "Hi", "text": "..."}' --delay 60
+  cat mails.jsonl | python -m runtime enqueue send-email - --priority low
+"""
+    command.formatter_class = argparse.RawDescriptionHelpFormatter
     command.add_argument("type", help="wire name of the contract, such as send-email")
     command.add_argument("payload", nargs="?", default="{}", metavar="JSON or -", help="the payload; - reads JSON lines")
     command.add_argument("--priority", choices=["critical", "high", "medium", "low"], help="default: the contract's")
@@ -149,7 +154,17 @@ def _add_enqueue(commands: Any, settings: Parser) -> None:
 
 
 def _add_dead(commands: Any, settings: Parser) -> None:
-    dead = commands.add_parser("dead", help="dead letters: list, show, replay, purge")
+    dead = commands.add_parser(
+        "dead",
+        help="dead letters: list, show, replay, purge",
+        epilog="""examples:
+  python -m runtime dead list --type send-email -n 100
+  python -m runtime dead replay --type send-email --reason attempts --dry-run
+  python -m runtime dead replay --type send-email --reason attempts --rate 50
+  python -m runtime dead purge --older-than 720
+""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     verbs = dead.add_subparsers(metavar="VERB", required=True)
     which = Parser(add_help=False)
     which.add_argument("--type", default="", help="only this job type")
@@ -176,7 +191,15 @@ def _add_dead(commands: Any, settings: Parser) -> None:
 
 
 def _add_jobs(commands: Any, settings: Parser) -> None:
-    jobs = commands.add_parser("jobs", help="jobs that wait, run, are parked or delayed: list, show")
+    jobs = commands.add_parser(
+        "jobs",
+        help="jobs that wait, run, are parked or delayed: list, show",
+        epilog="""examples:
+  python -m runtime jobs list --state running
+  python -m runtime jobs show high-1732400000000-0
+""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     verbs = jobs.add_subparsers(metavar="VERB", required=True)
     listing = verbs.add_parser("list", parents=[settings], help="the newest jobs of each stream and the next delayed ones")
     listing.add_argument("-n", type=int, default=20, metavar="N", help="how many of each to look at (1 to 1000)")

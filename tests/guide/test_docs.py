@@ -104,6 +104,27 @@ def test_every_setting_is_on_the_page_for_operators():
         assert f"`{knob.variable}`" in page, knob.variable
 
 
+def test_every_field_of_a_message_is_on_the_page_for_producers():
+    page = (ROOT / "docs" / "produce.md").read_text()
+    code = (ROOT / "runtime" / "codec.py").read_text()
+    own = {"a", "first_at", "snoozed_at", "x-origin"}  # the runtime writes these
+    fields = set(re.findall(r'message(?:\.get\(|, )b"([a-z_-]+)"', code)) - own
+    assert {"type", "data", "id", "v", "at", "exp", "key", "attempts", "ct"} <= fields
+    for field in fields:
+        assert f"`{field}`" in page, field
+
+
+def test_every_exit_status_and_command_is_on_the_page_for_operators():
+    from runtime import cli
+    from runtime.commands import run
+
+    page = (ROOT / "docs" / "operate.md").read_text()
+    for status in (cli.CLEAN, cli.FAILED, cli.BAD_USAGE, cli.NO_REDIS, run.HARD_DEADLINE):
+        assert f"| {status} |" in page, status
+    for command in set(cli.COMMANDS) - {"run", "enqueue"}:
+        assert re.search(rf"`{command}[ `]|runtime {command}\b", page), command
+
+
 def test_every_metric_is_on_the_page_for_operators():
     from otel.metrics import Reading, render
 
