@@ -17,7 +17,8 @@ install: $(STAMP) ## make .venv with everything in it
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11 …"; exit 2; }
 	@$(PYTHON) -m venv $(VENV) || { $(APT) update -q && $(APT) install -q -y python3-venv && $(PYTHON) -m venv --clear $(VENV); }
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@echo "installing into $(VENV), about a minute"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 run: install ## start the runtime with live demo jobs on an embedded Valkey, and print its URL

@@ -83,7 +83,8 @@ class Board:
 
     async def _readyz(self, request: web.Request) -> web.Response:
         ready = self._consumer.is_ready
-        text = "ready\n" if ready else f"not ready: {self._consumer.stage.value}, or the store is away\n"
+        stage = self._consumer.stage.value
+        text = "ready\n" if ready else f"not ready: {'Redis does not answer' if stage == 'running' else stage}\n"
         return web.Response(text=text, status=200 if ready else 503)
 
     async def _metrics(self, request: web.Request) -> web.Response:

@@ -202,7 +202,7 @@ def about_server(facts: Facts) -> Iterator[Finding]:
 def _about_durability(appendonly: bool, fsync: str) -> Iterator[Finding]:
     if not appendonly:
         what = "no append-only file: all jobs are lost when the server ends"
-        yield Finding("error", what, "redis-cli CONFIG SET appendonly yes && redis-cli CONFIG REWRITE")
+        yield Finding("error", what, "redis-cli CONFIG SET appendonly yes (and put it into redis.conf)")
     elif fsync == "always":
         yield Finding("ok", "durability: every acknowledged job is on disk (appendfsync always)")
     else:

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -76,21 +77,16 @@ def call(arguments: list[str]) -> int:
 
 def parser() -> Parser:
     """Give the parser of all commands."""
-    settings = Parser(add_help=False)
-    group = settings.add_argument_group("settings (flag, environment variable, key in runtime.toml; the first one given wins)")
-    defaults = {name: getattr(Config(), name) for name in Config.__struct_fields__}
-    for knob in KNOBS:
-        default = defaults[knob.field]
-        shown = f"; default {default:g}" if isinstance(default, int | float) else f"; default {default}" if default else ""
-        group.add_argument(knob.flag, dest=knob.field, metavar=knob.metavar, help=f"{knob.help} [{knob.variable}{shown}]")
+    every, settings = _settings(), _settings("redis", "queue", "data_dir", "handlers")
     top = Parser(
         prog="python -m runtime",
         description="Run jobs from Redis Streams, and look after them.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    top.add_argument("--version", action="version", version=f"backend-jobs {version('backend-jobs')}")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
-    run = commands.add_parser("run", parents=[settings], help="run jobs until told to stop (the default command)")
+    run = commands.add_parser("run", parents=[every], help="run jobs until told to stop (the default command)")
     run.set_defaults(act=_run)
     _add_enqueue(commands, settings)
     _add_dead(commands, settings)
@@ -115,10 +111,11 @@ def parser() -> Parser:
     )
     schema.add_argument("--format", choices=["json"], default="json", help="JSON Schema")
     schema.set_defaults(act=_schema)
-    demo = commands.add_parser("demo", parents=[settings], help="a worker with live demo jobs, to look at")
+    demo = commands.add_parser("demo", parents=[_settings("board")], help="a worker with live demo jobs, to look at")
     demo.add_argument("--folder", default=".run", help="where it keeps its data, mails and settings; default .run")
     demo.set_defaults(act=_demo)
-    bench = commands.add_parser("bench", parents=[settings], help="what one worker does on this machine, beside raw Redis")
+    bench_help = "what one worker does on this machine, beside raw Redis; in a queue of its own, which is removed again"
+    bench = commands.add_parser("bench", parents=[_settings("redis", "concurrency")], help=bench_help)
     bench.add_argument("--jobs", type=int, default=100_000, metavar="N", help="how many; default 100000")
     bench.add_argument("--json", action="store_true", help="print JSON")
     bench.set_defaults(act=_bench)
@@ -128,12 +125,26 @@ def parser() -> Parser:
     return top
 
 
+def _settings(*fields: str) -> Parser:
+    """Give the flags of these settings, or of all."""
+    parser = Parser(add_help=False)
+    group = parser.add_argument_group("settings (flag, environment variable, key in runtime.toml; the first one given wins)")
+    defaults = Config()
+    for knob in KNOBS:
+        if not fields or knob.field in fields:
+            default = getattr(defaults, knob.field)
+            shown = f"; default {default:g}" if isinstance(default, int | float) else f"; default {default}" if default else ""
+            help_text = f"{knob.help} [{knob.variable}{shown}]"
+            group.add_argument(knob.flag, dest=knob.field, metavar=knob.metavar, help=help_text)
+    return parser
+
+
 def _add_enqueue(commands: Any, settings: Parser) -> None:
     command = commands.add_parser(
         "enqueue",
         parents=[settings],
         help="check a payload against its contract and send it",
-        description="Prints the job's id. With - the payloads are read from standard input, one JSON object per line.",
+        description="Prints the job's id. With - the payloads are JSON lines from standard input, and are counted.",
     )
     command.epilog = """examples:
   python -m runtime enqueue send-email '{"to": "ada@example.com", "subject": "Hi", "text": "..."}' --delay 60
@@ -204,7 +215,7 @@ def _add_jobs(commands: Any, settings: Parser) -> None:
     listing = verbs.add_parser("list", parents=[settings], help="the newest jobs of each stream and the next delayed ones")
     listing.add_argument("-n", type=int, default=20, metavar="N", help="how many of each to look at (1 to 1000)")
     listing.add_argument("--type", default="", help="only this job type")
-    listing.add_argument("--state", default="", choices=["", "waiting", "running", "parked", "delayed"], help="only this state")
+    listing.add_argument("--state", default="", choices=["waiting", "running", "parked", "delayed"], help="only this state")
     listing.add_argument("--json", action="store_true", help="print JSON lines")
     listing.set_defaults(act=_jobs("listing"))
     show = verbs.add_parser(
@@ -217,7 +228,7 @@ def _add_jobs(commands: Any, settings: Parser) -> None:
 
 def _with_default(arguments: list[str]) -> list[str]:
     """`run` is the command when none is named; a word that is nearly a command gets a hint."""
-    if arguments[:1] in (["-h"], ["--help"]):
+    if arguments[:1] in (["-h"], ["--help"], ["--version"]):
         return arguments
     if not arguments or arguments[0].startswith("-"):
         return ["run", *arguments]

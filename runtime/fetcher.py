@@ -13,7 +13,7 @@ from runtime.codec import decode_many
 from runtime.desk import STORE_BACKOFF, Desk
 from runtime.errors import Dead, StoreAway
 from runtime.events import outcome_name
-from runtime.jobs import FREE, UNKNOWN, Job, Lost, Outcome, Park
+from runtime.jobs import FREE, STREAMS, UNKNOWN, Job, Lost, Outcome, Park
 from runtime.plan import Plan
 from runtime.scheduler import MAX_UNKNOWN
 from runtime.settle import admit, admit_keyed
@@ -55,6 +55,7 @@ class Fetcher:
                 continue
             try:
                 await self._fetch(room)
+                self._desk.words.store_back(failures)
                 failures, self.is_fetching = 0, True
                 self._most = min(2 * self._most, MAX_FETCH)
             except StoreAway as error:
@@ -133,7 +134,9 @@ class Fetcher:
                 if self._desk.held.add(haul.stream, [entry.lease]):
                     self._desk.ledger.add_bad(entry)
                     self._desk.tally.moved(b"", haul.stream, "dead")
-                    self._desk.words.say("unreadable entry %s on %s: %s", entry.lease.entry.decode(), haul.stream, entry.reason)
+                    self._desk.words.say(
+                        "unreadable entry %s on %s: %s", entry.lease.entry.decode(), STREAMS[haul.stream], entry.reason
+                    )
             admitted = admit(self._desk.held.add(haul.stream, jobs), self._desk.registry, fetched.now_ms)
             keyed += admitted.keyed
             self._turn_away(admitted.turned_away)

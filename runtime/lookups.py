@@ -344,8 +344,8 @@ class Lookups(Door):
         return bytes(await self.one(self._wire, self.command("replay", letter))).decode()
 
 
-def check_server(server: Server) -> list[str]:
-    """Say what a worker should warn of at its start.
+def check_server(server: Server, redis_cli: str = "redis-cli") -> list[str]:
+    """Say what a worker should warn of at its start; `redis_cli` reaches this server.
 
     Raises:
         ConfigError: jobs would be lost on this server; the text has the command that mends it.
@@ -356,7 +356,7 @@ def check_server(server: Server) -> list[str]:
     if server.policy.startswith("allkeys-"):
         raise ConfigError(
             f"maxmemory-policy is {server.policy}: the server may throw away streams with jobs. "
-            "Mend it: redis-cli CONFIG SET maxmemory-policy noeviction"
+            f"Mend it: {redis_cli} CONFIG SET maxmemory-policy noeviction"
         )
     if server.role and server.role != "master":
         raise ConfigError(f"this server is a {server.role}: jobs are written to the master; give its URL")
@@ -364,9 +364,8 @@ def check_server(server: Server) -> list[str]:
     if server.policy.startswith("volatile-"):
         warnings.append(f"maxmemory-policy is {server.policy}: noeviction is what a queue needs")
     if not server.appendonly:
-        warnings.append(
-            "append-only file is off: jobs are lost when the server ends. Mend it: redis-cli CONFIG SET appendonly yes"
-        )
+        mend = f"{redis_cli} CONFIG SET appendonly yes"
+        warnings.append(f"append-only file is off: jobs are lost when the server ends. Mend it: {mend}")
     return warnings
 
 

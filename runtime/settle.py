@@ -112,6 +112,7 @@ def decide(handler: Handler[Any], job: Job, error: BaseException | None, dice: C
         case NotStarted():
             return RELEASE
         case Dead():
+            error.error = error.error or error  # it ran: its letter counts this run, and has its stack
             return error
         case BadMessage():
             return Dead(describe(error), error.code, error=error)

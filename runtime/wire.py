@@ -39,6 +39,8 @@ def one_connection(url: str) -> AbstractConnection:
     Raises:
         ConfigError: the URL is none of redis://, rediss://, unix://.
     """
+    if url.startswith("unix://") and not url.startswith("unix:///"):
+        raise ConfigError(f"Redis URL {url!r}: the path of a unix socket begins with /, as in unix:///run/redis.sock")
     try:
         pool = ConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType] -- redis-py's **kwargs
             url,
@@ -52,10 +54,17 @@ def one_connection(url: str) -> AbstractConnection:
         )
         return pool.make_connection()
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"Redis URL {without_password(url)!r}: {error}") from None
+        raise ConfigError(f"Redis URL {without_password(url)!r}: {error}, as in redis://localhost:6379") from None
 
 
 _pack = cast("Callable[[tuple[bytes | str | int | float, ...]], bytes]", pack_command)  # its own stub says one argument
+
+
+def redis_cli(url: str) -> str:
+    """Give the redis-cli call that reaches this server, as one would type it; a password is left to the environment."""
+    if url.startswith("unix://"):
+        return f"redis-cli -s {url[7:].partition('?')[0]}"
+    return 'redis-cli -u "$REDIS_URL"' if without_password(url) != url else f"redis-cli -u {url}"
 
 
 def pack(commands: Sequence[Command]) -> bytes:

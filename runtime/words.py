@@ -45,4 +45,9 @@ class Words:
     def store_away(self, error: StoreAway, failures: int) -> None:
         """Tell of an outage: one line when it is one, then one every few minutes."""
         if failures == FIRST_TOLD or (failures > FIRST_TOLD and failures % TOLD_AGAIN == 0):
-            log.error("the store is away, jobs wait and leases stay in mind: %s", error)
+            log.error("the store is away, jobs wait and leases stay in mind; trying on: %s", error)
+
+    def store_back(self, failures: int) -> None:
+        """Tell of the end of an outage that was told of."""
+        if failures >= FIRST_TOLD:
+            log.warning("the store is back, after %d failed tries", failures)

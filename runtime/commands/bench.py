@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import secrets
 import sys
+import tempfile
 import time
 from typing import Final
 
@@ -57,7 +58,9 @@ def act(config: Config, parsed: argparse.Namespace) -> int:
     """Send, drain raw, send again, drain by a worker; print the rates."""
     if not 1_000 <= parsed.jobs <= MAX_JOBS:
         raise ConfigError(f"--jobs {parsed.jobs}: from 1000 to {MAX_JOBS}, please")
-    figures = with_store(config, lambda url: _measure(url, config, parsed.jobs))
+    with tempfile.TemporaryDirectory(prefix="backend-jobs-bench-") as folder:  # what is measured here need not be kept
+        config = msgspec.structs.replace(config, data_dir=folder)
+        figures = with_store(config, lambda url: _measure(url, config, parsed.jobs))
     if parsed.json:
         print_json(figures)
         return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shlex
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,16 +13,24 @@ import msgspec
 
 from runtime.config import Config
 from runtime.embedded import Embedded
+from runtime.errors import ConfigError
 from runtime.lookups import Lookups
 from runtime.registry import Found, find
+from runtime.wire import without_password
 
 T = TypeVar("T")
 
 
-def with_store(config: Config, work: Callable[[str], Coroutine[Any, Any, T]]) -> T:
-    """Run `work` with the URL of the Redis in force; without one, the embedded server is used, and started if it does not run."""
+def with_store(config: Config, work: Callable[[str], Coroutine[Any, Any, T]], *, may_make: bool = False) -> T:
+    """Run `work` with the URL of the Redis in force; without one, the embedded server is used, and started if it does not run.
+
+    Raises:
+        ConfigError: there is no data folder, and this is no command that may make one.
+    """
     if config.redis:
         return asyncio.run(work(config.redis))
+    if not may_make and not Path(config.data_dir).is_dir():
+        raise ConfigError(f"no queue in {config.data_dir}: no such folder; is it the worker's --data-dir? (or give --redis)")
     embedded = Embedded(Path(config.data_dir), config.embedded_port)
     embedded.start()
     try:
@@ -47,6 +56,13 @@ async def lookups(url: str, queue: str) -> AsyncGenerator[Lookups]:
         yield opened
     finally:
         await opened.close()
+
+
+def flags_of(config: Config) -> str:
+    """Give the flags that lead another command to the same queue, with a space before each."""
+    where = "" if config.redis else f" --data-dir {shlex.quote(config.data_dir)}"
+    redis = f" --redis {shlex.quote(config.redis)}" if config.redis and without_password(config.redis) == config.redis else ""
+    return f"{where}{redis}" + (f" --queue {shlex.quote(config.queue)}" if config.queue != Config().queue else "")
 
 
 def print_json(value: Any) -> None:

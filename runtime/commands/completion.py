@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-BASH = """# eval "$(python -m runtime completion bash)"
+BASH = """# eval "$(python -m runtime completion {shell})"
 _backend_jobs() {{
   local words="{words}"
   case "${{COMP_WORDS[*]}}" in
@@ -28,7 +28,7 @@ def act(top: argparse.ArgumentParser, shell: str) -> int:
             cases.append(f'    {pattern}) words="{" ".join(flags(inner))}" ;;')
         if subparsers(command):
             cases.append(f"    *' {name} '*) words=\"{' '.join(subparsers(command))}\" ;;")
-    script = BASH.format(words=" ".join(commands), cases="\n".join(cases))
+    script = BASH.format(shell=shell, words=" ".join(commands), cases="\n".join(cases))
     print((ZSH_HEAD if shell == "zsh" else "") + script, end="")
     return 0
 

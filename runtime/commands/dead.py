@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
-from runtime.commands.common import clean, lookups, print_json, with_store
+from runtime.commands.common import clean, flags_of, lookups, print_json, with_store
 from runtime.config import Config
 from runtime.errors import ConfigError
 from runtime.lookups import PAGE, DeadLetter, Filter, Lookups, is_letter
@@ -33,6 +33,8 @@ def listing(config: Config, parsed: argparse.Namespace) -> int:
 
     looked_at = with_store(config, look)
     letters = [letter for letter in looked_at if _filter(parsed).fits(letter)]
+    if letters and not parsed.json:
+        print(f"{'LETTER':20} {'DIED':19} {'TYPE':24} {'REASON':18} RUN ERROR")
     for letter in letters:
         print_json(letter) if parsed.json else print(_line(letter))
     print(f"{len(letters)} shown, the newest {len(looked_at)} looked at", file=sys.stderr)
@@ -61,7 +63,7 @@ def show(config: Config, parsed: argparse.Namespace) -> int:
         print(f"  {clean(name)}: {clean(value, 2000)}")
     for line in letter.stack.splitlines():
         print(f"  | {clean(line)}")
-    print(f"\nsend it back: python -m runtime dead replay {letter.letter}", file=sys.stderr)
+    print(f"\nsend it back: python -m runtime dead replay {letter.letter}{flags_of(config)}", file=sys.stderr)
     return 0
 
 

@@ -8,6 +8,7 @@ import time
 from runtime.checkup import Checkup, Finding
 from runtime.commands.common import clean, print_json, with_store
 from runtime.config import Config
+from runtime.wire import redis_cli
 
 SIGNS = {"ok": "ok     ", "warning": "warning", "error": "ERROR  "}
 
@@ -18,7 +19,10 @@ def act(config: Config, parsed: argparse.Namespace) -> int:
     async def examine(url: str) -> list[Finding]:
         checkup = Checkup(url, config.queue, "doctor")
         try:
-            return await checkup.examine(int(time.time() * 1000))
+            findings = await checkup.examine(int(time.time() * 1000))
+            return [
+                Finding(finding.level, finding.what, finding.mend.replace("redis-cli", redis_cli(url))) for finding in findings
+            ]
         finally:
             await checkup.close()
 

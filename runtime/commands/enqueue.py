@@ -27,12 +27,12 @@ def act(config: Config, parsed: argparse.Namespace) -> int:
     if handler is None:
         known: list[str] = sorted(name.decode() for name in registry)
         near: list[str] = get_close_matches(str(parsed.type), known, 1)
-        hint = f"did you mean {near[0]}?" if near else f"known here are {', '.join(known)}"
-        raise UnknownType(f"no contract {parsed.type!r} in {config.handlers}; {hint}")
+        hint = f"did you mean {near[0]}?" if near else f"known there are {', '.join(known)}"
+        raise UnknownType(f"no contract {parsed.type!r} in {config.handlers} (--handlers names the modules); {hint}")
     if parsed.payload == "-":
-        return with_store(config, lambda url: _send_lines(url, config, parsed, handler))
+        return with_store(config, lambda url: _send_lines(url, config, parsed, handler), may_make=True)
     packed = _pack(Producer(config.redis or "redis://", queue=config.queue), parsed, handler, parsed.payload.encode())
-    return with_store(config, lambda url: _send_one(url, config, parsed, packed))
+    return with_store(config, lambda url: _send_one(url, config, parsed, packed), may_make=True)
 
 
 async def _send_one(url: str, config: Config, parsed: argparse.Namespace, packed: Packed) -> int:

@@ -25,11 +25,14 @@ def listing(config: Config, parsed: argparse.Namespace) -> int:
 
     looked_at = with_store(config, look)
     jobs = [job for job in looked_at if parsed.type in ("", job.type) and parsed.state in ("", job.state)]
+    if jobs and not parsed.json:
+        print(f"{'ID':34} {'TYPE':24} {'PRIORITY':8} RUN {'STATE':8} WHERE, OR WHEN")
     for job in jobs:
         if parsed.json:
             print_json(job)
         else:
-            print(f"{clean(job.id, 34):34} {clean(job.type, 24):24} {job.priority:8} {job.state:8} {clean(job.where, 40)}")
+            head = f"{clean(job.id, 34):34} {clean(job.type, 24):24} {job.priority:8} {job.attempt:>3}"
+            print(f"{head} {job.state:8} {clean(job.where, 40)}")
     note = f"{len(jobs)} shown of {len(looked_at)} looked at: the newest {parsed.n} of each stream, the next {parsed.n} delayed"
     print(note, file=sys.stderr)
     return 0
@@ -52,5 +55,6 @@ def show(config: Config, parsed: argparse.Namespace) -> int:
         for name, value in job.message.items():
             print(f"  {clean(name)}: {clean(value, 2000)}")
     where = f"delayed jobs, the newest {LOOK_AT:,} entries of each stream, the newest {LOOK_AT:,} dead letters"
-    print(f"{len(jobs)} found; looked at: {where}", file=sys.stderr)
+    gone = "" if jobs else " (a job that is done leaves nothing behind; `stats` counts it)"
+    print(f"{len(jobs)} found{gone}; looked at: {where}", file=sys.stderr)
     return 0 if jobs else 1

@@ -25,7 +25,7 @@ from runtime.embedded import Embedded
 from runtime.errors import StoreAway
 from runtime.lookups import Lookups, Server, check_server
 from runtime.registry import Found
-from runtime.wire import one_connection, without_password
+from runtime.wire import one_connection, redis_cli, without_password
 
 log = logging.getLogger("runtime")
 
@@ -87,7 +87,7 @@ async def _work(config: Config, found: Found, embedded: Embedded | None) -> Repo
 
     lookups = Lookups(url, config.queue, "board")
     try:
-        for warning in check_server(await _reach(lookups)):
+        for warning in check_server(await _reach(lookups), redis_cli(url)):
             log.warning("%s", warning)
         offload.THREADS.total_tokens = config.threads
         consumer = Consumer(config, url, found.registry, leave)
@@ -101,7 +101,7 @@ async def _work(config: Config, found: Found, embedded: Embedded | None) -> Repo
                 where = f"board at {board.url}"
             keeper = asyncio.create_task(embedded.keep()) if embedded is not None else None
             _stop_on_signals(consumer, config.grace_s)
-            kept = f"embedded server in {embedded.folder}" if embedded else without_password(url)
+            kept = f"embedded server {url}" if embedded else without_password(url)
             log.info(
                 "worker %s: %d lanes, %d types, queue %s on %s, %s",
                 consumer.name,
@@ -122,14 +122,17 @@ async def _work(config: Config, found: Found, embedded: Embedded | None) -> Repo
 
 
 async def _reach(lookups: Lookups) -> Server:
-    for failures in range(1, START_TRIES + 1):
+    failures = 0
+    while True:
         try:
             return await lookups.server()
         except StoreAway as error:
+            is_loading = "loading" in str(error).lower()  # it lives, and reads its file: no failure, only not yet
+            failures += not is_loading
             if failures == START_TRIES:
-                raise StoreAway(f"{error} (tried {START_TRIES} times)") from error
-            await asyncio.sleep(delay_s(failures, START_BACKOFF, random))
-    raise AssertionError("the last try has raised")
+                hint = "is it running? --redis or REDIS_URL names it; without either, the embedded server is used"
+                raise StoreAway(f"{error} (tried {START_TRIES} times); {hint}") from None
+            await asyncio.sleep(delay_s(max(failures, 1), START_BACKOFF, random))
 
 
 def _stop_on_signals(consumer: Consumer, grace_s: float) -> None:

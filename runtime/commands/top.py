@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import time
 from collections.abc import Mapping
 from itertools import accumulate
@@ -30,6 +31,7 @@ except ImportError as missing:
 EVERY_S: Final = 1.0
 FAILURES: Final = 5
 WORKERS: Final = 12
+WIDE: Final = 160  # a file or a pipe has no edge
 
 Counters = Mapping[tuple[str, str, str], int]
 
@@ -52,6 +54,8 @@ def act(config: Config, parsed: argparse.Namespace) -> int:
 
 async def _show(url: str, queue: str, is_once: bool) -> int:
     console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(width=WIDE)
     async with lookups(url, queue) as found:
         if is_once:
             console.print(picture(queue, await look(found)))
@@ -116,7 +120,7 @@ def _priorities(screen: Screen) -> Table:
 
 
 def _types(screen: Screen) -> Table:
-    columns = ("done/s", "retry/s", "dead", "run p50", "run p99")
+    columns = ("done/s", "retried", "dead", "run p50", "run p99")
     table = Table("type", *[_right(name) for name in columns], box=None, title="last one to two minutes", title_justify="left")
     for name in sorted({name for name, _, _ in screen.counters if name}):
         counts = {word: total(screen.counters, name, word) for word in ("done", "retry", "dead")}
@@ -124,7 +128,7 @@ def _types(screen: Screen) -> Table:
         table.add_row(
             clean(name, 28),
             f"{counts['done'] / screen.window_s:,.1f}",
-            f"{counts['retry'] / screen.window_s:,.1f}",
+            f"{counts['retry']:,}",
             f"{counts['dead']:,}",
             _ms(percentile(runs, 0.5) / 1000),
             _ms(percentile(runs, 0.99) / 1000),

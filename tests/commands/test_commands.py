@@ -78,6 +78,14 @@ def test_redis_away_is_one_line_and_status_3(arguments):
     assert "secret" not in result.stderr
 
 
+def test_looking_where_no_queue_is_says_so_and_makes_none(tmp_path):
+    for command in (("stats",), ("dead", "list"), ("jobs", "list"), ("top", "--once"), ("doctor",)):
+        result = call(*command, "--data-dir", str(tmp_path / "nowhere"))
+        assert result.returncode == 2
+        assert "--data-dir" in one_line(result)
+    assert not (tmp_path / "nowhere").exists()
+
+
 def test_help_needs_no_redis_and_names_every_setting():
     result = call("--help")
     assert result.returncode == 0

@@ -119,6 +119,20 @@ def test_the_server_ends_with_its_owner_even_by_kill_9(data, tmp_path, started):
     wait_until(lambda: not answers(data), what="the kernel ends it")
 
 
+def test_a_server_that_loads_a_large_file_is_waited_for(data, tmp_path, started):
+    first = Embedded(data)
+    first.start()
+    pipe = client(data).pipeline(transaction=False)
+    for n in range(300_000):
+        pipe.execute_command("XADD", "{jobs}:high", "*", "type", "unknown", "data", "x" * 200)
+        if n % 20_000 == 19_999:
+            pipe.execute()
+    first.stop()
+    assert sum(path.stat().st_size for path in (data / "appendonlydir").iterdir()) > 15_000_000
+    start(started, data, tmp_path)
+    assert client(data).xlen("{jobs}:high") == 300_000
+
+
 def test_a_clear_error_where_no_binary_exists(data, monkeypatch):
     monkeypatch.setattr("runtime.embedded._bundled", lambda: None)
     monkeypatch.setenv("PATH", "/nowhere")

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from handlers.contracts.maintenance import Cleaned, CleanupLogs
-from handlers.kit.sweep import Found, compress, delete
+from handlers.kit.sweep import Found, Walk, compress, delete
 from handlers.kit.threads import THREADS, Stop, in_thread
 from handlers.maintenance import cleanup_logs
 from runtime import BadPayload, Dead, Priority, Snooze
@@ -223,7 +223,8 @@ async def test_links_are_neither_followed_nor_removed(disk: Disk) -> None:
     os.utime(disk.logs / "pipe.log", ns=(0, 0))
     disk.old("a.log")
     for action in ("gzip", "delete"):
-        await run(action=action)
+        result = await run(action=action)
+        assert (result.matched, result.skipped) == (1, 0)
     assert files(disk) == ["file.log", "folder", "hanging.log", "pipe.log"]
     assert precious.read_bytes()
 
@@ -242,6 +243,14 @@ async def test_folders_that_become_links_at_any_moment_lead_nowhere(disk: Disk, 
             for _ in range(3):
                 await run(action=action, include=["*.log"])
     assert state(outside) == before
+
+
+def test_another_file_system_is_not_entered() -> None:
+    assert os.stat("/proc").st_dev != os.stat("/").st_dev
+    top = os.open("/", os.O_RDONLY)
+    walk = Walk(top, recurse=True, enters=lambda name: name == "proc", stop=Stop())
+    assert {found.folder for found in walk} <= {""}
+    os.close(top)
 
 
 async def test_a_file_that_was_written_to_again_is_spared(disk: Disk) -> None:
