@@ -7,10 +7,10 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from itertools import groupby, islice
+from heapq import heappop, heappush, nlargest
 from typing import Final
 
 import msgspec
@@ -52,7 +52,7 @@ def _clean(message: CleanupLogs, work: str, born_s: float, settings: Settings, s
     with blamed(message.root), open_root(message.root, root) as top:
         seen = _survey(top, message, min(born_s, now_s) - PART_AGE_S, stop)
         due = _choose(seen.fitting, message, min(born_s, now_s) - message.older_than_s, now_s - QUIET_S)
-        matched = sorted([*due, *seen.parts], key=lambda found: (found.folder, found.name))
+        matched = [*due, *seen.parts]
         if not message.dry_run:
             _brake(message, root, len(matched), seen.files)
             tally, done = _carry_out(top, matched, message, work, stop)
@@ -103,24 +103,41 @@ def _pattern(globs: Sequence[str]) -> re.Pattern[str]:
 
 
 def _choose(fitting: Sequence[Found], message: CleanupLogs, cutoff_s: float, quiet_s: float) -> list[Found]:
-    """Give the old files, but for those that each folder is to keep; and more, oldest first, to get below the total."""
-    newest_first = sorted(fitting, key=lambda found: (found.folder, -found.written_ns, found.name))
-    free = [
-        found
-        for _, files in groupby(newest_first, key=lambda found: found.folder)
-        for found in islice(files, message.keep_last, None)
-    ]
+    """Give the old files, but for those that each folder is to keep; and more, oldest first, to get below the total.
+
+    Heaps, not sorts: to sort a hundred thousand files would keep the interpreter, and with it the loop, for a tenth of a second.
+    """
+    free = _without_newest(fitting, message.keep_last)
     due = [found for found in free if found.written_ns <= cutoff_s * 1e9]
     if message.max_total_bytes is None:
         return due
     left_bytes = sum(found.size_bytes for found in fitting) - sum(found.size_bytes for found in due)
-    younger = [found for found in free if cutoff_s * 1e9 < found.written_ns <= quiet_s * 1e9]
-    for found in sorted(younger, key=lambda found: (found.written_ns, found.folder, found.name)):
-        if left_bytes <= message.max_total_bytes:
-            break
+    younger: list[tuple[int, str, str, Found]] = []
+    for found in free:
+        if cutoff_s * 1e9 < found.written_ns <= quiet_s * 1e9:
+            heappush(younger, (found.written_ns, found.folder, found.name, found))
+    while younger and left_bytes > message.max_total_bytes:
+        found = heappop(younger)[-1]
         due.append(found)
         left_bytes -= found.size_bytes
     return due
+
+
+def _without_newest(fitting: Sequence[Found], keep: int) -> list[Found]:
+    """Give the files but for so many of the newest of each folder."""
+    free: list[Found] = []
+    for files in _by_folder(fitting).values():
+        if len(files) > keep:
+            kept = set(nlargest(keep, files, key=lambda found: (found.written_ns, found.name)))
+            free += [found for found in files if found not in kept]
+    return free
+
+
+def _by_folder(files: Iterable[Found]) -> dict[str, list[Found]]:
+    folders: dict[str, list[Found]] = {}
+    for found in files:
+        folders.setdefault(found.folder, []).append(found)
+    return folders
 
 
 def _brake(message: CleanupLogs, root: Root, matched: int, files: int) -> None:
@@ -146,8 +163,7 @@ def _carry_out(
     """Give the counts of the result, and the files that are not in the way any more."""
     tally: Counter[str] = Counter()
     done: set[Found] = set()
-    for folder, each in groupby(matched, key=lambda found: found.folder):
-        files = list(each)
+    for folder, files in _by_folder(matched).items():
         try:
             with below(top, folder) as place:
                 for number, found in enumerate(files):

@@ -10,12 +10,13 @@ from typing import Final
 
 import msgspec
 
-from runtime.jobs import STREAMS
+from runtime.jobs import STREAMS, UNKNOWN
 from runtime.lookups import OLDEST_SERVER, Lookups, Server, flat_row, setting
 from runtime.streams import GROUP, workers_of
 from runtime.wire import ServerError
 
 LOOK_AT: Final = 200  # entries of each structure: enough to find a fault that is there, cheap enough for a busy server
+MAX_SHOWN: Final = 10
 STALE_MS: Final = 3_600_000
 CLOCK_WARN_MS: Final = 1_000
 CLOCK_ERROR_MS: Final = 10_000
@@ -132,7 +133,8 @@ class Checkup(Lookups):
         stale = sorted(
             {name for _, consumer, *_ in old if (name := consumer.decode(errors="replace"))[0] != "~" and name not in known}
         )
-        parked = sum(1 for _, consumer, *_ in old if consumer.startswith(b"~t:"))
+        rooms = (await self.one(self._wire, ("XPENDING", key, GROUP)))[3] or ()
+        parked = [(name.decode(errors="replace")[len(UNKNOWN) :], int(count)) for name, count in rooms if name.startswith(b"~t:")]
         findings = [
             Finding(
                 "error",
@@ -141,9 +143,9 @@ class Checkup(Lookups):
             )
             for name in stale
         ]
-        if parked:
-            what = f"{parked} jobs of {STREAMS[stream]} have waited for a worker that knows their type for more than an hour"
-            findings.append(Finding("warning", what, "python -m runtime types (on the workers)"))
+        for type_name, count in parked[:MAX_SHOWN]:
+            what = f"{count} jobs of {STREAMS[stream]} wait for a worker that knows {type_name or 'their types'}"
+            findings.append(Finding("warning", what, "python -m runtime types (on the workers): a typo, or a deploy to come?"))
         return findings
 
     async def _about_delayed(self, now_ms: int) -> list[Finding]:

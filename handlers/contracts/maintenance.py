@@ -30,7 +30,7 @@ class CleanupLogs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     older_than: Age
     exclude: Annotated[list[Glob], Meta(max_length=20)] = []
     action: Literal["delete", "gzip"] = "delete"
-    keep_last: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    keep_last: Annotated[int, Meta(ge=0, le=10_000)] = 0
     max_total_bytes: Annotated[int, Meta(ge=0)] | None = None
     recurse: bool = True
     dry_run: bool = False

@@ -96,6 +96,15 @@ def test_doctor_finds_a_message_without_a_time(sick):
     found(sick, "1 delayed messages and 0 times")
 
 
+def test_doctor_names_the_types_that_no_worker_knows(sick):
+    raw = sick.client()
+    work_here(raw)
+    entry = raw.xadd(KEY, {"type": "send-recipt", "data": "{}"})
+    raw.xreadgroup(GROUP, "me", {KEY: ">"})
+    raw.xclaim(KEY, GROUP, "~t:send-recipt@1", 0, [entry], retrycount=0, justid=True)
+    assert any(row["level"] == "warning" and "send-recipt@1" in row["what"] for row in findings(sick)[1])
+
+
 def test_doctor_finds_a_key_of_the_wrong_type(sick):
     sick.client().set("{jobs}:due", "x")
     found(sick, "{jobs}:due", "string")
