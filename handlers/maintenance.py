@@ -24,7 +24,8 @@ from runtime import Backoff, Dead, Job, handler
 
 QUIET_S: Final = 600.0  # whoever wrote to a file in the last ten minutes may be writing still
 PART_AGE_S: Final = 86_400.0  # no job runs that long
-MAX_FITTING: Final = 1_000_000  # they are held in memory, about 250 bytes each
+MAX_FITTING: Final = 1_000_000  # they are held in memory, about 350 bytes each
+NEVER: Final = float("inf")
 BRAKE_PERCENT: Final = 90
 
 
@@ -48,19 +49,29 @@ def _clean(message: CleanupLogs, work: str, born_s: float, settings: Settings, s
     root = settings.root(message.root)
     if not root.allows("purge"):
         raise Dead(f"roots.{message.root} is for mode {root.mode!r} only", "bad-path")
-    now_s = time.time()
     with blamed(message.root), open_root(message.root, root) as top:
-        seen = _survey(top, message, min(born_s, now_s) - PART_AGE_S, stop)
-        due = _choose(seen.fitting, message, min(born_s, now_s) - message.older_than_s, now_s - QUIET_S)
-        matched = [*due, *seen.parts]
-        if not message.dry_run:
-            _brake(message, root, len(matched), seen.files)
-            tally, done = _carry_out(top, matched, message, work, stop)
-        else:
-            tally, done = Counter[str](), set[Found]()
-    tally["failed"] += seen.failed
-    result = Cleaned(matched=len(matched), oldest_left=_oldest(seen.fitting, done), listing=message.listing, **tally)
-    return result if message.listing is None else _listed(result, matched, message.listing, work, settings, stop)
+        now_s = time.time()
+        born_s = min(born_s, now_s)
+        seen = _survey(top, message, born_s - PART_AGE_S, stop)
+        matched = _choose(seen.fitting, message, born_s - message.older_than_s, now_s - QUIET_S)
+        try:
+            oldest_ns = _oldest(seen.fitting, matched)
+            matched += seen.parts
+            tally = Counter(matched=len(matched), failed=seen.failed)
+            if not message.dry_run:
+                _brake(message, root, len(matched), seen.files)
+                oldest_ns = min(oldest_ns, _carry_out(top, matched, message, work, tally, stop))
+            result = Cleaned(**tally, oldest_left=_shown(oldest_ns), listing=message.listing)
+            return result if message.listing is None else _listed(result, matched, message.listing, work, settings, stop)
+        finally:
+            matched.clear()
+            _let_go(seen.fitting)
+
+
+def _let_go(files: list[Found]) -> None:
+    """Forget the files a few at a time: all at once, a hundred thousand would keep the loop waiting for a tenth of a second."""
+    while files:
+        del files[-STOP_EVERY:]
 
 
 # --- what is there -------------------------------------------------------------------------------------------------------
@@ -91,6 +102,7 @@ def _survey(top: int, message: CleanupLogs, part_cutoff_s: float, stop: Stop) ->
         elif includes.match(found.name) and not (message.action == "gzip" and found.name.endswith(PACKED)):
             fitting.append(found)
             if len(fitting) > MAX_FITTING:
+                _let_go(fitting)
                 raise Dead(f"more than {MAX_FITTING} files fit: narrow `include`", "too-large")
     return Survey(files, fitting, parts, walk.failed)
 
@@ -157,28 +169,30 @@ def _brake(message: CleanupLogs, root: Root, matched: int, files: int) -> None:
 # --- doing it ------------------------------------------------------------------------------------------------------------
 
 
-def _carry_out(
-    top: int, matched: Sequence[Found], message: CleanupLogs, work: str, stop: Stop
-) -> tuple[Counter[str], set[Found]]:
-    """Give the counts of the result, and the files that are not in the way any more."""
-    tally: Counter[str] = Counter()
-    done: set[Found] = set()
-    for folder, files in _by_folder(matched).items():
-        try:
-            with below(top, folder) as place:
-                for number, found in enumerate(files):
-                    if number % STOP_EVERY == 0:
-                        stop.check()
-                    word = _handle(place, found, message.action, work, tally, stop)
-                    tally[word] += 1
-                    if word != "failed":
-                        done.add(found)
-        except OSError as error:  # the folder cannot be opened any more
-            word = word_of(error)
-            if word is None:
-                raise
-            tally[word] += len(files)
-    return tally, done
+def _carry_out(top: int, matched: Sequence[Found], message: CleanupLogs, work: str, tally: Counter[str], stop: Stop) -> float:
+    """Deal with the files and count what became of them; gives when the oldest was written that is left."""
+    oldest_ns = NEVER
+    folders = _by_folder(matched)
+    try:
+        for folder, files in folders.items():
+            try:
+                with below(top, folder) as place:
+                    for number, found in enumerate(files):
+                        if number % STOP_EVERY == 0:
+                            stop.check()
+                        word = _handle(place, found, message.action, work, tally, stop)
+                        tally[word] += 1
+                        if word == "failed" and not found.is_part:
+                            oldest_ns = min(oldest_ns, found.written_ns)
+            except OSError as error:  # the folder cannot be opened any more
+                word = word_of(error)
+                if word is None:
+                    raise
+                tally[word] += len(files)
+    finally:
+        for files in folders.values():
+            files.clear()
+    return oldest_ns
 
 
 def _handle(place: int, found: Found, action: str, work: str, tally: Counter[str], stop: Stop) -> str:
@@ -200,9 +214,14 @@ def _handle(place: int, found: Found, action: str, work: str, tally: Counter[str
 # --- telling it ----------------------------------------------------------------------------------------------------------
 
 
-def _oldest(fitting: Sequence[Found], done: set[Found]) -> str | None:
-    left = [found.written_ns for found in fitting if found not in done]
-    return datetime.fromtimestamp(min(left) // 10**9, UTC).isoformat() if left else None
+def _oldest(fitting: Sequence[Found], due: Sequence[Found]) -> float:
+    """Give when the oldest was written of those that are not due."""
+    going = set(due)
+    return min((found.written_ns for found in fitting if found not in going), default=NEVER)
+
+
+def _shown(written_ns: float) -> str | None:
+    return None if written_ns == NEVER else datetime.fromtimestamp(int(written_ns) // 10**9, UTC).isoformat()
 
 
 def _listed(result: Cleaned, matched: Sequence[Found], path: str, work: str, settings: Settings, stop: Stop) -> Cleaned:
@@ -213,7 +232,7 @@ def _listed(result: Cleaned, matched: Sequence[Found], path: str, work: str, set
             return done
         for found in matched:
             name = os.fsencode(f"{found.folder}/{found.name}".lstrip("/")).decode("utf-8", "backslashreplace")
-            written = datetime.fromtimestamp(found.written_ns // 10**9, UTC).isoformat()
-            out.write(msgspec.json.encode({"name": name, "bytes": found.size_bytes, "written": written}) + b"\n")
+            line = {"name": name, "bytes": found.size_bytes, "written": _shown(found.written_ns)}
+            out.write(msgspec.json.encode(line) + b"\n")
         out.finish(result)
     return result

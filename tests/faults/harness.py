@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import msgspec
 import redis
@@ -216,3 +217,16 @@ async def storm(server: Server, history: Path, jobs: int, seconds: float, kill_e
         for worker in workers:
             worker.kill()
         raw.close()
+
+
+def hire(crew: list[Worker], server: Server, history: Path, *options: str, **more: Any) -> Worker:
+    """Start a worker that ends with the test, and give it when it works."""
+    worker = Worker(server, history, *options, **more)
+    crew.append(worker)
+    worker.wait_ready()
+    return worker
+
+
+def count(history: Path, kind: str) -> int:
+    """Give how many events of a kind all workers have written down."""
+    return sum(1 for event in events(history) if event.kind == kind)

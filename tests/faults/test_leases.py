@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.harness import LEASE_S, Worker, events, leftovers
+from tests.faults.harness import LEASE_S, count, events, hire, leftovers
 from tests.servers import Server, wait_until
 
 KEY = "{jobs}:medium"
@@ -17,26 +17,6 @@ KEY = "{jobs}:medium"
 @pytest.fixture
 def history(tmp_path: Path) -> Path:
     return tmp_path
-
-
-@pytest.fixture
-def crew() -> Iterator[list[Worker]]:
-    """Workers that are ended with the test, whatever they do."""
-    workers: list[Worker] = []
-    yield workers
-    for worker in workers:
-        worker.kill()
-
-
-def hire(crew: list[Worker], server: Server, history: Path, *options: str, **more: float) -> Worker:
-    worker = Worker(server, history, *options, **more)  # type: ignore[arg-type]
-    crew.append(worker)
-    worker.wait_ready()
-    return worker
-
-
-def count(history: Path, kind: str) -> int:
-    return sum(1 for event in events(history) if event.kind == kind)
 
 
 def test_a_job_three_leases_long_on_a_healthy_worker_runs_once(server, raw, history, crew):

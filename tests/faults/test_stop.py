@@ -4,34 +4,13 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.faults.harness import Worker, events, leftovers
+from tests.faults.harness import count, events, hire, leftovers
 from tests.servers import Server, wait_until
 
 KEY = "{jobs}:medium"
-
-
-@pytest.fixture
-def crew(tmp_path: Path) -> Iterator[list[Worker]]:
-    workers: list[Worker] = []
-    yield workers
-    for worker in workers:
-        worker.kill()
-
-
-def hire(crew: list[Worker], server: Server, history: Path, *options: str, **more: float) -> Worker:
-    worker = Worker(server, history, *options, **more)  # type: ignore[arg-type]
-    crew.append(worker)
-    worker.wait_ready()
-    return worker
-
-
-def count(history: Path, kind: str) -> int:
-    return sum(1 for event in events(history) if event.kind == kind)
 
 
 def counts(raw) -> dict[tuple[str, int], int]:
