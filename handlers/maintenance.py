@@ -216,8 +216,8 @@ def _handle(place: int, found: Found, action: str, work: str, tally: Counter[str
 
 def _oldest(fitting: Sequence[Found], due: Sequence[Found]) -> float:
     """Give when the oldest was written of those that are not due."""
-    going = set(due)
-    return min((found.written_ns for found in fitting if found not in going), default=NEVER)
+    going = {(found.folder, found.name) for found in due}
+    return min((found.written_ns for found in fitting if (found.folder, found.name) not in going), default=NEVER)
 
 
 def _shown(written_ns: float) -> str | None:
