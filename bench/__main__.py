@@ -195,7 +195,7 @@ def main() -> None:
         if "raw_per_s" in figures:
             ratios = [ours / raw for ours, raw in zip(figures["jobs_per_s"], figures["raw_per_s"], strict=True)]
             print(f"  drain, jobs/s                        {spread(figures['jobs_per_s'])}")
-            print(f"  raw fetch + ack + delete, one by one {spread(figures['raw_per_s'])}")
+            print(f"  raw fetch + ack + delete, in Python  {spread(figures['raw_per_s'])}")
             print(f"  ratio to raw                         {spread(ratios, 2)}")
             print(f"  worker CPU, µs/job                   {spread(figures['worker_us'], 1)}")
             print(f"  server CPU, µs/job                   {spread(figures['redis_us'], 1)}")
