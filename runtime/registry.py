@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import traceback
 import typing
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -125,13 +126,24 @@ def _import(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name and (name == error.name or name.startswith(f"{error.name}.")):
-            raise ConfigError(f"no module named {name}: is it in this folder or installed?") from error
+            hint = "is it in this folder or installed?"
+            if "not a package" in str(error):
+                hint = f"{name.rpartition('.')[0]} is no package: --handlers takes modules, and finds the handlers in them"
+            raise ConfigError(f"no module named {name}: {hint}") from error
         package = (error.name or "").partition(".")[0]
         raise _ExtraMissing(f"module {name} cannot be imported: {error}", package) from error
     except ConfigError:
         raise
     except (Exception, SystemExit) as error:
-        raise ConfigError(f"module {name} cannot be imported: {type(error).__name__}: {error}") from error
+        raise ConfigError(f"module {name} cannot be imported: {type(error).__name__}: {error}{_place(error)}") from error
+
+
+def _place(error: BaseException) -> str:
+    """Give file and line of what went wrong, in the user's code; a SyntaxError says it by itself."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
+    if isinstance(error, SyntaxError) or len(frames) < 3:  # ours and importlib's come first
+        return ""
+    return f" ({frames[-1].filename}:{frames[-1].lineno})"
 
 
 def _collect(found: Found, module: ModuleType) -> None:

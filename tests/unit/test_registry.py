@@ -369,3 +369,19 @@ def test_an_extra_that_is_there_and_breaks_is_refused(write: Write) -> None:
     write("pkg/pdf", "import broken_extra")
     write("pkg/mail", declaring("send-email"))
     assert "ZeroDivisionError" in refusal(lambda: find(["pkg"]))
+
+
+def test_where_a_module_went_wrong_is_said_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "wrong_name.py").write_text("\nx = undefined_name\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"wrong_name\.py:2\)"):
+        find(["wrong_name"])
+
+
+def test_a_function_in_place_of_its_module_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "plain_module.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match="plain_module is no package: --handlers takes modules"):
+        find(["plain_module.send"])
+    with pytest.raises(ConfigError, match="no module named nowhere.at_all: is it"):
+        find(["nowhere.at_all"])
