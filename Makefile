@@ -42,9 +42,12 @@ mutants: install second-server ## break the rules one by one; a named test must 
 bench: install second-server ## what this machine does, beside the raw Redis figure of the same run
 	$(BIN)/python -m bench
 
-# Debian's Redis is the second engine of the tests. Where it cannot be installed, its tests say that they skipped.
+# Debian's Redis is the second engine of the tests, and openssl makes their certificates. Where they cannot be installed, the tests
+# that need them say that they skipped.
 second-server:
-	@command -v redis-server >/dev/null || test -n "$(RUNTIME_REDIS_SERVER)" || { \
-	  echo "installing Debian's redis-server for the tests"; \
-	  $(APT) update -q >/dev/null && DEBIAN_FRONTEND=noninteractive $(APT) install -q -y --no-install-recommends redis-server >/dev/null; \
-	} || echo "no redis-server: its tests will be skipped"
+	@missing=""; \
+	  command -v redis-server >/dev/null || test -n "$(RUNTIME_REDIS_SERVER)" || missing="redis-server"; \
+	  command -v openssl >/dev/null || missing="$$missing openssl"; \
+	  test -z "$$missing" || { echo "installing for the tests: $$missing"; \
+	    $(APT) update -q >/dev/null && DEBIAN_FRONTEND=noninteractive $(APT) install -q -y --no-install-recommends $$missing >/dev/null; } \
+	  || echo "not installed: $$missing; the tests that need it will be skipped"
