@@ -217,7 +217,8 @@ class Scheduler:
                 log.debug("a second of statistics is lost: %s", error)
 
 
-def _details(row: str) -> dict[str, Any]:
+def details_of(row: str) -> dict[str, Any]:
+    """Give what a worker says of itself in its row; nothing, where that cannot be read."""
     try:
         found = json.loads(row.partition(" ")[2] or "{}")
     except (ValueError, RecursionError):
@@ -232,7 +233,7 @@ def lease_of(row: str) -> float:
 
 def types_of(row: str) -> set[tuple[str, int]]:
     """Give the types a worker can run, each with the newest version it knows, out of its row."""
-    types = _details(row).get("types")
+    types = details_of(row).get("types")
     if not isinstance(types, dict):
         return set()
     return {(name, version) for name, version in cast("dict[str, Any]", types).items() if isinstance(version, int)}

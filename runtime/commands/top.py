@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import json
 import os
 import time
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from runtime.config import Config
 from runtime.errors import ConfigError, StoreAway
 from runtime.jobs import STREAMS
 from runtime.lookups import DeadLetter, Depth, Lookups
+from runtime.scheduler import details_of
 
 try:
     from rich.console import Console, Group
@@ -81,7 +81,7 @@ async def look(found: Lookups) -> Screen:
     """
     now_s = time.time()
     rows = await found.workers()
-    workers = [(name, until_ms > now_s * 1000, details(row)) for name, (until_ms, row) in sorted(rows.items())]
+    workers = [(name, until_ms > now_s * 1000, details_of(row)) for name, (until_ms, row) in sorted(rows.items())]
     return Screen(
         await found.depth(),
         await found.oldest_waiting_s(),
@@ -161,15 +161,6 @@ def _right(name: str) -> Any:
     from rich.table import Column
 
     return Column(name, justify="right")
-
-
-def details(row: str) -> dict[str, Any]:
-    """Give what a worker says of itself; nothing, where it cannot be read."""
-    try:
-        found = json.loads(row.partition(" ")[2])
-    except ValueError:
-        return {}
-    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
 
 
 def total(counters: Counters, type_name: str, word: str) -> int:

@@ -221,6 +221,8 @@ def test_top_shows_priorities_types_workers_and_the_newest_failures(server, raw)
     minute = int(time.time() // 60)
     raw.hset(f"{{jobs}}:stats:{minute}", mapping={"scripted high done": 60, "scripted high run14": 60, " high wait3": 60})
     raw.zadd("{jobs}:workers", {"worker-7": int(time.time() * 1000) + 60_000})
+    raw.zadd("{jobs}:workers", {"a stranger": int(time.time() * 1000) + 60_000})
+    raw.hset("{jobs}:workers:rows", "a stranger", "30000 " + "[" * 100_000)
     raw.hset("{jobs}:workers:rows", "worker-7", '30000 {"lanes":8,"held":3,"running":{"scripted":3}}')
     result = call("top", "--once", "--redis", server.url, COLUMNS="160")
     assert result.returncode == 0, result

@@ -17,6 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 STREAMS = "tests/contract/test_streams.py"
+ENGINE = "tests/contract/test_engine.py"
 PRODUCER = "tests/contract/test_producer.py"
 
 
@@ -151,6 +152,41 @@ MUTANTS = (
         "        timer.start()\n",
         "",
         "tests/faults/test_stop.py::test_the_hard_deadline_holds_when_a_handler_holds_the_loop",
+    ),
+    Mutant(
+        "a keyed job refused at admit stays held",
+        "runtime/fetcher.py",
+        "                self._desk.held.remove([job])\n                continue\n",
+        "                continue\n",
+        f"{ENGINE}::test_a_keyed_job_that_was_taken_away_before_its_key_was_claimed_is_let_go",
+    ),
+    Mutant(
+        "a move that errs fails the flush",
+        "runtime/flusher.py",
+        "        self._keep_apart(settled)\n",
+        '        self._keep_apart(settled)\n        if settled.error:\n            raise StoreAway("all wait for one")\n',
+        f"{ENGINE}::test_a_move_that_always_errors_holds_up_nobody",
+    ),
+    Mutant(
+        "waiting for a thread counts against the deadline",
+        "runtime/offload.py",
+        "    BEGINS.get()()\n",
+        "",
+        f"{ENGINE}::test_a_job_that_waits_for_a_thread_past_its_deadline_has_not_started_and_does_not_die",
+    ),
+    Mutant(
+        "a cancel that is swallowed is the last one",
+        "runtime/lanes.py",
+        "            self.deadline_s = self.clock() + RECUT_S\n",
+        "            self.deadline_s = NEVER\n",
+        f"{ENGINE}::test_a_handler_that_swallows_its_cancel_is_cut_again_and_the_lane_lives",
+    ),
+    Mutant(
+        "no start while memory is full",
+        "runtime/streams.py",
+        'if not (is_code(answer, "BUSYGROUP") or is_code(answer, "OOM")):',
+        'if not is_code(answer, "BUSYGROUP"):',
+        f"{STREAMS}::test_a_worker_can_start_when_memory_is_full",
     ),
     Mutant(
         "a new chunk for each repeat",
