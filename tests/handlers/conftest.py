@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -66,6 +67,8 @@ async def hung_up() -> AsyncIterator[None]:
     """Close the connections of the test's loop after it."""
     yield
     close_pools()
+    for _ in range(3):  # a transport that is told to close does so in a later turn of the loop
+        await asyncio.sleep(0)
 
 
 @pytest.fixture(scope="session")

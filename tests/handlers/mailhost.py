@@ -42,6 +42,7 @@ class Mailhost:
         self.envelopes: list[tuple[str, list[str], bytes]] = []
         self.seen: list[str] = []
         self.open_connections = 0
+        self.transports: set[asyncio.BaseTransport] = set()
         self._options = {"hostname": "mailhost.test", **options}
         self._use_tls = self._options.pop("use_tls", None)
         self._loop = asyncio.new_event_loop()
@@ -65,10 +66,16 @@ class Mailhost:
 
     async def _stop(self) -> None:
         self._server.close()
+        for _ in range(3):  # who is being let in has no transport yet, and a task that has not begun cannot clean up
+            await asyncio.sleep(0)
+        for transport in list(self.transports):
+            cast("asyncio.Transport", transport).abort()
         others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+        while self.transports:
+            await asyncio.sleep(0)
 
     @property
     def messages(self) -> list[EmailMessage]:
@@ -120,11 +127,14 @@ class _Counted(SMTP):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         if self.transport is None:
             self._host.open_connections += 1
+            self._host.transports.add(transport)
+            self._raw = transport
         super().connection_made(transport)
 
     def connection_lost(self, error: Exception | None) -> None:
         if self.transport is not None:
             self._host.open_connections -= 1
+            self._host.transports.discard(self._raw)
         super().connection_lost(error)
 
 
