@@ -33,6 +33,11 @@ class Result:
         for name, value in figures.items():
             self.figures.setdefault(name, []).append(value)
 
+    @property
+    def medians(self) -> dict[str, float]:
+        """The median of each figure."""
+        return {name: median(values) for name, values in self.figures.items()}
+
     def is_met(self, line: Line) -> bool | None:
         """Say whether the median meets its target; None without a target or a figure."""
         values = self.figures.get(line.name)
@@ -91,7 +96,8 @@ def _lines(result: Result) -> list[str]:
         is_met = result.is_met(line)
         met = "" if is_met is None else "yes" if is_met else "no"
         lines.append((_columns(f"  {line.label}", spread(values, line.digits), beside, str(line.target or "")) + met).rstrip())
-    return lines
+    remark = result.row.remark(result.medians) if result.figures else ""
+    return [*lines, f"  {remark}"] if remark else lines
 
 
 def _columns(*words: str) -> str:
@@ -105,7 +111,7 @@ def as_json(head: dict[str, Any], results: Sequence[Result], notes: Sequence[str
             "title": result.row.title,
             "why_not": result.why_not,
             "runs": result.figures,
-            "medians": {name: median(values) for name, values in result.figures.items()},
+            "medians": result.medians,
             "targets": {
                 line.name: {"target": str(line.target), "is_met": result.is_met(line)}
                 for line in result.row.lines

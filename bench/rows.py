@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -43,19 +44,38 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One measurement. `why_not` says why it cannot be made yet."""
+    """One measurement. `why_not` says why it cannot be made yet; `remark` is a sentence about the medians."""
 
     name: str
     title: str
     measure: Callable[[Round], Figures]
     lines: tuple[Line, ...]
     why_not: Callable[[], str] = lambda: ""
+    remark: Callable[[Figures], str] = lambda medians: ""
 
 
 WITHIN_15_PERCENT: Final = Target(at_least=0.85)
 CPU: Final = (Line("worker CPU, µs/job", "worker_us", 1), Line("server CPU, µs/job", "server_us", 1, "raw_server_us"))
 RATE: Final = Line("jobs/s", "jobs_per_s", raw="raw_per_s")
+BUSY: Final = 0.9  # of a core: what the samples and the start leave of a full one
 LIKE_PLAIN: Final = Line("part of the plain drain", "of_plain", 2, target=WITHIN_15_PERCENT)
+
+
+def bound_by(processes: int) -> Callable[[Figures], str]:
+    """Give what says, from the cores that both sides kept busy, which of them a drain waited for."""
+
+    def remark(medians: Figures) -> str:
+        workers, server, cores = medians["worker_cores"], medians["server_cores"], os.cpu_count() or 1
+        used = f"workers {workers:.2f} cores, server {server:.2f}, of {cores}"
+        if server >= BUSY:
+            return f"bound by the server's one core ({used})"
+        if workers >= BUSY * processes:
+            return f"bound by the workers, {processes} of one core each ({used})"
+        if workers + server >= BUSY * cores:
+            return f"bound by the machine's cores ({used})"
+        return f"bound by neither side's CPU: the machine was busy otherwise, or they waited for each other ({used})"
+
+    return remark
 
 
 def _nothing(_: Round) -> Figures:
@@ -77,6 +97,7 @@ ROWS: Final = (
             *CPU,
             Line("start to first job, s", "start_s", 2),
         ),
+        remark=bound_by(1),
     ),
     Row(
         "aof",
@@ -172,14 +193,10 @@ ROWS: Final = (
     ),
     Row(
         "processes",
-        "drain with --processes 2; near 1 server core, the server is the bound, else the machine's cores",
+        "drain with --processes 2",
         Round.processes,
-        (
-            RATE,
-            Line("times one process", "of_plain", 2),
-            Line("cores of the workers", "worker_cores", 2),
-            Line("cores of the server", "server_cores", 2),
-        ),
+        (RATE, Line("times one process", "of_plain", 2), *CPU),
         lambda: "" if has_processes() else "not yet",
+        bound_by(2),
     ),
 )

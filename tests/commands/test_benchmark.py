@@ -13,7 +13,7 @@ from bench import raw
 from bench.lab import ROOT, STREAM, BenchError, Server, Worker
 from bench.noop import Noop
 from bench.report import Result, text
-from bench.rows import ROWS, Line, Row, Target
+from bench.rows import ROWS, Line, Row, Target, bound_by
 from tests.servers import binary_of
 
 
@@ -46,6 +46,16 @@ def test_a_row_gives_rates_cpu_and_the_raw_figure_as_text_and_json(tmp_path):
         assert no_raw in result.stdout  # the table says why it has none
         pytest.skip(no_raw)
     assert drain["of_raw"][0] == pytest.approx(drain["jobs_per_s"][0] / drain["raw_per_s"][0])
+
+
+def test_rows_with_other_handlers_and_clocks_count_their_jobs_too(tmp_path):
+    names = ["few", "retry", "latency", "send"]
+    result = bench("--rows", ",".join(names), "--json", results=tmp_path)
+    assert result.returncode == 0, result.stderr
+    rows = json.loads(result.stdout)["rows"]
+    assert sorted(rows) == sorted(names)
+    assert 0 < rows["latency"]["medians"]["p50_ms"] <= rows["latency"]["medians"]["p99_ms"]
+    assert rows["retry"]["medians"]["attempts_per_s"] == pytest.approx(2 * rows["retry"]["medians"]["jobs_per_s"])
 
 
 def test_the_list_shows_every_row_and_an_unknown_row_is_refused(tmp_path):
@@ -89,5 +99,7 @@ def test_the_table_judges_the_median_and_shows_the_spread():
     table = text({**head, "packages": {}, "jobs": 1, "runs": 3}, [result, Result(row, why_not="not yet")], [])
     assert table.splitlines()[-3].split() == ["things/s", "20", "[10,", "30]", "40", "[40,", "40]", ">=", "20", "yes"]
     assert table.splitlines()[-1] == "  not yet"
+    assert "server's one core" in bound_by(2)({"worker_cores": 0.5, "server_cores": 0.95})
+    assert "the workers" in bound_by(1)({"worker_cores": 0.95, "server_cores": 0.3})
     assert not Target(below=20).is_met(20)
     assert not Target(at_most=1.5).is_met(1.6)
