@@ -116,11 +116,11 @@ class Round:
         if self.has_raw:
             with Server() as server:
                 figures |= raw.add(server, jobs)
-        return {**figures, "sent_per_s": _sent_per_s(jobs, _send_many)}
+        return {**figures, **_send(jobs, _send_many)}
 
     def single_sends(self) -> Figures:
         """Sending one by one from a hundred tasks."""
-        return {"sent_per_s": _sent_per_s(self.jobs // 20, _send_one_by_one)}
+        return _send(self.jobs // 20, _send_one_by_one)
 
     def memory(self) -> Figures:
         """What a waiting job takes in the server."""
@@ -280,18 +280,22 @@ def _warm(server: Server, worker: Worker) -> None:
     worker.wait_for(lambda: server.client.zcard(WORKERS) > 1, "the worker's row")
 
 
-def _sent_per_s(jobs: int, send: Callable[[Producer, int], Awaitable[object]]) -> float:
-    async def measure(url: str) -> float:
+def _send(jobs: int, send: Callable[[Producer, int], Awaitable[object]]) -> Figures:
+    """Send from this process, on the loop that workers use; the rate, and the CPU of both sides."""
+
+    async def measure(url: str) -> tuple[float, float]:
         async with Producer.connect(url) as producer:
-            began_s = time.perf_counter()
+            began_s, used_s = time.perf_counter(), time.process_time()
             await send(producer, jobs)
-            return jobs / (time.perf_counter() - began_s)
+            return time.perf_counter() - began_s, time.process_time() - used_s
 
     with Server() as server:
-        rate = _run(measure(server.url))
+        server_s = server.cpu_s()
+        seconds, producer_s = _run(measure(server.url))
+        server_s = server.cpu_s() - server_s
         if server.waiting() != jobs:
             raise BenchError(f"{server.waiting()} of {jobs} jobs were stored")
-    return rate
+    return {"sent_per_s": jobs / seconds, "producer_us": producer_s / jobs * 1e6, "server_us": server_s / jobs * 1e6}
 
 
 async def _send_many(producer: Producer, jobs: int) -> None:
