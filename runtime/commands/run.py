@@ -48,7 +48,7 @@ def act(config: Config) -> int:
         one_connection(config.redis)  # a bad URL is said before anything starts
     else:
         embedded.start()  # here, in the main thread: the kernel ends the server when the thread that started it ends
-    runner = asyncio.Runner(loop_factory=_loop_factory())
+    runner = asyncio.Runner(loop_factory=loop_factory())
     try:
         report = runner.run(_work(config, found, embedded))
     finally:
@@ -67,7 +67,8 @@ def _end(report: Report) -> None:
         os._exit(0)
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    """Give what makes the loop that workers run on."""
     try:
         import uvloop
     except ImportError:  # not there on Windows
