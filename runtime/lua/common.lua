@@ -60,11 +60,16 @@ local function acquit(s, id, name)
   end
 end
 
--- An entry leaves its stream; only one that was handed out again can have strikes.
+-- Entries leave their streams at the end of a call, all at once: one by one, it would be half of the call's time. Only those that were
+-- handed out again can have strikes.
+local leaving = {{}, {}, {}, {}}
 local function remove(s, id, count)
-  redis.call('XACK', KEYS[s], GROUP, id)
-  redis.call('XDEL', KEYS[s], id)
+  table.insert(leaving[s], id)
   if count > 1 then redis.pcall('HDEL', STRIKES, stands_at(s, id)) end
+end
+local function leave(s)
+  redis.call('XACK', KEYS[s], GROUP, unpack(leaving[s]))
+  redis.call('XDEL', KEYS[s], unpack(leaving[s]))
 end
 
 -- Into a room, where it is listed with this count: from 1 on it is a suspect, which ordinary takes leave alone.
@@ -132,13 +137,24 @@ local function add_letter(fields, notes)
   return redis.call('XADD', DEAD, '*', unpack(fields))
 end
 
--- Run `move` for one item after the other. Its answer (1 moved, 0 refused) or its error concerns that item alone.
+local function text_of(failure)
+  return type(failure) == 'table' and failure.err or tostring(failure)
+end
+
+-- Run `move` for one item after the other; each begins with its stream. Its answer (1 moved, 0 refused) or its error concerns that
+-- item alone. What moved leaves its stream last; where that fails, it is in both places, and its answer is that error.
 local function each(first, width, move)
   local answers = {}
   for i = first, #ARGV, width do
     local ok, answer = pcall(move, i)
-    if not ok then answer = type(answer) == 'table' and answer.err or tostring(answer) end
-    answers[#answers + 1] = answer
+    answers[#answers + 1] = ok and answer or text_of(answer)
+  end
+  for s = 1, 4 do
+    local ok, failure = true, nil
+    if #leaving[s] > 0 then ok, failure = pcall(leave, s) end
+    for at = 1, ok and 0 or #answers do
+      if ARGV[first + (at - 1) * width] == tostring(s) and answers[at] ~= 0 then answers[at] = text_of(failure) end
+    end
   end
   return answers
 end

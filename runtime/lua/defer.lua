@@ -39,10 +39,13 @@ return each(2, 7, function(i)
   if snoozed_at then note('snoozed_at', snoozed_at) end
 
   local member = job_id
-  if redis.call('HEXISTS', MSG, member) == 1 then member = job_id .. '#' .. stands_at(s, id) end
   local due = tonumber(ARGV[i + 4])
   if kind ~= 'at' then due = now + due end
-  redis.call('HSET', MSG, member, cmsgpack.pack(record))
+  local packed = cmsgpack.pack(record)
+  if redis.call('HSETNX', MSG, member, packed) == 0 then
+    member = job_id .. '#' .. stands_at(s, id)
+    redis.call('HSET', MSG, member, packed)
+  end
   redis.call('ZADD', DUE, ms(due), member)
   move_key(fields, STREAMS[s] .. ' ' .. id, 'due ' .. member)
   remove(s, id, count)

@@ -10,20 +10,19 @@ local now = now_ms()
 local moved, bad, full = 0, 0, 0
 local DELAY_AFTER_ERROR_MS = 60000
 
+local left = {} -- members to be removed at the end, all at once
 local function condemn(member, packed)
   add_letter({'raw', packed}, {
     'dead_reason', 'unreadable', 'dead_error', 'a delayed record that is no message', 'dead_stack', '', 'dead_attempts', '0',
     'dead_from', 'due/' .. member, 'dead_at', ms(now),
   })
-  redis.call('HDEL', MSG, member)
-  redis.call('ZREM', DUE, member)
+  left[#left + 1] = member
   bad = bad + 1
 end
 
-local function promote(member)
-  local packed = redis.call('HGET', MSG, member)
+local function promote(member, packed)
   if not packed then
-    redis.call('ZREM', DUE, member)
+    left[#left + 1] = member
     bad = bad + 1
     return
   end
@@ -43,21 +42,26 @@ local function promote(member)
   if #fields == 0 then return condemn(member, packed) end
   local id = redis.call('XADD', KEYS[s], '*', unpack(fields))
   move_key(fields, 'due ' .. member, STREAMS[s] .. ' ' .. id)
-  redis.call('HDEL', MSG, member)
-  redis.call('ZREM', DUE, member)
+  left[#left + 1] = member
   moved = moved + 1
 end
 
-for _, member in ipairs(redis.call('ZRANGEBYSCORE', DUE, '-inf', ms(now), 'LIMIT', 0, n)) do
-  local ok, failure = pcall(promote, member)
+local members = redis.call('ZRANGEBYSCORE', DUE, '-inf', ms(now), 'LIMIT', 0, n)
+local records = #members > 0 and redis.call('HMGET', MSG, unpack(members)) or {}
+for at, member in ipairs(members) do
+  local ok, failure = pcall(promote, member, records[at])
   if not ok then
-    local text = type(failure) == 'table' and failure.err or tostring(failure)
-    if string.find(text, 'OOM', 1, true) then
+    if string.find(text_of(failure), 'OOM', 1, true) then
       full = 1
       break
     end
     redis.call('ZADD', DUE, ms(now + DELAY_AFTER_ERROR_MS), member)
   end
+end
+
+if #left > 0 then
+  redis.call('HDEL', MSG, unpack(left))
+  redis.call('ZREM', DUE, unpack(left))
 end
 
 -- A message without a time (a crash between the two writes, or a stranger's hand) is due now.
