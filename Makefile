@@ -7,10 +7,10 @@ STAMP := $(VENV)/.installed
 APT := $(if $(filter 0,$(shell id -u)),,sudo )apt-get
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check bench faults mutants second-server
+.PHONY: help install run test check bench bench-peers faults mutants second-server
 
 help: ## list the verbs
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 install: $(STAMP) ## make .venv with everything in it
 
@@ -41,6 +41,9 @@ mutants: install second-server ## break the rules one by one; a named test must 
 
 bench: install second-server ## what this machine does, beside the raw Redis figure of the same run
 	$(BIN)/python -m bench
+
+bench-peers: install ## the same work on other job runtimes and on ours; PEERS='--only bullmq,celery --runs 3' chooses
+	$(BIN)/python -m bench.peers $(PEERS)
 
 # Debian's Redis is the second engine of the tests, and openssl makes their certificates. Where they cannot be installed, the tests
 # that need them say that they skipped.
