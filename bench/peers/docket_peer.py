@@ -18,7 +18,7 @@ async def noop(payload: dict) -> None:
 
 @asynccontextmanager
 async def opened():
-    async with Docket(name="bench", url=common.URL, execution_ttl=timedelta(0)) as docket:
+    async with Docket(name="bench", url=f"{common.URL}?max_connections=1000", execution_ttl=timedelta(0)) as docket:
         docket.register(noop)
         yield docket
 
