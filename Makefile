@@ -8,10 +8,10 @@ BENCH_STAMP := $(VENV)/.installed-bench
 APT := $(if $(filter 0,$(shell id -u)),,sudo )apt-get
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check bench profile faults mutants second-server raw-client
+.PHONY: help install run test check bench bench-peers profile faults mutants second-server raw-client
 
 help: ## list the verbs
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 install: $(STAMP) ## make .venv with everything in it
 
@@ -59,6 +59,9 @@ raw-client: install
 	    $(APT) update -q >/dev/null && DEBIAN_FRONTEND=noninteractive $(APT) install -q -y --no-install-recommends $$missing >/dev/null; } \
 	  || echo "not installed: $$missing; the table will have no raw figures"
 	@$(BIN)/python -m bench.raw
+
+bench-peers: install ## the same work on other job runtimes and on ours; ARGS='--only bullmq,celery --runs 3' chooses
+	@$(BIN)/python -m bench.peers $(ARGS)
 
 # Debian's Redis is the second engine of the tests, and openssl makes their certificates. Where they cannot be installed, the tests
 # that need them say that they skipped.
