@@ -293,9 +293,10 @@ class DoorMachine(RuleBasedStateMachine):
         self.letters += [(n, job.ref) for n, job in self.seen.jobs.items() if job.place == DEAD and job.ref not in known]
 
     def pick(self, back: int) -> tuple[str, WorkerJob]:
-        """Give a lease: an even number chooses among those that hold, an odd one among all that ever were."""
+        """Give a lease: even numbers choose among those that hold, odd ones among zombies, whose job somebody else has."""
         held = [(name, job) for name, job in self.leases if self.model.held(name, job)]
-        chosen = held if held and back % 2 == 0 else self.leases
+        zombies = [(name, job) for name, job in self.leases if self.model.find(job) and not self.model.held(name, job)]
+        chosen = (zombies if back % 2 else held) or self.leases
         return chosen[-1 - back // 2 % len(chosen)]
 
     def have_work(self) -> None:
@@ -486,6 +487,16 @@ class DoorMachine(RuleBasedStateMachine):
                     self.retried |= {held.n} if move.startswith("retry") else set()
         assert (answer.refused, answer.shortfall, answer.error) == (refused, shortfall, "")
 
+    @rule(moves=st.lists(st.tuples(which, st.sampled_from(MOVES)), min_size=1, max_size=4), loses=loses)
+    def settle_more(self, moves: list[tuple[int, str]], loses: bool) -> None:
+        """The same: a rule is chosen as often as its neighbours, and this is what workers do most."""
+        self.settle(moves, loses)
+
+    @rule(moves=st.lists(st.tuples(which, st.sampled_from(MOVES)), min_size=1, max_size=2))
+    def settle_late(self, moves: list[tuple[int, str]]) -> None:
+        """By zombies alone."""
+        self.settle([(back | 1, move) for back, move in moves], False)
+
     def _settle_one(self, name: str, job: WorkerJob, move: str) -> bool:
         verb, _, how = move.partition(" ")
         match verb:
@@ -567,6 +578,19 @@ class DoorMachine(RuleBasedStateMachine):
         self.look()
         answers = [self.model.reclaim(stream, lease_ms, most, still) for _ in range(2 if loses else 1)]
         assert (answer.dead, answer.ghosts, answer.is_guarded) == answers[-1]
+
+    @rule(heir=who, back=which, is_alive=st.booleans())
+    def inherit(self, heir: str, back: int, is_alive: bool) -> None:
+        """What a worker holds on a stream is not renewed any more; an heir, perhaps itself, finds it and takes it."""
+        self.have_work()
+        name, job = self.pick(2 * back)
+        self.beat(name, LEASES_MS[0], False)
+        if not is_alive:
+            self.suffer("a worker falls silent", name, job.stream, 0, 0)
+        at = self.model.holders(job.stream).index(name)
+        self.suffer("nobody renews", name, job.stream, at, AGES_MS[2])
+        self.reclaim(heir, job.stream, LEASES_MS[0], 100, [], True, False)
+        self.take(heir, job.stream, FREE, 3, "t")
 
     @rule(name=who, about=who, loses=loses)
     def forget(self, name: str, about: str, loses: bool) -> None:
