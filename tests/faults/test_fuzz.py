@@ -35,7 +35,7 @@ SAME = settings(
 )
 WIDE = settings(
     SAME,
-    max_examples=2000,
+    max_examples=500,
     derandomize=False,
 )
 DEADLINE_S = 15.0

@@ -302,8 +302,9 @@ class DoorMachine(RuleBasedStateMachine):
     def have_work(self) -> None:
         """Let somebody hold something, so that a move has what to move."""
         if not any(self.model.held(name, job) for name, job in self.leases):
-            self.add_by_hand((1, Tea, "k", "same", False))
-            self.fetch(WORKERS[0], (3, 3, 3, 3), set(), False)
+            for key in ("k", ""):  # the first may be a copy
+                self.add_by_hand((1, Tea, key, "same", False))
+            self.fetch(WORKERS[0], (3, 3, 3, 3), set(), True, False)
 
     def receive(self, name: str, fetched: Fetched) -> list[tuple[int, int]]:
         """Read what was handed out as a worker reads it, and keep the leases for ever."""
@@ -362,6 +363,8 @@ class DoorMachine(RuleBasedStateMachine):
 
     @rule(name=who, most=st.sampled_from((1, 2, 500)), loses=loses)
     def promote(self, name: str, most: int, loses: bool) -> None:
+        if not any(job.place == DUE and job.is_due for job in self.model.jobs.values()):
+            self.settle([(0, "retry now"), (2, "snooze now")], False)
         door = self.bench.doors[name]
         answer = self.bench.repeated(door._helper, lambda: door.promote(most, "0"), loses)
         self.look()
@@ -384,8 +387,14 @@ class DoorMachine(RuleBasedStateMachine):
 
     # --- to a worker ---------------------------------------------------------------------------------------------------------
 
-    @rule(name=who, shares=st.tuples(*[st.integers(0, 3)] * 4), takes=st.sets(st.integers(0, 3)), loses=loses)
-    def fetch(self, name: str, shares: tuple[int, ...], takes: set[int], loses: bool) -> None:
+    @rule(
+        name=who,
+        shares=st.tuples(*[st.integers(0, 3)] * 4),
+        takes=st.sets(st.integers(0, 3)),
+        admits=st.sampled_from((True, True, False)),
+        loses=loses,
+    )
+    def fetch(self, name: str, shares: tuple[int, ...], takes: set[int], admits: bool, loses: bool) -> None:
         door = self.bench.doors[name]
         fetched = None
         if loses:  # nobody repeats a fetch: what was handed out is held by a worker that does not know it
@@ -407,6 +416,8 @@ class DoorMachine(RuleBasedStateMachine):
         if fetched:
             assert self.receive(name, fetched) == expected
             assert fetched.free == free
+            if admits:
+                self._admit(name, [job for _, job in self.leases[len(self.leases) - len(expected) :]], False)
 
     @rule(name=who, stream=streams, room=st.sampled_from(ROOMS), most=st.integers(1, 3), knows=st.sampled_from(("t", "u")))
     def take(self, name: str, stream: int, room: str, most: int, knows: str) -> None:
@@ -418,9 +429,10 @@ class DoorMachine(RuleBasedStateMachine):
     @rule(backs=st.lists(which, min_size=1, max_size=4), loses=loses)
     def admit(self, backs: list[int], loses: bool) -> None:
         self.have_work()
-        name = self.pick(backs[0])[0]
-        picked = [job for _, job in map(self.pick, backs) if job.envelope.key]
-        asked = [(job, job.envelope.key) for job in picked]
+        self._admit(self.pick(backs[0])[0], [self.pick(back)[1] for back in backs], loses)
+
+    def _admit(self, name: str, jobs: list[WorkerJob], loses: bool) -> None:
+        asked = [(job, job.envelope.key) for job in jobs if job.envelope.key]
         if not asked:
             return
         door = self.bench.doors[name]
@@ -428,9 +440,9 @@ class DoorMachine(RuleBasedStateMachine):
         self.look()
         for _ in range(2 if loses else 1):
             answers = []
-            for job in picked:
+            for job, key in asked:
                 there = self.model.find(job)
-                answers.append(self.model.admit(name, job, text(job.envelope.key)))
+                answers.append(self.model.admit(name, job, text(key)))
                 if answers[-1] == "mine" and there:
                     self.owners.add(there.n)
                 if answers[-1] == "copy" and there:
@@ -584,6 +596,8 @@ class DoorMachine(RuleBasedStateMachine):
         """What a worker holds on a stream is not renewed any more; an heir, perhaps itself, finds it and takes it."""
         self.have_work()
         name, job = self.pick(2 * back)
+        if not self.model.held(name, job):
+            return
         self.beat(name, LEASES_MS[0], False)
         if not is_alive:
             self.suffer("a worker falls silent", name, job.stream, 0, 0)
