@@ -267,6 +267,7 @@ async def run_point(server: Server, folder: Path, at: tuple[str, int], is_after:
     prepare(server, queue, history)
     eye = Wire(server.url, "eye")
     victims: list[Any] = []
+    wrong: list[str] = []
 
     def kill() -> None:
         victims[0].kill()
@@ -275,16 +276,19 @@ async def run_point(server: Server, folder: Path, at: tuple[str, int], is_after:
         victims.append(children.Process(target=live, args=(f"unix://{relay.socket}", queue, str(history)), daemon=True))
         victims[0].start()
         try:
-            async with asyncio.timeout(DRAIN_S):
-                while not relay.is_cut.is_set() and ("EXPIRE" not in relay.counts or await left_over(eye, keys)):
-                    await asyncio.sleep(POLL_S)  # EXPIRE: what was done is counted, a second after the start
+            end_s = asyncio.get_running_loop().time() + DRAIN_S
+            while not relay.is_cut.is_set() and ("EXPIRE" not in relay.counts or await left_over(eye, keys)):
+                if not victims[0].is_alive() or asyncio.get_running_loop().time() > end_s:
+                    wrong.append(f"the worker stands still, or ended by itself with {victims[0].exitcode}")
+                    break
+                await asyncio.sleep(POLL_S)  # EXPIRE: what was done is counted, a second after the start
             is_hit = relay.is_cut.is_set()
         finally:
             kill()
             await asyncio.to_thread(victims[0].join)
             victims[0].close()
     left = await left_over(eye, keys)
-    wrong = undying(server, keys)
+    wrong += undying(server, keys)
     async with worker(server.url, step, concurrency=4, lease_s=LEASE_S, queue=queue):
         is_drained = await drained(eye, keys)
     wrong += [] if is_drained else ["not drained"]
