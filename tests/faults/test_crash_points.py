@@ -105,7 +105,6 @@ def prepare(server: Server, queue: str, history: Path) -> None:
     now_ms = int(raw.time()[0] * 1000)
     raw.xadd(high, fields(LATER, at=now_ms + 300))
     raw.xadd(high, {"no": "message"})
-    raw.script_flush()  # for all points under way: scripts are loaded in the middle of anything
     raw.zadd(keys.workers, {"~last": now_ms, "~since": 1})
     raw.close()
 
@@ -359,6 +358,9 @@ async def sweep(server: Server, folder: Path, is_short: bool) -> list[Point]:
     late, again = sum(1 for point in hit if not point.left), sum(point.reruns for point in hit)
     print(f"points {len(hit)}/{len(points)}, {late} of them after the last job, {again} runs again")
     print(", ".join(f"{name} {count}" for name, count in sorted(Counter(point.at[0] for point in hit).items())))
+    for point in points:
+        if point.wrong:
+            print(f"{point.at} {'after' if point.is_after else 'before'}, {point.left} left then: {'; '.join(point.wrong)}")
     assert len(hit) >= (1 - VOID_PART) * len(points), "a sweep that hits nothing proves nothing"
     return points
 
