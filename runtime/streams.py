@@ -505,7 +505,9 @@ class Streams(Door):
             StoreAway: no answer.
         """
         key = self.keys.stats(minute)
-        await self.ask(self._helper, *[("HINCRBY", key, name, by) for name, by in counts], ("EXPIRE", key, STATS_LIFE_S))
+        counters: list[Command] = [("HINCRBY", key, name, by) for name, by in counts]
+        # In one step: of a worker killed between the two, a key without an end would stay for ever.
+        await self.ask(self._helper, ("MULTI",), *counters, ("EXPIRE", key, STATS_LIFE_S), ("EXEC",))
 
 
 # --- small shapes --------------------------------------------------------------------------------------------------------

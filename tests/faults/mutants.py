@@ -19,6 +19,9 @@ ROOT = Path(__file__).parents[2]
 STREAMS = "tests/contract/test_streams.py"
 ENGINE = "tests/contract/test_engine.py"
 PRODUCER = "tests/contract/test_producer.py"
+MODEL = "tests/faults/test_model.py::test_any_verbs_in_any_order_do_what_the_model_says"
+CRASH = "tests/faults/test_crash_points.py::test_a_crash_at_the_first_of_each_command_loses_nothing"
+FUZZ = "tests/faults/test_fuzz.py::test_whatever_strangers_write_the_worker_goes_on_and_every_entry_has_an_end"
 
 
 @dataclass(frozen=True)
@@ -195,6 +198,56 @@ MUTANTS = (
         "                await asyncio.sleep(wait_s)\n                args[0] = secrets.token_hex(8)\n"
         '                command = self._door.command("send", *args)\n',
         f"{PRODUCER}::test_a_lost_reply_does_not_enqueue_twice_and_the_answer_is_the_first_one",
+    ),
+    Mutant("acknowledged and not deleted", "runtime/lua/common.lua", "  redis.call('XDEL', stream, id)\n", "", MODEL),
+    Mutant(
+        "a dead letter without the fence",
+        "runtime/lua/dead.lua",
+        "  if not holds(stream, id, consumer, tonumber(ARGV[i + 2])) then return 0 end\n",
+        "",
+        MODEL,
+    ),
+    Mutant(
+        "a mark that stays behind when its job is delayed",
+        "runtime/lua/defer.lua",
+        "  move_key(fields, STREAMS[s] .. ' ' .. id, 'due ' .. member)\n",
+        "",
+        MODEL,
+    ),
+    Mutant(
+        "a lost reply counts as a delivery",
+        "runtime/lua/reclaim.lua",
+        "        count = math.max(0, count - 1)\n",
+        "",
+        MODEL,
+    ),
+    Mutant(
+        "two delayed jobs of one id in one place",
+        "runtime/lua/send.lua",
+        "  if redis.call('HEXISTS', MSG, member) == 1 then member = id .. '#' .. ARGV[1] .. '/' .. position end\n",
+        "",
+        MODEL,
+    ),
+    Mutant(
+        "acknowledged and deleted in two steps",
+        "runtime/streams.py",
+        '        commands: list[Command] = [("MULTI",)]\n',
+        "        commands: list[Command] = []\n",
+        CRASH,
+    ),
+    Mutant(
+        "counters that get their end in a second step",
+        "runtime/streams.py",
+        'self._helper, ("MULTI",), *counters, ("EXPIRE", key, STATS_LIFE_S), ("EXEC",))',
+        'self._helper, *counters, ("EXPIRE", key, STATS_LIFE_S))',
+        CRASH,
+    ),
+    Mutant(
+        "a letter of thousands of fields, field by field",
+        "runtime/lua/common.lua",
+        "  if #fields > 2 * MAX_FIELDS then fields = {'raw', cmsgpack.pack(fields)} end\n",
+        "",
+        FUZZ,
     ),
 )
 
