@@ -192,8 +192,7 @@ MUTANTS = (
         "a new chunk for each repeat",
         "runtime/producer.py",
         "                await asyncio.sleep(wait_s)\n",
-        "                await asyncio.sleep(wait_s)\n                args[0] = secrets.token_hex(8)\n"
-        '                command = self._door.command("send", *args)\n',
+        "                await asyncio.sleep(wait_s)\n                chunk[0] = secrets.token_hex(8)\n",
         f"{PRODUCER}::test_a_lost_reply_does_not_enqueue_twice_and_the_answer_is_the_first_one",
     ),
 )
