@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 STREAMS = "tests/contract/test_streams.py"
 ENGINE = "tests/contract/test_engine.py"
 PRODUCER = "tests/contract/test_producer.py"
+DURABILITY = "tests/faults/test_durability.py"
 
 
 @dataclass(frozen=True)
@@ -194,6 +195,27 @@ MUTANTS = (
         "                await asyncio.sleep(wait_s)\n",
         "                await asyncio.sleep(wait_s)\n                chunk[0] = secrets.token_hex(8)\n",
         f"{PRODUCER}::test_a_lost_reply_does_not_enqueue_twice_and_the_answer_is_the_first_one",
+    ),
+    Mutant(
+        "a repeat writes nothing before it is confirmed",
+        "runtime/lua/send.lua",
+        "  redis.call('SET', mark, known, 'PX', CHUNK_LIFE_MS)\n",
+        "",
+        f"{DURABILITY}::test_a_repeat_after_a_lost_reply_is_not_confirmed_by_a_replica_that_lacks_it",
+    ),
+    Mutant(
+        "the number that WAIT answers is not compared",
+        "runtime/outlet.py",
+        "        if found >= wanted:",
+        "        if True:",
+        f"{DURABILITY}::test_a_frozen_replica_is_an_error_in_time_and_a_repeat_with_the_key_makes_no_second_job",
+    ),
+    Mutant(
+        "a forgotten script is loaded and its old confirmation kept",
+        "runtime/outlet.py",
+        "            stored, confirmed = await self._wire.call(*calls, wait_s=patience_s, run=self._asked[0])\n        return",
+        "            [stored] = await self._wire.call(command, run=self._asked[0])\n        return",
+        f"{DURABILITY}::test_a_script_that_the_server_forgot_is_loaded_and_confirmed_all_the_same",
     ),
 )
 
