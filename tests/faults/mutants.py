@@ -211,11 +211,11 @@ MUTANTS = (
         f"{DURABILITY}::test_a_frozen_replica_is_an_error_in_time_and_a_repeat_with_the_key_makes_no_second_job",
     ),
     Mutant(
-        "a forgotten script is loaded and its old confirmation kept",
+        "the confirmation is asked for over another connection",
         "runtime/outlet.py",
-        "            stored, confirmed = await self._wire.call(*calls, wait_s=patience_s, run=self._asked[0])\n        return",
-        "            [stored] = await self._wire.call(command, run=self._asked[0])\n        return",
-        f"{DURABILITY}::test_a_script_that_the_server_forgot_is_loaded_and_confirmed_all_the_same",
+        "await self._wire.call(confirmation,",
+        'await Wire(self.url, "another").call(confirmation,',
+        f"{DURABILITY}::test_a_frozen_replica_is_an_error_in_time_and_a_repeat_with_the_key_makes_no_second_job",
     ),
 )
 
