@@ -20,6 +20,7 @@ STREAMS = "tests/contract/test_streams.py"
 ENGINE = "tests/contract/test_engine.py"
 PRODUCER = "tests/contract/test_producer.py"
 DURABILITY = "tests/faults/test_durability.py"
+SENTINEL = "tests/faults/test_sentinel.py"
 
 
 @dataclass(frozen=True)
@@ -216,6 +217,20 @@ MUTANTS = (
         "await self._wire.call(confirmation,",
         'await Wire(self.url, "another").call(confirmation,',
         f"{DURABILITY}::test_a_frozen_replica_is_an_error_in_time_and_a_repeat_with_the_key_makes_no_second_job",
+    ),
+    Mutant(
+        "whatever the sentinels name is taken for the master",
+        "runtime/wire.py",
+        '        if role != "master":',
+        "        if False:",
+        f"{SENTINEL}::test_a_replica_that_a_sentinel_takes_for_the_master_is_not_talked_to",
+    ),
+    Mutant(
+        "a connection to a server that became a replica is kept",
+        "runtime/wire.py",
+        'answer.code == "READONLY" for',
+        "False for",
+        f"{SENTINEL}::test_a_replica_that_a_sentinel_takes_for_the_master_is_not_talked_to",
     ),
 )
 
