@@ -67,7 +67,7 @@ class _Waiting(msgspec.Struct):
 
 
 class Producer:
-    """Owns a line to Redis for each durability in use. Use it as an async context manager, from as many tasks as you like.
+    """Owns a way to Redis for each durability in use. Use it as an async context manager, from as many tasks as you like.
 
     `patience_s` is how long a send is repeated while Redis is away, before StoreAway is raised, and how long it waits for its
     confirmation. `durability` is that of every send that names none: `local`, as the server's append-only file; `fsync`, on its
@@ -83,7 +83,7 @@ class Producer:
         self._patience_s = patience_s
         self._durability = durability_of(durability)
         self._encode = msgspec.json.Encoder().encode
-        self._lines: dict[Durability, _Line] = {}
+        self._ways: dict[Durability, _Way] = {}
         self._is_open = False
         Outlet(url, queue)  # a bad name is said here
 
@@ -99,7 +99,7 @@ class Producer:
         return cls(url, queue=queue, source=source, patience_s=patience_s, durability=durability)
 
     def __repr__(self) -> str:
-        return f"<Producer to {without_password(self._url)}, {sum(map(len, self._lines.values()))} sends wait>"
+        return f"<Producer to {without_password(self._url)}, {sum(map(len, self._ways.values()))} sends wait>"
 
     async def __aenter__(self) -> Self:
         self._is_open = True
@@ -107,9 +107,9 @@ class Producer:
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._is_open = False
-        for line in self._lines.values():
-            await line.close()
-        self._lines.clear()
+        for way in self._ways.values():
+            await way.close()
+        self._ways.clear()
 
     async def send(
         self,
@@ -147,7 +147,7 @@ class Producer:
             attempts=attempts,
             group=group,
         )
-        return (await self._line(durability).send([self.pack(message)]))[0]
+        return (await self._way(durability).send([self.pack(message)]))[0]
 
     async def send_many(
         self,
@@ -165,12 +165,12 @@ class Producer:
             QueueFull: Redis has no memory left; the chunks before are stored.
             StoreAway: Redis did not answer for `patience_s`.
         """
-        line = self._line(durability)
+        way = self._way(durability)
         sent: list[Sent] = []
         chunk: list[Packed] = []
 
         async def flush() -> None:
-            sent.extend(await line.send(chunk))
+            sent.extend(await way.send(chunk))
             chunk.clear()
             if progress is not None:
                 progress(len(sent))
@@ -237,18 +237,18 @@ class Producer:
 
     async def send_packed(self, packed: Sequence[Packed], durability: str = "") -> list[Sent]:
         """Store up to CHUNK_MESSAGES messages in wire form; raises as `send`."""
-        return await self._line(durability).send(packed)
+        return await self._way(durability).send(packed)
 
-    def _line(self, durability: str) -> _Line:
+    def _way(self, durability: str) -> _Way:
         if not self._is_open:
             raise ConfigError("a Producer is used as `async with Producer.connect(url) as producer:`")
         wanted = durability_of(durability) if durability else self._durability
-        if wanted not in self._lines:
-            self._lines[wanted] = _Line(Outlet(self._url, self._queue, wanted), self._patience_s)
-        return self._lines[wanted]
+        if wanted not in self._ways:
+            self._ways[wanted] = _Way(Outlet(self._url, self._queue, wanted), self._patience_s)
+        return self._ways[wanted]
 
 
-class _Line:
+class _Way:
     """Owns the sends of one durability: those that wait, the chunk under way, and its outlet."""
 
     def __init__(self, outlet: Outlet, patience_s: float) -> None:
