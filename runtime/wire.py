@@ -129,7 +129,7 @@ class MasterConnection(Connection):
                 return host, port
             finally:
                 await sentinel.aclose()
-        raise MasterNotFoundError(f"no sentinel knows a living master {watched.service!r}")
+        raise MasterNotFoundError(f"no sentinel knows a living master {watched.service!r}, or lets us ask")
 
 
 _pack = cast("Callable[[tuple[bytes | str | int | float, ...]], bytes]", pack_command)  # its own stub says one argument
