@@ -11,8 +11,8 @@ from typing import Final
 import msgspec
 
 from runtime.jobs import STREAMS, UNKNOWN
-from runtime.lookups import OLDEST_SERVER, Lookups, Server, flat_row, setting
-from runtime.streams import GROUP, workers_of
+from runtime.lookups import OLDEST_SERVER, Lookups, Server, flat_row
+from runtime.streams import GROUP, setting, workers_of
 from runtime.wire import ServerError
 
 LOOK_AT: Final = 200  # entries of each structure: enough to find a fault that is there, cheap enough for a busy server

@@ -160,6 +160,7 @@ def _add_enqueue(commands: Any, settings: Parser) -> None:
     command.add_argument("--exp", type=float, metavar="EPOCH", help="not after this time: then a dead letter")
     command.add_argument("--key", default="", help="drop the message while another job with this key lives")
     command.add_argument("--attempts", type=int, default=0, metavar="N", help="most attempts for this job")
+    command.add_argument("--durability", default="local", metavar="WORD", help="wait for it: local, fsync, replicas=1 (or more)")
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(act=_enqueue)
 

@@ -67,7 +67,7 @@ KNOBS: Final = (
         "--redis",
         "redis",
         "URL",
-        "redis://, rediss:// or unix:// URL; without one, an embedded Valkey keeps the jobs on this machine",
+        "redis://, rediss://, unix:// or sentinel://HOST:PORT,HOST:PORT/SERVICE; without one, an embedded Valkey keeps the jobs",
     ),
     Knob("--queue", "queue", "NAME", "the queue, that is, the hash tag of its keys"),
     Knob("--handlers", "handlers", "MODULES", "modules with handlers, separated by commas"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 
 class JobsError(Exception):
     """Any error of this runtime that a caller may want to catch as one."""
@@ -16,6 +19,17 @@ class StoreAway(JobsError):
 
 class QueueFull(StoreAway):
     """Redis has reached its `maxmemory`: what was to be sent was not written."""
+
+
+class NotDurable(JobsError):
+    """Stored, but not confirmed in time as the send's durability asks; `sent` is what is stored.
+
+    The job may run, and may be lost with the server's disk or at a failover. Sent again it is a second job, but for a `key`.
+    """
+
+    def __init__(self, reason: str, sent: Sequence[Any] = ()) -> None:
+        super().__init__(reason)
+        self.sent = list(sent)
 
 
 # --- the message is bad: its producer must act ------------------------------------------------------------------------

@@ -8,14 +8,14 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import msgspec
 
 from runtime.codec import unpack_record
 from runtime.errors import ConfigError
 from runtime.jobs import STREAMS, default_id
-from runtime.streams import GROUP, Door, is_code, whole, workers_of
+from runtime.streams import GROUP, Door, is_code, setting, whole, workers_of
 from runtime.wire import ServerError, Wire
 
 OLDEST_SERVER: Final = (7, 0)
@@ -372,13 +372,6 @@ def check_server(server: Server, redis_cli: str = "redis-cli") -> list[str]:
 def flat_row(flat: Any) -> dict[str, Any]:
     """Give a reply of names and values in turn as a dictionary."""
     return {bytes(name).decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
-
-
-def setting(answer: Any) -> str:
-    """Give the value that CONFIG GET answered, or nothing where asking is not allowed."""
-    if isinstance(answer, ServerError) or not answer:
-        return ""  # not allowed to ask: INFO has told what it tells
-    return bytes(cast("Sequence[bytes]", answer)[1]).decode()
 
 
 def _letter(row: Sequence[Any]) -> DeadLetter:

@@ -1,7 +1,8 @@
 """Enqueue: one, many, later. Imports no handler code. A lost reply never enqueues twice.
 
 Sends of concurrent tasks share a round trip: whoever comes while one is under way goes with the next. A chunk carries a mark,
-so a chunk that is sent again after a lost reply answers what it answered the first time.
+so a chunk that is sent again after a lost reply answers what it answered the first time. Sends of another durability go another
+way: nobody waits for a disk or a replica that he did not ask for.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ import msgspec
 
 from runtime.backoff import Backoff, delay_s
 from runtime.codec import JOB_ID, MAX_DATA_BYTES, MAX_KEY_BYTES, MAX_MS
-from runtime.errors import BadPayload, ConfigError, QueueFull, StoreAway
+from runtime.errors import BadPayload, ConfigError, NotDurable, QueueFull, StoreAway
 from runtime.jobs import STREAMS, TYPE_NAME, Priority, contract_of, default_id
-from runtime.streams import Door
-from runtime.wire import Wire, without_password
+from runtime.outlet import Durability, Outlet, durability_of
+from runtime.wire import without_password
 
 CHUNK_MESSAGES: Final = 500
 CHUNK_BYTES: Final = 1024 * 1024  # one chunk is one script call: bounded, so that others get their turn
 RESEND: Final = Backoff(base_s=0.05, cap_s=2.0)
+LEAST_WAIT_S: Final = 0.1  # for a confirmation, however long Redis was away before
 
 
 class Sent(msgspec.Struct, frozen=True, gc=False):
@@ -65,41 +67,49 @@ class _Waiting(msgspec.Struct):
 
 
 class Producer:
-    """Owns one connection and the chunk under way. Use it as an async context manager, from as many tasks as you like.
+    """Owns a way to Redis for each durability in use. Use it as an async context manager, from as many tasks as you like.
 
-    `patience_s` is how long a send is repeated while Redis is away, before StoreAway is raised.
+    `patience_s` is how long a send is repeated while Redis is away, before StoreAway is raised, and how long it waits for its
+    confirmation. `durability` is that of every send that names none: `local`, as the server's append-only file; `fsync`, on its
+    disk; `replicas=1`, in the memory of so many replicas.
     """
 
-    def __init__(self, url: str, *, queue: str = "jobs", source: str = "", patience_s: float = 5.0) -> None:
+    def __init__(
+        self, url: str, *, queue: str = "jobs", source: str = "", patience_s: float = 5.0, durability: str = "local"
+    ) -> None:
         self._url = url
-        self._door = Door(url, queue)
-        self._wire = Wire(url, "producer")
+        self._queue = queue
         self._source = source
         self._patience_s = patience_s
+        self._durability = durability_of(durability)
         self._encode = msgspec.json.Encoder().encode
-        self._waiting: list[_Waiting] = []
-        self._awake = asyncio.Event()
-        self._sender: asyncio.Task[None] | None = None
+        self._ways: dict[Durability, _Way] = {}
+        self._is_open = False
+        Outlet(url, queue)  # a bad name is said here
 
     @classmethod
-    def connect(cls, url: str, *, queue: str = "jobs", source: str = "", patience_s: float = 5.0) -> Producer:
-        """Give a producer for this Redis; it connects with its first send."""
-        return cls(url, queue=queue, source=source, patience_s=patience_s)
+    def connect(
+        cls, url: str, *, queue: str = "jobs", source: str = "", patience_s: float = 5.0, durability: str = "local"
+    ) -> Producer:
+        """Give a producer for this Redis; it connects with its first send.
+
+        Raises:
+            ConfigError: the durability is none, or the queue's name cannot be one.
+        """
+        return cls(url, queue=queue, source=source, patience_s=patience_s, durability=durability)
 
     def __repr__(self) -> str:
-        return f"<Producer to {without_password(self._url)}, {len(self._waiting)} sends wait>"
+        return f"<Producer to {without_password(self._url)}, {sum(map(len, self._ways.values()))} sends wait>"
 
     async def __aenter__(self) -> Self:
-        self._sender = asyncio.create_task(self._send_for_ever(), name="producer")
+        self._is_open = True
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._sender is not None:
-            self._sender.cancel()
-            await asyncio.wait([self._sender])
-        for waiting in self._waiting:
-            waiting.done.cancel()
-        await self._wire.close()
+        self._is_open = False
+        for way in self._ways.values():
+            await way.close()
+        self._ways.clear()
 
     async def send(
         self,
@@ -113,13 +123,16 @@ class Producer:
         id: str = "",
         attempts: int = 0,
         group: str = "",
+        durability: str = "",
     ) -> Sent:
-        """Store one message, and give its job id when Redis has it.
+        """Store one message, and give its job id when Redis has it as durably as asked.
 
         `at` and `exp` are seconds since the epoch: not before, not after. `key`: dropped while another job with this key lives.
 
         Raises:
             BadPayload: the payload or an option cannot be sent.
+            ConfigError: the durability is none, or this server can never confirm it; nothing was written.
+            NotDurable: it is stored, but was not confirmed in `patience_s`.
             QueueFull: Redis has no memory left; nothing was written.
             StoreAway: Redis did not answer for `patience_s`; it may have been stored, once.
         """
@@ -134,28 +147,32 @@ class Producer:
             attempts=attempts,
             group=group,
         )
-        return (await self._send([self.pack(message)]))[0]
+        return (await self._way(durability).send([self.pack(message)]))[0]
 
     async def send_many(
         self,
         messages: Iterable[msgspec.Struct | Message] | AsyncIterable[msgspec.Struct | Message],
         *,
         progress: Callable[[int], None] | None = None,
+        durability: str = "",
     ) -> list[Sent]:
         """Store many messages, a chunk per round trip, in order; `progress` hears how many are stored so far.
 
         Raises:
             BadPayload: a message cannot be sent; all before its chunk are stored.
+            ConfigError: as in `send`.
+            NotDurable: a chunk is stored, but was not confirmed; the chunks before are confirmed.
             QueueFull: Redis has no memory left; the chunks before are stored.
             StoreAway: Redis did not answer for `patience_s`.
         """
+        way = self._way(durability)
         sent: list[Sent] = []
         chunk: list[Packed] = []
         size_bytes = 0
 
         async def flush() -> None:
             nonlocal size_bytes
-            sent.extend(await self._send(chunk))
+            sent.extend(await way.send(chunk))
             chunk.clear()
             size_bytes = 0
             if progress is not None:
@@ -222,15 +239,42 @@ class Producer:
             raise BadPayload(f"attempts {message.attempts}: a whole number from 1")
         return Packed(priority - 1, due_ms, job_id, tuple(fields), len(data))
 
-    async def send_packed(self, packed: Sequence[Packed]) -> list[Sent]:
+    async def send_packed(self, packed: Sequence[Packed], durability: str = "") -> list[Sent]:
         """Store up to CHUNK_MESSAGES messages in wire form; raises as `send`."""
-        return await self._send(packed)
+        return await self._way(durability).send(packed)
 
-    # --- the sender ------------------------------------------------------------------------------------------------------
-
-    async def _send(self, packed: Sequence[Packed]) -> list[Sent]:
-        if self._sender is None:
+    def _way(self, durability: str) -> _Way:
+        if not self._is_open:
             raise ConfigError("a Producer is used as `async with Producer.connect(url) as producer:`")
+        wanted = durability_of(durability) if durability else self._durability
+        if wanted not in self._ways:
+            self._ways[wanted] = _Way(Outlet(self._url, self._queue, wanted), self._patience_s)
+        return self._ways[wanted]
+
+
+class _Way:
+    """Owns the sends of one durability: those that wait, the chunk under way, and its outlet."""
+
+    def __init__(self, outlet: Outlet, patience_s: float) -> None:
+        self._outlet = outlet
+        self._patience_s = patience_s
+        self._waiting: list[_Waiting] = []
+        self._awake = asyncio.Event()
+        self._sender = asyncio.create_task(self._send_for_ever(), name=f"producer {outlet.durability}")
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    async def close(self) -> None:
+        """End; whoever still waits is cancelled."""
+        self._sender.cancel()
+        await asyncio.wait([self._sender])
+        for waiting in self._waiting:
+            waiting.done.cancel()
+        await self._outlet.close()
+
+    async def send(self, packed: Sequence[Packed]) -> list[Sent]:
+        """Go with the next chunk, and give what became of these."""
         waiting = _Waiting(list(packed), asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         self._awake.set()
@@ -256,7 +300,7 @@ class Producer:
             taken.append(waiting)
             messages += waiting.packed
         try:
-            sent = await self._deliver(messages)
+            sent, doubt = await self._deliver(messages)
         except Exception as error:  # whatever it is, it concerns this chunk; the next one is sent all the same
             for waiting in taken:
                 if not waiting.done.done():
@@ -268,24 +312,30 @@ class Producer:
         else:
             start = 0
             for waiting in taken:
-                if not waiting.done.done():
-                    waiting.done.set_result(sent[start : start + len(waiting.packed)])
+                own = sent[start : start + len(waiting.packed)]
                 start += len(waiting.packed)
+                if waiting.done.done():
+                    continue
+                if doubt:
+                    waiting.done.set_exception(NotDurable(doubt, own))
+                else:
+                    waiting.done.set_result(own)
 
-    async def _deliver(self, messages: list[Packed]) -> list[Sent]:
-        """Send one chunk until there is an answer, under one mark."""
-        chunk = secrets.token_hex(8)
-        args: list[str | bytes | int] = [chunk]
+    async def _deliver(self, messages: list[Packed]) -> tuple[list[Sent], str]:
+        """Send one chunk until there is an answer, under one mark; give what was sent, and why it is not confirmed."""
+        chunk: list[str | bytes | int] = [secrets.token_hex(8)]
         for message in messages:
-            args += (message.stream + 1, message.due_ms or "", len(message.fields), *message.fields)
-        command = self._door.command("send", *args)
+            chunk += (message.stream + 1, message.due_ms or "", len(message.fields), *message.fields)
         end_s, failures = time.monotonic() + self._patience_s, 0
         while True:
             try:
-                return _sent(messages, await self._door.one(self._wire, command))
-            except QueueFull:
-                raise
-            except StoreAway:
+                stored = await self._outlet.store(chunk, max(end_s - time.monotonic(), LEAST_WAIT_S))
+                return _sent(messages, stored.reply), stored.doubt
+            except StoreAway as error:
+                if isinstance(error, QueueFull):
+                    if not failures:
+                        raise
+                    raise StoreAway(f"{error}; an earlier try had no answer, and may have been stored") from error
                 failures += 1
                 wait_s = delay_s(failures, RESEND, random)
                 if time.monotonic() + wait_s > end_s:

@@ -1,7 +1,7 @@
 """The door: every key, command and script of a worker, in the words of the domain. Knows leases, no jobs.
 
 Each transition is one atomic step on the server: destination first, source last, fenced on the lease. `lookups.py` has the reads
-for people, `wire.py` the connection.
+for people, `outlet.py` the producer's verb, `wire.py` the connection.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ class Door:
         answers = await wire.call(*commands, wait_s=wait_s, run=run)
         forgotten = [at for at, answer in enumerate(answers) if is_code(answer, "NOSCRIPT")]
         if forgotten:
-            await self._load(wire)
+            await self.load(wire)
             again = await wire.call(*[commands[at] for at in forgotten], wait_s=wait_s, run=run)
             for at, answer in zip(forgotten, again, strict=True):
                 answers[at] = answer
@@ -193,7 +193,12 @@ class Door:
             if not (is_code(answer, "BUSYGROUP") or is_code(answer, "OOM")):
                 self.sound(answer)
 
-    async def _load(self, wire: Wire) -> None:
+    async def load(self, wire: Wire) -> None:
+        """Load all scripts.
+
+        Raises:
+            StoreAway: no answer or an error.
+        """
         names = [path.name[:-4] for path in (files("runtime") / "lua").iterdir() if path.name.endswith(".lua")]
         scripts = [script(name) for name in names if name not in ("common", "guard")]
         for answer in await wire.call(*[("SCRIPT", "LOAD", known.text) for known in scripts]):
@@ -523,6 +528,13 @@ def workers_of(until: Sequence[bytes], rows: Sequence[bytes]) -> dict[str, tuple
     known = {name.decode(errors="replace"): row.decode(errors="replace") for name, row in _pairs(rows)}
     lives = {name.decode(errors="replace"): int(min(max(float(score), 0.0), MAX_MS)) for name, score in _pairs(until)}
     return {name: (at, known.get(name, "")) for name, at in lives.items() if not name.startswith("~")}
+
+
+def setting(answer: Any) -> str:
+    """Give the value that CONFIG GET answered, or nothing where asking is not allowed."""
+    if isinstance(answer, ServerError) or not answer:
+        return ""  # not allowed to ask: INFO has told what it tells
+    return bytes(cast("Sequence[bytes]", answer)[1]).decode()
 
 
 def whole(text: str) -> int | None:

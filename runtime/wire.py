@@ -9,11 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from random import shuffle
+from typing import Any, Final, NamedTuple, cast
+from urllib.parse import unquote, urlsplit
 
 from hiredis import pack_command  # pyright: ignore[reportUnknownVariableType]
-from redis.asyncio.connection import AbstractConnection, ConnectionPool
+from redis.asyncio.connection import AbstractConnection, Connection, ConnectionPool
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
@@ -23,30 +26,102 @@ from runtime.line import Line, ServerError, take_over
 Command = Sequence[bytes | str | int | float]
 CONNECT_S = 5.0
 ANSWER_S = 5.0
+SENTINEL_S: Final = 0.5  # for one sentinel's answer: the others know as much
+SENTINEL_EXAMPLE: Final = "sentinel://host:26379,host:26379/mymaster"
 
 
 def one_connection(url: str) -> AbstractConnection:
     """Give a connection for this URL, not yet open: no retries of its own, no timeouts of its own, bytes in and out.
 
     Raises:
-        ConfigError: the URL is none of redis://, rediss://, unix://.
+        ConfigError: the URL is none of redis://, rediss://, unix://, sentinel://.
     """
     if url.startswith("unix://") and not url.startswith("unix:///"):
         raise ConfigError(f"Redis URL {url!r}: the path of a unix socket begins with /, as in unix:///run/redis.sock")
+    options: dict[str, Any] = {
+        "protocol": 2,
+        "decode_responses": False,
+        "retry": Retry(NoBackoff(), 0),
+        "retry_on_error": [],
+        "socket_timeout": None,
+        "socket_connect_timeout": CONNECT_S,
+        "health_check_interval": 0,
+    }
+    if url.startswith("sentinel:"):
+        return MasterConnection(url, options)
     try:
-        pool = ConnectionPool.from_url(  # pyright: ignore[reportUnknownMemberType] -- redis-py's **kwargs
-            url,
-            protocol=2,
-            decode_responses=False,
-            retry=Retry(NoBackoff(), 0),
-            retry_on_error=[],
-            socket_timeout=None,
-            socket_connect_timeout=CONNECT_S,
-            health_check_interval=0,
-        )
+        pool = ConnectionPool.from_url(url, **options)  # pyright: ignore[reportUnknownMemberType] -- redis-py's **kwargs
         return pool.make_connection()
     except (ValueError, TypeError) as error:
         raise ConfigError(f"Redis URL {without_password(url)!r}: {error}, as in redis://localhost:6379") from None
+
+
+class Watched(NamedTuple):
+    """A `sentinel://` URL in its parts: who is asked for which service, and how its servers are entered."""
+
+    sentinels: list[tuple[str, int]]
+    service: str
+    db: int
+    username: str | None
+    password: str | None
+
+
+def watched_by(url: str) -> Watched:
+    """Give the parts of `sentinel://[user:pass@]host:port[,host:port...]/service[/db]`.
+
+    Raises:
+        ConfigError: it is no such URL.
+    """
+    try:
+        parts = urlsplit(url)
+        credentials, _, hosts = parts.netloc.rpartition("@")
+        username, _, password = map(unquote, credentials.partition(":"))
+        service, _, db = parts.path.strip("/").partition("/")
+        pairs = [host.rpartition(":") for host in hosts.split(",")]
+        sentinels = [(host.strip("[]"), int(port)) for host, _, port in pairs]
+        if not service or not all(host for host, _ in sentinels) or parts.query:
+            raise ValueError
+        return Watched(sentinels, unquote(service), int(db or 0), username or None, password or None)
+    except ValueError:
+        raise ConfigError(f"Redis URL {without_password(url)!r}: write it as {SENTINEL_EXAMPLE}") from None
+
+
+class MasterConnection(Connection):
+    """A connection to whichever server the sentinels call the master at the moment it is opened."""
+
+    def __init__(self, url: str, options: dict[str, Any]) -> None:
+        self.watched = watched_by(url)
+        watched = self.watched
+        super().__init__(db=watched.db, username=watched.username, password=watched.password, **options)  # pyright: ignore[reportUnknownMemberType]
+
+    async def connect(self) -> None:
+        """Find the master and connect to it.
+
+        Raises:
+            RedisError, OSError: no sentinel knows one, or it does not answer.
+        """
+        self.host, self.port = await self._find()
+        await super().connect()
+
+    async def _find(self) -> tuple[str, int]:
+        """Ask the sentinels, in another order each time: one that is cut off may know an old master, or nothing."""
+        watched = self.watched
+        shuffle(watched.sentinels)
+        ways: list[dict[str, Any]] = [{}]
+        if watched.password:  # few protect their sentinels; those who do use one password for all
+            ways.append({"username": watched.username, "password": watched.password})
+        for way in ways:
+            options = {"socket_timeout": SENTINEL_S, "socket_connect_timeout": SENTINEL_S, "retry": Retry(NoBackoff(), 0), **way}
+            sentinel = Sentinel(watched.sentinels, sentinel_kwargs={"protocol": 2, **options})  # pyright: ignore[reportUnknownMemberType]
+            try:
+                host, port = cast("tuple[str, int]", await sentinel.discover_master(watched.service))  # pyright: ignore[reportUnknownMemberType]
+            except MasterNotFoundError:
+                continue
+            else:
+                return host, port
+            finally:
+                await sentinel.aclose()
+        raise MasterNotFoundError(f"no sentinel knows a living master {watched.service!r}, or lets us ask")
 
 
 _pack = cast("Callable[[tuple[bytes | str | int | float, ...]], bytes]", pack_command)  # its own stub says one argument
@@ -56,6 +131,13 @@ def redis_cli(url: str) -> str:
     """Give the redis-cli call that reaches this server, as one would type it; a password is left to the environment."""
     if url.startswith("unix://"):
         return f"redis-cli -s {url[7:].partition('?')[0]}"
+    if url.startswith("sentinel://"):
+        watched = watched_by(url)
+        host, port = watched.sentinels[0]
+        ask = f"redis-cli -h {host} -p {port} SENTINEL GET-MASTER-ADDR-BY-NAME {watched.service}"
+        enter = 'REDISCLI_AUTH="$REDIS_PASSWORD" ' if watched.password else ""
+        user = f"--user {watched.username} " if watched.username else ""
+        return f"{enter}redis-cli {user}$({ask} | xargs printf -- '-h %s -p %s')"
     return 'redis-cli -u "$REDIS_URL"' if without_password(url) != url else f"redis-cli -u {url}"
 
 
@@ -109,7 +191,8 @@ class Wire:
         process than that.
 
         Raises:
-            StoreAway: no connection, or not every answer came in time; what was sent may or may not have happened.
+            StoreAway: no connection, or not every answer came in time; what was sent may or may not have happened. Or the server
+                is a replica by now: its new master may undo what it did, and the next call looks for that one.
         """
         async with self._busy:
             line = self._line or await self._open()
@@ -126,6 +209,9 @@ class Wire:
                 await self._drop()  # an answer may still be on its way: nobody may read it as his own
                 raise
             self._unanswered = False
+            if any(isinstance(answer, ServerError) and answer.code == "READONLY" for answer in answers):
+                await self._drop()
+                raise StoreAway(f"Redis at {without_password(self.url)} is a replica now")
             return answers
 
     async def close(self) -> None:
@@ -141,7 +227,9 @@ class Wire:
                 line = take_over(connection)
                 hello = [("CLIENT", "SETNAME", self.name), ("CLIENT", "ID"), ("INFO", "server")]
                 _, client_id, info = await line.ask(pack(hello), len(hello))
-                run = _run_of(info)
+                run = _named(b"run_id", info)
+                if isinstance(connection, MasterConnection):
+                    await self._check_role(line)
                 if self._unanswered and run == self.run:
                     # The old connection's last call may still be running: end it before anything is repeated.
                     await line.ask(pack([("CLIENT", "KILL", "ID", self.client_id)]), 1)
@@ -155,6 +243,13 @@ class Wire:
         self.client_id, self.run, self._unanswered = client_id, run, False
         return line
 
+    async def _check_role(self, line: Line) -> None:
+        """Sentinels learn of a failover one after the other: never take a replica for the master that it was."""
+        (info,) = await line.ask(pack([("INFO", "replication")]), 1)
+        role = _named(b"role", info)
+        if role != "master":
+            raise MasterNotFoundError(f"the sentinels name a server that is a {role or 'server without a role'}")
+
     async def _drop(self) -> None:
         connection, self._connection, self._line = self._connection, None, None
         if connection is not None:
@@ -166,10 +261,11 @@ async def _disconnect(connection: AbstractConnection) -> None:
         await connection.disconnect(nowait=True)
 
 
-def _run_of(info: Any) -> str:
+def _named(name: bytes, info: Any) -> str:
+    """Give a value of INFO, or nothing."""
     if isinstance(info, ServerError) or not isinstance(info, bytes):
         return ""
     for line in info.splitlines():
-        if line.startswith(b"run_id:"):
-            return line[7:].decode()
+        if line.startswith(name + b":"):
+            return line[len(name) + 1 :].decode()
     return ""

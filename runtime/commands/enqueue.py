@@ -13,7 +13,7 @@ import msgspec
 
 from runtime.commands.common import find_handlers, print_json, with_store
 from runtime.config import Config
-from runtime.errors import BadPayload, UnknownType
+from runtime.errors import BadPayload, NotDurable, UnknownType
 from runtime.jobs import PLAIN, Handler, Job, Priority
 from runtime.producer import CHUNK_MESSAGES, Message, Packed, Producer
 
@@ -36,22 +36,29 @@ def act(config: Config, parsed: argparse.Namespace) -> int:
 
 
 async def _send_one(url: str, config: Config, parsed: argparse.Namespace, packed: Packed) -> int:
-    async with Producer.connect(url, queue=config.queue) as producer:
-        sent = (await producer.send_packed([packed]))[0]
+    status = 0
+    async with Producer.connect(url, queue=config.queue, durability=parsed.durability) as producer:
+        try:
+            sent = (await producer.send_packed([packed]))[0]
+        except NotDurable as error:
+            sent, status = error.sent[0], _say(error)
     if parsed.json:
         print_json(sent)
     elif sent.new:
         print(sent.id)
     else:
         print("a live job has this key: not sent", file=sys.stderr)
-    return 0
+    return status
 
 
 async def _send_lines(url: str, config: Config, parsed: argparse.Namespace, handler: Handler[Any]) -> int:
-    started_s, sent, next_s = time.monotonic(), 0, 0.0
-    async with Producer.connect(url, queue=config.queue) as producer:
+    started_s, sent, next_s, status = time.monotonic(), 0, 0.0, 0
+    async with Producer.connect(url, queue=config.queue, durability=parsed.durability) as producer:
         for chunk in _chunks(producer, parsed, handler):
-            results = await producer.send_packed(chunk)
+            try:
+                results = await producer.send_packed(chunk)
+            except NotDurable as error:  # these lines are stored; what follows has not been tried
+                results, status = error.sent, _say(error)
             sent += len(results)
             if parsed.json:
                 for result in results:
@@ -59,12 +66,19 @@ async def _send_lines(url: str, config: Config, parsed: argparse.Namespace, hand
             if sys.stderr.isatty() and time.monotonic() >= next_s:
                 next_s = time.monotonic() + PROGRESS_S
                 _progress(sent, started_s)
+            if status:
+                break
     if sys.stderr.isatty():
         _progress(sent, started_s)
         print(file=sys.stderr)
     elif not parsed.json:
         print(f"{sent} sent")
-    return 0
+    return status
+
+
+def _say(error: NotDurable) -> int:
+    print(f"runtime: {error}", file=sys.stderr)
+    return 1
 
 
 def _chunks(producer: Producer, parsed: argparse.Namespace, handler: Handler[Any]) -> Iterator[list[Packed]]:

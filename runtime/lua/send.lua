@@ -4,12 +4,16 @@
 -- Reply: the first entry id on each of the four streams ('' where none), then the positions (from 0) of copies that were dropped
 -- since a live job owns their key. Ids on one stream are consecutive: the first is made by the server, the others by its
 -- millisecond and the next number (with '*', Redis 7.0 would go on with the clock inside a script).
--- The chunk's mark is written last: first, a refused XADD and a repeat would be a loss. It keeps the reply for the repeat.
+-- The chunk's mark is written last: first, a refused XADD and a repeat would be a loss. It keeps the reply for the repeat, which
+-- writes it again: WAIT and WAITAOF confirm the caller's own last write, and for a caller that wrote nothing they confirm nothing.
 
 local CHUNK_LIFE_MS = 600000 -- longer than any producer repeats
 local mark = PREFIX .. 'seen:c:' .. ARGV[1]
 local known = redis.call('GET', mark)
-if known then return cmsgpack.unpack(known) end
+if known then
+  redis.call('SET', mark, known, 'PX', CHUNK_LIFE_MS)
+  return cmsgpack.unpack(known)
+end
 
 local now = now_ms()
 local reply = {'', '', '', ''}

@@ -39,7 +39,8 @@ ROOMS: dict[str, set[str]] = {
     "lookups": {*DOOR, "codec"},
     "offload": WORDS,
     "registry": {*WORDS, "backoff", "codec", "offload"},
-    "producer": {*DOOR, "backoff", "codec"},
+    "outlet": DOOR,
+    "producer": {*DOOR, "outlet", "backoff", "codec"},
     "lanes": {*WORDS, "events", "settle"},  # not streams: the hot path is tested and measured without Redis
     "lease": {*WORDS, "streams"},
     "scheduler": {*WORDS, "events", "backoff", "streams"},
@@ -69,7 +70,7 @@ IMPURE = {"asyncio", "anyio", "threading", "subprocess", "socket", "time", "date
 # The one place on a job's path; the child's side of the same; and start-up, where a module may do anything when it is imported.
 CATCHES_ALL = {"runtime/lanes.py", "runtime/offload.py", "runtime/registry.py"}
 
-SPEAKS_REDIS = {"line", "wire", "streams", "lookups", "checkup"}
+SPEAKS_REDIS = {"line", "wire", "streams", "outlet", "lookups", "checkup"}
 RAW = {"runtime/commands/bench.py"}  # measures what Redis does without us
 # Words that hardly anybody writes in capitals for another reason.
 COMMANDS = re.compile(

@@ -190,8 +190,11 @@ async def test_a_suspect_whose_reply_was_lost_is_no_evidence_either(door, raw):
 
 
 async def test_three_strikes_are_handed_out_to_be_condemned_without_calm(door, raw):
-    entry = suspect(raw, 5)
+    entry = suspect(raw, 4)
+    raw.hset("{jobs}:strikes", f"high/{entry}", "a b")
+    assert await isolate(door) == ("run", 30_000, [5])
     raw.hset("{jobs}:strikes", f"high/{entry}", "a b c")
+    raw.xclaim(KEY, GROUP, "~suspect", 0, [entry], retrycount=5, justid=True)
     found = await door.isolate(30_000, 0, 10_000, 20, TYPES)
     assert (found.word, found.names) == ("dead", ["a", "b", "c"])
     assert raw.hget("{jobs}:strikes", f"high/{entry}") == "a b c"

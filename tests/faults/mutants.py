@@ -22,6 +22,8 @@ PRODUCER = "tests/contract/test_producer.py"
 MODEL = "tests/faults/test_model.py::test_any_verbs_in_any_order_do_what_the_model_says"
 CRASH = "tests/faults/test_crash_points.py::test_a_crash_at_the_first_of_each_command_loses_nothing"
 FUZZ = "tests/faults/test_fuzz.py::test_whatever_strangers_write_the_worker_goes_on_and_every_entry_has_an_end"
+DURABILITY = "tests/faults/test_durability.py"
+SENTINEL = "tests/faults/test_sentinel.py"
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,8 @@ MUTANTS = (
     Mutant(
         "source removed before the destination is written",
         "runtime/lua/defer.lua",
-        "  redis.call('HSET', MSG, member, cmsgpack.pack(record))",
-        "  remove(stream, id)\n  redis.call('HSET', MSG, member, cmsgpack.pack(record))",
+        "  local packed = cmsgpack.pack(record)\n",
+        "  redis.call('XACK', stream, GROUP, id)\n  redis.call('XDEL', stream, id)\n  local packed = cmsgpack.pack(record)\n",
         f"{STREAMS}::test_an_error_concerns_one_move_and_the_rest_is_written",
     ),
     Mutant(
@@ -101,9 +103,9 @@ MUTANTS = (
     ),
     Mutant(
         "release that keeps the count",
-        "runtime/lua/park.lua",
-        "'RETRYCOUNT', count - 1, 'JUSTID'",
-        "'JUSTID'",
+        "runtime/lua/common.lua",
+        "0, id, 'RETRYCOUNT', count, 'JUSTID')",
+        "0, id, 'JUSTID')",
         f"{STREAMS}::test_a_released_job_comes_back_through_take_with_the_count_it_had",
     ),
     Mutant(
@@ -124,8 +126,8 @@ MUTANTS = (
     Mutant(
         "promotion without pcall",
         "runtime/lua/promote.lua",
-        "local ok, failure = pcall(promote, member)",
-        "local ok, failure = true, promote(member)",
+        "local ok, failure = pcall(promote, member, records[at])",
+        "local ok, failure = true, promote(member, records[at])",
         f"{STREAMS}::test_a_job_whose_stream_cannot_be_written_stays_among_the_delayed",
     ),
     Mutant(
@@ -138,8 +140,8 @@ MUTANTS = (
     Mutant(
         "done without a fence after a restart",
         "runtime/streams.py",
-        "if {lease.run for lease in leases} <= {run}:",
-        "if True:",
+        "if {lease.run for lease in leases} <= {run} and",
+        "if",
         f"{STREAMS}::test_done_after_a_server_restart_is_fenced_since_entry_ids_can_recur",
     ),
     Mutant(
@@ -195,15 +197,48 @@ MUTANTS = (
         "a new chunk for each repeat",
         "runtime/producer.py",
         "                await asyncio.sleep(wait_s)\n",
-        "                await asyncio.sleep(wait_s)\n                args[0] = secrets.token_hex(8)\n"
-        '                command = self._door.command("send", *args)\n',
+        "                await asyncio.sleep(wait_s)\n                chunk[0] = secrets.token_hex(8)\n",
         f"{PRODUCER}::test_a_lost_reply_does_not_enqueue_twice_and_the_answer_is_the_first_one",
     ),
-    Mutant("acknowledged and not deleted", "runtime/lua/common.lua", "  redis.call('XDEL', stream, id)\n", "", MODEL),
+    Mutant(
+        "acknowledged and not deleted",
+        "runtime/lua/common.lua",
+        "  redis.call('XDEL', KEYS[s], unpack(leaving[s]))\n",
+        "",
+        MODEL,
+    ),
+    Mutant(
+        "what a dead worker held is nobody's suspect",
+        "runtime/lua/reclaim.lua",
+        "park(s, entry[1], SUSPECT, math.max(1, entry[4]))",
+        "park(s, entry[1], FREE, 0)",
+        f"{STREAMS}::test_what_a_dead_worker_held_is_suspect_and_keeps_its_count",
+    ),
+    Mutant(
+        "a suspect beside young jobs",
+        "runtime/lua/isolate.lua",
+        "(calm_ms >= 0 and calm_ms < isolation_ms)",
+        "false",
+        f"{STREAMS}::test_beside_a_suspect_runs_only_what_has_run_as_long_as_the_isolation",
+    ),
+    Mutant(
+        "condemned at the second strike",
+        "runtime/lua/isolate.lua",
+        "STRIKES_OUT = 500, 60000, 3",
+        "STRIKES_OUT = 500, 60000, 2",
+        f"{STREAMS}::test_three_strikes_are_handed_out_to_be_condemned_without_calm",
+    ),
+    Mutant(
+        "the living bear witness against a job",
+        "runtime/lua/renew.lua",
+        "    acquit(s, id, consumer)\n",
+        "",
+        f"{STREAMS}::test_a_process_that_learns_that_its_lease_is_lost_is_no_witness",
+    ),
     Mutant(
         "a dead letter without the fence",
         "runtime/lua/dead.lua",
-        "  if not holds(stream, id, consumer, tonumber(ARGV[i + 2])) then return 0 end\n",
+        "  if not holds(stream, id, consumer, count) then return 0 end\n",
         "",
         MODEL,
     ),
@@ -217,8 +252,8 @@ MUTANTS = (
     Mutant(
         "a lost reply counts as a delivery",
         "runtime/lua/reclaim.lua",
-        "        count = math.max(0, count - 1)\n",
-        "",
+        "math.max(0, entry[4] - 1)",
+        "entry[4]",
         MODEL,
     ),
     Mutant(
@@ -248,6 +283,41 @@ MUTANTS = (
         "  if #fields > 2 * MAX_FIELDS then fields = {'raw', cmsgpack.pack(fields)} end\n",
         "",
         FUZZ,
+    ),
+    Mutant(
+        "a repeat writes nothing before it is confirmed",
+        "runtime/lua/send.lua",
+        "  redis.call('SET', mark, known, 'PX', CHUNK_LIFE_MS)\n",
+        "",
+        f"{DURABILITY}::test_a_repeat_after_a_lost_reply_is_not_confirmed_by_a_replica_that_lacks_it",
+    ),
+    Mutant(
+        "the number that WAIT answers is not compared",
+        "runtime/outlet.py",
+        "        if found >= wanted:",
+        "        if True:",
+        f"{DURABILITY}::test_a_frozen_replica_is_an_error_in_time_and_a_repeat_with_the_key_makes_no_second_job",
+    ),
+    Mutant(
+        "the confirmation is asked for over another connection",
+        "runtime/outlet.py",
+        "await self._wire.call(confirmation,",
+        'await Wire(self.url, "another").call(confirmation,',
+        f"{DURABILITY}::test_a_frozen_replica_is_an_error_in_time_and_a_repeat_with_the_key_makes_no_second_job",
+    ),
+    Mutant(
+        "whatever the sentinels name is taken for the master",
+        "runtime/wire.py",
+        '        if role != "master":',
+        "        if False:",
+        f"{SENTINEL}::test_a_replica_that_a_sentinel_takes_for_the_master_is_not_talked_to",
+    ),
+    Mutant(
+        "a connection to a server that became a replica is kept",
+        "runtime/wire.py",
+        'answer.code == "READONLY" for',
+        "False for",
+        f"{SENTINEL}::test_a_replica_that_a_sentinel_takes_for_the_master_is_not_talked_to",
     ),
 )
 

@@ -1,0 +1,126 @@
+"""The producer's side of the door: store a chunk, and learn whether it is as durable as was asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, cast
+
+import msgspec
+
+from runtime.errors import ConfigError
+from runtime.streams import Door, setting
+from runtime.wire import ANSWER_S, Command, ServerError, Wire, without_password
+
+MAX_REPLICAS: Final = 1000
+
+
+class Durability(msgspec.Struct, frozen=True):
+    """What a send waits for: the server's disk, or the memory of so many replicas; neither is `local`."""
+
+    fsync: bool = False
+    replicas: int = 0
+
+    def __str__(self) -> str:
+        return "fsync" if self.fsync else f"replicas={self.replicas}" if self.replicas else "local"
+
+
+LOCAL: Final = Durability()
+
+
+def durability_of(text: str) -> Durability:
+    """Give the durability that a word names: `local`, `fsync`, `replicas=2`.
+
+    Raises:
+        ConfigError: it names none.
+    """
+    number = text.removeprefix("replicas=")
+    if number != text and number.isascii() and number.isdigit() and 1 <= int(number) <= MAX_REPLICAS:
+        return Durability(replicas=int(number))
+    if text not in ("local", "fsync"):
+        raise ConfigError(f"durability {text!r}: one of local, fsync, replicas=1 to replicas={MAX_REPLICAS}")
+    return Durability(fsync=text == "fsync")
+
+
+class Stored(msgspec.Struct):
+    """What a chunk was answered; `doubt` says why it is not as durable as was asked, and is empty when it is."""
+
+    reply: list[Any]
+    doubt: str
+
+
+class Outlet(Door):
+    """A producer's verb. Owns one connection, over which every chunk is stored with the same durability."""
+
+    def __init__(self, url: str, queue: str, durability: Durability = LOCAL) -> None:
+        super().__init__(url, queue)
+        self.durability = durability
+        self._wire = Wire(url, "producer")
+        self._asked = ("", 0)  # the connection that was asked whether its server can confirm
+        self._confirms = True
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._wire.close()
+
+    async def store(self, chunk: Sequence[str | bytes | int], wait_s: float) -> Stored:
+        """Store a chunk, and wait at most `wait_s` behind it until it is as durable as this outlet's are.
+
+        May be repeated: the chunk's mark tells.
+
+        Raises:
+            ConfigError: this server can never confirm it; nothing was written.
+            QueueFull: memory is full; nothing was written.
+            StoreAway: no answer or an error.
+        """
+        must_confirm = self.durability != LOCAL and await self._can_confirm()
+        reply = await self.one(self._wire, self.command("send", *chunk))
+        if not must_confirm:
+            return Stored(reply, "")
+        # A round trip of its own: an idle server that gets both at once finds out 100 ms later that its disk has long been done.
+        # It is asked for this connection's last write: over another one it would confirm what was never written.
+        confirmation = self._confirmation(max(1, round(wait_s * 1000)))  # 0 would wait for ever
+        answers = await self._wire.call(confirmation, wait_s=wait_s + ANSWER_S)
+        return Stored(reply, self._doubt(answers[0], wait_s))
+
+    def _confirmation(self, wait_ms: int) -> Command:
+        if self.durability.fsync:
+            return ("WAITAOF", 1, 0, wait_ms)
+        return ("WAIT", self.durability.replicas, wait_ms)
+
+    async def _can_confirm(self) -> bool:
+        """Say whether this connection must be asked to confirm; False where its server writes to disk before it answers."""
+        await self._wire.ready()
+        connection = (self._wire.run, self._wire.client_id)
+        if self.durability.fsync and connection != self._asked:
+            answer = (await self._wire.call(("WAITAOF", 1, 0, 1)))[0]  # nothing was written yet: answers at once
+            self._confirms = not isinstance(answer, ServerError)
+            if isinstance(answer, ServerError):
+                await self._check_always(answer)
+        self._asked = connection
+        return self._confirms
+
+    async def _check_always(self, refusal: ServerError) -> None:
+        if refusal.code != "ERR":
+            self.sound(refusal)  # LOADING and the like: for now, not for ever
+        appendonly, fsync = await self._wire.call(("CONFIG", "GET", "appendonly"), ("CONFIG", "GET", "appendfsync"))
+        if (setting(appendonly), setting(fsync)) == ("yes", "always"):
+            return
+        where = f"Redis at {without_password(self.url)}"
+        if setting(appendonly) == "no":
+            why, mend = "has no append-only file", "CONFIG SET appendonly yes"
+        else:
+            why, mend = "is older than 7.2 and cannot confirm single sends", "CONFIG SET appendfsync always confirms every send"
+        raise ConfigError(f"durability fsync: {where} {why}; nothing was sent. Way out: {mend}, or durability local")
+
+    def _doubt(self, confirmed: Any, waited_s: float) -> str:
+        """Compare what was confirmed with what was asked."""
+        if isinstance(confirmed, ServerError):
+            if confirmed.code != "ERR":
+                self.sound(confirmed)  # UNBLOCKED: this server is no master any more, and what it stored may go
+            return f"stored, but not confirmed on disk: {confirmed}"
+        wanted = self.durability.replicas or 1
+        found = int(cast("list[int]", confirmed)[0] if self.durability.fsync else confirmed)
+        if found >= wanted:
+            return ""
+        who = "its disk has not" if self.durability.fsync else f"only {found} of {wanted} replicas have"
+        return f"stored, but {who} confirmed it within {waited_s:.1f} s"
