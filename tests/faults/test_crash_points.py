@@ -277,7 +277,8 @@ async def run_point(server: Server, folder: Path, at: tuple[str, int], is_after:
         try:
             end_s = asyncio.get_running_loop().time() + DRAIN_S
             while not relay.is_cut.is_set() and ("EXPIRE" not in relay.counts or await left_over(eye, keys)):
-                if not victims[0].is_alive() or asyncio.get_running_loop().time() > end_s:
+                is_over = not victims[0].is_alive() or asyncio.get_running_loop().time() > end_s
+                if is_over and not relay.is_cut.is_set():  # it may have been cut while we looked
                     wrong.append(f"the worker stands still, or ended by itself with {victims[0].exitcode}")
                     break
                 await asyncio.sleep(POLL_S)  # EXPIRE: what was done is counted, a second after the start
