@@ -156,13 +156,13 @@ class Wire:
                 hello = [("CLIENT", "SETNAME", self.name), ("CLIENT", "ID"), ("INFO", "server")]
                 await connection.send_packed_command(pack(hello), check_health=False)
                 await self._answer(connection)
-                client_id = await self._answer(connection)
-                run = _run_of(await self._answer(connection))
+                client_id = _sound(await self._answer(connection))
+                run = _run_of(_sound(await self._answer(connection)))
                 if self._unanswered and run == self.run:
                     # The old connection's last call may still be running: end it before anything is repeated.
                     await connection.send_packed_command(pack([("CLIENT", "KILL", "ID", self.client_id)]), check_health=False)
                     await self._answer(connection)
-        except (RedisError, OSError) as error:
+        except (RedisError, OSError, StoreAway) as error:
             await _disconnect(connection)
             raise StoreAway(f"Redis at {without_password(self.url)}: {error or type(error).__name__}") from error
         except BaseException:
@@ -182,8 +182,18 @@ async def _disconnect(connection: AbstractConnection) -> None:
         await connection.disconnect(nowait=True)
 
 
+def _sound(answer: Any) -> Any:
+    """Give the answer back: without its id nobody can wake a connection, and without the server's name nobody can fence its leases.
+
+    A busy server refuses both.
+    """
+    if isinstance(answer, ServerError) and answer.code != "NOPERM":
+        raise StoreAway(answer)
+    return answer
+
+
 def _run_of(info: Any) -> str:
-    if isinstance(info, ServerError) or not isinstance(info, bytes):
+    if not isinstance(info, bytes):
         return ""
     for line in info.splitlines():
         if line.startswith(b"run_id:"):
