@@ -183,9 +183,10 @@ async def _disconnect(connection: AbstractConnection) -> None:
 
 
 def _sound(answer: Any) -> Any:
-    """Give the answer back: without its id nobody can wake a connection, and without the server's name nobody can fence its leases.
+    """Give the answer back. A busy server tells neither the connection's id nor its own name: nobody could wake it, or fence.
 
-    A busy server refuses both.
+    Raises:
+        StoreAway: it is an error, and not a matter of permissions.
     """
     if isinstance(answer, ServerError) and answer.code != "NOPERM":
         raise StoreAway(answer)

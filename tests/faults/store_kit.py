@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
 import pytest
 import redis
 
-from runtime import Producer
+from runtime import Backoff, Job, Producer, contract, handler
 from runtime.errors import JobsError
 from tests.faults.harness import Worker, events
-from tests.faults.jobs import Scripted
+from tests.faults.jobs import Scripted, note
 from tests.servers import KINDS, Server, binary_of, wait_until
 
 GROUP = "workers"
@@ -120,6 +121,28 @@ def refusal(server: Server, patience_s: float = 0.3) -> JobsError | None:
 def calls(raw: redis.Redis, command: str) -> int:
     """Give how often the server has run a command since its counts were reset."""
     return int(raw.info("commandstats").get(f"cmdstat_{command}", {}).get("calls", 0))
+
+
+# --- a handler that the other module of handlers does not know, as that one's are unknown here ----------------------------
+
+
+@contract("stubborn")
+class Stubborn(msgspec.Struct, frozen=True, kw_only=True):
+    """Number `n` holds the loop for `ms` and then fails; whoever is not the first runs it through at once."""
+
+    n: int
+    ms: float
+
+
+@handler(Stubborn, timeout_s=300, retry=Backoff(base_s=0.05, cap_s=0.3, attempts=3))
+async def stubborn(message: Stubborn, job: Job) -> None:
+    """Block the loop the first time."""
+    note("start", message.n, job.attempt, job.entry.decode(), job.count, time.monotonic())
+    if job.count == 1:
+        time.sleep(message.ms / 1000)
+        note("fail", message.n, job.attempt)
+        raise RuntimeError("too late")
+    note("end", message.n, job.attempt)
 
 
 # --- ways in which the store goes away for some seconds: each returns when it is back -------------------------------------

@@ -1,0 +1,104 @@
+"""Handlers that hold the loop, and workers that do not know what others know: the heartbeat's thread and the rooms at work."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.faults.harness import LEASE_S, count, events, hire, leftovers
+from tests.faults.store_kit import add, ended, lines_of, second_runs, starts_of
+from tests.servers import wait_until
+
+KEY = "{jobs}:medium"
+MAX_BLOCK_S = 4.0
+BOTH = ("--handlers", "tests.faults.jobs,tests.faults.store_kit")
+
+
+def block(raw, n: int, seconds: float, **fields: str) -> None:
+    raw.xadd(KEY, {"type": "blocking", "data": f'{{"n":{n},"ms":{seconds * 1000}}}', **fields})
+
+
+@pytest.mark.parametrize(
+    ("lease_s", "max_block_s", "blocks_s"),
+    [
+        (LEASE_S, MAX_BLOCK_S, (2 * LEASE_S,)),
+        pytest.param(30, 60, (5, 40), marks=[pytest.mark.long, pytest.mark.timeout(240)]),
+    ],
+)
+def test_a_loop_that_is_blocked_for_less_than_max_block_keeps_all_its_jobs(
+    valkey, tmp_path, crew, lease_s, max_block_s, blocks_s
+):
+    raw = valkey.client()
+    options = ("--max-block", str(max_block_s))
+    for at, seconds in enumerate(blocks_s):
+        first = 100 * at
+        ours = hire(crew, valkey, tmp_path, *options, lease_s=lease_s)
+        add(raw, 20, lambda n: 1000, first=first + 1)
+        wait_until(lambda first=first: len(starts_of(tmp_path)) == first // 100 * 21 + 20, what="jobs run beside it")
+        block(raw, first, seconds)
+        wait_until(lambda first=first: first in starts_of(tmp_path), what="the loop is blocked")
+        other = hire(crew, valkey, tmp_path, *options, lease_s=lease_s)
+        wait_until(lambda first=first: first in ended(tmp_path), seconds + 20, "the blocker ends")
+        wait_until(lambda: not leftovers(raw), 30, "all is settled")
+        assert second_runs(tmp_path) == 0
+        assert "falls silent" not in ours.log
+        assert "handler of blocking" in ours.log
+        assert ours.stop() == 0
+        assert other.stop() == 0
+    raw.close()
+
+
+@pytest.mark.parametrize(
+    ("lease_s", "max_block_s", "seconds"),
+    [
+        (LEASE_S, 1.0, 6),
+        pytest.param(30, 60, 120, marks=[pytest.mark.long, pytest.mark.timeout(300)]),
+    ],
+)
+def test_a_loop_that_is_blocked_for_longer_loses_its_jobs_and_its_late_move_is_refused(
+    valkey, tmp_path, crew, lease_s, max_block_s, seconds
+):
+    """The blocker fails the first time and blocks again the second: the late failure must neither be counted nor moved."""
+    raw = valkey.client()
+    ours = hire(crew, valkey, tmp_path, *BOTH, "--max-block", str(max_block_s), lease_s=lease_s)
+    add(raw, 10, lambda n: (seconds + 1.5) * 1000, first=1)
+    wait_until(lambda: count(tmp_path, "start") == 10, what="ten run beside it")
+    raw.xadd(KEY, {"type": "stubborn", "data": f'{{"n":0,"ms":{seconds * 1000}}}'})
+    wait_until(lambda: 0 in starts_of(tmp_path), what="the loop is blocked")
+    hire(crew, valkey, tmp_path, *BOTH, "--max-block", str(100 * max_block_s), lease_s=lease_s)
+    wait_until(lambda: starts_of(tmp_path)[0] == 2, max_block_s + 4 * lease_s + 10, "another worker runs it")
+    assert "the heartbeat falls silent" in ours.log
+    dumped = ours.log[ours.log.index("falls silent") :]
+    assert re.search(r'store_kit\.py", line \d+, in stubborn', dumped), "the stacks name the culprit"
+    wait_until(lambda: any(event.kind == "fail" for event in events(tmp_path)), seconds + 20, "the late run fails")
+    wait_until(lambda: not leftovers(raw), 3 * seconds + 30, "all is settled")
+    failed = [(event.pid == ours.process.pid, event.attempt) for event in events(tmp_path) if event.kind == "fail"]
+    assert failed == [(True, 1)]
+    assert ended(tmp_path) == set(range(11))
+    assert [event.attempt for event in events(tmp_path) if event.n == 0 and event.kind == "end"] == [1], "no attempt was burnt"
+    assert raw.xlen("{jobs}:dead") == 0
+    raw.close()
+
+
+# --- a worker that does not know a type -------------------------------------------------------------------------------------
+
+
+def test_a_worker_that_does_not_know_a_type_leaves_all_of_it_to_one_that_does(server, raw, tmp_path, crew):
+    ignorant = hire(crew, server, tmp_path, "--handlers", "tests.faults.store_kit")
+    add(raw, 150, lambda n: 0)
+    wait_until(lambda: parked(raw) == 150, what="the ignorant worker parks them")
+    assert (raw.xlen(KEY), raw.xlen("{jobs}:dead")) == (150, 0)
+    knowing = hire(crew, server, tmp_path)
+    add(raw, 150, lambda n: 0, first=150)
+    wait_until(lambda: not leftovers(raw), 30, "all is settled")
+    assert {event.pid for event in events(tmp_path)} == {knowing.process.pid}
+    assert starts_of(tmp_path) == dict.fromkeys(range(300), 1)
+    assert ended(tmp_path) == set(range(300))
+    assert {event.rest[1] for event in events(tmp_path) if event.kind == "start"} == {"1"}, "parking counts as no delivery"
+    assert ignorant.stop() == 0
+    assert len(lines_of(crew)) <= 2 * 6, lines_of(crew)
+
+
+def parked(raw) -> int:
+    return sum(row["pending"] for row in raw.xinfo_consumers(KEY, "workers") if row["name"].startswith("~t:scripted@"))
