@@ -20,7 +20,7 @@ import redis
 
 from runtime import Backoff, Job, Producer, contract, handler
 from runtime.errors import JobsError
-from tests.faults.harness import Worker, events
+from tests.faults.harness import Worker, events, leftovers
 from tests.faults.jobs import Scripted, note
 from tests.servers import KINDS, Server, binary_of, wait_until
 
@@ -102,6 +102,14 @@ class SmallDisk(Server):
         assert self.process
         _, hard = resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE)
         resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE, (size, hard))
+
+
+def is_settled(raw: redis.Redis) -> bool:
+    """Say whether nothing is left; while groups are still to be made, it is not."""
+    try:
+        return not leftovers(raw)
+    except redis.ResponseError:
+        return False
 
 
 def refusal(server: Server, patience_s: float = 0.3) -> JobsError | None:

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from tests.faults.harness import LEASE_S, count, events, hire, leftovers
-from tests.faults.store_kit import add, ended, lines_of, second_runs, starts_of
+from tests.faults.harness import LEASE_S, count, events, hire
+from tests.faults.store_kit import add, ended, is_settled, lines_of, second_runs, starts_of
 from tests.servers import wait_until
 
 KEY = "{jobs}:medium"
@@ -40,7 +40,7 @@ def test_a_loop_that_is_blocked_for_less_than_max_block_keeps_all_its_jobs(
         wait_until(lambda first=first: first in starts_of(tmp_path), what="the loop is blocked")
         other = hire(crew, valkey, tmp_path, *options, lease_s=lease_s)
         wait_until(lambda first=first: first in ended(tmp_path), seconds + 20, "the blocker ends")
-        wait_until(lambda: not leftovers(raw), 30, "all is settled")
+        wait_until(lambda: is_settled(raw), 30, "all is settled")
         assert second_runs(tmp_path) == 0
         assert "falls silent" not in ours.log
         assert "handler of blocking" in ours.log
@@ -72,7 +72,7 @@ def test_a_loop_that_is_blocked_for_longer_loses_its_jobs_and_its_late_move_is_r
     dumped = ours.log[ours.log.index("falls silent") :]
     assert re.search(r'store_kit\.py", line \d+, in stubborn', dumped), "the stacks name the culprit"
     wait_until(lambda: any(event.kind == "fail" for event in events(tmp_path)), seconds + 20, "the late run fails")
-    wait_until(lambda: not leftovers(raw), 3 * seconds + 30, "all is settled")
+    wait_until(lambda: is_settled(raw), 3 * seconds + 30, "all is settled")
     failed = [(event.pid == ours.process.pid, event.attempt) for event in events(tmp_path) if event.kind == "fail"]
     assert failed == [(True, 1)]
     assert ended(tmp_path) == set(range(11))
@@ -91,7 +91,7 @@ def test_a_worker_that_does_not_know_a_type_leaves_all_of_it_to_one_that_does(se
     assert (raw.xlen(KEY), raw.xlen("{jobs}:dead")) == (150, 0)
     knowing = hire(crew, server, tmp_path)
     add(raw, 150, lambda n: 0, first=150)
-    wait_until(lambda: not leftovers(raw), 30, "all is settled")
+    wait_until(lambda: is_settled(raw), 30, "all is settled")
     assert {event.pid for event in events(tmp_path)} == {knowing.process.pid}
     assert starts_of(tmp_path) == dict.fromkeys(range(300), 1)
     assert ended(tmp_path) == set(range(300))

@@ -10,8 +10,19 @@ import pytest
 
 from runtime.errors import StoreAway
 from runtime.wire import Wire
-from tests.faults.harness import LEASE_S, count, hire, leftovers
-from tests.faults.store_kit import AWAY, add, ended, endless_script, is_busy, lines_of, on_both, own_server, second_runs
+from tests.faults.harness import LEASE_S, count, hire
+from tests.faults.store_kit import (
+    AWAY,
+    add,
+    ended,
+    endless_script,
+    is_busy,
+    is_settled,
+    lines_of,
+    on_both,
+    own_server,
+    second_runs,
+)
 from tests.servers import wait_until
 
 
@@ -26,7 +37,7 @@ def test_200_jobs_in_flight_survive_two_leases_without_the_store(kind, away, tmp
         wait_until(lambda: count(tmp_path, "start") == 200, what="all run")
         AWAY[away](server, 2 * LEASE_S)
         add(raw, 100, lambda n: 20, first=200)
-        wait_until(lambda: not leftovers(raw), 40, "all is settled")
+        wait_until(lambda: is_settled(raw), 40, "all is settled")
         again = second_runs(tmp_path)
         print(f"{kind}, {away}: {again} of 300 ran twice")
         assert ended(tmp_path) == set(range(300))

@@ -8,13 +8,14 @@ import pytest
 import redis
 
 from runtime.errors import QueueFull, StoreAway
-from tests.faults.harness import LEASE_S, count, hire, leftovers
+from tests.faults.harness import LEASE_S, count, hire
 from tests.faults.store_kit import (
     GROUP,
     SmallDisk,
     add,
     calls,
     ended,
+    is_settled,
     lines_of,
     on_both,
     own_server,
@@ -42,7 +43,7 @@ def test_with_memory_full_what_is_there_ends_and_what_is_new_is_refused(kind, tm
             raw.xadd(KEY, {"type": "scripted", "data": '{"n":9999}'})
         assert isinstance(refusal(server), QueueFull)
         assert len(ended(tmp_path)) < 250, "most is still to come"
-        wait_until(lambda: not leftovers(raw), 30, "all is settled, though memory is full")
+        wait_until(lambda: is_settled(raw), 30, "all is settled, though memory is full")
         assert isinstance(refusal(server), QueueFull)
         assert ended(tmp_path) == set(range(340))
         assert starts_of(tmp_path) == {n: 1 if n < 300 else 2 for n in range(340)}
@@ -67,7 +68,7 @@ def test_with_the_disk_full_for_two_leases_nothing_is_lost_and_nothing_runs_twic
         assert "MISCONF" in str(error)
         assert len(ended(tmp_path)) > 100, "handlers run on"
         server.enlarge()
-        wait_until(lambda: not leftovers(raw), 40, "all is settled")
+        wait_until(lambda: is_settled(raw), 40, "all is settled")
         assert ended(tmp_path) >= set(range(200))
         again = second_runs(tmp_path)
         print(f"{kind}: {again} of 200 ran twice")
@@ -104,14 +105,13 @@ def test_groups_that_vanish_while_readers_wait_are_made_again_at_the_beginning(s
     for _ in range(2):
         hire(crew, server, tmp_path)
     add(raw, 10, lambda n: 0)
-    wait_until(lambda: not leftovers(raw), what="the workers work")
+    wait_until(lambda: is_settled(raw), what="the workers work")
     wait_until(lambda: readers_wait(raw) == 2, what="both wait at the bell")
     raw.config_resetstat()
     erase(raw)
     add(raw, 10, lambda n: 0, first=10)
     add(raw, 10, lambda n: 0, first=20, to="low")
-    wait_until(lambda: not missing(raw), what="the groups are back")
-    wait_until(lambda: not leftovers(raw), what="what was added in between is worked off")
+    wait_until(lambda: is_settled(raw), what="what was added in between is worked off")
     assert ended(tmp_path) == set(range(30))
     assert second_runs(tmp_path) == 0
     assert calls(raw, "xgroup|create") <= 4 * 2 * 2, "each of two workers tries once or twice"
@@ -122,20 +122,12 @@ def readers_wait(raw: redis.Redis) -> int:
     return raw.info("clients")["blocked_clients"]
 
 
-def missing(raw: redis.Redis) -> bool:
-    try:
-        leftovers(raw)
-    except redis.ResponseError:
-        return True
-    return False
-
-
 def test_the_groups_vanish_while_200_jobs_run_and_those_who_hold_them_run_on(server, raw, tmp_path, crew):
     hire(crew, server, tmp_path, concurrency=250)
     add(raw, 200, lambda n: 1000 + 2 * LEASE_S * 1000 * (n % 2))
     wait_until(lambda: count(tmp_path, "start") == 200, what="all run")
     destroy_the_groups(raw)
-    wait_until(lambda: not missing(raw) and not leftovers(raw), 30, "all is settled")
+    wait_until(lambda: is_settled(raw), 30, "all is settled")
     assert ended(tmp_path) == set(range(200))
     assert second_runs(tmp_path) == 0
 
@@ -148,7 +140,7 @@ def test_running_jobs_that_somebody_erased_are_cut_and_the_worker_works_on(serve
     wait_until(lambda: worker.log.count("lost the lease") >= 20, what="the runs without a job are cut")
     add(raw, 100, lambda n: 0, first=50)
     wait_until(lambda: ended(tmp_path) == set(range(50, 150)), what="new jobs find free lanes")
-    wait_until(lambda: not leftovers(raw), what="all is settled")
+    wait_until(lambda: is_settled(raw), what="all is settled")
 
 
 def test_a_string_in_a_streams_place_is_named_once_and_the_other_streams_are_served(server, raw, tmp_path, crew):
