@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import resource
+import shutil
 import signal
+import struct
 import subprocess
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import pytest
@@ -77,17 +80,47 @@ def lines_of(crew: list[Worker]) -> list[str]:
     return [line for worker in crew for line in worker.log.splitlines()]
 
 
-class SmallDisk(Server):
-    """A server whose disk can be filled: its files may not grow beyond a limit, and it hears of that as an error."""
+class Spawned(Server):
+    """A server whose process is made in a way of its own."""
+
+    def how(self) -> dict[str, Any]:
+        """Give further arguments of Popen."""
+        return {}
 
     def start(self) -> None:
         binary = binary_of(self.kind)
         assert binary, f"no server binary for {self.kind}"
         command = [binary, "--port", "0", "--unixsocket", self.socket, "--dir", str(self.folder), "--save", "", *self.options]
         with (self.folder / "log").open("ab") as log:
-            # Python ignores SIGXFSZ, and so must the server: else the first write beyond the limit ends it.
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, restore_signals=False)
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, **self.how())
         wait_until(self.answers, what=f"{self.kind} answers")
+
+
+class SetClock(Spawned):
+    """A server whose clock a test can set; needs a C compiler."""
+
+    def how(self) -> dict[str, Any]:
+        compiler = shutil.which("cc")
+        if not compiler:
+            pytest.skip("no cc: a clock that can be set must be compiled")
+        library, self._offset = self.folder / "clock.so", self.folder / "offset"
+        source = Path(__file__).with_name("clock.c")
+        subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, source], check=True)
+        self._offset.write_bytes(struct.pack("q", 0))
+        return {"env": {**os.environ, "LD_PRELOAD": str(library), "CLOCK_OFFSET": str(self._offset)}}
+
+    def set_clock(self, offset_s: int) -> None:
+        """Let the server's clock be so many seconds ahead of the machine's, from now on."""
+        with self._offset.open("r+b") as file:
+            file.write(struct.pack("q", offset_s))
+
+
+class SmallDisk(Spawned):
+    """A server whose disk can be filled: its files may not grow beyond a limit, and it hears of that as an error."""
+
+    def how(self) -> dict[str, Any]:
+        # Python ignores SIGXFSZ, and so must the server: else the first write beyond the limit ends it.
+        return {"restore_signals": False}
 
     def fill(self) -> None:
         """Let the append-only file grow no more."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
 from collections.abc import Iterator
@@ -12,8 +13,8 @@ import redis
 
 from tests.contract.snapshot import STREAMS
 from tests.faults.harness import LEASE_S, count, events, hire, leftovers
-from tests.faults.store_kit import add, ended, is_settled, second_runs, starts_of
-from tests.servers import Server, wait_until
+from tests.faults.store_kit import SetClock, add, ended, is_settled, own_server, second_runs, starts_of
+from tests.servers import KINDS, Server, wait_until
 
 KEY = "{jobs}:medium"
 
@@ -161,6 +162,32 @@ def test_a_clock_set_an_hour_back_does_not_keep_the_jobs_of_a_dead_worker_for_an
     wait_until(is_taken_over, 20, "they run elsewhere")
     wait_until(lambda: name not in raw.zrange("{jobs}:workers", 0, -1), what="the dead worker is forgotten")
     raw.close()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("by_s", [HOUR_S, -HOUR_S])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_real_clock_is_set_while_jobs_run_and_again_when_a_worker_has_died(kind, by_s, history, crew):
+    with own_server(kind, made=SetClock) as server, contextlib.closing(server.client()) as raw:
+        for _ in range(3):
+            hire(crew, server, history)
+        add(raw, 90, lambda n: 2.5 * LEASE_S * 1000)
+        wait_until(lambda: count(history, "start") == 90, what="all run")
+        told_s = raw.time()[0]
+        server.set_clock(by_s)
+        wait_until(lambda: abs(raw.time()[0] - told_s - by_s) < 60, what="the clock is set")
+        wait_until(lambda: is_settled(raw), 30, "all is settled")
+        assert second_runs(history) == 0
+        add(raw, 90, lambda n: 2.5 * LEASE_S * 1000, first=90)
+        wait_until(lambda: count(history, "start") == 180, what="the next ones run")
+        dead = crew[0].process.pid
+        held = {event.n for event in events(history) if event.pid == dead and event.kind == "start" and event.n >= 90}
+        assert held
+        crew[0].kill()
+        server.set_clock(2 * by_s)
+        wait_until(lambda: is_settled(raw), 40, "what the dead worker held runs elsewhere, within leases and not in an hour")
+        assert ended(history) == set(range(180))
+        assert {n for n, times in starts_of(history).items() if times > 1} <= held, "nobody else is robbed"
 
 
 @pytest.fixture
