@@ -50,13 +50,20 @@ def on_both(long: str = "redis") -> pytest.MarkDecorator:
 
 
 def add(
-    raw: redis.Redis, jobs: int, ms: Callable[[int], float], *, first: int = 0, failures: int = 0, to: str = "medium"
+    raw: redis.Redis,
+    jobs: int,
+    ms: Callable[[int], float],
+    *,
+    first: int = 0,
+    failures: int = 0,
+    to: str = "medium",
+    kind: str = "scripted",
 ) -> None:
     """Store numbered jobs, in one round trip; number n runs for `ms(n)`."""
     pipe = raw.pipeline(transaction=False)
     for n in range(first, first + jobs):
         data = f'{{"n":{n},"ms":{ms(n)},"failures":{failures}}}'
-        pipe.xadd(f"{{jobs}}:{to}", {"type": "scripted", "data": data})
+        pipe.xadd(f"{{jobs}}:{to}", {"type": kind, "data": data})
     pipe.execute()
 
 
@@ -164,7 +171,23 @@ def calls(raw: redis.Redis, command: str) -> int:
     return int(raw.info("commandstats").get(f"cmdstat_{command}", {}).get("calls", 0))
 
 
-# --- a handler that the other module of handlers does not know, as that one's are unknown here ----------------------------
+# --- handlers that the other module of handlers does not know, as that one's are unknown here -----------------------------
+
+
+@contract("patient")
+class Patient(msgspec.Struct, frozen=True, kw_only=True):
+    """Number `n` runs for `ms`, and may."""
+
+    n: int
+    ms: float
+
+
+@handler(Patient, timeout_s=300)
+async def patient(message: Patient, job: Job) -> None:
+    """Run as the message says."""
+    note("start", message.n, job.attempt, job.entry.decode(), job.count, time.monotonic())
+    await asyncio.sleep(message.ms / 1000)
+    note("end", message.n, job.attempt)
 
 
 @contract("stubborn")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import time
 
+import msgspec
 import pytest
 
+from runtime import Backoff, Job, Producer, contract, handler
 from tests.faults.harness import LEASE_S, count, events, hire
 from tests.faults.store_kit import add, ended, is_settled, lines_of, second_runs, starts_of
 from tests.servers import wait_until
+from tests.workers import until, working
 
 KEY = "{jobs}:medium"
 MAX_BLOCK_S = 4.0
@@ -62,7 +67,7 @@ def test_a_loop_that_is_blocked_for_longer_loses_its_jobs_and_its_late_move_is_r
     """The blocker fails the first time and blocks again the second: the late failure must neither be counted nor moved."""
     raw = valkey.client()
     ours = hire(crew, valkey, tmp_path, *BOTH, "--max-block", str(max_block_s), lease_s=lease_s)
-    add(raw, 10, lambda n: (seconds + 1.5) * 1000, first=1)
+    add(raw, 10, lambda n: (seconds + 1.5) * 1000, first=1, kind="patient")
     wait_until(lambda: count(tmp_path, "start") == 10, what="ten run beside it")
     raw.xadd(KEY, {"type": "stubborn", "data": f'{{"n":0,"ms":{seconds * 1000}}}'})
     wait_until(lambda: 0 in starts_of(tmp_path), what="the loop is blocked")
@@ -79,6 +84,53 @@ def test_a_loop_that_is_blocked_for_longer_loses_its_jobs_and_its_late_move_is_r
     assert [event.attempt for event in events(tmp_path) if event.n == 0 and event.kind == "end"] == [1], "no attempt was burnt"
     assert raw.xlen("{jobs}:dead") == 0
     raw.close()
+
+
+@contract("brief")
+class Brief(msgspec.Struct, frozen=True, kw_only=True):
+    """Sleep for `asleep_s`, block for `blocks_s`, `times` over."""
+
+    asleep_s: float = 0
+    blocks_s: float = 0
+    times: int = 1
+
+
+class Ran:
+    """Runs with a deadline of half a second, and what became of them."""
+
+    def __init__(self) -> None:
+        self.ended: list[int] = []
+        self.cut = 0
+
+        @handler(Brief, timeout_s=0.5, retry=Backoff(base_s=0.01, cap_s=0.01, attempts=2))
+        async def run(message: Brief, job: Job) -> None:
+            try:
+                for _ in range(message.times):
+                    await asyncio.sleep(message.asleep_s)
+                    time.sleep(message.blocks_s)
+            except asyncio.CancelledError:
+                self.cut += 1
+                raise
+            self.ended.append(job.attempt)
+
+        self.handler = run
+
+
+async def test_jobs_beside_one_that_blocks_the_loop_past_their_deadline_have_a_turn_to_end(valkey):
+    ran = Ran()
+    async with working(valkey.url, ran.handler) as consumer, Producer.connect(valkey.url) as producer:
+        await producer.send_many([*[Brief(asleep_s=0.1)] * 5, Brief(blocks_s=1)])
+        await until(lambda: len(ran.ended) == 6, "all end")
+        assert consumer.tally.finished == 6
+    assert (ran.ended, ran.cut) == ([1] * 6, 0)
+
+
+async def test_a_handler_that_blocks_the_loop_again_and_again_is_cut_all_the_same(valkey):
+    ran = Ran()
+    async with working(valkey.url, ran.handler) as consumer, Producer.connect(valkey.url) as producer:
+        await producer.send(Brief(asleep_s=0.001, blocks_s=0.4, times=50), attempts=1)
+        await until(lambda: consumer.tally.finished == 1, "it is cut")
+    assert (ran.ended, ran.cut) == ([], 1)
 
 
 # --- a worker that does not know a type -------------------------------------------------------------------------------------
@@ -101,4 +153,6 @@ def test_a_worker_that_does_not_know_a_type_leaves_all_of_it_to_one_that_does(se
 
 
 def parked(raw) -> int:
+    if not raw.xlen(KEY) or not raw.xinfo_groups(KEY):
+        return 0
     return sum(row["pending"] for row in raw.xinfo_consumers(KEY, "workers") if row["name"].startswith("~t:scripted@"))

@@ -38,6 +38,7 @@ def test_with_memory_full_what_is_there_ends_and_what_is_new_is_refused(kind, tm
         hire(crew, server, tmp_path, concurrency=50)
         add(raw, 300, lambda n: 300)
         add(raw, 40, lambda n: 5, first=300, failures=1)
+        wait_until(lambda: count(tmp_path, "start") > 0, what="the worker works")
         raw.config_set("maxmemory", raw.info("memory")["used_memory"] // 2)
         with pytest.raises(redis.OutOfMemoryError):
             raw.xadd(KEY, {"type": "scripted", "data": '{"n":9999}'})
