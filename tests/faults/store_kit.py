@@ -270,6 +270,27 @@ def is_busy(raw: redis.Redis) -> bool:
     return False
 
 
+def read_only(server: Server, seconds: float) -> None:
+    """Make the server a replica of nobody, as after a failover."""
+    with contextlib.closing(server.client()) as raw:
+        raw.execute_command("REPLICAOF", "127.0.0.1", "1")
+        time.sleep(seconds)
+        raw.execute_command("REPLICAOF", "NO", "ONE")
+
+
+def closed_to_new(setting: str, shut: str, open_: str) -> Fault:
+    """Let a setting turn away every new connection, and end those there are."""
+
+    def close(server: Server, seconds: float) -> None:
+        with contextlib.closing(server.client()) as raw:
+            raw.config_set(setting, shut)
+            raw.execute_command("CLIENT", "KILL", "TYPE", "normal")
+            time.sleep(seconds)
+            raw.config_set(setting, open_)
+
+    return close
+
+
 AWAY: dict[str, Fault] = {
     "stopped": stopped,
     "frozen": frozen,
@@ -277,4 +298,7 @@ AWAY: dict[str, Fault] = {
     "writes-paused": paused("WRITE"),
     "asleep": asleep,
     "busy": endless_script,
+    "read-only": read_only,
+    "full-house": closed_to_new("maxclients", "1", "10000"),
+    "password": closed_to_new("requirepass", "secret", ""),
 }

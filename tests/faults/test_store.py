@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 import pytest
@@ -161,3 +162,23 @@ def test_a_string_in_a_streams_place_is_named_once_and_the_other_streams_are_ser
     wait_until(lambda: len(ended(tmp_path)) == 40, what="all run when it is gone")
     assert worker.log.count("WRONGTYPE") == 1, worker.log
     assert len(lines_of(crew)) <= 8, lines_of(crew)
+
+
+@pytest.mark.long
+@on_both()
+def test_retries_whose_stream_is_a_string_wait_apart_with_few_lines_until_it_is_gone(kind, tmp_path, crew):
+    with own_server(kind) as server, contextlib.closing(server.client()) as raw:
+        hire(crew, server, tmp_path)
+        add(raw, 20, lambda n: 100 * n, failures=1)
+        wait_until(lambda: count(tmp_path, "start") == 20, what="they run")
+        raw.set(KEY, "not a stream")
+        wait_until(lambda: count(tmp_path, "fail") == 20, what="they fail")
+        time.sleep(10)
+        lines = lines_of(crew)
+        failures = [line for line in lines if "failed attempt" in line]
+        assert len(lines) - len(failures) <= 8, lines
+        raw.delete(KEY)
+        add(raw, 20, lambda n: 0, first=20)
+        add(raw, 20, lambda n: 0, first=40, to="high")
+        wait_until(lambda: ended(tmp_path) == set(range(20, 60)), 30, "new jobs run; those that were overwritten are gone")
+        wait_until(lambda: is_settled(raw), what="nothing is left")
