@@ -142,6 +142,7 @@ def test_a_clock_set_an_hour_forward_robs_nobody_and_holds_reclaim_for_no_hour(v
     raw.close()
 
 
+@pytest.mark.long
 def test_a_clock_set_an_hour_back_does_not_keep_the_jobs_of_a_dead_worker_for_an_hour(valkey, history, crew):
     """Its row ends an hour from now, and its entries look as if they had just been renewed, until the clock has caught up."""
     raw = valkey.client()

@@ -22,13 +22,14 @@ def starts_in_order(history: Path) -> list[tuple[float, int]]:
     return sorted((float(event.rest[2]), event.n) for event in events(history) if event.kind == "start")
 
 
-def test_while_all_four_wait_they_are_served_as_8_to_4_to_2_to_1(server, raw, tmp_path, crew):
+def test_while_all_four_wait_they_are_served_as_8_to_4_to_2_to_1(valkey, tmp_path, crew):
     """Number n is of priority n % 4."""
+    raw = valkey.client()
     pipe = raw.pipeline(transaction=False)
     for n in range(2000):
         pipe.xadd(f"{{jobs}}:{STREAMS[n % 4]}", {"type": "scripted", "data": f'{{"n":{n},"ms":5}}'})
     pipe.execute()
-    hire(crew, server, tmp_path, concurrency=20)
+    hire(crew, valkey, tmp_path, concurrency=20)
     wait_until(lambda: is_settled(raw), 60, "all is settled")
     order = [n % 4 for _, n in starts_in_order(tmp_path)]
     last_critical = max(at for at, priority in enumerate(order) if priority == 0)
@@ -38,6 +39,7 @@ def test_while_all_four_wait_they_are_served_as_8_to_4_to_2_to_1(server, raw, tm
         assert weight / 8 * 500 * 0.6 <= served[priority] <= weight / 8 * 500 * 1.6, served
     assert starts_of(tmp_path) == dict.fromkeys(range(2000), 1)
     assert ended(tmp_path) == set(range(2000))
+    raw.close()
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def test_the_hard_deadline_holds_with_a_server_that_does_not_answer(tmp_path, cr
 def test_500_jobs_that_a_stop_cuts_off_are_given_back_and_run_elsewhere_as_if_nothing_had_been(valkey, tmp_path, crew):
     raw = valkey.client()
     worker = hire(crew, valkey, tmp_path, "--grace", "0.5", concurrency=500)
-    add(raw, 700, lambda n: 2000)
+    add(raw, 700, lambda n: 1700)
     wait_until(lambda: count(tmp_path, "start") == 500, what="500 run")
     assert worker.stop(0.5 + 5) == 0
     assert "left to their leases" not in worker.log

@@ -8,7 +8,8 @@ import time
 import pytest
 import redis
 
-from runtime.errors import QueueFull, StoreAway
+from runtime.errors import QueueFull, StoreAway, StoreRefuses
+from runtime.streams import Streams
 from tests.faults.harness import LEASE_S, count, hire
 from tests.faults.store_kit import (
     GROUP,
@@ -27,12 +28,13 @@ from tests.faults.store_kit import (
 from tests.servers import wait_until
 
 KEY = "{jobs}:medium"
+BRIEF_S = 0.9
 
 
 # --- full ------------------------------------------------------------------------------------------------------------------
 
 
-@on_both(long="")
+@on_both(short="redis")
 def test_with_memory_full_what_is_there_ends_and_what_is_new_is_refused(kind, tmp_path, crew):
     with own_server(kind) as server:
         raw = server.client()
@@ -59,12 +61,12 @@ def test_with_the_disk_full_for_two_leases_nothing_is_lost_and_nothing_runs_twic
     with own_server(kind, made=SmallDisk) as server:
         raw = server.client()
         for _ in range(2):
-            hire(crew, server, tmp_path)
-        add(raw, 200, lambda n: 500 + 1000 * (n % 5))
+            hire(crew, server, tmp_path, lease_s=BRIEF_S)
+        add(raw, 200, lambda n: BRIEF_S * 1000 * (0.3 + 0.7 * (n % 5)))
         wait_until(lambda: count(tmp_path, "start") == 200, what="all run")
         server.fill()
         wait_until(lambda: is_refused(raw), what="the server refuses to write")
-        time.sleep(2 * LEASE_S)
+        time.sleep(2 * BRIEF_S)
         error = refusal(server)
         assert isinstance(error, StoreAway)
         assert "MISCONF" in str(error)
@@ -103,48 +105,55 @@ def destroy_the_groups(raw: redis.Redis) -> None:
 
 
 @pytest.mark.parametrize("erase", [flush_all, delete_the_streams, destroy_the_groups])
-def test_groups_that_vanish_while_readers_wait_are_made_again_at_the_beginning(server, raw, erase, tmp_path, crew):
-    for _ in range(2):
-        hire(crew, server, tmp_path)
-    add(raw, 10, lambda n: 0)
-    wait_until(lambda: is_settled(raw), what="the workers work")
-    wait_until(lambda: readers_wait(raw) == 2, what="both wait at the bell")
-    raw.config_resetstat()
-    erase(raw)
-    add(raw, 10, lambda n: 0, first=10)
-    add(raw, 10, lambda n: 0, first=20, to="low")
-    wait_until(lambda: is_settled(raw), what="what was added in between is worked off")
-    assert ended(tmp_path) == set(range(30))
-    assert second_runs(tmp_path) == 0
-    assert calls(raw, "xgroup|create") <= 4 * 2 * 2, "each of two workers tries once or twice"
-    assert len(lines_of(crew)) <= 2 * 6, lines_of(crew)
+@on_both()
+def test_groups_that_vanish_while_readers_wait_are_made_again_at_the_beginning(kind, erase, tmp_path, crew):
+    with own_server(kind) as server, contextlib.closing(server.client()) as raw:
+        for _ in range(2):
+            hire(crew, server, tmp_path)
+        add(raw, 10, lambda n: 0)
+        wait_until(lambda: is_settled(raw), what="the workers work")
+        wait_until(lambda: readers_wait(raw) == 2, what="both wait at the bell")
+        raw.config_resetstat()
+        erase(raw)
+        add(raw, 10, lambda n: 0, first=10)
+        add(raw, 10, lambda n: 0, first=20, to="low")
+        wait_until(lambda: is_settled(raw), what="what was added in between is worked off")
+        assert ended(tmp_path) == set(range(30))
+        assert second_runs(tmp_path) == 0
+        assert calls(raw, "xgroup|create") <= 4 * 2 * 2, "each of two workers tries once or twice"
+        assert len(lines_of(crew)) <= 2 * 6, lines_of(crew)
 
 
 def readers_wait(raw: redis.Redis) -> int:
     return raw.info("clients")["blocked_clients"]
 
 
-def test_the_groups_vanish_while_200_jobs_run_and_those_who_hold_them_run_on(server, raw, tmp_path, crew):
-    hire(crew, server, tmp_path, concurrency=250)
-    add(raw, 200, lambda n: 500 + LEASE_S * 1000 * (n % 2))
-    wait_until(lambda: count(tmp_path, "start") == 200, what="all run")
-    destroy_the_groups(raw)
-    wait_until(lambda: is_settled(raw), 30, "all is settled")
-    assert ended(tmp_path) == set(range(200))
-    assert second_runs(tmp_path) == 0
+@on_both()
+def test_the_groups_vanish_while_200_jobs_run_and_those_who_hold_them_run_on(kind, tmp_path, crew):
+    with own_server(kind) as server, contextlib.closing(server.client()) as raw:
+        hire(crew, server, tmp_path, concurrency=250)
+        add(raw, 200, lambda n: 500 + LEASE_S * 1000 * (n % 2))
+        wait_until(lambda: count(tmp_path, "start") == 200, what="all run")
+        destroy_the_groups(raw)
+        wait_until(lambda: is_settled(raw), 30, "all is settled")
+        assert ended(tmp_path) == set(range(200))
+        assert second_runs(tmp_path) == 0
 
 
-def test_running_jobs_that_somebody_erased_are_cut_and_the_worker_works_on(server, raw, tmp_path, crew):
-    worker = hire(crew, server, tmp_path)
-    add(raw, 50, lambda n: 60_000)
-    wait_until(lambda: count(tmp_path, "start") == 50, what="all run")
-    raw.flushall()
-    wait_until(lambda: worker.log.count("lost the lease") >= 20, what="the runs without a job are cut")
-    add(raw, 100, lambda n: 0, first=50)
-    wait_until(lambda: ended(tmp_path) == set(range(50, 150)), what="new jobs find free lanes")
-    wait_until(lambda: is_settled(raw), what="all is settled")
+@on_both()
+def test_running_jobs_that_somebody_erased_are_cut_and_the_worker_works_on(kind, tmp_path, crew):
+    with own_server(kind) as server, contextlib.closing(server.client()) as raw:
+        worker = hire(crew, server, tmp_path)
+        add(raw, 50, lambda n: 60_000)
+        wait_until(lambda: count(tmp_path, "start") == 50, what="all run")
+        raw.flushall()
+        wait_until(lambda: worker.log.count("lost the lease") >= 20, what="the runs without a job are cut")
+        add(raw, 100, lambda n: 0, first=50)
+        wait_until(lambda: ended(tmp_path) == set(range(50, 150)), what="new jobs find free lanes")
+        wait_until(lambda: is_settled(raw), what="all is settled")
 
 
+@pytest.mark.long
 def test_a_string_in_a_streams_place_is_named_once_and_the_other_streams_are_served(valkey, tmp_path, crew):
     raw = valkey.client()
     worker = hire(crew, valkey, tmp_path)
@@ -162,6 +171,20 @@ def test_a_string_in_a_streams_place_is_named_once_and_the_other_streams_are_ser
     wait_until(lambda: len(ended(tmp_path)) == 40, what="all run when it is gone")
     assert worker.log.count("WRONGTYPE") == 1, worker.log
     assert len(lines_of(crew)) <= 8, lines_of(crew)
+
+
+async def test_the_error_of_one_stream_is_told_beside_what_the_others_brought(server, raw):
+    streams = Streams(server.url, "jobs", "me")
+    await streams.start()
+    raw.delete(KEY)
+    raw.set(KEY, "not a stream")
+    add(raw, 1, lambda n: 0, to="high")
+    fetched = await streams.fetch([1, 1, 1, 1], set())
+    assert [(haul.stream, len(haul.rows)) for haul in fetched.hauls] == [(1, 1)]
+    assert KEY in fetched.refused
+    with pytest.raises(StoreRefuses, match=KEY):
+        await streams.fetch([1, 1, 1, 1], set())
+    await streams.close()
 
 
 @pytest.mark.long
