@@ -39,6 +39,7 @@ from runtime.words import Words
 log = logging.getLogger("runtime.consumer")
 
 TICK_S: Final = 0.05
+LATE_S: Final = 0.2  # a tick that comes so much later than it should: something has blocked the loop
 RATE_TICKS: Final = 2  # read-ahead looks at what finished in the last 100 ms
 MAX_READ_AHEAD: Final = 2000  # without a cap one beat would renew 15,500 leases: 130 ms of a blocked server
 UNSTARTED_S: Final = 1.0
@@ -275,12 +276,17 @@ class Consumer:
     async def _watch(self, group: asyncio.TaskGroup) -> None:
         """Tick: interrupt what is overdue, give back what waits too long, replace lanes that a handler ended."""
         self._loop = asyncio.get_running_loop()
+        was_late = False
         while True:
-            now_s = self._watched.moved_s = time.monotonic()
+            before_s, now_s = self._watched.moved_s, time.monotonic()
+            self._watched.moved_s = now_s
+            # A handler has blocked the loop: those that could have ended meanwhile have a turn before they count as overdue. Once
+            # only, since a handler that blocks again and again must be cut all the same.
+            was_late = now_s - before_s > LATE_S and not was_late
             if self._heartbeat is not None and self._heartbeat.error is not None:
                 raise RuntimeError("the heartbeat thread crashed") from self._heartbeat.error
             for lane in self.lanes:
-                if lane.deadline_s < now_s:
+                if lane.deadline_s < now_s and not was_late:
                     self._interrupt(lane, now_s)
             self._give_back_unstarted(now_s)
             if self.stage is Stage.RUNNING:

@@ -17,7 +17,11 @@ class StoreAway(JobsError):
     """Redis cannot be reached, or refuses for now (loading, read-only, disk full, …); nothing was lost."""
 
 
-class QueueFull(StoreAway):
+class StoreRefuses(StoreAway):
+    """Redis answers, but with an error: it lives, and asking for less would not help."""
+
+
+class QueueFull(StoreRefuses):
     """Redis has reached its `maxmemory`: what was to be sent was not written."""
 
 

@@ -11,7 +11,7 @@ from typing import Final
 from runtime.backoff import delay_s
 from runtime.codec import decode_many
 from runtime.desk import STORE_BACKOFF, Desk
-from runtime.errors import Dead, StoreAway
+from runtime.errors import Dead, StoreAway, StoreRefuses
 from runtime.events import outcome_name
 from runtime.jobs import FREE, STREAMS, UNKNOWN, Job, Lost, Outcome, Park
 from runtime.plan import Plan
@@ -64,8 +64,9 @@ class Fetcher:
                 self._most = min(2 * self._most, MAX_FETCH)
             except StoreAway as error:
                 failures += 1
-                self._most = max(1, min(room, self._most) // 2)  # large entries on a slow line would never get through
-                self.is_fetching = False
+                if not isinstance(error, StoreRefuses):
+                    self._most = max(1, min(room, self._most) // 2)  # large entries on a slow line would never get through
+                self.is_fetching = self._is_quiet = False  # the bell may be what fails: it rings for all streams or none
                 self._desk.tally.store_errors += 1
                 self._desk.words.store_away(error, failures)
                 await self._pause(delay_s(failures, STORE_BACKOFF, random))
@@ -86,8 +87,10 @@ class Fetcher:
             for stream in takes | fetched.free:
                 got[stream] = max(got[stream], shares[stream])  # something waits there: by no means dry
             self._plan.learn(shares, got)
-            self.is_fetching = True
+            self.is_fetching = not fetched.refused
             await self.receive(fetched)
+            if fetched.refused:
+                raise StoreRefuses(fetched.refused)
             if any(haul.rows for haul in fetched.hauls) or self._takes or self._stop.is_set():
                 return
         if can_ring:

@@ -14,6 +14,7 @@ from runtime.errors import StoreAway
 from runtime.jobs import FREE, Batch, Lease
 from runtime.settle import empty_batch
 from runtime.streams import Settled
+from runtime.words import TOLD_AGAIN
 
 FLUSH_AGE_S: Final = 0.0015
 
@@ -108,7 +109,9 @@ class Flusher:
         self._apart_failures += 1
         self._apart_until_s = time.monotonic() + delay_s(self._apart_failures, STORE_BACKOFF, random)
         self._desk.tally.store_errors += 1
-        self._desk.words.say("%d moves were answered with an error and will be tried again: %s", len(settled.left), settled.error)
+        if self._apart_failures == 1 or self._apart_failures % TOLD_AGAIN == 0:
+            text = "%d moves were answered with an error and will be tried again: %s"
+            self._desk.words.say(text, len(settled.left), settled.error)
 
     def retry_apart(self, now_s: float) -> None:
         """Note again the moves that wait apart, when their time has come."""

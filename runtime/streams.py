@@ -15,7 +15,7 @@ from typing import Any, Final, cast
 
 import msgspec
 
-from runtime.errors import ConfigError, QueueFull, StoreAway
+from runtime.errors import ConfigError, QueueFull, StoreRefuses
 from runtime.jobs import FREE, STREAMS, Batch, Deferral, Lease, Letter, Parking
 from runtime.wire import ANSWER_S, Command, ServerError, Wire
 
@@ -79,12 +79,13 @@ class Haul(msgspec.Struct, gc=False):
 
 
 class Fetched(msgspec.Struct):
-    """What one fetch brought: the server's time, the hauls, and the streams in whose `~free` something waits."""
+    """What one fetch brought: the server's time, the hauls, in whose `~free` something waits, and the error of a stream."""
 
     now_ms: int
     run: str
     hauls: list[Haul]
     free: set[int]
+    refused: str = ""
 
 
 class Isolated(msgspec.Struct):
@@ -165,11 +166,11 @@ class Door:
         return self.sound((await self.ask(wire, command))[0])
 
     def sound(self, answer: Any) -> Any:
-        """Give the answer back, unless it is an error: then the store is away, whatever the error says.
+        """Give the answer back, unless it is an error: then the store is as good as away, whatever the error says.
 
         Raises:
             QueueFull: memory is full.
-            StoreAway: any other error.
+            StoreRefuses: any other error.
         """
         if not isinstance(answer, ServerError):
             return answer
@@ -177,7 +178,7 @@ class Door:
             self._must_heal = True
         if "OOM" in answer:
             raise QueueFull(f"Redis is full: {answer}")
-        raise StoreAway(f"Redis answered: {answer}")
+        raise StoreRefuses(f"Redis answered: {answer}")
 
     async def prepare(self, wire: Wire) -> None:
         """Make the consumer group on all four streams, at 0: made at `$` it would skip what is there.
@@ -233,10 +234,11 @@ class Streams(Door):
     async def fetch(self, shares: Sequence[int], takes: set[int]) -> Fetched:
         """Lease up to `shares[s]` entries of each stream; where `takes` names a stream, from its room `~free` instead.
 
-        One round trip. A stream with a share of 0 is not asked: COUNT 0 would deliver all of it.
+        One round trip. A stream with a share of 0 is not asked: COUNT 0 would deliver all of it. An error that one stream answers
+        is told in `refused`, beside what the others brought.
 
         Raises:
-            StoreAway: no answer or an error; what was delivered meanwhile is found by the walk.
+            StoreAway: no answer, or an error and no entries; what was delivered meanwhile is found by the walk.
         """
         commands: list[Command] = [("TIME",)]
         asked = [stream for stream, share in enumerate(shares) if share > 0]
@@ -249,19 +251,20 @@ class Streams(Door):
             commands.append(self._peek(key))
         answers = await self.ask(self._reader, *commands)
         fetched = Fetched(_ms(self.sound(answers[0])), self._reader.run, [], set())
-        failed: Any = None
         for at, stream in enumerate(asked):
             entries, peek = answers[2 * at + 1], answers[2 * at + 2]
             if isinstance(entries, ServerError):
-                failed = entries  # the other streams' entries are ours already: hand them out first
+                # The other streams' entries are ours already: they are handed out first.
+                fetched.refused = f"Redis answered: {entries} ({self.keys.streams[stream]})"
+                self._must_heal = self._must_heal or "NOGROUP" in entries
             elif stream in takes:
                 fetched.hauls.append(_taken(stream, entries))
             elif entries:
                 fetched.hauls.append(Haul(stream, entries[0][1], repeat(1)))
             if peek and not isinstance(peek, ServerError):
                 fetched.free.add(stream)
-        if failed is not None and not fetched.hauls:
-            self.sound(failed)
+        if fetched.refused and not fetched.hauls:
+            raise StoreRefuses(fetched.refused)
         return fetched
 
     async def ring(self, block_ms: int) -> Fetched:

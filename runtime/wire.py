@@ -226,14 +226,14 @@ class Wire:
                 await connection.connect()
                 line = take_over(connection)
                 hello = [("CLIENT", "SETNAME", self.name), ("CLIENT", "ID"), ("INFO", "server")]
-                _, client_id, info = await line.ask(pack(hello), len(hello))
+                _, client_id, info = map(_sound, await line.ask(pack(hello), len(hello)))
                 run = _named(b"run_id", info)
                 if isinstance(connection, MasterConnection):
                     await self._check_role(line)
                 if self._unanswered and run == self.run:
                     # The old connection's last call may still be running: end it before anything is repeated.
                     await line.ask(pack([("CLIENT", "KILL", "ID", self.client_id)]), 1)
-        except (RedisError, OSError) as error:
+        except (RedisError, OSError, StoreAway) as error:
             await _disconnect(connection)
             raise StoreAway(f"Redis at {without_password(self.url)}: {error or type(error).__name__}") from error
         except BaseException:
@@ -261,9 +261,20 @@ async def _disconnect(connection: AbstractConnection) -> None:
         await connection.disconnect(nowait=True)
 
 
+def _sound(answer: Any) -> Any:
+    """Give the answer back. A busy server tells neither the connection's id nor its own name: nobody could wake it, or fence.
+
+    Raises:
+        StoreAway: it is an error, and not a matter of permissions.
+    """
+    if isinstance(answer, ServerError) and answer.code != "NOPERM":
+        raise StoreAway(answer)
+    return answer
+
+
 def _named(name: bytes, info: Any) -> str:
     """Give a value of INFO, or nothing."""
-    if isinstance(info, ServerError) or not isinstance(info, bytes):
+    if not isinstance(info, bytes):
         return ""
     for line in info.splitlines():
         if line.startswith(name + b":"):

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redis
 
+from tests.contract.snapshot import STREAMS
 from tests.faults.harness import LEASE_S, count, events, hire, leftovers
-from tests.servers import Server, wait_until
+from tests.faults.store_kit import SetClock, add, ended, is_settled, own_server, second_runs, starts_of
+from tests.servers import KINDS, Server, wait_until
 
 KEY = "{jobs}:medium"
 
@@ -90,6 +95,100 @@ def test_jobs_survive_a_restart_of_the_server_without_a_burst_of_second_runs(val
     wait_until(lambda: not leftovers(raw), 30, what="all are settled")
     assert count(history, "start") == 100
     raw.close()
+
+
+# --- the server's clock is set ----------------------------------------------------------------------------------------------
+
+HOUR_S = 3600
+SET_FORWARD = """
+for s = 1, 4 do
+  for _, row in ipairs(redis.call('XPENDING', KEYS[s], 'workers', '-', '+', 1000)) do
+    redis.call('XCLAIM', KEYS[s], 'workers', row[2], 0, row[1], 'TIME', ARGV[2] - ARGV[1], 'JUSTID')
+  end
+end
+for _, name in ipairs(redis.call('ZRANGE', KEYS[5], 0, -1)) do redis.call('ZINCRBY', KEYS[5], -ARGV[1], name) end
+"""
+STAND_STILL = """
+for s = 1, 4 do
+  for _, row in ipairs(redis.call('XPENDING', KEYS[s], 'workers', '-', '+', 1000, ARGV[1])) do
+    redis.call('XCLAIM', KEYS[s], 'workers', ARGV[1], 0, row[1], 'JUSTID')
+  end
+end
+"""
+
+
+def set_clock_forward(raw: redis.Redis, by_s: float) -> None:
+    """Make every time that is stored older, in one step: what a clock that is set forward does."""
+    now_ms = raw.time()[0] * 1000
+    raw.eval(SET_FORWARD, 5, *[f"{{jobs}}:{name}" for name in STREAMS], "{jobs}:workers", int(by_s * 1000), now_ms)
+
+
+def test_a_clock_set_an_hour_forward_robs_nobody_and_holds_reclaim_for_no_hour(valkey, history, crew):
+    raw = valkey.client()
+    for _ in range(2):
+        hire(crew, valkey, history, lease_s=0.9)
+    add(raw, 40, lambda n: 1500)
+    wait_until(lambda: count(history, "start") == 40, what="all run")
+    for _ in range(3):
+        set_clock_forward(raw, HOUR_S)
+        time.sleep(0.2)
+    wait_until(lambda: is_settled(raw), 30, "all is settled")
+    assert second_runs(history) == 0
+    add(raw, 40, lambda n: 1500, first=40)
+    wait_until(lambda: len(starts_of(history)) == 80, what="the next ones run")
+    crew[0].kill()
+    wait_until(lambda: is_settled(raw), 30, "what the dead worker held runs elsewhere")
+    assert ended(history) == set(range(80))
+    raw.close()
+
+
+@pytest.mark.long
+def test_a_clock_set_an_hour_back_does_not_keep_the_jobs_of_a_dead_worker_for_an_hour(valkey, history, crew):
+    """Its row ends an hour from now, and its entries look as if they had just been renewed, until the clock has caught up."""
+    raw = valkey.client()
+    dead = hire(crew, valkey, history, lease_s=0.9)
+    add(raw, 10, lambda n: 60_000)
+    wait_until(lambda: count(history, "start") == 10, what="all run")
+    [name] = {row["consumer"] for row in raw.xpending_range(KEY, "workers", "-", "+", 10)}
+    dead.kill()
+    for member in (name, "~last", "~since"):
+        raw.zincrby("{jobs}:workers", HOUR_S * 1000, member)
+    hire(crew, valkey, history, lease_s=0.9)
+    keys = [f"{{jobs}}:{stream}" for stream in STREAMS]
+
+    def is_taken_over() -> bool:
+        raw.eval(STAND_STILL, 4, *keys, name)
+        return second_runs(history) == 10
+
+    wait_until(is_taken_over, 20, "they run elsewhere")
+    wait_until(lambda: name not in raw.zrange("{jobs}:workers", 0, -1), what="the dead worker is forgotten")
+    raw.close()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("by_s", [HOUR_S, -HOUR_S])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_real_clock_is_set_while_jobs_run_and_again_when_a_worker_has_died(kind, by_s, history, crew):
+    with own_server(kind, made=SetClock) as server, contextlib.closing(server.client()) as raw:
+        for _ in range(3):
+            hire(crew, server, history)
+        add(raw, 90, lambda n: 2.5 * LEASE_S * 1000)
+        wait_until(lambda: count(history, "start") == 90, what="all run")
+        told_s = raw.time()[0]
+        server.set_clock(by_s)
+        wait_until(lambda: abs(raw.time()[0] - told_s - by_s) < 60, what="the clock is set")
+        wait_until(lambda: is_settled(raw), 30, "all is settled")
+        assert second_runs(history) == 0
+        add(raw, 90, lambda n: 2.5 * LEASE_S * 1000, first=90)
+        wait_until(lambda: count(history, "start") == 180, what="the next ones run")
+        dead = crew[0].process.pid
+        held = {event.n for event in events(history) if event.pid == dead and event.kind == "start" and event.n >= 90}
+        assert held
+        crew[0].kill()
+        server.set_clock(2 * by_s)
+        wait_until(lambda: is_settled(raw), 40, "what the dead worker held runs elsewhere, within leases and not in an hour")
+        assert ended(history) == set(range(180))
+        assert {n for n, times in starts_of(history).items() if times > 1} <= held, "nobody else is robbed"
 
 
 @pytest.fixture

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
 
 import pytest
 
 from tests.faults.harness import count, events, hire, leftovers
+from tests.faults.store_kit import add, ended, is_settled, own_server
 from tests.servers import Server, wait_until
 
 KEY = "{jobs}:medium"
@@ -83,6 +85,45 @@ def test_the_hard_deadline_holds_with_a_server_that_does_not_answer(tmp_path, cr
     finally:
         server.process.send_signal(signal.SIGCONT)
         server.stop()
+
+
+def test_500_jobs_that_a_stop_cuts_off_are_given_back_and_run_elsewhere_as_if_nothing_had_been(valkey, tmp_path, crew):
+    raw = valkey.client()
+    worker = hire(crew, valkey, tmp_path, "--grace", "0.5", concurrency=500)
+    add(raw, 700, lambda n: 1700)
+    wait_until(lambda: count(tmp_path, "start") == 500, what="500 run")
+    assert worker.stop(0.5 + 5) == 0
+    assert "left to their leases" not in worker.log
+    assert set(counts(raw)) == {("~free", 0)}, "none is left to a lease, and no delivery is counted"
+    hire(crew, valkey, tmp_path, concurrency=700)
+    wait_until(lambda: is_settled(raw), 30, "another worker runs them all")
+    assert ended(tmp_path) == set(range(700))
+    assert {(event.attempt, event.rest[1]) for event in events(tmp_path) if event.kind == "start"} == {(1, "1")}
+    raw.close()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("signals", [1, 2])
+def test_500_running_jobs_and_a_server_that_does_not_answer_keep_no_process_and_lose_nothing(tmp_path, crew, signals):
+    grace_s = 1.0 if signals == 1 else 60.0
+    with own_server("valkey") as server, contextlib.closing(server.client()) as raw:
+        worker = hire(crew, server, tmp_path, "--grace", str(grace_s), concurrency=500)
+        add(raw, 700, lambda n: 3000)
+        wait_until(lambda: count(tmp_path, "start") == 500, what="500 run")
+        assert server.process
+        server.process.send_signal(signal.SIGSTOP)
+        try:
+            worker.send(signal.SIGTERM)
+            if signals == 2:
+                wait_until(lambda: "stopping" in worker.log, what="it begins to stop")
+                worker.send(signal.SIGTERM)
+            assert worker.process.wait(5 + (grace_s if signals == 1 else 0)) in (0, 4)
+        finally:
+            server.process.send_signal(signal.SIGCONT)
+        hire(crew, server, tmp_path, concurrency=700)
+        wait_until(lambda: is_settled(raw), 40, "another worker runs what is left")
+        assert ended(tmp_path) == set(range(700))
+        assert all(event.attempt == 1 for event in events(tmp_path)), "no attempt is burnt"
 
 
 def test_the_hard_deadline_holds_when_a_handler_holds_the_loop(valkey, tmp_path, crew):
