@@ -20,8 +20,12 @@ local function ms(number)
   return string.format('%.0f', number)
 end
 
+-- Entries that this call removes, at its end.
+local leaving, is_leaving = {{}, {}, {}, {}}, {}
+
 -- The fence: does `consumer` still hold this entry with this delivery count?
 local function holds(stream, id, consumer, count)
+  if is_leaving[stream .. id] then return false end
   local row = redis.call('XPENDING', stream, GROUP, id, id, 1)[1]
   return row and row[2] == consumer and row[4] == count
 end
@@ -62,9 +66,9 @@ end
 
 -- Entries leave their streams at the end of a call, all at once: one by one, it would be half of the call's time. Only those that were
 -- handed out again can have strikes.
-local leaving = {{}, {}, {}, {}}
 local function remove(s, id, count)
   table.insert(leaving[s], id)
+  is_leaving[KEYS[s] .. id] = true
   if count > 1 then redis.pcall('HDEL', STRIKES, stands_at(s, id)) end
 end
 local function leave(s)

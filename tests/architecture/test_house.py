@@ -48,7 +48,7 @@ ROOMS: dict[str, set[str]] = {
     "desk": {*DOOR, *CORE, "lanes", "lease", "scheduler", "words"},
     "ward": {*DOOR, "desk"},
     "fetcher": {*DOOR, *CORE, "desk", "ward"},
-    "flusher": {*DOOR, *CORE, "desk"},
+    "flusher": {*DOOR, *CORE, "desk", "words"},
     "consumer": {*DOOR, *CORE, "desk", "fetcher", "flusher", "lanes", "lease", "scheduler", "words"},
     "embedded": {"errors", "config", "offload"},
     "schema": {"jobs", "config"},

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from runtime.jobs import FREE, STREAMS, Lease
+from runtime.jobs import FREE, STREAMS, SUSPECT, Lease
 
 ENTRY, DUE, DEAD = "entry", "due", "dead"  # the three places of a job
 
@@ -173,8 +173,25 @@ class Model:
 
     def take(self, consumer: str, stream: int, room: str, most: int, types: Mapping[str, int] | None) -> list[tuple[int, int]]:
         """Lease out of a room."""
-        fits = [job for job in self.entries(stream, room) if types is None or job.version <= types.get(job.type, 0)]
+        looked_at = self.entries(stream, room) if types is not None else self.entries(stream, room)[:most]
+        for job in looked_at:
+            if job.count:
+                self._put(job, SUSPECT, job.count)
+        innocent = [job for job in looked_at if not job.count]
+        fits = [job for job in innocent if types is None or job.version <= types.get(job.type, 0)]
         return self._lease(fits[:most], consumer)
+
+    def isolate(self, consumer: str, most: int, types: Mapping[str, int]) -> list[tuple[int, int]]:
+        """Lease suspects: up to `most` first-time ones, or a later one alone, the least suspect first."""
+        suspects = [job for stream in range(4) for job in self.entries(stream, SUSPECT) if job.version <= types.get(job.type, 0)]
+        suspects.sort(key=lambda job: (job.count, job.stream, job.order))
+        size = most if suspects and suspects[0].count == 1 else 1
+        return self._lease([job for job in suspects[:size] if job.count == suspects[0].count], consumer)
+
+    @staticmethod
+    def _put(job: Job, room: str, count: int) -> None:
+        """Into a room; what some worker held when it died is a suspect wherever it is given back."""
+        job.holder, job.count, job.idle_ms = SUSPECT if room == FREE and count else room, count, 0
 
     def admit(self, consumer: str, lease: Lease, key: str) -> str:
         """Claim the key of a job, or drop it as a copy."""
@@ -225,7 +242,7 @@ class Model:
         """To a room, as if it had not been handed out."""
         job = self.held(consumer, lease)
         if job:
-            job.holder, job.count, job.idle_ms = room, job.count - 1, 0
+            self._put(job, room, job.count - 1)
         return job is not None
 
     def renew(self, consumer: str, leases: Sequence[Lease]) -> list[int]:
@@ -260,17 +277,12 @@ class Model:
             late = [job for job in self.entries(stream, holder) if job.idle_ms >= lease and not holder.startswith("~")]
             for job in late[: most - dead - ghosts]:
                 if self.is_alive.get(holder) and holder not in still:
-                    job.holder, job.count = FREE, max(0, job.count - 1)
+                    self._put(job, FREE, max(0, job.count - 1))
                     ghosts += 1
                 else:
-                    job.holder = self.room_of_the_dead(job)
+                    self._put(job, SUSPECT, max(1, job.count))
                     dead += 1
-                job.idle_ms = 0
         return dead, ghosts, False
-
-    def room_of_the_dead(self, job: Job) -> str:
-        """Where an entry goes that a dead worker held."""
-        return FREE
 
     def forget(self, consumer: str) -> bool:
         """Strike a worker off the list, if it holds nothing."""

@@ -426,6 +426,14 @@ class DoorMachine(RuleBasedStateMachine):
         self.look()
         assert self.receive(name, fetched) == self.model.take(name, stream, room, most, types)
 
+    @rule(name=who, most=st.integers(1, 3), knows=st.sampled_from(("t", "u")))
+    def isolate(self, name: str, most: int, knows: str) -> None:
+        door, version = self.bench.doors[name], ALL_TYPES[knows]
+        found = self.bench.do(door.isolate(30_000, -1, 10_000, most, {knows: (version, 30_000)}))
+        self.look()
+        assert self.receive(name, found.fetched) == self.model.isolate(name, most, {knows: version})
+        self.bench.do(door.isolate(0, 0, 0, -1, {}))  # the ward is free for whoever comes next
+
     @rule(backs=st.lists(which, min_size=1, max_size=4), loses=loses)
     def admit(self, backs: list[int], loses: bool) -> None:
         self.have_work()
@@ -605,6 +613,7 @@ class DoorMachine(RuleBasedStateMachine):
         self.suffer("nobody renews", name, job.stream, at, AGES_MS[2])
         self.reclaim(heir, job.stream, LEASES_MS[0], 100, [], True, False)
         self.take(heir, job.stream, FREE, 3, "t")
+        self.isolate(heir, 3, "t")
 
     @rule(name=who, about=who, loses=loses)
     def forget(self, name: str, about: str, loses: bool) -> None:
