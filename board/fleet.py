@@ -15,7 +15,7 @@ from runtime.fleet import Fleet
 ANSWER_S: Final = 2.0  # a process whose loop is held answers late or not at all
 PAGE: Final = """<!doctype html><html lang="en"><meta charset="utf-8"><title>backend-jobs</title>
 <style>body{font:16px/1.5 system-ui,sans-serif;max-width:40rem;margin:3rem auto;padding:0 1rem}</style>
-<h1>backend-jobs</h1><p>This supervisor serves <a href="/healthz">/healthz</a> (a process lives),
+<h1>backend-jobs</h1><p>This supervisor serves <a href="/healthz">/healthz</a> (the supervisor lives),
 <a href="/readyz">/readyz</a> (a process fetches jobs) and <a href="/metrics">/metrics</a> (Prometheus) of all its processes.</p>
 </html>
 """
@@ -49,15 +49,14 @@ class FleetBoard:
         return web.Response(text=PAGE, content_type="text/html")
 
     async def _healthz(self, request: web.Request) -> web.Response:
-        """Alive, unless every process that had started stands still; what has ended is started again without a probe's help."""
-        answers = await self._ask("healthz")
-        is_alive = not answers or any(status == 200 for status, _ in answers.values())
-        return _summary(is_alive, answers, "no process is up")
+        """The supervisor's own health: it starts again what has ended, and ends what stands still."""
+        return web.Response(text=f"alive, {len(self._fleet.boards)} of {len(self._fleet.places)} processes are up\n")
 
     async def _readyz(self, request: web.Request) -> web.Response:
         answers = {} if self._fleet.is_stopping else await self._ask("readyz")
+        lines = [f"process {index}: {text.strip()}" for index, (_, text) in answers.items()] or ["not ready: no process is up"]
         is_ready = any(status == 200 for status, _ in answers.values())
-        return _summary(is_ready, answers, "stopping" if self._fleet.is_stopping else "no process is up")
+        return web.Response(text="\n".join(lines) + "\n", status=200 if is_ready else 503)
 
     async def _metrics(self, request: web.Request) -> web.Response:
         answers = await self._ask("metrics")
@@ -82,8 +81,3 @@ class FleetBoard:
                 return answer.status, await answer.text()
         except (ClientError, TimeoutError, OSError):
             return 0, "no answer"
-
-
-def _summary(is_good: bool, answers: dict[int, tuple[int, str]], otherwise: str) -> web.Response:
-    lines = [f"process {index}: {text.strip()}" for index, (_, text) in answers.items()] or [otherwise]
-    return web.Response(text="\n".join(lines) + "\n", status=200 if is_good else 503)

@@ -1,9 +1,9 @@
 """Several worker processes under one supervisor: started, restarted, recycled, told to stop. It knows no job.
 
-Supervisor and child hold the two ends of a socket, the tether. Over it a child says that it is ready, why it cannot start, and
-what it did; its end, however the supervisor came to it, stops the child. SIGTERM stops a child, and may come more than once (a
-service manager tells every process of its group, and the supervisor tells its own); SIGINT skips the grace. Children have
-sessions of their own, so that Ctrl-C at a terminal reaches the supervisor alone.
+Supervisor and child hold the two ends of a socket, the tether. Over it a child says that it is ready, that its loop moves, why it
+cannot start, and what it did; its end, however the supervisor came to it, stops the child. SIGTERM stops a child, and may come
+more than once (a service manager tells every process of its group, and the supervisor tells its own); SIGINT skips the grace.
+Children have sessions of their own, so that Ctrl-C at a terminal reaches the supervisor alone.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ log = logging.getLogger("runtime.fleet")
 VARIABLE: Final = "RUNTIME_CHILD"  # index and descriptor of the tether; a child takes it out of its environment
 RESTART: Final = Backoff(base_s=0.5, cap_s=30.0)
 STEADY_S: Final = 60.0  # a child that lived so long has a clean record
-LOOK_S: Final = 0.5  # between two looks at the children's memory
+LOOK_S: Final = 0.5  # between two looks at the children
+ALIVE_S: Final = 0.25  # between two words of a child whose loop moves
 LATE_S: Final = 1.0  # past a child's own hard deadline: then it is killed
 LAST_LINES_S: Final = 1.0  # a child of a child may hold the tether open
 MAX_TEXT: Final = 10_000  # characters of a child's complaint
@@ -47,6 +48,10 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
 
     url: str
     base_bytes: int
+
+
+class Alive(msgspec.Struct, frozen=True, tag=True):
+    """The loop of a child moves."""
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
@@ -64,7 +69,8 @@ class Ended(msgspec.Struct, frozen=True, tag=True):
     left: int
 
 
-_DECODER: Final = msgspec.json.Decoder(Ready | Failed | Ended)
+Word = Ready | Alive | Failed | Ended
+_DECODER: Final = msgspec.json.Decoder(Word)
 
 
 class Tether:
@@ -82,10 +88,10 @@ class Tether:
         given = os.environ.pop(VARIABLE, "")
         return cls(*map(int, given.split(":"))) if given else None
 
-    def say(self, word: Ready | Failed | Ended) -> None:
-        """Tell the supervisor; nobody may be there any more."""
+    def say(self, word: Word) -> None:
+        """Tell the supervisor. It may have gone, and one that listens no more must not hold the loop."""
         with contextlib.suppress(OSError):
-            self._socket.sendall(msgspec.json.encode(word) + b"\n")
+            self._socket.send(msgspec.json.encode(word) + b"\n", socket.MSG_DONTWAIT)
 
     def fail(self, error: Exception) -> int:
         """Tell why this process cannot start; gives its exit status."""
@@ -109,6 +115,7 @@ class Child:
         self.ready: Ready | None = None
         self.failed: Failed | None = None
         self.ended = Ended(0, 0, 0)
+        self.silent_looks = 0  # looks, not seconds: a machine that was suspended is no child that stands still
         self._process = process
         self._reader = reader
         self._writer = writer
@@ -135,8 +142,11 @@ class Child:
     async def _hear(self, on_ready: Callable[[], None]) -> None:
         with contextlib.suppress(OSError):
             async for line in self._reader:
-                word: Ready | Failed | Ended = _DECODER.decode(line)
+                word: Word = _DECODER.decode(line)
+                self.silent_looks = 0
                 match word:
+                    case Alive():
+                        pass
                     case Ready():
                         self.ready = word
                         on_ready()
@@ -175,8 +185,8 @@ class Total(msgspec.Struct):
 
     def __str__(self) -> str:
         left = f", {self.left} left to their leases" if self.left else ""
-        deaths = f"; {self.deaths} processes died and were replaced" if self.deaths else ""
-        recycled = f"; {self.recycled} processes were recycled" if self.recycled else ""
+        deaths = f"; processes that died and were replaced: {self.deaths}" if self.deaths else ""
+        recycled = f"; recycled: {self.recycled}" if self.recycled else ""
         work = f"{self.finished} runs finished, {self.released} jobs given back{left}"
         return f"stopped in {self.seconds:.1f} s: {work}{deaths}{recycled}"
 
@@ -235,10 +245,12 @@ class Fleet:
         async with asyncio.TaskGroup() as group:
             for index in range(self._config.processes):
                 self._open(group, index)
-            recycler = group.create_task(self._recycle(group)) if self._config.max_rss_mb else None
+            aides = [group.create_task(self._look_after())]
+            if self._config.max_rss_mb:
+                aides.append(group.create_task(self._recycle(group)))
             await self._stop.wait()
-            if recycler is not None:
-                recycler.cancel()
+            for aide in aides:
+                aide.cancel()
             await self._see_them_end()
         if self._error is not None:
             raise self._error
@@ -248,10 +260,10 @@ class Fleet:
     async def _see_them_end(self) -> None:
         while any(place.keeper and not place.keeper.done() for place in self.places.values()):
             if time.monotonic() > self._leave_by_s:
-                log.critical("the hard deadline is over: killing what still runs, leases will expire by themselves")
+                if self.total.status != HARD_DEADLINE:
+                    log.critical("the hard deadline is over: killing what still runs, leases will expire by themselves")
                 self.total.status = HARD_DEADLINE
                 self._tell_all(signal.SIGKILL)
-                self._leave_by_s = float("inf")
             await asyncio.sleep(0.02)
 
     def _tell_all(self, which: signal.Signals) -> None:
@@ -295,7 +307,7 @@ class Fleet:
         place.child = None
         self._add_up(child, status)
         why = f": {child.failed.text}" if child.failed else ""
-        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
         return f"(pid {child.pid}) {how}{why}"
 
     async def _start(self, index: int) -> Child:
@@ -344,7 +356,20 @@ class Fleet:
             self.stop()
             self.stop()
 
-    # --- memory ------------------------------------------------------------------------------------------------------------
+    # --- what stands still, and what has grown -----------------------------------------------------------------------------
+
+    async def _look_after(self) -> None:
+        """Kill a child whose loop has stood still for `max_block_s`: its heartbeat has ended, and it can give nothing back."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            for place in self.places.values():
+                child = place.child
+                if child is None or child.ready is None:
+                    continue
+                child.silent_looks += 1
+                if child.silent_looks * LOOK_S > self._config.max_block_s:
+                    log.error("process %d has not moved for %g s: killing it", place.index, self._config.max_block_s)
+                    child.tell(signal.SIGKILL)
 
     async def _recycle(self, group: asyncio.TaskGroup) -> None:
         """Replace what has grown too large, one at a time: the new one first, and the old one when the new one is ready."""
@@ -356,8 +381,8 @@ class Fleet:
             free = next(index for index in range(self._config.processes + 1) if index not in self.places)
             log.info("process %d is over %d MB: process %d takes its place", old.index, self._config.max_rss_mb, free)
             await self._open(group, free).ready.wait()
-            await self._retire(old)
             self.total.recycled += 1
+            await self._retire(old)
 
     def _overgrown(self) -> Place | None:
         limit_bytes = self._config.max_rss_mb * MB

@@ -23,7 +23,7 @@ from runtime.config import Config, address_of
 from runtime.consumer import Consumer, Report
 from runtime.embedded import Embedded
 from runtime.errors import JobsError, StoreAway
-from runtime.fleet import Ended, Fleet, Ready, Tether, Total
+from runtime.fleet import Alive, Ended, Fleet, Ready, Tether, Total
 from runtime.lookups import Lookups, Server, check_server
 from runtime.registry import Found
 from runtime.wire import one_connection, redis_cli, without_password
@@ -33,6 +33,7 @@ log = logging.getLogger("runtime")
 HARD_S: Final = 4.0  # after the grace, or after a second signal: leases expire by themselves, so leaving is always safe
 HARD_DEADLINE: Final = 4  # exit status
 READY_TICK_S: Final = 0.05
+ALIVE: Final = Alive()
 START_TRIES: Final = 5
 START_BACKOFF: Final = Backoff(base_s=0.2, cap_s=2.0)
 
@@ -154,7 +155,7 @@ async def _work(config: Config, found: Found, embedded: Embedded | None, tether:
                 where = f"board at {board_url}"
             aides = [asyncio.create_task(embedded.keep())] if embedded is not None else []
             if tether is not None:
-                aides.append(asyncio.create_task(_say_ready(consumer, tether, Ready(board_url, fleet.rss_bytes("self")))))
+                aides.append(asyncio.create_task(_report_to(consumer, tether, Ready(board_url, fleet.rss_bytes("self")))))
             _stop_on_signals(consumer.stop, config.grace_s, HARD_S, is_child=tether is not None)
             kept = f"embedded server {url}" if embedded else without_password(url)
             log.info(
@@ -190,10 +191,13 @@ async def _reach(lookups: Lookups) -> Server:
             await asyncio.sleep(delay_s(max(failures, 1), START_BACKOFF, random))
 
 
-async def _say_ready(consumer: Consumer, tether: Tether, ready: Ready) -> None:
+async def _report_to(consumer: Consumer, tether: Tether, ready: Ready) -> None:
     while not consumer.is_ready:
         await asyncio.sleep(READY_TICK_S)
     tether.say(ready)
+    while True:
+        await asyncio.sleep(fleet.ALIVE_S)
+        tether.say(ALIVE)
 
 
 def _stop_on_signals(stop: Callable[[], None], grace_s: float, hard_s: float, *, is_child: bool = False) -> None:
