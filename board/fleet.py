@@ -54,7 +54,8 @@ class FleetBoard:
 
     async def _readyz(self, request: web.Request) -> web.Response:
         answers = {} if self._fleet.is_stopping else await self._ask("readyz")
-        lines = [f"process {index}: {text.strip()}" for index, (_, text) in answers.items()] or ["not ready: no process is up"]
+        otherwise = f"not ready: {'stopping' if self._fleet.is_stopping else 'no process is up'}"
+        lines = [f"process {index}: {text.strip()}" for index, (_, text) in answers.items()] or [otherwise]
         is_ready = any(status == 200 for status, _ in answers.values())
         return web.Response(text="\n".join(lines) + "\n", status=200 if is_ready else 503)
 

@@ -58,13 +58,13 @@ def act(config: Config) -> int:
         embedded.start()  # here, in the main thread: the kernel ends the server when the thread that started it ends
     runner = asyncio.Runner(loop_factory=_loop_factory())
     try:
-        report = runner.run(_work(config, found, embedded) if found else _supervise(config, embedded))
+        report = runner.run(_supervise(config, embedded) if found is None else _work(config, found, embedded))
     finally:
         if embedded is not None:
             embedded.stop()
-    _end(report)
+    status = _end(report)
     runner.close()
-    return report.status if isinstance(report, Total) else 0
+    return status
 
 
 def _as_child(config: Config, tether: Tether) -> int:
@@ -74,9 +74,9 @@ def _as_child(config: Config, tether: Tether) -> int:
         report = runner.run(_work(config, _find(config, tether), None, tether))
     except JobsError as error:
         return tether.fail(error)
-    _end(report, tether)
+    status = _end(report, tether)
     runner.close()
-    return 0
+    return status
 
 
 def _find(config: Config, tether: Tether | None = None) -> Found:
@@ -86,15 +86,20 @@ def _find(config: Config, tether: Tether | None = None) -> Found:
     return found
 
 
-def _end(report: Report | Total, tether: Tether | None = None) -> None:
-    """Say the last line. A handler's thread that would not end must not keep the process: then leave it to the system."""
+def _end(report: Report | Total, tether: Tether | None = None) -> int:
+    """Say the last line, and give the exit status.
+
+    A handler's thread that would not end must not keep the process: then leave it to the system.
+    """
     if tether is not None and isinstance(report, Report):
         tether.say(Ended(report.finished, report.released, report.left))
     else:
         print(f"runtime: {report}", file=sys.stderr, flush=True)
+    status = report.status if isinstance(report, Total) else 0
     if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
         logging.shutdown()
-        os._exit(0)
+        os._exit(status)
+    return status
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
@@ -117,8 +122,7 @@ async def _supervise(config: Config, embedded: Embedded | None) -> Total:
             board = await stack.enter_async_context(FleetBoard(children, *address))
             where = f"board at {board.url}"
         keeper = asyncio.create_task(embedded.keep()) if embedded is not None else None
-        # The children's own hard deadlines come first.
-        _stop_on_signals(children.stop, config.grace_s, 2 * HARD_S)
+        _stop_on_signals(children.stop, config.grace_s, 2 * HARD_S)  # the children's own hard deadlines come first
         kept = f"embedded server {url}" if embedded else without_password(url)
         log.info("supervisor of %d processes, queue %s on %s, %s", config.processes, config.queue, kept, where)
         try:

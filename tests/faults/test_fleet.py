@@ -155,6 +155,15 @@ def test_one_that_has_grown_too_large_is_replaced_and_loses_nothing(hire, raw, t
     assert "died" not in report
 
 
+def test_one_that_is_too_large_from_the_start_is_left_alone_with_a_warning(hire, raw, tmp_path):
+    fleet = hire("--max-rss", "1", processes=1)
+    send(raw, 1, ms=1500)
+    wait_until(lambda: len(ended(tmp_path)) == 1, what="several looks at its memory later")
+    assert fleet.log.count("more than --max-rss 1: it is not recycled") == 1
+    assert len(fleet.children) == 1
+    assert fleet.stop() == 0
+
+
 def runs_all(pids: list[int]) -> bool:
     return all(map(runs, pids))
 
