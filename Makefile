@@ -4,10 +4,11 @@ BOARD ?= 127.0.0.1:8080
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BENCH_STAMP := $(VENV)/.installed-bench
 APT := $(if $(filter 0,$(shell id -u)),,sudo )apt-get
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check bench faults mutants second-server
+.PHONY: help install run test check bench profile faults mutants second-server raw-client
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -39,8 +40,25 @@ faults: install second-server ## the long fault run
 mutants: install second-server ## break the rules one by one; a named test must turn red for each
 	$(BIN)/python -m tests.faults.mutants
 
-bench: install second-server ## what this machine does, beside the raw Redis figure of the same run
-	$(BIN)/python -m bench
+bench: $(BENCH_STAMP) second-server raw-client ## measure all rows, up to 20 minutes, beside a C client; ARGS="--rows drain --runs 1"
+	@$(BIN)/python -m bench $(ARGS)
+
+profile: $(BENCH_STAMP) second-server ## where a worker's time goes in a drain; writes bench/results/profile.html
+	@$(BIN)/python -m bench.profile $(ARGS)
+
+$(BENCH_STAMP): $(STAMP)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	@touch $@
+
+# The raw figures come from a C client. Where it cannot be compiled, the table says so and has none.
+raw-client: install
+	@missing=""; \
+	  command -v cc >/dev/null || missing="gcc libc6-dev"; \
+	  test -f /usr/include/hiredis/hiredis.h || missing="$$missing libhiredis-dev"; \
+	  test -z "$$missing" || { echo "installing for the raw figures: $$missing"; \
+	    $(APT) update -q >/dev/null && DEBIAN_FRONTEND=noninteractive $(APT) install -q -y --no-install-recommends $$missing >/dev/null; } \
+	  || echo "not installed: $$missing; the table will have no raw figures"
+	@$(BIN)/python -m bench.raw
 
 # Debian's Redis is the second engine of the tests, and openssl makes their certificates. Where they cannot be installed, the tests
 # that need them say that they skipped.

@@ -116,7 +116,7 @@ def parser() -> Parser:
     demo.set_defaults(act=_demo)
     bench_help = "what one worker does on this machine, beside raw Redis; in a queue of its own, which is removed again"
     bench = commands.add_parser("bench", parents=[_settings("redis", "concurrency")], help=bench_help)
-    bench.add_argument("--jobs", type=int, default=100_000, metavar="N", help="how many; default 100000")
+    bench.add_argument("--jobs", type=int, default=300_000, metavar="N", help="how many; default 300000")
     bench.add_argument("--json", action="store_true", help="print JSON")
     bench.set_defaults(act=_bench)
     completion = commands.add_parser("completion", help="a script that completes `backend-jobs` in a shell")

@@ -54,6 +54,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     lease_s: float = 30.0
     grace_s: float = 25.0
     max_block_s: float = 60.0
+    suspect_s: float = 10.0
     max_data_bytes: int = 256 * 1024
     unknown_after_s: float = 900.0
     data_dir: str = ""
@@ -80,6 +81,12 @@ KNOBS: Final = (
     Knob("--lease", "lease_s", "SECONDS", "a worker that is silent for this long has lost its jobs to others"),
     Knob("--grace", "grace_s", "SECONDS", "how long running jobs may finish when the worker is told to stop"),
     Knob("--max-block", "max_block_s", "SECONDS", "a loop that has not moved for this long counts as dead"),
+    Knob(
+        "--suspect",
+        "suspect_s",
+        "SECONDS",
+        "how long what a dead worker held runs in isolation at first; doubled each time that its worker dies again",
+    ),
     Knob("--max-data", "max_data_bytes", "BYTES", "longest payload; a longer one becomes a dead letter"),
     Knob(
         "--unknown-after",
@@ -102,6 +109,7 @@ _BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "lease_s": (0.3, 3600),
     "grace_s": (0, 24 * 3600),
     "max_block_s": (0.5, 24 * 3600),
+    "suspect_s": (0.1, 60),
     "max_data_bytes": (1, 512 * 1024 * 1024),
     "unknown_after_s": (1, 30 * 86400),
     "embedded_port": (0, 65535),

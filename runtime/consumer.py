@@ -106,7 +106,7 @@ class Consumer:
         desk = Desk(config, registry, self.streams, self.scheduler, self.inbox, self.ledger, self.held, self.tally, self.words)
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
-        self._fetcher = Fetcher(desk, self._types, self._room, self._stop)
+        self._fetcher = Fetcher(desk, self._types, self._room, self._calm_s, self._stop)
         self._flusher = Flusher(desk, self._fetcher.room_made.set)
         self.ledger.on_first, self.inbox.on_idle = self._flusher.wake, self._flusher.lanes_idle
         self._finished_before = [0] * RATE_TICKS
@@ -208,6 +208,13 @@ class Consumer:
         if len(self.inbox) > read_ahead // 2 or self._is_silent():
             return 0
         return len(self.lanes) + read_ahead - len(self.held)
+
+    def _calm_s(self) -> float:
+        """For how long the youngest job here has run; 0 when one is about to, infinite when nothing runs."""
+        if self.inbox.jobs:
+            return 0.0
+        starts = [lane.started_s for lane in self.lanes if lane.job is not None]
+        return time.monotonic() - max(starts) if starts else float("inf")
 
     def _is_silent(self) -> bool:
         return time.monotonic() - self._confirmed_s > SILENT_PART * self.config.lease_s

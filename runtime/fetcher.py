@@ -15,11 +15,12 @@ from runtime.errors import Dead, StoreAway
 from runtime.events import outcome_name
 from runtime.jobs import FREE, STREAMS, UNKNOWN, Job, Lost, Outcome, Park
 from runtime.plan import Plan
-from runtime.scheduler import MAX_UNKNOWN
 from runtime.settle import admit, admit_keyed
 from runtime.streams import MAX_IDS, Fetched
+from runtime.ward import Ward
 
 BELL_MS: Final = 1000
+SUSPECTS_BELL_MS: Final = 20
 ROOMS_S: Final = 0.25
 PAUSE_S: Final = 0.05
 MAX_FETCH: Final = 1_000_000  # entries a fetch may ask for; halved each time that none comes through
@@ -28,12 +29,15 @@ MAX_FETCH: Final = 1_000_000  # entries a fetch may ask for; halved each time th
 class Fetcher:
     """Owns the plan, and what was seen waiting in rooms. `room` says how many jobs may be fetched now."""
 
-    def __init__(self, desk: Desk, types: dict[str, int], room: Callable[[], int], stop: asyncio.Event) -> None:
+    def __init__(
+        self, desk: Desk, types: dict[str, int], room: Callable[[], int], calm_s: Callable[[], float], stop: asyncio.Event
+    ) -> None:
         self._desk = desk
         self._types = types
         self._room = room
         self._stop = stop
         self._plan = Plan()
+        self._ward = Ward(desk, calm_s, self.receive)
         self._takes: set[int] = set()
         self._is_quiet = False  # the bell has not rung: nothing can be there but what rooms hold
         self._most = MAX_FETCH
@@ -49,11 +53,11 @@ class Fetcher:
         failures = 0
         while not self._stop.is_set():
             room = min(self._room(), self._most)
-            if room < 1:
-                self.room_made.clear()
-                await self.room_made.wait()
-                continue
             try:
+                if await self._ward.is_resting() or room < 1:
+                    self.room_made.clear()
+                    await self.room_made.wait()
+                    continue
                 await self._fetch(room)
                 self._desk.words.store_back(failures)
                 failures, self.is_fetching = 0, True
@@ -89,12 +93,16 @@ class Fetcher:
         if can_ring:
             rung = await self._desk.streams.ring(self._bell_ms())
             self._takes, self._is_quiet = rung.free, not rung.hauls
+            if self._is_quiet:
+                self._ward.is_quiet()
             await self.receive(rung)
         else:
             await self._pause(PAUSE_S)
 
     def _bell_ms(self) -> int:
         """Rooms ring no bell: where one is not empty, the blocked read must end soon."""
+        if self._desk.scheduler.has_suspects:
+            return SUSPECTS_BELL_MS
         return int(ROOMS_S * 1000) if self._open_rooms() else BELL_MS
 
     def _open_rooms(self) -> list[tuple[int, str]]:
@@ -164,23 +172,11 @@ class Fetcher:
             if isinstance(outcome, Lost):  # somebody else's by now: nothing to write, nothing to hold
                 self._desk.held.remove([job])
                 continue
-            word = self._into_shared_room(outcome) if isinstance(outcome, Park) else outcome
+            word = Park(self._desk.scheduler.room_for(outcome.room)) if isinstance(outcome, Park) else outcome
             self._desk.ledger.add(job, word)
             self._desk.tally.moved(job.type if job.type in self._desk.registry else b"", job.stream, outcome_name(word))
             if isinstance(word, Dead):
                 self._desk.words.say("job %s is dead: %s", job.id, word)
-
-    def _into_shared_room(self, park: Park) -> Park:
-        """Bound the number of rooms that producers can make by inventing names."""
-        rooms = self._desk.scheduler.rooms
-        named = {name for _, name in rooms if name.startswith(UNKNOWN)}
-        if park.room in named:
-            return park
-        if len(named) >= MAX_UNKNOWN:
-            return Park(UNKNOWN)
-        for stream in range(4):
-            rooms.setdefault((stream, park.room), 0)
-        return park
 
     async def _pause(self, wait_s: float) -> None:
         try:

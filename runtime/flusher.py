@@ -62,7 +62,7 @@ class Flusher:
     async def _gather(self) -> None:
         """Wait until a flush is worth its round trip: all lanes idle, or the oldest outcome is old enough."""
         self._flush_now.clear()
-        if self._desk.inbox.idle >= self._desk.config.concurrency:
+        if not self._desk.inbox.jobs and self._desk.inbox.idle >= self._desk.config.concurrency:
             return
         try:
             async with asyncio.timeout(FLUSH_AGE_S):

@@ -199,6 +199,7 @@ class Batch(msgspec.Struct, gc=False):
 
 
 FREE: Final = "~free"
+SUSPECT: Final = "~suspect"
 UNKNOWN: Final = "~t:"
 
 

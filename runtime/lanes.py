@@ -21,7 +21,9 @@ from runtime.settle import Ledger, decide
 NEVER = float("inf")
 RECUT_S = 5.0  # a handler that swallows its cancel hears it again
 FIRST_WAKE = 8
-BREATH = 64  # jobs in a row before the loop gets a turn, so that handlers that never suspend cannot starve the helpers
+# Jobs started in one turn of the loop, by all lanes together: so that flush and fetch go on beside handlers that never suspend.
+# Without it a whole fetch ran in one turn, and worker and server waited for each other.
+BREATH = 256
 
 
 class Inbox:
@@ -32,6 +34,7 @@ class Inbox:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self.on_idle = on_idle
         self._breath = BREATH
+        self._is_winded = False
 
     def __repr__(self) -> str:
         return f"<Inbox {len(self.jobs)} jobs, {len(self._waiting)} lanes wait>"
@@ -54,27 +57,40 @@ class Inbox:
 
         Handlers that never suspend need a lane per BREATH jobs, and waking one lane per job would be a sixth of their time.
         """
-        lanes = min(lanes, len(self.jobs), len(self._waiting))
+        if not self._breath:
+            self._call_for_breath()
+            return
+        lanes = min(lanes, len(self.jobs), len(self._waiting), self._breath)
         for _ in range(lanes):
-            self._waiting.popleft().set_result(None)
+            turn = self._waiting.popleft()
+            if not turn.done():  # a lane that was stopped this very moment
+                turn.set_result(None)
         if lanes and self._waiting:
             asyncio.get_running_loop().call_soon(self._wake, 2 * lanes)
 
+    def _call_for_breath(self) -> None:
+        if not self._is_winded:
+            self._is_winded = True
+            asyncio.get_running_loop().call_soon(self._breathe)
+
+    def _breathe(self) -> None:
+        self._is_winded, self._breath = False, BREATH
+        self._wake(FIRST_WAKE)
+
     def take(self) -> Job | None:
         """Give a job at once; None when there is none, or when it is time to let the loop breathe."""
-        self._breath -= 1
-        if self._breath > 0 and self.jobs:
+        if self.jobs and self._breath:
+            self._breath -= 1
             return self.jobs.popleft()
         return None
 
     async def wait(self) -> Job:
         """Give a job after the loop had a turn, whenever there is one."""
-        if self.jobs:
-            await asyncio.sleep(0)
-        self._breath = BREATH
-        while not self.jobs:
+        while True:
             await self._join_the_waiting()
-        return self.jobs.popleft()
+            job = self.take()
+            if job is not None:
+                return job
 
     def clear(self) -> list[Job]:
         """Take out all jobs that have not started."""
@@ -91,9 +107,13 @@ class Inbox:
         return True
 
     async def _join_the_waiting(self) -> None:
-        turn = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        turn = loop.create_future()
         self._waiting.append(turn)
-        self.on_idle()
+        if self.jobs:
+            self._call_for_breath()
+        else:
+            self.on_idle()
         try:
             await turn
         except CancelledError:

@@ -49,6 +49,10 @@ class Held:
     def __contains__(self, lease: Lease) -> bool:
         return self._leases[lease.stream].get(lease.entry) is lease
 
+    def has(self, stream: int, entry: bytes) -> bool:
+        """Say whether this entry is held."""
+        return entry in self._leases[stream]
+
     def add(self, stream: int, leases: list[L]) -> list[L]:
         """Hold these leases of one stream; give those that are new.
 

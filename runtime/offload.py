@@ -7,10 +7,12 @@ import contextlib
 import ctypes
 import importlib
 import os
+import resource
 import signal
 import sys
 import traceback
 from collections.abc import Awaitable, Callable, Generator
+from pathlib import Path
 from typing import Any, Final
 
 import anyio
@@ -91,7 +93,9 @@ def _free_slot(loop: asyncio.AbstractEventLoop, slot: object) -> None:
         loop.call_soon_threadsafe(THREADS.release_on_behalf_of, slot)
 
 
-def in_process(function: Callable[[Any, Job], object]) -> Callable[[Any, Job], Awaitable[object]]:
+def in_process(
+    function: Callable[[Any, Job], object], memory_bytes: int | None = None
+) -> Callable[[Any, Job], Awaitable[object]]:
     """Give a coroutine function that runs the handler of this name in a child process, killed when the job is cut.
 
     The child imports the handler by the name that we declared ourselves, and gets the job as it came from the wire.
@@ -101,7 +105,7 @@ def in_process(function: Callable[[Any, Job], object]) -> Callable[[Any, Job], A
     async def run(payload: Any, job: Job) -> object:
         slot = object()
         await _acquire(PROCESSES, slot)
-        call = (_in_child, os.getpid(), module, name, job)
+        call = (_in_child, os.getpid(), memory_bytes, module, name, job)
         try:
             kind, *words = await anyio.to_process.run_sync(*call, cancellable=True, limiter=_BEHIND)
         except BrokenWorkerProcess as error:
@@ -123,12 +127,28 @@ def in_process(function: Callable[[Any, Job], object]) -> Callable[[Any, Job], A
     return run
 
 
-def _in_child(parent: int, module: str, name: str, job: Job) -> tuple[Any, ...]:
+def _in_child(parent: int, memory_bytes: int | None, module: str, name: str, job: Job) -> tuple[Any, ...]:
     """Run one job here, in the child; what it raised goes back as plain words, since not every exception can be sent."""
     die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at the terminal is the worker's to judge
-    with _own_pipes():
+    with _own_pipes(), _memory_bound(memory_bytes):
         return _run_in_child(module, name, job)
+
+
+@contextlib.contextmanager
+def _memory_bound(memory_bytes: int | None) -> Generator[None]:
+    """Let this child take `memory_bytes` more than it has now; only the soft limit, so that the next job here has its own."""
+    if memory_bytes is None or sys.platform != "linux":
+        yield
+        return
+    own_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = own_bytes + memory_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 @contextlib.contextmanager

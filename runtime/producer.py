@@ -151,18 +151,22 @@ class Producer:
         """
         sent: list[Sent] = []
         chunk: list[Packed] = []
+        size_bytes = 0
 
         async def flush() -> None:
+            nonlocal size_bytes
             sent.extend(await self._send(chunk))
             chunk.clear()
+            size_bytes = 0
             if progress is not None:
                 progress(len(sent))
 
         async for message in _each(messages):
             packed = self.pack(message)
-            if chunk and (len(chunk) >= CHUNK_MESSAGES or _size(chunk) + packed.size_bytes > CHUNK_BYTES):
+            if chunk and (len(chunk) >= CHUNK_MESSAGES or size_bytes + packed.size_bytes > CHUNK_BYTES):
                 await flush()
             chunk.append(packed)
+            size_bytes += packed.size_bytes
         if chunk:
             await flush()
         return sent

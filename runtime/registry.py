@@ -18,6 +18,8 @@ from runtime.codec import payload_decoder
 from runtime.errors import ConfigError
 from runtime.jobs import DEFAULT_TIMEOUT_S, Handler, Job, P, contract_of
 
+MIN_MEMORY_BYTES = 1024 * 1024
+
 
 def handler(
     payload: type[P],
@@ -25,11 +27,13 @@ def handler(
     timeout_s: float = DEFAULT_TIMEOUT_S,
     retry: Backoff = Backoff(),  # noqa: B008 -- frozen
     runs: str = "",
+    memory_bytes: int | None = None,
 ) -> Callable[[Callable[[P, Job], object]], Handler[P]]:
     """Make a function `(payload, job)` the handler of a contract.
 
     A coroutine function runs on the loop. A plain function runs in a thread, or with `runs="process"` in a child process that is
-    killed at its deadline; so does a coroutine function with `runs="process"`.
+    killed at its deadline; so does a coroutine function with `runs="process"`. `memory_bytes` bounds what it may take beyond
+    what an idle child has (Linux): more is a MemoryError of that job, or the end of the child, never of the worker.
 
     Raises:
         ConfigError: the class is no contract, the function has other arguments, or a number is out of its range.
@@ -45,6 +49,8 @@ def handler(
         _check_signature(function, payload, where)
         if not 0 < timeout_s < float("inf"):
             raise ConfigError(f"{where}: timeout_s must be a number of seconds, more than 0, got {timeout_s:g}")
+        if memory_bytes is not None and (runs != "process" or memory_bytes < MIN_MEMORY_BYTES):
+            raise ConfigError(f'{where}: memory_bytes goes with runs="process", and is at least {MIN_MEMORY_BYTES}')
         kind = runs or ("loop" if inspect.iscoroutinefunction(function) else "thread")
         match kind:
             case "loop" if inspect.iscoroutinefunction(function):
@@ -52,7 +58,7 @@ def handler(
             case "thread" if not inspect.iscoroutinefunction(function):
                 run = offload.in_thread(function)
             case "process":
-                run = offload.in_process(function)
+                run = offload.in_process(function, memory_bytes)
             case "loop" | "thread":
                 raise ConfigError(f"{where}: runs={kind!r} does not fit {'an async' if kind == 'thread' else 'a plain'} function")
             case _:

@@ -14,7 +14,7 @@ from typing import Any, Final, cast
 from runtime.backoff import Backoff, delay_s
 from runtime.errors import StoreAway
 from runtime.events import Tally
-from runtime.jobs import FREE, STREAMS, UNKNOWN, Lease, Letter, default_id
+from runtime.jobs import FREE, STREAMS, SUSPECT, UNKNOWN, Lease, Letter, default_id
 from runtime.streams import Streams, whole
 
 log = logging.getLogger("runtime.scheduler")
@@ -60,7 +60,10 @@ class Scheduler:
         self._adopted: set[str] = set()
         self._cursor = "0"
         self._promote_now = asyncio.Event()
+        self._new_rooms: set[tuple[int, str]] = set()
         self.rooms: dict[tuple[int, str], int] = {}
+        self.unknown_rooms: set[str] = set()
+        self.has_suspects = False
 
     # --- delayed jobs --------------------------------------------------------------------------------------------
 
@@ -114,7 +117,7 @@ class Scheduler:
         Raises:
             StoreAway: the store did not answer; the next round does what is left.
         """
-        self.rooms = await self._streams.rooms()
+        await self._look_for_rooms()
         await self._adopt_strange_rooms()
         workers = await self._streams.workers()
         still = self._standing_still(workers)
@@ -133,6 +136,24 @@ class Scheduler:
                     break
         await self._condemn_unknown([row for name, (_, row) in workers.items() if name not in still])
         await self._forget_the_dead(workers)
+
+    async def _look_for_rooms(self) -> None:
+        before, self._new_rooms = self._new_rooms, set()
+        rooms = await self._streams.rooms()
+        # What was to be parked just now may not be written yet: its room counts all the same.
+        self.rooms = {**dict.fromkeys(before | self._new_rooms, 0), **rooms}
+        self.unknown_rooms = {name for _, name in self.rooms if name.startswith(UNKNOWN)}
+        self.has_suspects = any(name == SUSPECT for _, name in rooms)
+
+    def room_for(self, room: str) -> str:
+        """Give this room of an unknown type, or the shared one where there are too many: producers can invent any name."""
+        if room not in self.unknown_rooms:
+            if len(self.unknown_rooms) >= MAX_UNKNOWN:
+                return UNKNOWN
+            self.unknown_rooms.add(room)
+            self._new_rooms.update((stream, room) for stream in range(4))
+            self.rooms.update(dict.fromkeys([(stream, room) for stream in range(4)], 0))
+        return room
 
     def _standing_still(self, workers: dict[str, tuple[int, str]]) -> list[str]:
         """Give the workers whose row has not moved for two of their leases by our own clock:
@@ -164,7 +185,7 @@ class Scheduler:
     async def _adopt_strange_rooms(self) -> None:
         """A `~` name that no rule of ours knows (a newer version made it) is anybody's once it has stood for a lease."""
         for stream, room in self.rooms:
-            is_strange = room != FREE and not room.startswith(UNKNOWN)
+            is_strange = room not in (FREE, SUSPECT) and not room.startswith(UNKNOWN)
             if is_strange and await self._streams.waiting_longest(stream, room, int(self._lease_s * 1000), 1):
                 self._adopted.add(room)
 
@@ -172,13 +193,15 @@ class Scheduler:
         known = set[tuple[str, int]]().union(*map(types_of, live_rows))
         idle_ms = int(self._unknown_after_s * 1000)
         for (stream, room), _ in list(self.rooms.items()):
-            if not room.startswith(UNKNOWN) or room_is_known(room, known):
+            is_shared = room in (UNKNOWN, SUSPECT)
+            if not is_shared and (not room.startswith(UNKNOWN) or room_is_known(room, known)):
                 continue
             letters: list[Letter] = []
             for entry, count, type_name in await self._streams.waiting_longest(stream, room, idle_ms, RECLAIM_IDS):
                 name = type_name.decode(errors="replace")
-                if room != UNKNOWN or name not in {known_name for known_name, _ in known}:
-                    reason = f"no live worker has known {room[len(UNKNOWN) :] or name} for {self._unknown_after_s:g} s"
+                if not is_shared or name not in {known_name for known_name, _ in known}:
+                    what = name if is_shared else room[len(UNKNOWN) :]
+                    reason = f"no live worker has known {what} for {self._unknown_after_s:g} s"
                     lease = Lease(stream, entry, count, "", 0.0)
                     letters.append(Letter(lease, "unknown-type", reason, "", 0, default_id(STREAMS[stream], entry.decode())))
             if letters:

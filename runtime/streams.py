@@ -40,7 +40,10 @@ class Keys:
         self.dead = self.prefix + "dead"
         self.workers = self.prefix + "workers"
         self.rows = self.prefix + "workers:rows"
-        self.scripted = (*self.streams, self.due, self.messages, self.dead, self.workers, self.rows)
+        self.strikes = self.prefix + "strikes"
+        self.ward = self.prefix + "ward"
+        places = (*self.streams, self.due, self.messages, self.dead)
+        self.scripted = (*places, self.workers, self.rows, self.strikes, self.ward)
 
     def stats(self, minute: int) -> str:
         """Give the key of the counters of one minute since the epoch."""
@@ -82,6 +85,18 @@ class Fetched(msgspec.Struct):
     run: str
     hauls: list[Haul]
     free: set[int]
+
+
+class Isolated(msgspec.Struct):
+    """What the ward answered: `word` as isolate.lua has it, the time it speaks of, and what was handed out.
+
+    `names` are the workers that died of the one entry that is handed out to be condemned.
+    """
+
+    word: str
+    for_ms: int
+    fetched: Fetched
+    names: list[str]
 
 
 class Settled(msgspec.Struct):
@@ -281,6 +296,21 @@ class Streams(Door):
         answer = await self.one(self._reader, self.command("take", *args))
         return Fetched(answer[0], self._reader.run, [_taken(stream, answer)], set())
 
+    async def isolate(self, lease_ms: int, calm_ms: int, base_ms: int, n: int, types: Mapping[str, tuple[int, int]]) -> Isolated:
+        """Ask for the ward, and for suspects of these types (each with its newest version and timeout in ms) to run in it.
+
+        `calm_ms` is for how long the youngest job here has run, -1 where none runs; up to `n` may start; -1 gives the ward up.
+
+        Raises:
+            StoreAway: no answer or an error.
+        """
+        runnable = [part for name, bounds in types.items() for part in (name, *bounds)]
+        args = (self.consumer, lease_ms, calm_ms, base_ms, n, *runnable)
+        now_ms, word, for_ms, *rows = await self.one(self._reader, self.command("isolate", *args))
+        hauls = [Haul(row[0] - 1, [(row[1], row[2])], [row[3]]) for row in rows]
+        names = cast("bytes", rows[0][4]).decode(errors="replace").split() if rows else []
+        return Isolated(word.decode(), for_ms, Fetched(now_ms, self._reader.run, hauls, set()), names)
+
     async def admit(self, keyed: Sequence[tuple[Lease, bytes]]) -> list[str]:
         """Claim the key of each job: `mine`, `copy` (a live job owns it: dropped), `refused`, or an error text.
 
@@ -313,13 +343,13 @@ class Streams(Door):
         """
         await self._writer.ready()
         server = self._writer.run
-        plain, old = _by_run(batch.done, self._writer.run)
+        plain, again, old = _by_kind(batch.done, self._writer.run)
         commands: list[Command] = []
         if any(plain):
             commands += self._finish(plain)
         finish_size = len(commands)
         moves = [*self._moves("defer", batch.defer), *self._moves("dead", batch.dead), *self._moves("park", batch.park)]
-        moves += self._fenced_done(old)
+        moves += self._done_by_script("", again) + self._done_by_script(self.consumer, old)
         answers = await self.ask(self._writer, *commands, *[command for _, command in moves], run=server)
         settled = Settled(0, 0, Batch([[], [], [], []], [], [], []), "")
         if commands:
@@ -357,12 +387,9 @@ class Streams(Door):
             shortfall += sum(1 for verdict in verdicts if verdict == 0)
         return shortfall
 
-    def _fenced_done(self, leases: Sequence[Lease]) -> list[tuple[Sequence[Any], Command]]:
-        """After a restart or a healed group an entry id may be another job's: only the fence tells."""
-        return [
-            (part, self.command("done", self.consumer, *[arg for lease in part for arg in _token(lease)]))
-            for part in _parts(leases)
-        ]
+    def _done_by_script(self, fence: str, leases: Sequence[Lease]) -> list[tuple[Sequence[Any], Command]]:
+        """Former suspects take their strikes along; after a restart an entry id may be another job's: only a fence tells."""
+        return [(part, self.command("done", fence, *[arg for lease in part for arg in _token(lease)])) for part in _parts(leases)]
 
     def _moves(
         self, verb: str, moves: Sequence[Deferral] | Sequence[Letter] | Sequence[Parking]
@@ -501,6 +528,11 @@ def whole(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS else None
 
 
+def entry_fields(flat: Sequence[bytes]) -> dict[bytes, bytes]:
+    """Give the fields of an entry by name; the last one of a name wins, as everywhere."""
+    return dict(_pairs(flat))
+
+
 def _pairs(flat: Sequence[bytes]) -> Iterable[tuple[bytes, bytes]]:
     return zip(flat[::2], flat[1::2], strict=True)
 
@@ -523,8 +555,7 @@ def _taken(stream: int, answer: list[Any]) -> Haul:
 
 
 def _type_in(found: list[Any]) -> bytes:
-    fields: list[bytes] = found[0][1] if found else []
-    return dict(_pairs(fields)).get(b"type", b"")
+    return entry_fields(found[0][1]).get(b"type", b"") if found else b""
 
 
 def _arguments(move: Deferral | Letter | Parking) -> tuple[str | bytes | int, ...]:
@@ -547,13 +578,16 @@ def _put_back(batch: Batch, item: Lease | Deferral | Letter | Parking) -> None:
             batch.done[item.stream].append(item)
 
 
-def _by_run(done: Sequence[Sequence[Lease]], run: str) -> tuple[list[Sequence[Lease]], list[Lease]]:
+def _by_kind(done: Sequence[Sequence[Lease]], run: str) -> tuple[list[Sequence[Lease]], list[Lease], list[Lease]]:
+    """Give what goes in one transaction, what may have strikes, and what was fetched before a restart."""
     plain: list[Sequence[Lease]] = []
+    again: list[Lease] = []
     old: list[Lease] = []
     for leases in done:
-        if {lease.run for lease in leases} <= {run}:
+        if {lease.run for lease in leases} <= {run} and {lease.count for lease in leases} <= {1}:
             plain.append(leases)
-        else:
-            plain.append([lease for lease in leases if lease.run == run])
-            old += [lease for lease in leases if lease.run != run]
-    return plain, old
+            continue
+        plain.append([lease for lease in leases if lease.run == run and lease.count == 1])
+        again += [lease for lease in leases if lease.run == run and lease.count != 1]
+        old += [lease for lease in leases if lease.run != run]
+    return plain, again, old

@@ -15,22 +15,14 @@ from hiredis import pack_command  # pyright: ignore[reportUnknownVariableType]
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from runtime.errors import ConfigError, StoreAway
+from runtime.line import Line, ServerError, take_over
 
 Command = Sequence[bytes | str | int | float]
 CONNECT_S = 5.0
 ANSWER_S = 5.0
-
-
-class ServerError(str):
-    """An error that the server answered to one command; the other commands of the round trip have their own answers."""
-
-    @property
-    def code(self) -> str:
-        """The first word: NOSCRIPT, OOM, NOGROUP, WRONGTYPE, …"""
-        return self.partition(" ")[0]
 
 
 def one_connection(url: str) -> AbstractConnection:
@@ -92,6 +84,7 @@ class Wire:
         self.run = ""
         self.client_id = 0
         self._connection: AbstractConnection | None = None
+        self._line: Line | None = None
         self._busy = asyncio.Lock()
         self._unanswered = False
 
@@ -119,14 +112,13 @@ class Wire:
             StoreAway: no connection, or not every answer came in time; what was sent may or may not have happened.
         """
         async with self._busy:
-            connection = self._connection or await self._open()
+            line = self._line or await self._open()
             if run and run != self.run:
                 raise StoreAway(f"Redis at {without_password(self.url)} was restarted")
             self._unanswered = True
             try:
                 async with asyncio.timeout(wait_s or self._answer_s):
-                    await connection.send_packed_command(pack(commands), check_health=False)
-                    answers = [await self._answer(connection) for _ in commands]
+                    answers = await line.ask(pack(commands), len(commands))
             except (RedisError, OSError) as error:
                 await self._drop()
                 raise StoreAway(f"Redis at {without_password(self.url)}: {error or type(error).__name__}") from error
@@ -141,38 +133,30 @@ class Wire:
         async with self._busy:
             await self._drop()
 
-    async def _answer(self, connection: AbstractConnection) -> Any:
-        try:
-            answer = await connection.read_response(disable_decoding=True)  # pyright: ignore[reportUnknownVariableType]
-        except ResponseError as error:
-            return ServerError(f"{error.status_code} {error}" if error.status_code else str(error))
-        return cast("Any", answer)
-
-    async def _open(self) -> AbstractConnection:
+    async def _open(self) -> Line:
         connection = one_connection(self.url)
         try:
             async with asyncio.timeout(min(CONNECT_S, self._answer_s)):
                 await connection.connect()
+                line = take_over(connection)
                 hello = [("CLIENT", "SETNAME", self.name), ("CLIENT", "ID"), ("INFO", "server")]
-                await connection.send_packed_command(pack(hello), check_health=False)
-                await self._answer(connection)
-                client_id = await self._answer(connection)
-                run = _run_of(await self._answer(connection))
+                _, client_id, info = await line.ask(pack(hello), len(hello))
+                run = _run_of(info)
                 if self._unanswered and run == self.run:
                     # The old connection's last call may still be running: end it before anything is repeated.
-                    await connection.send_packed_command(pack([("CLIENT", "KILL", "ID", self.client_id)]), check_health=False)
-                    await self._answer(connection)
+                    await line.ask(pack([("CLIENT", "KILL", "ID", self.client_id)]), 1)
         except (RedisError, OSError) as error:
             await _disconnect(connection)
             raise StoreAway(f"Redis at {without_password(self.url)}: {error or type(error).__name__}") from error
         except BaseException:
             await _disconnect(connection)
             raise
-        self._connection, self.client_id, self.run, self._unanswered = connection, client_id, run, False
-        return connection
+        self._connection, self._line = connection, line
+        self.client_id, self.run, self._unanswered = client_id, run, False
+        return line
 
     async def _drop(self) -> None:
-        connection, self._connection = self._connection, None
+        connection, self._connection, self._line = self._connection, None, None
         if connection is not None:
             await _disconnect(connection)
 

@@ -1,4 +1,7 @@
-"""`bench`: what one worker does on this machine and this Redis, beside the raw figure; in a queue of its own, removed again."""
+"""`bench`: what one worker does on this machine and this Redis, beside the raw figure; in a queue of its own, removed again.
+
+Every step has its limit, so that all of it takes less than half a minute, however slow the machine or far the server.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,19 @@ import secrets
 import sys
 import tempfile
 import time
-from typing import Final
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager
+from statistics import quantiles
+from typing import Any, Final
 
 import msgspec
 
 from runtime.commands.common import print_json, with_store
+from runtime.commands.run import loop_factory
 from runtime.config import Config
-from runtime.consumer import Consumer
-from runtime.errors import ConfigError
-from runtime.jobs import Job, Priority, contract
+from runtime.consumer import Consumer, Stage
+from runtime.errors import ConfigError, StoreAway
+from runtime.jobs import Handler, Job, Priority, contract
 from runtime.producer import Producer
 from runtime.registry import handler
 from runtime.streams import GROUP, Keys
@@ -25,7 +32,10 @@ from runtime.wire import Wire
 MAX_JOBS: Final = 1_000_000
 BATCH: Final = 500
 TICK_S: Final = 0.02
-DEADLINE_S: Final = 120.0
+STEP_S: Final = 6.0  # sending, draining raw, draining by a worker: each ends then, with the rate until there
+TIMED_JOBS: Final = 600
+TIMED_EVERY_S: Final = 0.005
+BAR: Final = 30
 
 
 @contract("bench-noop", priority=Priority.MEDIUM)
@@ -35,18 +45,30 @@ class Noop(msgspec.Struct, frozen=True):
     text: str = "x" * 88
 
 
+@contract("bench-timed", priority=Priority.MEDIUM)
+class Timed(msgspec.Struct, frozen=True):
+    """When it was sent, by this process's clock."""
+
+    sent_s: float
+
+
 @handler(Noop)
 async def noop(message: Noop, job: Job) -> None:
     """Do nothing."""
 
 
 class Figures(msgspec.Struct):
-    """Jobs per second: sent, drained by a worker, and read, acked and deleted by raw commands."""
+    """Jobs per second: sent, run by a worker, and read, acked and deleted by raw commands; milliseconds from a send to the
+    handler's start, at 200 jobs/s.
+    """
 
     jobs: int
+    lanes: int
     sent_per_s: float
     drained_per_s: float
     raw_per_s: float
+    latency_p50_ms: float
+    latency_p99_ms: float
 
     @property
     def ratio(self) -> float:
@@ -55,74 +77,125 @@ class Figures(msgspec.Struct):
 
 
 def act(config: Config, parsed: argparse.Namespace) -> int:
-    """Send, drain raw, send again, drain by a worker; print the rates."""
+    """Time single jobs, send many, drain one half raw and the other by a worker; print the figures."""
     if not 1_000 <= parsed.jobs <= MAX_JOBS:
         raise ConfigError(f"--jobs {parsed.jobs}: from 1000 to {MAX_JOBS}, please")
     with tempfile.TemporaryDirectory(prefix="backend-jobs-bench-") as folder:  # what is measured here need not be kept
         config = msgspec.structs.replace(config, data_dir=folder)
-        figures = with_store(config, lambda url: _measure(url, config, parsed.jobs))
+        figures = with_store(config, lambda url: _measure(url, config, parsed.jobs), loop_factory=loop_factory())
     if parsed.json:
         print_json(figures)
         return 0
-    print(f"{figures.jobs:,} jobs of 100 bytes, no-op handler, {config.concurrency} lanes, one process")
+    print(f"{figures.jobs:,} jobs of 100 bytes, no-op handler, {figures.lanes} lanes, one process")
     print(f"  sent by a Producer        {figures.sent_per_s:>10,.0f} per second")
     print(f"  run by a worker           {figures.drained_per_s:>10,.0f} per second")
     print(f"  raw fetch, ack and delete {figures.raw_per_s:>10,.0f} per second (the worker reaches {figures.ratio:.0%})")
+    print(
+        f"  send to handler's start   {figures.latency_p50_ms:>10,.2f} ms, 99 % within {figures.latency_p99_ms:,.2f} ms, at 200/s"
+    )
     return 0
 
 
 async def _measure(url: str, config: Config, jobs: int) -> Figures:
-    queue = f"bench-{secrets.token_hex(4)}"
-    keys, wire = Keys(queue), Wire(url, "bench")
+    config = msgspec.structs.replace(config, queue=f"bench-{secrets.token_hex(4)}")
+    keys, wire = Keys(config.queue), Wire(url, "bench")
     try:
-        sent_s = await _fill(url, queue, jobs, "sending")
-        raw_s = await _drain_raw(wire, keys, jobs)
-        await wire.call(*[("DEL", key) for key in keys.streams])
-        await _fill(url, queue, jobs, "sending again")
-        drained_s = await _drain(url, msgspec.structs.replace(config, queue=queue), wire, keys, jobs)
-        return Figures(jobs, jobs / sent_s, jobs / drained_s, jobs / raw_s)
+        waits_ms = [wait_s * 1000 for wait_s in await _time_single_jobs(url, config)]
+        parts = quantiles(waits_ms, n=100)
+        sent, sent_s = await _fill(url, config.queue, jobs)
+        raw, raw_s = await _drain_raw(wire, keys, sent // 2)
+        drained, drained_s = await _drain(url, config, sent - raw)
+        return Figures(sent, config.concurrency, sent / sent_s, drained / drained_s, raw / raw_s, parts[49], parts[98])
     finally:
         await _remove(wire, keys)
         await wire.close()
         _progress("", 0, 0)
 
 
-async def _fill(url: str, queue: str, jobs: int, word: str) -> float:
+async def _time_single_jobs(url: str, config: Config) -> list[float]:
+    """Give the seconds from each send to its handler's start, for jobs that come to an idle worker one by one."""
+    waits_s: list[float] = []
+
+    @handler(Timed)
+    async def timed(message: Timed, job: Job) -> None:
+        waits_s.append(time.perf_counter() - message.sent_s)
+
+    async with _worker(url, config, timed) as (_, running), Producer.connect(url, queue=config.queue) as producer:
+        begin_s, sent = time.perf_counter(), 0
+        while sent < TIMED_JOBS and time.perf_counter() - begin_s < STEP_S:
+            await producer.send(Timed(time.perf_counter()))
+            sent += 1
+            _progress("timing", sent, TIMED_JOBS)
+            await asyncio.sleep(begin_s + sent * TIMED_EVERY_S - time.perf_counter())
+        while len(waits_s) < sent and time.perf_counter() - begin_s < 2 * STEP_S and not running.done():
+            await asyncio.sleep(TICK_S)
+    if len(waits_s) < 2:
+        raise StoreAway("bench: no job came back")
+    return waits_s
+
+
+async def _fill(url: str, queue: str, jobs: int) -> tuple[int, float]:
     began_s = time.perf_counter()
+
+    def payloads() -> Iterator[Noop]:
+        for n in range(jobs):
+            if n % BATCH == 0 and time.perf_counter() - began_s > STEP_S:
+                return
+            yield Noop()
+
     async with Producer.connect(url, queue=queue) as producer:
-        await producer.send_many((Noop() for _ in range(jobs)), progress=lambda done: _progress(word, done, jobs))
-    return time.perf_counter() - began_s
+        sent = await producer.send_many(payloads(), progress=lambda done: _progress("sending", done, jobs))
+    return len(sent), time.perf_counter() - began_s
 
 
-async def _drain_raw(wire: Wire, keys: Keys, jobs: int) -> float:
+async def _drain_raw(wire: Wire, keys: Keys, jobs: int) -> tuple[int, float]:
     key = keys.streams[Priority.MEDIUM - 1]
-    await wire.call(("XGROUP", "CREATE", key, GROUP, "0", "MKSTREAM"))
     began_s, done, ids = time.perf_counter(), 0, list[bytes]()
-    read = ("XREADGROUP", "GROUP", GROUP, "raw", "COUNT", BATCH, "STREAMS", key, ">")
     while True:
-        settle = [("XACK", key, GROUP, *ids), ("XDEL", key, *ids)] if ids else []
-        answers = await wire.call(read, *settle)
-        ids = [row[0] for row in answers[0][0][1]] if answers[0] else []
-        if not ids:
-            return time.perf_counter() - began_s
+        is_over = done >= jobs or time.perf_counter() - began_s > STEP_S or (done > 0 and not ids)
+        commands: list[tuple[Any, ...]] = [("XACK", key, GROUP, *ids), ("XDEL", key, *ids)] if ids else []
+        if not is_over:
+            commands.append(("XREADGROUP", "GROUP", GROUP, "raw", "COUNT", min(BATCH, jobs - done), "STREAMS", key, ">"))
+        answers = await wire.call(*commands) if commands else []
+        if is_over:
+            return done, time.perf_counter() - began_s
+        ids = [row[0] for row in answers[-1][0][1]] if answers[-1] else []
         done += len(ids)
         _progress("raw", done, jobs)
 
 
-async def _drain(url: str, config: Config, wire: Wire, keys: Keys, jobs: int) -> float:
-    consumer = Consumer(config, url, {b"bench-noop": noop})
-    began_s = time.perf_counter()
-    running = asyncio.create_task(consumer.run())
-    try:
-        while consumer.tally.finished < jobs or len(consumer.held):
-            if running.done() or time.perf_counter() - began_s > DEADLINE_S:
-                raise ConfigError("bench: the worker did not drain the queue")
+async def _drain(url: str, config: Config, jobs: int) -> tuple[int, float]:
+    async with _worker(url, config, noop) as (consumer, running):
+        began_s = time.perf_counter()
+        while (consumer.tally.finished < jobs or consumer.held) and not running.done():
+            if time.perf_counter() - began_s > STEP_S:
+                break
             _progress("running", consumer.tally.finished, jobs)
             await asyncio.sleep(TICK_S)
-        return time.perf_counter() - began_s
+        return consumer.tally.finished, time.perf_counter() - began_s
+
+
+@asynccontextmanager
+async def _worker(url: str, config: Config, run: Handler[Any]) -> AsyncGenerator[tuple[Consumer, asyncio.Task[Any]]]:
+    """Give a worker that has begun to fetch, and end it with the block.
+
+    Raises:
+        StoreAway: it could not begin, or ended on its own.
+    """
+    consumer = Consumer(config, url, {run.contract.type.encode(): run})
+    running = asyncio.create_task(consumer.run())
+    try:
+        while consumer.stage is Stage.STARTING and not running.done():
+            await asyncio.sleep(0.001)
+        if running.done():
+            running.result()
+        yield consumer, running
     finally:
         consumer.stop()
         await asyncio.wait([running])
+        failure = running.exception()
+    if failure is not None:
+        raise failure
 
 
 async def _remove(wire: Wire, keys: Keys) -> None:
@@ -135,7 +208,9 @@ async def _remove(wire: Wire, keys: Keys) -> None:
             return
 
 
-def _progress(word: str, done: int, jobs: int) -> None:
+def _progress(step: str, done: int, jobs: int) -> None:
+    """Draw how far a step is, on a terminal; without one, nothing. An empty step wipes it away."""
     if sys.stderr.isatty():
-        bar = "#" * (done * 30 // jobs) if jobs else ""
-        print(f"\r{word:14}{bar:30}\r" if word else "\r\x1b[K", end="", file=sys.stderr, flush=True)
+        part = done / jobs if jobs else 0.0
+        shown = f"\r{step:9}{'#' * round(part * BAR):{BAR}} {part:4.0%}" if step else "\r\x1b[K"
+        print(shown, end="", file=sys.stderr, flush=True)

@@ -21,22 +21,29 @@ from runtime.wire import without_password
 T = TypeVar("T")
 
 
-def with_store(config: Config, work: Callable[[str], Coroutine[Any, Any, T]], *, may_make: bool = False) -> T:
+def with_store(
+    config: Config,
+    work: Callable[[str], Coroutine[Any, Any, T]],
+    *,
+    may_make: bool = False,
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
+) -> T:
     """Run `work` with the URL of the Redis in force; without one, the embedded server is used, and started if it does not run.
 
     Raises:
         ConfigError: there is no data folder, and this is no command that may make one.
     """
-    if config.redis:
-        return asyncio.run(work(config.redis))
-    if not may_make and not Path(config.data_dir).is_dir():
-        raise ConfigError(f"no queue in {config.data_dir}: no such folder; is it the worker's --data-dir? (or give --redis)")
-    embedded = Embedded(Path(config.data_dir), config.embedded_port)
-    embedded.start()
-    try:
-        return asyncio.run(work(embedded.url))
-    finally:
-        embedded.stop()
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        if config.redis:
+            return runner.run(work(config.redis))
+        if not may_make and not Path(config.data_dir).is_dir():
+            raise ConfigError(f"no queue in {config.data_dir}: no such folder; is it the worker's --data-dir? (or give --redis)")
+        embedded = Embedded(Path(config.data_dir), config.embedded_port)
+        embedded.start()
+        try:
+            return runner.run(work(embedded.url))
+        finally:
+            embedded.stop()
 
 
 def find_handlers(config: Config) -> Found:

@@ -56,7 +56,7 @@ def act(config: Config) -> int:
         one_connection(config.redis)  # a bad URL is said before anything starts
     else:
         embedded.start()  # here, in the main thread: the kernel ends the server when the thread that started it ends
-    runner = asyncio.Runner(loop_factory=_loop_factory())
+    runner = asyncio.Runner(loop_factory=loop_factory())
     try:
         report = runner.run(_supervise(config, embedded) if found is None else _work(config, found, embedded))
     finally:
@@ -69,7 +69,7 @@ def act(config: Config) -> int:
 
 def _as_child(config: Config, tether: Tether) -> int:
     """Run jobs as one of a fleet: what must be said at the end, and once, is said by the supervisor."""
-    runner = asyncio.Runner(loop_factory=_loop_factory())
+    runner = asyncio.Runner(loop_factory=loop_factory())
     try:
         report = runner.run(_work(config, _find(config, tether), None, tether))
     except JobsError as error:
@@ -102,7 +102,8 @@ def _end(report: Report | Total, tether: Tether | None = None) -> int:
     return status
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    """Give what makes the loop that workers run on."""
     try:
         import uvloop
     except ImportError:  # not there on Windows

@@ -8,13 +8,13 @@ local consumer = ARGV[1]
 
 return each(2, 4, function(i)
   local s = tonumber(ARGV[i])
-  local stream, id, key = KEYS[s], ARGV[i + 1], ARGV[i + 3]
-  if not holds(stream, id, consumer, tonumber(ARGV[i + 2])) then return 0 end
+  local id, count, key = ARGV[i + 1], tonumber(ARGV[i + 2]), ARGV[i + 3]
+  if not holds(KEYS[s], id, consumer, count) then return 0 end
   local place = STREAMS[s] .. ' ' .. id
   if key_is_free(key, place) then
     own_key(key, place)
     return 1
   end
-  remove(stream, id)
+  remove(s, id, count)
   return 2
 end)

@@ -1,10 +1,12 @@
 -- What all scripts share; put before each of them by the door.
--- KEYS: 1-4 the streams critical, high, medium, low; 5 due; 6 msg; 7 dead; 8 workers; 9 workers:rows.
+-- KEYS: 1-4 the streams critical, high, medium, low; 5 due; 6 msg; 7 dead; 8 workers; 9 workers:rows; 10 strikes; 11 ward.
 -- Streams are numbered from 1 here. Ids are strings, times are milliseconds, payloads are never parsed.
 
 local GROUP = 'workers'
 local STREAMS = {'critical', 'high', 'medium', 'low'}
 local DUE, MSG, DEAD, WORKERS, ROWS = KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9]
+local STRIKES, WARD = KEYS[10], KEYS[11]
+local FREE, SUSPECT = '~free', '~suspect'
 local PREFIX = string.sub(KEYS[1], 1, -9) -- without 'critical'
 local KEY_LIFE_MS = 604800000 -- 7 days
 local MAX_FIELDS = 520 -- 512 of a message and what we add; unpack dies near 4,000 values
@@ -38,9 +40,37 @@ local function field(fields, name)
   return value
 end
 
-local function remove(stream, id)
-  redis.call('XACK', stream, GROUP, id)
-  redis.call('XDEL', stream, id)
+-- Where an entry stands, as `strikes` and a letter's `dead_from` name it.
+local function stands_at(s, id)
+  return STREAMS[s] .. '/' .. id
+end
+
+-- `name` lives, whatever happened to this entry: it is no witness against it. A broken `strikes` must not stop a move.
+local function acquit(s, id, name)
+  local names = redis.pcall('HGET', STRIKES, stands_at(s, id))
+  if type(names) ~= 'string' then return end
+  local rest = {}
+  for each in string.gmatch(names, '%S+') do
+    if each ~= name then rest[#rest + 1] = each end
+  end
+  if #rest > 0 then
+    redis.pcall('HSET', STRIKES, stands_at(s, id), table.concat(rest, ' '))
+  else
+    redis.pcall('HDEL', STRIKES, stands_at(s, id))
+  end
+end
+
+-- An entry leaves its stream; only one that was handed out again can have strikes.
+local function remove(s, id, count)
+  redis.call('XACK', KEYS[s], GROUP, id)
+  redis.call('XDEL', KEYS[s], id)
+  if count > 1 then redis.pcall('HDEL', STRIKES, stands_at(s, id)) end
+end
+
+-- Into a room, where it is listed with this count: from 1 on it is a suspect, which ordinary takes leave alone.
+local function park(s, id, room, count)
+  if room == FREE and count > 0 then room = SUSPECT end
+  redis.call('XCLAIM', KEYS[s], GROUP, room, 0, id, 'RETRYCOUNT', count, 'JUSTID')
 end
 
 -- The record of a delayed job as a flat list {'stream', name, field, value, ...}; nil when it is nothing of that kind.

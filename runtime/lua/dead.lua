@@ -9,8 +9,8 @@ local now = ms(now_ms())
 
 return each(2, 8, function(i)
   local s = tonumber(ARGV[i])
-  local stream, id, job_id = KEYS[s], ARGV[i + 1], ARGV[i + 7]
-  if not holds(stream, id, consumer, tonumber(ARGV[i + 2])) then return 0 end
+  local stream, id, count, job_id = KEYS[s], ARGV[i + 1], tonumber(ARGV[i + 2]), ARGV[i + 7]
+  if not holds(stream, id, consumer, count) then return 0 end
   local fields = fields_of(stream, id)
   if not fields then
     redis.call('XACK', stream, GROUP, id)
@@ -18,13 +18,13 @@ return each(2, 8, function(i)
   end
   local notes = {
     'dead_reason', ARGV[i + 3], 'dead_error', ARGV[i + 4], 'dead_stack', ARGV[i + 5], 'dead_attempts', ARGV[i + 6],
-    'dead_from', STREAMS[s] .. '/' .. id, 'dead_at', now,
+    'dead_from', stands_at(s, id), 'dead_at', now,
   }
   if job_id ~= '' and not field(fields, 'id') then
     table.insert(notes, 1, job_id)
     table.insert(notes, 1, 'id')
   end
   add_letter(fields, notes)
-  remove(stream, id)
+  remove(s, id, count)
   return 1
 end)

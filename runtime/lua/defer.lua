@@ -9,8 +9,9 @@ local now = now_ms()
 
 return each(2, 7, function(i)
   local s = tonumber(ARGV[i])
-  local stream, id, kind, job_id, failures = KEYS[s], ARGV[i + 1], ARGV[i + 3], ARGV[i + 5], ARGV[i + 6]
-  if not holds(stream, id, consumer, tonumber(ARGV[i + 2])) then return 0 end
+  local stream, id, count = KEYS[s], ARGV[i + 1], tonumber(ARGV[i + 2])
+  local kind, job_id, failures = ARGV[i + 3], ARGV[i + 5], ARGV[i + 6]
+  if not holds(stream, id, consumer, count) then return 0 end
   local fields = fields_of(stream, id)
   if not fields then
     redis.call('XACK', stream, GROUP, id)
@@ -38,12 +39,12 @@ return each(2, 7, function(i)
   if snoozed_at then note('snoozed_at', snoozed_at) end
 
   local member = job_id
-  if redis.call('HEXISTS', MSG, member) == 1 then member = job_id .. '#' .. STREAMS[s] .. '/' .. id end
+  if redis.call('HEXISTS', MSG, member) == 1 then member = job_id .. '#' .. stands_at(s, id) end
   local due = tonumber(ARGV[i + 4])
   if kind ~= 'at' then due = now + due end
   redis.call('HSET', MSG, member, cmsgpack.pack(record))
   redis.call('ZADD', DUE, ms(due), member)
   move_key(fields, STREAMS[s] .. ' ' .. id, 'due ' .. member)
-  remove(stream, id)
+  remove(s, id, count)
   return 1
 end)

@@ -6,8 +6,9 @@
 local consumer = ARGV[1]
 
 return each(2, 4, function(i)
-  local stream, id, count = KEYS[tonumber(ARGV[i])], ARGV[i + 1], tonumber(ARGV[i + 2])
-  if not holds(stream, id, consumer, count) then return 0 end
-  redis.call('XCLAIM', stream, GROUP, ARGV[i + 3], 0, id, 'RETRYCOUNT', count - 1, 'JUSTID')
+  local s, id, count = tonumber(ARGV[i]), ARGV[i + 1], tonumber(ARGV[i + 2])
+  if not holds(KEYS[s], id, consumer, count) then return 0 end
+  park(s, id, ARGV[i + 3], count - 1)
+  if count > 1 then acquit(s, id, consumer) end
   return 1
 end)

@@ -1,8 +1,9 @@
 #!lua flags=allow-oom
--- Take what nobody renews from real consumers of one stream and put it into the room `~free`, at most n.
+-- Take what nobody renews from real consumers of one stream and put it into a room, at most n.
 -- ARGV: stream, walker's lease in ms, n, then the consumers whose row has stood still for two leases of the walker's own clock.
 -- Reply: number taken from the dead, number of lost replies found, 1 while the guard holds (then nothing is taken).
--- A live consumer did not renew: it never saw the reply, so the delivery does not count. A dead one keeps the count.
+-- A live consumer did not renew: it never saw the reply, so the delivery does not count. What a dead one held is suspect, and keeps
+-- its count.
 -- No cursor: what is taken leaves the list.
 
 local s, lease_ms, n = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -38,14 +39,14 @@ for _, row in ipairs(redis.call('XPENDING', stream, GROUP)[4] or {}) do
     if still[consumer] then idle = 0 end
     local held = redis.call('XPENDING', stream, GROUP, 'IDLE', ms(idle), '-', '+', n - dead - ghosts, consumer)
     for _, entry in ipairs(held) do
-      local count = entry[4]
       if is_alive then
-        count = math.max(0, count - 1)
+        park(s, entry[1], FREE, math.max(0, entry[4] - 1))
+        acquit(s, entry[1], consumer)
         ghosts = ghosts + 1
       else
+        park(s, entry[1], SUSPECT, math.max(1, entry[4]))
         dead = dead + 1
       end
-      redis.call('XCLAIM', stream, GROUP, '~free', 0, entry[1], 'RETRYCOUNT', count, 'JUSTID')
     end
   end
 end

@@ -3,6 +3,7 @@
 -- ARGV: consumer, then per lease: stream, entry, count. Reply: the positions (from 0) of those refused.
 -- An entry that is pending with nobody is no refusal either: the group was made again, and will deliver it to us or to others.
 -- An error (no group, say) is no refusal: it fails the call, and the leases stay in mind.
+-- Whose lease is lost, lives: its name leaves the strikes.
 -- XCLAIM only after the fence, and with JUSTID: bare, it would steal the job back from its new owner and raise its count.
 
 local consumer = ARGV[1]
@@ -14,6 +15,7 @@ for i = 2, #ARGV, 3 do
     table.insert(mine[s], id)
   elseif #redis.call('XPENDING', KEYS[s], GROUP, id, id, 1) > 0 or not fields_of(KEYS[s], id) then
     refused[#refused + 1] = (i - 2) / 3
+    acquit(s, id, consumer)
   end
 end
 for s = 1, 4 do

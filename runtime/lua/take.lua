@@ -2,6 +2,7 @@
 -- Hand out entries of a room to one consumer, at most n, in one step: as two commands a second taker would steal a running job.
 -- ARGV: consumer, stream, room, n, then in turn type and newest version this worker can run (only for the shared room of unknown types).
 -- Reply: now in ms, then per entry {id, fields, delivery count}. A room left empty is forgotten.
+-- What was in the hands of a dead worker (listed count from 1) runs in isolation only: it moves on to the room of suspects.
 
 local consumer, s, room, n = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
 local stream = KEYS[s]
@@ -21,7 +22,9 @@ end
 
 local ids, counts = {}, {}
 for _, row in ipairs(redis.call('XPENDING', stream, GROUP, '-', '+', newest and LOOK_AT or n, room)) do
-  if #ids < n and (not newest or fits(row[1])) then
+  if row[4] > 0 then
+    park(s, row[1], SUSPECT, row[4])
+  elseif #ids < n and (not newest or fits(row[1])) then
     ids[#ids + 1] = row[1]
     counts[row[1]] = row[4] + 1
   end

@@ -33,7 +33,8 @@ ROOMS: dict[str, set[str]] = {
     "config": {"errors"},
     "codec": WORDS,
     "settle": {*WORDS, "backoff", "codec"},
-    "wire": {"errors"},
+    "line": set(),
+    "wire": {"errors", "line"},
     "streams": {*WORDS, "wire"},
     "lookups": {*DOOR, "codec"},
     "offload": WORDS,
@@ -44,7 +45,8 @@ ROOMS: dict[str, set[str]] = {
     "scheduler": {*WORDS, "events", "backoff", "streams"},
     "words": WORDS,
     "desk": {*DOOR, *CORE, "lanes", "lease", "scheduler", "words"},
-    "fetcher": {*DOOR, *CORE, "desk", "scheduler"},
+    "ward": {*DOOR, "desk"},
+    "fetcher": {*DOOR, *CORE, "desk", "ward"},
     "flusher": {*DOOR, *CORE, "desk"},
     "consumer": {*DOOR, *CORE, "desk", "fetcher", "flusher", "lanes", "lease", "scheduler", "words"},
     "embedded": {"errors", "config", "offload"},
@@ -68,7 +70,7 @@ IMPURE = {"asyncio", "anyio", "threading", "subprocess", "socket", "time", "date
 # The one place on a job's path; the child's side of the same; and start-up, where a module may do anything when it is imported.
 CATCHES_ALL = {"runtime/lanes.py", "runtime/offload.py", "runtime/registry.py"}
 
-SPEAKS_REDIS = {"wire", "streams", "lookups", "checkup"}
+SPEAKS_REDIS = {"line", "wire", "streams", "lookups", "checkup"}
 RAW = {"runtime/commands/bench.py"}  # measures what Redis does without us
 # Words that hardly anybody writes in capitals for another reason.
 COMMANDS = re.compile(

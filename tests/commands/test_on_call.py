@@ -243,6 +243,7 @@ def test_bench_measures_and_leaves_nothing_behind(server, raw):
     assert result.returncode == 0
     assert figures["jobs"] == 2000
     assert min(figures["sent_per_s"], figures["drained_per_s"], figures["raw_per_s"]) > 0
+    assert 0 < figures["latency_p50_ms"] <= figures["latency_p99_ms"]
     assert raw.keys("*") == []
 
 

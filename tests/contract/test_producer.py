@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncIterator
 
@@ -20,6 +21,11 @@ KEY = "{jobs}:high"
 @contract("order", priority=Priority.HIGH)
 class Order(msgspec.Struct, frozen=True, kw_only=True):
     n: int
+
+
+@contract("note")
+class Note(msgspec.Struct, frozen=True, kw_only=True):
+    text: str
 
 
 @pytest.fixture
@@ -85,6 +91,35 @@ async def test_send_many_tells_its_progress_and_keeps_the_order(producer, raw):
     await producer.send_many((Order(n=n) for n in range(1234)), progress=heard.append)
     assert heard == [500, 1000, 1234]
     assert [fields["data"] for _, fields in raw.xrange(KEY)] == [f'{{"n":{n}}}' for n in range(1234)]
+
+
+async def test_what_a_message_costs_does_not_grow_with_its_chunk(producer, raw):
+    """Counted in function calls, since a clock says little on a busy machine."""
+    calls = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    async def calls_of(messages: int) -> int:
+        nonlocal calls
+        calls = 0
+        sys.setprofile(count)
+        try:
+            await producer.send_many(Order(n=1) for _ in range(messages))
+        finally:
+            sys.setprofile(None)
+        return calls
+
+    await calls_of(1)  # the connection is made, the script loaded
+    few, many = await calls_of(100), await calls_of(500)
+    assert many < 6 * few
+
+
+async def test_large_messages_make_small_chunks(producer, raw):
+    heard: list[int] = []
+    await producer.send_many((Note(text="x" * 250_000) for _ in range(9)), progress=heard.append)
+    assert heard == [4, 8, 9]  # a chunk is one script call of a megabyte at most
 
 
 async def test_sends_of_concurrent_tasks_share_round_trips_and_each_gets_its_own_answer(producer, raw):

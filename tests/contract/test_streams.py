@@ -74,6 +74,142 @@ def pending(raw: redis.Redis, key: str = KEY) -> list[tuple[str, int]]:
     return sorted((row["consumer"], row["times_delivered"]) for row in raw.xpending_range(key, GROUP, "-", "+", 1000))
 
 
+# --- the ward ----------------------------------------------------------------------------------------------------------------
+
+TYPES = {"t": (1, 30_000)}
+
+
+def suspect(raw: redis.Redis, count: int = 1, to: str = KEY, **fields: str) -> str:
+    """Add a job that some worker held when it died."""
+    entry = add(raw, to=to, **fields)
+    raw.xreadgroup(GROUP, "dead", {to: ">"})
+    raw.xclaim(to, GROUP, "~suspect", 0, [entry], retrycount=count, justid=True)
+    return entry
+
+
+async def isolate(door: Streams, calm_ms: int = -1, n: int = 20) -> tuple[str, int, list[int]]:
+    found = await door.isolate(30_000, calm_ms, 10_000, n, TYPES)
+    return found.word, found.for_ms, [count for haul in found.fetched.hauls for count in haul.counts]
+
+
+async def test_first_suspects_run_together_and_later_ones_alone_the_least_suspect_first(door, raw):
+    for _ in range(3):
+        suspect(raw)
+    later = [suspect(raw, 2, type="t"), suspect(raw, 3)]
+    assert await isolate(door, n=2) == ("run", 10_000, [2, 2])
+    assert await isolate(door) == ("run", 10_000, [2])
+    assert raw.hgetall("{jobs}:strikes") != {}, "alone, also at its first time"
+    assert await isolate(door) == ("run", 20_000, [3])
+    assert await isolate(door) == ("run", 30_000, [4]), "40 s, but no longer than its timeout"
+    assert [raw.hget("{jobs}:strikes", f"high/{entry}") for entry in later] == [ME, ME]
+    assert (await isolate(door))[0] == "none"
+    assert raw.exists("{jobs}:ward") == 0
+
+
+async def test_only_one_worker_has_the_ward_and_the_beat_keeps_it(door, other, raw):
+    suspect(raw)
+    suspect(raw)
+    assert await isolate(other, n=1) == ("run", 10_000, [2])
+    assert (await isolate(door))[0] == "busy"
+    raw.pexpire("{jobs}:ward", 1000)
+    await other.beat(30_000, "{}")
+    assert raw.pttl("{jobs}:ward") > 20_000
+    assert (await other.isolate(0, 0, 0, -1, {})).word == "none"
+    assert await isolate(door) == ("run", 10_000, [2])
+
+
+async def test_beside_a_suspect_runs_only_what_has_run_as_long_as_the_isolation(door, raw):
+    suspect(raw)
+    assert await isolate(door, calm_ms=9_999) == ("wait", 10_000, [])
+    assert await isolate(door, n=0) == ("wait", 10_000, []), "no free lane"
+    assert raw.get("{jobs}:ward") == ME
+    assert await isolate(door, calm_ms=10_000) == ("run", 10_000, [2])
+
+
+async def test_nobody_asks_for_the_ward_who_cannot_run_what_is_there(door, raw):
+    entry = suspect(raw, type="other")
+    suspect(raw, v="2")
+    assert (await isolate(door))[0] == "none"
+    assert raw.exists("{jobs}:ward") == 0
+    raw.xdel(KEY, entry)
+    await isolate(door)
+    assert pending(raw) == [("~suspect", 1)], "what was deleted leaves the list"
+
+
+async def test_an_ordinary_take_moves_a_suspect_on_and_takes_the_innocent(door, raw):
+    for count in (1, 0):
+        entry = suspect(raw, count)
+        raw.xclaim(KEY, GROUP, "~free", 0, [entry], retrycount=count, justid=True)
+    taken = await door.take(HIGH, "~free", 10)
+    assert [len(haul.rows) for haul in taken.hauls] == [1]
+    assert pending(raw) == [(ME, 1), ("~suspect", 1)]
+
+
+async def alone(door: Streams, raw: redis.Redis) -> Lease:
+    """Give a suspect that runs alone, with our name among its strikes."""
+    entry = suspect(raw, 2)
+    found = await door.isolate(30_000, -1, 10_000, 20, TYPES)
+    assert raw.hget("{jobs}:strikes", f"high/{entry}") == ME
+    return Lease(HIGH, entry.encode(), 3, found.fetched.run, time.monotonic())
+
+
+async def test_a_suspect_that_is_given_back_stays_one_and_our_name_leaves_its_strikes(door, raw):
+    lease = await alone(door, raw)
+    raw.hset("{jobs}:strikes", f"high/{lease.entry.decode()}", f"died {ME} also-died")
+    await door.settle(batch(Parking(lease, "~free")))
+    assert pending(raw) == [("~suspect", 2)]
+    assert raw.hvals("{jobs}:strikes") == ["died also-died"]
+
+
+@pytest.mark.parametrize("how", ["done", "retry", "dead"])
+async def test_strikes_leave_with_their_entry(door, raw, how):
+    lease = await alone(door, raw)
+    moves = {"retry": [Deferral(lease, "retry", 10, "j", 1)], "dead": [Letter(lease, "attempts", "e", "", 1, "j")], "done": []}
+    settled = await door.settle(batch(*moves[how], done=[lease] if how == "done" else []))
+    assert (settled.refused, settled.error) == (0, "")
+    assert pending(raw) == []
+    assert raw.xlen(KEY) == 0
+    assert raw.hgetall("{jobs}:strikes") == {}
+
+
+async def test_a_process_that_learns_that_its_lease_is_lost_is_no_witness(door, raw):
+    lease = await alone(door, raw)
+    raw.xclaim(KEY, GROUP, OTHER, 0, [lease.entry])
+    assert await door.renew([(HIGH, lease.entry, 3)]) == [0]
+    assert raw.hgetall("{jobs}:strikes") == {}
+
+
+async def test_a_suspect_whose_reply_was_lost_is_no_evidence_either(door, raw):
+    lease = await alone(door, raw)
+    await door.beat(30_000, "{}")
+    await quiet_guard(raw)
+    raw.xclaim(KEY, GROUP, ME, 0, [lease.entry], idle=40_000, justid=True)
+    assert (await door.reclaim(HIGH, 30_000, 100, [])).ghosts == 1
+    assert pending(raw) == [("~suspect", 2)]
+    assert raw.hgetall("{jobs}:strikes") == {}
+
+
+async def test_three_strikes_are_handed_out_to_be_condemned_without_calm(door, raw):
+    entry = suspect(raw, 5)
+    raw.hset("{jobs}:strikes", f"high/{entry}", "a b c")
+    found = await door.isolate(30_000, 0, 10_000, 20, TYPES)
+    assert (found.word, found.names) == ("dead", ["a", "b", "c"])
+    assert raw.hget("{jobs}:strikes", f"high/{entry}") == "a b c"
+
+
+async def test_strikes_without_an_entry_are_swept(door, raw):
+    raw.hset("{jobs}:strikes", mapping={"high/1-1": "a", "junk": "b", "nowhere/1-1": "c"})
+    assert (await isolate(door))[0] == "none"
+    assert raw.hgetall("{jobs}:strikes") == {}
+
+
+async def test_a_worker_that_leaves_gives_up_the_ward(door, raw):
+    suspect(raw)
+    await isolate(door, n=0)
+    await door.forget(ME)
+    assert raw.exists("{jobs}:ward") == 0
+
+
 # --- fetch and take --------------------------------------------------------------------------------------------------------
 
 
@@ -342,14 +478,14 @@ async def quiet_guard(raw: redis.Redis) -> None:
     raw.zadd("{jobs}:workers", {"~last": now, "~since": now - 10**7})
 
 
-async def test_what_a_dead_worker_held_becomes_free_with_its_count(door, other, raw):
+async def test_what_a_dead_worker_held_is_suspect_and_keeps_its_count(door, other, raw):
     add(raw)
     [lease] = await leases(other)
     await quiet_guard(raw)
     raw.xclaim(KEY, GROUP, OTHER, 0, [lease.entry], idle=40_000, justid=True)
     found = await door.reclaim(HIGH, 30_000, 100, [])
     assert (found.dead, found.ghosts, found.is_guarded) == (1, 0, False)
-    assert pending(raw) == [("~free", 1)]
+    assert pending(raw) == [("~suspect", 1)]
 
 
 async def test_a_delivery_that_a_live_worker_never_saw_does_not_count(door, other, raw):

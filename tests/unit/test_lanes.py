@@ -1136,7 +1136,7 @@ def test_handlers_that_never_suspend_let_the_loop_breathe(on_loop: Any) -> None:
             await asyncio.sleep(0)
             turns += 1
             assert world.tally.finished - before <= BREATH
-        assert 100 <= turns <= 110
+        assert 100 <= turns <= 210
         await world.end()
 
     on_loop(story())
@@ -1149,11 +1149,10 @@ def test_many_lanes_on_one_inbox_let_the_loop_breathe(on_loop: Any) -> None:
         await until(lambda: world.inbox.idle == 21)
         world.put(returns(world))
         world.inbox.put([job("first") for _ in range(100 * BREATH)])
-        turns = 0
         while world.tally.finished < 100 * BREATH:
+            before = world.tally.finished
             await asyncio.sleep(0)
-            turns += 1
-        assert turns >= 5
+            assert world.tally.finished - before <= BREATH, "all lanes together"
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
@@ -1178,7 +1177,7 @@ def test_500_lanes_finish_10_000_jobs_each_once(make: Callable[[World], Run], on
         for start in range(1, 10_000, 1111):
             world.inbox.put([job("first", f"{entry}-0") for entry in range(start, min(start + 1111, 10_000))])
             await asyncio.sleep(0)
-        await until(lambda: world.inbox.idle == 500)
+        await until(lambda: not world.inbox.jobs and world.inbox.idle == 500)
         done = world.done()
         assert len(done) == len({id(one) for one in done}) == 10_000
         assert world.failures == []

@@ -1,0 +1,238 @@
+"""What is measured: servers and workers of the benchmark's own, started as users start them, and what the system says of them."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import redis
+
+from runtime.embedded import find_server
+
+ROOT: Final = Path(__file__).parents[1]
+STREAM: Final = "{jobs}:medium"
+STREAMS: Final = ("{jobs}:critical", "{jobs}:high", STREAM, "{jobs}:low")
+DUE, DEAD, WORKERS = "{jobs}:due", "{jobs}:dead", "{jobs}:workers"
+PAYLOAD: Final = b'{"to":"ada@example.com","subject":"Hi","text":"' + b"x" * 51 + b'"}'  # 100 bytes
+FILL_CHUNK: Final = 1000
+POLL_S: Final = 0.005
+DEADLINE_S: Final = 300.0
+STOP_S: Final = 60.0
+
+
+class BenchError(Exception):
+    """A row cannot be measured, or what came out is not what went in."""
+
+
+def wait_for(is_true: Callable[[], bool], what: str, every_s: float = POLL_S, deadline_s: float = DEADLINE_S) -> None:
+    """Poll until it holds.
+
+    Raises:
+        BenchError: it did not in time.
+    """
+    end_s = time.monotonic() + deadline_s
+    while not is_true():
+        if time.monotonic() > end_s:
+            raise BenchError(f"{what}: not within {deadline_s:.0f} s")
+        time.sleep(every_s)
+
+
+def server_binary() -> str:
+    """Give the server to measure on: the one that `RUNTIME_REDIS_SERVER` names, the system's Redis, or the bundled Valkey."""
+    return os.environ.get("RUNTIME_REDIS_SERVER") or shutil.which("redis-server") or find_server({})
+
+
+class Server:
+    """A server of its own on a loopback port, without persistence unless asked for; gone with the block."""
+
+    def __init__(self, *, appendonly: bool = False) -> None:
+        self._folder = tempfile.mkdtemp(prefix="bench-")
+        self.port = _free_port()
+        self.url = f"redis://127.0.0.1:{self.port}"
+        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", self._folder]
+        options += ["--appendonly", "yes" if appendonly else "no", "--appendfsync", "everysec"]
+        self._process = subprocess.Popen([server_binary(), *options], stdout=subprocess.DEVNULL)
+        self.client: Any = redis.Redis(port=self.port, protocol=2)
+
+    def __enter__(self) -> Self:
+        wait_for(self._answers, "the server's first answer", deadline_s=10)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.client.close()
+        self._process.kill()
+        self._process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _answers(self) -> bool:
+        if self._process.poll() is not None:
+            raise BenchError(f"the server ended with status {self._process.returncode}")
+        try:
+            return bool(self.client.ping())
+        except redis.RedisError:
+            return False
+
+    def cpu_s(self) -> float:
+        """Give the CPU time that the server has used."""
+        used = self.client.info("cpu")
+        return used["used_cpu_user"] + used["used_cpu_sys"]
+
+    def used_bytes(self) -> int:
+        """Give the memory that the server's data takes."""
+        return self.client.info("memory")["used_memory"]
+
+    def waiting(self) -> int:
+        """Give how many entries are in the four streams, running ones among them."""
+        return sum(self._sizes()[:-1])
+
+    def left(self) -> int:
+        """Give how many jobs are not done: waiting, running or delayed."""
+        return sum(self._sizes())
+
+    def _sizes(self) -> list[int]:
+        pipe = self.client.pipeline()  # one transaction: a job on its way from one to the other is seen in one of them
+        for stream in STREAMS:
+            pipe.xlen(stream)
+        return pipe.zcard(DUE).execute()
+
+    def check_empty(self, delayed: int = 0) -> None:
+        """Every job is gone, but for those that are delayed.
+
+        Raises:
+            BenchError: one waits or is dead, or others are delayed.
+        """
+        waiting, dead, due = self.waiting(), self.client.xlen(DEAD), self.client.zcard(DUE)
+        if waiting or dead or due != delayed:
+            raise BenchError(f"{waiting} jobs wait, {dead} are dead, {due} are delayed instead of {delayed}")
+
+    def connect(self) -> socket.socket:
+        """Give a bare connection."""
+        connection = socket.create_connection(("127.0.0.1", self.port))
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connection
+
+    def fill(self, jobs: int, stream: str = STREAM, type_name: bytes = b"noop", payload: bytes = PAYLOAD) -> None:
+        """Put jobs onto a stream by plain XADD, as fast as the server takes them: one buffer, sent over and over."""
+        command = xadd(stream, type_name, payload)
+        with self.connect() as connection:
+            for start in range(0, jobs, FILL_CHUNK):
+                chunk = min(FILL_CHUNK, jobs - start)
+                connection.sendall(command * chunk)
+                lines = 2 * chunk  # an answer is a length and an id
+                while lines:
+                    got = connection.recv(1 << 18)
+                    if not got or got.startswith(b"-") or b"\n-" in got:
+                        raise BenchError(f"XADD answers {got[:80]!r}")
+                    lines -= got.count(b"\n")
+
+
+def xadd(stream: str, type_name: bytes, payload: bytes) -> bytes:
+    """Give the command that sends one job, as it goes over the wire."""
+    words = [b"XADD", stream.encode(), b"*", b"type", type_name, b"data", payload]
+    return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in words)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
+class Worker:
+    """A worker process, its children with it, and what the system says of them."""
+
+    def __init__(
+        self, server: Server, *options: str, variables: dict[str, str] | None = None, under: tuple[str, ...] = ()
+    ) -> None:
+        self._words = tempfile.TemporaryFile("w+")  # noqa: SIM115 -- closed by stop
+        command = [sys.executable, *(under or ("-m",)), "runtime", "run", "--redis", server.url, "--handlers", "bench.noop"]
+        command += ["--board", "off", "--log-level", "error", *options]
+        environment = {**os.environ, **(variables or {})}
+        self._process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=self._words)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+        self._words.close()
+
+    def wait_for(self, is_true: Callable[[], bool], what: str, every_s: float = POLL_S) -> None:
+        """Poll until it holds.
+
+        Raises:
+            BenchError: the worker ended, or it did not hold in time.
+        """
+
+        def check() -> bool:
+            if self._process.poll() is not None:
+                raise BenchError(f"the worker ended with status {self._process.returncode}: {self._said()}")
+            return is_true()
+
+        wait_for(check, what, every_s)
+
+    def cpu_s(self) -> float:
+        """Give the CPU time of all its processes."""
+        return sum(_cpu_s(pid) for pid in self._processes())
+
+    def rss_mb(self) -> float:
+        """Give the memory of all its processes."""
+        pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self._processes())
+        return pages * resource.getpagesize() / 1e6
+
+    def stop(self, runs: int) -> None:
+        """Stop as a supervisor would, and compare the number of runs with what it says at its end.
+
+        Raises:
+            BenchError: other runs than these, or no clean end.
+        """
+        self._process.send_signal(signal.SIGTERM)
+        status = self._process.wait(STOP_S)
+        said = self._said()
+        found = re.findall(r"(\d+) runs finished", said)
+        if status or not found:
+            raise BenchError(f"the worker ended with status {status}: {said}")
+        if sum(map(int, found)) != runs:
+            raise BenchError(f"{sum(map(int, found))} runs instead of {runs}")
+
+    def _said(self) -> str:
+        self._words.seek(0)
+        return self._words.read()[-2000:].strip()
+
+    def _processes(self) -> list[int]:
+        found = [self._process.pid]
+        for pid in found:
+            found += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+        return found
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def cpu_model() -> str:
+    """Give the name of the processor."""
+    found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return found[1] if found else "unknown"
+
+
+def commit() -> str:
+    """Give the commit that is measured, with a mark if files differ from it."""
+    result = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--exclude", "*"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return result.stdout.strip() or "unknown"

@@ -1,0 +1,324 @@
+"""The measurements: each one takes a server and workers of its own, checks that every job ran, and gives figures by name."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import subprocess
+import sys
+import tempfile
+import time
+from array import array
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import cached_property
+from pathlib import Path
+from statistics import quantiles
+from typing import Any, Final
+
+import uvloop
+
+from bench import raw
+from bench.lab import PAYLOAD, ROOT, STREAM, STREAMS, WORKERS, BenchError, Server, Worker, xadd
+from bench.noop import LATENCY_VARIABLE, Noop
+from runtime.producer import Message, Producer
+
+Figures = dict[str, float]
+LANES: Final = ("--concurrency", "500")
+BURSTS: Final = 20
+SENDERS: Final = 100
+WARM_S: Final = 2.0
+TICK_S: Final = 0.001
+NOOP: Final = Noop(to="ada@example.com", subject="Hi", text="x" * 51)
+BURST: Final = "for n = 1, ARGV[1] do redis.call('XADD', KEYS[1], '*', 'type', 'noop', 'data', ARGV[2]) end"
+
+
+class Round:
+    """One run of all rows. What several rows refer to is measured once per round, so that ratios are of the same minute.
+
+    `jobs` scales everything; `has_raw` says whether there is a C client.
+    """
+
+    def __init__(self, jobs: int, *, has_raw: bool) -> None:
+        self.jobs = jobs
+        self.has_raw = has_raw
+
+    @property
+    def seconds(self) -> float:
+        """How long rows watch that are bound by time: 10 s for a million jobs, less for fewer."""
+        return max(1.0, min(10.0, self.jobs / 100_000))
+
+    @cached_property
+    def plain(self) -> Figures:
+        """The drain of one stream without persistence."""
+        return self.drain()
+
+    @cached_property
+    def many(self) -> Figures:
+        """The same with five times as many waiting, and what the worker's memory does meanwhile."""
+        return _beside(self.plain, _drain(self.jobs * 5))
+
+    @cached_property
+    def latency(self) -> Figures:
+        """From just before the XADD to the handler's start, at 200 jobs/s."""
+        return _latency(200, self.seconds)
+
+    @cached_property
+    def busy_latency(self) -> Figures:
+        """The same at half of what the drain of this round reached."""
+        rate = int(self.plain["jobs_per_s"] / 2)
+        return {**_latency(rate, self.seconds / 2), "rate_per_s": rate}
+
+    def drain(self, *, appendonly: bool = False) -> Figures:
+        """One stream, by the worker and by the C client, each on a fresh server."""
+        figures = self._raw_drain(appendonly)
+        figures |= _drain(self.jobs, appendonly=appendonly)
+        if self.has_raw:
+            figures["of_raw"] = figures["jobs_per_s"] / figures["raw_per_s"]
+            figures["server_of_raw"] = figures["server_us"] / figures["raw_server_us"]
+        return figures
+
+    def _raw_drain(self, appendonly: bool) -> Figures:
+        if not self.has_raw:
+            return {}
+        with Server(appendonly=appendonly) as server:
+            server.fill(self.jobs)
+            return raw.drain(server, self.jobs)
+
+    def drain_durably(self) -> Figures:
+        """The same with an append-only file."""
+        return self.drain(appendonly=True)
+
+    def priorities(self) -> Figures:
+        """A quarter of the jobs in each of the four streams."""
+        return _beside(self.plain, _drain(self.jobs, streams=STREAMS))
+
+    def few(self) -> Figures:
+        """A hundredth of the jobs at a time, for a worker that waits."""
+        return _beside(self.plain, _bursts(self.jobs // 100))
+
+    def delayed(self) -> Figures:
+        """The drain while a tenth as many jobs are delayed by an hour."""
+        return _beside(self.plain, _drain(self.jobs, delayed=self.jobs // 10))
+
+    def naps(self) -> Figures:
+        """Jobs that sleep for 10 ms."""
+        return _drain(self.jobs * 3 // 10, type_name=b"nap")
+
+    def failures(self) -> Figures:
+        """Jobs of which each fails once; the rate is of attempts."""
+        figures = _drain(self.jobs // 10, type_name=b"flaky", attempts=2)
+        return {**figures, "attempts_per_s": 2 * figures["jobs_per_s"]}
+
+    def sends(self) -> Figures:
+        """Sending many at once, beside pipelined XADD of the C client."""
+        jobs = self.jobs * 3 // 10
+        figures: Figures = {}
+        if self.has_raw:
+            with Server() as server:
+                figures |= raw.add(server, jobs)
+        return {**figures, **_send(jobs, _send_many)}
+
+    def single_sends(self) -> Figures:
+        """Sending one by one from a hundred tasks."""
+        return _send(self.jobs // 20, _send_one_by_one)
+
+    def memory(self) -> Figures:
+        """What a waiting job takes in the server."""
+        return {"bytes_per_job": self.plain["bytes_per_job"]}
+
+    def idle(self) -> Figures:
+        """What 500 idle lanes cost."""
+        return _idle(self.seconds)
+
+    def processes(self) -> Figures:
+        """The drain by two processes, and how busy each side was."""
+        return _beside(self.plain, _drain(self.jobs, options=("--processes", "2")))
+
+
+def has_processes() -> bool:
+    """Say whether `run` knows `--processes`."""
+    command = [sys.executable, "-m", "runtime", "run", "--help"]
+    return "--processes" in subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def _beside(plain: Figures, figures: Figures) -> Figures:
+    """Add what part of the plain drain this one reaches, and that one's raw figure."""
+    return {
+        **{name: value for name, value in plain.items() if name.startswith("raw_")},
+        **figures,
+        "of_plain": figures["jobs_per_s"] / plain["jobs_per_s"],
+    }
+
+
+def _drain(
+    jobs: int,
+    *,
+    appendonly: bool = False,
+    streams: tuple[str, ...] = (STREAM,),
+    type_name: bytes = b"noop",
+    attempts: int = 1,
+    delayed: int = 0,
+    options: tuple[str, ...] = (),
+) -> Figures:
+    """Fill, then start a worker: how long to the first job, and from there the rate and the CPU of both sides."""
+    with Server(appendonly=appendonly) as server:
+        empty_bytes = server.used_bytes()
+        for stream in streams:
+            server.fill(jobs // len(streams), stream, type_name)
+        jobs = server.waiting()
+        full_bytes = server.used_bytes()
+        if delayed:
+            _run(_delay(server.url, delayed))
+        began_s = time.perf_counter()
+        with Worker(server, *LANES, *options) as worker:
+            worker.wait_for(lambda: server.waiting() < jobs, "the first job")
+            first_s, before = time.perf_counter(), server.left() - delayed
+            worker_s, server_s = worker.cpu_s(), server.cpu_s()
+            worker.wait_for(lambda: server.left() - delayed <= before * 4 // 5, "a fifth of the jobs")
+            early_rss_mb = worker.rss_mb()
+            worker.wait_for(lambda: server.left() == delayed, "the last job")
+            seconds = time.perf_counter() - first_s
+            worker_s, server_s = worker.cpu_s() - worker_s, server.cpu_s() - server_s
+            rss_mb = worker.rss_mb()
+            worker.stop(jobs * attempts)
+        server.check_empty(delayed)
+    return {
+        "jobs_per_s": before / seconds,
+        "worker_us": worker_s / before * 1e6,
+        "server_us": server_s / before * 1e6,
+        "worker_cores": worker_s / seconds,
+        "server_cores": server_s / seconds,
+        "start_s": first_s - began_s,
+        "rss_mb": rss_mb,
+        "rss_growth_mb": rss_mb - early_rss_mb,
+        "bytes_per_job": (full_bytes - empty_bytes) / jobs,
+    }
+
+
+def _bursts(jobs: int) -> Figures:
+    """Many times: put jobs into the streams in one step, and wait until a worker that was idle has run them."""
+    with Server() as server, Worker(server, *LANES) as worker:
+        burst = server.client.register_script(BURST)
+        _warm(server, worker)
+        runs, seconds, server_s, worker_s = 0, 0.0, 0.0, worker.cpu_s()
+        for _ in range(BURSTS):
+            burst(keys=[STREAM], args=[jobs, PAYLOAD])
+            began_s, used_s = time.perf_counter(), server.cpu_s()
+            worker.wait_for(lambda: server.left() == 0, "the last job of a burst", TICK_S)
+            seconds += time.perf_counter() - began_s
+            server_s += server.cpu_s() - used_s
+            runs += jobs
+        worker_s = worker.cpu_s() - worker_s
+        worker.stop(runs)
+        server.check_empty()
+    return {"jobs_per_s": runs / seconds, "worker_us": worker_s / runs * 1e6, "server_us": server_s / runs * 1e6}
+
+
+def _latency(rate_per_s: int, seconds: float) -> Figures:
+    """Send at a steady rate, each job with the time of its send in it."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder, Server() as server:
+        told = Path(folder) / "waits"
+        with Worker(server, *LANES, variables={LATENCY_VARIABLE: str(told)}) as worker:
+            _warm(server, worker)
+            jobs = _pace(server, rate_per_s, seconds)
+            worker.wait_for(lambda: server.left() == 0, "the last job")
+            worker.stop(jobs)
+        waits_ms = [wait_ns / 1e6 for wait_ns in array("q", told.read_bytes())]
+    if len(waits_ms) != jobs:
+        raise BenchError(f"{len(waits_ms)} of {jobs} jobs told when they began")
+    parts = quantiles(waits_ms, n=100)
+    return {"p50_ms": parts[49], "p99_ms": parts[98], "worst_ms": max(waits_ms)}
+
+
+def _pace(server: Server, rate_per_s: int, seconds: float) -> int:
+    """Send at a rate, in steps of a millisecond or of one job; give how many."""
+    step_s = max(TICK_S, 1 / rate_per_s)
+    began_s, sent, lines = time.perf_counter(), 0, 0
+    with server.connect() as connection:
+        connection.setblocking(False)
+        while (now_s := time.perf_counter() - began_s) < seconds or lines < 2 * sent:  # an answer is a length and an id
+            due = int(min(now_s, seconds) * rate_per_s) - sent
+            if due > 0:
+                text = b'{"sent_ns":%d,"text":"%s"}' % (time.time_ns(), b"x" * 61)
+                connection.setblocking(True)
+                connection.sendall(xadd(STREAM, b"timed", text) * due)
+                connection.setblocking(False)
+                sent += due
+            with contextlib.suppress(BlockingIOError):
+                lines += connection.recv(1 << 18).count(b"\n")
+            time.sleep(max(0.0, began_s + (int(now_s / step_s) + 1) * step_s - time.perf_counter()))
+    return sent
+
+
+def _idle(seconds: float) -> Figures:
+    """Watch an idle worker, and tell what it sends from what its scripts call inside of the server."""
+    with Server() as server, Worker(server, *LANES) as worker:
+        _warm(server, worker)
+        time.sleep(WARM_S)
+        with server.connect() as watch:
+            watch.sendall(b"*1\r\n$7\r\nMONITOR\r\n")
+            watch.settimeout(0.1)
+            worker_s, end_s, heard = worker.cpu_s(), time.perf_counter() + seconds, b""
+            while time.perf_counter() < end_s:
+                with contextlib.suppress(TimeoutError):
+                    heard += watch.recv(1 << 16)
+            worker_s = worker.cpu_s() - worker_s
+        lines = heard.splitlines()[1:]
+        inner = sum(b" lua] " in line for line in lines)
+        rss_mb = worker.rss_mb()
+        worker.stop(0)
+    return {
+        "cpu_percent": worker_s / seconds * 100,
+        "commands_per_s": (len(lines) - inner) / seconds,
+        "inner_per_s": inner / seconds,
+        "rss_mb": rss_mb,
+    }
+
+
+def _warm(server: Server, worker: Worker) -> None:
+    """Wait until the worker has said that it is there; the guard is the other member."""
+    worker.wait_for(lambda: server.client.zcard(WORKERS) > 1, "the worker's row")
+
+
+def _send(jobs: int, send: Callable[[Producer, int], Awaitable[object]]) -> Figures:
+    """Send from this process, on the loop that workers use; the rate, and the CPU of both sides."""
+
+    async def measure(url: str) -> tuple[float, float]:
+        async with Producer.connect(url) as producer:
+            began_s, used_s = time.perf_counter(), time.process_time()
+            await send(producer, jobs)
+            return time.perf_counter() - began_s, time.process_time() - used_s
+
+    with Server() as server:
+        server_s = server.cpu_s()
+        seconds, producer_s = _run(measure(server.url))
+        server_s = server.cpu_s() - server_s
+        if server.waiting() != jobs:
+            raise BenchError(f"{server.waiting()} of {jobs} jobs were stored")
+    return {"sent_per_s": jobs / seconds, "producer_us": producer_s / jobs * 1e6, "server_us": server_s / jobs * 1e6}
+
+
+async def _send_many(producer: Producer, jobs: int) -> None:
+    await producer.send_many(NOOP for _ in range(jobs))
+
+
+async def _send_one_by_one(producer: Producer, jobs: int) -> None:
+    left = iter(range(jobs))
+
+    async def sender() -> None:
+        for _ in left:
+            await producer.send(NOOP)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(SENDERS):
+            group.create_task(sender())
+
+
+async def _delay(url: str, jobs: int) -> None:
+    async with Producer.connect(url) as producer:
+        await producer.send_many(Message(payload=NOOP, delay_s=3600) for _ in range(jobs))
+
+
+def _run(work: Coroutine[Any, Any, Any]) -> Any:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(work)

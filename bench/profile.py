@@ -1,0 +1,71 @@
+"""`python -m bench.profile`: where a worker's time goes in a drain: a page to look into, and the functions by their own share.
+
+The profiler samples every millisecond and slows the worker: read shares, not rates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any, Final
+
+from bench.lab import Server, Worker
+from bench.report import EXTRA
+
+RESULTS: Final = Path(__file__).parent / "results"
+OPTIONS: Final = ("-m", "pyinstrument", "--renderer", "pyisession", "--outfile")
+
+
+def main() -> int:
+    """Drain under the profiler, write the page, print the list."""
+    parser = argparse.ArgumentParser(prog="python -m bench.profile", description=__doc__)
+    parser.add_argument("--jobs", type=int, default=500_000, help="jobs to drain (default 500000)")
+    parser.add_argument("--type", choices=["noop", "nap", "flaky"], default="noop", help="the handler (default noop)")
+    parser.add_argument("--top", type=int, default=30, help="how many functions to print (default 30)")
+    parser.add_argument("--page", type=Path, default=RESULTS / "profile.html", help="default bench/results/profile.html")
+    parsed = parser.parse_args()
+    try:
+        from pyinstrument.renderers import HTMLRenderer
+        from pyinstrument.session import Session
+    except ImportError:
+        print(f"no pyinstrument: {EXTRA}", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        kept = Path(folder) / "session.pyisession"
+        _drain(parsed.jobs, parsed.type, kept)
+        session = Session.load(str(kept))
+    parsed.page.parent.mkdir(parents=True, exist_ok=True)
+    parsed.page.write_text(HTMLRenderer().render(session), "utf-8")
+    own = own_shares(session.root_frame())
+    print(f"{parsed.jobs:,} jobs of type {parsed.type}: own share of each function; the page is {parsed.page}")
+    for place, share in own.most_common(parsed.top):
+        print(f"{share:7.1%}  {place}")
+    return 0
+
+
+def own_shares(root: Any) -> Counter[str]:
+    """Give what part of the time was spent in each function itself, what it calls left out."""
+    own: Counter[str] = Counter()
+    frames = [root]
+    for frame in frames:
+        if not frame.is_synthetic:
+            own[f"{frame.function}  {frame.file_path_short}:{frame.line_no}"] += frame.total_self_time
+        frames += frame.children
+    return Counter({place: seconds / root.time for place, seconds in own.items() if seconds > 0})
+
+
+def _drain(jobs: int, type_name: str, kept: Path) -> None:
+    runs = 2 * jobs if type_name == "flaky" else jobs
+    under = (*OPTIONS, str(kept), "-m")
+    with Server() as server:
+        server.fill(jobs, type_name=type_name.encode())
+        with Worker(server, "--concurrency", "500", under=under) as worker:
+            worker.wait_for(lambda: server.left() == 0, "the last job")
+            worker.stop(runs)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,203 @@
+"""The rows of the table: what is measured, which figures are shown, and what is aimed at."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from bench.measures import Figures, Round, has_processes
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a median should be."""
+
+    at_least: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+
+    def __str__(self) -> str:
+        limits = ((">=", self.at_least), ("<=", self.at_most), ("<", self.below))
+        return " ".join(f"{sign} {limit:,g}" for sign, limit in limits if limit is not None)
+
+    def is_met(self, value: float) -> bool:
+        """Say whether a figure is within the limits."""
+        return (
+            (self.at_least is None or value >= self.at_least)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.below is None or value < self.below)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One figure of a row: its label and name, with the raw figure that stands beside it."""
+
+    label: str
+    name: str
+    digits: int = 0
+    raw: str = ""
+    target: Target | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One measurement. `why_not` says why it cannot be made yet; `remark` is a sentence about the medians."""
+
+    name: str
+    title: str
+    measure: Callable[[Round], Figures]
+    lines: tuple[Line, ...]
+    why_not: Callable[[], str] = lambda: ""
+    remark: Callable[[Figures], str] = lambda medians: ""
+
+
+WITHIN_15_PERCENT: Final = Target(at_least=0.85)
+CPU: Final = (Line("worker CPU, µs/job", "worker_us", 1), Line("server CPU, µs/job", "server_us", 1, "raw_server_us"))
+SEND_CPU: Final = (Line("producer CPU, µs/job", "producer_us", 1), CPU[1])
+RATE: Final = Line("jobs/s", "jobs_per_s", raw="raw_per_s")
+BUSY: Final = 0.9  # of a core: what the samples and the start leave of a full one
+LIKE_PLAIN: Final = Line("part of the plain drain", "of_plain", 2, target=WITHIN_15_PERCENT)
+
+
+def bound_by(processes: int) -> Callable[[Figures], str]:
+    """Give what says, from the cores that both sides kept busy, which of them a drain waited for."""
+
+    def remark(medians: Figures) -> str:
+        workers, server, cores = medians["worker_cores"], medians["server_cores"], os.cpu_count() or 1
+        used = f"workers {workers:.2f} cores, server {server:.2f}, of {cores}"
+        if server >= BUSY:
+            return f"bound by the server's one core ({used})"
+        if workers >= BUSY * processes:
+            return f"bound by the workers, {processes} of one core each ({used})"
+        if workers + server >= BUSY * cores:
+            return f"bound by the machine's cores ({used})"
+        return f"bound by neither side's CPU: the machine was busy otherwise, or they waited for each other ({used})"
+
+    return remark
+
+
+def _nothing(_: Round) -> Figures:
+    return {}
+
+
+def _not_yet() -> str:
+    return "not yet"
+
+
+ROWS: Final = (
+    Row(
+        "drain",
+        "drain of a no-op handler, 100-byte payload, no persistence",
+        lambda run: run.plain,
+        (
+            Line("jobs/s", "jobs_per_s", raw="raw_per_s", target=Target(at_least=150_000)),
+            Line("part of the C client", "of_raw", 2, target=Target(at_least=0.5)),
+            *CPU,
+            Line("start to first job, s", "start_s", 2),
+        ),
+        remark=bound_by(1),
+    ),
+    Row(
+        "aof",
+        "the same with the append-only file, everysec",
+        Round.drain_durably,
+        (RATE, Line("part of the C client", "of_raw", 2, target=Target(at_least=0.5)), *CPU),
+    ),
+    Row("priorities", "the same with all four priorities loaded", Round.priorities, (RATE, LIKE_PLAIN, *CPU)),
+    Row("few", "the same with a hundredth as many waiting, for an idle worker", Round.few, (RATE, LIKE_PLAIN, *CPU)),
+    Row("many", "the same with five times as many waiting", lambda run: run.many, (RATE, LIKE_PLAIN, *CPU)),
+    Row("delayed", "the same with a tenth as many delayed", Round.delayed, (RATE, LIKE_PLAIN, *CPU)),
+    Row(
+        "sleep",
+        "handlers that sleep for 10 ms, concurrency 500 (aim 45,000, ideal 50,000)",
+        Round.naps,
+        (Line("jobs/s", "jobs_per_s", target=Target(at_least=40_000)), *CPU),
+    ),
+    Row(
+        "retry",
+        "every job fails and is retried once",
+        Round.failures,
+        (Line("attempts/s", "attempts_per_s", target=Target(at_least=40_000)), *CPU),
+    ),
+    Row("traced", "drain with tracing", _nothing, (), _not_yet),
+    Row(
+        "latency",
+        "XADD to handler's start, 200 jobs/s",
+        lambda run: run.latency,
+        (
+            Line("p50, ms", "p50_ms", 2, target=Target(below=1)),
+            Line("p99, ms", "p99_ms", 2, target=Target(below=5)),
+            Line("worst, ms", "worst_ms", 1),
+        ),
+    ),
+    Row(
+        "busy-latency",
+        "the same at half of the capacity",
+        lambda run: run.busy_latency,
+        (
+            Line("sent, jobs/s", "rate_per_s"),
+            Line("p50, ms", "p50_ms", 2),
+            Line("p99, ms", "p99_ms", 2, target=Target(below=20)),
+            Line("worst, ms", "worst_ms", 1),
+        ),
+    ),
+    Row("critical", "a CRITICAL job while LOW holds all lanes with jobs of 1 s", _nothing, (), _not_yet),
+    Row(
+        "send-many",
+        "Producer.send_many, beside pipelined XADD",
+        Round.sends,
+        (Line("jobs/s", "sent_per_s", raw="raw_per_s", target=Target(at_least=200_000)), *SEND_CPU),
+    ),
+    Row(
+        "send",
+        "Producer.send from 100 tasks",
+        Round.single_sends,
+        (Line("jobs/s", "sent_per_s", target=Target(at_least=20_000)), *SEND_CPU),
+    ),
+    Row(
+        "rss",
+        "memory of the worker with 500 lanes, after all jobs of `many`",
+        lambda run: run.many,
+        (
+            Line("RSS, MB", "rss_mb", 1, target=Target(below=80)),
+            Line("growth over the last 4/5, MB", "rss_growth_mb", 1, target=Target(below=2)),
+        ),
+    ),
+    Row(
+        "memory",
+        "memory of the server per waiting job, 100-byte payload",
+        Round.memory,
+        (Line("bytes/job", "bytes_per_job", target=Target(below=140)),),
+    ),
+    Row(
+        "server-cpu",
+        "CPU of the server per job, against the C client",
+        lambda run: run.plain,
+        (
+            Line("µs/job", "server_us", 1, "raw_server_us"),
+            Line("times the C client's", "server_of_raw", 2, target=Target(at_most=1.5)),
+        ),
+    ),
+    Row(
+        "idle",
+        "an idle worker with 500 lanes",
+        Round.idle,
+        (
+            Line("CPU, % of a core", "cpu_percent", 1, target=Target(below=1)),
+            Line("commands sent per second", "commands_per_s", 1, target=Target(below=10)),
+            Line("commands inside of scripts, per s", "inner_per_s", 1),
+            Line("RSS, MB", "rss_mb", 1),
+        ),
+    ),
+    Row(
+        "processes",
+        "drain with --processes 2",
+        Round.processes,
+        (RATE, Line("times one process", "of_plain", 2), *CPU),
+        lambda: "" if has_processes() else "not yet",
+        bound_by(2),
+    ),
+)

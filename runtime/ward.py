@@ -1,0 +1,128 @@
+"""Isolation of suspects: what some worker held when it died runs again beside nothing young, so that the guilty job is found and
+no innocent is condemned with it.
+
+One worker of all has the ward. If this process dies in it, the next one to have it finds the same suspects with a higher count,
+and, of one that was alone, our name as evidence. Nothing here must be remembered.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from random import random
+from typing import Final
+
+from runtime.desk import Desk
+from runtime.jobs import STREAMS, Lease, Letter, default_id
+from runtime.streams import Fetched, Isolated, entry_fields, whole
+
+MAX_TOGETHER: Final = 20  # innocents that one guilty job can take along a second time
+ASK_PART: Final = 0.25  # of a lease, until we ask again for a ward that another worker has
+
+
+class Ward:
+    """Owns what is isolated here, and says when ordinary fetching rests.
+
+    `calm_s` says for how long the youngest job of this process has run; infinite when none runs.
+    """
+
+    def __init__(
+        self,
+        desk: Desk,
+        calm_s: Callable[[], float],
+        receive: Callable[[Fetched], Awaitable[None]],
+    ) -> None:
+        self._desk = desk
+        self._calm_s = calm_s
+        self._receive = receive
+        self._types = {
+            handler.contract.type: (handler.contract.version, int(handler.timeout_s * 1000)) for handler in desk.registry.values()
+        }
+        self._isolated: list[tuple[int, bytes]] = []
+        self._since_s = 0.0
+        self._until_s = 0.0
+        self._ask_at_s = 0.0
+        self._needed_s: float | None = None  # what runs beside must have run this long; None while the ward is not ours
+        self._patient_until_s = 0.0
+
+    def __repr__(self) -> str:
+        return f"<Ward {len(self._isolated)} isolated>"
+
+    async def is_resting(self) -> bool:
+        """Hand out suspects when they may run; say whether ordinary fetching must rest meanwhile.
+
+        Raises:
+            StoreAway: no answer or an error.
+        """
+        now_s = time.monotonic()
+        if self._isolated:
+            if now_s < self._until_s and any(self._desk.held.has(*place) for place in self._isolated):
+                return True
+            self._isolated.clear()
+            self._ask_at_s = 2 * now_s - self._since_s  # ordinary work gets as long as the isolation took
+            return False
+        is_ours = self._needed_s is not None
+        if now_s < self._ask_at_s or not (self._desk.scheduler.has_suspects or is_ours):
+            return False
+        lanes = self._desk.inbox.idle
+        if self._needed_s is not None and (self._calm_s() < self._needed_s or not lanes):
+            if now_s < self._patient_until_s:
+                return True
+            await self._leave(now_s)
+            return False
+        return await self._ask(min(lanes, MAX_TOGETHER), now_s)
+
+    def is_quiet(self) -> None:
+        """Note that no ordinary job waits: the next suspects need not either."""
+        if self._needed_s is not None:
+            self._ask_at_s = 0.0
+
+    async def _ask(self, n: int, now_s: float) -> bool:
+        config, calm_s = self._desk.config, self._calm_s()
+        calm_ms = -1 if calm_s == float("inf") else int(calm_s * 1000)
+        lease_ms, base_ms = int(config.lease_s * 1000), int(config.suspect_s * 1000)
+        found = await self._desk.streams.isolate(lease_ms, calm_ms, base_ms, n, self._types)
+        is_new = self._needed_s is None
+        self._needed_s = found.for_ms / 1000
+        match found.word:
+            case "run":
+                self._isolated = [(haul.stream, entry) for haul in found.fetched.hauls for entry, _ in haul.rows]
+                self._since_s, self._until_s = now_s, now_s + self._needed_s
+                await self._receive(found.fetched)
+                return True
+            case "wait":
+                if is_new:
+                    self._patient_until_s = now_s + max(config.lease_s, 2 * self._needed_s)
+                return True
+            case "dead":
+                await self._condemn(found)
+                return True
+            case "busy":
+                self._needed_s = None
+                self._ask_at_s = now_s + ASK_PART * config.lease_s * (0.5 + random())  # noqa: S311
+                return False
+            case _:
+                self._needed_s = None
+                self._desk.scheduler.has_suspects = False
+                self._ask_at_s = now_s + config.lease_s
+                return False
+
+    async def _leave(self, now_s: float) -> None:
+        """Give the ward up for a lease: another worker may have a free lane sooner."""
+        await self._desk.streams.isolate(0, 0, 0, -1, {})
+        self._needed_s = None
+        self._ask_at_s = now_s + self._desk.config.lease_s
+
+    async def _condemn(self, found: Isolated) -> None:
+        """A job that killed three workers while it ran alone is dead without another run."""
+        (haul,) = found.fetched.hauls
+        entry, fields = haul.rows[0]
+        told = entry_fields(fields)
+        failed = whole(told.get(b"a", b"0").decode(errors="replace")) or 0
+        text = f"killed its process {len(found.names)} times while it ran alone: {', '.join(found.names)}"
+        lease = Lease(haul.stream, entry, next(iter(haul.counts)), found.fetched.run, 0.0)
+        letter = Letter(lease, "poison", text, "", failed, default_id(STREAMS[haul.stream], entry.decode()))
+        if await self._desk.streams.condemn(self._desk.streams.consumer, [letter]):
+            self._desk.tally.moved(told.get(b"type", b""), haul.stream, "dead")
+            job_id = told[b"id"].decode(errors="replace") if b"id" in told else letter.job_id
+            self._desk.words.say("job %s is dead: it %s", job_id, text)
