@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from runtime.events import Count, Tally
@@ -32,10 +33,40 @@ class Reading:
     is_ready: bool
 
 
+@dataclass(frozen=True, slots=True)
+class FleetReading:
+    """What a supervisor's metrics are made of: each process's own text, 1 for each that answered, and its own counts."""
+
+    texts: Mapping[int, str]
+    up: Mapping[int, int]
+    deaths: int
+    recycled: int
+
+
 def render(reading: Reading) -> bytes:
     """Give the metrics in Prometheus' text form."""
+    return _render(list(_metrics(reading)))
+
+
+def render_fleet(reading: FleetReading) -> bytes:
+    """Give the metrics of all processes in Prometheus' text form, each sample with the process it is from."""
+    merged: dict[str, Metric] = {}
+    for index, text in reading.texts.items():
+        for metric in text_string_to_metric_families(text):
+            target = merged.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type))
+            for sample in metric.samples:
+                target.add_sample(sample.name, {**sample.labels, "process": str(index)}, sample.value)
+    up = GaugeMetricFamily("runtime_process_up", "1 for a worker process that answers its supervisor", labels=["process"])
+    for index, value in sorted(reading.up.items()):
+        up.add_metric([str(index)], value)
+    deaths = CounterMetricFamily("runtime_process_deaths", "Worker processes that died and were replaced", reading.deaths)
+    recycled = CounterMetricFamily("runtime_process_recycled", "Worker processes replaced for their memory", reading.recycled)
+    return _render([*merged.values(), up, deaths, recycled])
+
+
+def _render(metrics: Sequence[Metric]) -> bytes:
     registry = CollectorRegistry()
-    registry.register(_Once(list(_metrics(reading))))
+    registry.register(_Once(metrics))
     return generate_latest(registry)
 
 

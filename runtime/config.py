@@ -48,6 +48,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     handlers: str = "handlers"
     concurrency: int = 100
     threads: int = 40
+    processes: int = 1
+    max_rss_mb: int = 0
     board: str = "127.0.0.1:8080"
     lease_s: float = 30.0
     grace_s: float = 25.0
@@ -73,6 +75,8 @@ KNOBS: Final = (
     Knob("--handlers", "handlers", "MODULES", "modules with handlers, separated by commas"),
     Knob("--concurrency", "concurrency", "N", "jobs that run at the same time"),
     Knob("--threads", "threads", "N", "threads for handlers that are plain functions"),
+    Knob("--processes", "processes", "N", "worker processes, each with its own concurrency and threads, under one supervisor"),
+    Knob("--max-rss", "max_rss_mb", "MB", "replace a worker process that has more memory, losing no job; 0 never does"),
     Knob("--board", "board", "HOST:PORT", "where /healthz, /readyz and /metrics are served; `off` serves nothing"),
     Knob("--lease", "lease_s", "SECONDS", "a worker that is silent for this long has lost its jobs to others"),
     Knob("--grace", "grace_s", "SECONDS", "how long running jobs may finish when the worker is told to stop"),
@@ -100,6 +104,8 @@ KNOBS: Final = (
 _BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "concurrency": (1, 100_000),
     "threads": (1, 10_000),
+    "processes": (1, 512),
+    "max_rss_mb": (0, 1024 * 1024),
     "lease_s": (0.3, 3600),
     "grace_s": (0, 24 * 3600),
     "max_block_s": (0.5, 24 * 3600),

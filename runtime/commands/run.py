@@ -1,4 +1,4 @@
-"""`run`: the worker, its board, its embedded server, and the signals that stop it."""
+"""`run`: the worker or a fleet of them, the board, the embedded server, and the signals that stop them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from random import random
 from types import FrameType
 from typing import Final
 
-from runtime import logs, offload
+from runtime import fleet, logs, offload
 from runtime.backoff import Backoff, delay_s
 from runtime.commands.common import find_handlers
 from runtime.config import Config, address_of
 from runtime.consumer import Consumer, Report
 from runtime.embedded import Embedded
-from runtime.errors import StoreAway
+from runtime.errors import JobsError, StoreAway
+from runtime.fleet import Alive, Ended, Fleet, Ready, Tether, Total
 from runtime.lookups import Lookups, Server, check_server
 from runtime.registry import Found
 from runtime.wire import one_connection, redis_cli, without_password
@@ -31,18 +32,25 @@ log = logging.getLogger("runtime")
 
 HARD_S: Final = 4.0  # after the grace, or after a second signal: leases expire by themselves, so leaving is always safe
 HARD_DEADLINE: Final = 4  # exit status
+READY_TICK_S: Final = 0.05
+ALIVE: Final = Alive()
 START_TRIES: Final = 5
 START_BACKOFF: Final = Backoff(base_s=0.2, cap_s=2.0)
 
 
 def act(config: Config) -> int:
     """Run jobs until a signal says stop; gives the exit status."""
+    tether = Tether.taken()
     logs.setup(config.log, config.log_level)
     if config.handlers_config:
         os.environ["RUNTIME_HANDLERS_CONFIG"] = str(Path(config.handlers_config).absolute())
-    found = find_handlers(config)
-    for module, extra in found.missing:
-        log.warning("%s is not offered here: pip install '%s'", module, extra)
+    if tether is not None:
+        return _as_child(config, tether)
+    found = None
+    if config.processes > 1 or config.max_rss_mb > 0:
+        fleet.check(config)
+    else:
+        found = _find(config)
     embedded = None if config.redis else Embedded(Path(config.data_dir), config.embedded_port)
     if embedded is None:
         one_connection(config.redis)  # a bad URL is said before anything starts
@@ -50,21 +58,48 @@ def act(config: Config) -> int:
         embedded.start()  # here, in the main thread: the kernel ends the server when the thread that started it ends
     runner = asyncio.Runner(loop_factory=loop_factory())
     try:
-        report = runner.run(_work(config, found, embedded))
+        report = runner.run(_supervise(config, embedded) if found is None else _work(config, found, embedded))
     finally:
         if embedded is not None:
             embedded.stop()
-    _end(report)
+    status = _end(report)
     runner.close()
-    return 0
+    return status
 
 
-def _end(report: Report) -> None:
-    """Say the last line. A handler's thread that would not end must not keep the process: then leave it to the system."""
-    print(f"runtime: {report}", file=sys.stderr, flush=True)
+def _as_child(config: Config, tether: Tether) -> int:
+    """Run jobs as one of a fleet: what must be said at the end, and once, is said by the supervisor."""
+    runner = asyncio.Runner(loop_factory=loop_factory())
+    try:
+        report = runner.run(_work(config, _find(config, tether), None, tether))
+    except JobsError as error:
+        return tether.fail(error)
+    status = _end(report, tether)
+    runner.close()
+    return status
+
+
+def _find(config: Config, tether: Tether | None = None) -> Found:
+    found = find_handlers(config)
+    for module, extra in found.missing if tether is None or tether.index == 0 else ():
+        log.warning("%s is not offered here: pip install '%s'", module, extra)
+    return found
+
+
+def _end(report: Report | Total, tether: Tether | None = None) -> int:
+    """Say the last line, and give the exit status.
+
+    A handler's thread that would not end must not keep the process: then leave it to the system.
+    """
+    if tether is not None and isinstance(report, Report):
+        tether.say(Ended(report.finished, report.released, report.left))
+    else:
+        print(f"runtime: {report}", file=sys.stderr, flush=True)
+    status = report.status if isinstance(report, Total) else 0
     if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
         logging.shutdown()
-        os._exit(0)
+        os._exit(status)
+    return status
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
@@ -76,32 +111,57 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     return uvloop.new_event_loop
 
 
-async def _work(config: Config, found: Found, embedded: Embedded | None) -> Report:
+async def _supervise(config: Config, embedded: Embedded | None) -> Total:
+    url = config.redis or (embedded.url if embedded else "")
+    children = Fleet(config, url, HARD_S)
+    async with contextlib.AsyncExitStack() as stack:
+        where = "no board"
+        address = address_of(config.board)
+        if address is not None:
+            from board.fleet import FleetBoard  # aiohttp is loaded only when somebody listens
+
+            board = await stack.enter_async_context(FleetBoard(children, *address))
+            where = f"board at {board.url}"
+        keeper = asyncio.create_task(embedded.keep()) if embedded is not None else None
+        _stop_on_signals(children.stop, config.grace_s, 2 * HARD_S)  # the children's own hard deadlines come first
+        kept = f"embedded server {url}" if embedded else without_password(url)
+        log.info("supervisor of %d processes, queue %s on %s, %s", config.processes, config.queue, kept, where)
+        try:
+            return await children.run()
+        finally:
+            if keeper is not None:
+                keeper.cancel()
+
+
+async def _work(config: Config, found: Found, embedded: Embedded | None, tether: Tether | None = None) -> Report:
     url = config.redis or (embedded.url if embedded else "")
 
     def leave(report: Report) -> None:
         if embedded is not None:
             embedded.stop()
-        _end(report)
+        _end(report, tether)
         logging.shutdown()
         os._exit(0)
 
     lookups = Lookups(url, config.queue, "board")
     try:
         for warning in check_server(await _reach(lookups), redis_cli(url)):
-            log.warning("%s", warning)
+            log.log(logging.WARNING if tether is None or tether.index == 0 else logging.DEBUG, "%s", warning)
         offload.THREADS.total_tokens = config.threads
         consumer = Consumer(config, url, found.registry, leave)
         async with contextlib.AsyncExitStack() as stack:
-            where = "no board"
+            where, board_url = "no board", ""
             address = address_of(config.board)
             if address is not None:
                 from board.app import Board  # aiohttp is loaded only when somebody listens
 
                 board = await stack.enter_async_context(Board(consumer, lookups, *address))
-                where = f"board at {board.url}"
-            keeper = asyncio.create_task(embedded.keep()) if embedded is not None else None
-            _stop_on_signals(consumer, config.grace_s)
+                board_url = board.url
+                where = f"board at {board_url}"
+            aides = [asyncio.create_task(embedded.keep())] if embedded is not None else []
+            if tether is not None:
+                aides.append(asyncio.create_task(_report_to(consumer, tether, Ready(board_url, fleet.rss_bytes("self")))))
+            _stop_on_signals(consumer.stop, config.grace_s, HARD_S, is_child=tether is not None)
             kept = f"embedded server {url}" if embedded else without_password(url)
             log.info(
                 "worker %s: %d lanes, %d types, queue %s on %s, %s",
@@ -116,8 +176,8 @@ async def _work(config: Config, found: Found, embedded: Embedded | None) -> Repo
             try:
                 return await consumer.run()
             finally:
-                if keeper is not None:
-                    keeper.cancel()
+                for aide in aides:
+                    aide.cancel()
     finally:
         await lookups.close()
 
@@ -136,24 +196,38 @@ async def _reach(lookups: Lookups) -> Server:
             await asyncio.sleep(delay_s(max(failures, 1), START_BACKOFF, random))
 
 
-def _stop_on_signals(consumer: Consumer, grace_s: float) -> None:
-    """A first signal stops the worker, a second one skips the grace.
+async def _report_to(consumer: Consumer, tether: Tether, ready: Ready) -> None:
+    while not consumer.is_ready:
+        await asyncio.sleep(READY_TICK_S)
+    tether.say(ready)
+    while True:
+        await asyncio.sleep(fleet.ALIVE_S)
+        tether.say(ALIVE)
+
+
+def _stop_on_signals(stop: Callable[[], None], grace_s: float, hard_s: float, *, is_child: bool = False) -> None:
+    """A first signal stops, a second one skips the grace; in a fleet's child only SIGINT does, and SIGTERM may come twice.
 
     Plain signal handlers, not the loop's: they run even while a handler blocks the loop, and a thread then sees to the deadline.
     """
     loop = asyncio.get_running_loop()
     seen: list[int] = []
 
-    def stop(number: int, _: FrameType | None) -> None:
+    def hear(number: int, _: FrameType | None) -> None:
+        must_hurry = number == signal.SIGINT if is_child else bool(seen)
+        if seen and not must_hurry:
+            return
+        calls = 1 + (must_hurry and not seen)
         seen.append(number)
-        timer = threading.Timer(HARD_S if len(seen) > 1 else grace_s + HARD_S, _leave)
+        timer = threading.Timer(hard_s if must_hurry else grace_s + hard_s, _leave)
         timer.daemon = True
         timer.start()
         with contextlib.suppress(RuntimeError):  # the loop is closed: only the server's end is still awaited
-            loop.call_soon_threadsafe(consumer.stop)
+            for _call in range(calls):
+                loop.call_soon_threadsafe(stop)
 
     for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, stop)
+        signal.signal(name, hear)
 
 
 def _leave() -> None:

@@ -51,6 +51,7 @@ ROOMS: dict[str, set[str]] = {
     "flusher": {*DOOR, *CORE, "desk", "words"},
     "consumer": {*DOOR, *CORE, "desk", "fetcher", "flusher", "lanes", "lease", "scheduler", "words"},
     "embedded": {"errors", "config", "offload"},
+    "fleet": {"errors", "backoff", "config"},  # knows no job
     "schema": {"jobs", "config"},
     "checkup": {*DOOR, "lookups"},
 }
@@ -145,7 +146,15 @@ def may_import(importer: str, imported: str) -> bool:
         case "runtime":
             return may_import_inside(importer, imported)
         case "board":
-            allowed = ("runtime.lookups", "runtime.consumer", "runtime.events", "runtime.errors", "otel", "board")
+            allowed = (
+                "runtime.lookups",
+                "runtime.consumer",
+                "runtime.events",
+                "runtime.errors",
+                "runtime.fleet",
+                "otel",
+                "board",
+            )
             return is_under(imported, allowed)
         case "otel":
             return is_under(imported, ("runtime.events", "runtime.lookups", "runtime.jobs", "runtime.errors", "otel"))

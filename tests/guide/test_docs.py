@@ -126,12 +126,13 @@ def test_every_exit_status_and_command_is_on_the_page_for_operators():
 
 
 def test_every_metric_is_on_the_page_for_operators():
-    from otel.metrics import Reading, render
+    from otel.metrics import FleetReading, Reading, render, render_fleet
 
     tally = Tally()
     tally.ran(Job(0, b"1-1", 1, "", 0.0, b"t", b"{}", PLAIN, 0), DONE, 0.1)
     depth = Depth({"high": 1}, {"high": 0}, 0, 0, 0, 0, 1)
     text = render(Reading("jobs", tally, depth, 0, 0, 0, 1, True)).decode()
+    text += render_fleet(FleetReading({}, {0: 1}, 0, 0)).decode()
     page = (ROOT / "docs" / "operate.md").read_text()
     for name in re.findall(r"^# TYPE (\S+)", text, re.MULTILINE):
         assert f"`{name}`" in page, name

@@ -1,0 +1,425 @@
+"""Several worker processes under one supervisor: started, restarted, recycled, told to stop. It knows no job.
+
+Supervisor and child hold the two ends of a socket, the tether. Over it a child says that it is ready, that its loop moves, why it
+cannot start, and what it did; its end, however the supervisor came to it, stops the child. SIGTERM stops a child, and may come
+more than once (a service manager tells every process of its group, and the supervisor tells its own); SIGINT skips the grace.
+Children have sessions of their own, so that Ctrl-C at a terminal reaches the supervisor alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from random import random
+from typing import Final, Self
+
+import msgspec
+
+from runtime.backoff import Backoff, delay_s
+from runtime.config import KNOBS, Config, address_of
+from runtime.errors import ConfigError, StoreAway
+
+log = logging.getLogger("runtime.fleet")
+
+VARIABLE: Final = "RUNTIME_CHILD"  # index and descriptor of the tether; a child takes it out of its environment
+RESTART: Final = Backoff(base_s=0.5, cap_s=30.0)
+STEADY_S: Final = 60.0  # a child that lived so long has a clean record
+LOOK_S: Final = 0.5  # between two looks at the children
+ALIVE_S: Final = 0.25  # between two words of a child whose loop moves
+LATE_S: Final = 1.0  # past a child's own hard deadline: then it is killed
+LAST_LINES_S: Final = 1.0  # a child of a child may hold the tether open
+MAX_TEXT: Final = 10_000  # characters of a child's complaint
+MB: Final = 1024 * 1024
+CANNOT_START, STORE_AWAY, HARD_DEADLINE = 2, 3, 4  # exit statuses, as the command line has them
+BOARD_HOST: Final = "127.0.0.1"
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """A child fetches jobs; `url` is its board, and `base_bytes` its memory before its first job."""
+
+    url: str
+    base_bytes: int
+
+
+class Alive(msgspec.Struct, frozen=True, tag=True):
+    """The loop of a child moves."""
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """A child cannot start, and its operator must act."""
+
+    text: str
+    status: int
+
+
+class Ended(msgspec.Struct, frozen=True, tag=True):
+    """What a child did in its life, in numbers of runs and jobs."""
+
+    finished: int
+    released: int
+    left: int
+
+
+Word = Ready | Alive | Failed | Ended
+_DECODER: Final = msgspec.json.Decoder(Word)
+
+
+class Tether:
+    """The child's end. Owns a thread that waits for the supervisor's end, also while a handler holds the loop."""
+
+    def __init__(self, index: int, descriptor: int) -> None:
+        self.index = index
+        self._socket = socket.socket(fileno=descriptor)
+        self._socket.set_inheritable(False)  # else what a handler starts would keep it open
+        threading.Thread(target=self._wait, name="tether", daemon=True).start()
+
+    @classmethod
+    def taken(cls) -> Self | None:
+        """Give the tether that the supervisor left in the environment; None in a process that has no supervisor."""
+        given = os.environ.pop(VARIABLE, "")
+        return cls(*map(int, given.split(":"))) if given else None
+
+    def say(self, word: Word) -> None:
+        """Tell the supervisor. It may have gone, and one that listens no more must not hold the loop."""
+        with contextlib.suppress(OSError):
+            self._socket.send(msgspec.json.encode(word) + b"\n", socket.MSG_DONTWAIT)
+
+    def fail(self, error: Exception) -> int:
+        """Tell why this process cannot start; gives its exit status."""
+        status = STORE_AWAY if isinstance(error, StoreAway) else CANNOT_START
+        self.say(Failed(str(error)[:MAX_TEXT], status))
+        return status
+
+    def _wait(self) -> None:
+        with contextlib.suppress(OSError):
+            while self._socket.recv(64):
+                pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Child:
+    """One process from its start to its end, as its supervisor sees it."""
+
+    def __init__(self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.pid = process.pid
+        self.born_s = time.monotonic()
+        self.ready: Ready | None = None
+        self.failed: Failed | None = None
+        self.ended = Ended(0, 0, 0)
+        self.silent_looks = 0  # looks, not seconds: a machine that was suspended is no child that stands still
+        self._process = process
+        self._reader = reader
+        self._writer = writer
+
+    def __repr__(self) -> str:
+        return f"<Child {self.pid}{' ready' if self.ready else ''}>"
+
+    def tell(self, which: signal.Signals) -> None:
+        """Send a signal, if the process is still there."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(which)
+
+    async def live(self, on_ready: Callable[[], None]) -> int:
+        """Hear it to its end; gives its exit status, negative for a signal."""
+        hearing = asyncio.create_task(self._hear(on_ready))
+        try:
+            status = await self._process.wait()
+            await asyncio.wait([hearing], timeout=LAST_LINES_S)
+            return status
+        finally:
+            hearing.cancel()
+            self._writer.close()
+
+    async def _hear(self, on_ready: Callable[[], None]) -> None:
+        with contextlib.suppress(OSError):
+            async for line in self._reader:
+                word: Word = _DECODER.decode(line)
+                self.silent_looks = 0
+                match word:
+                    case Alive():
+                        pass
+                    case Ready():
+                        self.ready = word
+                        on_ready()
+                    case Failed():
+                        self.failed = word
+                    case Ended():
+                        self.ended = word
+
+
+class Place:
+    """A number among the processes of a fleet: one child after another holds it, and with it a port for health and metrics."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.child: Child | None = None
+        self.keeper: asyncio.Task[None] | None = None
+        self.ready = asyncio.Event()  # a child has been ready here, once
+        self.is_retired = False
+
+    def tell(self, which: signal.Signals) -> None:
+        """Send a signal to who is here."""
+        if self.child is not None:
+            self.child.tell(which)
+
+
+class Total(msgspec.Struct):
+    """What all children did, and how the fleet ended."""
+
+    seconds: float = 0.0
+    finished: int = 0
+    released: int = 0
+    left: int = 0
+    deaths: int = 0
+    recycled: int = 0
+    status: int = 0
+
+    def __str__(self) -> str:
+        left = f", {self.left} left to their leases" if self.left else ""
+        deaths = f"; processes that died and were replaced: {self.deaths}" if self.deaths else ""
+        recycled = f"; recycled: {self.recycled}" if self.recycled else ""
+        work = f"{self.finished} runs finished, {self.released} jobs given back{left}"
+        return f"stopped in {self.seconds:.1f} s: {work}{deaths}{recycled}"
+
+
+class Fleet:
+    """Owns the children. `hard_s` is how long a child's own hard deadline lies after its grace, or after a second signal."""
+
+    def __init__(self, config: Config, url: str, hard_s: float) -> None:
+        self.total = Total()
+        self.places: dict[int, Place] = {}
+        self._config = config
+        self._url = url
+        self._hard_s = hard_s
+        self._stop = asyncio.Event()
+        self._stopping_since_s = 0.0
+        self._leave_by_s = float("inf")
+        self._error: ConfigError | StoreAway | None = None
+        self._has_started = False
+
+    def __repr__(self) -> str:
+        ready = sum(1 for place in self.places.values() if place.child and place.child.ready)
+        return f"<Fleet of {len(self.places)}, {ready} ready{', stopping' if self._stop.is_set() else ''}>"
+
+    @property
+    def is_stopping(self) -> bool:
+        """Say whether it has been told to stop."""
+        return self._stop.is_set()
+
+    @property
+    def boards(self) -> dict[int, str]:
+        """The boards of the children that have been ready, by place."""
+        return {
+            index: place.child.ready.url
+            for index, place in sorted(self.places.items())
+            if place.child is not None and place.child.ready is not None
+        }
+
+    def stop(self) -> None:
+        """Have all children stop; a second call skips the grace."""
+        now_s = time.monotonic()
+        if self._stop.is_set():
+            self._leave_by_s = min(self._leave_by_s, now_s + self._hard_s + LATE_S)
+            self._tell_all(signal.SIGINT)
+        else:
+            self._stopping_since_s = now_s
+            self._leave_by_s = now_s + self._config.grace_s + self._hard_s + LATE_S
+            self._stop.set()
+            self._tell_all(signal.SIGTERM)
+
+    async def run(self) -> Total:
+        """Keep the children until told to stop, and until all have ended.
+
+        Raises:
+            ConfigError, StoreAway: a child could not start, before all had; the text is the child's.
+        """
+        async with asyncio.TaskGroup() as group:
+            for index in range(self._config.processes):
+                self._open(group, index)
+            aides = [group.create_task(self._look_after())]
+            if self._config.max_rss_mb:
+                aides.append(group.create_task(self._recycle(group)))
+            await self._stop.wait()
+            for aide in aides:
+                aide.cancel()
+            await self._see_them_end()
+        if self._error is not None:
+            raise self._error
+        self.total.seconds = time.monotonic() - self._stopping_since_s
+        return self.total
+
+    async def _see_them_end(self) -> None:
+        while any(place.keeper and not place.keeper.done() for place in self.places.values()):
+            if time.monotonic() > self._leave_by_s:
+                if self.total.status != HARD_DEADLINE:
+                    log.critical("the hard deadline is over: killing what still runs, leases will expire by themselves")
+                self.total.status = HARD_DEADLINE
+                self._tell_all(signal.SIGKILL)
+            await asyncio.sleep(0.02)
+
+    def _tell_all(self, which: signal.Signals) -> None:
+        for place in self.places.values():
+            place.tell(which)
+
+    # --- one place -------------------------------------------------------------------------------------------------------
+
+    def _open(self, group: asyncio.TaskGroup, index: int) -> Place:
+        place = self.places[index] = Place(index)
+        place.keeper = group.create_task(self._keep(place))
+        return place
+
+    async def _keep(self, place: Place) -> None:
+        """Have a child in this place, one after another, until the fleet stops or the place is given up."""
+        failures = 0
+        while not (self._stop.is_set() or place.is_retired):
+            began_s = time.monotonic()
+            how = await self._one_life(place)
+            if self._stop.is_set() or place.is_retired:
+                return
+            lived_s = time.monotonic() - began_s
+            failures = 1 if lived_s >= STEADY_S else failures + 1
+            self.total.deaths += 1
+            pause_s = delay_s(failures, RESTART, random)
+            log.error("process %d %s after %.1f s: another starts in %.1f s", place.index, how, lived_s, pause_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._stop.wait()
+
+    async def _one_life(self, place: Place) -> str:
+        """Run one child; gives how it ended, in words."""
+        try:
+            child = await self._start(place.index)
+        except OSError as error:
+            return f"could not be started ({error.strerror})"
+        place.child = child
+        if self._stop.is_set() or place.is_retired:
+            child.tell(signal.SIGTERM)
+        status = await child.live(lambda: self._hear_ready(place, child))
+        place.child = None
+        self._add_up(child, status)
+        why = f": {child.failed.text}" if child.failed else ""
+        how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+        return f"(pid {child.pid}) {how}{why}"
+
+    async def _start(self, index: int) -> Child:
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-m", "runtime", "run"),
+                    env=self._environment(index, theirs.fileno()),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    pass_fds=(theirs.fileno(),),
+                    start_new_session=True,
+                )
+        except BaseException:
+            ours.close()
+            raise
+        return Child(process, *await asyncio.open_unix_connection(sock=ours))
+
+    def _environment(self, index: int, descriptor: int) -> dict[str, str]:
+        """Give a child's environment: settings go there, since a URL may hold a password and anybody may read arguments."""
+        address = address_of(self._config.board)
+        board = "off" if address is None else f"{BOARD_HOST}:{address[1] + 1 + index if address[1] else 0}"
+        config = msgspec.structs.replace(self._config, redis=self._url, board=board, processes=1, max_rss_mb=0)
+        settings = {knob.variable: str(getattr(config, knob.field)) for knob in KNOBS}
+        return {**os.environ, **settings, VARIABLE: f"{index}:{descriptor}"}
+
+    def _hear_ready(self, place: Place, child: Child) -> None:
+        place.ready.set()
+        if not self._has_started and all(place.ready.is_set() for place in self.places.values()):
+            self._has_started = True
+            log.info("all %d processes are ready", len(self.places))
+        base_bytes = child.ready.base_bytes if child.ready else 0
+        if 0 < self._config.max_rss_mb * MB < base_bytes:
+            text = "process %d has %d MB before its first job, more than --max-rss %d: it is not recycled"
+            log.warning(text, place.index, base_bytes // MB, self._config.max_rss_mb)
+
+    def _add_up(self, child: Child, status: int) -> None:
+        self.total.finished += child.ended.finished
+        self.total.released += child.ended.released
+        self.total.left += child.ended.left
+        if self._stop.is_set():
+            self.total.status = max(self.total.status, status)  # negative when it was told to stop before it could hear
+        elif child.failed is not None and not self._has_started:
+            kind = StoreAway if child.failed.status == STORE_AWAY else ConfigError
+            self._error = kind(child.failed.text)
+            self.stop()
+            self.stop()
+
+    # --- what stands still, and what has grown -----------------------------------------------------------------------------
+
+    async def _look_after(self) -> None:
+        """Kill a child whose loop has stood still for `max_block_s`: its heartbeat has ended, and it can give nothing back."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            for place in self.places.values():
+                child = place.child
+                if child is None or child.ready is None:
+                    continue
+                child.silent_looks += 1
+                if child.silent_looks * LOOK_S > self._config.max_block_s:
+                    log.error("process %d has not moved for %g s: killing it", place.index, self._config.max_block_s)
+                    child.tell(signal.SIGKILL)
+
+    async def _recycle(self, group: asyncio.TaskGroup) -> None:
+        """Replace what has grown too large, one at a time: the new one first, and the old one when the new one is ready."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            old = self._overgrown()
+            if old is None:
+                continue
+            free = next(index for index in range(self._config.processes + 1) if index not in self.places)
+            log.info("process %d is over %d MB: process %d takes its place", old.index, self._config.max_rss_mb, free)
+            await self._open(group, free).ready.wait()
+            self.total.recycled += 1
+            await self._retire(old)
+
+    def _overgrown(self) -> Place | None:
+        limit_bytes = self._config.max_rss_mb * MB
+        for place in self.places.values():
+            child = place.child
+            if child and child.ready and child.ready.base_bytes <= limit_bytes < rss_bytes(child.pid):
+                return place
+        return None
+
+    async def _retire(self, place: Place) -> None:
+        place.is_retired = True
+        place.tell(signal.SIGTERM)
+        if place.keeper is not None:
+            _, late = await asyncio.wait([place.keeper], timeout=self._config.grace_s + self._hard_s + LATE_S)
+            if late:
+                place.tell(signal.SIGKILL)
+                await asyncio.wait(late)
+        del self.places[place.index]
+
+
+def rss_bytes(pid: int | str) -> int:
+    """Give the resident memory of a process; 0 when it has gone, or where the system has no /proc."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0
+
+
+def check(config: Config) -> None:
+    """Refuse what a fleet cannot do.
+
+    Raises:
+        ConfigError: the text says what.
+    """
+    if config.max_rss_mb and not rss_bytes("self"):
+        raise ConfigError("--max-rss: this system has no /proc to read the memory of processes from")
+    address = address_of(config.board)
+    last = config.processes + 1
+    if address is not None and address[1] + last > 65535:
+        raise ConfigError(f"--board {config.board}: the {last} ports after it serve the processes, take a lower one")
