@@ -106,7 +106,7 @@ class Consumer:
         desk = Desk(config, registry, self.streams, self.scheduler, self.inbox, self.ledger, self.held, self.tally, self.words)
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
-        self._fetcher = Fetcher(desk, self._types, self._room, self._stop)
+        self._fetcher = Fetcher(desk, self._types, self._room, self._is_silent, self._stop)
         self._flusher = Flusher(desk, self._fetcher.room_made.set)
         self.ledger.on_first, self.inbox.on_idle = self._flusher.wake, self._flusher.lanes_idle
         self._finished_before = [0] * RATE_TICKS
@@ -162,6 +162,8 @@ class Consumer:
         """
         loop = asyncio.get_running_loop()
         await self.streams.start()
+        # Before the first fetch: a consumer that reads and dies without a row would be known to nobody, and stay for ever.
+        await self.streams.beat(int(self.config.lease_s * 1000), self._row())
         self._watched.moved_s = self._confirmed_s = time.monotonic()
         heartbeat = Heartbeat(
             self._url,

@@ -28,10 +28,13 @@ MAX_FETCH: Final = 1_000_000  # entries a fetch may ask for; halved each time th
 class Fetcher:
     """Owns the plan, and what was seen waiting in rooms. `room` says how many jobs may be fetched now."""
 
-    def __init__(self, desk: Desk, types: dict[str, int], room: Callable[[], int], stop: asyncio.Event) -> None:
+    def __init__(
+        self, desk: Desk, types: dict[str, int], room: Callable[[], int], is_silent: Callable[[], bool], stop: asyncio.Event
+    ) -> None:
         self._desk = desk
         self._types = types
         self._room = room
+        self._is_silent = is_silent
         self._stop = stop
         self._plan = Plan()
         self._takes: set[int] = set()
@@ -140,7 +143,7 @@ class Fetcher:
             admitted = admit(self._desk.held.add(haul.stream, jobs), self._desk.registry, fetched.now_ms)
             keyed += admitted.keyed
             self._turn_away(admitted.turned_away)
-            self._desk.inbox.put(admitted.ready)
+            self._start(admitted.ready)
         if keyed:
             await self._receive_keyed(keyed, fetched.now_ms)
 
@@ -157,7 +160,14 @@ class Fetcher:
             self._desk.tally.moved(job.type, job.stream, "copy")
         self._desk.held.remove(copies)
         self._turn_away(admitted.turned_away)
-        self._desk.inbox.put(admitted.ready)
+        self._start(admitted.ready)
+
+    def _start(self, jobs: list[Job]) -> None:
+        """Let jobs run; in silence give them back: a reply that came late may bring what others have run by now."""
+        if self._is_silent():
+            self._desk.ledger.release(jobs)
+        else:
+            self._desk.inbox.put(jobs)
 
     def _turn_away(self, turned_away: Sequence[tuple[Job, Outcome]]) -> None:
         for job, outcome in turned_away:

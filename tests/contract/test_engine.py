@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from runtime import Backoff, Dead, Job, contract, handler, offload
+from runtime.lease import Heartbeat
 from runtime.streams import GROUP
 from tests.faults.harness import leftovers
 from tests.workers import until, working
@@ -221,3 +222,15 @@ async def test_a_handler_that_cancels_itself_while_the_worker_stops_does_not_use
         await until(lambda: worker.stage.value == "closed", "it stops")
         assert time.monotonic() - began_s < 5
     assert raw.xlen("{jobs}:dead") == 1
+
+
+async def test_a_worker_is_known_before_it_reads(server, raw, monkeypatch):
+    """One that died between its first read and its first beat would leave a consumer that nobody forgets."""
+
+    async def not_yet(self, door):
+        pass
+
+    monkeypatch.setattr(Heartbeat, "_beat", not_yet)
+    async with working(server.url, work) as worker:
+        await until(lambda: worker.is_fetching, "it reads")
+        assert list(raw.hgetall("{jobs}:workers:rows")) == [worker.name]
