@@ -1,4 +1,4 @@
-"""The nemesis of a storm: two hands that do harm at the same time, one to processes, one to the server and the lines to it.
+"""The nemesis of a storm: three hands that do harm at the same time, to processes, to the server, and to the lines to it.
 
 Every fault is written down with whom it hit and for how long. What it hit is judged afterwards, from all histories.
 """
@@ -170,17 +170,14 @@ class Nemesis:
         for task in self._leaving:
             task.cancel()
 
-    # --- the server and the lines to it ----------------------------------------------------------------------------------
+    # --- the server ------------------------------------------------------------------------------------------------------
 
-    async def harm_server_and_lines(self, kinds: Sequence[str], gap_s: float) -> None:
-        """Do everything else, until it is over."""
+    async def harm_server(self, kinds: Sequence[str], gap_s: float) -> None:
+        """Kill, pause and squeeze the server, and make it forget, until it is over."""
         for kind in deck(kinds, self._dice):
             await asyncio.sleep(self._dice.uniform(0.5, 1.5) * gap_s)
             if self.is_over:
                 return
-            if kind in LINE_KINDS:
-                await self._harm_a_line(kind)
-                continue
             pids, at_s = self.pids, now_s()
             await getattr(self, "_" + kind.replace("-", "_"))()
             self.note(Fault(kind, pids, at_s, now_s(), at_sender=True))
@@ -231,6 +228,16 @@ class Nemesis:
                 client.close()
 
         return await asyncio.to_thread(ask)
+
+    # --- lines -----------------------------------------------------------------------------------------------------------
+
+    async def harm_lines(self, kinds: Sequence[str], gap_s: float) -> None:
+        """Drop replies, stall, delay and break lines, until it is over."""
+        for kind in deck(kinds, self._dice):
+            await asyncio.sleep(self._dice.uniform(0.5, 1.5) * gap_s)
+            if self.is_over:
+                return
+            await self._harm_a_line(kind)
 
     async def _harm_a_line(self, kind: str) -> None:
         """One client's line suffers: of a worker that works, or of the sender."""

@@ -14,7 +14,7 @@ import redis
 
 from tests.faults.checker import Verdict, check_folder, leftovers, leftovers_everywhere
 from tests.faults.ledger import Drained, Seed, now_s
-from tests.faults.nemesis import PROCESS_KINDS, Nemesis, Slot
+from tests.faults.nemesis import LINE_KINDS, PROCESS_KINDS, SERVER_KINDS, Nemesis, Slot
 from tests.faults.sender import Sender
 from tests.faults.worker import ROOT
 from tests.proxy import Proxy
@@ -35,15 +35,12 @@ class Weather:
     seconds: float
     kinds: Sequence[str]
     process_gap_s: float
-    server_gap_s: float = 1.0
+    server_gap_s: float = 2.0
+    line_gap_s: float = 1.0
 
-    @property
-    def process_kinds(self) -> list[str]:
-        return [kind for kind in self.kinds if kind in PROCESS_KINDS]
-
-    @property
-    def other_kinds(self) -> list[str]:
-        return [kind for kind in self.kinds if kind not in PROCESS_KINDS]
+    def of(self, kinds: Sequence[str]) -> list[str]:
+        """Give what there is of these kinds."""
+        return [kind for kind in self.kinds if kind in kinds]
 
 
 async def blow(server: Server, history: Path, weather: Weather, seed: int) -> Verdict:
@@ -51,7 +48,7 @@ async def blow(server: Server, history: Path, weather: Weather, seed: int) -> Ve
     dice = Random(seed)
     raw = server.client()
     async with contextlib.AsyncExitStack() as stack:
-        through_proxies = bool(weather.other_kinds)
+        through_proxies = bool(weather.of(LINE_KINDS))
 
         async def line() -> Proxy | None:
             return await stack.enter_async_context(Proxy(server.socket)) if through_proxies else None
@@ -81,9 +78,15 @@ async def _rage(nemesis: Nemesis, sender: Sender, weather: Weather) -> None:
         nemesis.hire(slot)
     await _until(lambda: all(slot.worker and slot.worker.is_ready for slot in nemesis.slots), 30, "the workers start")
     supervisor = asyncio.create_task(nemesis.supervise())
-    hands = [asyncio.create_task(nemesis.harm_processes(weather.process_kinds, weather.process_gap_s))]
-    if weather.other_kinds:
-        hands.append(asyncio.create_task(nemesis.harm_server_and_lines(weather.other_kinds, weather.server_gap_s)))
+    hands = [
+        asyncio.create_task(harm(weather.of(kinds), gap_s))
+        for harm, kinds, gap_s in (
+            (nemesis.harm_processes, PROCESS_KINDS, weather.process_gap_s),
+            (nemesis.harm_server, SERVER_KINDS, weather.server_gap_s),
+            (nemesis.harm_lines, LINE_KINDS, weather.line_gap_s),
+        )
+        if weather.of(kinds)
+    ]
     sending = asyncio.create_task(sender.run(weather.jobs, weather.seconds))
     await asyncio.wait([sending, *hands], return_when=asyncio.FIRST_COMPLETED)  # a hand ends early only by an error
     nemesis.is_over = True
