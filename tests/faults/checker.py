@@ -26,6 +26,7 @@ PLAIN_KEYS = {f"{TAG}:{name}" for name in (*STREAMS, "due", "msg", "dead", "work
 PLAIN_KEYS |= {f"{TAG}:{name}" for name in ("events", "strikes", "ward")}
 MORTAL_KEYS = tuple(f"{TAG}:{name}:" for name in ("seen", "stats", "results"))  # every one of these must have an end of life
 LATE_S = 4 * LEASE_S  # the longest fault, and what it takes to come back from it
+ANY_RUNS = -1
 MOST_DELIVERIES = 3  # of an innocent, besides those that a fault of ours cut
 # Who may have caused a second run, the nearest cause first.
 CAUSES = ("kill", "stop", "deploy", "server-kill-short", "server-kill-long")
@@ -85,11 +86,17 @@ class Verdict(msgspec.Struct, kw_only=True):
         return sum(self.in_flight.values())
 
 
-def check_story(story: Story, raw: redis.Redis, live_pids: Collection[int] | None = None, unreadable: int = 0) -> Verdict:
+def check_story(
+    story: Story,
+    raw: redis.Redis,
+    live_pids: Collection[int] | None = None,
+    unreadable: int = 0,
+    knows_faults: bool = True,
+) -> Verdict:
     """Judge a run that has drained.
 
     `live_pids` are the workers that may still be known (None: not looked at); `unreadable` is how many letters without a number
-    must be there.
+    must be there; without `knows_faults`, second runs are counted and not judged.
     """
     verdict = Verdict(jobs=len(story.tries) + unreadable, runs=len(story.runs), problems=[], drained_s=story.drained_s)
     by_number: dict[int, list[Run]] = defaultdict(list)
@@ -103,10 +110,10 @@ def check_story(story: Story, raw: redis.Redis, live_pids: Collection[int] | Non
     _check_dead(verdict, story, letters, anonymous, unreadable)
     _check_attempts(verdict, story, by_number)
     _count_faults(verdict, story)
-    _check_duplicates(verdict, story, by_number)
+    _check_duplicates(verdict, story, by_number, knows_faults)
     verdict.leftovers = leftovers_everywhere(raw, live_pids)
     _blame(verdict, "leftovers", verdict.leftovers.items())
-    _check_deliveries(verdict, story)
+    _check_deliveries(verdict, story, knows_faults)
     verdict.exits_s = [leaving.seconds for leaving in story.exits]
     verdict.bad_exits = _blame(verdict, "exit status", [leaving for leaving in story.exits if leaving.status])
     return verdict
@@ -195,7 +202,7 @@ def _unlike(sent: Try, letter: dict[str, str]) -> str:
     """Say how a letter differs from what was sent; '' when it does not."""
     if letter["dead_reason"] != sent.reason:
         return f"reason {letter['dead_reason']} instead of {sent.reason}"
-    if sent.runs and letter["dead_attempts"] != str(sent.runs):
+    if sent.runs > 0 and letter["dead_attempts"] != str(sent.runs):
         return f"{letter['dead_attempts']} attempts instead of {sent.runs}"
     changed = [name for name, value in sent.fields.items() if name != "at" and letter.get(name) != value]
     return f"changed: {changed}" if changed else ""
@@ -208,7 +215,7 @@ def _check_attempts(verdict: Verdict, story: Story, by_number: dict[int, list[Ru
         seen = sorted({run.attempt for run in by_number.get(n, ())})
         if not seen and story.verdicts.get(n, "unknown") != "ok":
             continue
-        if seen != list(range(1, sent.runs + 1)):
+        if seen != list(range(1, (sent.runs if sent.runs != ANY_RUNS else len(seen)) + 1)):
             wrong.append((n, seen, f"instead of 1 to {sent.runs}"))
     verdict.attempts_wrong = _blame(verdict, "attempts", wrong)
 
@@ -240,7 +247,7 @@ def _count_faults(verdict: Verdict, story: Story) -> None:
             verdict.recovery_s.append(first - back_s)
 
 
-def _check_duplicates(verdict: Verdict, story: Story, by_number: dict[int, list[Run]]) -> None:
+def _check_duplicates(verdict: Verdict, story: Story, by_number: dict[int, list[Run]], knows_faults: bool) -> None:
     """A second run of the same attempt needs a fault that met the first one before it was settled."""
     causes: Counter[str] = Counter()
     unexplained: list[str] = []
@@ -258,11 +265,11 @@ def _check_duplicates(verdict: Verdict, story: Story, by_number: dict[int, list[
                 if not cause:
                     unexplained.append(f"{n}: {run} then {following}")
     verdict.duplicate_runs = sum(causes.values())
-    verdict.unexplained = _blame(verdict, "second runs without a cause", unexplained)
+    verdict.unexplained = _blame(verdict, "second runs without a cause", unexplained if knows_faults else ())
     verdict.duplicates_by_cause = {cause or "unexplained": times for cause, times in causes.items()}
 
 
-def _check_deliveries(verdict: Verdict, story: Story) -> None:
+def _check_deliveries(verdict: Verdict, story: Story, knows_faults: bool) -> None:
     """An innocent is handed out at most three times, not counting runs that a fault of ours cut."""
     verdict.most_deliveries = max((run.count for run in story.runs), default=0)
     by_place: dict[tuple[int, str], list[Run]] = defaultdict(list)
@@ -273,7 +280,7 @@ def _check_deliveries(verdict: Verdict, story: Story) -> None:
         for (n, place), runs in by_place.items()
         if (most := max(run.count for run in runs)) - sum(1 for run in runs if run.until_s == float("inf")) > MOST_DELIVERIES
     }
-    verdict.delivered_too_often = _blame(verdict, "delivered too often", often.items())
+    verdict.delivered_too_often = _blame(verdict, "delivered too often", often.items() if knows_faults else ())
 
 
 def _cause(run: Run, following: Run, by_pid: dict[int, list[Fault]]) -> str:

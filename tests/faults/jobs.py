@@ -80,7 +80,7 @@ class Blocking(msgspec.Struct, frozen=True, kw_only=True):
 @handler(Blocking, timeout_s=120)
 async def blocking(message: Blocking, job: Job) -> None:
     """Block the loop, as a handler should not."""
-    note("start", message.n, job.attempt, job.entry.decode(), job.count, time.monotonic())
+    note("start", message.n, job.attempt, job.entry.decode(), job.count, time.monotonic(), job.stream)
     time.sleep(message.ms / 1000)
     note("end", message.n, job.attempt)
 
@@ -96,6 +96,6 @@ class Threaded(msgspec.Struct, frozen=True, kw_only=True):
 @handler(Threaded, timeout_s=120)
 def threaded(message: Threaded, job: Job) -> None:
     """Sleep in a thread."""
-    note("start", message.n, job.attempt, job.entry.decode(), job.count, time.monotonic())
+    note("start", message.n, job.attempt, job.entry.decode(), job.count, time.monotonic(), job.stream)
     time.sleep(message.ms / 1000)
     note("end", message.n, job.attempt)

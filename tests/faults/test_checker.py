@@ -11,6 +11,7 @@ import redis
 
 from tests.contract.snapshot import STREAMS
 from tests.faults.checker import Verdict, check_folder
+from tests.faults.harness import Plan, check
 from tests.faults.ledger import NEMESIS, SENDER, Answer, Fault, Pen, Try
 from tests.servers import Server
 
@@ -229,6 +230,22 @@ def test_what_is_pending_is_left_over(book: Book) -> None:
     book.raw.xadd("{jobs}:low", {"type": "scripted", "data": '{"n":1}'})
     book.raw.xreadgroup("workers", "~free", {"{jobs}:low": ">"})
     assert book.judge().leftovers == {"low": 1, "low pending": 1, "low consumer ~free": 1}
+
+
+def test_what_a_test_sent_by_itself_is_judged_by_its_plan(book: Book) -> None:
+    for name in (SENDER, NEMESIS):
+        (book.folder / name).unlink(missing_ok=True)
+    book.run(1, 1, "1-0", "end", 2.0, pid=OTHER, count=2)
+    book.drop("settle 1.2")
+    book.judge()
+    plan = Plan(must_end={1, 3}, must_die={2: 3}, attempts={3: 2})
+    verdict = check(plan, book.folder, book.raw, [ME])
+    assert verdict.is_good, verdict.problems
+    assert (verdict.jobs, verdict.duplicate_runs, verdict.kills) == (3, 1, 1)
+    plan.must_end.add(5)
+    plan.unreadable = 1
+    verdict = check(plan, book.folder, book.raw, [])
+    assert (verdict.lost, verdict.dead_missing) == (1, 1)
 
 
 def test_a_line_that_a_kill_cut_short_is_left_out(book: Book) -> None:
