@@ -103,6 +103,8 @@ def test_a_delivery_that_comes_after_a_lease_of_silence_is_not_run(server, raw, 
             break
         frozen.send(signal.SIGCONT)
         wait_until(lambda: not leftovers(raw), what="it is back in its read")
+    else:
+        raise AssertionError("it never waited in a read")
     hire(crew, server, history)
     wait_until(lambda: not leftovers(raw), what="another worker runs it")
     started = count(history, "start")
