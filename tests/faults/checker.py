@@ -28,8 +28,20 @@ MORTAL_KEYS = tuple(f"{TAG}:{name}:" for name in ("seen", "stats", "results"))  
 LATE_S = 4 * LEASE_S  # the longest fault, and what it takes to come back from it
 ANY_RUNS = -1
 MOST_DELIVERIES = 3  # of an innocent, besides those that a fault of ours cut
-# Who may have caused a second run, the nearest cause first.
-CAUSES = ("kill", "stop", "deploy", "server-kill-short", "server-kill-long")
+# What may cause a second run, the nearest cause first: the end of a process, or a standstill of a lease. A broken line or
+# a forgotten script is no excuse.
+CAUSES = (
+    "kill",
+    "stop",
+    "deploy",
+    "server-kill-short",
+    "server-kill-long",
+    "debug-sleep",
+    "pause",
+    "stall",
+    "half-open",
+    "latency",
+)
 
 
 class Verdict(msgspec.Struct, kw_only=True):
@@ -289,15 +301,13 @@ def _cause(run: Run, following: Run, by_pid: dict[int, list[Fault]]) -> str:
     Where the second run has the older delivery (a lower count), that delivery came late: then the fault is one of its process.
     """
     met = {fault.kind for fault in by_pid[run.pid] if fault.acted and fault.from_s <= following.start_s and run.overlaps(fault)}
-    for kind in CAUSES:
-        if kind in met:
-            return kind
     late = {
-        f"{fault.kind}, late"
+        fault.kind
         for fault in by_pid[following.pid]
         if following.count < run.count and fault.acted and 0 <= following.start_s - fault.from_s <= LATE_S
     }
-    return min(met or late, default="")
+    nearest = [kind for kind in CAUSES if kind in met] + [f"{kind}, late" for kind in CAUSES if kind in late]
+    return nearest[0] if nearest else ""
 
 
 # --- what is there -------------------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ UNREADABLE = (
     ({"type": "scripted", "data": "{"}, "unreadable"),
     ({"type": "scripted", "data": '{"n":"x"}'}, "bad-payload"),
 )
+FULL_S = 0.2  # after a refusal, as a producer would wait: or a storm would be mostly refusals
 PATIENCE_S = 2.5  # shorter than the longest outages: some sends stay unknown
 SILENCE_S = 4.0
 
@@ -109,6 +110,7 @@ class Sender:
             sent = await producer.send_many([message for _, message in chunk])
         except QueueFull:
             self._pen.note(Answer("refused", numbers, now_s()))
+            await asyncio.sleep(FULL_S)
         except StoreAway:
             self._pen.note(Answer("unknown", numbers, now_s()))
         else:
