@@ -230,7 +230,7 @@ async def test_a_handler_that_cancels_itself_while_the_worker_stops_does_not_use
 
 
 async def test_what_a_late_reply_brings_is_not_run(server, raw):
-    """Its line to the store stood still for more than a lease, while its heartbeat went on: others have the job by now."""
+    """Its line stood still for more than a lease, while its heartbeat went on: another one has run the job by now."""
     async with working(server.url, work, lease_s=0.9) as worker:
         read = worker.streams.ring
 
@@ -240,7 +240,8 @@ async def test_what_a_late_reply_brings_is_not_run(server, raw):
             if rung.hauls:
                 await until(lambda: held_by(raw) == ["~free"], "it is taken back as a lost delivery")
                 await until(lambda: time.monotonic() - asked_s > LONGEST_ASK_S, "the answer is late")
-                raw.xclaim(KEY, GROUP, "somebody-else", 0, [rung.hauls[0].rows[0][0]])
+                raw.xack(KEY, GROUP, late)
+                raw.xdel(KEY, late)
                 worker.streams.ring = read
             return rung
 
@@ -250,8 +251,6 @@ async def test_what_a_late_reply_brings_is_not_run(server, raw):
         await until(lambda: worker.streams.ring == read, "the reply comes")
         xadd(raw, 2)
         await until(lambda: ran == [2], "the worker goes on, and has not run the other's job")
-        assert held_by(raw) == ["somebody-else"], late
-        raw.delete(KEY)
 
 
 async def test_a_worker_is_known_before_it_reads(server, raw, monkeypatch):
