@@ -26,7 +26,7 @@ from runtime.config import Config
 from runtime.desk import Desk
 from runtime.errors import LeaseLost, SelfCancelled, StoreAway, TimedOut
 from runtime.events import Tally
-from runtime.fetcher import Fetcher
+from runtime.fetcher import BELL_MS, Fetcher
 from runtime.flusher import Flusher
 from runtime.jobs import Job, Registry
 from runtime.lanes import Inbox, Lane
@@ -44,6 +44,7 @@ RATE_TICKS: Final = 2  # read-ahead looks at what finished in the last 100 ms
 MAX_READ_AHEAD: Final = 2000  # without a cap one beat would renew 15,500 leases: 130 ms of a blocked server
 UNSTARTED_S: Final = 1.0
 SILENT_PART: Final = 0.8  # of a lease without a heartbeat: then nothing new is started
+LONGEST_ASK_S: Final = BELL_MS / 1000 + 0.2  # the bell may take as long with nothing amiss
 CUT_S: Final = 2.0
 FLUSH_S: Final = 2.0
 UNRING_S: Final = 4.0
@@ -107,12 +108,13 @@ class Consumer:
         desk = Desk(config, registry, self.streams, self.scheduler, self.inbox, self.ledger, self.held, self.tally, self.words)
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
-        self._fetcher = Fetcher(desk, self._types, self._room, self._calm_s, self._stop)
+        self._fetcher = Fetcher(desk, self._types, self._room, self._calm_s, self._is_stale, self._stop)
         self._flusher = Flusher(desk, self._fetcher.room_made.set)
         self.ledger.on_first, self.inbox.on_idle = self._flusher.wake, self._flusher.lanes_idle
         self._finished_before = [0] * RATE_TICKS
         self._confirmed_s = time.monotonic()
         self._own_guard_until_s = 0.0
+        self._silent_before_s = 0.0
         self._run_heard = ""
         self._watched = Watched(time.monotonic(), threading.get_ident(), self._running_now)
         self._stopping_since_s = 0.0
@@ -163,6 +165,8 @@ class Consumer:
         """
         loop = asyncio.get_running_loop()
         await self.streams.start()
+        # Before the first fetch: a consumer that reads and dies without a row would be known to nobody, and stay for ever.
+        await self.streams.beat(int(self.config.lease_s * 1000), self._row())
         self._watched.moved_s = self._confirmed_s = time.monotonic()
         heartbeat = Heartbeat(
             self._url,
@@ -220,9 +224,16 @@ class Consumer:
     def _is_silent(self) -> bool:
         return time.monotonic() - self._confirmed_s > SILENT_PART * self.config.lease_s
 
+    def _is_stale(self, asked_s: float) -> bool:
+        """Say whether what was asked for then may be another's by now: asked in silence, or answered too late."""
+        late_s = max(SILENT_PART * self.config.lease_s, LONGEST_ASK_S)
+        return self._is_silent() or asked_s < self._silent_before_s or time.monotonic() - asked_s > late_s
+
     def _judge(self, beat: Beat) -> None:
         """Take a confirmed heartbeat: what it refused and is still ours by the same token is lost."""
         now_s = time.monotonic()
+        if self._is_silent():
+            self._silent_before_s = now_s  # a fetch that is under way may still bring what was lost meanwhile
         if beat.run != self._run_heard or now_s - self._confirmed_s > self.config.lease_s / 2:
             if self._run_heard:
                 self._own_guard_until_s = now_s + self.config.lease_s

@@ -27,14 +27,23 @@ MAX_FETCH: Final = 1_000_000  # entries a fetch may ask for; halved each time th
 
 
 class Fetcher:
-    """Owns the plan, and what was seen waiting in rooms. `room` says how many jobs may be fetched now."""
+    """Owns the plan, and what was seen waiting in rooms. `room` says how many jobs may be fetched now,
+    and `is_stale` whether what was asked for at a time may be others' by now.
+    """
 
     def __init__(
-        self, desk: Desk, types: dict[str, int], room: Callable[[], int], calm_s: Callable[[], float], stop: asyncio.Event
+        self,
+        desk: Desk,
+        types: dict[str, int],
+        room: Callable[[], int],
+        calm_s: Callable[[], float],
+        is_stale: Callable[[float], bool],
+        stop: asyncio.Event,
     ) -> None:
         self._desk = desk
         self._types = types
         self._room = room
+        self._is_stale = is_stale
         self._stop = stop
         self._plan = Plan()
         self._ward = Ward(desk, calm_s, self.receive)
@@ -79,6 +88,7 @@ class Fetcher:
         if not (self._is_quiet and can_ring and not self._takes):
             shares, takes = self._plan.shares(room), self._takes
             shares = [max(share, int(stream in takes)) for stream, share in enumerate(shares)]
+            asked_s = time.monotonic()
             fetched = await self._desk.streams.fetch(shares, takes)
             got = [0, 0, 0, 0]
             for haul in fetched.hauls:
@@ -88,17 +98,18 @@ class Fetcher:
                 got[stream] = max(got[stream], shares[stream])  # something waits there: by no means dry
             self._plan.learn(shares, got)
             self.is_fetching = not fetched.refused
-            await self.receive(fetched)
+            await self.receive(fetched, asked_s)
             if fetched.refused:
                 raise StoreRefuses(fetched.refused)
             if any(haul.rows for haul in fetched.hauls) or self._takes or self._stop.is_set():
                 return
         if can_ring:
+            asked_s = time.monotonic()
             rung = await self._desk.streams.ring(self._bell_ms())
             self._takes, self._is_quiet = rung.free, not rung.hauls
             if self._is_quiet:
                 self._ward.is_quiet()
-            await self.receive(rung)
+            await self.receive(rung, asked_s)
         else:
             await self._pause(PAUSE_S)
 
@@ -119,18 +130,19 @@ class Fetcher:
         taken = False
         for stream, name in self._open_rooms():
             types = self._types if name == UNKNOWN else None
+            asked_s = time.monotonic()
             fetched = await self._desk.streams.take(stream, name, room, types)
             size = sum(len(haul.rows) for haul in fetched.hauls)
             if size < min(room, MAX_IDS) and name != UNKNOWN:
                 self._desk.scheduler.rooms.pop((stream, name), None)
-            await self.receive(fetched)
+            await self.receive(fetched, asked_s)
             room -= size
             taken = taken or size > 0
             if room < 1:
                 break
         return taken
 
-    async def receive(self, fetched: Fetched) -> None:
+    async def receive(self, fetched: Fetched, asked_s: float) -> None:
         """Decode, hold and admit what came; only keyed jobs wait for another answer."""
         keyed: list[Job] = []
         now_s = time.monotonic()
@@ -151,11 +163,11 @@ class Fetcher:
             admitted = admit(self._desk.held.add(haul.stream, jobs), self._desk.registry, fetched.now_ms)
             keyed += admitted.keyed
             self._turn_away(admitted.turned_away)
-            self._desk.inbox.put(admitted.ready)
+            self._start(admitted.ready, asked_s)
         if keyed:
-            await self._receive_keyed(keyed, fetched.now_ms)
+            await self._receive_keyed(keyed, fetched.now_ms, asked_s)
 
-    async def _receive_keyed(self, keyed: list[Job], now_ms: int) -> None:
+    async def _receive_keyed(self, keyed: list[Job], now_ms: int, asked_s: float) -> None:
         """Claim the keys of a batch. Without an answer the jobs are given back: nobody knows whose they are."""
         admitted = admit(keyed, self._desk.registry, now_ms)
         try:
@@ -168,7 +180,14 @@ class Fetcher:
             self._desk.tally.moved(job.type, job.stream, "copy")
         self._desk.held.remove(copies)
         self._turn_away(admitted.turned_away)
-        self._desk.inbox.put(admitted.ready)
+        self._start(admitted.ready, asked_s)
+
+    def _start(self, jobs: list[Job], asked_s: float) -> None:
+        """Let jobs run; those of a reply that came late are given back, since others may have run them by now."""
+        if self._is_stale(asked_s):
+            self._desk.ledger.release(jobs)
+        else:
+            self._desk.inbox.put(jobs)
 
     def _turn_away(self, turned_away: Sequence[tuple[Job, Outcome]]) -> None:
         for job, outcome in turned_away:

@@ -30,7 +30,7 @@ class Ward:
         self,
         desk: Desk,
         calm_s: Callable[[], float],
-        receive: Callable[[Fetched], Awaitable[None]],
+        receive: Callable[[Fetched, float], Awaitable[None]],
     ) -> None:
         self._desk = desk
         self._calm_s = calm_s
@@ -88,7 +88,7 @@ class Ward:
             case "run":
                 self._isolated = [(haul.stream, entry) for haul in found.fetched.hauls for entry, _ in haul.rows]
                 self._since_s, self._until_s = now_s, now_s + self._needed_s
-                await self._receive(found.fetched)
+                await self._receive(found.fetched, now_s)
                 return True
             case "wait":
                 if is_new:

@@ -1,11 +1,29 @@
-"""A cruel relay between a client and a server: it can drop a reply, cut in the middle of one, or stall."""
+"""A cruel relay between a client and a server: it drops replies or cuts in the middle of one, stalls, delays, and resets."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 import tempfile
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+
+CHUNK_BYTES = 1 << 20
+
+
+class Line:
+    """One client's connection through the proxy. A deaf one looks open at both ends, and nothing comes through any more."""
+
+    def __init__(self, client: asyncio.StreamWriter, server: asyncio.StreamWriter) -> None:
+        self.ends = (client, server)
+        self.is_deaf = False
+        self.is_victim = False
+
+    def reset(self) -> None:
+        """Break it at both ends, at once."""
+        for end in self.ends:
+            end.transport.abort()
 
 
 class Proxy:
@@ -17,9 +35,13 @@ class Proxy:
         self.drop_replies = 0
         self.cut_at_bytes: int | None = None
         self.dropped = 0
+        self.latency_s = 0.0
+        self.lines: set[Line] = set()
+        self.armed_for: bytes = b""
+        self._flows = asyncio.Event()
+        self._flows.set()
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self.armed_for: bytes = b""
 
     @property
     def url(self) -> str:
@@ -31,6 +53,28 @@ class Proxy:
         """
         self.armed_for, self.cut_at_bytes, self.drop_replies = to, cut_at_bytes, 1
 
+    def stall(self) -> None:
+        """Let nothing through, in either direction, until `calm`."""
+        self._flows.clear()
+
+    def deafen(self) -> int:
+        """Make every line half-open: nobody is told, and nothing comes through. New lines work. Gives how many."""
+        for line in self.lines:
+            line.is_deaf = True
+        return len(self.lines)
+
+    def reset(self) -> int:
+        """Break every line at once; gives how many."""
+        lines = list(self.lines)
+        for line in lines:
+            line.reset()
+        return len(lines)
+
+    def calm(self) -> None:
+        """Relay as if nothing had been; lines that are deaf stay so until their client gives them up."""
+        self.drop_replies, self.latency_s = 0, 0.0
+        self._flows.set()
+
     async def __aenter__(self) -> Proxy:
         self._server = await asyncio.start_unix_server(self._relay, self.socket)
         return self
@@ -41,38 +85,56 @@ class Proxy:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        shutil.rmtree(Path(self.socket).parent, ignore_errors=True)
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task
         self._tasks.add(task)
-        server_reader, server_writer = await asyncio.open_unix_connection(self.target)
-        victim = asyncio.Event()
+        try:
+            server_reader, server_writer = await asyncio.open_unix_connection(self.target)
+        except OSError:  # no server: the client hears it as it would without us
+            writer.close()
+            self._tasks.discard(task)
+            return
+        line = Line(writer, server_writer)
+        self.lines.add(line)
 
-        async def requests() -> None:
-            while data := await reader.read(1 << 20):
-                if self.drop_replies and self.armed_for in data:
-                    self.drop_replies -= 1
-                    victim.set()
-                server_writer.write(data)
-                await server_writer.drain()
+        async def request(data: bytes) -> bool:
+            if self.drop_replies and self.armed_for in data:
+                self.drop_replies -= 1
+                line.is_victim = True
+            server_writer.write(data)
+            await server_writer.drain()
+            return True
 
-        async def replies() -> None:
-            while data := await server_reader.read(1 << 20):
-                if victim.is_set():
-                    self.dropped += 1
-                    writer.write(data[: self.cut_at_bytes])
-                    return
-                writer.write(data)
-                await writer.drain()
+        async def reply(data: bytes) -> bool:
+            if line.is_victim:
+                self.dropped += 1
+                writer.write(data[: self.cut_at_bytes])
+                return False
+            writer.write(data)
+            await writer.drain()
+            return True
 
-        pumps = [asyncio.create_task(requests()), asyncio.create_task(replies())]
+        pumps = [asyncio.create_task(self._pump(line, *way)) for way in ((reader, request), (server_reader, reply))]
         try:
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for pump in pumps:
                 pump.cancel()
-            for end in (writer, server_writer):
+            for end in line.ends:
                 with contextlib.suppress(OSError, RuntimeError):
                     end.close()
+            self.lines.discard(line)
             self._tasks.discard(task)
+
+    async def _pump(self, line: Line, source: asyncio.StreamReader, pass_on: Callable[[bytes], Awaitable[bool]]) -> None:
+        """Relay one direction until an end closes, or the line is cut."""
+        with contextlib.suppress(OSError):
+            while data := await source.read(CHUNK_BYTES):
+                if self.latency_s:
+                    await asyncio.sleep(self.latency_s)
+                await self._flows.wait()
+                if not line.is_deaf and not await pass_on(data):
+                    return

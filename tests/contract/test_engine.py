@@ -9,6 +9,8 @@ import msgspec
 import pytest
 
 from runtime import Backoff, Dead, Job, contract, handler, offload
+from runtime.consumer import LONGEST_ASK_S
+from runtime.lease import Heartbeat
 from runtime.streams import GROUP
 from tests.faults.harness import leftovers
 from tests.workers import until, working
@@ -43,6 +45,10 @@ def xadd(raw, n: int, **fields: str) -> str:
     more = {name: fields.pop(name) for name in ("ms", "fail") if name in fields}
     data = "".join(f',"{name}":{value}' for name, value in more.items())
     return str(raw.xadd(KEY, {"type": "work", "data": f'{{"n":{n}{data}}}', **fields}))
+
+
+def held_by(raw) -> list[str]:
+    return [row["consumer"] for row in raw.xpending_range(KEY, GROUP, "-", "+", 9)]
 
 
 async def test_a_keyed_job_that_was_taken_away_before_its_key_was_claimed_is_let_go(server, raw):
@@ -219,3 +225,39 @@ async def test_a_handler_that_cancels_itself_while_the_worker_stops_does_not_use
         await until(lambda: worker.stage.value == "closed", "it stops")
         assert time.monotonic() - began_s < 5
     assert raw.xlen("{jobs}:dead") == 1
+
+
+async def test_what_a_late_reply_brings_is_not_run(server, raw):
+    """Its line stood still for more than a lease, while its heartbeat went on: another one has run the job by now."""
+    async with working(server.url, work, lease_s=0.9) as worker:
+        read = worker.streams.ring
+
+        async def slow_line(block_ms):
+            asked_s = time.monotonic()
+            rung = await read(block_ms)
+            if rung.hauls:
+                await until(lambda: held_by(raw) == ["~free"], "it is taken back as a lost delivery")
+                await until(lambda: time.monotonic() - asked_s > LONGEST_ASK_S, "the answer is late")
+                raw.xack(KEY, GROUP, late)
+                raw.xdel(KEY, late)
+                worker.streams.ring = read
+            return rung
+
+        worker.streams.ring = slow_line
+        await until(lambda: worker._fetcher._is_quiet, "it waits for the bell")
+        late = xadd(raw, 1)
+        await until(lambda: worker.streams.ring == read, "the reply comes")
+        xadd(raw, 2)
+        await until(lambda: ran == [2], "the worker goes on, and has not run the other's job")
+
+
+async def test_a_worker_is_known_before_it_reads(server, raw, monkeypatch):
+    """One that died between its first read and its first beat would leave a consumer that nobody forgets."""
+
+    async def not_yet(self, door):
+        pass
+
+    monkeypatch.setattr(Heartbeat, "_beat", not_yet)
+    async with working(server.url, work) as worker:
+        await until(lambda: worker.is_fetching, "it reads")
+        assert list(raw.hgetall("{jobs}:workers:rows")) == [worker.name]

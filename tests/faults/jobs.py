@@ -10,6 +10,9 @@ from pathlib import Path
 import msgspec
 
 from runtime import Backoff, Job, contract, handler
+from runtime.flusher import leases_of
+from runtime.jobs import Batch
+from runtime.streams import Settled, Streams
 
 HISTORY = os.environ.get("FAULTS_HISTORY", "")
 _FILE = os.open(Path(HISTORY) / f"{os.getpid()}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND) if HISTORY else -1
@@ -19,6 +22,27 @@ def note(*words: object) -> None:
     """Append one event to this process's history."""
     if _FILE >= 0:
         os.write(_FILE, (" ".join(map(str, words)) + "\n").encode())
+
+
+def note_settles() -> None:
+    """Have this process write down each answered flush: what it asked for, what was refused, what was gone already."""
+    write = Streams.settle
+
+    async def settle(self: Streams, batch: Batch) -> Settled:
+        moves = [("done", lease) for leases in batch.done for lease in leases]
+        for verb, held in (("defer", batch.defer), ("dead", batch.dead), ("park", batch.park)):
+            moves += [(verb, move.lease) for move in held]
+        settled = await write(self, batch)
+        left = {id(lease) for lease in leases_of(settled.left)}
+        places = [f"{verb}:{lease.stream}/{lease.entry.decode()}" for verb, lease in moves if id(lease) not in left]
+        note("settle", time.monotonic(), settled.refused, settled.shortfall, *places)
+        return settled
+
+    Streams.settle = settle
+
+
+if _FILE >= 0:
+    note_settles()
 
 
 @contract("scripted")
@@ -33,12 +57,16 @@ class Scripted(msgspec.Struct, frozen=True, kw_only=True):
 @handler(Scripted, timeout_s=30, retry=Backoff(base_s=0.05, cap_s=0.3, attempts=3))
 async def scripted(message: Scripted, job: Job) -> None:
     """Run as the message says."""
-    note("start", message.n, job.attempt, job.entry.decode(), job.count, time.monotonic())
-    await asyncio.sleep(message.ms / 1000)
+    note("start", message.n, job.attempt, job.entry.decode(), job.count, time.monotonic(), job.stream)
+    try:
+        await asyncio.sleep(message.ms / 1000)
+    except asyncio.CancelledError:
+        note("cut", message.n, job.attempt, time.monotonic())
+        raise
     if job.attempt <= message.failures:
-        note("fail", message.n, job.attempt)
+        note("fail", message.n, job.attempt, time.monotonic())
         raise RuntimeError(f"attempt {job.attempt} of {message.n} fails as it should")
-    note("end", message.n, job.attempt)
+    note("end", message.n, job.attempt, time.monotonic())
 
 
 @contract("blocking")
@@ -52,7 +80,7 @@ class Blocking(msgspec.Struct, frozen=True, kw_only=True):
 @handler(Blocking, timeout_s=120)
 async def blocking(message: Blocking, job: Job) -> None:
     """Block the loop, as a handler should not."""
-    note("start", message.n, job.attempt, job.entry.decode(), job.count, time.monotonic())
+    note("start", message.n, job.attempt, job.entry.decode(), job.count, time.monotonic(), job.stream)
     time.sleep(message.ms / 1000)
     note("end", message.n, job.attempt)
 
@@ -68,6 +96,6 @@ class Threaded(msgspec.Struct, frozen=True, kw_only=True):
 @handler(Threaded, timeout_s=120)
 def threaded(message: Threaded, job: Job) -> None:
     """Sleep in a thread."""
-    note("start", message.n, job.attempt, job.entry.decode(), job.count, time.monotonic())
+    note("start", message.n, job.attempt, job.entry.decode(), job.count, time.monotonic(), job.stream)
     time.sleep(message.ms / 1000)
     note("end", message.n, job.attempt)

@@ -191,6 +191,31 @@ def test_a_real_clock_is_set_while_jobs_run_and_again_when_a_worker_has_died(kin
         assert {n for n, times in starts_of(history).items() if times > 1} <= held, "nobody else is robbed"
 
 
+def test_a_delivery_that_comes_after_a_lease_of_silence_is_not_run(server, raw, history, crew):
+    """The frozen worker wakes with a job in its socket that another one has run since."""
+    frozen = hire(crew, server, history)
+    wait_until(lambda: raw.exists("{jobs}:workers:rows"), what="it works")
+    for n in range(50):
+        frozen.send(signal.SIGSTOP)
+        raw.xadd(KEY, {"type": "scripted", "data": f'{{"n":{n},"ms":0}}'})
+        if raw.xpending(KEY, "workers")["pending"]:  # it was blocked in a read
+            break
+        frozen.send(signal.SIGCONT)
+        wait_until(lambda: not leftovers(raw), what="it is back in its read")
+    else:
+        raise AssertionError("it never waited in a read")
+    hire(crew, server, history)
+    wait_until(lambda: not leftovers(raw), what="another worker runs it")
+    started = count(history, "start")
+    frozen.send(signal.SIGCONT)
+    lived_until = dict(raw.zrange("{jobs}:workers", 0, -1, withscores=True))
+    wait_until(lambda: dict(raw.zrange("{jobs}:workers", 0, -1, withscores=True)) != lived_until, what="somebody beats")
+    raw.xadd(KEY, {"type": "scripted", "data": '{"n":99,"ms":0}'})
+    assert frozen.stop() == 0
+    wait_until(lambda: not leftovers(raw), what="all is settled")
+    assert count(history, "start") == started + 1, "only the last job ran"
+
+
 @pytest.fixture
 def valkey_on_disk() -> Iterator[Server]:
     server = Server("valkey", "--appendfsync", "always", appendonly=True)

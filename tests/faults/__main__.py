@@ -1,0 +1,144 @@
+"""`python -m tests.faults`: storms of every kind of fault with fresh seeds, their figures, then the long tests of single faults.
+
+Exit status: 0 all figures hold, 1 one does not, 3 a run proved nothing, since a kind of fault met nobody at work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import math
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.faults.checker import Verdict
+from tests.faults.nemesis import GRACE_S, KINDS
+from tests.faults.storms import DURABLE, Weather, blow, commit, version_of
+from tests.faults.worker import ROOT
+from tests.servers import KINDS as SERVERS
+from tests.servers import Server, binary_of
+
+SEEDS = 5
+JOBS = 100_000
+JOBS_PER_S = 160.0
+PROCESS_GAP_S = 2.0  # between two faults of that hand, on average
+LEAST_S = 55.0  # less, and a deck of faults is not played out
+MOST_MISSED = 0.2
+MOST_RECOVERY_S = 5.0
+FAILED, VOID = 1, 3
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what was asked for; give the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="how many fresh seeds (default %(default)s)")
+    parser.add_argument("--seed", type=int, help="run this seed alone")
+    parser.add_argument(
+        "--server", choices=SERVERS, help="run all seeds on this server (default: Valkey, the last of several on Redis)"
+    )
+    parser.add_argument("--jobs", type=int, default=JOBS, help="how many jobs in all (default %(default)s)")
+    parser.add_argument("--storms-only", action="store_true", help="without the long tests of single faults")
+    options = parser.parse_args(arguments)
+    first = int(time.time())
+    seeds = [options.seed] if options.seed is not None else [first + number for number in range(options.seeds)]
+    statuses: list[int] = []
+    for number, seed in enumerate(seeds):
+        is_last = len(seeds) > 1 and number == len(seeds) - 1
+        if is_last and not binary_of("redis"):
+            print("no Debian Redis here: all seeds on Valkey")
+        kind = options.server or ("redis" if is_last and binary_of("redis") else "valkey")
+        statuses.append(run_one(kind, seed, math.ceil(options.jobs / len(seeds))))
+    if not options.storms_only:
+        print("long tests of single faults:", flush=True)
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "long", "tests/faults"]
+        statuses.append(FAILED if subprocess.run(command, cwd=ROOT).returncode not in (0, 5) else 0)  # 5: there are none
+    return FAILED if FAILED in statuses else max(statuses, default=0)
+
+
+def run_one(kind: str, seed: int, jobs: int) -> int:
+    """Run one storm, print its figures, and give its exit status. The histories of a run that is not good are kept."""
+    server = Server(kind, *DURABLE, appendonly=True)
+    history = Path(tempfile.mkdtemp(prefix="faults-"))
+    try:
+        client = server.client()
+        print(f"seed {seed}, commit {commit()}, {version_of(client)}, appendfsync always", flush=True)
+        client.close()
+        weather = Weather(jobs, max(jobs / JOBS_PER_S, LEAST_S), KINDS, PROCESS_GAP_S)
+        verdict = asyncio.run(blow(server, history, weather, seed))
+    finally:
+        server.stop()
+    problems, void = verdict.problems + figures_that_fail(verdict), why_void(verdict)
+    print(table(verdict))
+    for problem in problems:
+        print(f"  FAILED  {problem}")
+    for reason in void:
+        print(f"  void    {reason}")
+    if problems or void:
+        print(f"  histories and logs: {history}; again: python -m tests.faults --seed {seed} --server {kind} --jobs {jobs}")
+    else:
+        shutil.rmtree(history)
+    print(f"  {'FAILED' if problems else 'void' if void else 'good'}\n", flush=True)
+    return FAILED if problems else VOID if void else 0
+
+
+def figures_that_fail(verdict: Verdict) -> list[str]:
+    """Give the figures that are beyond their bounds; what must be zero is among the checker's problems already."""
+    failing: list[str] = []
+    if verdict.duplicate_runs > verdict.in_flight_at_hits:
+        failing.append(f"{verdict.duplicate_runs} second runs, of {verdict.in_flight_at_hits} jobs in flight at the hits")
+    if percentile(verdict.recovery_s, 99) >= MOST_RECOVERY_S:
+        failing.append(f"{percentile(verdict.recovery_s, 99):.1f} s from a server's return to the first job")
+    if percentile(verdict.exits_s, 99) >= GRACE_S + 5:
+        failing.append(f"{percentile(verdict.exits_s, 99):.1f} s from SIGTERM to the exit, with a grace of {GRACE_S:g} s")
+    return failing
+
+
+def why_void(verdict: Verdict) -> list[str]:
+    """Say why a run proves nothing: a kind of fault met nobody at work, or too many did."""
+    reasons = [f"no {kind} met a job in flight" for kind in KINDS if not verdict.hits.get(kind)]
+    faults, hits = sum(verdict.faults.values()), sum(verdict.hits.values())
+    if faults - hits > MOST_MISSED * faults:
+        reasons.append(f"{faults - hits} of {faults} faults met nobody")
+    return reasons
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """Give the smallest value that this percentage do not exceed; 0 without any."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)] if ordered else 0.0
+
+
+def table(verdict: Verdict) -> str:
+    """Give all figures of a run."""
+    share = 100 * verdict.duplicate_runs / max(1, verdict.runs)
+    causes = ", ".join(f"{cause} {times}" for cause, times in sorted(verdict.duplicates_by_cause.items())) or "none"
+    rows = [
+        f"  jobs {verdict.jobs}: {verdict.acknowledged} acknowledged, {verdict.unknown} unknown "
+        f"({verdict.recovered} of them there), {verdict.refused} refused, {verdict.dropped} dropped as copies",
+        f"  runs {verdict.runs}, second runs {verdict.duplicate_runs} ({share:.2f} %): {causes}",
+        f"  {'fault':<20}{'times':>6}{'hit':>6}{'in flight':>11}",
+        *[
+            f"  {kind:<20}{verdict.faults.get(kind, 0):>6}{verdict.hits.get(kind, 0):>6}{verdict.in_flight.get(kind, 0):>11}"
+            for kind in KINDS
+        ],
+        f"  lost {verdict.lost}, vanished {verdict.vanished}, unexpected {verdict.unexpected}, refused yet ran "
+        f"{verdict.refused_yet_ran}, settled twice {verdict.settled_twice}, unexplained second runs {verdict.unexplained}",
+        f"  dead {verdict.dead}: missing {verdict.dead_missing}, wrong {verdict.dead_wrong}, innocents {verdict.innocents_dead}; "
+        f"attempts wrong {verdict.attempts_wrong}",
+        f"  most deliveries {verdict.most_deliveries}, too often {verdict.delivered_too_often}; moves refused "
+        f"{verdict.refused_moves}, finished jobs that were gone {verdict.shortfall}",
+        f"  leftovers {verdict.leftovers or 0}; drained in {verdict.drained_s:.1f} s",
+        f"  first job after {len(verdict.recovery_s)} restarts of the server: p50 {percentile(verdict.recovery_s, 50):.2f} s, "
+        f"p99 {percentile(verdict.recovery_s, 99):.2f} s",
+        f"  exit after SIGTERM, {len(verdict.exits_s)} times: p99 {percentile(verdict.exits_s, 99):.2f} s",
+    ]
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""A storm: jobs of every fate are sent while the nemesis does its worst; then all must drain, and the checker judges."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import redis
+
+from tests.faults.checker import Verdict, check_folder, leftovers, leftovers_everywhere
+from tests.faults.ledger import Drained, Seed, now_s
+from tests.faults.nemesis import LINE_KINDS, PROCESS_KINDS, SERVER_KINDS, Nemesis, Slot
+from tests.faults.sender import Sender
+from tests.faults.worker import ROOT
+from tests.proxy import Proxy
+from tests.servers import Server
+
+WORKERS = 3
+DRAIN_S = 60.0
+FORGET_S = 20.0  # the dead are forgotten some leases after their last beat
+# Nothing acknowledged may be lost by a kill of the server: with `everysec` a stalled disk would lose some.
+DURABLE = ("--appendfsync", "always", "--enable-debug-command", "local")
+
+
+@dataclass(frozen=True)
+class Weather:
+    """What a storm is made of: `kinds` of faults, each hand about every so many seconds."""
+
+    jobs: int
+    seconds: float
+    kinds: Sequence[str]
+    process_gap_s: float
+    server_gap_s: float = 2.0
+    line_gap_s: float = 1.0
+
+    def of(self, kinds: Sequence[str]) -> list[str]:
+        """Give what there is of these kinds."""
+        return [kind for kind in self.kinds if kind in kinds]
+
+
+async def blow(server: Server, history: Path, weather: Weather, seed: int) -> Verdict:
+    """Run one storm on an empty server, and give what the checker says."""
+    dice = Random(seed)
+    raw = server.client()
+    async with contextlib.AsyncExitStack() as stack:
+        through_proxies = bool(weather.of(LINE_KINDS))
+
+        async def line() -> Proxy | None:
+            return await stack.enter_async_context(Proxy(server.socket)) if through_proxies else None
+
+        slots = [Slot(await line()) for _ in range(WORKERS)]
+        to_sender = await line()
+        nemesis = Nemesis(server, history, dice, slots, to_sender)
+        nemesis.note(Seed(seed, commit(), version_of(raw)))
+        sender = Sender(to_sender.url if to_sender else server.url, history, Random(seed + 1))
+        try:
+            await _rage(nemesis, sender, weather)
+            await _drain(nemesis, raw)
+            verdict = await asyncio.to_thread(check_folder, history, raw, nemesis.pids)
+            await nemesis.dismiss()
+            goodbye = await asyncio.to_thread(leftovers_everywhere, raw, ())
+            if goodbye and not verdict.leftovers:
+                verdict.problems.append(f"left after the workers have gone: {goodbye}")
+            verdict.problems += nemesis.strange
+        finally:
+            nemesis.kill_all()
+            raw.close()
+    return verdict
+
+
+async def _rage(nemesis: Nemesis, sender: Sender, weather: Weather) -> None:
+    for slot in nemesis.slots:
+        nemesis.hire(slot)
+    await _until(lambda: all(slot.worker and slot.worker.is_ready for slot in nemesis.slots), 30, "the workers start")
+    supervisor = asyncio.create_task(nemesis.supervise())
+    hands = [
+        asyncio.create_task(harm(weather.of(kinds), gap_s))
+        for harm, kinds, gap_s in (
+            (nemesis.harm_processes, PROCESS_KINDS, weather.process_gap_s),
+            (nemesis.harm_server, SERVER_KINDS, weather.server_gap_s),
+            (nemesis.harm_lines, LINE_KINDS, weather.line_gap_s),
+        )
+        if weather.of(kinds)
+    ]
+    sending = asyncio.create_task(sender.run(weather.jobs, weather.seconds))
+    await asyncio.wait([sending, *hands], return_when=asyncio.FIRST_COMPLETED)  # a hand ends early only by an error
+    nemesis.is_over = True
+    await asyncio.gather(*hands)
+    await sending
+    supervisor.cancel()
+
+
+async def _drain(nemesis: Nemesis, raw: redis.Redis) -> None:
+    """Wait until everything is settled, and the dead are forgotten. What does not come to that is what the checker finds."""
+    since_s = now_s()
+    with contextlib.suppress(AssertionError):
+        await _until(lambda: not leftovers(raw), DRAIN_S, "everything is settled")
+    nemesis.note(Drained(now_s() - since_s))
+    with contextlib.suppress(AssertionError):
+        await _until(lambda: not leftovers_everywhere(raw, nemesis.pids), FORGET_S, "the dead are forgotten")
+
+
+async def _until(is_true: Callable[[], bool], deadline_s: float, what: str) -> None:
+    end_s = now_s() + deadline_s
+    while not await asyncio.to_thread(is_true):
+        assert now_s() < end_s, f"{what} did not hold within {deadline_s} s"
+        await asyncio.sleep(0.05)
+
+
+def commit() -> str:
+    """Give the commit that is tested, with a mark where the tree differs from it."""
+    found = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    return found.stdout.strip() or "unknown"
+
+
+def version_of(raw: redis.Redis) -> str:
+    """Give name and version of a server."""
+    facts = raw.info("server")
+    if "valkey_version" in facts:
+        return f"Valkey {facts['valkey_version']}"
+    return f"Redis {facts['redis_version']}"

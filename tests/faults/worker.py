@@ -1,0 +1,57 @@
+"""One worker process, made to be killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.servers import Server, wait_until
+
+ROOT = Path(__file__).parents[2]
+LEASE_S = 1.5
+
+
+class Worker:
+    """One worker process on a server, or on a proxy before it."""
+
+    def __init__(
+        self, server: Server, history: Path, *options: str, concurrency: int = 100, lease_s: float = LEASE_S, url: str = ""
+    ) -> None:
+        command = [sys.executable, "-m", "runtime", "--redis", url or server.url, "--handlers", "tests.faults.jobs"]
+        command += ["--board", "off", "--lease", str(lease_s), "--concurrency", str(concurrency), "--log", "plain", *options]
+        self.log_path = Path(tempfile.mkstemp(prefix="worker-", suffix=".log", dir=history)[1])
+        environment = {**os.environ, "FAULTS_HISTORY": str(history), "PYTHONPATH": str(ROOT)}
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text()
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def is_ready(self) -> bool:
+        return " lanes, " in self.log
+
+    def wait_ready(self) -> None:
+        wait_until(lambda: self.is_ready, what=f"the worker starts ({self.log})")
+
+    def send(self, which: signal.Signals) -> None:
+        self.process.send_signal(which)
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.kill()
+        self.process.wait()
+
+    def stop(self, deadline_s: float = 40.0) -> int:
+        self.send(signal.SIGTERM)
+        return self.process.wait(deadline_s)
