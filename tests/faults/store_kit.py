@@ -194,7 +194,7 @@ async def patient(message: Patient, job: Job) -> None:
 
 @contract("stubborn")
 class Stubborn(msgspec.Struct, frozen=True, kw_only=True):
-    """Number `n` holds the loop until there is a file `go`, and fails; whoever is not the first runs it through at once."""
+    """Number `n` holds the loop until there is a file `go`, and fails; whoever is not the first runs it until there is `end`."""
 
     n: int
 
@@ -208,6 +208,8 @@ async def stubborn(message: Stubborn, job: Job) -> None:
             time.sleep(0.02)
         note("fail", message.n, job.attempt)
         raise RuntimeError("too late")
+    while not Path(HISTORY, "end").exists():
+        await asyncio.sleep(0.02)
     note("end", message.n, job.attempt)
 
 

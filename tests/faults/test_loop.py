@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
 
@@ -75,12 +76,20 @@ def test_a_loop_that_is_blocked_for_longer_loses_its_jobs_and_its_late_move_is_r
     assert re.search(r'store_kit\.py", line \d+, in stubborn', dumped), "the stacks name the culprit"
     (tmp_path / "go").touch()
     wait_until(lambda: count(tmp_path, "fail") == 1, what="the late run fails")
+    wait_until(lambda: held_by(raw, ours.process.pid) == 0, 2 * lease_s + 20, "its worker has let go of all")
+    (tmp_path / "end").touch()
     wait_until(lambda: is_settled(raw), max_block_s + 4 * lease_s + 30, "all is settled")
     told = [(event.kind, event.pid == ours.process.pid, event.attempt) for event in events(tmp_path) if event.n == 0]
     assert sorted(told) == [("end", False, 1), ("fail", True, 1), ("start", False, 1), ("start", True, 1)], "no attempt is burnt"
     assert ended(tmp_path) == set(range(11))
     assert raw.xlen("{jobs}:dead") == 0
     raw.close()
+
+
+def held_by(raw, pid: int) -> int:
+    """How many leases a worker says it holds."""
+    rows = [json.loads(row.partition(" ")[2]) for row in raw.hvals("{jobs}:workers:rows")]
+    return next((row["held"] for row in rows if row["pid"] == pid), -1)
 
 
 @contract("brief")

@@ -192,7 +192,7 @@ async def test_the_error_of_one_stream_is_told_beside_what_the_others_brought(se
 def test_retries_whose_stream_is_a_string_wait_apart_with_few_lines_until_it_is_gone(kind, tmp_path, crew):
     with own_server(kind) as server, contextlib.closing(server.client()) as raw:
         hire(crew, server, tmp_path)
-        add(raw, 20, lambda n: 100 * n, failures=1)
+        add(raw, 20, lambda n: 1500 + 50 * n, failures=1)
         wait_until(lambda: count(tmp_path, "start") == 20, what="they run")
         raw.set(KEY, "not a stream")
         wait_until(lambda: count(tmp_path, "fail") == 20, what="they fail")
