@@ -28,7 +28,7 @@ GRACE_S = 2.0
 EXIT_S = GRACE_S + 10  # a worker that has not left by then is killed, and the figure says so
 LATENCY_S = 0.2
 DEAF_S = 7.0  # longer than any client waits for an answer
-ARMED_S = 2.0
+ARMED_S = 4.0  # longer than a worker is frozen: it comes back to be hit
 # A cut reply ends within its first bytes; what it answers to is one of these.
 REQUESTS = (b"XACK", b"XREADGROUP", b"EVALSHA")
 SENDS = b"EVALSHA"
