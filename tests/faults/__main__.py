@@ -127,7 +127,8 @@ def table(verdict: Verdict) -> str:
             for kind in KINDS
         ],
         f"  lost {verdict.lost}, vanished {verdict.vanished}, unexpected {verdict.unexpected}, refused yet ran "
-        f"{verdict.refused_yet_ran}, settled twice {verdict.settled_twice}, unexplained second runs {verdict.unexplained}",
+        f"{verdict.refused_yet_ran}, settled twice {verdict.settled_twice}, "
+        f"moved without the lease {verdict.moved_without_lease}, unexplained second runs {verdict.unexplained}",
         f"  dead {verdict.dead}: missing {verdict.dead_missing}, wrong {verdict.dead_wrong}, innocents {verdict.innocents_dead}; "
         f"attempts wrong {verdict.attempts_wrong}",
         f"  most deliveries {verdict.most_deliveries}, too often {verdict.delivered_too_often}; moves refused "

@@ -59,6 +59,7 @@ class Verdict(msgspec.Struct, kw_only=True):
     refused_yet_ran: int = 0
     recovered: int = 0
     settled_twice: int = 0
+    moved_without_lease: int = 0
     dead: int = 0
     dead_missing: int = 0
     dead_wrong: int = 0
@@ -159,6 +160,10 @@ def _check_settles(
     finished = {(run.pid, run.place) for run in story.runs if run.outcome == "end"}
     vanished: list[str] = []
     accepted: dict[str, list[str]] = defaultdict(list)
+    counts: dict[str, dict[int, int]] = defaultdict(dict)  # the newest delivery of a place that each process ran
+    for run in story.runs:
+        counts[run.place][run.pid] = max(run.count, counts[run.place].get(run.pid, 0))
+    zombies: list[str] = []
     for flush in story.settles:
         verdict.refused_moves += flush.refused
         verdict.shortfall += flush.shortfall
@@ -168,6 +173,10 @@ def _check_settles(
             for verb in ("done", "defer", "dead"):
                 for place in flush.places.get(verb, []):
                     accepted[place].append(f"{verb} by {flush.pid}")
+                    ours, newest = counts[place].get(flush.pid, 0), max(counts[place].values(), default=0)
+                    if ours < newest and ours and verb != "done":  # success needs no lease: the work is done
+                        zombies.append(f"{place}: {verb} by {flush.pid} with delivery {ours}, while {newest} ran")
+    verdict.moved_without_lease = _blame(verdict, "moved without the lease", zombies)
     verdict.vanished = _blame(verdict, "settled without a finished run", vanished)
     twice = [f"{place}: {whose}" for place, whose in accepted.items() if len(whose) > 1]
     for n, runs in by_number.items():

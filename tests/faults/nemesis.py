@@ -28,9 +28,11 @@ GRACE_S = 2.0
 EXIT_S = GRACE_S + 10  # a worker that has not left by then is killed, and the figure says so
 LATENCY_S = 0.2
 DEAF_S = 7.0  # longer than any client waits for an answer
-ARMED_S = 2.0
+ARMED_S = 4.0  # longer than a worker is frozen: it comes back to be hit
 # A cut reply ends within its first bytes; what it answers to is one of these.
 REQUESTS = (b"XACK", b"XREADGROUP", b"EVALSHA")
+SENDS = b"EVALSHA"
+AT_SENDER = 0.25  # of the faults of lines
 
 
 def deck(kinds: Sequence[str], dice: Random) -> Iterator[str]:
@@ -241,7 +243,7 @@ class Nemesis:
 
     async def _harm_a_line(self, kind: str) -> None:
         """One client's line suffers: of a worker that works, or of the sender."""
-        if self._sender is not None and self._dice.random() < 0.2:
+        if self._sender is not None and self._dice.random() < AT_SENDER:
             acted_from = await self._harm(kind, self._sender)
             self.note(Fault(kind, [], acted_from[0], now_s(), acted_from[1], at_sender=True))
             return
@@ -278,7 +280,8 @@ class Nemesis:
 
     async def _cut_a_reply(self, proxy: Proxy, cut_at_bytes: int) -> bool:
         before, end_s = proxy.dropped, now_s() + ARMED_S
-        proxy.drop_next_reply(self._dice.choice(REQUESTS), cut_at_bytes)
+        to = SENDS if proxy is self._sender else self._dice.choice(REQUESTS)
+        proxy.drop_next_reply(to, cut_at_bytes)
         while proxy.dropped == before and now_s() < end_s:
             await asyncio.sleep(0.01)
         return proxy.dropped > before

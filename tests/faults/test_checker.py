@@ -187,6 +187,12 @@ def test_two_accepted_moves_of_one_entry_are_seen(book: Book) -> None:
     assert book.judge().settled_twice == 1
 
 
+def test_a_move_by_a_worker_that_had_lost_the_lease_is_seen(book: Book) -> None:
+    book.lines.setdefault(OTHER, []).append("start 3 1 3-1 2 5.05 2")
+    book.faults = [Fault("stop", [ME], 5.0, 5.2)]
+    assert book.judge().moved_without_lease == 1
+
+
 def test_a_retry_that_was_written_twice_is_seen(book: Book) -> None:
     book.run(3, 2, "3-3", "end", 7.0, pid=OTHER)
     assert book.judge().settled_twice == 1
