@@ -31,7 +31,7 @@ LEASE_S = 0.8
 AT_ONCE = 18  # points under way: they spend their time waiting for leases
 POLL_S = 0.03
 DRAIN_S = 30.0
-VERBS = ("admit", "beat", "dead", "defer", "promote", "reclaim", "renew", "send", "take")
+VERBS = ("admit", "beat", "dead", "defer", "promote", "reclaim", "renew", "send", "isolate")
 LOOKS = ("CLIENT", "HGETALL", "INFO", "TIME", "XPENDING", "ZRANGE")  # commands that change nothing
 VOID_PART = 0.2  # commands that came later than in the unharmed run, or never
 
@@ -218,7 +218,7 @@ class Relay:
         return None
 
 
-SCRIPTS = {script(name).sha.encode(): name for name in (*VERBS, "done", "forget", "park")}
+SCRIPTS = {script(name).sha.encode(): name for name in (*VERBS, "done", "forget", "park", "take")}
 
 
 def name_of(command: list[bytes]) -> str:
