@@ -58,15 +58,16 @@ for _, suspect in ipairs(listed) do
   if #chosen > 0 and (count > 1 or #chosen >= n) then break end
   local fields = fields_of(KEYS[s], id)
   local kind = fields and field(fields, 'type')
+  local known = kind and newest[kind]
   if not fields then
     redis.call('XACK', KEYS[s], GROUP, id)
-  elseif newest[kind] and (tonumber(field(fields, 'v') or '1') or 0) <= newest[kind] then
+  elseif not kind or (known and (tonumber(field(fields, 'v') or '1') or 0) <= known) then -- without a type, anybody can condemn it
     local names = redis.pcall('HGET', STRIKES, stands_at(s, id))
     names = type(names) == 'string' and names or ''
     local _, strikes = string.gsub(names, '%S+', '')
     chosen[#chosen + 1] = {s, id, fields, count + 1, names}
     is_condemned = count > 1 and strikes >= STRIKES_OUT
-    isolation_ms = math.max(isolation_ms, math.min(base_ms * 2 ^ (count - 1), MAX_ISOLATION_MS, timeouts[kind]))
+    isolation_ms = math.max(isolation_ms, math.min(base_ms * 2 ^ (count - 1), MAX_ISOLATION_MS, timeouts[kind or ''] or 0))
     if count > 1 or n == 0 then break end
   end
 end

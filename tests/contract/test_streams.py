@@ -136,6 +136,14 @@ async def test_nobody_asks_for_the_ward_who_cannot_run_what_is_there(door, raw):
     assert pending(raw) == [("~suspect", 1)], "what was deleted leaves the list"
 
 
+async def test_a_suspect_that_is_no_message_goes_to_whoever_asks_to_be_condemned(door, raw):
+    raw.xadd(KEY, {"foo": "bar"})
+    raw.xreadgroup(GROUP, "dead", {KEY: ">"})
+    [row] = raw.xpending_range(KEY, GROUP, "-", "+", 1)
+    raw.xclaim(KEY, GROUP, "~suspect", 0, [row["message_id"]], retrycount=1, justid=True)
+    assert await isolate(door) == ("run", 0, [2])
+
+
 async def test_an_ordinary_take_moves_a_suspect_on_and_takes_the_innocent(door, raw):
     for count in (1, 0):
         entry = suspect(raw, count)
