@@ -162,8 +162,8 @@ def payload_decoder(contract: Contract) -> Callable[[Job], Any]:
             is_rare = envelope is not PLAIN or not is_first
             if is_rare and (envelope.is_msgpack or envelope.version < contract.version):
                 return decode_rare(data, envelope)
-            # C-speed proof for nearly every payload: not more openers than levels allowed.
-            if data.count(b"[") + data.count(b"{") > MAX_DEPTH:
+            # C-speed proof for nearly every payload: it is too short, or has not more openers than levels are allowed.
+            if len(data) > 2 * MAX_DEPTH and data.count(b"[") + data.count(b"{") > MAX_DEPTH:
                 refuse_deep_json(data)
             return from_json(data)
         except BadMessage:

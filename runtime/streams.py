@@ -278,12 +278,13 @@ class Streams(Door):
         peeks = [self._peek(key) for key in self.keys.streams]
         read = ("XREADGROUP", "GROUP", GROUP, self.consumer, "COUNT", 1, "BLOCK", block_ms)
         bell = (*read, "STREAMS", *self.keys.streams, ">", ">", ">", ">")
-        answers = await self.ask(self._reader, *peeks, bell, ("TIME",), wait_s=block_ms / 1000 + BELL_SLACK_S)
+        answers = await self.ask(self._reader, *peeks, bell, wait_s=block_ms / 1000 + BELL_SLACK_S)
         came = self.sound(answers[4])
         names = [key.encode() for key in self.keys.streams]
         hauls = [Haul(names.index(name), entries, repeat(1)) for name, entries in came or ()]
         free = {stream for stream in range(4) if answers[stream] and not isinstance(answers[stream], ServerError)}
-        return Fetched(_ms(self.sound(answers[5])), self._reader.run, hauls, free)
+        now_ms = _ms(await self.one(self._reader, ("TIME",))) if hauls else 0  # an idle worker does not ask
+        return Fetched(now_ms, self._reader.run, hauls, free)
 
     async def unring(self) -> None:
         """Wake the blocked `ring`, which then answers with nothing. Never cancel it: deliveries would be left to nobody.
@@ -442,19 +443,22 @@ class Streams(Door):
         )
         return workers_of(self.sound(until), self.sound(rows))
 
-    async def rooms(self) -> dict[tuple[int, str], int]:
-        """Give the rooms that hold something, by stream and name, with the number of entries.
+    async def rooms(self) -> tuple[dict[tuple[int, str], int], set[int]]:
+        """Give the rooms that hold something, by stream and name, with their sizes; and the streams of which workers hold entries.
 
         Raises:
             StoreAway: no answer or an error.
         """
         answers = await self.ask(self._helper, *[("XPENDING", key, GROUP) for key in self.keys.streams])
-        return {
-            (stream, name.decode(errors="replace")): int(count)
-            for stream, answer in enumerate(answers)
-            for name, count in self.sound(answer)[3] or ()
-            if name.startswith(b"~")
-        }
+        rooms: dict[tuple[int, str], int] = {}
+        busy: set[int] = set()
+        for stream, answer in enumerate(answers):
+            for name, count in self.sound(answer)[3] or ():
+                if name.startswith(b"~"):
+                    rooms[stream, name.decode(errors="replace")] = int(count)
+                else:
+                    busy.add(stream)
+        return rooms, busy
 
     async def waiting_longest(self, stream: int, room: str, idle_ms: int, n: int) -> list[tuple[bytes, int, bytes]]:
         """Give up to `n` entries that sat in a room longer than `idle_ms`: entry, count, type.

@@ -250,7 +250,7 @@ class Worker:
 
     async def _left(self, delayed: bool) -> dict[str, int]:
         depth = await self._lookups.depth()
-        rooms = await self._streams.rooms()
+        rooms, _ = await self._streams.rooms()
         left = {
             "waiting": sum(depth.waiting.values()),
             "running": sum(depth.running.values()),

@@ -32,6 +32,7 @@ log = logging.getLogger("runtime")
 
 HARD_S: Final = 4.0  # after the grace, or after a second signal: leases expire by themselves, so leaving is always safe
 HARD_DEADLINE: Final = 4  # exit status
+GC_THRESHOLDS: Final = (50_000, 20, 50)  # by default each batch of replies is looked through again and again: 0.5 µs a job
 READY_TICK_S: Final = 0.05
 ALIVE: Final = Alive()
 START_TRIES: Final = 5
@@ -173,6 +174,7 @@ async def _work(config: Config, found: Found, embedded: Embedded | None, tether:
                 where,
             )
             gc.freeze()  # what was loaded until here lives as long as the process
+            gc.set_threshold(*GC_THRESHOLDS)
             try:
                 return await consumer.run()
             finally:

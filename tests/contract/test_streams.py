@@ -604,7 +604,7 @@ async def test_rooms_are_nobodys_lease(door, raw):
     raw.xclaim(KEY, GROUP, "~t:x@1", 0, [lease.entry], idle=10**8, justid=True, retrycount=0)
     await quiet_guard(raw)
     assert (await door.reclaim(HIGH, 30_000, 100, [])).dead == 0
-    assert await door.rooms() == {(HIGH, "~t:x@1"): 1}
+    assert await door.rooms() == ({(HIGH, "~t:x@1"): 1}, set())
 
 
 async def test_a_consumer_that_holds_something_is_not_forgotten(door, other, raw):
