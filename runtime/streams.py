@@ -444,7 +444,7 @@ class Streams(Door):
         return workers_of(self.sound(until), self.sound(rows))
 
     async def rooms(self) -> tuple[dict[tuple[int, str], int], set[int]]:
-        """Give the rooms that hold something, by stream and name, with their sizes; and the streams of which workers hold entries.
+        """Give the rooms that hold something, by stream and name, with their sizes; and the streams of which workers hold some.
 
         Raises:
             StoreAway: no answer or an error.
