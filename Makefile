@@ -35,7 +35,7 @@ check: install ## lint, strict types, architecture
 	$(BIN)/python -m pytest -q -s tests/architecture
 
 faults: install second-server ## storms of every fault with fresh seeds: make faults SEEDS=5 JOBS=100000
-	$(BIN)/python -m tests.faults $(if $(SEEDS),--seeds $(SEEDS)) $(if $(JOBS),--jobs $(JOBS)) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tests.faults $(if $(SEEDS),--seeds $(SEEDS)) $(if $(JOBS),--jobs $(JOBS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 mutants: install second-server ## break the rules one by one; a named test must turn red for each
 	$(BIN)/python -m tests.faults.mutants

@@ -453,6 +453,8 @@ class Streams(Door):
         rooms: dict[tuple[int, str], int] = {}
         busy: set[int] = set()
         for stream, answer in enumerate(answers):
+            if is_code(answer, "WRONGTYPE"):
+                continue  # the fetcher tells of it; what is on the other streams must not wait for it
             for name, count in self.sound(answer)[3] or ():
                 if name.startswith(b"~"):
                     rooms[stream, name.decode(errors="replace")] = int(count)

@@ -607,6 +607,18 @@ async def test_rooms_are_nobodys_lease(door, raw):
     assert await door.rooms() == ({(HIGH, "~t:x@1"): 1}, set())
 
 
+async def test_a_string_in_the_place_of_one_stream_costs_nobody_the_leases_of_the_others(door, raw):
+    add(raw)
+    add(raw, to="{jobs}:low")
+    held = [*await leases(door), *await leases(door, stream=3)]
+    raw.xclaim("{jobs}:low", GROUP, ME, 0, [held[1].entry], idle=10**7, justid=True)
+    raw.delete(KEY)
+    raw.set(KEY, "a string")
+    assert await door.renew([(lease.stream, lease.entry, 1) for lease in held]) == []
+    assert raw.xpending_range("{jobs}:low", GROUP, "-", "+", 1)[0]["time_since_delivered"] < 10**6
+    assert await door.rooms() == ({}, {3})
+
+
 async def test_a_consumer_that_holds_something_is_not_forgotten(door, other, raw):
     add(raw)
     [lease] = await leases(other)

@@ -236,6 +236,27 @@ MUTANTS = (
         f"{STREAMS}::test_a_process_that_learns_that_its_lease_is_lost_is_no_witness",
     ),
     Mutant(
+        "a late tick interrupts whom the loop kept waiting",
+        "runtime/consumer.py",
+        "            was_late = now_s - before_s > LATE_S and not was_late\n",
+        "",
+        "tests/faults/test_loop.py::test_jobs_beside_one_that_blocks_the_loop_past_their_deadline_have_a_turn_to_end",
+    ),
+    Mutant(
+        "all priorities alike",
+        "runtime/plan.py",
+        "WEIGHTS: Final = (8, 4, 2, 1)",
+        "WEIGHTS: Final = (1, 1, 1, 1)",
+        "tests/faults/test_overload.py::test_while_all_four_wait_they_are_served_as_8_to_4_to_2_to_1",
+    ),
+    Mutant(
+        "a connection without a name is good enough",
+        "runtime/wire.py",
+        'if isinstance(answer, ServerError) and answer.code != "NOPERM":',
+        "if False:",
+        "tests/faults/test_outage.py::test_a_connection_opened_while_the_server_is_busy_is_none",
+    ),
+    Mutant(
         "a dead letter without the fence",
         "runtime/lua/dead.lua",
         "  if not holds(stream, id, consumer, count) then return 0 end\n",
@@ -326,7 +347,7 @@ def is_killed(mutant: Mutant, folder: Path) -> tuple[bool, str]:
     """Apply a mutant to a fresh copy and run its test; say whether the test turned red."""
     tree = folder / "tree"
     shutil.rmtree(tree, ignore_errors=True)
-    ignored = shutil.ignore_patterns(".git", ".venv", ".run", "__pycache__", ".hypothesis")
+    ignored = shutil.ignore_patterns(".git", ".venv", ".run", "__pycache__", ".hypothesis", ".envs", "node_modules")
     shutil.copytree(ROOT, tree, ignore=ignored)
     path = tree / mutant.file
     text = path.read_text()
