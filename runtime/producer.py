@@ -27,6 +27,7 @@ from runtime.wire import without_password
 CHUNK_MESSAGES: Final = 500
 CHUNK_BYTES: Final = 1024 * 1024  # one chunk is one script call: bounded, so that others get their turn
 RESEND: Final = Backoff(base_s=0.05, cap_s=2.0)
+BREATH: Final = 50  # messages packed in one turn of the loop: the chunk before goes out, and the loop's other tasks get on
 LEAST_WAIT_S: Final = 0.1  # for a confirmation, however long Redis was away before
 
 
@@ -169,23 +170,32 @@ class Producer:
         sent: list[Sent] = []
         chunk: list[Packed] = []
         size_bytes = 0
+        under_way: asyncio.Task[list[Sent]] | None = None  # one chunk is stored while the next one is packed
 
-        async def flush() -> None:
-            nonlocal size_bytes
-            sent.extend(await way.send(chunk))
-            chunk.clear()
-            size_bytes = 0
-            if progress is not None:
-                progress(len(sent))
+        async def arrived() -> None:
+            nonlocal under_way
+            if under_way is not None:
+                task, under_way = under_way, None
+                sent.extend(await task)
+                if progress is not None:
+                    progress(len(sent))
 
-        async for message in _each(messages):
-            packed = self.pack(message)
-            if chunk and (len(chunk) >= CHUNK_MESSAGES or size_bytes + packed.size_bytes > CHUNK_BYTES):
-                await flush()
-            chunk.append(packed)
-            size_bytes += packed.size_bytes
+        try:
+            async for message in _each(messages):
+                packed = self.pack(message)
+                if chunk and (len(chunk) >= CHUNK_MESSAGES or size_bytes + packed.size_bytes > CHUNK_BYTES):
+                    await arrived()
+                    under_way = asyncio.create_task(way.send(chunk))
+                    chunk, size_bytes = [], 0
+                chunk.append(packed)
+                size_bytes += packed.size_bytes
+                if not len(chunk) % BREATH:
+                    await asyncio.sleep(0)
+        finally:
+            await arrived()
         if chunk:
-            await flush()
+            under_way = asyncio.create_task(way.send(chunk))
+            await arrived()
         return sent
 
     def pack(self, message: msgspec.Struct | Message) -> Packed:
@@ -224,19 +234,22 @@ class Producer:
         if due_ms and not job_id:
             job_id = f"{STREAMS[priority - 1]}-{secrets.token_hex(8)}"
         fields: list[str | bytes | int] = ["type", type_name, "data", data]
-        for name, value in (
-            ("id", job_id),
-            ("v", version if version > 1 else 0),
-            ("exp", _ms(message.exp, "exp") if message.exp is not None else 0),
-            ("key", _bounded(message.key, "key")),
-            ("attempts", message.attempts),
-            ("group", _bounded(message.group, "group")),
-            ("src", _bounded(self._source, "source")),
-        ):
-            if value:
-                fields += (name, value)
+        if job_id:
+            fields += ("id", job_id)
+        if version > 1:
+            fields += ("v", version)
+        if message.exp is not None:
+            fields += ("exp", _ms(message.exp, "exp"))
+        if message.key:
+            fields += ("key", _bounded(message.key, "key"))
         if message.attempts < 0:
             raise BadPayload(f"attempts {message.attempts}: a whole number from 1")
+        if message.attempts:
+            fields += ("attempts", message.attempts)
+        if message.group:
+            fields += ("group", _bounded(message.group, "group"))
+        if self._source:
+            fields += ("src", _bounded(self._source, "source"))
         return Packed(priority - 1, due_ms, job_id, tuple(fields), len(data))
 
     async def send_packed(self, packed: Sequence[Packed], durability: str = "") -> list[Sent]:
