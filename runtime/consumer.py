@@ -42,7 +42,7 @@ TICK_S: Final = 0.05
 LATE_S: Final = 0.2  # a tick that comes so much later than it should: something has blocked the loop
 RATE_TICKS: Final = 2  # read-ahead looks at what finished in the last 100 ms
 MAX_READ_AHEAD: Final = 2000  # without a cap one beat would renew 15,500 leases: 130 ms of a blocked server
-# Of the read-ahead: below that it is topped up. With half of it a drain waits for its fetches: 65 to 70 % of a core busy, not 90 %.
+# Of the read-ahead: below that it is topped up. With half, a drain waits for its fetches: 65 to 70 % of a core busy, not 90 %.
 TOP_UP_PART: Final = 0.75
 UNSTARTED_S: Final = 1.0
 SILENT_PART: Final = 0.8  # of a lease without a heartbeat: then nothing new is started
