@@ -25,22 +25,27 @@ class Words:
 
     def say(self, text: str, *args: object) -> None:
         """Write a line, if this second's budget has one left; what it has not is counted."""
+        if self._may_say():
+            log.warning(text, *args)
+
+    def _may_say(self) -> bool:
         second = int(time.monotonic())
         if second != self._second:
             if self._spent > LINES_S:
                 log.warning("… and %d more lines like these in that second", self._spent - LINES_S)
             self._second, self._spent = second, 0
         self._spent += 1
-        if self._spent <= LINES_S:
-            log.warning(text, *args)
+        return self._spent <= LINES_S
 
     def failure(self, job: Job, error: BaseException, outcome: object) -> None:
-        """Tell of a run that failed, and what becomes of the job."""
+        """Tell of a run that failed, and what becomes of the job; nothing is worked out for a line that will not be written."""
+        if not isinstance(outcome, Dead | Retry) or not self._may_say():
+            return
         if isinstance(outcome, Dead):
-            self.say("job %s (%s) is dead after attempt %d: %s", job.id, job.type.decode(), job.attempt, outcome)
-        elif isinstance(outcome, Retry):
+            log.warning("job %s (%s) is dead after attempt %d: %s", job.id, job.type.decode(), job.attempt, outcome)
+        else:
             text = "job %s (%s) failed attempt %d, again in %.1f s: %s"
-            self.say(text, job.id, job.type.decode(), job.attempt, outcome.delay_s, outcome)
+            log.warning(text, job.id, job.type.decode(), job.attempt, outcome.delay_s, outcome)
 
     def store_away(self, error: StoreAway, failures: int) -> None:
         """Tell of an outage: one line when it is one, then one every few minutes."""
