@@ -10,6 +10,7 @@ import logging
 import multiprocessing
 import os
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,6 +34,7 @@ POLL_S = 0.03
 DRAIN_S = 30.0
 VERBS = ("admit", "beat", "dead", "defer", "promote", "reclaim", "renew", "send", "isolate")
 LOOKS = ("CLIENT", "HGETALL", "INFO", "TIME", "XPENDING", "ZRANGE")  # commands that change nothing
+STRIDE = int(os.environ.get("CRASH_STRIDE", "5"))  # all of them take six minutes a server: each long run takes others
 VOID_PART = 0.2  # commands that came later than in the unharmed run, or never
 
 
@@ -342,12 +344,16 @@ def undying(server: Server, keys: Keys) -> list[str]:
 
 
 async def sweep(server: Server, folder: Path, is_short: bool) -> list[Point]:
-    """Run the scenario unharmed, then cut it at every command, or at the first of each name that changes something."""
+    """Run the scenario unharmed, then cut it at every STRIDE-th command, or at the first of each name that changes something."""
     unharmed = await run_point(server, folder, ("none", 0), False)
     assert not unharmed.wrong, unharmed
     assert unharmed.commands.keys() >= {*VERBS, "XREADGROUP", "XACK", "XDEL", "EXEC"}, "a sweep without them proves little"
     names = [name for name in unharmed.commands if not (is_short and name in LOOKS)]
     ats = [(name, nth) for name in names for nth in range(1, 2 if is_short else unharmed.commands[name] + 1)]
+    if not is_short:
+        first = int(time.time()) % STRIDE
+        print(f"every {STRIDE}th of {len(ats)} commands, from number {first}")
+        ats = ats[first::STRIDE]
     places = asyncio.Semaphore(AT_ONCE)
 
     async def one(at: tuple[str, int], is_after: bool) -> Point:
