@@ -13,6 +13,7 @@ from random import random
 from typing import Final
 
 from runtime.desk import Desk
+from runtime.errors import StoreRefuses
 from runtime.jobs import STREAMS, Lease, Letter, default_id
 from runtime.streams import Fetched, Isolated, entry_fields, whole
 
@@ -81,7 +82,11 @@ class Ward:
         config, calm_s = self._desk.config, self._calm_s()
         calm_ms = -1 if calm_s == float("inf") else int(calm_s * 1000)
         lease_ms, base_ms = int(config.lease_s * 1000), int(config.suspect_s * 1000)
-        found = await self._desk.streams.isolate(lease_ms, calm_ms, base_ms, n, self._types)
+        try:
+            found = await self._desk.streams.isolate(lease_ms, calm_ms, base_ms, n, self._types)
+        except StoreRefuses:
+            self._ask_at_s = now_s + ASK_PART * config.lease_s  # ordinary work goes on, though suspects cannot
+            raise
         is_new = self._needed_s is None
         self._needed_s = found.for_ms / 1000
         match found.word:

@@ -1,0 +1,72 @@
+"""The ward of a worker in this process: suspects and ordinary work both get their turn, whatever stands beside them."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+import pytest
+
+from runtime import Job, contract, handler
+from runtime.errors import StoreRefuses
+from runtime.streams import GROUP
+from tests.workers import until, working
+
+KEY = "{jobs}:medium"
+
+
+@contract("guarded")
+class Guarded(msgspec.Struct, frozen=True, kw_only=True):
+    n: int = 0
+    ms: float = 0
+
+
+ran: list[int] = []
+
+
+@handler(Guarded)
+async def guarded(message: Guarded, job: Job) -> None:
+    ran.append(message.n)
+    await asyncio.sleep(message.ms / 1000)
+
+
+@pytest.fixture(autouse=True)
+def _forget_runs():
+    ran.clear()
+
+
+def add(raw, n: int, ms: float = 0, **fields: str) -> str:
+    return str(raw.xadd(KEY, {"type": "guarded", "data": f'{{"n":{n},"ms":{ms}}}', **fields}))
+
+
+def suspects(raw, numbers: range, ms: float = 0, kind: str = "guarded", **fields: str) -> None:
+    """Put jobs where those of a dead worker are, in one step: no worker takes them on their way."""
+    if not raw.exists(KEY):
+        raw.xgroup_create(KEY, GROUP, "0", mkstream=True)
+    pipeline = raw.pipeline()
+    for n in numbers:
+        pipeline.xadd(KEY, {"type": kind, "data": f'{{"n":{n},"ms":{ms}}}', **fields}, id=f"{n + 1}-0")
+    pipeline.xreadgroup(GROUP, "dead", {KEY: ">"}, count=len(numbers))
+    pipeline.xclaim(KEY, GROUP, "~suspect", 0, [f"{n + 1}-0" for n in numbers], retrycount=1, justid=True)
+    pipeline.execute()
+
+
+async def test_a_string_in_the_place_of_one_stream_keeps_no_suspects_of_the_others(server, raw):
+    async with working(server.url, guarded):
+        raw.delete("{jobs}:low")
+        raw.set("{jobs}:low", "a string in the place of a stream")
+        suspects(raw, range(1))
+        await until(lambda: ran == [0], "the suspect runs")
+
+
+async def test_where_suspects_cannot_be_had_ordinary_work_goes_on(server, raw):
+    suspects(raw, range(1))
+    async with working(server.url, guarded) as worker:
+
+        async def refused(*_):
+            raise StoreRefuses("Redis answered: an error")
+
+        worker.streams.isolate = refused
+        await until(lambda: worker.tally.store_errors > 0, "it was asked")
+        add(raw, 7)
+        await until(lambda: 7 in ran, "other work goes on")
