@@ -7,13 +7,14 @@ and, of one that was alone, our name as evidence. Nothing here must be remembere
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from random import random
 from typing import Final
 
 from runtime.desk import Desk
-from runtime.errors import StoreRefuses
+from runtime.errors import StoreAway, StoreRefuses
 from runtime.jobs import STREAMS, Lease, Letter, default_id
 from runtime.streams import Fetched, Isolated, entry_fields, whole
 
@@ -72,6 +73,19 @@ class Ward:
             await self._leave(now_s)
             return False
         return await self._ask(min(lanes, MAX_TOGETHER), now_s)
+
+    @property
+    def next_ask_s(self) -> float:
+        """For how long nothing need be asked of the ward; infinite where no suspects are."""
+        if self._needed_s is not None:
+            return 0.0
+        return max(0.0, self._ask_at_s - time.monotonic()) if self._desk.scheduler.has_suspects else float("inf")
+
+    async def close(self) -> None:
+        """Give the ward up at a stop: what is isolated here may run on for the whole grace, beside nothing new."""
+        if self._needed_s is not None:
+            with contextlib.suppress(StoreAway):  # then it ends with our lease
+                await self._leave(time.monotonic())
 
     def is_quiet(self) -> None:
         """Note that no ordinary job waits: the next suspects need not either."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import msgspec
 import pytest
@@ -70,3 +71,27 @@ async def test_where_suspects_cannot_be_had_ordinary_work_goes_on(server, raw):
         await until(lambda: worker.tally.store_errors > 0, "it was asked")
         add(raw, 7)
         await until(lambda: 7 in ran, "other work goes on")
+
+
+async def test_a_worker_that_drains_gives_the_ward_up(server, raw):
+    suspects(raw, range(1), 60_000)
+    async with working(server.url, guarded, grace_s=4) as worker:
+        await until(lambda: ran == [0] and raw.exists("{jobs}:ward"), "the suspect runs")
+        worker.stop()
+        await until(lambda: not raw.exists("{jobs}:ward"), "others can have the ward")
+        assert worker.running == 1, "while it still runs here"
+
+
+async def test_a_suspect_that_nobody_knows_makes_no_idle_worker_ask_in_haste(server, raw):
+    suspects(raw, range(1), kind="nobody-knows")
+
+    def bells() -> int:
+        return int(raw.info("commandstats").get("cmdstat_xreadgroup", {}).get("calls", 0))
+
+    async with working(server.url, guarded, lease_s=30.0) as worker:
+        await until(lambda: worker.scheduler.has_suspects, "it was seen")
+        await until(lambda: not worker.scheduler.has_suspects, "it cannot run here")
+        await until(lambda: worker.scheduler.has_suspects, "it is seen again")
+        before, began_s = bells(), time.monotonic()
+        await until(lambda: time.monotonic() - began_s > 1.5, "a while")
+        assert bells() - before <= 5
