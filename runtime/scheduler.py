@@ -14,7 +14,7 @@ from typing import Any, Final, cast
 from runtime.backoff import Backoff, delay_s
 from runtime.errors import StoreAway
 from runtime.events import Tally
-from runtime.jobs import FREE, STREAMS, SUSPECT, UNKNOWN, Lease, Letter, default_id
+from runtime.jobs import FREE, STREAMS, SUSPECT, UNKNOWN, Lease, Letter, default_id, room_of
 from runtime.streams import Streams, whole
 
 log = logging.getLogger("runtime.scheduler")
@@ -199,10 +199,10 @@ class Scheduler:
             if not is_shared and (not room.startswith(UNKNOWN) or room_is_known(room, known)):
                 continue
             letters: list[Letter] = []
-            for entry, count, type_name in await self._streams.waiting_longest(stream, room, idle_ms, RECLAIM_IDS):
+            for entry, count, type_name, version in await self._streams.waiting_longest(stream, room, idle_ms, RECLAIM_IDS):
                 name = type_name.decode(errors="replace")
-                if not is_shared or name not in {known_name for known_name, _ in known}:
-                    what = name if is_shared else room[len(UNKNOWN) :]
+                if not is_shared or not room_is_known(room_of(name, version), known):
+                    what = f"{name}@{version}" if is_shared else room[len(UNKNOWN) :]
                     reason = f"no live worker has known {what} for {self._unknown_after_s:g} s"
                     lease = Lease(stream, entry, count, "", 0.0)
                     letters.append(Letter(lease, "unknown-type", reason, "", 0, default_id(STREAMS[stream], entry.decode())))

@@ -95,3 +95,11 @@ async def test_a_suspect_that_nobody_knows_makes_no_idle_worker_ask_in_haste(ser
         before, began_s = bells(), time.monotonic()
         await until(lambda: time.monotonic() - began_s > 1.5, "a while")
         assert bells() - before <= 5
+
+
+async def test_a_suspect_of_a_version_that_nobody_knows_dies_as_any_job_of_it(server, raw):
+    suspects(raw, range(1), v="2")
+    async with working(server.url, guarded, unknown_after_s=1):
+        await until(lambda: raw.xlen("{jobs}:dead") == 1, "it is dead")
+    ((_, letter),) = raw.xrange("{jobs}:dead")
+    assert (letter["dead_reason"], ran) == ("unknown-type", [])
