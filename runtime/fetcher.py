@@ -79,6 +79,7 @@ class Fetcher:
                 self._desk.tally.store_errors += 1
                 self._desk.words.store_away(error, failures)
                 await self._pause(delay_s(failures, STORE_BACKOFF, random))
+        await self._ward.close()
 
     async def _fetch(self, room: int) -> None:
         """Fill the room: from rooms we may take from, else as planned, else wait for the bell."""
@@ -115,9 +116,8 @@ class Fetcher:
 
     def _bell_ms(self) -> int:
         """Rooms ring no bell: where one is not empty, the blocked read must end soon."""
-        if self._desk.scheduler.has_suspects:
-            return SUSPECTS_BELL_MS
-        return int(ROOMS_S * 1000) if self._open_rooms() else BELL_MS
+        rooms_ms = ROOMS_S * 1000 if self._open_rooms() else BELL_MS
+        return int(max(SUSPECTS_BELL_MS, min(rooms_ms, self._ward.next_ask_s * 1000)))
 
     def _open_rooms(self) -> list[tuple[int, str]]:
         return [at for at in self._desk.scheduler.rooms if at[1] != FREE and self._desk.scheduler.can_run(at[1])]

@@ -14,7 +14,7 @@ from typing import Any, Final, cast
 from runtime.backoff import Backoff, delay_s
 from runtime.errors import StoreAway
 from runtime.events import Tally
-from runtime.jobs import FREE, STREAMS, SUSPECT, UNKNOWN, Lease, Letter, default_id
+from runtime.jobs import FREE, STREAMS, SUSPECT, UNKNOWN, Lease, Letter, default_id, room_of
 from runtime.streams import Streams, whole
 
 log = logging.getLogger("runtime.scheduler")
@@ -123,7 +123,7 @@ class Scheduler:
         still = self._standing_still(workers)
         if not self._may_reclaim():
             return
-        for stream in busy or ({0} if self.rooms else ()):  # once at least where a room holds something, to hear of the guard
+        for stream in busy:
             while True:
                 found = await self._streams.reclaim(stream, int(self._lease_s * 1000), RECLAIM_IDS, still)
                 if found.is_guarded:
@@ -138,14 +138,14 @@ class Scheduler:
         await self._forget_the_dead(workers)
 
     async def _look_for_rooms(self) -> set[int]:
-        """Look what is parked; give the streams of which workers hold something."""
+        """Look what is parked; give the streams of which workers hold something, else one with a room, to hear of the guard."""
         before, self._new_rooms = self._new_rooms, set()
         rooms, busy = await self._streams.rooms()
         # What was to be parked just now may not be written yet: its room counts all the same.
         self.rooms = {**dict.fromkeys(before | self._new_rooms, 0), **rooms}
         self.unknown_rooms = {name for _, name in self.rooms if name.startswith(UNKNOWN)}
         self.has_suspects = any(name == SUSPECT for _, name in rooms)
-        return busy
+        return busy or {stream for stream, _ in list(rooms)[:1]}
 
     def room_for(self, room: str) -> str:
         """Give this room of an unknown type, or the shared one where there are too many: producers can invent any name."""
@@ -199,10 +199,10 @@ class Scheduler:
             if not is_shared and (not room.startswith(UNKNOWN) or room_is_known(room, known)):
                 continue
             letters: list[Letter] = []
-            for entry, count, type_name in await self._streams.waiting_longest(stream, room, idle_ms, RECLAIM_IDS):
+            for entry, count, type_name, version in await self._streams.waiting_longest(stream, room, idle_ms, RECLAIM_IDS):
                 name = type_name.decode(errors="replace")
-                if not is_shared or name not in {known_name for known_name, _ in known}:
-                    what = name if is_shared else room[len(UNKNOWN) :]
+                if not is_shared or not room_is_known(room_of(name, version), known):
+                    what = f"{name}@{version}" if is_shared else room[len(UNKNOWN) :]
                     reason = f"no live worker has known {what} for {self._unknown_after_s:g} s"
                     lease = Lease(stream, entry, count, "", 0.0)
                     letters.append(Letter(lease, "unknown-type", reason, "", 0, default_id(STREAMS[stream], entry.decode())))

@@ -462,8 +462,8 @@ class Streams(Door):
                     busy.add(stream)
         return rooms, busy
 
-    async def waiting_longest(self, stream: int, room: str, idle_ms: int, n: int) -> list[tuple[bytes, int, bytes]]:
-        """Give up to `n` entries that sat in a room longer than `idle_ms`: entry, count, type.
+    async def waiting_longest(self, stream: int, room: str, idle_ms: int, n: int) -> list[tuple[bytes, int, bytes, int]]:
+        """Give up to `n` entries that sat in a room longer than `idle_ms`: entry, count, type, version.
 
         Raises:
             StoreAway: no answer or an error.
@@ -474,7 +474,7 @@ class Streams(Door):
             return []
         entries = await self.ask(self._helper, *[("XRANGE", key, row[0], row[0]) for row in rows])
         types = [_type_in(self.sound(found)) for found in entries]
-        return [(row[0], row[3], type_name) for row, type_name in zip(rows, types, strict=True)]
+        return [(row[0], row[3], *type_and_version) for row, type_and_version in zip(rows, types, strict=True)]
 
     async def condemn(self, room: str, letters: Sequence[Letter]) -> int:
         """Move entries of a room to the dead letters; one that was taken meanwhile is left alone. Gives how many moved.
@@ -577,8 +577,10 @@ def _taken(stream: int, answer: list[Any]) -> Haul:
     return Haul(stream, [(row[0], row[1]) for row in rows], [row[2] for row in rows])
 
 
-def _type_in(found: list[Any]) -> bytes:
-    return entry_fields(found[0][1]).get(b"type", b"") if found else b""
+def _type_in(found: list[Any]) -> tuple[bytes, int]:
+    fields = entry_fields(found[0][1]) if found else {}
+    # A version that is no number keeps it from nobody who knows the type, and who then finds it unreadable.
+    return fields.get(b"type", b""), whole(fields.get(b"v", b"1").decode(errors="replace")) or 1
 
 
 def _arguments(move: Deferral | Letter | Parking) -> tuple[str | bytes | int, ...]:

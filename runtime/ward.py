@@ -7,12 +7,14 @@ and, of one that was alone, our name as evidence. Nothing here must be remembere
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from random import random
 from typing import Final
 
 from runtime.desk import Desk
+from runtime.errors import StoreAway, StoreRefuses
 from runtime.jobs import STREAMS, Lease, Letter, default_id
 from runtime.streams import Fetched, Isolated, entry_fields, whole
 
@@ -72,6 +74,19 @@ class Ward:
             return False
         return await self._ask(min(lanes, MAX_TOGETHER), now_s)
 
+    @property
+    def next_ask_s(self) -> float:
+        """For how long nothing need be asked of the ward; infinite where no suspects are."""
+        if self._needed_s is not None:
+            return 0.0
+        return max(0.0, self._ask_at_s - time.monotonic()) if self._desk.scheduler.has_suspects else float("inf")
+
+    async def close(self) -> None:
+        """Give the ward up at a stop: what is isolated here may run on for the whole grace, beside nothing new."""
+        if self._needed_s is not None:
+            with contextlib.suppress(StoreAway):  # then it ends with our lease
+                await self._leave(time.monotonic())
+
     def is_quiet(self) -> None:
         """Note that no ordinary job waits: the next suspects need not either."""
         if self._needed_s is not None:
@@ -81,7 +96,11 @@ class Ward:
         config, calm_s = self._desk.config, self._calm_s()
         calm_ms = -1 if calm_s == float("inf") else int(calm_s * 1000)
         lease_ms, base_ms = int(config.lease_s * 1000), int(config.suspect_s * 1000)
-        found = await self._desk.streams.isolate(lease_ms, calm_ms, base_ms, n, self._types)
+        try:
+            found = await self._desk.streams.isolate(lease_ms, calm_ms, base_ms, n, self._types)
+        except StoreRefuses:
+            self._ask_at_s = now_s + ASK_PART * config.lease_s  # ordinary work goes on, though suspects cannot
+            raise
         is_new = self._needed_s is None
         self._needed_s = found.for_ms / 1000
         match found.word:

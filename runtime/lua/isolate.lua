@@ -22,10 +22,13 @@ local function leave(word)
 end
 if n < 0 then return leave('none') end
 
+-- A stream whose key is of another type has no suspects, and must not keep those of the others.
+local function suspects_on(s, n)
+  return redis.pcall('XPENDING', KEYS[s], GROUP, '-', '+', n, SUSPECT)
+end
+
 local function forget_room(s)
-  if #redis.call('XPENDING', KEYS[s], GROUP, '-', '+', 1, SUSPECT) == 0 then
-    redis.call('XGROUP', 'DELCONSUMER', KEYS[s], GROUP, SUSPECT)
-  end
+  if #suspects_on(s, 1) == 0 then redis.pcall('XGROUP', 'DELCONSUMER', KEYS[s], GROUP, SUSPECT) end
 end
 
 -- Strikes whose entry is gone (a stream was deleted, or an unfenced XACK) concern nobody.
@@ -35,7 +38,7 @@ local function sweep_strikes()
     local name, id = string.match(page[2][i], '^(%a+)/(%d+%-%d+)$')
     local is_there = false
     for s = 1, 4 do
-      if STREAMS[s] == name then is_there = #redis.call('XPENDING', KEYS[s], GROUP, id, id, 1) > 0 end
+      if STREAMS[s] == name then is_there = #redis.pcall('XPENDING', KEYS[s], GROUP, id, id, 1) > 0 end
     end
     if not is_there then redis.call('HDEL', STRIKES, page[2][i]) end
   end
@@ -43,7 +46,7 @@ end
 
 local listed = {}
 for s = 1, 4 do
-  for position, row in ipairs(redis.call('XPENDING', KEYS[s], GROUP, '-', '+', LOOK_AT, SUSPECT)) do
+  for position, row in ipairs(suspects_on(s, LOOK_AT)) do
     listed[#listed + 1] = {s, row[1], math.max(1, row[4]), s * LOOK_AT + position}
   end
 end

@@ -636,8 +636,8 @@ async def test_an_unknown_type_is_condemned_only_while_it_sits_in_its_room(door,
     [lease] = await leases(door)
     await door.settle(batch(Parking(lease, "~t:t@1")))
     raw.xclaim(KEY, GROUP, "~t:t@1", 0, [lease.entry], idle=10**6, justid=True, retrycount=0)
-    [(entry, count, type_name)] = await door.waiting_longest(HIGH, "~t:t@1", 900_000, 10)
-    assert (count, type_name) == (0, b"t")
+    [(entry, count, type_name, version)] = await door.waiting_longest(HIGH, "~t:t@1", 900_000, 10)
+    assert (count, type_name, version) == (0, b"t", 1)
     letter = Letter(Lease(HIGH, entry, count, "", 0), "unknown-type", "e", "", 0, "i")
     await door.take(HIGH, "~t:t@1", 1)
     assert await door.condemn("~t:t@1", [letter]) == 0

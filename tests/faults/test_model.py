@@ -628,14 +628,16 @@ class DoorMachine(RuleBasedStateMachine):
         door = self.bench.doors[name]
         found = self.bench.do(door.waiting_longest(stream, room, AGES_MS[1], 10))
         old = [job for job in self.model.entries(stream, room) if job.idle_ms >= AGES_MS[1]]
-        assert [(text(entry), count, text(type_name)) for entry, count, type_name in found] == [
+        assert [(text(entry), count, text(type_name)) for entry, count, type_name, _ in found] == [
             (job.ref, job.count, job.type) for job in old
         ]
         if is_late:
             taken = self.bench.do(door.take(stream, room, 1, ALL_TYPES if room == UNKNOWN else None))
             got = self.receive(name, taken)
             assert got == self.model.take(name, stream, room, 1, ALL_TYPES if room == UNKNOWN else None)
-        letters = [Letter(Lease(stream, entry, count, "", 0.0), "unknown-type", "e", "", 0, "given") for entry, count, _ in found]
+        letters = [
+            Letter(Lease(stream, entry, count, "", 0.0), "unknown-type", "e", "", 0, "given") for entry, count, _, _ in found
+        ]
         moved = self.bench.do(door.condemn(room, letters)) if letters else 0
         self.look()
         passed = [self.model.dead(room, letter.lease, "unknown-type", 0, "given") for letter in letters]
