@@ -357,15 +357,19 @@ class Streams(Door):
         if any(plain):
             commands += self._finish(plain)
         finish_size = len(commands)
-        moves = [*self._moves("defer", batch.defer), *self._moves("dead", batch.dead), *self._moves("park", batch.park)]
-        moves += self._done_by_script("", again) + self._done_by_script(self.consumer, old)
+        moves = self._done_by_script("", again)
+        unfenced = len(moves)
+        moves += [*self._moves("defer", batch.defer), *self._moves("dead", batch.dead), *self._moves("park", batch.park)]
+        moves += self._done_by_script(self.consumer, old)
         answers = await self.ask(self._writer, *commands, *[command for _, command in moves], run=server)
         settled = Settled(0, 0, Batch([[], [], [], []], [], [], []), "")
         if commands:
             settled.shortfall = await self._finished(plain, answers[:finish_size], server)
-        for (items, _), answer in zip(moves, answers[finish_size:], strict=True):
+        for at, ((items, _), answer) in enumerate(zip(moves, answers[finish_size:], strict=True)):
             for item, verdict in zip(items, self.sound(answer), strict=True):
-                if verdict == 0:
+                if verdict == 0 and at < unfenced:
+                    settled.shortfall += 1
+                elif verdict == 0:
                     settled.refused += 1
                 elif verdict != 1:
                     _put_back(settled.left, item)

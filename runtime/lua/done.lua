@@ -1,13 +1,15 @@
 #!lua flags=allow-oom
 -- Finished entries leave: the way out when memory is full and of former suspects (unfenced), and after a server
 -- restart (fenced).
--- ARGV: consumer, or '' for no fence; then per entry: stream, entry, count. Reply: per entry 1 gone, 0 refused, or an error text.
+-- ARGV: consumer, or '' for no fence; then per entry: stream, entry, count. Reply: per entry 1 gone, 0 refused or gone before, or an error text.
 
 local consumer = ARGV[1]
 
 return each(2, 3, function(i)
   local s, id, count = tonumber(ARGV[i]), ARGV[i + 1], tonumber(ARGV[i + 2])
   if consumer ~= '' and not holds(KEYS[s], id, consumer, count) then return 0 end
+  local is_there = not is_leaving[KEYS[s] .. id] and #redis.pcall('XPENDING', KEYS[s], GROUP, id, id, 1) > 0
   remove(s, id, count)
+  if not is_there then return 0 end
   return 1
 end)
