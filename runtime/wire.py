@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from random import shuffle
 from typing import Any, Final, NamedTuple, cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from hiredis import pack_command  # pyright: ignore[reportUnknownVariableType]
 from redis.asyncio.connection import AbstractConnection, Connection, ConnectionPool
@@ -73,13 +73,14 @@ def watched_by(url: str) -> Watched:
         ConfigError: it is no such URL.
     """
     try:
-        parts = urlsplit(url)
-        credentials, _, hosts = parts.netloc.rpartition("@")
+        # By hand: what `urlsplit` says to several hosts with an IPv6 address among them differs between releases of Python.
+        authority, _, path = url.removeprefix("sentinel://").partition("/")
+        credentials, _, hosts = authority.rpartition("@")
         username, _, password = map(unquote, credentials.partition(":"))
-        service, _, db = parts.path.strip("/").partition("/")
+        service, _, db = path.strip("/").partition("/")
         pairs = [host.rpartition(":") for host in hosts.split(",")]
         sentinels = [(host.strip("[]"), int(port)) for host, _, port in pairs]
-        if not service or not all(host for host, _ in sentinels) or parts.query:
+        if not service or not all(host for host, _ in sentinels) or "?" in url or "#" in url:
             raise ValueError
         return Watched(sentinels, unquote(service), int(db or 0), username or None, password or None)
     except ValueError:
