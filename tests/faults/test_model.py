@@ -53,7 +53,7 @@ SAME = settings(  # no shrinking: that takes minutes, and forty steps can be rea
     phases=[Phase.generate],
     report_multiple_bugs=False,
 )
-WIDE = settings(SAME, derandomize=False, max_examples=400, stateful_step_count=60)
+WIDE = settings(SAME, derandomize=False, max_examples=250, stateful_step_count=60)
 
 
 @contract("t")

@@ -69,7 +69,8 @@ def test_at_twice_the_capacity_nothing_is_lost_and_critical_waits_least(valkey, 
         waits[n % 4].append(start_s - sent_s[n])
     p99 = [sorted(wait)[int(len(wait) * 0.99)] for wait in waits]
     print(f"{total} jobs, backlog {backlog}; p99 of the wait in s by priority: {[round(wait, 3) for wait in p99]}")
-    assert p99[0] < median(waits[3]) / 2
+    assert p99[0] == min(p99)
+    assert median(waits[0]) < median(waits[3]) / 2
     raw.close()
 
 
