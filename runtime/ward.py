@@ -45,7 +45,7 @@ class Ward:
         self._until_s = 0.0
         self._ask_at_s = 0.0
         self._needed_s: float | None = None  # what runs beside must have run this long; None while the ward is not ours
-        self._patient_until_s = 0.0
+        self._patient_until_s = 0.0  # until then it is worth waiting for that; 0 while nothing is waited for
 
     def __repr__(self) -> str:
         return f"<Ward {len(self._isolated)} isolated>"
@@ -68,6 +68,7 @@ class Ward:
             return False
         lanes = self._desk.inbox.idle
         if self._needed_s is not None and (self._calm_s() < self._needed_s or not lanes):
+            self._patient_until_s = self._patient_until_s or now_s + max(self._desk.config.lease_s, 2 * self._needed_s)
             if now_s < self._patient_until_s:
                 return True
             await self._leave(now_s)
@@ -101,8 +102,7 @@ class Ward:
         except StoreRefuses:
             self._ask_at_s = now_s + ASK_PART * config.lease_s  # ordinary work goes on, though suspects cannot
             raise
-        is_new = self._needed_s is None
-        self._needed_s = found.for_ms / 1000
+        self._needed_s, self._patient_until_s = found.for_ms / 1000, 0.0
         match found.word:
             case "run":
                 self._isolated = [(haul.stream, entry) for haul in found.fetched.hauls for entry, _ in haul.rows]
@@ -110,8 +110,6 @@ class Ward:
                 await self._receive(found.fetched, now_s)
                 return True
             case "wait":
-                if is_new:
-                    self._patient_until_s = now_s + max(config.lease_s, 2 * self._needed_s)
                 return True
             case "dead":
                 await self._condemn(found)
@@ -129,7 +127,7 @@ class Ward:
     async def _leave(self, now_s: float) -> None:
         """Give the ward up for a lease: another worker may have a free lane sooner."""
         await self._desk.streams.isolate(0, 0, 0, -1, {})
-        self._needed_s = None
+        self._needed_s, self._patient_until_s = None, 0.0
         self._ask_at_s = now_s + self._desk.config.lease_s
 
     async def _condemn(self, found: Isolated) -> None:

@@ -111,3 +111,22 @@ async def test_a_string_in_the_place_of_critical_ends_no_walk(server, raw):
         raw.set("{jobs}:critical", "a string in the place of a stream")
         suspects(raw, range(1), kind="nobody-knows")
         await until(lambda: raw.xlen("{jobs}:dead") == 1, "what nobody knows is dead")
+
+
+async def test_a_busy_worker_rests_for_each_group_of_suspects_and_does_not_give_the_ward_up_between(valkey):
+    raw = valkey.client()
+    suspects(raw, range(65), ms=300)
+
+    async def keep_busy() -> None:
+        for n in range(10_000, 20_000):
+            add(raw, n, ms=200)
+            await asyncio.sleep(0.02)
+
+    async with working(valkey.url, guarded, concurrency=50, lease_s=30):
+        await until(lambda: len(ran) >= 20, "the first group runs")
+        busy = asyncio.create_task(keep_busy())
+        try:  # a lease is 30 s: given up after the first group, the second would have to wait for it
+            await until(lambda: set(range(65)) <= set(ran), "all groups run")
+        finally:
+            busy.cancel()
+    raw.close()
