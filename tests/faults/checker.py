@@ -361,10 +361,14 @@ def _number_in(packed: str) -> int | None:
 
 
 def leftovers(raw: redis.Redis) -> dict[str, int]:
-    """Give what is still in any structure that holds jobs."""
+    """Give what is still in any structure that holds jobs; a stream whose group nobody has made yet holds what was sent to it."""
     left = {name: raw.xlen(f"{TAG}:{name}") for name in STREAMS}
     for name in STREAMS:
-        left[f"{name} pending"] = raw.xpending(f"{TAG}:{name}", "workers")["pending"]
+        try:
+            left[f"{name} pending"] = raw.xpending(f"{TAG}:{name}", "workers")["pending"]
+        except redis.ResponseError as error:
+            if not str(error).startswith("NOGROUP"):
+                raise
     left["due"] = raw.zcard(f"{TAG}:due")
     left["msg"] = raw.hlen(f"{TAG}:msg")
     return {name: count for name, count in left.items() if count}

@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from tests.contract.snapshot import STREAMS
-from tests.faults.checker import Verdict, check_folder
+from tests.faults.checker import Verdict, check_folder, leftovers
 from tests.faults.harness import Plan, check
 from tests.faults.ledger import NEMESIS, SENDER, Answer, Fault, Pen, Try
 from tests.servers import Server
@@ -97,6 +97,12 @@ def test_a_job_that_is_still_stored_is_left_over_and_not_lost(book: Book) -> Non
     assert verdict.lost == 0
     assert verdict.leftovers == {"high": 1}
     assert not verdict.is_good
+
+
+def test_what_waits_for_a_group_that_nobody_made_yet_is_left_over(book: Book) -> None:
+    book.raw.delete("{jobs}:high")
+    book.raw.xadd("{jobs}:high", {"type": "scripted", "data": '{"n":1}'})
+    assert leftovers(book.raw) == {"high": 1}
 
 
 def test_an_entry_settled_without_a_finished_run_has_vanished(book: Book) -> None:
