@@ -306,6 +306,7 @@ class Consumer:
                 for _ in range(self._settle_ended_lanes()):
                     self._open_lane(group)
             self._flusher.retry_apart(now_s)
+            self.tally.fold()
             self._finished_before = [*self._finished_before[1:], self.tally.finished]
             self._fetcher.room_made.set()
             await asyncio.sleep(TICK_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from typing import Final
 
@@ -38,13 +39,26 @@ _MICROSECONDS: Final = 1_000_000
 class Count:
     """Counts of one type on one stream. `runs[k]` counts runs of less than 2**k µs (and at least half of it)."""
 
-    __slots__ = ("done", "outcomes", "run_s", "runs")
+    __slots__ = ("done", "fresh_s", "outcomes", "run_s", "runs")
 
     def __init__(self) -> None:
         self.done = 0
         self.outcomes: dict[str, int] = {}
         self.runs = [0] * BUCKETS
         self.run_s = 0.0
+        self.fresh_s: list[float] = []
+
+    def fold(self) -> None:
+        """Sort in the runs since the last time: a batch at once, for half of what it would cost one by one."""
+        fresh_s = self.fresh_s
+        fresh_s.sort()
+        self.run_s += sum(fresh_s)
+        power = start = 0
+        while start < len(fresh_s):
+            end = bisect_left(fresh_s, 2**power / _MICROSECONDS, start)
+            self.runs[power] += end - start
+            power, start = power + 1, end
+        fresh_s.clear()
 
     def totals(self) -> dict[str, int]:
         """Give all outcomes with their number."""
@@ -65,9 +79,9 @@ class Tally:
     def ran(self, job: Job, outcome: Outcome, run_s: float) -> None:
         """Count one run of a handler and what became of it. On the hot path: no tuple, no key made per job."""
         self.finished += 1
-        count = (self._counts.get(job.type) or self._of(job.type))[job.stream]
-        count.run_s += run_s
-        count.runs[int(run_s * _MICROSECONDS).bit_length()] += 1
+        counts = self._counts.get(job.type)
+        count = (self._of(job.type) if counts is None else counts)[job.stream]
+        count.fresh_s.append(run_s)
         if outcome is DONE:
             count.done += 1
         else:
@@ -81,6 +95,13 @@ class Tally:
 
     def _of(self, type_name: bytes) -> list[Count]:
         return self._counts.setdefault(type_name, [Count() for _ in STREAMS])
+
+    def fold(self) -> None:
+        """Sort in the times of the newest runs; now and then, that they do not pile up until somebody asks."""
+        for counts in self._counts.values():
+            for count in counts:
+                if count.fresh_s:
+                    count.fold()
 
     def waited(self, stream: int, wait_ms: int, jobs: int) -> None:
         """Count how long a batch of jobs waited to be fetched; one of them speaks for all."""
@@ -103,6 +124,7 @@ class Tally:
 
     def rows(self) -> Iterator[tuple[str, str, Count]]:
         """Give type, priority and counts of all that was seen."""
+        self.fold()
         for type_name, counts in list(self._counts.items()):
             for priority, count in zip(STREAMS, counts, strict=True):
                 if count.done or count.outcomes:

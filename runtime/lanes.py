@@ -15,7 +15,7 @@ from typing import Any
 
 from runtime.errors import NotStarted, SelfCancelled
 from runtime.events import Tally
-from runtime.jobs import BEGINS, DONE, Handler, Job, Registry
+from runtime.jobs import BEGINS, DONE, Job, Outcome, Registry
 from runtime.settle import Ledger, decide
 
 NEVER = float("inf")
@@ -158,45 +158,53 @@ class Lane:
         """Run jobs from the inbox one after another; end only when told to stop."""
         self.task = task = _this_task()
         BEGINS.set(self.begin)
-        inbox, ledger, tally, registry = self.inbox, self.ledger, self.tally, self.registry
+        inbox, ledger, tally, registry, clock = self.inbox, self.ledger, self.tally, self.registry, self.clock
+        now_s = clock()
         while not task.cancelling():  # a handler may swallow our cancel: leave all the same
-            job = inbox.take() or await inbox.wait()
+            job = inbox.take()
+            if job is None:
+                job = await inbox.wait()
+                now_s = clock()
             handler = registry[job.type]  # cannot miss: admit saw to it
             self.job = job
-            error = await self.attempt(handler, job, task)
-            if error is None:
-                outcome = DONE
-            elif task.cancelling():
-                return  # debris of a stop, not a failure: released with the rest
-            else:
+            self.timeout_s = handler.timeout_s
+            self.started_s = now_s
+            self.deadline_s = now_s + handler.timeout_s
+            error: BaseException | None = None
+            try:
+                await handler.run(handler.decode(job), job)
+            except BaseException as raised:  # the one place; SystemExit, and the panics of native libraries, are no Exception
+                error = self._error_of(raised, task)
+            self.deadline_s = NEVER  # from here nobody may interrupt this lane
+            if self.cuts:
+                self._heal(task)
+            now_s = clock()  # the next job's start as well, when it is at hand
+            outcome: Outcome = DONE
+            if error is not None:
+                if task.cancelling():
+                    return  # debris of a stop, not a failure: released with the rest
                 outcome = decide(handler, job, error, self.dice)
                 self.on_failure(job, error, outcome)
             ledger.add(job, outcome)
-            tally.ran(job, outcome, self.clock() - self.started_s)
+            tally.ran(job, outcome, now_s - self.started_s)
             self.job = None
 
-    async def attempt(self, handler: Handler[Any], job: Job, task: asyncio.Task[Any]) -> BaseException | None:
-        """Run the handler once and give what it raised; only a stop gets through."""
-        error: BaseException | None = None
-        self.timeout_s = handler.timeout_s
-        self.begin()
-        try:
-            await handler.run(handler.decode(job), job)
-        except CancelledError:
+    def _error_of(self, raised: BaseException, task: asyncio.Task[Any]) -> BaseException:
+        """Give what a run failed of; what ends the lane gets through: a stop leaves the job its lease until it is released."""
+        if isinstance(raised, CancelledError):
             if task.cancelling() > self.cuts:
                 self.deadline_s = NEVER
-                raise  # a stop: the job keeps its lease until it is released
-            error = self.cut or SelfCancelled("cancelled by something the handler awaited")
-        except (KeyboardInterrupt, GeneratorExit):
-            raise
-        except BaseException as exc:  # the one place; SystemExit, and the panics of native libraries, are no Exception
-            error = exc if isinstance(exc, NotStarted) else self.cut or exc
-        self.deadline_s = NEVER  # from here nobody may interrupt this lane
+                raise raised
+            return self.cut or SelfCancelled("cancelled by something the handler awaited")
+        if isinstance(raised, KeyboardInterrupt | GeneratorExit):
+            raise raised
+        return raised if isinstance(raised, NotStarted) else self.cut or raised
+
+    def _heal(self, task: asyncio.Task[Any]) -> None:
         self.cut = None
         while self.cuts:
             self.cuts -= 1
             task.uncancel()
-        return error
 
     def begin(self) -> None:
         """Count the time of the job from now on. A task that outlives its job may still call this: it finds no job."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Final, cast
 
 import msgspec
 
 from runtime.errors import ConfigError
 from runtime.streams import Door, setting
-from runtime.wire import ANSWER_S, Command, ServerError, Wire, without_password
+from runtime.wire import ANSWER_S, Command, ServerError, Tail, Wire, without_password
 
 MAX_REPLICAS: Final = 1000
 
@@ -62,7 +61,7 @@ class Outlet(Door):
         """Close the connection."""
         await self._wire.close()
 
-    async def store(self, chunk: Sequence[str | bytes | int], wait_s: float) -> Stored:
+    async def store(self, mark: str, messages: Tail, wait_s: float) -> Stored:
         """Store a chunk, and wait at most `wait_s` behind it until it is as durable as this outlet's are.
 
         May be repeated: the chunk's mark tells.
@@ -73,7 +72,7 @@ class Outlet(Door):
             StoreAway: no answer or an error.
         """
         must_confirm = self.durability != LOCAL and await self._can_confirm()
-        reply = await self.one(self._wire, self.command("send", *chunk))
+        reply = await self.one(self._wire, self.command("send", mark, messages))
         if not must_confirm:
             return Stored(reply, "")
         # A round trip of its own: an idle server that gets both at once finds out 100 ms later that its disk has long been done.

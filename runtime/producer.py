@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections import deque
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
+from itertools import groupby, islice
 from random import random
 from types import TracebackType
 from typing import Any, Final, Self
@@ -20,9 +22,9 @@ import msgspec
 from runtime.backoff import Backoff, delay_s
 from runtime.codec import JOB_ID, MAX_DATA_BYTES, MAX_KEY_BYTES, MAX_MS
 from runtime.errors import BadPayload, ConfigError, NotDurable, QueueFull, StoreAway
-from runtime.jobs import STREAMS, TYPE_NAME, Priority, contract_of, default_id
+from runtime.jobs import STREAMS, TYPE_NAME, Contract, Priority, contract_of, default_id
 from runtime.outlet import Durability, Outlet, durability_of
-from runtime.wire import without_password
+from runtime.wire import Tail, packed_value, packed_words, without_password
 
 CHUNK_MESSAGES: Final = 500
 CHUNK_BYTES: Final = 1024 * 1024  # one chunk is one script call: bounded, so that others get their turn
@@ -52,19 +54,28 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     group: str = ""
 
 
-class Packed(msgspec.Struct, frozen=True, gc=False):
-    """A message as it goes over the wire; `due_ms` 0 = now."""
+class Head(msgspec.Struct, frozen=True, gc=False):
+    """All of a message but its payload; `due_ms` 0 = now."""
 
     stream: int
     due_ms: int
     id: str
-    fields: tuple[str | bytes | int, ...]
-    size_bytes: int
+    fields: tuple[str | int, ...]
+
+
+class Packed(msgspec.Struct, frozen=True, gc=False):
+    """A message in wire form."""
+
+    head: Head
+    data: bytes
 
 
 class _Waiting(msgspec.Struct):
+    """Messages of one caller. `flow` is what they are part of, in order: where one part fails, those behind it are not sent."""
+
     packed: list[Packed]
     done: asyncio.Future[list[Sent]]
+    flow: object
 
 
 class Producer:
@@ -84,6 +95,7 @@ class Producer:
         self._patience_s = patience_s
         self._durability = durability_of(durability)
         self._encode = msgspec.json.Encoder().encode
+        self._heads: dict[type[msgspec.Struct], Head] = {}
         self._ways: dict[Durability, _Way] = {}
         self._is_open = False
         Outlet(url, queue)  # a bad name is said here
@@ -170,31 +182,34 @@ class Producer:
         sent: list[Sent] = []
         chunk: list[Packed] = []
         size_bytes = 0
-        under_way: asyncio.Task[list[Sent]] | None = None  # one chunk is stored while the next one is packed
+        pack = self.pack
+        under_way: deque[asyncio.Task[list[Sent]]] = deque()  # one chunk is stored, one waits behind it, the next one is packed
 
-        async def arrived() -> None:
-            nonlocal under_way
-            if under_way is not None:
-                task, under_way = under_way, None
-                sent.extend(await task)
+        async def arrived(left: int = 0) -> None:
+            while len(under_way) > left:
+                try:
+                    sent.extend(await under_way.popleft())
+                except BaseException:
+                    await asyncio.gather(*under_way, return_exceptions=True)  # not sent, since the one before it was not
+                    under_way.clear()
+                    raise
                 if progress is not None:
                     progress(len(sent))
 
         try:
-            async for message in _each(messages):
-                packed = self.pack(message)
-                if chunk and (len(chunk) >= CHUNK_MESSAGES or size_bytes + packed.size_bytes > CHUNK_BYTES):
-                    await arrived()
-                    under_way = asyncio.create_task(way.send(chunk))
-                    chunk, size_bytes = [], 0
-                chunk.append(packed)
-                size_bytes += packed.size_bytes
-                if not len(chunk) % BREATH:
-                    await asyncio.sleep(0)
+            async for some in _breaths(messages):
+                for message in some:
+                    packed = pack(message)
+                    if chunk and (len(chunk) >= CHUNK_MESSAGES or size_bytes + len(packed.data) > CHUNK_BYTES):
+                        await arrived(1)
+                        under_way.append(asyncio.create_task(way.send(chunk, under_way)))
+                        chunk, size_bytes = [], 0
+                    chunk.append(packed)
+                    size_bytes += len(packed.data)
         finally:
             await arrived()
         if chunk:
-            under_way = asyncio.create_task(way.send(chunk))
+            under_way.append(asyncio.create_task(way.send(chunk, under_way)))
             await arrived()
         return sent
 
@@ -204,17 +219,18 @@ class Producer:
         Raises:
             BadPayload: the payload is no contract's, is too large, or an option is out of its range.
         """
-        if not isinstance(message, Message):
-            message = Message(payload=message)
-        try:
-            contract = contract_of(type(message.payload))
-        except ConfigError as error:
-            raise BadPayload(str(error)) from None
-        try:
-            data = self._encode(message.payload)
-        except (TypeError, ValueError, OverflowError, RecursionError) as error:
-            raise BadPayload(f"{contract.type}: the payload cannot be written as JSON: {error}") from None
-        return self.pack_raw(contract.type, data, message, contract.version, message.priority or contract.priority)
+        if isinstance(message, Message):
+            contract = self._contract_of(type(message.payload))
+            data = self._data(message.payload)
+            return self.pack_raw(contract.type, data, message, contract.version, message.priority or contract.priority)
+        kind = type(message)
+        if kind not in self._heads:  # without options, a message differs in nothing but its payload from others of its type
+            contract = self._contract_of(kind)
+            self._heads[kind] = self._head(contract.type, Message(payload=message), contract.version, contract.priority)
+        data = self._data(message)
+        if len(data) > MAX_DATA_BYTES:
+            raise _too_large(contract_of(kind).type, data)
+        return Packed(self._heads[kind], data)
 
     def pack_raw(self, type_name: str, data: bytes, message: Message, version: int, priority: Priority) -> Packed:
         """Give a message in wire form, whose payload is JSON already; `message.payload` is not looked at.
@@ -225,32 +241,46 @@ class Producer:
         if not TYPE_NAME.match(type_name.encode()):
             raise BadPayload(f"type {type_name!r}: 1 to 64 of [a-z0-9._-], beginning with a letter or digit")
         if len(data) > MAX_DATA_BYTES:
-            reason = f"{type_name}: the payload has {len(data)} bytes, the limit is {MAX_DATA_BYTES}; send a reference to it"
-            raise BadPayload(reason, "too-large")
+            raise _too_large(type_name, data)
+        return Packed(self._head(type_name, message, version, priority), data)
+
+    def _data(self, payload: msgspec.Struct) -> bytes:
+        try:
+            return self._encode(payload)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise BadPayload(f"{contract_of(type(payload)).type}: the payload cannot be written as JSON: {error}") from None
+
+    def _contract_of(self, payload: type[msgspec.Struct]) -> Contract:
+        try:
+            return contract_of(payload)
+        except ConfigError as error:
+            raise BadPayload(str(error)) from None
+
+    def _head(self, type_name: str, message: Message, version: int, priority: Priority) -> Head:
         due_ms = _due_ms(message)
         job_id = message.id
         if job_id and not JOB_ID.match(job_id.encode()):
             raise BadPayload(f"id {job_id!r}: 1 to 128 of [A-Za-z0-9._:-]")
         if due_ms and not job_id:
             job_id = f"{STREAMS[priority - 1]}-{secrets.token_hex(8)}"
-        fields: list[str | bytes | int] = ["type", type_name, "data", data]
+        options: list[str | int] = []
         if job_id:
-            fields += ("id", job_id)
+            options += ("id", job_id)
         if version > 1:
-            fields += ("v", version)
+            options += ("v", version)
         if message.exp is not None:
-            fields += ("exp", _ms(message.exp, "exp"))
+            options += ("exp", _ms(message.exp, "exp"))
         if message.key:
-            fields += ("key", _bounded(message.key, "key"))
+            options += ("key", _bounded(message.key, "key"))
         if message.attempts < 0:
             raise BadPayload(f"attempts {message.attempts}: a whole number from 1")
         if message.attempts:
-            fields += ("attempts", message.attempts)
+            options += ("attempts", message.attempts)
         if message.group:
-            fields += ("group", _bounded(message.group, "group"))
+            options += ("group", _bounded(message.group, "group"))
         if self._source:
-            fields += ("src", _bounded(self._source, "source"))
-        return Packed(priority - 1, due_ms, job_id, tuple(fields), len(data))
+            options += ("src", _bounded(self._source, "source"))
+        return Head(priority - 1, due_ms, job_id, (*options, "type", type_name))
 
     async def send_packed(self, packed: Sequence[Packed], durability: str = "") -> list[Sent]:
         """Store up to CHUNK_MESSAGES messages in wire form; raises as `send`."""
@@ -286,9 +316,9 @@ class _Way:
             waiting.done.cancel()
         await self._outlet.close()
 
-    async def send(self, packed: Sequence[Packed]) -> list[Sent]:
-        """Go with the next chunk, and give what became of these."""
-        waiting = _Waiting(list(packed), asyncio.get_running_loop().create_future())
+    async def send(self, packed: Sequence[Packed], flow: object = None) -> list[Sent]:
+        """Go with the next chunk, and give what became of these. Those of one flow are stored in order, or not at all."""
+        waiting = _Waiting(list(packed), asyncio.get_running_loop().create_future(), flow)
         self._waiting.append(waiting)
         self._awake.set()
         return await waiting.done
@@ -315,9 +345,7 @@ class _Way:
         try:
             sent, doubt = await self._deliver(messages)
         except Exception as error:  # whatever it is, it concerns this chunk; the next one is sent all the same
-            for waiting in taken:
-                if not waiting.done.done():
-                    waiting.done.set_exception(error)
+            self._fail(taken, error)
         except BaseException:
             for waiting in taken:
                 waiting.done.cancel()
@@ -327,22 +355,28 @@ class _Way:
             for waiting in taken:
                 own = sent[start : start + len(waiting.packed)]
                 start += len(waiting.packed)
-                if waiting.done.done():
-                    continue
                 if doubt:
-                    waiting.done.set_exception(NotDurable(doubt, own))
-                else:
+                    self._fail([waiting], NotDurable(doubt, own))
+                elif not waiting.done.done():
                     waiting.done.set_result(own)
+
+    def _fail(self, failed: Sequence[_Waiting], error: Exception) -> None:
+        """Tell the callers, also of what would have come next of the same flows."""
+        flows = {id(waiting.flow) for waiting in failed if waiting.flow is not None}
+        behind = [waiting for waiting in self._waiting if id(waiting.flow) in flows]
+        self._waiting = [waiting for waiting in self._waiting if id(waiting.flow) not in flows]
+        for waiting in (*failed, *behind):
+            if not waiting.done.done():
+                waiting.done.set_exception(error)
 
     async def _deliver(self, messages: list[Packed]) -> tuple[list[Sent], str]:
         """Send one chunk until there is an answer, under one mark; give what was sent, and why it is not confirmed."""
-        chunk: list[str | bytes | int] = [secrets.token_hex(8)]
-        for message in messages:
-            chunk += (message.stream + 1, message.due_ms or "", len(message.fields), *message.fields)
+        mark = secrets.token_hex(8)
+        chunk = _chunk(messages)
         end_s, failures = time.monotonic() + self._patience_s, 0
         while True:
             try:
-                stored = await self._outlet.store(chunk, max(end_s - time.monotonic(), LEAST_WAIT_S))
+                stored = await self._outlet.store(mark, chunk, max(end_s - time.monotonic(), LEAST_WAIT_S))
                 return _sent(messages, stored.reply), stored.doubt
             except StoreAway as error:
                 if isinstance(error, QueueFull):
@@ -356,38 +390,69 @@ class _Way:
                 await asyncio.sleep(wait_s)
 
 
+def _chunk(messages: Sequence[Packed]) -> Tail:
+    """Give the arguments of send.lua; messages of one head, as those without options have, say it once."""
+    size, parts = 0, list[bytes]()
+    for _, alike in groupby(messages, lambda message: id(message.head)):
+        run = list(alike)
+        head = run[0].head
+        words = (head.stream + 1, head.due_ms or "", len(head.fields), len(run), *head.fields)
+        size += len(words) + len(run)
+        parts.append(packed_words(words))
+        parts += [packed_value(message.data) for message in run]
+    return Tail(size, b"".join(parts))
+
+
 def _sent(messages: Sequence[Packed], reply: Sequence[Any]) -> list[Sent]:
     """Work out each message's id: those without one are numbered on from the first entry of their stream."""
-    next_ids = [bytes(first).decode() for first in reply[:4]]
+    stamps: list[str] = []
+    numbers: list[int] = []
+    for stream, first in enumerate(reply[:4]):
+        stamp, _, number = bytes(first).decode().partition("-")
+        stamps.append(default_id(STREAMS[stream], f"{stamp}-"))
+        numbers.append(int(number or 0))
     copies = set(reply[4:])
     sent: list[Sent] = []
     for position, message in enumerate(messages):
+        head = message.head
         if position in copies:
-            sent.append(Sent(message.id, new=False))
-            continue
-        job_id = message.id
-        if not message.due_ms:
-            entry = next_ids[message.stream]
-            job_id = job_id or default_id(STREAMS[message.stream], entry)
-            stamp, _, number = entry.partition("-")
-            next_ids[message.stream] = f"{stamp}-{int(number) + 1}"
-        sent.append(Sent(job_id))
+            sent.append(Sent(head.id, new=False))
+        elif head.due_ms:
+            sent.append(Sent(head.id))
+        else:
+            number = numbers[head.stream]
+            numbers[head.stream] = number + 1
+            sent.append(Sent(head.id or f"{stamps[head.stream]}{number}"))
     return sent
 
 
-async def _each(
+async def _breaths(
     messages: Iterable[msgspec.Struct | Message] | AsyncIterable[msgspec.Struct | Message],
-) -> AsyncIterable[msgspec.Struct | Message]:
+) -> AsyncIterable[Iterable[msgspec.Struct | Message]]:
+    """Give the messages a few at a time, with a turn of the loop between."""
     if isinstance(messages, AsyncIterable):
+        several: list[msgspec.Struct | Message] = []
         async for message in messages:
-            yield message
-    else:
-        for message in messages:
-            yield message
+            several.append(message)
+            if len(several) == BREATH:
+                yield several
+                several = []
+                await asyncio.sleep(0)
+        yield several
+        return
+    rest = iter(messages)
+    while some := list(islice(rest, BREATH)):
+        yield some
+        await asyncio.sleep(0)
+
+
+def _too_large(type_name: str, data: bytes) -> BadPayload:
+    text = f"{type_name}: the payload has {len(data)} bytes, the limit is {MAX_DATA_BYTES}; send a reference to it"
+    return BadPayload(text, "too-large")
 
 
 def _size(packed: Sequence[Packed]) -> int:
-    return sum(message.size_bytes for message in packed)
+    return sum([len(message.data) for message in packed])
 
 
 def _due_ms(message: Message) -> int:

@@ -17,7 +17,7 @@ import msgspec
 
 from runtime.errors import ConfigError, QueueFull, StoreRefuses
 from runtime.jobs import FREE, STREAMS, Batch, Deferral, Lease, Letter, Parking
-from runtime.wire import ANSWER_S, Command, ServerError, Wire
+from runtime.wire import ANSWER_S, Command, ServerError, Tail, Wire, tail_of
 
 GROUP: Final = "workers"
 MAX_IDS = 500  # per script call: half a millisecond of the server at most
@@ -135,7 +135,7 @@ class Door:
         self.keys = Keys(queue)
         self._must_heal = False
 
-    def command(self, name: str, *args: str | bytes | int | float) -> Command:
+    def command(self, name: str, *args: str | bytes | int | float | Tail) -> Command:
         """Give the call of a script on this queue's keys."""
         return ("EVALSHA", script(name).sha, len(self.keys.scripted), *self.keys.scripted, *args)
 
@@ -381,9 +381,9 @@ class Streams(Door):
         commands: list[Command] = [("MULTI",)]
         for key, leases in zip(self.keys.streams, done, strict=True):
             if leases:
-                ids = [lease.entry for lease in leases]
-                commands.append(("XACK", key, GROUP, *ids))
-                commands.append(("XDEL", key, *ids))
+                ids = tail_of([lease.entry for lease in leases])
+                commands.append(("XACK", key, GROUP, ids))
+                commands.append(("XDEL", key, ids))
         commands.append(("EXEC",))
         return commands
 

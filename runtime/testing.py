@@ -134,8 +134,8 @@ def _pack(handler: Handler[P], message: P | bytes, version: int, options: Messag
 def _receive(packed: Packed, now_s: float) -> Job:
     """Give the job that a worker would make of this message, were it fetched now."""
     now_ms = round(now_s * 1000)
-    fields = [field if isinstance(field, bytes) else str(field).encode() for field in packed.fields]
-    [job], _ = decode_many(packed.stream, [(f"{now_ms}-0".encode(), fields)], [1], NOWHERE, now_s, now_ms)
+    fields = [*[str(field).encode() for field in packed.head.fields], b"data", packed.data]
+    [job], _ = decode_many(packed.head.stream, [(f"{now_ms}-0".encode(), fields)], [1], NOWHERE, now_s, now_ms)
     return job
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from random import shuffle
 from typing import Any, Final, NamedTuple, cast
 from urllib.parse import unquote
@@ -23,7 +24,15 @@ from redis.exceptions import RedisError
 from runtime.errors import ConfigError, StoreAway
 from runtime.line import Line, ServerError, take_over
 
-Command = Sequence[bytes | str | int | float]
+
+class Tail(NamedTuple):
+    """The last arguments of a command, packed already: `size` of them."""
+
+    size: int
+    packed: bytes
+
+
+Command = Sequence[bytes | str | int | float | Tail]
 CONNECT_S = 5.0
 ANSWER_S = 5.0
 SENTINEL_S: Final = 0.5  # for one sentinel's answer: the others know as much
@@ -125,7 +134,7 @@ class MasterConnection(Connection):
         raise MasterNotFoundError(f"no sentinel knows a living master {watched.service!r}, or lets us ask")
 
 
-_pack = cast("Callable[[tuple[bytes | str | int | float, ...]], bytes]", pack_command)  # its own stub says one argument
+_pack = cast("Callable[[tuple[Any, ...]], bytes]", pack_command)  # its own stub says one argument
 
 
 def redis_cli(url: str) -> str:
@@ -144,7 +153,34 @@ def redis_cli(url: str) -> str:
 
 def pack(commands: Sequence[Command]) -> bytes:
     """Give the commands as they go over the wire, packed in C: redis-py's own packing is a fifth of a drain's time."""
-    return b"".join([_pack(tuple(command)) for command in commands])
+    return b"".join([_pack_one(command) for command in commands])
+
+
+def _pack_one(command: Command) -> bytes:
+    tail = command[-1]
+    if not isinstance(tail, Tail):
+        return _pack(tuple(command))
+    head = command[:-1]
+    return b"*%d\r\n%b%b" % (len(head) + tail.size, packed_words(head), tail.packed)
+
+
+def packed_words(words: Sequence[Any]) -> bytes:
+    """Give arguments as they stand inside of a command."""
+    return _pack(tuple(words)).partition(b"\r\n")[2]  # without the count of words
+
+
+def packed_value(value: bytes) -> bytes:
+    """Give one argument as it stands inside of a command."""
+    return b"$%d\r\n%b\r\n" % (len(value), value)
+
+
+def tail_of(values: Sequence[bytes]) -> Tail:
+    """Give many short arguments as a tail, for a third of the time: those of one length are joined in C. In no order."""
+    parts: list[bytes] = []
+    for length, alike in groupby(sorted(values, key=len), len):
+        head = b"$%d\r\n" % length
+        parts += (head, (b"\r\n" + head).join(alike), b"\r\n")
+    return Tail(len(values), b"".join(parts))
 
 
 def without_password(url: str) -> str:

@@ -157,6 +157,19 @@ async def test_a_chunk_that_failed_in_the_middle_is_not_taken_for_sent(server, r
             await producer.send_many([Order(n=1), Message(payload=Order(n=2), priority=Priority.LOW)])
 
 
+async def test_what_stands_behind_a_chunk_that_failed_is_not_stored(server, raw):
+    """Chunks wait in a queue while the one before is stored: whoever sends the rest again must not find it stored already."""
+    raw.set("{jobs}:low", "a string in a stream's place")
+    messages = [Message(payload=Order(n=n), priority=Priority.LOW if n == 700 else Priority.HIGH) for n in range(3000)]
+    told: list[int] = []
+    async with Producer.connect(server.url, patience_s=0.3) as producer:
+        with pytest.raises(StoreAway, match="WRONGTYPE"):
+            await producer.send_many(messages, progress=told.append)
+        await producer.send(Note(text="the way is open for others"))
+    assert told == [500]
+    assert [msgspec.json.decode(fields["data"])["n"] for _, fields in raw.xrange(KEY)][-1] < 700, "nothing behind the failed one"
+
+
 async def test_a_server_that_is_not_there_is_a_typed_error():
     async with Producer.connect("redis://127.0.0.1:1", patience_s=0.2) as producer:
         with pytest.raises(StoreAway, match=r"127\.0\.0\.1:1"):

@@ -194,10 +194,17 @@ MUTANTS = (
         f"{STREAMS}::test_a_worker_can_start_when_memory_is_full",
     ),
     Mutant(
+        "what stands behind a failed chunk is sent",
+        "runtime/producer.py",
+        "[waiting for waiting in self._waiting if id(waiting.flow) not in flows]",
+        "list(self._waiting)",
+        f"{PRODUCER}::test_what_stands_behind_a_chunk_that_failed_is_not_stored",
+    ),
+    Mutant(
         "a new chunk for each repeat",
         "runtime/producer.py",
         "                await asyncio.sleep(wait_s)\n",
-        "                await asyncio.sleep(wait_s)\n                chunk[0] = secrets.token_hex(8)\n",
+        "                await asyncio.sleep(wait_s)\n                mark = secrets.token_hex(8)\n",
         f"{PRODUCER}::test_a_lost_reply_does_not_enqueue_twice_and_the_answer_is_the_first_one",
     ),
     Mutant(

@@ -980,14 +980,14 @@ async def test_the_panic_of_a_library_is_a_failure_of_the_job_and_not_the_end_of
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), GeneratorExit()], ids=lambda error: type(error).__name__)
 async def test_what_ends_the_whole_process_is_let_through(error: BaseException) -> None:
     world = World()
-    task = asyncio.current_task()
-    assert task is not None
 
     async def run(payload: Any, job: Job) -> None:
         raise error
 
+    lane = world.another_lane()
+    world.put(run)
     try:
-        await world.another_lane().attempt(handler(run), job("first"), task)
+        await lane.run()
     except BaseException as caught:
         assert caught is error
     else:
