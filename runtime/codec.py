@@ -22,6 +22,17 @@ MAX_KEY_BYTES = 512  # a guess: long enough for any natural key
 MAX_MS = 2**53  # times pass through Lua, whose numbers are doubles
 JOB_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}(?![\s\S])")
 _DIGITS = re.compile(rb"[0-9]{1,16}(?![\s\S])")
+# Fields that are numbers, and what an envelope calls them.
+_NUMBERS = {
+    b"v": "version",
+    b"at": "at_ms",
+    b"exp": "exp_ms",
+    b"attempts": "attempts",
+    b"a": "failed",
+    b"first_at": "first_ms",
+    b"snoozed_at": "snoozed_ms",
+}
+_FROM_ONE = (b"v", b"attempts")
 _INNERMOST = re.compile(rb"\[\]|\{\}")
 _NOT_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 # Possessive, and the closing quote is optional, so that no text makes it go back: linear on whatever a stranger wrote.
@@ -80,29 +91,22 @@ def _envelope(fields: Sequence[bytes]) -> tuple[bytes, bytes, Envelope]:
     key = message.get(b"key", b"")
     if len(key) > MAX_KEY_BYTES:
         raise BadMessage(f"`key` has {len(key)} bytes, the limit is {MAX_KEY_BYTES}")
+    numbers = {_NUMBERS[name]: _number(name, message[name]) for name in message.keys() & _NUMBERS}
     return (
         type_name,
         data,
         Envelope(
             id=job_id.decode(),
-            version=_number(message, b"v", least=1, default=1),
-            at_ms=_number(message, b"at"),
-            exp_ms=_number(message, b"exp"),
             key=key,
-            attempts=_number(message, b"attempts", least=1),
-            failed=_number(message, b"a"),
-            first_ms=_number(message, b"first_at"),
-            snoozed_ms=_number(message, b"snoozed_at"),
             origin=message.get(b"x-origin", b"").decode(errors="replace"),
-            is_msgpack=_is_msgpack(message.get(b"ct", b"application/json")),
+            is_msgpack=b"ct" in message and _is_msgpack(message[b"ct"]),
+            **numbers,
         ),
     )
 
 
-def _number(message: dict[bytes, bytes], name: bytes, *, least: int = 0, default: int = 0) -> int:
-    text = message.get(name)
-    if text is None:
-        return default
+def _number(name: bytes, text: bytes) -> int:
+    least = 1 if name in _FROM_ONE else 0
     if not _DIGITS.match(text) or not least <= int(text) <= MAX_MS:
         raise BadMessage(f"`{name.decode()}` is not a whole number from {least} to {MAX_MS}")
     return int(text)

@@ -30,7 +30,7 @@ from runtime.fetcher import BELL_MS, Fetcher
 from runtime.flusher import Flusher
 from runtime.jobs import Job, Registry
 from runtime.lanes import Inbox, Lane
-from runtime.lease import Beat, Heartbeat, Held, Watched
+from runtime.lease import TICK_S, Beat, Heartbeat, Held, Watched
 from runtime.scheduler import Scheduler
 from runtime.settle import Ledger, decide
 from runtime.streams import Streams
@@ -38,7 +38,6 @@ from runtime.words import Words
 
 log = logging.getLogger("runtime.consumer")
 
-TICK_S: Final = 0.05
 LATE_S: Final = 0.2  # a tick that comes so much later than it should: something has blocked the loop
 RATE_TICKS: Final = 2  # read-ahead looks at what finished in the last 100 ms
 MAX_READ_AHEAD: Final = 2000  # without a cap one beat would renew 15,500 leases: 130 ms of a blocked server
@@ -298,15 +297,16 @@ class Consumer:
             was_late = now_s - before_s > LATE_S and not was_late
             if self._heartbeat is not None and self._heartbeat.error is not None:
                 raise RuntimeError("the heartbeat thread crashed") from self._heartbeat.error
-            for lane in self.lanes:
-                if lane.deadline_s < now_s and not was_late:
-                    self._interrupt(lane, now_s)
-            self._give_back_unstarted(now_s)
-            if self.stage is Stage.RUNNING:
-                for _ in range(self._settle_ended_lanes()):
-                    self._open_lane(group)
-            self._flusher.retry_apart(now_s)
-            self.tally.fold()
+            if len(self.held):  # an idle worker has no lane to look at
+                for lane in self.lanes:
+                    if lane.deadline_s < now_s and not was_late:
+                        self._interrupt(lane, now_s)
+                self._give_back_unstarted(now_s)
+                if self.stage is Stage.RUNNING:
+                    for _ in range(self._settle_ended_lanes()):
+                        self._open_lane(group)
+                self._flusher.retry_apart(now_s)
+                self.tally.fold()
             self._finished_before = [*self._finished_before[1:], self.tally.finished]
             self._fetcher.room_made.set()
             await asyncio.sleep(TICK_S)

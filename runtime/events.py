@@ -133,4 +133,4 @@ class Tally:
 
 def outcome_name(outcome: Outcome) -> str:
     """Give the word for an outcome, as in metrics and statistics; handlers may raise subclasses of `Retry`, `Snooze`, `Dead`."""
-    return next(_NAMES[kind] for kind in type(outcome).__mro__ if kind in _NAMES)
+    return _NAMES.get(type(outcome)) or next(_NAMES[kind] for kind in type(outcome).__mro__ if kind in _NAMES)

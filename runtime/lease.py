@@ -25,7 +25,8 @@ from runtime.streams import ANSWER_S, Streams
 
 log = logging.getLogger("runtime.lease")
 
-WATCH_S: Final = 0.05
+TICK_S: Final = 0.05  # between two signs of life of the main loop
+WATCH_S: Final = 0.1  # between two looks at it: each wakes a thread, which an idle worker pays for
 BLOCKED_S: Final = 0.1  # a loop that stands still this long delays everybody's jobs
 QUIET_S: Final = 5.0  # one report of a blocked loop in this time, except for each doubling of its length
 STOP_S: Final = 2.0
@@ -175,7 +176,7 @@ class Heartbeat(threading.Thread):
         while not self._stopping.is_set():
             await asyncio.sleep(WATCH_S)
             now_s = time.monotonic()
-            still_s = now_s - self._watched.moved_s - WATCH_S  # the loop ticks as often as we look
+            still_s = now_s - self._watched.moved_s - TICK_S
             if still_s < BLOCKED_S:
                 next_s = BLOCKED_S
                 self._dumped = False

@@ -9,7 +9,7 @@ local consumer = ARGV[1]
 return each(2, 4, function(i)
   local s = tonumber(ARGV[i])
   local id, count, key = ARGV[i + 1], tonumber(ARGV[i + 2]), ARGV[i + 3]
-  if not holds(KEYS[s], id, consumer, count) then return 0 end
+  if not holds(s, id, consumer, count) then return 0 end
   local place = STREAMS[s] .. ' ' .. id
   if key_is_free(key, place) then
     own_key(key, place)

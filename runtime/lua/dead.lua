@@ -7,10 +7,11 @@
 local consumer = ARGV[1]
 local now = ms(now_ms())
 
+look_up(2, 8, consumer)
 return each(2, 8, function(i)
   local s = tonumber(ARGV[i])
   local stream, id, count, job_id = KEYS[s], ARGV[i + 1], tonumber(ARGV[i + 2]), ARGV[i + 7]
-  if not holds(stream, id, consumer, count) then return 0 end
+  if not holds(s, id, consumer, count) then return 0 end
   local fields = fields_of(stream, id)
   if not fields then
     redis.call('XACK', stream, GROUP, id)

@@ -5,10 +5,11 @@
 
 local consumer = ARGV[1]
 
+if consumer ~= '' then look_up(2, 3, consumer) end
 return each(2, 3, function(i)
   local s, id, count = tonumber(ARGV[i]), ARGV[i + 1], tonumber(ARGV[i + 2])
-  if consumer ~= '' and not holds(KEYS[s], id, consumer, count) then return 0 end
-  local is_there = not is_leaving[KEYS[s] .. id] and #redis.pcall('XPENDING', KEYS[s], GROUP, id, id, 1) > 0
+  if consumer ~= '' and not holds(s, id, consumer, count) then return 0 end
+  local is_there = known[s][id] ~= false and #redis.pcall('XPENDING', KEYS[s], GROUP, id, id, 1) > 0
   remove(s, id, count)
   if not is_there then return 0 end
   return 1

@@ -5,9 +5,10 @@
 
 local consumer = ARGV[1]
 
+look_up(2, 4, consumer)
 return each(2, 4, function(i)
   local s, id, count = tonumber(ARGV[i]), ARGV[i + 1], tonumber(ARGV[i + 2])
-  if not holds(KEYS[s], id, consumer, count) then return 0 end
+  if not holds(s, id, consumer, count) then return 0 end
   park(s, id, ARGV[i + 3], count - 1)
   if count > 1 then acquit(s, id, consumer) end
   return 1

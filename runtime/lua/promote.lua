@@ -32,14 +32,14 @@ local function promote(member, packed)
     if record and record[2] == STREAMS[i] then s = i end
   end
   if not s or #record < 4 or #record > 2 * MAX_FIELDS + 16 then return condemn(member, packed) end
-  local fields = {}
+  local fields, size = {}, 0
   for i = 3, #record, 2 do
     if record[i] ~= 'at' then
-      fields[#fields + 1] = record[i]
-      fields[#fields + 1] = record[i + 1]
+      fields[size + 1], fields[size + 2] = record[i], record[i + 1]
+      size = size + 2
     end
   end
-  if #fields == 0 then return condemn(member, packed) end
+  if size == 0 then return condemn(member, packed) end
   local id = redis.call('XADD', KEYS[s], '*', unpack(fields))
   move_key(fields, 'due ' .. member, STREAMS[s] .. ' ' .. id)
   left[#left + 1] = member

@@ -12,7 +12,7 @@ local refused, mine = {}, {{}, {}, {}, {}}
 
 local function look(i)
   local s, id = tonumber(ARGV[i]), ARGV[i + 1]
-  if holds(KEYS[s], id, consumer, tonumber(ARGV[i + 2])) then
+  if holds(s, id, consumer, tonumber(ARGV[i + 2])) then
     table.insert(mine[s], id)
   elseif #redis.call('XPENDING', KEYS[s], GROUP, id, id, 1) > 0 or not fields_of(KEYS[s], id) then
     refused[#refused + 1] = (i - 2) / 3
@@ -20,6 +20,7 @@ local function look(i)
   end
 end
 
+look_up(2, 3, consumer)
 for i = 2, #ARGV, 3 do
   local ok, failure = pcall(look, i)
   if not ok and not string.find(text_of(failure), 'WRONGTYPE', 1, true) then error(failure) end

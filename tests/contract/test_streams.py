@@ -437,6 +437,39 @@ async def test_the_delivery_count_is_part_of_the_fence(door, raw, verb):
     assert snapshot(raw) == before
 
 
+@pytest.mark.parametrize("verb", ["retry", "dead", "release"])
+async def test_the_fence_is_the_same_for_many_at_once(door, raw, verb):
+    """Many are looked up in one go, from the oldest lease on: here some are stolen, some handed out again, some far behind."""
+    for n in range(200):
+        add(raw, n=str(n))
+    held = await leases(door, 200)
+    stolen, again = [lease.entry for lease in held[100:120]], [lease.entry for lease in held[130:150]]
+    raw.xclaim(KEY, GROUP, OTHER, 0, stolen, retrycount=1, justid=True)
+    raw.xclaim(KEY, GROUP, ME, 0, again)
+    make = {
+        "retry": lambda lease: Deferral(lease, "retry", 60_000, "i-" + lease.entry.decode(), 1),
+        "dead": lambda lease: Letter(lease, "attempts", "e", "", 1, "i-" + lease.entry.decode()),
+        "release": lambda lease: Parking(lease, "~free"),
+    }[verb]
+    for chosen, refused in ((held[100:160], 40), (held[:60], 0), (held[190:], 0), (held[:60], 60)):
+        assert (await door.settle(batch(*map(make, chosen)))).refused == refused
+    left = {row["message_id"].encode(): row["consumer"] for row in raw.xpending_range(KEY, GROUP, "-", "+", 1000)}
+    moved = [lease.entry for lease in (*held[:60], *held[100:160], *held[190:]) if lease.entry not in (*stolen, *again)]
+    assert {left.get(entry, "~free") for entry in moved} == {"~free"}
+    assert {left[entry] for entry in stolen} == {OTHER}
+    assert {left[entry] for entry in again} == {ME}
+
+
+async def test_two_moves_of_one_lease_are_one(door, raw):
+    for _ in range(20):
+        add(raw)
+    held = await leases(door)
+    settled = await door.settle(batch(*[Deferral(lease, "retry", 60_000, "same", 1) for lease in (*held, *held)]))
+    assert settled.refused == 20
+    assert raw.zcard("{jobs}:due") == raw.hlen("{jobs}:msg") == 20, "each under a name of its own"
+    assert raw.xlen(KEY) == 0
+
+
 async def test_an_error_concerns_one_move_and_the_rest_is_written(door, raw):
     add(raw)
     add(raw)
@@ -911,10 +944,10 @@ async def test_send_is_refused_when_memory_is_full_and_nothing_was_written(serve
     raw.config_set("maxmemory", 1)
     try:
         with pytest.raises(QueueFull):
-            await sender.one(wire, sender.command("send", "chunk", 2, "", 4, "type", "t", "data", "{}"))
+            await sender.one(wire, sender.command("send", "chunk", 2, "", 2, 1, "type", "t", "{}"))
     finally:
         raw.config_set("maxmemory", 0)
     assert raw.keys("*") == []
-    await sender.one(wire, sender.command("send", "chunk", 2, "", 4, "type", "t", "data", "{}"))
+    await sender.one(wire, sender.command("send", "chunk", 2, "", 2, 1, "type", "t", "{}"))
     assert raw.xlen(KEY) == 1
     await wire.close()
