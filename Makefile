@@ -45,6 +45,7 @@ bench: $(BENCH_STAMP) second-server raw-client ## measure all rows, up to 20 min
 
 profile: $(BENCH_STAMP) second-server ## where a worker's time goes in a drain; writes bench/results/profile.html
 	@$(BIN)/python -m bench.profile $(ARGS)
+	@$(BIN)/python -m bench.steps
 
 $(BENCH_STAMP): $(STAMP)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'

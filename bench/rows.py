@@ -79,6 +79,18 @@ def bound_by(processes: int) -> Callable[[Figures], str]:
     return remark
 
 
+def busy(side: str, rate: str) -> Callable[[Figures], str]:
+    """Give what says how much of a core each side used: where neither used a whole one, they waited for each other."""
+
+    def remark(medians: Figures) -> str:
+        per_s = medians[rate] / 1e6
+        ours, server = medians[f"{side}_us"] * per_s, medians["server_us"] * per_s
+        best = 1e6 / max(medians[f"{side}_us"], medians["server_us"], 1e-3)
+        return f"{side} {ours:.2f} cores, server {server:.2f}; with the busier one at a whole core it would be {best:,.0f} jobs/s"
+
+    return remark
+
+
 def _nothing(_: Round) -> Figures:
     return {}
 
@@ -121,6 +133,7 @@ ROWS: Final = (
         "every job fails and is retried once",
         Round.failures,
         (Line("attempts/s", "attempts_per_s", target=Target(at_least=40_000)), *CPU),
+        remark=busy("worker", "jobs_per_s"),
     ),
     Row("traced", "drain with tracing", _nothing, (), _not_yet),
     Row(
@@ -150,6 +163,7 @@ ROWS: Final = (
         "Producer.send_many, beside pipelined XADD",
         Round.sends,
         (Line("jobs/s", "sent_per_s", raw="raw_per_s", target=Target(at_least=200_000)), *SEND_CPU),
+        remark=busy("producer", "sent_per_s"),
     ),
     Row(
         "send",

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from runtime.errors import BadMessage, BadPayload
-from runtime.jobs import PLAIN, BadEntry, Contract, Envelope, Job, Lease
+from runtime.jobs import PLAIN, STREAMS, BadEntry, Contract, Deferral, Envelope, Job, Lease
 
 MAX_DATA_BYTES = 256 * 1024
 MAX_DEPTH = 64
@@ -33,6 +33,7 @@ _NUMBERS = {
     b"snoozed_at": "snoozed_ms",
 }
 _FROM_ONE = (b"v", b"attempts")
+_NOTED = (b"id", b"at", b"a", b"first_at", b"snoozed_at")  # what a record says anew of its job
 _INNERMOST = re.compile(rb"\[\]|\{\}")
 _NOT_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 # Possessive, and the closing quote is optional, so that no text makes it go back: linear on whatever a stranger wrote.
@@ -61,8 +62,9 @@ def decode_many(
     for (entry, fields), count in zip(rows, counts, strict=False):
         # The message nearly every producer writes: `type` and `data`, nothing else. Saves a dictionary per job.
         if len(fields) == 4 and fields[0] == b"type" and fields[2] == b"data":
-            type_name, data, envelope = fields[1], fields[3], PLAIN
+            type_name, data, envelope, others = fields[1], fields[3], PLAIN, ()
         else:
+            others = fields
             try:
                 type_name, data, envelope = _envelope(fields)
             except BadMessage as error:
@@ -72,7 +74,7 @@ def decode_many(
             reason = f"data has {len(data)} bytes, the limit is {max_data_bytes}"
             bad.append(BadEntry(Lease(stream, entry, count, run, taken_s), "too-large", reason))
             continue
-        jobs.append(Job(stream, entry, count, run, taken_s, type_name, data, envelope, fetched_ms))
+        jobs.append(Job(stream, entry, count, run, taken_s, type_name, data, envelope, fetched_ms, others))
     return jobs, bad
 
 
@@ -120,11 +122,40 @@ def _is_msgpack(content_type: bytes) -> bool:
     raise BadMessage("`ct` is neither application/json nor application/msgpack")
 
 
-def unpack_record(packed: bytes) -> list[bytes]:
-    """Give the flat list of a delayed job's record, as a script packed it; empty when it is no such list.
+# --- records of delayed jobs, MessagePack as the scripts write and read it: every text a `str`, whatever its bytes -----------
 
-    Scripts pack every string as MessagePack `str`, whatever its bytes: read by hand, since a decoder would insist on UTF-8.
-    """
+
+def pack_record(move: Deferral) -> bytes:
+    """Give the record of a delayed job: every field it came with, and what became of it."""
+    job = move.lease
+    words = [b"stream", STREAMS[job.stream].encode(), b"id", move.job_id.encode()]
+    if job.fields:
+        for name, value in zip(job.fields[::2], job.fields[1::2], strict=True):
+            if name not in _NOTED:
+                words += (name, value)
+    else:
+        words += (b"type", job.type, b"data", job.data)
+    if move.failed:
+        words += (b"a", b"%d" % move.failed)
+    words += (b"first_at", b"%d" % job.envelope.first_ms if job.envelope.first_ms else job.entry.partition(b"-")[0])
+    snoozed_ms = job.envelope.snoozed_ms or (job.fetched_ms if move.kind == "snooze" else 0)
+    if snoozed_ms:
+        words += (b"snoozed_at", b"%d" % snoozed_ms)
+    head = bytes((0x90 + len(words),)) if len(words) < 0x10 else b"\xdc" + len(words).to_bytes(2, "big")
+    return head + b"".join([_packed_text(word) for word in words])
+
+
+def _packed_text(text: bytes) -> bytes:
+    size = len(text)
+    if size < 0x20:
+        return bytes((0xA0 + size,)) + text
+    if size <= 0xFF:
+        return bytes((0xD9, size)) + text
+    return (b"\xda" + size.to_bytes(2, "big") if size <= 0xFFFF else b"\xdb" + size.to_bytes(4, "big")) + text
+
+
+def unpack_record(packed: bytes) -> list[bytes]:
+    """Give the flat list of a delayed job's record; empty when it is no such list. By hand: a decoder would insist on UTF-8."""
     found: list[bytes] = []
     size, at = _header(packed, 0, 0x90, {0xDC: 2, 0xDD: 4})
     for _ in range(size):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import IntEnum
@@ -66,12 +66,16 @@ PLAIN: Final = Envelope()
 
 
 class Job(Lease, gc=False, eq=False):
-    """One message on its way through this process. Handlers read `id`, `attempt`, `work`, `born`, `priority`."""
+    """One message on its way through this process. Handlers read `id`, `attempt`, `work`, `born`, `priority`.
+
+    `fields` are all that it came with, names and values in turn; empty where they are `type` and `data` and nothing else.
+    """
 
     type: bytes
     data: bytes
     envelope: Envelope
     fetched_ms: int
+    fields: Sequence[bytes] = ()
 
     @property
     def id(self) -> str:
@@ -153,7 +157,7 @@ Outcome = Done | Retry | Snooze | Dead | Release | Park | Postpone | Lost
 class Deferral(msgspec.Struct, frozen=True, gc=False):
     """A held job to the delayed ones. `kind`: `retry` and `snooze` wait `when_ms` from now, `at` until `when_ms`."""
 
-    lease: Lease
+    lease: Job
     kind: str
     when_ms: int
     job_id: str

@@ -15,6 +15,7 @@ from typing import Any, Final, cast
 
 import msgspec
 
+from runtime.codec import pack_record
 from runtime.errors import ConfigError, QueueFull, StoreRefuses
 from runtime.jobs import FREE, STREAMS, Batch, Deferral, Lease, Letter, Parking
 from runtime.wire import ANSWER_S, Command, ServerError, Tail, Wire, tail_of
@@ -589,7 +590,7 @@ def _type_in(found: list[Any]) -> tuple[bytes, int]:
 
 def _arguments(move: Deferral | Letter | Parking) -> tuple[str | bytes | int, ...]:
     if isinstance(move, Deferral):
-        return (*_token(move.lease), move.kind, move.when_ms, move.job_id, move.failed)
+        return (*_token(move.lease), move.kind, move.when_ms, move.job_id, move.lease.envelope.key, pack_record(move))
     if isinstance(move, Letter):
         return (*_token(move.lease), move.code, move.error, move.stack, move.attempts, move.job_id)
     return (*_token(move.lease), move.room)

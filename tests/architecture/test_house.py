@@ -35,7 +35,7 @@ ROOMS: dict[str, set[str]] = {
     "settle": {*WORDS, "backoff", "codec"},
     "line": set(),
     "wire": {"errors", "line"},
-    "streams": {*WORDS, "wire"},
+    "streams": {*WORDS, "codec", "wire"},
     "lookups": {*DOOR, "codec"},
     "offload": WORDS,
     "registry": {*WORDS, "backoff", "codec", "offload"},

@@ -58,6 +58,16 @@ def test_rows_with_other_handlers_and_clocks_count_their_jobs_too(tmp_path):
     assert rows["retry"]["medians"]["attempts_per_s"] == pytest.approx(2 * rows["retry"]["medians"]["jobs_per_s"])
 
 
+def test_each_step_of_a_worker_has_its_cost():
+    command = [sys.executable, "-m", "bench.steps", "--batches", "3"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert result.returncode == 0, result.stderr
+    costs = [line.split(None, 1) for line in result.stdout.splitlines()[1:]]
+    assert [name for _, name in costs][-1] == "in all"
+    assert float(costs[-1][0]) == pytest.approx(sum(float(cost) for cost, _ in costs[:-1]), abs=0.1)
+    assert all(float(cost) >= 0 for cost, _ in costs)
+
+
 def test_the_list_shows_every_row_and_an_unknown_row_is_refused(tmp_path):
     listed = bench("--list", results=tmp_path).stdout
     assert [line.split()[0] for line in listed.splitlines()] == [row.name for row in ROWS]

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import redis
 
+from runtime.codec import decode_many
 from runtime.errors import QueueFull, StoreAway
 from runtime.jobs import Batch, Deferral, Lease, Letter, Parking
 from runtime.lookups import Lookups
 from runtime.scheduler import lease_of, types_of
-from runtime.streams import GROUP, Door, Streams
+from runtime.streams import GROUP, Door, Fetched, Streams
 from runtime.wire import Wire
 from tests.contract.snapshot import snapshot
 from tests.proxy import Proxy
@@ -58,16 +59,21 @@ def add(raw: redis.Redis, entry: str = "*", to: str = KEY, **fields: str) -> str
     return str(raw.xadd(to, {"type": "t", "data": "{}", **fields}, id=entry))
 
 
-async def leases(door: Streams, n: int = 100, stream: int = HIGH) -> list[Lease]:
+async def leases(door: Streams, n: int = 100, stream: int = HIGH) -> list[Any]:
     """Fetch from one stream, as a worker does."""
     shares = [0, 0, 0, 0]
     shares[stream] = n
-    fetched = await door.fetch(shares, set())
-    return [
-        Lease(haul.stream, row[0], count, fetched.run, time.monotonic())
-        for haul in fetched.hauls
-        for row, count in zip(haul.rows, haul.counts, strict=False)
-    ]
+    return jobs_of(await door.fetch(shares, set()))
+
+
+def jobs_of(fetched: Fetched) -> list[Any]:
+    """Give what was fetched: jobs, or bare leases of what cannot be read."""
+    found: list[Any] = []
+    for haul in fetched.hauls:
+        for row, count in zip(haul.rows, haul.counts, strict=False):
+            jobs, bad = decode_many(haul.stream, [row], [count], fetched.run, time.monotonic(), fetched.now_ms)
+            found += jobs or [entry.lease for entry in bad]
+    return found
 
 
 def pending(raw: redis.Redis, key: str = KEY) -> list[tuple[str, int]]:
@@ -153,12 +159,14 @@ async def test_an_ordinary_take_moves_a_suspect_on_and_takes_the_innocent(door, 
     assert pending(raw) == [(ME, 1), ("~suspect", 1)]
 
 
-async def alone(door: Streams, raw: redis.Redis) -> Lease:
+async def alone(door: Streams, raw: redis.Redis) -> Any:
     """Give a suspect that runs alone, with our name among its strikes."""
     entry = suspect(raw, 2)
     found = await door.isolate(30_000, -1, 10_000, 20, TYPES)
     assert raw.hget("{jobs}:strikes", f"high/{entry}") == ME
-    return Lease(HIGH, entry.encode(), 3, found.fetched.run, time.monotonic())
+    (job,) = jobs_of(found.fetched)
+    assert job.count == 3
+    return job
 
 
 async def test_a_suspect_that_is_given_back_stays_one_and_our_name_leaves_its_strikes(door, raw):

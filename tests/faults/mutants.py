@@ -292,10 +292,17 @@ MUTANTS = (
         MODEL,
     ),
     Mutant(
+        "a job that somebody deleted is delayed",
+        "runtime/lua/defer.lua",
+        "      if ids[ARGV[i + 1]] then\n",
+        "      if true then\n",
+        f"{STREAMS}::test_an_entry_deleted_under_our_feet_is_simply_gone",
+    ),
+    Mutant(
         "a mark that stays behind when its job is delayed",
         "runtime/lua/defer.lua",
-        "    if job[6] then move_key({'key', job[6]}, STREAMS[job[1]] .. ' ' .. job[2], 'due ' .. members[at]) end\n",
-        "",
+        "    if ARGV[i + 6] ~= '' then\n",
+        "    if false then\n",
         MODEL,
     ),
     Mutant(

@@ -85,7 +85,8 @@ def run_with_poison(
         assert len(set(letter["dead_error"].partition(": ")[2].split(", "))) == 3, "it names the three workers that died of it"
     assert {event.n for event in events(history) if event.kind == "end"} == set(range(innocents)), "every innocent ran"
     runs = deliveries(history)
-    assert max(runs[n] for n in range(innocents)) <= 3, runs.most_common(5)
+    stalls = crew.deaths - 3 * len(poison)  # a machine that stands still for --max-block costs a worker as well
+    assert max(runs[n] for n in range(innocents)) <= 3 + stalls, (crew.deaths, runs.most_common(5))
     assert raw.exists("{jobs}:strikes") == 0
     wait_until(lambda: not raw.exists("{jobs}:ward"), 10, "the ward is given up")
     again = sum(runs[n] - 1 for n in range(innocents))

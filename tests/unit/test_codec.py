@@ -22,10 +22,12 @@ from runtime.codec import (
     MAX_MS,
     OWN_FIELDS,
     decode_many,
+    pack_record,
     payload_decoder,
+    unpack_record,
 )
 from runtime.errors import BadPayload
-from runtime.jobs import PLAIN, BadEntry, Envelope, Job, contract, contract_of
+from runtime.jobs import PLAIN, BadEntry, Deferral, Envelope, Job, contract, contract_of
 
 MEDIUM = 2
 ENTRY = b"1700000000123-4"
@@ -247,6 +249,36 @@ def test_whatever_is_in_the_fields_each_entry_becomes_a_job_or_a_bad_entry(rows:
         assert job.attempt >= 1
         assert job.work
         assert job.born >= 0
+
+
+# --- records -----------------------------------------------------------------------------------------------------------------
+
+NOTED = (b"id", b"at", b"a", b"first_at", b"snoozed_at")
+
+
+def pairs(fields: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
+    return list(zip(fields[::2], fields[1::2], strict=True))
+
+
+@given(READABLE | st.just(message()), st.sampled_from(["retry", "snooze", "at"]), st.integers(0, 9))
+def test_a_record_keeps_every_field_and_says_anew_what_became_of_the_job(fields: list[bytes], kind: str, failed: int) -> None:
+    for job in read(fields)[0]:
+        record = unpack_record(pack_record(Deferral(job, kind, 5, job.id, failed)))
+        assert record[:4] == [b"stream", b"medium", b"id", job.id.encode()]
+        kept = [pair for pair in pairs(fields) if pair[0] not in NOTED]
+        assert pairs(record[4:])[: len(kept)] == kept
+        again = one(record[2:])  # as the stream will have it
+        assert (again.type, again.data, again.born) == (job.type, job.data, job.born)
+        assert (again.id, again.envelope.failed, again.envelope.at_ms) == (job.id, failed, 0)
+        first_snooze_ms = job.fetched_ms if kind == "snooze" else 0
+        assert again.envelope.snoozed_ms == (job.envelope.snoozed_ms or first_snooze_ms)
+
+
+@pytest.mark.parametrize("size", [0, 31, 32, 255, 256, 65_535, 65_536])
+def test_a_record_takes_texts_of_any_length_and_as_many_fields_as_a_message(size: int) -> None:
+    fields = [*message(), *[part for n in range(MAX_FIELDS - 2) for part in (b"x-%d" % n, b"v" * (size if n == 7 else 1))]]
+    record = unpack_record(pack_record(Deferral(one(fields), "retry", 5, "i", 1)))
+    assert record[4 : 4 + len(fields)] == fields
 
 
 # --- payloads ----------------------------------------------------------------------------------------------------------------

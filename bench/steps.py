@@ -1,0 +1,119 @@
+"""`python -m bench.steps`: what each step of a worker costs per job: its own functions, a batch at a time, without Redis.
+
+In a drain the sum is larger by what is not in here: sockets, the loop's turns, and Redis on the other half of the same core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import repeat
+from random import random
+from statistics import median
+from typing import Final
+
+import uvloop
+from hiredis import Reader
+
+from bench.lab import PAYLOAD
+from runtime import registry
+from runtime.codec import decode_many
+from runtime.commands.run import GC_THRESHOLDS
+from runtime.events import Tally
+from runtime.lanes import Inbox, Lane
+from runtime.lease import Held
+from runtime.settle import Ledger, admit
+from runtime.wire import pack, packed_value, tail_of
+
+BATCH: Final = 500
+LANES: Final = 500
+NOW_MS: Final = 1_790_000_000_000
+
+
+class Steps:
+    """Owns the seconds of each step, a number per batch."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = {}
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Measure what is inside."""
+        began_s = time.perf_counter()
+        yield
+        self.seconds.setdefault(name, []).append(time.perf_counter() - began_s)
+
+    def per_job_us(self) -> dict[str, float]:
+        """Give the median of each step in µs per job."""
+        return {name: median(seconds) / BATCH * 1e6 for name, seconds in self.seconds.items()}
+
+
+async def measure(batches: int) -> Steps:
+    """Take batches through a worker's steps, one after the other."""
+    steps, found, held, ledger, inbox, tally = Steps(), registry.find(["bench.noop"]).registry, Held(), Ledger(), Inbox(), Tally()
+    lanes = [Lane(inbox, ledger, tally, found, time.monotonic, random) for _ in range(LANES)]
+    running = [asyncio.create_task(lane.run()) for lane in lanes]
+    reader = Reader()
+    for batch in range(batches):
+        reply = _reply(batch * BATCH)
+        with steps.step("parse the reply"):
+            reader.feed(reply)
+            rows = reader.gets()[0][1]
+        with steps.step("decode the envelope"):
+            jobs, _ = decode_many(2, rows, repeat(1), "run", time.monotonic(), NOW_MS)
+        with steps.step("hold the lease"):
+            held.add(2, jobs)
+        with steps.step("admit"):
+            ready = admit(jobs, found, NOW_MS).ready
+        with steps.step("run: decode, call, count, note"):
+            inbox.put(ready)
+            while tally.finished < (batch + 1) * BATCH:
+                await asyncio.sleep(0)
+            tally.fold()
+        done = ledger.take().done[2]
+        with steps.step("pack XACK and XDEL"):
+            ids = tail_of([job.entry for job in done])
+            pack([("XACK", "{jobs}:medium", "workers", ids), ("XDEL", "{jobs}:medium", ids)])
+        with steps.step("let go of the lease"):
+            held.remove(done)
+        kept: list[list[object]] = [rows, jobs, ready, done]
+        with steps.step("free the memory"):
+            del rows, jobs, ready, done, ids
+            kept.clear()
+    for task in running:
+        task.cancel()
+    await asyncio.wait(running)
+    return steps
+
+
+def _reply(first: int) -> bytes:
+    """Give what Redis answers to XREADGROUP."""
+    rows = [
+        b"*2\r\n%b*4\r\n%b" % (packed_value(b"%d-%d" % (NOW_MS, first + n)), b"".join(map(packed_value, words)))
+        for n, words in enumerate([(b"type", b"noop", b"data", PAYLOAD)] * BATCH)
+    ]
+    return b"*1\r\n*2\r\n%b*%d\r\n%b" % (packed_value(b"{jobs}:medium"), BATCH, b"".join(rows))
+
+
+def main() -> int:
+    """Measure, and print the list."""
+    parser = argparse.ArgumentParser(prog="python -m bench.steps", description=__doc__)
+    parser.add_argument("--batches", type=int, default=300, help=f"of {BATCH} jobs (default 300)")
+    parsed = parser.parse_args()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+    per_job_us = uvloop.run(measure(parsed.batches)).per_job_us()
+    print(f"µs per job, medians of {parsed.batches} batches of {BATCH}")
+    for name, us in per_job_us.items():
+        print(f"{us:7.2f}  {name}")
+    print(f"{sum(per_job_us.values()):7.2f}  in all")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
