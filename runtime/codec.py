@@ -20,19 +20,8 @@ OWN_FIELDS = 8  # what retries add must not make a message too large
 MAX_FIELDS = 512  # a script's `unpack` dies near 4,000 values; 512 pairs leave room for our own fields
 MAX_KEY_BYTES = 512  # a guess: long enough for any natural key
 MAX_MS = 2**53  # times pass through Lua, whose numbers are doubles
+MAX_DIGITS = 16
 JOB_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}(?![\s\S])")
-_DIGITS = re.compile(rb"[0-9]{1,16}(?![\s\S])")
-# Fields that are numbers, and what an envelope calls them.
-_NUMBERS = {
-    b"v": "version",
-    b"at": "at_ms",
-    b"exp": "exp_ms",
-    b"attempts": "attempts",
-    b"a": "failed",
-    b"first_at": "first_ms",
-    b"snoozed_at": "snoozed_ms",
-}
-_FROM_ONE = (b"v", b"attempts")
 _NOTED = (b"id", b"at", b"a", b"first_at", b"snoozed_at")  # what a record says anew of its job
 _INNERMOST = re.compile(rb"\[\]|\{\}")
 _NOT_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
@@ -81,7 +70,8 @@ def decode_many(
 def _envelope(fields: Sequence[bytes]) -> tuple[bytes, bytes, Envelope]:
     if len(fields) > 2 * (MAX_FIELDS + OWN_FIELDS):
         raise BadMessage(f"{len(fields) // 2} fields, the limit is {MAX_FIELDS}", "too-large")
-    message = dict(zip(fields[::2], fields[1::2], strict=True))
+    words = iter(fields)
+    message = dict(zip(words, words, strict=False))
     type_name, data = message.get(b"type"), message.get(b"data")
     if type_name is None:
         raise BadMessage("no field `type`")
@@ -93,25 +83,31 @@ def _envelope(fields: Sequence[bytes]) -> tuple[bytes, bytes, Envelope]:
     key = message.get(b"key", b"")
     if len(key) > MAX_KEY_BYTES:
         raise BadMessage(f"`key` has {len(key)} bytes, the limit is {MAX_KEY_BYTES}")
-    numbers = {_NUMBERS[name]: _number(name, message[name]) for name in message.keys() & _NUMBERS}
     return (
         type_name,
         data,
         Envelope(
             id=job_id.decode(),
+            version=_number(message, b"v", 1) if b"v" in message else 1,
+            at_ms=_number(message, b"at") if b"at" in message else 0,
+            exp_ms=_number(message, b"exp") if b"exp" in message else 0,
             key=key,
-            origin=message.get(b"x-origin", b"").decode(errors="replace"),
+            attempts=_number(message, b"attempts", 1) if b"attempts" in message else 0,
+            failed=_number(message, b"a") if b"a" in message else 0,
+            first_ms=_number(message, b"first_at") if b"first_at" in message else 0,
+            snoozed_ms=_number(message, b"snoozed_at") if b"snoozed_at" in message else 0,
+            origin=message[b"x-origin"].decode(errors="replace") if b"x-origin" in message else "",
             is_msgpack=b"ct" in message and _is_msgpack(message[b"ct"]),
-            **numbers,
         ),
     )
 
 
-def _number(name: bytes, text: bytes) -> int:
-    least = 1 if name in _FROM_ONE else 0
-    if not _DIGITS.match(text) or not least <= int(text) <= MAX_MS:
+def _number(message: dict[bytes, bytes], name: bytes, least: int = 0) -> int:
+    text = message[name]
+    number = int(text) if text.isdigit() and len(text) <= MAX_DIGITS else -1
+    if not least <= number <= MAX_MS:
         raise BadMessage(f"`{name.decode()}` is not a whole number from {least} to {MAX_MS}")
-    return int(text)
+    return number
 
 
 def _is_msgpack(content_type: bytes) -> bool:
@@ -125,33 +121,43 @@ def _is_msgpack(content_type: bytes) -> bool:
 # --- records of delayed jobs, MessagePack as the scripts write and read it: every text a `str`, whatever its bytes -----------
 
 
-def pack_record(move: Deferral) -> bytes:
-    """Give the record of a delayed job: every field it came with, and what became of it."""
-    job = move.lease
-    words = [b"stream", STREAMS[job.stream].encode(), b"id", move.job_id.encode()]
-    if job.fields:
-        for name, value in zip(job.fields[::2], job.fields[1::2], strict=True):
-            if name not in _NOTED:
-                words += (name, value)
-    else:
-        words += (b"type", job.type, b"data", job.data)
-    if move.failed:
-        words += (b"a", b"%d" % move.failed)
-    words += (b"first_at", b"%d" % job.envelope.first_ms if job.envelope.first_ms else job.entry.partition(b"-")[0])
-    snoozed_ms = job.envelope.snoozed_ms or (job.fetched_ms if move.kind == "snooze" else 0)
-    if snoozed_ms:
-        words += (b"snoozed_at", b"%d" % snoozed_ms)
-    head = bytes((0x90 + len(words),)) if len(words) < 0x10 else b"\xdc" + len(words).to_bytes(2, "big")
-    return head + b"".join([_packed_text(word) for word in words])
-
-
 def _packed_text(text: bytes) -> bytes:
     size = len(text)
     if size < 0x20:
-        return bytes((0xA0 + size,)) + text
+        return _SHORT[size] + text
     if size <= 0xFF:
-        return bytes((0xD9, size)) + text
+        return b"\xd9%c%b" % (size, text)
     return (b"\xda" + size.to_bytes(2, "big") if size <= 0xFFFF else b"\xdb" + size.to_bytes(4, "big")) + text
+
+
+_SHORT = [bytes((0xA0 + size,)) for size in range(0x20)]
+_BEGINNINGS = [_packed_text(b"stream") + _packed_text(stream.encode()) + _packed_text(b"id") for stream in STREAMS]
+_TYPE, _DATA, _FAILED, _FIRST_AT, _SNOOZED_AT = map(_packed_text, (b"type", b"data", b"a", b"first_at", b"snoozed_at"))
+
+
+def pack_record(move: Deferral) -> bytes:
+    """Give the record of a delayed job: every field it came with, and what became of it."""
+    job = move.lease
+    envelope = job.envelope
+    parts = [_BEGINNINGS[job.stream], _packed_text(move.job_id.encode())]
+    if job.fields:
+        pairs = zip(job.fields[::2], job.fields[1::2], strict=True)
+        kept = [word for name, value in pairs if name not in _NOTED for word in (name, value)]
+        parts += map(_packed_text, kept)
+        size = 4 + len(kept)
+    else:
+        parts += (_TYPE, _packed_text(job.type), _DATA, _packed_text(job.data))
+        size = 8
+    first_at = b"%d" % envelope.first_ms if envelope.first_ms else job.entry.partition(b"-")[0]
+    notes = [_FIRST_AT, _packed_text(first_at)]
+    if move.failed:
+        notes += (_FAILED, _packed_text(b"%d" % move.failed))
+    snoozed_ms = envelope.snoozed_ms or (job.fetched_ms if move.kind == "snooze" else 0)
+    if snoozed_ms:
+        notes += (_SNOOZED_AT, _packed_text(b"%d" % snoozed_ms))
+    size += len(notes)
+    head = bytes((0x90 + size,)) if size < 0x10 else b"\xdc" + size.to_bytes(2, "big")
+    return b"".join((head, *parts, *notes))
 
 
 def unpack_record(packed: bytes) -> list[bytes]:

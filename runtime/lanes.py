@@ -21,6 +21,7 @@ from runtime.settle import Ledger, decide
 NEVER = float("inf")
 RECUT_S = 5.0  # a handler that swallows its cancel hears it again
 FIRST_WAKE = 8
+END_THE_PROCESS = (KeyboardInterrupt, GeneratorExit)
 # Jobs started in one turn of the loop, by all lanes together: so that flush and fetch go on beside handlers that never suspend.
 # Without it a whole fetch ran in one turn, and worker and server waited for each other.
 BREATH = 256
@@ -196,7 +197,7 @@ class Lane:
                 self.deadline_s = NEVER
                 raise raised
             return self.cut or SelfCancelled("cancelled by something the handler awaited")
-        if isinstance(raised, KeyboardInterrupt | GeneratorExit):
+        if isinstance(raised, END_THE_PROCESS):
             raise raised
         return raised if isinstance(raised, NotStarted) else self.cut or raised
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from runtime.backoff import MAX_CAP_S, delay_s
-from runtime.errors import BadMessage, Dead, LeaseLost, NotStarted, Retry, Snooze, TimedOut
+from runtime.errors import BadMessage, Dead, JobsError, LeaseLost, NotStarted, Retry, Snooze, TimedOut
 from runtime.jobs import (
     DONE,
     FREE,
@@ -104,9 +104,11 @@ def _admit_by_time(admitted: Admitted, job: Job, now_ms: int) -> None:
 
 def decide(handler: Handler[Any], job: Job, error: BaseException | None, dice: Callable[[], float]) -> Outcome:
     """Say what becomes of a job after a run: nothing raised is Done, what a handler raised is its word, all else a failure."""
+    if error is None:
+        return DONE
+    if not isinstance(error, JobsError):  # most are none of our words
+        return _retry(handler, job, error, delay_s(job.attempt, handler.retry, dice))
     match error:
-        case None:
-            return DONE
         case LeaseLost():
             return LOST
         case NotStarted():
@@ -144,13 +146,16 @@ def clamp_s(wait_s: float) -> float:
     return min(wait_s, MAX_CAP_S)
 
 
+_SPEAK_FOR_THEMSELVES = (Dead, Snooze, Retry, BadMessage)
+
+
 def describe(error: BaseException) -> str:
     """Give the error in one short text; survives an exception whose own message raises."""
     try:
         text = str(error)
     except Exception as second:
         text = f"(its message raised {type(second).__name__})"
-    name = "" if isinstance(error, Dead | Snooze | Retry | BadMessage) else f"{type(error).__name__}: "
+    name = "" if isinstance(error, _SPEAK_FOR_THEMSELVES) else f"{type(error).__name__}: "
     return writable((name + text)[:MAX_ERROR_CHARS])
 
 

@@ -13,6 +13,7 @@ log = logging.getLogger("runtime")
 
 LINES_S: Final = 20  # failures per second that get a line of their own
 FIRST_TOLD: Final = 3  # failed calls in a row that make an outage worth a line
+TOLD: Final = (Dead, Retry)
 TOLD_AGAIN: Final = 60  # and so many more: every few minutes, at the longest back-off
 
 
@@ -39,7 +40,7 @@ class Words:
 
     def failure(self, job: Job, error: BaseException, outcome: object) -> None:
         """Tell of a run that failed, and what becomes of the job; nothing is worked out for a line that will not be written."""
-        if not isinstance(outcome, Dead | Retry) or not self._may_say():
+        if not isinstance(outcome, TOLD) or not self._may_say():
             return
         if isinstance(outcome, Dead):
             log.warning("job %s (%s) is dead after attempt %d: %s", job.id, job.type.decode(), job.attempt, outcome)
