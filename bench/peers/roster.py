@@ -108,7 +108,8 @@ def version_of(peer: Peer) -> str:
         return git("rev-parse", "--short", "HEAD")
     if peer.name == "bullmq":
         return json.loads((HERE / "bullmq" / "package.json").read_text())["dependencies"]["bullmq"]
-    pins = dict(line.split("==") for line in (HERE / "requirements" / f"{peer.name}.txt").read_text().split())
+    lines = (HERE / "requirements" / f"{peer.name}.txt").read_text().splitlines()
+    pins = dict(line.partition(";")[0].split("==") for line in lines)
     return pins[peer.package]
 
 
