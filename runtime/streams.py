@@ -279,13 +279,13 @@ class Streams(Door):
         peeks = [self._peek(key) for key in self.keys.streams]
         read = ("XREADGROUP", "GROUP", GROUP, self.consumer, "COUNT", 1, "BLOCK", block_ms)
         bell = (*read, "STREAMS", *self.keys.streams, ">", ">", ">", ">")
-        answers = await self.ask(self._reader, *peeks, bell, wait_s=block_ms / 1000 + BELL_SLACK_S)
+        # The server reads the clock when the bell has rung: in a round trip of its own, a job would start that much later.
+        answers = await self.ask(self._reader, *peeks, bell, ("TIME",), wait_s=block_ms / 1000 + BELL_SLACK_S)
         came = self.sound(answers[4])
         names = [key.encode() for key in self.keys.streams]
         hauls = [Haul(names.index(name), entries, repeat(1)) for name, entries in came or ()]
         free = {stream for stream in range(4) if answers[stream] and not isinstance(answers[stream], ServerError)}
-        now_ms = _ms(await self.one(self._reader, ("TIME",))) if hauls else 0  # an idle worker does not ask
-        return Fetched(now_ms, self._reader.run, hauls, free)
+        return Fetched(_ms(self.sound(answers[5])), self._reader.run, hauls, free)
 
     async def unring(self) -> None:
         """Wake the blocked `ring`, which then answers with nothing. Never cancel it: deliveries would be left to nobody.

@@ -167,7 +167,8 @@ local function each(first, width, move, write)
     local ok, answer = pcall(move, i)
     answers[#answers + 1] = ok and answer or text_of(answer)
   end
-  local is_written, refusal = pcall(write or type, answers)
+  local is_written, refusal = true, nil
+  if write then is_written, refusal = pcall(write, answers) end
   if not is_written then
     for at = 1, #answers do
       if answers[at] == 1 then answers[at] = text_of(refusal) end
