@@ -5,20 +5,22 @@
 -- Order: messages, their times, the marks of keys, last the entries: an error midway leaves jobs twice, never nowhere.
 
 local consumer, now, WIDTH = ARGV[1], now_ms(), 8
-local moved = {{}, {}, {}, {}} -- by stream: where the job begins among the arguments
+local moved, entries = {}, {{}, {}, {}, {}} -- where each job begins among the arguments; the entries of each stream
 
 local function move(i)
   local s, id, count = tonumber(ARGV[i]), ARGV[i + 1], tonumber(ARGV[i + 2])
   if not holds(s, id, consumer, count) then return 0 end
-  table.insert(moved[s], i)
+  table.insert(moved, i)
+  table.insert(entries[s], id)
   remove(s, id, count)
   return 1
 end
 
 -- An entry that somebody deleted is a job no more: claiming what is ours tells, and strikes it off the list of the held.
 local function there(s)
-  local call, ids = {'XCLAIM', KEYS[s], GROUP, consumer, 0}, {}
-  for _, i in ipairs(moved[s]) do call[#call + 1] = ARGV[i + 1] end
+  local ids = {}
+  if #entries[s] == 0 then return ids end
+  local call = {'XCLAIM', KEYS[s], GROUP, consumer, 0, unpack(entries[s])}
   call[#call + 1] = 'JUSTID'
   for _, id in ipairs(redis.call(unpack(call))) do ids[id] = true end
   return ids
@@ -26,14 +28,12 @@ end
 
 local function write(answers)
   local jobs, members, records, times, is_taken = {}, {}, {}, {}, {}
-  for s = 1, 4 do
-    local ids = #moved[s] > 0 and there(s)
-    for _, i in ipairs(moved[s]) do
-      if ids[ARGV[i + 1]] then
-        jobs[#jobs + 1], members[#members + 1] = i, ARGV[i + 5]
-      else
-        answers[(i - 2) / WIDTH + 1] = 0
-      end
+  local ids = {there(1), there(2), there(3), there(4)}
+  for _, i in ipairs(moved) do
+    if ids[tonumber(ARGV[i])][ARGV[i + 1]] then
+      jobs[#jobs + 1], members[#members + 1] = i, ARGV[i + 5]
+    else
+      answers[(i - 2) / WIDTH + 1] = 0
     end
   end
   if #jobs == 0 then return end

@@ -294,8 +294,8 @@ MUTANTS = (
     Mutant(
         "a job that somebody deleted is delayed",
         "runtime/lua/defer.lua",
-        "      if ids[ARGV[i + 1]] then\n",
-        "      if true then\n",
+        "    if ids[tonumber(ARGV[i])][ARGV[i + 1]] then\n",
+        "    if true then\n",
         f"{STREAMS}::test_an_entry_deleted_under_our_feet_is_simply_gone",
     ),
     Mutant(

@@ -58,7 +58,7 @@ def test_at_twice_the_capacity_nothing_is_lost_and_critical_waits_least(valkey, 
             send_a_quarter_to_each(raw, len(sent_s), size, ms)
             sent_s += [time.monotonic()] * size
     backlog = sum(raw.xlen(f"{{jobs}}:{name}") for name in STREAMS)
-    assert backlog > total / 4, "it was no overload"
+    assert backlog > total / 8, "it was no overload"
     wait_until(lambda: is_settled(raw), 100, "all is settled")
     added = sum(raw.xinfo_stream(f"{{jobs}}:{name}")["entries-added"] for name in STREAMS)
     assert added == total
