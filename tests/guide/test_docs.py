@@ -108,7 +108,7 @@ def test_every_field_of_a_message_is_on_the_page_for_producers():
     page = (ROOT / "docs" / "produce.md").read_text()
     code = (ROOT / "runtime" / "codec.py").read_text()
     own = {"a", "first_at", "snoozed_at", "x-origin"}  # the runtime writes these
-    fields = set(re.findall(r'message(?:\.get\(|, )b"([a-z_-]+)"', code)) - own
+    fields = set(re.findall(r'message(?:\.get\(|, |\[)b"([a-z_-]+)"', code)) - own
     assert {"type", "data", "id", "v", "at", "exp", "key", "attempts", "ct"} <= fields
     for field in fields:
         assert f"`{field}`" in page, field
