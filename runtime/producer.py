@@ -190,7 +190,8 @@ class Producer:
                 try:
                     sent.extend(await under_way.popleft())
                 except BaseException:
-                    await asyncio.gather(*under_way, return_exceptions=True)  # not sent, since the one before it was not
+                    # Where a chunk failed, those behind it are not sent; where we were cancelled, they still are: wait for them.
+                    await asyncio.gather(*under_way, return_exceptions=True)
                     under_way.clear()
                     raise
                 if progress is not None:
