@@ -120,9 +120,9 @@ class Producer:
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._is_open = False
-        for way in self._ways.values():
+        while self._ways:  # a send that comes meanwhile may add one
+            _, way = self._ways.popitem()
             await way.close()
-        self._ways.clear()
 
     async def send(
         self,

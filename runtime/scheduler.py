@@ -185,8 +185,11 @@ class Scheduler:
                 log.info("forgot the dead worker %s", name)
 
     async def _adopt_strange_rooms(self) -> None:
-        """A `~` name that no rule of ours knows (a newer version made it) is anybody's once it has stood for a lease."""
-        for stream, room in self.rooms:
+        """A `~` name that no rule of ours knows (a newer version made it) is anybody's once it has stood for a lease.
+
+        Asked of the rooms there are now: one that comes meanwhile is met by the next walk, and one that goes answers with nothing.
+        """
+        for stream, room in list(self.rooms):
             is_strange = room not in (FREE, SUSPECT) and not room.startswith(UNKNOWN)
             if is_strange and await self._streams.waiting_longest(stream, room, int(self._lease_s * 1000), 1):
                 self._adopted.add(room)

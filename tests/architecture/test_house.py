@@ -271,6 +271,120 @@ def test_only_the_door_knows_commands_of_redis() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+# --- shared state --------------------------------------------------------------------------------------------------------------
+
+FIXED = {"self.keys.streams"}  # a tuple, made once
+VIEWS = {"items", "keys", "values"}
+WALKS = {"enumerate", "reversed", "zip", "map", "filter", "iter", "chain", "islice"}  # they read what they are given as they go
+
+
+def is_shared(node: ast.expr, aliases: set[str]) -> bool:
+    """Say whether this is what an object keeps, or a view of it, and no copy: `self.rooms`, `self.desk.rooms.items()`, …"""
+    match node:
+        case ast.Name():
+            return node.id in aliases
+        case ast.Attribute():
+            return ast.unparse(node) not in FIXED and (_belongs_to_self(node) or is_shared(node.value, aliases))
+        case ast.Subscript() | ast.Starred() | ast.NamedExpr():
+            return is_shared(node.value, aliases)
+        case ast.BoolOp():
+            return any(is_shared(value, aliases) for value in node.values)
+        case ast.IfExp():
+            return is_shared(node.body, aliases) or is_shared(node.orelse, aliases)
+        case ast.GeneratorExp():
+            return any(is_shared(part.iter, aliases) for part in node.generators)
+        case ast.Call(func=ast.Attribute(attr=name, value=value)) if name in VIEWS:
+            return is_shared(value, aliases)
+        case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)) if name in WALKS:
+            return any(is_shared(argument, aliases) for argument in node.args)
+        case _:
+            return False
+
+
+def _belongs_to_self(node: ast.expr) -> bool:
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return isinstance(node, ast.Name) and node.id in ("self", "cls")
+
+
+def waits(*parts: ast.AST) -> bool:
+    """Say whether this code gives others a turn; that of a function defined in it runs elsewhere."""
+    left = list(parts)
+    while left:
+        node = left.pop()
+        if isinstance(node, ast.Await | ast.AsyncFor | ast.AsyncWith):
+            return True
+        if isinstance(node, ast.comprehension) and node.is_async:
+            return True
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            left += ast.iter_child_nodes(node)
+    return False
+
+
+def loops_that_wait_in_shared_state(tree: ast.AST) -> list[int]:
+    """Give the lines of loops over what an object keeps, with an await inside: others may change it meanwhile."""
+    wrong: set[int] = set()
+    for function in functions(tree):
+        aliases: set[str] = set()
+        for node in ast.walk(function):  # a second name for it is no copy
+            match node:
+                case ast.Assign(targets=targets, value=value) if is_shared(value, aliases):
+                    aliases |= {target.id for target in targets if isinstance(target, ast.Name)}
+                case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value) if is_shared(value, aliases):
+                    aliases.add(name)
+                case ast.NamedExpr(target=ast.Name(id=name), value=value) if is_shared(value, aliases):
+                    aliases.add(name)
+                case _:
+                    pass
+        for node in ast.walk(function):
+            match node:
+                case ast.For() if is_shared(node.iter, aliases) and waits(*node.body):
+                    wrong.add(node.lineno)
+                case ast.ListComp() | ast.SetComp() | ast.DictComp() | ast.GeneratorExp():
+                    first, *others = node.generators
+                    made = [node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt]
+                    if any(is_shared(part.iter, aliases) for part in node.generators) and waits(*made, *first.ifs, *others):
+                        wrong.add(node.lineno)
+                case _:
+                    pass
+    return sorted(wrong)
+
+
+def test_no_loop_over_shared_state_waits() -> None:
+    """What an object keeps may change in each await: the loop then raises, or passes something over. `list(…)` is a copy, and right
+    where it does no harm that one acts on what was there a moment ago."""
+    wrong = [f"{short(path)}:{line}" for path in modules(*FIRST_PARTY) for line in loops_that_wait_in_shared_state(tree_of(path))]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("is_refused", "code"),
+    [
+        (True, "for room in self.rooms: await look(room)"),
+        (True, "for at, room in enumerate(self.desk.rooms.items()):\n        if room: await look(room)"),
+        (True, "for room in self.rooms[stream].values():\n        async with lock: look(room)"),
+        (True, "for room in self.rooms:\n        [x async for x in look(room)]"),
+        (True, "for room in (at for at in self.rooms if at):\n        if room and await look(room): pass"),
+        (True, "return [await look(room) for room in self.rooms]"),
+        (True, "return {stream: await look(room) for stream, room in self.rooms.items()}"),
+        (True, "rooms = self.rooms\n    for room in rooms: await look(room)"),
+        (True, "for room in self.rooms or ():\n        await look(room)"),
+        (False, "async for line in self.reader: await hear(line)"),  # it is asked for each, and knows what is next
+        (False, "for room in list(self.rooms): await look(room)"),
+        (False, "for room in sorted(self.rooms): await look(room)"),
+        (False, "for room in self.rooms: look(room)"),
+        (False, "for room in await self.look(): look(room)"),
+        (False, "for room in self.open_rooms(): await look(room)"),
+        (False, "for room in self.rooms:\n        async def later(): await look(room)"),
+        (False, "return [look(room) for room in self.rooms]"),
+        (False, "return [await look(room) for room in list(self.rooms)]"),
+    ],
+)
+def test_the_rule_of_loops_that_wait_tells_the_two_apart(is_refused: bool, code: str) -> None:
+    tree = ast.parse(f"async def walk(self):\n    {code}\n")
+    assert bool(loops_that_wait_in_shared_state(tree)) == is_refused
+
+
 # --- errors ------------------------------------------------------------------------------------------------------------------
 
 
