@@ -187,7 +187,7 @@ class Scheduler:
     async def _adopt_strange_rooms(self) -> None:
         """A `~` name that no rule of ours knows (a newer version made it) is anybody's once it has stood for a lease.
 
-        Asked of the rooms there are now: one that comes meanwhile is met by the next walk, and one that goes answers with nothing.
+        Asked of the rooms there are now: the next walk meets one that comes meanwhile, and one that goes answers with nothing.
         """
         for stream, room in list(self.rooms):
             is_strange = room not in (FREE, SUSPECT) and not room.startswith(UNKNOWN)

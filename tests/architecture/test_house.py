@@ -351,8 +351,10 @@ def loops_that_wait_in_shared_state(tree: ast.AST) -> list[int]:
 
 
 def test_no_loop_over_shared_state_waits() -> None:
-    """What an object keeps may change in each await: the loop then raises, or passes something over. `list(…)` is a copy, and right
-    where it does no harm that one acts on what was there a moment ago."""
+    """What an object keeps may change in each await: the loop then raises, or passes something over.
+
+    `list(…)` is a copy, and right where it does no harm that one acts on what was there a moment ago.
+    """
     wrong = [f"{short(path)}:{line}" for path in modules(*FIRST_PARTY) for line in loops_that_wait_in_shared_state(tree_of(path))]
     assert not wrong, "\n".join(wrong)
 
