@@ -59,6 +59,7 @@ class Board:
         ready = self._consumer.is_ready
         stage = self._consumer.stage.value
         text = "ready\n" if ready else f"not ready: {'Redis does not answer' if stage == 'running' else stage}\n"
+        text += "".join(f"left out, since it cannot be read: {key}: {error}\n" for key, error in self._consumer.broken.items())
         return web.Response(text=text, status=200 if ready else 503)
 
     async def _metrics(self, request: web.Request) -> web.Response:
@@ -72,6 +73,7 @@ class Board:
             len(consumer.held),
             len(consumer.lanes),
             consumer.is_ready,
+            set(consumer.broken),
         )
         return web.Response(body=render(reading), headers=METRICS)
 

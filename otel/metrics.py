@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final
@@ -31,6 +31,7 @@ class Reading:
     held: int
     lanes: int
     is_ready: bool
+    broken: Set[str] = frozenset()  # the keys of streams that cannot be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,12 @@ def _metrics(reading: Reading) -> Iterator[Metric]:
         gauge = GaugeMetricFamily(name, text, labels=["queue"])
         gauge.add_metric(queue, value)
         yield gauge
+    broken = GaugeMetricFamily(
+        "runtime_stream_broken", "1 for a stream that this worker cannot read and leaves out", labels=["queue", "stream"]
+    )
+    for key in sorted(reading.broken):
+        broken.add_metric([reading.queue, key], 1)
+    yield broken
     for name, text, value in (
         ("runtime_store_errors", "Calls that the store did not answer, or answered with an error", reading.tally.store_errors),
         ("runtime_moves_refused", "Moves refused since another worker held the job", reading.tally.refused),

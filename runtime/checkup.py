@@ -55,12 +55,15 @@ class Checkup(Lookups):
         """
         facts = await self.facts()
         findings = [*about_server(facts), *about_clock(facts.server_ms, local_ms)]
-        findings += await self._about_types()
-        if not any(finding.level == "error" and "type" in finding.what for finding in findings):
+        broken = await self._about_types()
+        findings += broken.values()
+        if self.keys.workers not in broken:
             for stream in range(4):
-                findings += await self._about_stream(stream, facts.server_ms)
+                if self.keys.streams[stream] not in broken:
+                    findings += await self._about_stream(stream, facts.server_ms)
+        if broken.keys().isdisjoint({self.keys.due, self.keys.messages}):
             findings += await self._about_delayed(facts.server_ms)
-            findings += await self._about_workers(facts.server_ms)
+        findings += await self._about_workers(facts.server_ms)
         return findings
 
     async def facts(self) -> Facts:
@@ -83,16 +86,20 @@ class Checkup(Lookups):
             int(now[0]) * 1000 + int(now[1]) // 1000,
         )
 
-    async def _about_types(self) -> list[Finding]:
+    async def _about_types(self) -> dict[str, Finding]:
+        """Give, by key, what stands in the place of another type: nothing else can be asked of that one."""
         keys = self.keys
         wanted = dict.fromkeys((*keys.streams, keys.dead), b"stream")
         wanted |= {keys.due: b"zset", keys.messages: b"hash", keys.workers: b"zset", keys.rows: b"hash"}
+        wanted |= {keys.strikes: b"hash", keys.ward: b"string"}
         found = await self.ask(self._wire, *[("TYPE", key) for key in wanted])
-        return [
-            Finding("error", f"{key} has the type {kind.decode()}, not {right.decode()}", f"redis-cli RENAME '{key}' '{key}:was'")
+        return {
+            key: Finding(
+                "error", f"{key} has the type {kind.decode()}, not {right.decode()}", f"redis-cli RENAME '{key}' '{key}:was'"
+            )
             for (key, right), kind in zip(wanted.items(), found, strict=True)
             if isinstance(kind, bytes) and kind not in (right, b"none")
-        ]
+        }
 
     async def _about_stream(self, stream: int, now_ms: int) -> list[Finding]:
         key = self.keys.streams[stream]

@@ -138,6 +138,11 @@ class Consumer:
         return self._fetcher.is_fetching
 
     @property
+    def broken(self) -> dict[str, str]:
+        """The keys of streams that cannot be read, each with what Redis says of it."""
+        return {self.streams.keys.streams[stream]: error for stream, error in self.streams.broken.items()}
+
+    @property
     def is_ready(self) -> bool:
         """Say whether the store answers and this worker fetches."""
         is_fresh = time.monotonic() - self._confirmed_s < SILENT_PART * self.config.lease_s

@@ -51,6 +51,7 @@ class Fetcher:
         self._is_quiet = False  # the bell has not rung: nothing can be there but what rooms hold
         self._most = MAX_FETCH
         self._next_rooms_s = 0.0
+        self._told: dict[int, str] = {}
         self.room_made = asyncio.Event()
         self.is_fetching = False
 
@@ -68,6 +69,7 @@ class Fetcher:
                     await self.room_made.wait()
                     continue
                 await self._fetch(room)
+                self._tell_of_broken()
                 self._desk.words.store_back(failures)
                 failures, self.is_fetching = 0, True
                 self._most = min(2 * self._most, MAX_FETCH)
@@ -80,6 +82,17 @@ class Fetcher:
                 self._desk.words.store_away(error, failures)
                 await self._pause(delay_s(failures, STORE_BACKOFF, random))
         await self._ward.close()
+
+    def _tell_of_broken(self) -> None:
+        """Say once of each stream that it cannot be read, and that it can be again."""
+        streams = self._desk.streams
+        if streams.broken == self._told:
+            return
+        for stream, error in streams.broken.items() - self._told.items():
+            self._desk.words.stream_broken(streams.keys.streams[stream], error)
+        for stream in self._told.keys() - streams.broken.keys():
+            self._desk.words.stream_whole(streams.keys.streams[stream])
+        self._told = dict(streams.broken)
 
     async def _fetch(self, room: int) -> None:
         """Fill the room: from rooms we may take from, else as planned, else wait for the bell."""

@@ -22,6 +22,7 @@ import msgspec
 from runtime.errors import StoreAway
 from runtime.jobs import Job, Lease
 from runtime.streams import ANSWER_S, Streams
+from runtime.words import level_of
 
 log = logging.getLogger("runtime.lease")
 
@@ -154,13 +155,16 @@ class Heartbeat(threading.Thread):
         await door.close()
 
     async def _beats(self, door: Streams) -> None:
+        failures = 0
         while True:
             wait_s = self._lease_s / 3 * (0.8 + 0.4 * random())  # noqa: S311 -- spreads beats, guards nothing
             if time.monotonic() - self._watched.moved_s <= self._max_block_s:
                 try:
                     await self._beat(door)
+                    failures = 0
                 except StoreAway as error:
-                    log.debug("no heartbeat: %s", error)
+                    failures += 1
+                    log.log(level_of(error, failures), "no heartbeat, and nothing is fetched without one: %s", error)
                     wait_s /= 6  # the lease runs: try again well before the next beat would be due
             await asyncio.sleep(wait_s)
 

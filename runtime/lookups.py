@@ -129,7 +129,7 @@ class Lookups(Door):
         return dict(re.findall(r"^([a-z_]+):(.*?)\r?$", text, re.MULTILINE))
 
     async def depth(self) -> Depth:
-        """Give the size of everything in the queue, in one round trip.
+        """Give the size of everything in the queue, in one round trip; nothing of what is of another type than it should be.
 
         Raises:
             StoreAway: no answer or an error.
@@ -144,17 +144,19 @@ class Lookups(Door):
             ("ZRANGE", keys.workers, 0, -1, "WITHSCORES"),
             ("TIME",),
         )
-        lengths = [self.sound(answer) for answer in answers[:4]]
+        lengths = [self._size(answer) for answer in answers[:4]]
         running, parked = [0] * 4, [0] * 4
         for stream, pending in enumerate(answers[4:8]):
-            if is_code(pending, "NOGROUP"):
-                continue  # nobody has worked here yet
+            if is_code(pending, "NOGROUP") or is_code(pending, "WRONGTYPE"):
+                continue  # nobody has worked here yet, or nobody can
             for name, count in self.sound(pending)[3] or ():
                 (parked if name.startswith(b"~") else running)[stream] += int(count)
-        delayed, dead, until, now = (self.sound(answer) for answer in answers[8:])
+        delayed, dead = map(self._size, answers[8:10])
+        until, now = answers[10], self.sound(answers[11])
         now_ms = int(now[0]) * 1000 + int(now[1]) // 1000
-        due_now = await self.one(self._wire, ("ZCOUNT", keys.due, "-inf", now_ms))
-        alive = sum(1 for at, _ in workers_of(until, []).values() if at > now_ms)
+        due_now = self._size((await self.ask(self._wire, ("ZCOUNT", keys.due, "-inf", now_ms)))[0])
+        rows: list[bytes] = [] if is_code(until, "WRONGTYPE") else self.sound(until)
+        alive = sum(1 for at, _ in workers_of(rows, []).values() if at > now_ms)
         waiting = [lengths[stream] - running[stream] - parked[stream] for stream in range(4)]
         return Depth(
             dict(zip(STREAMS, waiting, strict=True)),
@@ -165,6 +167,9 @@ class Lookups(Door):
             dead,
             alive,
         )
+
+    def _size(self, answer: Any) -> int:
+        return 0 if is_code(answer, "WRONGTYPE") else int(self.sound(answer))
 
     async def oldest_waiting_s(self) -> dict[str, float]:
         """Give for each priority how long its oldest job that nobody has fetched has waited; 0 where none waits.

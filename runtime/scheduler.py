@@ -16,6 +16,7 @@ from runtime.errors import StoreAway
 from runtime.events import Tally
 from runtime.jobs import FREE, STREAMS, SUSPECT, UNKNOWN, Lease, Letter, default_id, room_of
 from runtime.streams import Streams, whole
+from runtime.words import level_of
 
 log = logging.getLogger("runtime.scheduler")
 
@@ -75,7 +76,7 @@ class Scheduler:
                 run = await self._streams.promote(PROMOTE_IDS, self._cursor)
             except StoreAway as error:
                 failures += 1
-                log.debug("promote: %s", error)
+                log.log(level_of(error, failures), "delayed jobs do not move: %s (`doctor` looks at them)", error)
                 await asyncio.sleep(delay_s(failures, STORE_BACKOFF, random))
                 continue
             failures, self._cursor = 0, run.cursor
@@ -103,12 +104,16 @@ class Scheduler:
 
     async def walk(self) -> None:
         """Look every few seconds for rooms, for what the dead left, and for the dead themselves, for ever."""
+        failures = 0
         low_s, high_s = (min(bound_s, self._lease_s * part) for bound_s, part in zip(WALK_S, (0.2, 0.5), strict=True))
         while True:
             try:
                 await self.walk_once()
             except StoreAway as error:
-                log.debug("walk: %s", error)
+                failures += 1
+                log.log(level_of(error, failures), "what dead workers left is not looked for: %s", error)
+            else:
+                failures = 0
             await asyncio.sleep(jitter_s(low_s, high_s))
 
     async def walk_once(self) -> None:

@@ -7,6 +7,7 @@ for people, `outlet.py` the producer's verb, `wire.py` the connection.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -24,6 +25,7 @@ GROUP: Final = "workers"
 MAX_IDS = 500  # per script call: half a millisecond of the server at most
 BELL_SLACK_S = 4.0  # a blocked read answers this much later than asked, or the connection is given up
 STATS_LIFE_S = 24 * 3600
+BROKEN_S: Final = 3.0  # a guess: between two looks at a stream that cannot be read
 MAX_MS: Final = 2.0**53
 MAX_DIGITS: Final = 15
 
@@ -129,11 +131,18 @@ class Reclaimed(msgspec.Struct):
 
 
 class Door:
-    """Runs scripts and commands for one queue, and makes vanished groups again."""
+    """Runs scripts and commands for one queue, and makes vanished groups again.
+
+    Owns `broken`: the streams that cannot be read, since their key is of another type, with what they answered. They are left
+    out, and looked at again every few seconds; the others must not notice.
+    """
 
     def __init__(self, url: str, queue: str) -> None:
         self.url = url
         self.keys = Keys(queue)
+        self.broken: dict[int, str] = {}
+        self._groupless: set[int] = set()
+        self._looked_s = 0.0
         self._must_heal = False
 
     def command(self, name: str, *args: str | bytes | int | float | Tail) -> Command:
@@ -146,9 +155,7 @@ class Door:
         Raises:
             StoreAway: no answer.
         """
-        if self._must_heal:
-            self._must_heal = False
-            await self.prepare(wire)
+        await self._heal(wire)
         answers = await wire.call(*commands, wait_s=wait_s, run=run)
         forgotten = [at for at, answer in enumerate(answers) if is_code(answer, "NOSCRIPT")]
         if forgotten:
@@ -185,15 +192,29 @@ class Door:
         """Make the consumer group on all four streams, at 0: made at `$` it would skip what is there.
 
         With memory full the server refuses this even where the group exists. Then we go on: what exists can be worked off, and
-        what does not is asked for again.
+        what does not is asked for again. A stream in whose place a key of another type stands is left out from then on.
 
         Raises:
-            StoreAway: no answer, or a key of another type stands in a stream's place.
+            StoreAway: no answer, or no stream can be read.
         """
+        self._looked_s = time.monotonic()
         made = await wire.call(*[("XGROUP", "CREATE", key, GROUP, "0", "MKSTREAM") for key in self.keys.streams])
-        for answer in made:
-            if not (is_code(answer, "BUSYGROUP") or is_code(answer, "OOM")):
+        broken: dict[int, str] = {}
+        for stream, answer in enumerate(made):
+            if is_code(answer, "WRONGTYPE") or (is_code(answer, "OOM") and stream in self._groupless | self.broken.keys()):
+                broken[stream] = str(answer)
+            elif not (is_code(answer, "BUSYGROUP") or is_code(answer, "OOM")):
                 self.sound(answer)
+        self.broken = broken
+        self._groupless.clear()
+        if len(broken) == len(self.keys.streams):
+            raise StoreRefuses(f"Redis answered: {broken[0]} ({', '.join(self.keys.streams)})")
+
+    async def _heal(self, wire: Wire) -> None:
+        """Make the groups again where an answer said that one is missing, and look again at what is broken."""
+        if self._must_heal or (self.broken and time.monotonic() > self._looked_s + BROKEN_S):
+            self._must_heal = False
+            await self.prepare(wire)
 
     async def load(self, wire: Wire) -> None:
         """Load all scripts.
@@ -235,14 +256,15 @@ class Streams(Door):
     async def fetch(self, shares: Sequence[int], takes: set[int]) -> Fetched:
         """Lease up to `shares[s]` entries of each stream; where `takes` names a stream, from its room `~free` instead.
 
-        One round trip. A stream with a share of 0 is not asked: COUNT 0 would deliver all of it. An error that one stream answers
-        is told in `refused`, beside what the others brought.
+        One round trip. A stream with a share of 0 is not asked: COUNT 0 would deliver all of it; nor is one that is broken. Any
+        other error that one stream answers is told in `refused`, beside what the others brought.
 
         Raises:
             StoreAway: no answer, or an error and no entries; what was delivered meanwhile is found by the walk.
         """
         commands: list[Command] = [("TIME",)]
-        asked = [stream for stream, share in enumerate(shares) if share > 0]
+        await self._heal(self._reader)
+        asked = [stream for stream, share in enumerate(shares) if share > 0 and stream not in self.broken]
         for stream in asked:
             key = self.keys.streams[stream]
             if stream in takes:
@@ -254,10 +276,14 @@ class Streams(Door):
         fetched = Fetched(_ms(self.sound(answers[0])), self._reader.run, [], set())
         for at, stream in enumerate(asked):
             entries, peek = answers[2 * at + 1], answers[2 * at + 2]
-            if isinstance(entries, ServerError):
+            if isinstance(entries, ServerError) and "WRONGTYPE" in entries:
+                self.broken[stream] = str(entries)
+            elif isinstance(entries, ServerError):
                 # The other streams' entries are ours already: they are handed out first.
                 fetched.refused = f"Redis answered: {entries} ({self.keys.streams[stream]})"
-                self._must_heal = self._must_heal or "NOGROUP" in entries
+                if "NOGROUP" in entries:
+                    self._must_heal = True
+                    self._groupless.add(stream)
             elif stream in takes:
                 fetched.hauls.append(_taken(stream, entries))
             elif entries:
@@ -276,16 +302,20 @@ class Streams(Door):
         Raises:
             StoreAway: no answer or an error.
         """
-        peeks = [self._peek(key) for key in self.keys.streams]
+        await self._heal(self._reader)
+        asked = [stream for stream in range(4) if stream not in self.broken]  # one broken stream would silence the bell for all
+        keys = [self.keys.streams[stream] for stream in asked]
         read = ("XREADGROUP", "GROUP", GROUP, self.consumer, "COUNT", 1, "BLOCK", block_ms)
-        bell = (*read, "STREAMS", *self.keys.streams, ">", ">", ">", ">")
+        bell = (*read, "STREAMS", *keys, *[">"] * len(keys))
         # The server reads the clock when the bell has rung: in a round trip of its own, a job would start that much later.
-        answers = await self.ask(self._reader, *peeks, bell, ("TIME",), wait_s=block_ms / 1000 + BELL_SLACK_S)
-        came = self.sound(answers[4])
-        names = [key.encode() for key in self.keys.streams]
-        hauls = [Haul(names.index(name), entries, repeat(1)) for name, entries in came or ()]
-        free = {stream for stream in range(4) if answers[stream] and not isinstance(answers[stream], ServerError)}
-        return Fetched(_ms(self.sound(answers[5])), self._reader.run, hauls, free)
+        wait_s = block_ms / 1000 + BELL_SLACK_S
+        *peeks, rung, now = await self.ask(self._reader, *map(self._peek, keys), bell, ("TIME",), wait_s=wait_s)
+        self._must_heal = self._must_heal or is_code(rung, "WRONGTYPE")  # it does not say which
+        came = self.sound(rung)
+        names = [key.encode() for key in keys]
+        hauls = [Haul(asked[names.index(name)], entries, repeat(1)) for name, entries in came or ()]
+        free = {stream for stream, peek in zip(asked, peeks, strict=True) if peek and not isinstance(peek, ServerError)}
+        return Fetched(_ms(self.sound(now)), self._reader.run, hauls, free)
 
     async def unring(self) -> None:
         """Wake the blocked `ring`, which then answers with nothing. Never cancel it: deliveries would be left to nobody.
@@ -434,7 +464,10 @@ class Streams(Door):
         Raises:
             StoreAway: no answer or an error.
         """
-        await self.one(self._helper, self.command("beat", self.consumer, lease_ms, f"{lease_ms} {row}"))
+        try:
+            await self.one(self._helper, self.command("beat", self.consumer, lease_ms, f"{lease_ms} {row}"))
+        except StoreRefuses as error:
+            raise StoreRefuses(f"{error} ({self.keys.workers}, {self.keys.rows}; `doctor` looks at both)") from None
         return self._helper.run
 
     async def workers(self) -> dict[str, tuple[int, str]]:
@@ -458,7 +491,8 @@ class Streams(Door):
         rooms: dict[tuple[int, str], int] = {}
         busy: set[int] = set()
         for stream, answer in enumerate(answers):
-            if is_code(answer, "WRONGTYPE"):
+            if is_code(answer, "WRONGTYPE") or is_code(answer, "NOGROUP"):
+                self._must_heal = self._must_heal or is_code(answer, "NOGROUP")
                 continue  # the fetcher tells of it; what is on the other streams must not wait for it
             for name, count in self.sound(answer)[3] or ():
                 if name.startswith(b"~"):

@@ -6,7 +6,7 @@ import logging
 import time
 from typing import Final
 
-from runtime.errors import Dead, Retry, StoreAway
+from runtime.errors import Dead, Retry, StoreAway, StoreRefuses
 from runtime.jobs import Job
 
 log = logging.getLogger("runtime")
@@ -15,6 +15,14 @@ LINES_S: Final = 20  # failures per second that get a line of their own
 FIRST_TOLD: Final = 3  # failed calls in a row that make an outage worth a line
 TOLD: Final = (Dead, Retry)
 TOLD_AGAIN: Final = 60  # and so many more: every few minutes, at the longest back-off
+
+
+def level_of(error: StoreAway, failures: int) -> int:
+    """Give the level at which a loop that nobody watches tells of a failed call: an outage has its line elsewhere, but of errors
+    that a living Redis answers nobody else would say a word.
+    """
+    is_time = failures == FIRST_TOLD or failures % TOLD_AGAIN == 0
+    return logging.ERROR if is_time and isinstance(error, StoreRefuses) else logging.DEBUG
 
 
 class Words:
@@ -52,6 +60,15 @@ class Words:
         """Tell of an outage: one line when it is one, then one every few minutes."""
         if failures == FIRST_TOLD or (failures > FIRST_TOLD and failures % TOLD_AGAIN == 0):
             log.error("the store is away, jobs wait and leases stay in mind; trying on: %s", error)
+
+    def stream_broken(self, key: str, error: str) -> None:
+        """Tell of a stream that cannot be read, and how to mend it."""
+        mend = f"Mend it: redis-cli RENAME '{key}' '{key}:was'"
+        log.error("%s cannot be read and is left out, the other priorities go on: %s. %s", key, error, mend)
+
+    def stream_whole(self, key: str) -> None:
+        """Tell that a broken stream is read again."""
+        log.warning("%s can be read again", key)
 
     def store_back(self, failures: int) -> None:
         """Tell of the end of an outage that was told of."""

@@ -42,8 +42,8 @@ ROOMS: dict[str, set[str]] = {
     "outlet": DOOR,
     "producer": {*DOOR, "outlet", "backoff", "codec"},
     "lanes": {*WORDS, "events", "settle"},  # not streams: the hot path is tested and measured without Redis
-    "lease": {*WORDS, "streams"},
-    "scheduler": {*WORDS, "events", "backoff", "streams"},
+    "lease": {*WORDS, "streams", "words"},
+    "scheduler": {*WORDS, "events", "backoff", "streams", "words"},
     "words": WORDS,
     "desk": {*DOOR, *CORE, "lanes", "lease", "scheduler", "words"},
     "ward": {*DOOR, "desk"},

@@ -202,6 +202,14 @@ def test_health_readiness_and_metrics(own_valkey, tmp_path):
             'runtime_backlog{queue="jobs"} 0.0',
         ):
             wait_until(lambda line=line: line in get(f"{url}/metrics")[1], what=line)
+        raw.delete("{jobs}:low")
+        raw.set("{jobs}:low", "not a stream")
+        wait_until(lambda: "{jobs}:low: WRONGTYPE" in get(f"{url}/readyz")[1], what="a stream that cannot be read is named")
+        assert get(f"{url}/readyz")[0] == 200, "the others are fetched"
+        metrics = get(f"{url}/metrics")[1]
+        assert 'runtime_stream_broken{queue="jobs",stream="{jobs}:low"} 1.0' in metrics
+        assert 'runtime_backlog{queue="jobs"} 0.0' in metrics, "the others are counted"
+        raw.delete("{jobs}:low")
         assert get(f"{url}/")[0] == 200
         assert get(f"{url}/no-such-page")[0] == 404
         busy = call("run", "--redis", own_valkey.url, *SCRIPTED, "--board", url.removeprefix("http://"), "--log", "plain")

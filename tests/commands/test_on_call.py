@@ -106,8 +106,21 @@ def test_doctor_names_the_types_that_no_worker_knows(sick):
 
 
 def test_doctor_finds_a_key_of_the_wrong_type(sick):
+    work_here(sick.client())
     sick.client().set("{jobs}:due", "x")
     found(sick, "{jobs}:due", "string")
+
+
+@pytest.mark.parametrize("key", ["high", "dead", "workers", "workers:rows", "strikes"])
+def test_doctor_names_what_is_of_another_type_and_looks_at_the_rest(sick, key):
+    raw = sick.client()
+    work_here(raw)
+    raw.delete(f"{{jobs}}:{key}")
+    raw.set(f"{{jobs}}:{key}", "x")
+    raw.hset("{jobs}:msg", "lost", "a message without a time")
+    what = [row["what"] for row in findings(sick)[1]]
+    assert any(f"{{jobs}}:{key}" in line and "string" in line for line in what), what
+    assert any("delayed messages" in line for line in what), what
 
 
 def test_doctor_finds_an_id_far_ahead_that_closes_a_stream(sick):

@@ -79,6 +79,43 @@ async def test_a_move_that_always_errors_holds_up_nobody(server, raw):
         await until(lambda: raw.exists("{jobs}:dead") and not leftovers(raw), "it is written when the server is mended")
 
 
+async def test_a_worker_beside_a_stream_of_another_type_starts_and_works_as_if_it_were_not_there(
+    server, raw, monkeypatch, caplog
+):
+    monkeypatch.setattr("runtime.streams.BROKEN_S", 0.1)
+    broken = "{jobs}:medium"
+    raw.hset(broken, "not", "a stream")
+    async with working(server.url, work) as worker:
+        for n in range(2000):
+            xadd(raw, n)
+        await until(lambda: len(ran) == 2000, "all of the others run")
+        await until(lambda: worker._fetcher._is_quiet, "it waits at the bell")
+        xadd(raw, 2000)
+        await until(lambda: len(ran) == 2001, "the bell rings")
+        assert worker.tally.store_errors == 0, "no fetch failed, so none was put off"
+        assert worker.is_ready
+        assert list(worker.broken) == [broken]
+        raw.delete(broken)
+        raw.xadd(broken, {"type": "work", "data": '{"n":2001}'})
+        await until(lambda: ran[-1] == 2001, "it is read when it is a stream again")
+        await until(lambda: not worker.broken, "and no longer named")
+    told = [record.getMessage() for record in caplog.records if broken in record.getMessage()]
+    assert len(told) == 2, told
+    assert "cannot be read" in told[0]
+    assert "can be read again" in told[1]
+
+
+@pytest.mark.parametrize(("key", "what"), [("due", "delayed jobs do not move"), ("workers:rows", "no heartbeat")])
+async def test_whatever_else_is_of_another_type_does_not_stand_still_without_a_word(server, raw, caplog, key, what):
+    async with working(server.url, work, lease_s=0.9):
+        raw.delete(f"{{jobs}}:{key}")
+        raw.set(f"{{jobs}}:{key}", "something else")
+        await until(lambda: any(what in record.getMessage() for record in caplog.records), "it is told")
+        raw.delete(f"{{jobs}}:{key}")
+        xadd(raw, 1)
+        await until(lambda: ran == [1], "all goes on when it is gone")
+
+
 async def test_a_job_that_waits_for_a_thread_past_its_deadline_has_not_started_and_does_not_die(server, raw):
     done: list[int] = []
 

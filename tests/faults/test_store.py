@@ -173,7 +173,7 @@ def test_a_string_in_a_streams_place_is_named_once_and_the_other_streams_are_ser
     assert len(lines_of(crew)) <= 8, lines_of(crew)
 
 
-async def test_the_error_of_one_stream_is_told_beside_what_the_others_brought(server, raw):
+async def test_a_stream_of_another_type_is_left_out_and_named_and_the_others_are_fetched(server, raw):
     streams = Streams(server.url, "jobs", "me")
     await streams.start()
     raw.delete(KEY)
@@ -181,9 +181,33 @@ async def test_the_error_of_one_stream_is_told_beside_what_the_others_brought(se
     add(raw, 1, lambda n: 0, to="high")
     fetched = await streams.fetch([1, 1, 1, 1], set())
     assert [(haul.stream, len(haul.rows)) for haul in fetched.hauls] == [(1, 1)]
-    assert KEY in fetched.refused
+    assert "WRONGTYPE" in streams.broken[2]
+    add(raw, 1, lambda n: 0, to="low")
+    assert [haul.stream for haul in (await streams.fetch([1, 1, 1, 1], set())).hauls] == [3], "no error among the answers"
+    add(raw, 1, lambda n: 0, to="high")
+    assert [haul.stream for haul in (await streams.ring(1000)).hauls] == [1], "the bell rings for the others"
+    await streams.close()
+
+
+async def test_where_no_stream_can_be_read_all_keys_are_named(server, raw):
+    streams = Streams(server.url, "jobs", "me")
+    for name in ("critical", "high", "medium", "low"):
+        raw.set(f"{{jobs}}:{name}", "not a stream")
     with pytest.raises(StoreRefuses, match=KEY):
-        await streams.fetch([1, 1, 1, 1], set())
+        await streams.start()
+    await streams.close()
+
+
+async def test_an_error_of_one_stream_that_may_pass_is_told_beside_what_the_others_brought(server, raw):
+    streams = Streams(server.url, "jobs", "me")
+    await streams.start()
+    raw.xgroup_destroy(KEY, "workers")
+    add(raw, 1, lambda n: 0, to="high")
+    fetched = await streams.fetch([1, 1, 1, 1], set())
+    assert [(haul.stream, len(haul.rows)) for haul in fetched.hauls] == [(1, 1)]
+    assert KEY in fetched.refused
+    assert not (await streams.fetch([1, 1, 1, 1], set())).refused, "the group is made again"
+    assert not streams.broken
     await streams.close()
 
 
