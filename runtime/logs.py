@@ -8,6 +8,9 @@ import sys
 import time
 from typing import Final
 
+log = logging.getLogger("runtime")
+
+_OURS: Final = ("runtime", "board", "otel", "handlers")
 _ESCAPED: Final = {code: f"\\x{code:02x}" for code in (*range(0x00, 0x0A), *range(0x0B, 0x20), 0x7F, *range(0x80, 0xA0))}
 
 
@@ -46,3 +49,16 @@ def setup(kind: str, level: str) -> None:
     handler.setFormatter(Plain() if is_plain else Json())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
+
+
+def wake() -> None:
+    """Enable our loggers again where a module of handlers has disabled them, as `dictConfig` does unless it is told otherwise."""
+    known = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.partition(".")[0] in _OURS]
+    silenced = [logger for logger in known if logger.disabled]
+    for logger in silenced:
+        logger.disabled = False
+    if silenced:
+        log.warning(
+            "logging was configured by an imported module, which disabled the worker's own log: it is enabled again; "
+            "to have it untouched, give dictConfig or fileConfig disable_existing_loggers=False"
+        )

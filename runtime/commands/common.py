@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from runtime import logs
 from runtime.config import Config
 from runtime.embedded import Embedded
 from runtime.errors import ConfigError
@@ -52,7 +53,9 @@ def find_handlers(config: Config) -> Found:
     Raises:
         ConfigError: a module cannot be used, or there is no handler.
     """
-    return find([name.strip() for name in config.handlers.split(",") if name.strip()])
+    found = find([name.strip() for name in config.handlers.split(",") if name.strip()])
+    logs.wake()
+    return found
 
 
 @contextlib.asynccontextmanager

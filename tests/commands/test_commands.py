@@ -224,3 +224,12 @@ def test_health_readiness_and_metrics(own_valkey, tmp_path):
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(20) == 0
         raw.close()
+
+
+def test_a_module_that_configures_logging_does_not_silence_the_worker(tmp_path: Path) -> None:
+    configures = 'import logging.config\nlogging.config.dictConfig({"version": 1, "root": {"level": "INFO"}})\n'
+    (tmp_path / "shop_jobs.py").write_text(configures + "from tests.faults.jobs import scripted\n")
+    told = call("types", "--handlers", "shop_jobs", cwd=tmp_path)
+    assert told.returncode == 0
+    assert "scripted" in told.stdout
+    assert "disabled the worker's own log: it is enabled again" in told.stderr
