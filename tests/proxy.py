@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 CHUNK_BYTES = 1 << 20
+SLOW_CHUNK_BYTES = 1 << 14  # small, so that a slow line trickles instead of coming in gusts
 
 
 class Line:
@@ -36,6 +37,7 @@ class Proxy:
         self.cut_at_bytes: int | None = None
         self.dropped = 0
         self.latency_s = 0.0
+        self.bytes_per_s = 0.0  # of each line in each direction; 0: as fast as it can
         self.lines: set[Line] = set()
         self.armed_for: bytes = b""
         self._flows = asyncio.Event()
@@ -132,9 +134,11 @@ class Proxy:
     async def _pump(self, line: Line, source: asyncio.StreamReader, pass_on: Callable[[bytes], Awaitable[bool]]) -> None:
         """Relay one direction until an end closes, or the line is cut."""
         with contextlib.suppress(OSError):
-            while data := await source.read(CHUNK_BYTES):
+            while data := await source.read(SLOW_CHUNK_BYTES if self.bytes_per_s else CHUNK_BYTES):
                 if self.latency_s:
                     await asyncio.sleep(self.latency_s)
                 await self._flows.wait()
                 if not line.is_deaf and not await pass_on(data):
                     return
+                if self.bytes_per_s:
+                    await asyncio.sleep(len(data) / self.bytes_per_s)
