@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -13,11 +15,12 @@ from typing import Any, Final, NoReturn
 
 from runtime.config import KNOBS, Config, load
 from runtime.errors import ConfigError, JobsError, StoreAway
+from runtime.leaving import has_threads
 
 CLEAN, FAILED, BAD_USAGE, NO_REDIS = 0, 1, 2, 3
 Act = Callable[[Config, argparse.Namespace], int]
-EPILOG: Final = """exit codes: 0 clean, 1 a command found a failure, 2 bad usage or settings, 3 Redis cannot be reached,
-            4 hard deadline at stop
+EPILOG: Final = """exit codes: 0 clean, 1 a command found a failure or a worker crashed, 2 bad usage or settings,
+            3 Redis cannot be reached, 4 hard deadline at stop
 
 examples:
   python -m runtime --concurrency 500 --handlers myapp.jobs
@@ -51,8 +54,18 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and end the process with its status."""
-    sys.exit(call(list(sys.argv[1:] if arguments is None else arguments)))
+    """Run the command line and end the process with its status.
+
+    A thread that would not end, such as a handler's, must not keep the process: then leave it to the system.
+    """
+    status = call(list(sys.argv[1:] if arguments is None else arguments))
+    if has_threads():
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # closed, or its reader has gone
+                stream.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def call(arguments: list[str]) -> int:

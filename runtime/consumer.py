@@ -14,10 +14,10 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from enum import Enum
 from random import random
-from typing import Any, Final
+from typing import Any, Final, ParamSpec
 from uuid import uuid4
 
 import msgspec
@@ -37,6 +37,7 @@ from runtime.streams import Streams
 from runtime.words import Words
 
 log = logging.getLogger("runtime.consumer")
+P = ParamSpec("P")
 
 LATE_S: Final = 0.2  # a tick that comes so much later than it should: something has blocked the loop
 RATE_TICKS: Final = 2  # read-ahead looks at what finished in the last 100 ms
@@ -49,6 +50,7 @@ LONGEST_ASK_S: Final = BELL_MS / 1000 + 0.2  # the bell may take as long with no
 CUT_S: Final = 2.0
 FLUSH_S: Final = 2.0
 UNRING_S: Final = 4.0
+CANCELLED: Final = "does a handler cancel what is not its own?"
 
 
 class Stage(Enum):
@@ -84,11 +86,17 @@ def consumer_name() -> str:
 class Consumer:
     """Owns Inbox, Ledger, Held, Stage, and every task of the worker.
 
-    `leave` is called at the end of a stop when a handler could not be ended; it may end the process.
+    `leave` is called at the end of a stop when a handler could not be ended; it may end the process. `crashed` hears of a crash
+    when it happens, in whichever thread: `run` raises it only when all handlers have ended, which they may never do.
     """
 
     def __init__(
-        self, config: Config, url: str, registry: Registry, leave: Callable[[Report], None] = lambda report: None
+        self,
+        config: Config,
+        url: str,
+        registry: Registry,
+        leave: Callable[[Report], None] = lambda report: None,
+        crashed: Callable[[BaseException], None] = lambda error: None,
     ) -> None:
         self.config = config
         self.registry = registry
@@ -103,6 +111,7 @@ class Consumer:
         self.lanes: list[Lane] = []
         self._url = url
         self._leave = leave
+        self._crashed = crashed
         self._types = {handler.contract.type: handler.contract.version for handler in registry.values()}
         times = (config.lease_s, config.unknown_after_s)
         self.scheduler = Scheduler(self.streams, self.tally, self._types, *times, self._may_reclaim)
@@ -121,6 +130,7 @@ class Consumer:
         self._stopping_since_s = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._heartbeat: Heartbeat | None = None
+        self._may_loops_end = False
 
     def __repr__(self) -> str:
         return (
@@ -184,29 +194,71 @@ class Consumer:
             self._watched,
             self._row,
             lambda beat: _tell(loop, self._judge, beat),
+            self._crashed,
         )
         heartbeat.start()
         self._heartbeat = heartbeat
         try:
             async with asyncio.TaskGroup() as group:
-                fetcher = group.create_task(self._fetcher.run())
-                flusher = group.create_task(self._flusher.run())
-                loops = [self._watch(group), self.scheduler.promote(), self.scheduler.walk(), self.scheduler.count()]
-                aides = [group.create_task(loop) for loop in loops]
-                for _ in range(self.config.concurrency):
-                    self._open_lane(group)
-                self.stage = Stage.RUNNING
-                await self._stop.wait()
-                report = await self._wind_down(fetcher, flusher, aides, heartbeat)
+                report = await self._run_in(group, heartbeat)
         finally:
             heartbeat.stop()
             await self.streams.close()
         return report
 
+    async def _run_in(self, group: asyncio.TaskGroup, heartbeat: Heartbeat) -> Report:
+        """Have everything run until told to stop, and stop it. From here on a crash is noticed where it happens."""
+        try:
+            fetcher = self._begin(group, self._fetcher.run)
+            flusher = self._begin(group, self._flusher.run)
+            loops = [self.scheduler.promote, self.scheduler.walk, self.scheduler.count]
+            aides = [self._begin(group, self._watch, group), *(self._begin(group, loop) for loop in loops)]
+            for _ in range(self.config.concurrency):
+                self._open_lane(group)
+            self.stage = Stage.RUNNING
+            await self._stop.wait()
+            return await self._wind_down(fetcher, flusher, aides, heartbeat)
+        except asyncio.CancelledError:
+            self._may_loops_end = True
+            raise
+        except Exception as error:
+            self._crash(error)
+            raise
+
+    def _begin(
+        self, group: asyncio.TaskGroup, loop: Callable[P, Coroutine[Any, Any, None]], *given: P.args, **named: P.kwargs
+    ) -> asyncio.Task[None]:
+        """Start a loop of ours. One that somebody else cancels has crashed: else the worker would go on without it."""
+
+        async def run() -> None:
+            try:
+                await loop(*given, **named)
+            except asyncio.CancelledError:
+                if self._may_loops_end:
+                    raise
+                raise RuntimeError(f"{loop.__qualname__} was cancelled: {CANCELLED}") from None
+
+        task = group.create_task(run(), name=loop.__qualname__)
+        task.add_done_callback(self._look_at_end)
+        return task
+
     def _open_lane(self, group: asyncio.TaskGroup) -> None:
         lane = Lane(self.inbox, self.ledger, self.tally, self.registry, time.monotonic, random, self.words.failure)
         lane.task = group.create_task(lane.run())
+        lane.task.add_done_callback(self._look_at_end)
         self.lanes.append(lane)
+
+    def _look_at_end(self, task: asyncio.Task[Any]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._crash(error)
+
+    def _crash(self, error: BaseException) -> None:
+        """Let the leases expire, and tell: the task group ends the rest, as far as it lets itself be ended."""
+        self._may_loops_end = True
+        if self._heartbeat is not None:
+            self._heartbeat.fall_silent()
+        self._crashed(error)
 
     # --- room and leases -------------------------------------------------------------------------------------------------
 
@@ -366,6 +418,7 @@ class Consumer:
         self._flusher.retry_apart(float("inf"))
         await self.scheduler.count_once()
         await self._until(lambda: len(self.held) <= len(stubborn), FLUSH_S)
+        self._may_loops_end = True
         for task in (flusher, *aides):
             task.cancel()
         await asyncio.wait([flusher, *aides], timeout=FLUSH_S)  # what the flusher could not write goes back to the ledger
@@ -388,6 +441,7 @@ class Consumer:
             done, _ = await asyncio.wait([fetcher], timeout=TICK_S)
             if done:
                 return
+        self._may_loops_end = True
         fetcher.cancel()
 
     async def _cut_lanes(self) -> list[Job]:
@@ -395,7 +449,8 @@ class Consumer:
         tasks = [lane.task for lane in self.lanes if lane.task is not None]
         for task in tasks:
             task.cancel()
-        await asyncio.wait(tasks, timeout=CUT_S)
+        if tasks:  # handlers that cancel their own task may have ended all lanes
+            await asyncio.wait(tasks, timeout=CUT_S)
         stubborn = [lane for lane in self.lanes if lane.task is not None and not lane.task.done()]
         self.ledger.release([lane.job for lane in self.lanes if lane.job is not None and lane not in stubborn])
         return [lane.job for lane in stubborn if lane.job is not None]

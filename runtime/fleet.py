@@ -142,8 +142,12 @@ class Child:
     async def _hear(self, on_ready: Callable[[], None]) -> None:
         with contextlib.suppress(OSError):
             async for line in self._reader:
-                word: Word = _DECODER.decode(line)
                 self.silent_looks = 0
+                try:
+                    word: Word = _DECODER.decode(line)
+                except msgspec.DecodeError as error:  # another version was installed under us: it lives, and no more is known
+                    log.warning("pid %d says what is not understood here: %s", self.pid, error)
+                    continue
                 match word:
                     case Alive():
                         pass

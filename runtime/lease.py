@@ -120,6 +120,7 @@ class Heartbeat(threading.Thread):
         watched: Watched,
         row: Callable[[], str],
         report: Callable[[Beat], None],
+        crashed: Callable[[BaseException], None],
     ) -> None:
         super().__init__(name="heartbeat", daemon=True)
         self._streams = (url, queue, consumer)
@@ -129,6 +130,7 @@ class Heartbeat(threading.Thread):
         self._watched = watched
         self._row = row
         self._report = report
+        self._crashed = crashed
         self._stopping = threading.Event()
         self.error: Exception | None = None
         self._dumped = False
@@ -139,12 +141,16 @@ class Heartbeat(threading.Thread):
             asyncio.run(self._live())
         except Exception as error:
             self.error = error  # the watchdog in the main loop ends the worker: it must not go on without leases
-            log.critical("the heartbeat thread crashed", exc_info=error)
+            self._crashed(error)  # and where the loop stands still, whoever hears this does
 
     def stop(self) -> None:
         """End the thread after the beat it is in."""
         self._stopping.set()
         self.join(STOP_S)
+
+    def fall_silent(self) -> None:
+        """Have the thread end, and do not wait for it: the leases shall expire."""
+        self._stopping.set()
 
     async def _live(self) -> None:
         door = Streams(*self._streams, answer_s=min(ANSWER_S, self._lease_s / 4))  # a silent line must not cost the lease

@@ -9,26 +9,27 @@ import logging
 import os
 import signal
 import sys
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from random import random
 from types import FrameType
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from runtime import fleet, logs, offload
 from runtime.backoff import Backoff, delay_s
 from runtime.commands.common import find_handlers
 from runtime.config import Config, address_of
-from runtime.consumer import Consumer, Report
+from runtime.consumer import CANCELLED, Consumer, Report
 from runtime.embedded import Embedded
 from runtime.errors import JobsError, StoreAway
 from runtime.fleet import Alive, Ended, Fleet, Ready, Tether, Total
+from runtime.leaving import CRASHED, Leaving, has_threads
 from runtime.lookups import Lookups, Server, check_server
 from runtime.registry import Found
 from runtime.wire import one_connection, redis_cli, without_password
 
 log = logging.getLogger("runtime")
+T = TypeVar("T")
 
 HARD_S: Final = 4.0  # after the grace, or after a second signal: leases expire by themselves, so leaving is always safe
 HARD_DEADLINE: Final = 4  # exit status
@@ -57,26 +58,42 @@ def act(config: Config) -> int:
         one_connection(config.redis)  # a bad URL is said before anything starts
     else:
         embedded.start()  # here, in the main thread: the kernel ends the server when the thread that started it ends
-    runner = asyncio.Runner(loop_factory=loop_factory())
+    leaving = Leaving(embedded.stop) if embedded is not None else Leaving()
     try:
-        report = runner.run(_supervise(config, embedded) if found is None else _work(config, found, embedded))
+        return _live(_supervise(config, embedded, leaving) if found is None else _work(config, found, embedded, leaving), leaving)
     finally:
         if embedded is not None:
             embedded.stop()
-    status = _end(report)
-    runner.close()
-    return status
 
 
 def _as_child(config: Config, tether: Tether) -> int:
     """Run jobs as one of a fleet: what must be said at the end, and once, is said by the supervisor."""
-    runner = asyncio.Runner(loop_factory=loop_factory())
+    leaving = Leaving()
     try:
-        report = runner.run(_work(config, _find(config, tether), None, tether))
+        return _live(_work(config, _find(config, tether), None, leaving, tether), leaving, tether)
     except JobsError as error:
         return tether.fail(error)
+
+
+def _live(work: Coroutine[Any, Any, Report | Total], leaving: Leaving, tether: Tether | None = None) -> int:
+    """Run the loop of this process from its start to its end; gives the exit status."""
+    runner = asyncio.Runner(loop_factory=loop_factory())
+    try:
+        report = runner.run(work)
+    except JobsError:  # it could not start
+        raise
+    except Exception as error:
+        leaving.crashed(error)
+        return CRASHED  # without closing the runner: it would wait for what runs
+    except asyncio.CancelledError:
+        leaving.crashed(RuntimeError(f"the worker was cancelled: {CANCELLED}"))
+        raise
+    except BaseException:
+        leaving.soon()
+        raise
     status = _end(report, tether)
-    runner.close()
+    if not has_threads():
+        runner.close()  # waits for threads of the loop's executor
     return status
 
 
@@ -88,19 +105,12 @@ def _find(config: Config, tether: Tether | None = None) -> Found:
 
 
 def _end(report: Report | Total, tether: Tether | None = None) -> int:
-    """Say the last line, and give the exit status.
-
-    A handler's thread that would not end must not keep the process: then leave it to the system.
-    """
+    """Say the last line, and give the exit status."""
     if tether is not None and isinstance(report, Report):
         tether.say(Ended(report.finished, report.released, report.left))
     else:
         print(f"runtime: {report}", file=sys.stderr, flush=True)
-    status = report.status if isinstance(report, Total) else 0
-    if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
-        logging.shutdown()
-        os._exit(status)
-    return status
+    return report.status if isinstance(report, Total) else 0
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
@@ -112,7 +122,7 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     return uvloop.new_event_loop
 
 
-async def _supervise(config: Config, embedded: Embedded | None) -> Total:
+async def _supervise(config: Config, embedded: Embedded | None, leaving: Leaving) -> Total:
     url = config.redis or (embedded.url if embedded else "")
     children = Fleet(config, url, HARD_S)
     async with contextlib.AsyncExitStack() as stack:
@@ -123,18 +133,16 @@ async def _supervise(config: Config, embedded: Embedded | None) -> Total:
 
             board = await stack.enter_async_context(FleetBoard(children, *address))
             where = f"board at {board.url}"
-        keeper = asyncio.create_task(embedded.keep()) if embedded is not None else None
-        _stop_on_signals(children.stop, config.grace_s, 2 * HARD_S)  # the children's own hard deadlines come first
+        aides = [asyncio.create_task(embedded.keep(), name="Embedded.keep")] if embedded is not None else []
+        _stop_on_signals(children.stop, leaving, config.grace_s, 2 * HARD_S)  # the children's own hard deadlines come first
         kept = f"embedded server {url}" if embedded else without_password(url)
         log.info("supervisor of %d processes, queue %s on %s, %s", config.processes, config.queue, kept, where)
-        try:
-            return await children.run()
-        finally:
-            if keeper is not None:
-                keeper.cancel()
+        return await _beside(aides, children.run(), leaving)
 
 
-async def _work(config: Config, found: Found, embedded: Embedded | None, tether: Tether | None = None) -> Report:
+async def _work(
+    config: Config, found: Found, embedded: Embedded | None, leaving: Leaving, tether: Tether | None = None
+) -> Report:
     url = config.redis or (embedded.url if embedded else "")
 
     def leave(report: Report) -> None:
@@ -149,7 +157,7 @@ async def _work(config: Config, found: Found, embedded: Embedded | None, tether:
         for warning in check_server(await _reach(lookups), redis_cli(url)):
             log.log(logging.WARNING if tether is None or tether.index == 0 else logging.DEBUG, "%s", warning)
         offload.THREADS.total_tokens = config.threads
-        consumer = Consumer(config, url, found.registry, leave)
+        consumer = Consumer(config, url, found.registry, leave, leaving.crashed)
         async with contextlib.AsyncExitStack() as stack:
             where, board_url = "no board", ""
             address = address_of(config.board)
@@ -159,10 +167,11 @@ async def _work(config: Config, found: Found, embedded: Embedded | None, tether:
                 board = await stack.enter_async_context(Board(consumer, lookups, *address))
                 board_url = board.url
                 where = f"board at {board_url}"
-            aides = [asyncio.create_task(embedded.keep())] if embedded is not None else []
+            aides = [asyncio.create_task(embedded.keep(), name="Embedded.keep")] if embedded is not None else []
             if tether is not None:
-                aides.append(asyncio.create_task(_report_to(consumer, tether, Ready(board_url, fleet.rss_bytes("self")))))
-            _stop_on_signals(consumer.stop, config.grace_s, HARD_S, is_child=tether is not None)
+                ready = Ready(board_url, fleet.rss_bytes("self"))
+                aides.append(asyncio.create_task(_report_to(consumer, tether, ready), name="report"))
+            _stop_on_signals(consumer.stop, leaving, config.grace_s, HARD_S, is_child=tether is not None)
             kept = f"embedded server {url}" if embedded else without_password(url)
             log.info(
                 "worker %s: %d lanes, %d types, queue %s on %s, %s",
@@ -175,13 +184,28 @@ async def _work(config: Config, found: Found, embedded: Embedded | None, tether:
             )
             gc.freeze()  # what was loaded until here lives as long as the process
             gc.set_threshold(*GC_THRESHOLDS)
-            try:
-                return await consumer.run()
-            finally:
-                for aide in aides:
-                    aide.cancel()
+            return await _beside(aides, consumer.run(), leaving)
     finally:
         await lookups.close()
+
+
+async def _beside(aides: list[asyncio.Task[None]], work: Coroutine[Any, Any, T], leaving: Leaving) -> T:
+    """Run `work` beside loops that end with it; one that ends before has crashed, and ends the process."""
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.wait([task, *aides], return_when=asyncio.FIRST_COMPLETED)
+        for aide in aides:
+            if aide.done() and not task.done():
+                error = RuntimeError(f"{aide.get_name()} was cancelled: {CANCELLED}") if aide.cancelled() else aide.exception()
+                error = error or RuntimeError(f"{aide.get_name()} has ended")
+                leaving.crashed(error)
+                task.cancel()
+                await asyncio.wait([task])
+                raise error
+        return await task
+    finally:
+        for aide in aides:
+            aide.cancel()
 
 
 async def _reach(lookups: Lookups) -> Server:
@@ -207,7 +231,9 @@ async def _report_to(consumer: Consumer, tether: Tether, ready: Ready) -> None:
         tether.say(ALIVE)
 
 
-def _stop_on_signals(stop: Callable[[], None], grace_s: float, hard_s: float, *, is_child: bool = False) -> None:
+def _stop_on_signals(
+    stop: Callable[[], None], leaving: Leaving, grace_s: float, hard_s: float, *, is_child: bool = False
+) -> None:
     """A first signal stops, a second one skips the grace; in a fleet's child only SIGINT does, and SIGTERM may come twice.
 
     Plain signal handlers, not the loop's: they run even while a handler blocks the loop, and a thread then sees to the deadline.
@@ -221,18 +247,10 @@ def _stop_on_signals(stop: Callable[[], None], grace_s: float, hard_s: float, *,
             return
         calls = 1 + (must_hurry and not seen)
         seen.append(number)
-        timer = threading.Timer(hard_s if must_hurry else grace_s + hard_s, _leave)
-        timer.daemon = True
-        timer.start()
+        leaving.after(hard_s if must_hurry else grace_s + hard_s, HARD_DEADLINE, "the hard deadline is over")
         with contextlib.suppress(RuntimeError):  # the loop is closed: only the server's end is still awaited
             for _call in range(calls):
                 loop.call_soon_threadsafe(stop)
 
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, hear)
-
-
-def _leave() -> None:
-    log.critical("the hard deadline is over: leaving at once, leases will expire by themselves")
-    logging.shutdown()
-    os._exit(HARD_DEADLINE)

@@ -28,6 +28,7 @@ ROOMS: dict[str, set[str]] = {
     "backoff": set(),
     "plan": set(),
     "logs": set(),
+    "leaving": set(),
     "jobs": {"errors", "backoff"},
     "events": WORDS,
     "config": {"errors"},

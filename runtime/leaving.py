@@ -1,0 +1,101 @@
+"""The ends of a process that wait for nothing that runs in it: after a crash of ours, and at the hard deadline of a stop.
+
+Threads that hang, handlers that swallow their cancel, hooks of an orderly exit, a standard error that nobody reads: none may keep
+a process that does no work any more. Leases expire by themselves, so leaving is always safe.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Final
+
+log = logging.getLogger("runtime")
+
+CRASHED: Final = 1  # exit status
+CRASH_S: Final = 2.5  # a guess: so long may handlers clean up after a crash; 5 s are promised
+LOCKED_S: Final = 4.0  # then without Python's help, should a handler hold the interpreter's lock
+WORDS_S: Final = 0.5  # for last words, and for what must end before us
+
+
+class Leaving:
+    """Owns the end of this process, once it must come. `before` ends what must not outlive it, such as the embedded server."""
+
+    def __init__(self, before: Callable[[], None] = lambda: None) -> None:
+        self._before = before
+        self._lock = threading.Lock()
+        self._is_armed = False
+        self._has_said = False
+        self._nowhere = os.open(os.devnull, os.O_WRONLY)  # opened early: a process may crash for want of descriptors
+
+    def __repr__(self) -> str:
+        return f"<Leaving {'soon' if self._is_armed else 'not yet'}>"
+
+    def crashed(self, error: BaseException) -> None:
+        """Say what has crashed, once, and see to it that the process ends in time; from any thread."""
+        self.soon()
+        with self._lock:
+            has_said, self._has_said = self._has_said, True
+        if not has_said:  # what ends because of it crashes too, and says nothing new
+            _say_crash(error)
+
+    def soon(self) -> None:
+        """Have this process end with the status of a crash, within CRASH_S, whatever it does until then."""
+        with self._lock:
+            if self._is_armed:
+                return
+            self._is_armed = True
+        try:
+            faulthandler.dump_traceback_later(LOCKED_S, exit=True, file=self._nowhere)
+            self.after(CRASH_S, CRASHED, "the worker has crashed and does not end by itself")
+        except RuntimeError:  # no thread can be started any more
+            os._exit(CRASHED)
+
+    def after(self, wait_s: float, status: int, why: str) -> None:
+        """Have this process end with `status` when so much time is over.
+
+        Raises:
+            RuntimeError: no thread can be started.
+        """
+        timer = threading.Timer(wait_s, self._at_once, (status, why))
+        timer.daemon = True
+        timer.start()
+
+    def _at_once(self, status: int, why: str) -> None:
+        """End the process. What is still to be done may hang: it is done by threads that are not waited for long."""
+        try:
+            last = [threading.Thread(target=work, daemon=True) for work in (self._before, lambda: _say_last(why))]
+            for thread in last:
+                thread.start()
+            end_s = time.monotonic() + WORDS_S
+            for thread in last:
+                thread.join(max(0.0, end_s - time.monotonic()))
+        finally:
+            os._exit(status)
+
+
+def has_threads() -> bool:
+    """Say whether a thread runs that would keep the process: such as a handler's that does not end."""
+    return any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread())
+
+
+def _say_crash(error: BaseException) -> None:
+    """Log the traceback; where the log is silent, since a module of handlers has configured it, print it."""
+    is_heard = log.isEnabledFor(logging.CRITICAL) and log.hasHandlers()
+    try:
+        log.critical("the worker has crashed: leaving, leases will expire by themselves", exc_info=error)
+    except Exception:  # a filter or a handler of somebody's
+        is_heard = False
+    if not is_heard:
+        traceback.print_exception(error, file=sys.stderr)
+
+
+def _say_last(why: str) -> None:
+    log.critical("%s: leaving at once, leases will expire by themselves", why)
+    logging.shutdown()

@@ -1,0 +1,123 @@
+"""Handlers that break the machinery around them, and what may keep a process that has crashed."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import threading
+import time
+from typing import Any
+
+import msgspec
+
+from runtime import Job, contract, handler
+from runtime.consumer import Consumer
+from runtime.events import Tally
+from runtime.fetcher import Fetcher
+from runtime.fleet import Tether
+from runtime.flusher import Flusher
+from runtime.scheduler import Scheduler
+from runtime.streams import Streams
+from tests.faults.jobs import note
+
+PARTS: dict[str, tuple[type[Any], str]] = {
+    "fetcher": (Fetcher, "_fetch"),
+    "flusher": (Flusher, "flush"),
+    "watchdog": (Tally, "fold"),
+    "promote": (Streams, "promote"),
+    "walk": (Scheduler, "walk_once"),
+    "count": (Scheduler, "count_once"),
+    "heartbeat": (Streams, "renew"),
+    "lane": (Tally, "ran"),
+    "report": (Tether, "say"),
+    "stop": (Consumer, "_cut_lanes"),
+}
+
+
+@contract("sabotage")
+class Sabotage(msgspec.Struct, frozen=True, kw_only=True):
+    """Let a part of the worker raise from now on; after that hold the loop for `blocks_s`."""
+
+    part: str
+    blocks_s: float = 0
+
+
+@handler(Sabotage)
+async def sabotage(message: Sabotage, job: Job) -> None:
+    """Break it."""
+    owner, name = PARTS[message.part]
+
+    def broken(*given: object, **named: object) -> None:
+        raise RuntimeError(f"sabotage of the {message.part}")
+
+    setattr(owner, name, broken)
+    note("start", 0, job.attempt, job.entry.decode(), job.count, time.monotonic(), job.stream)
+    time.sleep(message.blocks_s)
+
+
+@contract("hinder")
+class Hinder(msgspec.Struct, frozen=True, kw_only=True):
+    """Do number `n` what keeps a process: in the loop, in threads, at the exit."""
+
+    n: int
+
+
+@handler(Hinder)
+async def hinder(message: Hinder, job: Job) -> None:
+    """Swallow every cancel, beside a thread that ends the exit never, and a hook that does not either."""
+    threading.Thread(target=time.sleep, args=(3600,)).start()
+    atexit.register(time.sleep, 3600)
+    note("start", message.n, job.attempt, job.entry.decode(), job.count, time.monotonic(), job.stream)
+    while True:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            note("cut", message.n, job.attempt, time.monotonic())
+
+
+@contract("hook")
+class Hook(msgspec.Struct, frozen=True, kw_only=True):
+    """Leave a hook behind that hangs at the exit."""
+
+    n: int
+
+
+@handler(Hook)
+async def hook(message: Hook, job: Job) -> None:
+    """Leave it behind."""
+    atexit.register(time.sleep, 3600)
+    note("start", message.n, job.attempt, job.entry.decode(), job.count, time.monotonic(), job.stream)
+
+
+@contract("cancel-all")
+class CancelAll(msgspec.Struct, frozen=True, kw_only=True):
+    """Cancel every task of the loop that is of a kind, `name` being a part of its name; all for an empty one."""
+
+    name: str = ""
+
+
+@handler(CancelAll)
+async def cancel_all(message: CancelAll, job: Job) -> None:
+    """Cancel what belongs to others."""
+    for task in asyncio.all_tasks():
+        if message.name in task.get_name():
+            task.cancel()
+
+
+@contract("self-cancel")
+class SelfCancel(msgspec.Struct, frozen=True, kw_only=True):
+    """Number `n` sleeps for `ms`, then cancels its own task."""
+
+    n: int
+    ms: float
+
+
+@handler(SelfCancel)
+async def self_cancel(message: SelfCancel, job: Job) -> None:
+    """End the lane."""
+    note("start", message.n, job.attempt, job.entry.decode(), job.count, time.monotonic(), job.stream)
+    await asyncio.sleep(message.ms / 1000)
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    await asyncio.sleep(0)
