@@ -91,7 +91,7 @@ class Checkup(Lookups):
         keys = self.keys
         wanted = dict.fromkeys((*keys.streams, keys.dead), b"stream")
         wanted |= {keys.due: b"zset", keys.messages: b"hash", keys.workers: b"zset", keys.rows: b"hash"}
-        wanted |= {keys.strikes: b"hash", keys.ward: b"string"}
+        wanted |= {keys.strikes: b"hash", keys.wards: b"hash"}
         found = await self.ask(self._wire, *[("TYPE", key) for key in wanted])
         return {
             key: Finding(

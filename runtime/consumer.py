@@ -118,7 +118,7 @@ class Consumer:
         desk = Desk(config, registry, self.streams, self.scheduler, self.inbox, self.ledger, self.held, self.tally, self.words)
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
-        self._fetcher = Fetcher(desk, self._types, self._room, self._calm_s, self._is_stale, self._stop)
+        self._fetcher = Fetcher(desk, self._types, self._room, self._beside, self._is_stale, self._stop)
         self._flusher = Flusher(desk, self._fetcher.room_made.set)
         self.ledger.on_first, self.inbox.on_idle = self._flusher.wake, self._flusher.lanes_idle
         self._finished_before = [0] * RATE_TICKS
@@ -272,12 +272,13 @@ class Consumer:
             return 0
         return len(self.lanes) + read_ahead - len(self.held)
 
-    def _calm_s(self) -> float:
-        """For how long the youngest job here has run; 0 when one is about to, infinite when nothing runs."""
+    def _beside(self) -> tuple[float, bool]:
+        """For how long the youngest job here has run, 0 when one is about to; and that no former suspect does."""
         if self.inbox.jobs:
-            return 0.0
-        starts = [lane.started_s for lane in self.lanes if lane.job is not None]
-        return time.monotonic() - max(starts) if starts else float("inf")
+            return 0.0, False
+        runs = [(lane.started_s, lane.job.count) for lane in self.lanes if lane.job is not None]
+        calm_s = time.monotonic() - max(run[0] for run in runs) if runs else float("inf")
+        return calm_s, all(count == 1 for _, count in runs)
 
     def _is_silent(self) -> bool:
         return time.monotonic() - self._confirmed_s > SILENT_PART * self.config.lease_s

@@ -36,7 +36,7 @@ class Fetcher:
         desk: Desk,
         types: dict[str, int],
         room: Callable[[], int],
-        calm_s: Callable[[], float],
+        beside: Callable[[], tuple[float, bool]],
         is_stale: Callable[[float], bool],
         stop: asyncio.Event,
     ) -> None:
@@ -46,7 +46,7 @@ class Fetcher:
         self._is_stale = is_stale
         self._stop = stop
         self._plan = Plan()
-        self._ward = Ward(desk, calm_s, self.receive)
+        self._ward = Ward(desk, beside, self.receive)
         self._takes: set[int] = set()
         self._is_quiet = False  # the bell has not rung: nothing can be there but what rooms hold
         self._most = MAX_FETCH

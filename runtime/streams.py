@@ -44,9 +44,9 @@ class Keys:
         self.workers = self.prefix + "workers"
         self.rows = self.prefix + "workers:rows"
         self.strikes = self.prefix + "strikes"
-        self.ward = self.prefix + "ward"
+        self.wards = self.prefix + "wards"
         places = (*self.streams, self.due, self.messages, self.dead)
-        self.scripted = (*places, self.workers, self.rows, self.strikes, self.ward)
+        self.scripted = (*places, self.workers, self.rows, self.strikes, self.wards)
 
     def stats(self, minute: int) -> str:
         """Give the key of the counters of one minute since the epoch."""
@@ -336,20 +336,32 @@ class Streams(Door):
         answer = await self.one(self._reader, self.command("take", *args))
         return Fetched(answer[0], self._reader.run, [_taken(stream, answer)], set())
 
-    async def isolate(self, lease_ms: int, calm_ms: int, base_ms: int, n: int, types: Mapping[str, tuple[int, int]]) -> Isolated:
-        """Ask for the ward, and for suspects of these types (each with its newest version and timeout in ms) to run in it.
+    async def isolate(
+        self, lease_ms: int, calm_ms: int, base_ms: int, n: int, types: Mapping[str, tuple[int, int]], is_clean: bool = True
+    ) -> Isolated:
+        """Ask for a place in the ward, and for suspects of these types (each with its newest version and timeout in ms).
 
-        `calm_ms` is for how long the youngest job here has run, -1 where none runs; up to `n` may start; -1 gives the ward up.
+        `calm_ms` is for how long the youngest job here has run, -1 where none runs; up to `n` may start; -1 gives the place up.
+        `is_clean` says that no former suspect runs here.
 
         Raises:
             StoreAway: no answer or an error.
         """
         runnable = [part for name, bounds in types.items() for part in (name, *bounds)]
-        args = (self.consumer, lease_ms, calm_ms, base_ms, n, *runnable)
+        args = (self.consumer, lease_ms, calm_ms, base_ms, n, int(is_clean), *runnable)
         now_ms, word, for_ms, *rows = await self.one(self._reader, self.command("isolate", *args))
         hauls = [Haul(row[0] - 1, [(row[1], row[2])], [row[3]]) for row in rows]
         names = cast("bytes", rows[0][4]).decode(errors="replace").split() if rows else []
         return Isolated(word.decode(), for_ms, Fetched(now_ms, self._reader.run, hauls, set()), names)
+
+    async def acquit(self, alone: Sequence[tuple[int, bytes]]) -> None:
+        """Say that an isolation is over and this process lives; `alone` is what ran alone in it, its stream and entry.
+
+        Raises:
+            StoreAway: no answer or an error.
+        """
+        args = [part for stream, entry in alone for part in (stream + 1, entry)]
+        await self.one(self._reader, self.command("acquit", self.consumer, *args))
 
     async def admit(self, keyed: Sequence[tuple[Lease, bytes]]) -> list[str]:
         """Claim the key of each job: `mine`, `copy` (a live job owns it: dropped), `refused`, or an error text.

@@ -1,8 +1,9 @@
 """Isolation of suspects: what some worker held when it died runs again beside nothing young, so that the guilty job is found and
 no innocent is condemned with it.
 
-One worker of all has the ward. If this process dies in it, the next one to have it finds the same suspects with a higher count,
-and, of one that was alone, our name as evidence. Nothing here must be remembered.
+One worker of all has the ward. If this process dies in it, the next one to have it finds the same suspects with a higher count.
+Against what ran alone a death is evidence, from the step that hands it out until the store has confirmed that the isolation is
+over; nothing else starts here before. Nothing must be remembered by who dies.
 """
 
 from __future__ import annotations
@@ -19,33 +20,35 @@ from runtime.jobs import STREAMS, Lease, Letter, default_id
 from runtime.streams import Fetched, Isolated, entry_fields, whole
 
 MAX_TOGETHER: Final = 20  # innocents that one guilty job can take along a second time
-ASK_PART: Final = 0.25  # of a lease, until we ask again for a ward that another worker has
+ASK_PART: Final = 0.25  # of a lease, until we ask again for a place that another worker has
 
 
 class Ward:
     """Owns what is isolated here, and says when ordinary fetching rests.
 
-    `calm_s` says for how long the youngest job of this process has run; infinite when none runs.
+    `beside` says for how long the youngest job of this process has run, infinite when none does, and that no former suspect runs.
     """
 
     def __init__(
         self,
         desk: Desk,
-        calm_s: Callable[[], float],
+        beside: Callable[[], tuple[float, bool]],
         receive: Callable[[Fetched, float], Awaitable[None]],
     ) -> None:
         self._desk = desk
-        self._calm_s = calm_s
+        self._beside = beside
         self._receive = receive
         self._types = {
             handler.contract.type: (handler.contract.version, int(handler.timeout_s * 1000)) for handler in desk.registry.values()
         }
         self._isolated: list[tuple[int, bytes]] = []
-        self._since_s = 0.0
+        self._rests_since_s = 0.0
         self._until_s = 0.0
         self._ask_at_s = 0.0
-        self._needed_s: float | None = None  # what runs beside must have run this long; None while the ward is not ours
+        self._turn_until_s = 0.0  # until then it is the turn of ordinary work, unless none waits
+        self._needed_s: float | None = None  # what runs beside must have run this long; None unless we have a place and wait
         self._patient_until_s = 0.0  # until then it is worth waiting for that; 0 while nothing is waited for
+        self._may_be_named = False  # the store may name a job that runs alone here: our death would be evidence against it
 
     def __repr__(self) -> str:
         return f"<Ward {len(self._isolated)} isolated>"
@@ -60,14 +63,16 @@ class Ward:
         if self._isolated:
             if now_s < self._until_s and any(self._desk.held.has(*place) for place in self._isolated):
                 return True
-            self._isolated.clear()
-            self._ask_at_s = 2 * now_s - self._since_s  # ordinary work gets as long as the isolation took
+            await self._end_isolation()
+            self._turn_until_s = 2 * now_s - self._rests_since_s  # ordinary work gets as long as the isolation took
             return False
+        if self._may_be_named:  # a reply was lost: what it named never ran here
+            await self._end_isolation()
         is_ours = self._needed_s is not None
-        if now_s < self._ask_at_s or not (self._desk.scheduler.has_suspects or is_ours):
+        if now_s < max(self._ask_at_s, self._turn_until_s) or not (self._desk.scheduler.has_suspects or is_ours):
             return False
         lanes = self._desk.inbox.idle
-        if self._needed_s is not None and (self._calm_s() < self._needed_s or not lanes):
+        if self._needed_s is not None and (self._beside()[0] < self._needed_s or not lanes):
             self._patient_until_s = self._patient_until_s or now_s + max(self._desk.config.lease_s, 2 * self._needed_s)
             if now_s < self._patient_until_s:
                 return True
@@ -80,54 +85,66 @@ class Ward:
         """For how long nothing need be asked of the ward; infinite where no suspects are."""
         if self._needed_s is not None:
             return 0.0
-        return max(0.0, self._ask_at_s - time.monotonic()) if self._desk.scheduler.has_suspects else float("inf")
+        if not self._desk.scheduler.has_suspects:
+            return float("inf")
+        # While it is the turn of ordinary work, a short bell tells whether any is there.
+        return max(0.0, self._ask_at_s - time.monotonic())
 
     async def close(self) -> None:
-        """Give the ward up at a stop: what is isolated here may run on for the whole grace, beside nothing new."""
-        if self._needed_s is not None:
-            with contextlib.suppress(StoreAway):  # then it ends with our lease
+        """Give the place up at a stop: what is isolated here may run on for the whole grace, and be killed at its end."""
+        if self._needed_s is not None or self._may_be_named:
+            with contextlib.suppress(StoreAway):
                 await self._leave(time.monotonic())
 
     def is_quiet(self) -> None:
         """Note that no ordinary job waits: the next suspects need not either."""
-        if self._needed_s is not None:
-            self._ask_at_s = 0.0
+        self._turn_until_s = 0.0
 
     async def _ask(self, n: int, now_s: float) -> bool:
-        config, calm_s = self._desk.config, self._calm_s()
+        config, (calm_s, is_clean) = self._desk.config, self._beside()
         calm_ms = -1 if calm_s == float("inf") else int(calm_s * 1000)
         lease_ms, base_ms = int(config.lease_s * 1000), int(config.suspect_s * 1000)
+        self._may_be_named = True
         try:
-            found = await self._desk.streams.isolate(lease_ms, calm_ms, base_ms, n, self._types)
-        except StoreRefuses:
+            found = await self._desk.streams.isolate(lease_ms, calm_ms, base_ms, n, self._types, is_clean)
+        except StoreRefuses:  # its last step is to name us
+            self._may_be_named = False
             self._ask_at_s = now_s + ASK_PART * config.lease_s  # ordinary work goes on, though suspects cannot
             raise
-        self._needed_s, self._patient_until_s = found.for_ms / 1000, 0.0
+        rests_since_s = now_s if self._needed_s is None else self._rests_since_s
+        self._may_be_named = found.word == "run"
+        self._needed_s, self._patient_until_s = None, 0.0
         match found.word:
             case "run":
                 self._isolated = [(haul.stream, entry) for haul in found.fetched.hauls for entry, _ in haul.rows]
-                self._since_s, self._until_s = now_s, now_s + self._needed_s
+                self._rests_since_s = rests_since_s
                 await self._receive(found.fetched, now_s)
+                self._until_s = time.monotonic() + found.for_ms / 1000
                 return True
             case "wait":
+                self._needed_s, self._rests_since_s = found.for_ms / 1000, rests_since_s
                 return True
             case "dead":
                 await self._condemn(found)
                 return True
             case "busy":
-                self._needed_s = None
-                self._ask_at_s = now_s + ASK_PART * config.lease_s * (0.5 + random())  # noqa: S311
+                self._ask_at_s = now_s + min(found.for_ms / 1000, ASK_PART * config.lease_s) * (0.5 + random())  # noqa: S311
                 return False
             case _:
-                self._needed_s = None
                 self._desk.scheduler.has_suspects = False
                 self._ask_at_s = now_s + config.lease_s
                 return False
 
+    async def _end_isolation(self) -> None:
+        """Let others run beside what is left here, once the store has confirmed that our death would be no evidence any more."""
+        await self._desk.streams.acquit(self._isolated if len(self._isolated) == 1 else ())
+        self._may_be_named = False
+        self._isolated.clear()
+
     async def _leave(self, now_s: float) -> None:
-        """Give the ward up for a lease: another worker may have a free lane sooner."""
+        """Give the place up for a lease: another worker may have a free lane sooner."""
         await self._desk.streams.isolate(0, 0, 0, -1, {})
-        self._needed_s, self._patient_until_s = None, 0.0
+        self._needed_s, self._patient_until_s, self._may_be_named = None, 0.0, False
         self._ask_at_s = now_s + self._desk.config.lease_s
 
     async def _condemn(self, found: Isolated) -> None:

@@ -8,5 +8,4 @@ guard(now, lease_ms)
 redis.call('ZADD', WORKERS, ms(now), '~last')
 redis.call('ZADD', WORKERS, ms(now + lease_ms), consumer)
 redis.call('HSET', ROWS, consumer, ARGV[3])
-if redis.pcall('GET', WARD) == consumer then redis.call('PEXPIRE', WARD, lease_ms) end
 return now

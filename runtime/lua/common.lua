@@ -1,11 +1,11 @@
 -- What all scripts share; put before each of them by the door.
--- KEYS: 1-4 the streams critical, high, medium, low; 5 due; 6 msg; 7 dead; 8 workers; 9 workers:rows; 10 strikes; 11 ward.
+-- KEYS: 1-4 the streams critical, high, medium, low; 5 due; 6 msg; 7 dead; 8 workers; 9 workers:rows; 10 strikes; 11 wards.
 -- Streams are numbered from 1 here. Ids are strings, times are milliseconds, payloads are never parsed.
 
 local GROUP = 'workers'
 local STREAMS = {'critical', 'high', 'medium', 'low'}
 local DUE, MSG, DEAD, WORKERS, ROWS = KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9]
-local STRIKES, WARD = KEYS[10], KEYS[11]
+local STRIKES, WARDS = KEYS[10], KEYS[11]
 local FREE, SUSPECT = '~free', '~suspect'
 local PREFIX = string.sub(KEYS[1], 1, -9) -- without 'critical'
 local KEY_LIFE_MS = 604800000 -- 7 days
@@ -64,10 +64,24 @@ local function stands_at(s, id)
   return STREAMS[s] .. '/' .. id
 end
 
--- `name` lives, whatever happened to this entry: it is no witness against it. A broken `strikes` must not stop a move.
-local function acquit(s, id, name)
+-- The names of the workers that died of this entry while it ran alone. A broken `strikes` must not stop a move.
+local function strikes_of(s, id)
   local names = redis.pcall('HGET', STRIKES, stands_at(s, id))
-  if type(names) ~= 'string' then return end
+  return type(names) == 'string' and names or ''
+end
+
+local function strike(s, id, name)
+  local names = strikes_of(s, id)
+  for each in string.gmatch(names, '%S+') do
+    if each == name then return end
+  end
+  redis.pcall('HSET', STRIKES, stands_at(s, id), names == '' and name or names .. ' ' .. name)
+end
+
+-- `name` lives, whatever happened to this entry: it is no witness against it.
+local function acquit(s, id, name)
+  local names = strikes_of(s, id)
+  if names == '' then return end
   local rest = {}
   for each in string.gmatch(names, '%S+') do
     if each ~= name then rest[#rest + 1] = each end

@@ -17,6 +17,6 @@ end
 if gone == 1 then
   redis.call('ZREM', WORKERS, consumer)
   redis.call('HDEL', ROWS, consumer)
-  if redis.pcall('GET', WARD) == consumer then redis.call('DEL', WARD) end
+  redis.pcall('HDEL', WARDS, consumer)
 end
 return gone

@@ -1,26 +1,30 @@
 #!lua flags=allow-oom
--- Hand out suspects, entries that some worker held when it died, to the one consumer that has the ward.
+-- Hand out suspects, entries that some worker held when it died, to a consumer that has a place in the ward.
 -- ARGV: consumer, its lease in ms, for how long the youngest job that runs there has run in ms (-1: none runs), base of the isolation
--- time in ms, n (how many may start; -1 gives the ward up), then in turn type, newest version and timeout in ms of what may run there.
+-- time in ms, n (how many may start; -1 gives the place up), 1 if no former suspect runs there, then in turn type, newest version and
+-- timeout in ms of what may run there.
 -- Reply: now in ms, a word, a time in ms, then per entry {stream, id, fields, delivery count, names of workers that died of it alone}:
--- 'none'  no suspect that may run there: the ward is given up     'busy'  another worker has the ward
--- 'wait'  the ward is yours, but what runs beside must first have run for this time, or have ended
+-- 'none'  no suspect that may run there: the place is given up    'busy'  others have all places; one may be free after this time
+-- 'wait'  the place is yours, but what runs beside must first have run for this time, or have ended
 -- 'run'   these are yours, for this time in isolation              'dead'  this one is yours, to be condemned
--- Up to n that are suspect for the first time, later ones alone. Alone, the name of the consumer is written down in the same step as
--- the lease: if it dies of this job, that is evidence.
+-- Up to n that are suspect for the first time, later ones alone. What runs alone is written down beside its consumer in the same step
+-- as the lease: if that one dies before it has said that the isolation is over, `reclaim` counts it as evidence. Of whom a worker died
+-- alone runs next where no other former suspect does, so that its second and third death are nobody else's.
 
-local consumer, lease_ms, calm_ms, base_ms, n = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
-local LOOK_AT, MAX_ISOLATION_MS, STRIKES_OUT = 500, 60000, 3
+local consumer, lease_ms, calm_ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local base_ms, n, is_clean = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6] == '1'
+local LOOK_AT, STRIKES_OUT, PLACES = 500, 3, 1
+local now = now_ms()
 local newest, timeouts = {}, {}
-for i = 6, #ARGV, 3 do
+for i = 7, #ARGV, 3 do
   newest[ARGV[i]], timeouts[ARGV[i]] = tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2])
 end
 
-local function leave(word)
-  if redis.pcall('GET', WARD) == consumer then redis.call('DEL', WARD) end
-  return {now_ms(), word, 0}
+local function leave()
+  redis.pcall('HDEL', WARDS, consumer)
+  return {now, 'none', 0}
 end
-if n < 0 then return leave('none') end
+if n < 0 then return leave() end
 
 -- A stream whose key is of another type has no suspects, and must not keep those of the others.
 local function suspects_on(s, n)
@@ -31,8 +35,8 @@ local function forget_room(s)
   if #suspects_on(s, 1) == 0 then redis.pcall('XGROUP', 'DELCONSUMER', KEYS[s], GROUP, SUSPECT) end
 end
 
--- Strikes whose entry is gone (a stream was deleted, or an unfenced XACK) concern nobody.
-local function sweep_strikes()
+-- Strikes whose entry is gone (a stream was deleted, or an unfenced XACK) concern nobody, nor do wards of workers that are forgotten.
+local function sweep()
   local page = redis.pcall('HSCAN', STRIKES, '0', 'COUNT', 20)
   for i = 1, #(page[2] or {}), 2 do
     local name, id = string.match(page[2][i], '^(%a+)/(%d+%-%d+)$')
@@ -42,62 +46,99 @@ local function sweep_strikes()
     end
     if not is_there then redis.call('HDEL', STRIKES, page[2][i]) end
   end
+  for _, name in ipairs(redis.pcall('HKEYS', WARDS)) do
+    if not redis.call('ZSCORE', WORKERS, name) then redis.call('HDEL', WARDS, name) end
+  end
 end
 
+-- In ms, until a place may be free; 0 when one is. A ward holds its place as long as it said, and no longer than its worker lives.
+local function wait_for_place()
+  local taken, soonest = 0, math.huge
+  local wards = redis.pcall('HGETALL', WARDS)
+  for i = 1, #wards, 2 do
+    local ends = tonumber(string.match(wards[i + 1], '^%d+')) or 0
+    local lives_until = tonumber(redis.call('ZSCORE', WORKERS, wards[i]) or '0')
+    if wards[i] ~= consumer and math.min(ends, lives_until) > now then
+      taken, soonest = taken + 1, math.min(soonest, ends)
+    end
+  end
+  return taken < PLACES and 0 or soonest - now
+end
+
+local function hold_place(for_ms, alone)
+  redis.call('HSET', WARDS, consumer, ms(now + for_ms) .. ' ' .. alone)
+end
+
+-- The names that each suspect of a stream has, in order; most often nobody has any.
+local function names_on(s, rows)
+  local some = redis.pcall('HLEN', STRIKES)
+  if #rows == 0 or type(some) ~= 'number' or some == 0 then return {} end
+  local places = {}
+  for at, row in ipairs(rows) do places[at] = stands_at(s, row[1]) end
+  return redis.call('HMGET', STRIKES, unpack(places))
+end
+
+-- To be condemned first; then, who has a strike, where it may run at all; then the least suspect.
+local CONDEMNED, STRUCK, UNSTRUCK = 1, 2, 3
 local listed = {}
 for s = 1, 4 do
-  for position, row in ipairs(suspects_on(s, LOOK_AT)) do
-    listed[#listed + 1] = {s, row[1], math.max(1, row[4]), s * LOOK_AT + position}
+  local rows = suspects_on(s, LOOK_AT)
+  local names = names_on(s, rows)
+  for position, row in ipairs(rows) do
+    local count, rank = math.max(1, row[4]), UNSTRUCK
+    local _, strikes = string.gsub(names[position] or '', '%S+', '')
+    if count > 1 and strikes > 0 then rank = strikes >= STRIKES_OUT and CONDEMNED or STRUCK end
+    if rank ~= STRUCK or is_clean then
+      listed[#listed + 1] = {
+        s = s, id = row[1], count = count, rank = rank, place = s * LOOK_AT + position, names = names[position] or '',
+      }
+    end
   end
 end
 table.sort(listed, function(a, b)
-  if a[3] ~= b[3] then return a[3] < b[3] end
-  return a[4] < b[4]
+  if a.rank ~= b.rank then return a.rank < b.rank end
+  if a.count ~= b.count then return a.count < b.count end
+  return a.place < b.place
 end)
 
-local chosen, isolation_ms, is_condemned = {}, 0, false
+local chosen, isolation_ms = {}, 0
 for _, suspect in ipairs(listed) do
-  local s, id, count = suspect[1], suspect[2], suspect[3]
-  if #chosen > 0 and (count > 1 or #chosen >= n) then break end
-  local fields = fields_of(KEYS[s], id)
+  local stream, id = KEYS[suspect.s], suspect.id
+  if #chosen > 0 and (suspect.count > 1 or #chosen >= n) then break end
+  local fields = fields_of(stream, id)
   local kind = fields and field(fields, 'type')
   local known = kind and newest[kind]
   if not fields then
-    redis.call('XACK', KEYS[s], GROUP, id)
+    redis.call('XACK', stream, GROUP, id)
   elseif not kind or (known and (tonumber(field(fields, 'v') or '1') or 0) <= known) then -- without a type, anybody can condemn it
-    local names = redis.pcall('HGET', STRIKES, stands_at(s, id))
-    names = type(names) == 'string' and names or ''
-    local _, strikes = string.gsub(names, '%S+', '')
-    chosen[#chosen + 1] = {s, id, fields, count + 1, names}
-    is_condemned = count > 1 and strikes >= STRIKES_OUT
-    isolation_ms = math.max(isolation_ms, math.min(base_ms * 2 ^ (count - 1), MAX_ISOLATION_MS, timeouts[kind or ''] or 0))
-    if count > 1 or n == 0 then break end
+    suspect.fields = fields
+    chosen[#chosen + 1] = suspect
+    isolation_ms = math.max(isolation_ms, math.min(base_ms * 2 ^ (suspect.count - 1), timeouts[kind or ''] or 0))
+    if suspect.count > 1 or n == 0 then break end
   end
 end
 if #chosen == 0 then
-  sweep_strikes()
+  sweep()
   for s = 1, 4 do forget_room(s) end
-  return leave('none')
+  return leave()
 end
 
-local owner = redis.pcall('GET', WARD)
-if owner == consumer then
-  redis.call('PEXPIRE', WARD, lease_ms)
-elseif type(redis.pcall('SET', WARD, consumer, 'NX', 'PX', lease_ms)) ~= 'table' then
-  return {now_ms(), 'busy', 0}
+local is_condemned = chosen[1].rank == CONDEMNED
+local wait_ms = is_condemned and 0 or wait_for_place()
+if wait_ms > 0 then
+  redis.pcall('HDEL', WARDS, consumer)
+  return {now, 'busy', wait_ms}
 end
 if not is_condemned and (n == 0 or (calm_ms >= 0 and calm_ms < isolation_ms)) then
-  return {now_ms(), 'wait', isolation_ms}
+  hold_place(math.max(lease_ms, 2 * isolation_ms), '')
+  return {now, 'wait', isolation_ms}
 end
 
-if #chosen == 1 and not is_condemned then
-  local s, id, _, _, names = unpack(chosen[1])
-  redis.pcall('HSET', STRIKES, stands_at(s, id), names == '' and consumer or names .. ' ' .. consumer)
-end
-local reply = {now_ms(), is_condemned and 'dead' or 'run', isolation_ms}
+local reply = {now, is_condemned and 'dead' or 'run', isolation_ms}
 for _, suspect in ipairs(chosen) do
-  redis.call('XCLAIM', KEYS[suspect[1]], GROUP, consumer, 0, suspect[2], 'RETRYCOUNT', suspect[4], 'JUSTID')
-  reply[#reply + 1] = suspect
+  redis.call('XCLAIM', KEYS[suspect.s], GROUP, consumer, 0, suspect.id, 'RETRYCOUNT', suspect.count + 1, 'JUSTID')
+  reply[#reply + 1] = {suspect.s, suspect.id, suspect.fields, suspect.count + 1, suspect.names}
 end
 for s = 1, 4 do forget_room(s) end
+if not is_condemned then hold_place(isolation_ms, #chosen == 1 and stands_at(chosen[1].s, chosen[1].id) or '') end
 return reply

@@ -3,7 +3,7 @@
 -- ARGV: stream, walker's lease in ms, n, then the consumers whose row has stood still for two leases of the walker's own clock.
 -- Reply: number taken from the dead, number of lost replies found, 1 while the guard holds (then nothing is taken).
 -- A live consumer did not renew: it never saw the reply, so the delivery does not count. What a dead one held is suspect, and keeps
--- its count.
+-- its count; what it ran alone when it died has that death for evidence.
 -- No cursor: what is taken leaves the list.
 
 local s, lease_ms, n = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -37,6 +37,8 @@ for _, row in ipairs(redis.call('XPENDING', stream, GROUP)[4] or {}) do
     local is_alive = lives_until > now and not still[consumer]
     local idle = lease_in(redis.call('HGET', ROWS, consumer)) or longest_lease()
     if still[consumer] then idle = 0 end
+    local ward = redis.pcall('HGET', WARDS, consumer)
+    local alone = type(ward) == 'string' and string.match(ward, '^%d+ (.+)$')
     local held = redis.call('XPENDING', stream, GROUP, 'IDLE', ms(idle), '-', '+', n - dead - ghosts, consumer)
     for _, entry in ipairs(held) do
       if is_alive then
@@ -44,6 +46,7 @@ for _, row in ipairs(redis.call('XPENDING', stream, GROUP)[4] or {}) do
         acquit(s, entry[1], consumer)
         ghosts = ghosts + 1
       else
+        if alone == stands_at(s, entry[1]) then strike(s, entry[1], consumer) end
         park(s, entry[1], SUSPECT, math.max(1, entry[4]))
         dead = dead + 1
       end

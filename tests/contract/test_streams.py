@@ -98,37 +98,58 @@ async def isolate(door: Streams, calm_ms: int = -1, n: int = 20) -> tuple[str, i
     return found.word, found.for_ms, [count for haul in found.fetched.hauls for count in haul.counts]
 
 
+def ward_of(raw: redis.Redis, name: str = ME) -> str | None:
+    """Give what runs alone in the ward of a worker ('' for several or none yet), None where it has no place."""
+    ward: str | None = raw.hget("{jobs}:wards", name)
+    return ward.partition(" ")[2] if ward is not None else None
+
+
 async def test_first_suspects_run_together_and_later_ones_alone_the_least_suspect_first(door, raw):
     for _ in range(3):
         suspect(raw)
-    later = [suspect(raw, 2, type="t"), suspect(raw, 3)]
+    later = [suspect(raw, 2, type="t"), suspect(raw, 3), suspect(raw, 100)]
     assert await isolate(door, n=2) == ("run", 10_000, [2, 2])
+    assert ward_of(raw) == "", "of two, a death says of neither that it was the one"
     assert await isolate(door) == ("run", 10_000, [2])
-    assert raw.hgetall("{jobs}:strikes") != {}, "alone, also at its first time"
+    assert ward_of(raw), "alone, also at its first time"
     assert await isolate(door) == ("run", 20_000, [3])
+    assert ward_of(raw) == f"high/{later[0]}"
     assert await isolate(door) == ("run", 30_000, [4]), "40 s, but no longer than its timeout"
-    assert [raw.hget("{jobs}:strikes", f"high/{entry}") for entry in later] == [ME, ME]
+    assert await isolate(door) == ("run", 30_000, [101])
     assert (await isolate(door))[0] == "none"
-    assert raw.exists("{jobs}:ward") == 0
+    assert raw.exists("{jobs}:wards") == 0
+    assert raw.exists("{jobs}:strikes") == 0, "nobody has died"
 
 
-async def test_only_one_worker_has_the_ward_and_the_beat_keeps_it(door, other, raw):
-    suspect(raw)
-    suspect(raw)
-    assert await isolate(other, n=1) == ("run", 10_000, [2])
-    assert (await isolate(door))[0] == "busy"
-    raw.pexpire("{jobs}:ward", 1000)
+async def test_isolation_doubles_up_to_the_timeout_whatever_that_is(door, raw):
+    suspect(raw, 6)
+    found = await door.isolate(30_000, -1, 10_000, 20, {"t": (1, 600_000)})
+    assert (found.word, found.for_ms) == ("run", 320_000)
+
+
+async def test_who_has_a_place_in_the_ward_has_it_for_as_long_as_it_lives_and_said(door, other, raw):
+    for _ in range(4):
+        suspect(raw)
     await other.beat(30_000, "{}")
-    assert raw.pttl("{jobs}:ward") > 20_000
+    assert await isolate(other, n=1) == ("run", 10_000, [2])
+    word, wait_ms, _ = await isolate(door, n=1)
+    assert (word, 0 < wait_ms <= 10_000) == ("busy", True), "until that isolation is over"
+    raw.zadd("{jobs}:workers", {OTHER: 1})
+    assert await isolate(door, n=1) == ("run", 10_000, [2]), "who is dead keeps no place"
+    await other.beat(30_000, "{}")
+    assert (await isolate(door, n=1))[0] == "busy"
+    raw.hset("{jobs}:wards", OTHER, "1 ")
+    assert await isolate(door, n=1) == ("run", 10_000, [2]), "nor who said that it would be over by now"
     assert (await other.isolate(0, 0, 0, -1, {})).word == "none"
-    assert await isolate(door) == ("run", 10_000, [2])
+    await door.acquit([])
+    assert raw.exists("{jobs}:wards") == 0
 
 
 async def test_beside_a_suspect_runs_only_what_has_run_as_long_as_the_isolation(door, raw):
     suspect(raw)
     assert await isolate(door, calm_ms=9_999) == ("wait", 10_000, [])
     assert await isolate(door, n=0) == ("wait", 10_000, []), "no free lane"
-    assert raw.get("{jobs}:ward") == ME
+    assert ward_of(raw) == ""
     assert await isolate(door, calm_ms=10_000) == ("run", 10_000, [2])
 
 
@@ -136,7 +157,7 @@ async def test_nobody_asks_for_the_ward_who_cannot_run_what_is_there(door, raw):
     entry = suspect(raw, type="other")
     suspect(raw, v="2")
     assert (await isolate(door))[0] == "none"
-    assert raw.exists("{jobs}:ward") == 0
+    assert raw.exists("{jobs}:wards") == 0
     raw.xdel(KEY, entry)
     await isolate(door)
     assert pending(raw) == [("~suspect", 1)], "what was deleted leaves the list"
@@ -159,14 +180,82 @@ async def test_an_ordinary_take_moves_a_suspect_on_and_takes_the_innocent(door, 
     assert pending(raw) == [(ME, 1), ("~suspect", 1)]
 
 
-async def alone(door: Streams, raw: redis.Redis) -> Any:
-    """Give a suspect that runs alone, with our name among its strikes."""
+async def alone(door: Streams, raw: redis.Redis, strikes: str = "") -> Any:
+    """Give a suspect that runs alone, with these names as its strikes."""
     entry = suspect(raw, 2)
+    if strikes:
+        raw.hset("{jobs}:strikes", f"high/{entry}", strikes)
+    await door.beat(30_000, "{}")
     found = await door.isolate(30_000, -1, 10_000, 20, TYPES)
-    assert raw.hget("{jobs}:strikes", f"high/{entry}") == ME
+    assert ward_of(raw) == f"high/{entry}"
     (job,) = jobs_of(found.fetched)
     assert job.count == 3
     return job
+
+
+async def reclaim_from_the_dead(door: Streams, raw: redis.Redis, lease: Lease) -> None:
+    """Let the worker of this door be dead, and its job be found."""
+    await quiet_guard(raw)
+    raw.zadd("{jobs}:workers", {ME: 1})
+    raw.xclaim(KEY, GROUP, ME, 0, [lease.entry], idle=40_000, justid=True)
+    assert (await door.reclaim(HIGH, 30_000, 100, [])).dead == 1
+    assert pending(raw) == [("~suspect", 3)]
+
+
+async def test_a_death_in_isolation_alone_is_evidence_and_counts_once_for_each_worker(door, other, raw):
+    lease = await alone(door, raw, "died")
+    await reclaim_from_the_dead(other, raw, lease)
+    assert raw.hvals("{jobs}:strikes") == [f"died {ME}"]
+    raw.xclaim(KEY, GROUP, ME, 0, [lease.entry], retrycount=3, justid=True)  # it was cut off, and is cut off again
+    await reclaim_from_the_dead(other, raw, lease)
+    assert raw.hvals("{jobs}:strikes") == [f"died {ME}"]
+
+
+async def test_a_death_after_the_isolation_is_no_evidence(door, other, raw):
+    lease = await alone(door, raw)
+    await door.acquit([(HIGH, lease.entry)])
+    assert ward_of(raw) is None
+    await reclaim_from_the_dead(other, raw, lease)
+    assert raw.exists("{jobs}:strikes") == 0
+
+
+async def test_a_death_beside_other_suspects_is_evidence_against_none(door, other, raw):
+    entry = suspect(raw)
+    suspect(raw)
+    await door.isolate(30_000, -1, 10_000, 20, TYPES)
+    raw.xclaim(KEY, GROUP, ME, 0, [entry], idle=40_000, justid=True)
+    await door.beat(30_000, "{}")
+    await quiet_guard(raw)
+    raw.zadd("{jobs}:workers", {ME: 1})
+    assert (await other.reclaim(HIGH, 30_000, 100, [])).dead == 1
+    assert raw.exists("{jobs}:strikes") == 0
+
+
+async def test_who_outlives_its_isolation_has_no_strikes_any_more(door, raw):
+    """A job that kills would have done it again in a time twice as long."""
+    lease = await alone(door, raw, "died also-died")
+    await door.acquit([(HIGH, lease.entry)])
+    assert raw.exists("{jobs}:strikes", "{jobs}:wards") == 0
+
+
+async def test_who_lost_what_it_isolated_takes_off_its_own_name_alone(door, raw):
+    lease = await alone(door, raw, f"died {ME}")
+    raw.xclaim(KEY, GROUP, OTHER, 0, [lease.entry])
+    await door.acquit([(HIGH, lease.entry)])
+    assert raw.hvals("{jobs}:strikes") == ["died"]
+
+
+async def test_of_whom_a_worker_died_runs_first_where_no_other_former_suspect_does_and_else_not_at_all(door, raw):
+    suspect(raw)
+    struck = suspect(raw, 4)
+    raw.hset("{jobs}:strikes", f"high/{struck}", "died")
+    found = await door.isolate(30_000, 60_000, 10_000, 20, TYPES, is_clean=False)
+    assert [count for haul in found.fetched.hauls for count in haul.counts] == [2]
+    found = await door.isolate(30_000, 60_000, 10_000, 20, TYPES, is_clean=False)
+    assert found.word == "none"
+    suspect(raw)
+    assert await isolate(door) == ("run", 30_000, [5])
+    assert ward_of(raw) == f"high/{struck}"
 
 
 async def test_a_suspect_that_is_given_back_stays_one_and_our_name_leaves_its_strikes(door, raw):
@@ -179,7 +268,7 @@ async def test_a_suspect_that_is_given_back_stays_one_and_our_name_leaves_its_st
 
 @pytest.mark.parametrize("how", ["done", "retry", "dead"])
 async def test_strikes_leave_with_their_entry(door, raw, how):
-    lease = await alone(door, raw)
+    lease = await alone(door, raw, "died")
     moves = {"retry": [Deferral(lease, "retry", 10, "j", 1)], "dead": [Letter(lease, "attempts", "e", "", 1, "j")], "done": []}
     settled = await door.settle(batch(*moves[how], done=[lease] if how == "done" else []))
     assert (settled.refused, settled.error) == (0, "")
@@ -189,15 +278,14 @@ async def test_strikes_leave_with_their_entry(door, raw, how):
 
 
 async def test_a_process_that_learns_that_its_lease_is_lost_is_no_witness(door, raw):
-    lease = await alone(door, raw)
+    lease = await alone(door, raw, ME)
     raw.xclaim(KEY, GROUP, OTHER, 0, [lease.entry])
     assert await door.renew([(HIGH, lease.entry, 3)]) == [0]
     assert raw.hgetall("{jobs}:strikes") == {}
 
 
 async def test_a_suspect_whose_reply_was_lost_is_no_evidence_either(door, raw):
-    lease = await alone(door, raw)
-    await door.beat(30_000, "{}")
+    lease = await alone(door, raw, ME)
     await quiet_guard(raw)
     raw.xclaim(KEY, GROUP, ME, 0, [lease.entry], idle=40_000, justid=True)
     assert (await door.reclaim(HIGH, 30_000, 100, [])).ghosts == 1
@@ -216,17 +304,19 @@ async def test_three_strikes_are_handed_out_to_be_condemned_without_calm(door, r
     assert raw.hget("{jobs}:strikes", f"high/{entry}") == "a b c"
 
 
-async def test_strikes_without_an_entry_are_swept(door, raw):
+async def test_strikes_without_an_entry_and_wards_without_a_worker_are_swept(door, raw):
+    await door.beat(30_000, "{}")
     raw.hset("{jobs}:strikes", mapping={"high/1-1": "a", "junk": "b", "nowhere/1-1": "c"})
+    raw.hset("{jobs}:wards", mapping={ME: "1 ", "gone": "1 high/1-1", "junk": ""})
     assert (await isolate(door))[0] == "none"
-    assert raw.hgetall("{jobs}:strikes") == {}
+    assert raw.exists("{jobs}:strikes", "{jobs}:wards") == 0
 
 
 async def test_a_worker_that_leaves_gives_up_the_ward(door, raw):
     suspect(raw)
     await isolate(door, n=0)
     await door.forget(ME)
-    assert raw.exists("{jobs}:ward") == 0
+    assert raw.exists("{jobs}:wards") == 0
 
 
 # --- fetch and take --------------------------------------------------------------------------------------------------------

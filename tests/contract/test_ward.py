@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from runtime import Job, contract, handler
-from runtime.errors import StoreRefuses
+from runtime.errors import StoreAway, StoreRefuses
 from runtime.streams import GROUP
 from tests.workers import until, working
 
@@ -73,13 +73,68 @@ async def test_where_suspects_cannot_be_had_ordinary_work_goes_on(server, raw):
         await until(lambda: 7 in ran, "other work goes on")
 
 
-async def test_a_worker_that_drains_gives_the_ward_up(server, raw):
+async def test_a_worker_that_drains_gives_the_ward_up_and_its_death_is_no_evidence_from_then_on(server, raw):
     suspects(raw, range(1), 60_000)
     async with working(server.url, guarded, grace_s=4) as worker:
-        await until(lambda: ran == [0] and raw.exists("{jobs}:ward"), "the suspect runs")
+        await until(lambda: ran == [0] and raw.exists("{jobs}:wards"), "the suspect runs")
         worker.stop()
-        await until(lambda: not raw.exists("{jobs}:ward"), "others can have the ward")
+        await until(lambda: not raw.exists("{jobs}:wards"), "others can have the ward")
         assert worker.running == 1, "while it still runs here"
+
+
+def away(verb):
+    """Give a verb whose reply is lost while the first word of the list is true, and the list."""
+    is_away = [True]
+
+    async def called(*arguments: object) -> object:
+        answer = await verb(*arguments)
+        if is_away[0]:
+            raise StoreAway("the reply was lost")
+        return answer
+
+    return called, is_away
+
+
+async def test_nothing_starts_beside_what_outlived_its_isolation_before_the_store_has_confirmed_that(server, raw):
+    suspects(raw, range(1), 60_000)
+    async with working(server.url, guarded, suspect_s=0.1, lease_s=3.0, grace_s=0) as worker:
+        worker.streams.acquit, is_away = away(worker.streams.acquit)
+        await until(lambda: ran == [0], "the suspect runs")
+        add(raw, 7)
+        await until(lambda: worker.tally.store_errors >= 3, "the end of the isolation was told, in vain")
+        assert ran == [0]
+        is_away[0] = False
+        await until(lambda: ran == [0, 7], "others run beside it")
+        assert raw.exists("{jobs}:wards") == 0
+
+
+async def test_a_suspect_that_was_handed_out_by_a_lost_reply_is_named_no_more_before_anything_else_starts(server, raw):
+    async with working(server.url, guarded, lease_s=3.0) as worker:
+        worker.streams.isolate, is_away = away(worker.streams.isolate)
+        acquit = worker.streams.acquit
+
+        async def refused(*_):
+            raise StoreAway("not there")
+
+        worker.streams.acquit = refused
+        suspects(raw, range(1))
+        await until(lambda: worker.tally.store_errors >= 2, "a suspect was handed out, and nobody knows")
+        assert raw.hvals("{jobs}:wards")[0].endswith("medium/1-0")
+        add(raw, 7)
+        await until(lambda: worker.tally.store_errors >= 4, "it could not say so")
+        assert ran == []
+        is_away[0], worker.streams.acquit = False, acquit
+        await until(lambda: ran == [7], "ordinary work goes on")
+        assert raw.exists("{jobs}:wards") == 0
+        await until(lambda: ran == [7, 0], "the suspect was found and runs")
+
+
+async def test_whose_isolation_is_over_runs_on_with_no_evidence_against_it(server, raw):
+    suspects(raw, range(1), 60_000)
+    raw.hset("{jobs}:strikes", "medium/1-0", "died")
+    async with working(server.url, guarded, suspect_s=0.1, grace_s=0):
+        await until(lambda: ran == [0], "the suspect runs")
+        await until(lambda: not raw.exists("{jobs}:wards", "{jobs}:strikes"), "its isolation is over")
 
 
 async def test_a_suspect_that_nobody_knows_makes_no_idle_worker_ask_in_haste(server, raw):
@@ -113,7 +168,7 @@ async def test_a_string_in_the_place_of_critical_ends_no_walk(server, raw):
         await until(lambda: raw.xlen("{jobs}:dead") == 1, "what nobody knows is dead")
 
 
-async def test_a_busy_worker_rests_for_each_group_of_suspects_and_does_not_give_the_ward_up_between(valkey):
+async def test_a_busy_worker_rests_for_each_group_of_suspects(valkey):
     raw = valkey.client()
     suspects(raw, range(65), ms=300)
 
@@ -125,7 +180,7 @@ async def test_a_busy_worker_rests_for_each_group_of_suspects_and_does_not_give_
     async with working(valkey.url, guarded, concurrency=50, lease_s=30):
         await until(lambda: len(ran) >= 20, "the first group runs")
         busy = asyncio.create_task(keep_busy())
-        try:  # a lease is 30 s: given up after the first group, the second would have to wait for it
+        try:  # a lease is 30 s: a worker that waited for one before it asks again would not do it in time
             await until(lambda: set(range(65)) <= set(ran), "all groups run")
         finally:
             busy.cancel()

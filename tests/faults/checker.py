@@ -23,7 +23,7 @@ from tests.faults.worker import LEASE_S
 TAG = "{jobs}"
 WORKERS = f"{TAG}:workers"
 PLAIN_KEYS = {f"{TAG}:{name}" for name in (*STREAMS, "due", "msg", "dead", "workers", "workers:rows", "control", "cron", "audit")}
-PLAIN_KEYS |= {f"{TAG}:{name}" for name in ("events", "strikes", "ward")}
+PLAIN_KEYS |= {f"{TAG}:{name}" for name in ("events", "strikes", "wards")}
 MORTAL_KEYS = tuple(f"{TAG}:{name}:" for name in ("seen", "stats", "results"))  # every one of these must have an end of life
 LATE_S = 4 * LEASE_S  # the longest fault, and what it takes to come back from it
 ANY_RUNS = -1
@@ -379,11 +379,11 @@ def leftovers_everywhere(raw: redis.Redis, live_pids: Collection[int] | None = N
     keys that nobody knows.
     """
     left = leftovers(raw)
-    left["strikes"] = raw.hlen(f"{TAG}:strikes")
+    left |= {name: raw.hlen(f"{TAG}:{name}") for name in ("strikes", "wards")}
     if live_pids is not None:
         left |= _foreign_workers(raw, live_pids)
     for key in raw.scan_iter(f"{TAG}*", count=1000):
-        if key.startswith(MORTAL_KEYS) or key == f"{TAG}:ward":
+        if key.startswith(MORTAL_KEYS):
             left["keys without an end"] = left.get("keys without an end", 0) + (raw.ttl(key) == -1)
         elif key not in PLAIN_KEYS:
             left[f"key {key}"] = 1

@@ -17,6 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 STREAMS = "tests/contract/test_streams.py"
+WARD = "tests/contract/test_ward.py"
 ENGINE = "tests/contract/test_engine.py"
 PRODUCER = "tests/contract/test_producer.py"
 MODEL = "tests/faults/test_model.py::test_any_verbs_in_any_order_do_what_the_model_says"
@@ -252,9 +253,44 @@ MUTANTS = (
     Mutant(
         "condemned at the second strike",
         "runtime/lua/isolate.lua",
-        "STRIKES_OUT = 500, 60000, 3",
-        "STRIKES_OUT = 500, 60000, 2",
+        "STRIKES_OUT, PLACES = 500, 3,",
+        "STRIKES_OUT, PLACES = 500, 2,",
         f"{STREAMS}::test_three_strikes_are_handed_out_to_be_condemned_without_calm",
+    ),
+    Mutant(
+        "a death after the isolation is evidence",
+        "runtime/lua/acquit.lua",
+        "redis.pcall('HDEL', WARDS, consumer)\n",
+        "",
+        f"{STREAMS}::test_a_death_after_the_isolation_is_no_evidence",
+    ),
+    Mutant(
+        "others start before the end of an isolation is confirmed",
+        "runtime/ward.py",
+        "            await self._end_isolation()\n            self._turn_until_s",
+        "            self._isolated.clear()\n            self._turn_until_s",
+        f"{WARD}::test_nothing_starts_beside_what_outlived_its_isolation_before_the_store_has_confirmed_that",
+    ),
+    Mutant(
+        "an isolation of a minute at most",
+        "runtime/lua/isolate.lua",
+        "base_ms * 2 ^ (suspect.count - 1), timeouts",
+        "base_ms * 2 ^ (suspect.count - 1), 60000, timeouts",
+        f"{STREAMS}::test_isolation_doubles_up_to_the_timeout_whatever_that_is",
+    ),
+    Mutant(
+        "a strike that a longer isolation has refuted stays",
+        "runtime/lua/acquit.lua",
+        "    redis.pcall('HDEL', STRIKES, stands_at(s, id))\n",
+        "",
+        f"{STREAMS}::test_who_outlives_its_isolation_has_no_strikes_any_more",
+    ),
+    Mutant(
+        "who has a strike runs beside other suspects",
+        "runtime/lua/isolate.lua",
+        "if rank ~= STRUCK or is_clean then",
+        "if true then",
+        f"{STREAMS}::test_of_whom_a_worker_died_runs_first_where_no_other_former_suspect_does_and_else_not_at_all",
     ),
     Mutant(
         "the living bear witness against a job",

@@ -223,7 +223,7 @@ def test_an_innocent_that_is_handed_out_again_and_again_is_seen(book: Book) -> N
         (("HSET", "{jobs}:strikes", "a", "b"), "strikes"),
         (("SET", "{jobs}:seen:k:a", "b"), "keys without an end"),
         (("HSET", "{jobs}:stats:1", "a", 1), "keys without an end"),
-        (("SET", "{jobs}:ward", "b"), "keys without an end"),
+        (("HSET", "{jobs}:wards", "a", "b"), "wards"),
         (("SET", "{jobs}:strange", "b"), "key {jobs}:strange"),
         (("SET", "{jobs}:permits:a", "b"), "key {jobs}:permits:a"),
         (("ZADD", "{jobs}:workers", 1, "gone-1"), "workers that are dead"),
