@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from random import random
 from typing import Final
@@ -14,9 +15,9 @@ from runtime.desk import STORE_BACKOFF, Desk
 from runtime.errors import Dead, StoreAway, StoreRefuses
 from runtime.events import outcome_name
 from runtime.jobs import FREE, STREAMS, UNKNOWN, Job, Lost, Outcome, Park
-from runtime.plan import Plan
+from runtime.plan import WEIGHTS, Plan
 from runtime.settle import admit, admit_keyed
-from runtime.streams import MAX_IDS, Fetched
+from runtime.streams import Ask, Fetched
 from runtime.ward import Ward
 
 BELL_MS: Final = 1000
@@ -52,6 +53,9 @@ class Fetcher:
         self._most = MAX_FETCH
         self._next_rooms_s = 0.0
         self._told: dict[int, str] = {}
+        self._rooms_are_full = False  # one of them gave all that it was asked for, and has more
+        self._owed = 0.0
+        self._turn = 0
         self.room_made = asyncio.Event()
         self.is_fetching = False
 
@@ -96,10 +100,11 @@ class Fetcher:
 
     async def _fetch(self, room: int) -> None:
         """Fill the room: from rooms we may take from, else as planned, else wait for the bell."""
-        if await self._take_from_rooms(room):
+        room -= await self._take_from_rooms(room)
+        if room < 1:
             return
         can_ring = room >= min(4, self._desk.config.concurrency)  # one entry per stream may come
-        if not (self._is_quiet and can_ring and not self._takes):
+        if not (self._is_quiet and can_ring and not self._takes) or self._rooms_are_full:
             shares, takes = self._plan.shares(room), self._takes
             shares = [max(share, int(stream in takes)) for stream, share in enumerate(shares)]
             asked_s = time.monotonic()
@@ -115,7 +120,8 @@ class Fetcher:
             await self.receive(fetched, asked_s)
             if fetched.refused:
                 raise StoreRefuses(fetched.refused)
-            if any(haul.rows for haul in fetched.hauls) or self._takes or self._stop.is_set():
+            is_more = any(haul.rows for haul in fetched.hauls) or self._takes or self._rooms_are_full
+            if is_more or self._stop.is_set():
                 return
         if can_ring:
             asked_s = time.monotonic()
@@ -135,25 +141,49 @@ class Fetcher:
     def _open_rooms(self) -> list[tuple[int, str]]:
         return [at for at in self._desk.scheduler.rooms if at[1] != FREE and self._desk.scheduler.can_run(at[1])]
 
-    async def _take_from_rooms(self, room: int) -> bool:
-        """Take from rooms of types that we can run; every quarter of a second at most, and only where something was seen."""
-        if not self._desk.scheduler.rooms or time.monotonic() < self._next_rooms_s:
-            return False
-        self._next_rooms_s = time.monotonic() + ROOMS_S
-        taken = False
-        for stream, name in self._open_rooms():
-            types = self._types if name == UNKNOWN else None
-            asked_s = time.monotonic()
-            fetched = await self._desk.streams.take(stream, name, room, types)
-            size = sum(len(haul.rows) for haul in fetched.hauls)
-            if size < min(room, MAX_IDS) and name != UNKNOWN:
-                self._desk.scheduler.rooms.pop((stream, name), None)
-            await self.receive(fetched, asked_s)
-            room -= size
-            taken = taken or size > 0
-            if room < 1:
-                break
-        return taken
+    async def _take_from_rooms(self, room: int) -> int:
+        """Take from rooms of types that we can run, and return how many came: a quarter of a second after the last look, and only
+        where something was seen; at once, as long as one of them gives all that it is asked for.
+        """
+        if not self._desk.scheduler.rooms or (time.monotonic() < self._next_rooms_s and not self._rooms_are_full):
+            return 0
+        rooms = self._open_rooms()
+        asks = self._asks(rooms, room)
+        self._next_rooms_s, self._rooms_are_full = time.monotonic() + ROOMS_S, bool(rooms) and not asks
+        if not asks:
+            return 0
+        asked_s = time.monotonic()
+        fetched = await self._desk.streams.take(*asks)
+        for ask, haul in zip(asks, fetched.hauls, strict=True):
+            if len(haul.rows) == ask.n:
+                self._rooms_are_full = True
+            elif ask.room != UNKNOWN:
+                self._owed = 0.0
+                self._desk.scheduler.rooms.pop((ask.stream, ask.room), None)
+        await self.receive(fetched, asked_s)
+        if fetched.refused:
+            raise StoreRefuses(fetched.refused)
+        return sum(len(haul.rows) for haul in fetched.hauls)
+
+    def _asks(self, rooms: Sequence[tuple[int, str]], room: int) -> list[Ask]:
+        """Divide among rooms what is due to them of what may be fetched: by the weights of their streams, each the first in turn.
+
+        None, where it comes to less than one entry: what is owed is kept, and soon will be one.
+        """
+        self._owed = min(room, self._owed + room * self._plan.part_beside({stream for stream, _ in rooms}))
+        left = most = int(self._owed)
+        self._owed -= most
+        of_stream = Counter(stream for stream, _ in rooms)
+        weights = [WEIGHTS[stream] / of_stream[stream] for stream, _ in rooms]
+        self._turn += 1
+        asks: list[Ask] = []
+        for at in range(len(rooms)):
+            (stream, name), weight = rooms[(at + self._turn) % len(rooms)], weights[(at + self._turn) % len(rooms)]
+            n = min(left, max(1, int(most * weight / sum(weights))))
+            if n:
+                asks.append(Ask(stream, name, n, self._types if name == UNKNOWN else None))
+                left -= n
+        return asks
 
     async def receive(self, fetched: Fetched, asked_s: float) -> None:
         """Decode, hold and admit what came; only keyed jobs wait for another answer."""

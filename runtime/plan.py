@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 WEIGHTS: Final = (8, 4, 2, 1)  # critical, high, medium, low: nobody starves, and critical gets more than half
@@ -37,6 +37,15 @@ class Plan:
             self._owed[at] -= share
             shares[at] += share
         return shares
+
+    def part_beside(self, rooms: Collection[int]) -> float:
+        """Return which part is due to what waits in rooms of these streams: by weight, as to the streams that are loaded.
+
+        Never all: where streams have run dry, somebody must look whether that is still so.
+        """
+        theirs = sum(self._weights[at] for at in rooms)
+        others = sum(weight for weight, is_loaded in zip(self._weights, self._is_loaded, strict=True) if is_loaded)
+        return theirs / (theirs + (others or min(self._weights)))
 
     def learn(self, shares: Sequence[int], got: Sequence[int]) -> None:
         """Note what each stream answered: one that ran dry is owed nothing."""

@@ -91,6 +91,15 @@ class Fetched(msgspec.Struct):
     refused: str = ""
 
 
+class Ask(msgspec.Struct, frozen=True):
+    """How many entries of a room are asked for; `types`, each with its newest version, chooses among those of the shared room."""
+
+    stream: int
+    room: str
+    n: int
+    types: Mapping[str, int] | None = None
+
+
 class Isolated(msgspec.Struct):
     """What the ward answered: `word` as isolate.lua has it, the time it speaks of, and what was handed out.
 
@@ -325,16 +334,32 @@ class Streams(Door):
         """
         await self.ask(self._helper, ("CLIENT", "UNBLOCK", self._reader.client_id))
 
-    async def take(self, stream: int, room: str, n: int, types: Mapping[str, int] | None = None) -> Fetched:
-        """Lease up to `n` entries of a room; `types`, each with its newest version, chooses among those of the shared room.
+    async def take(self, *asks: Ask) -> Fetched:
+        """Lease entries of rooms, in one round trip; a haul for each that was asked, in turn.
+
+        An error that one of them answers is told in `refused`, beside what the others brought.
 
         Raises:
-            StoreAway: no answer or an error.
+            StoreAway: no answer, or an error and no entries.
         """
-        chosen = [part for item in (types or {}).items() for part in item]
-        args = (self.consumer, stream + 1, room, min(n, MAX_IDS), *chosen)
-        answer = await self.one(self._reader, self.command("take", *args))
-        return Fetched(answer[0], self._reader.run, [_taken(stream, answer)], set())
+        parts = [(at, min(MAX_IDS, ask.n - begin)) for at, ask in enumerate(asks) for begin in range(0, ask.n, MAX_IDS)]
+        answers = await self.ask(self._reader, *[self._take(asks[at], n) for at, n in parts])
+        hauls = [Haul(ask.stream, [], list[int]()) for ask in asks]
+        fetched = Fetched(0, self._reader.run, hauls, set())
+        for (at, _), answer in zip(parts, answers, strict=True):
+            if isinstance(answer, ServerError):
+                fetched.refused = f"Redis answered: {answer} ({self.keys.streams[asks[at].stream]})"
+                self._must_heal = self._must_heal or "NOGROUP" in answer
+                continue
+            fetched.now_ms, taken = answer[0], _taken(asks[at].stream, answer)
+            hauls[at] = Haul(taken.stream, hauls[at].rows + taken.rows, [*hauls[at].counts, *taken.counts])
+        if fetched.refused and not any(haul.rows for haul in hauls):
+            raise StoreRefuses(fetched.refused)
+        return fetched
+
+    def _take(self, ask: Ask, n: int) -> Command:
+        chosen = [part for item in (ask.types or {}).items() for part in item]
+        return self.command("take", self.consumer, ask.stream + 1, ask.room, n, *chosen)
 
     async def isolate(
         self, lease_ms: int, calm_ms: int, base_ms: int, n: int, types: Mapping[str, tuple[int, int]], is_clean: bool = True

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from runtime import Job, contract, handler
-from runtime.streams import GROUP
+from runtime.streams import GROUP, Ask, Streams
 from tests.workers import until, working
 
 KEY = "{jobs}:medium"
@@ -17,7 +17,17 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     n: int = 0
 
 
+@contract("grown", version=3)
+class Grown(msgspec.Struct, frozen=True, kw_only=True):
+    n: int = 0
+
+
 ran: list[int] = []
+
+
+@handler(Grown)
+async def grown(message: Grown, job: Job) -> None:
+    ran.append(message.n)
 
 
 @handler(Work)
@@ -55,3 +65,53 @@ async def test_rooms_that_come_and_go_while_a_worker_looks_at_strange_ones_do_no
         worker.streams.waiting_longest = meanwhile
         await until(lambda: sorted(ran) == [0, 1, 2], "they are adopted, and run")
     assert looks >= 3
+
+
+async def test_a_room_that_gives_all_it_is_asked_for_is_asked_again_at_once(server, raw, monkeypatch):
+    monkeypatch.setattr("runtime.fetcher.ROOMS_S", 1.0)
+    park(raw, "~t:work@1", *range(300))
+    async with working(server.url, work, concurrency=4):
+        await until(lambda: len(ran) == 300, "all that was parked has run")
+    assert ran == sorted(ran)
+
+
+@pytest.mark.parametrize(("parked", "waiting"), [("low", "critical"), ("critical", "low")])
+async def test_a_room_and_the_streams_share_by_weight_and_neither_starves(server, raw, parked, waiting):
+    at = {"critical": 1000, "low": 2000}
+    park(raw, "~t:work@1", *range(at[parked], at[parked] + 400), key=f"{{jobs}}:{parked}")
+    for n in range(at[waiting], at[waiting] + 400):
+        raw.xadd(f"{{jobs}}:{waiting}", {"type": "work", "data": f'{{"n":{n}}}'})
+    async with working(server.url, work, concurrency=4):
+        await until(lambda: len(ran) == 800, "all have run")
+    critical = sum(1 for n in ran[100:300] if n < 2000)
+    assert 120 <= critical <= 195, ran
+
+
+async def test_several_rooms_of_one_stream_have_each_its_turn(server, raw):
+    for v in range(3):
+        park(raw, f"~t:grown@{v + 1}", *range(1000 * v, 1000 * v + 100), type_name="grown")
+    async with working(server.url, grown, concurrency=1):
+        await until(lambda: len(ran) == 300, "all have run")
+    assert {n // 1000 for n in ran[30:60]} == {0, 1, 2}, ran
+
+
+@pytest.mark.parametrize("every", [1, 2, 60])
+async def test_a_take_brings_each_entry_with_its_own_fields_wherever_it_stands(server, raw, every):
+    raw.xgroup_create(KEY, GROUP, "0", mkstream=True)
+    entries = [raw.xadd(KEY, {"type": "work", "data": f'{{"n":{n}}}'}) for n in range(700)]
+    raw.xreadgroup(GROUP, "somebody", {KEY: ">"}, count=700)
+    ours = dict(enumerate(entries[::every]))
+    raw.execute_command("XCLAIM", KEY, GROUP, "~t:work@1", 0, *ours.values(), "RETRYCOUNT", 0, "JUSTID")
+    raw.xdel(KEY, ours.pop(1))
+    door = Streams(server.url, "jobs", "taker")
+    await door.start()
+    try:
+        fetched = await door.take(Ask(2, "~t:work@1", 701), Ask(3, "~t:none@1", 5))
+    finally:
+        await door.close()
+    came = {bytes(entry).decode(): bytes(fields[3]).decode() for entry, fields in fetched.hauls[0].rows}
+    assert came == {entry: f'{{"n":{every * k}}}' for k, entry in ours.items()}
+    assert set(fetched.hauls[0].counts) == {1}
+    assert fetched.hauls[1].rows == []
+    pending = raw.xpending_range(KEY, GROUP, "-", "+", 701, consumername="taker")
+    assert {row["message_id"]: row["times_delivered"] for row in pending} == dict.fromkeys(ours.values(), 1)

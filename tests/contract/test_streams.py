@@ -17,7 +17,7 @@ from runtime.errors import QueueFull, StoreAway
 from runtime.jobs import Batch, Deferral, Lease, Letter, Parking
 from runtime.lookups import Lookups
 from runtime.scheduler import lease_of, types_of
-from runtime.streams import GROUP, Door, Fetched, Streams
+from runtime.streams import GROUP, Ask, Door, Fetched, Streams
 from runtime.wire import Wire
 from tests.contract.snapshot import snapshot
 from tests.proxy import Proxy
@@ -175,7 +175,7 @@ async def test_an_ordinary_take_moves_a_suspect_on_and_takes_the_innocent(door, 
     for count in (1, 0):
         entry = suspect(raw, count)
         raw.xclaim(KEY, GROUP, "~free", 0, [entry], retrycount=count, justid=True)
-    taken = await door.take(HIGH, "~free", 10)
+    taken = await door.take(Ask(HIGH, "~free", 10))
     assert [len(haul.rows) for haul in taken.hauls] == [1]
     assert pending(raw) == [(ME, 1), ("~suspect", 1)]
 
@@ -364,7 +364,7 @@ async def test_two_takers_share_a_room_and_never_an_entry(door, other, raw):
         add(raw)
     held = await leases(door)
     await door.settle(batch(*[Parking(lease, "~free") for lease in held]))
-    hauls = await asyncio.gather(*[taker.take(HIGH, "~free", 10) for taker in (door, other) * 5])
+    hauls = await asyncio.gather(*[taker.take(Ask(HIGH, "~free", 10)) for taker in (door, other) * 5])
     ids = [row[0] for fetched in hauls for haul in fetched.hauls for row in haul.rows]
     assert len(ids) == 50 == len(set(ids))
 
@@ -376,7 +376,7 @@ async def test_the_shared_room_gives_only_what_can_be_run_even_behind_much_that_
     raw.xadd(KEY, {"type": "known", "data": "{}", "v": "2"})
     held = await leases(door, 700)
     await door.settle(batch(*[Parking(lease, "~t:") for lease in held]))
-    fetched = await door.take(HIGH, "~t:", 10, {"known": 2, "other": 1})
+    fetched = await door.take(Ask(HIGH, "~t:", 10, {"known": 2, "other": 1}))
     assert [dict(zip(row[1][::2], row[1][1::2], strict=True))[b"v"] for row in fetched.hauls[0].rows] == [b"2"]
     assert pending(raw).count(("~t:", 0)) == 601
 
@@ -770,7 +770,7 @@ async def test_an_unknown_type_is_condemned_only_while_it_sits_in_its_room(door,
     [(entry, count, type_name, version)] = await door.waiting_longest(HIGH, "~t:t@1", 900_000, 10)
     assert (count, type_name, version) == (0, b"t", 1)
     letter = Letter(Lease(HIGH, entry, count, "", 0), "unknown-type", "e", "", 0, "i")
-    await door.take(HIGH, "~t:t@1", 1)
+    await door.take(Ask(HIGH, "~t:t@1", 1))
     assert await door.condemn("~t:t@1", [letter]) == 0
     assert raw.xlen("{jobs}:dead") == 0
 
@@ -852,7 +852,7 @@ async def test_a_redelivery_of_the_owner_is_never_taken_for_a_copy(door, raw):
     [lease] = await leases(door)
     assert await admit_all(door, [lease]) == ["mine"]
     await door.settle(batch(Parking(lease, "~free")))
-    taken = await door.take(HIGH, "~free", 1)
+    taken = await door.take(Ask(HIGH, "~free", 1))
     again = Lease(HIGH, taken.hauls[0].rows[0][0], 1, taken.run, 0)
     assert await admit_all(door, [again]) == ["mine"]
 
@@ -942,7 +942,7 @@ async def prepare_take(door: Streams, raw: redis.Redis) -> Act:
     add(raw, "7-1")
     [lease] = await leases(door)
     await door.settle(batch(Parking(lease, "~free")))
-    return lambda which: which.take(HIGH, "~free", 5)
+    return lambda which: which.take(Ask(HIGH, "~free", 5))
 
 
 async def prepare_promote(door: Streams, raw: redis.Redis) -> Act:

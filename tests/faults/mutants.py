@@ -117,6 +117,20 @@ MUTANTS = (
         f"{STREAMS}::test_a_delivery_that_a_live_worker_never_saw_does_not_count",
     ),
     Mutant(
+        "a room that is full waits for its next look",
+        "runtime/fetcher.py",
+        "                self._rooms_are_full = True\n",
+        "                self._rooms_are_full = False\n",
+        "tests/contract/test_rooms.py::test_a_room_that_gives_all_it_is_asked_for_is_asked_again_at_once",
+    ),
+    Mutant(
+        "rooms before everything",
+        "runtime/fetcher.py",
+        "self._owed + room * self._plan.part_beside({stream for stream, _ in rooms})",
+        "self._owed + room",
+        "tests/contract/test_rooms.py::test_a_room_and_the_streams_share_by_weight_and_neither_starves",
+    ),
+    Mutant(
         "guard off",
         "runtime/lua/reclaim.lua",
         "if guard(now, lease_ms) < lease_ms then return {0, 0, 1} end",

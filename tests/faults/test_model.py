@@ -29,7 +29,7 @@ from runtime.jobs import FREE, STREAMS, UNKNOWN, Deferral, Lease, Letter, Parkin
 from runtime.jobs import Job as WorkerJob
 from runtime.lookups import Lookups
 from runtime.settle import empty_batch
-from runtime.streams import GROUP, Door, Fetched, Streams
+from runtime.streams import GROUP, Ask, Door, Fetched, Streams
 from runtime.wire import Command, Wire
 from tests.faults.model import DEAD, DUE, ENTRY, Job, Model
 from tests.servers import Server
@@ -422,7 +422,7 @@ class DoorMachine(RuleBasedStateMachine):
     @rule(name=who, stream=streams, room=st.sampled_from(ROOMS), most=st.integers(1, 3), knows=st.sampled_from(("t", "u")))
     def take(self, name: str, stream: int, room: str, most: int, knows: str) -> None:
         types = {knows: ALL_TYPES[knows]} if room == UNKNOWN else None
-        fetched = self.bench.do(self.bench.doors[name].take(stream, room, most, types))
+        fetched = self.bench.do(self.bench.doors[name].take(Ask(stream, room, most, types)))
         self.look()
         assert self.receive(name, fetched) == self.model.take(name, stream, room, most, types)
 
@@ -632,7 +632,7 @@ class DoorMachine(RuleBasedStateMachine):
             (job.ref, job.count, job.type) for job in old
         ]
         if is_late:
-            taken = self.bench.do(door.take(stream, room, 1, ALL_TYPES if room == UNKNOWN else None))
+            taken = self.bench.do(door.take(Ask(stream, room, 1, ALL_TYPES if room == UNKNOWN else None)))
             got = self.receive(name, taken)
             assert got == self.model.take(name, stream, room, 1, ALL_TYPES if room == UNKNOWN else None)
         letters = [

@@ -163,3 +163,21 @@ def test_a_plan_says_what_it_owes_and_who_is_loaded() -> None:
     plan = Plan()
     play(plan, 4, (True, False, False, False))
     assert repr(plan) == f"<Plan owed={[round(owed, 2) for owed in plan._owed]} loaded=[True, False, False, False]>"
+
+
+@pytest.mark.parametrize(
+    ("full", "rooms", "part"),
+    [
+        ("----", {LOW}, 1 / 2),
+        ("----", {CRITICAL}, 8 / 9),
+        ("C---", {LOW}, 1 / 9),
+        ("---L", {CRITICAL}, 8 / 9),
+        ("CHML", {LOW}, 1 / 16),
+        ("C---", {CRITICAL, LOW}, 9 / 17),
+    ],
+)
+def test_rooms_have_their_part_by_weight_and_never_all(full: str, rooms: set[int], part: float) -> None:
+    plan = Plan()
+    for round_ in rounds(f"100:{full} 100:{full}"):
+        play(plan, *round_)
+    assert plan.part_beside(rooms) == pytest.approx(part)
