@@ -14,10 +14,12 @@ if TYPE_CHECKING:
         Dead,
         JobsError,
         NotDurable,
+        PartlySent,
         QueueFull,
         Retry,
         Snooze,
         StoreAway,
+        StoreRefuses,
         UnknownType,
     )
     from runtime.jobs import Job, Priority, contract
@@ -34,6 +36,7 @@ __all__ = [
     "JobsError",
     "Message",
     "NotDurable",
+    "PartlySent",
     "Priority",
     "Producer",
     "QueueFull",
@@ -41,6 +44,7 @@ __all__ = [
     "Sent",
     "Snooze",
     "StoreAway",
+    "StoreRefuses",
     "UnknownType",
     "contract",
     "handler",

@@ -25,6 +25,17 @@ class QueueFull(StoreRefuses):
     """Redis has reached its `maxmemory`: what was to be sent was not written."""
 
 
+class PartlySent(StoreRefuses):
+    """Redis refused some of many messages, as where a key of another type stands in a stream's place.
+
+    `sent` says what became of each one, in order: None was refused. What comes behind the last one was not sent.
+    """
+
+    def __init__(self, reason: str, sent: Sequence[Any] = ()) -> None:
+        super().__init__(reason)
+        self.sent = list(sent)
+
+
 class NotDurable(JobsError):
     """Stored, but not confirmed in time as the send's durability asks; `sent` is what is stored.
 

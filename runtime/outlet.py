@@ -40,54 +40,28 @@ def durability_of(text: str) -> Durability:
     return Durability(fsync=text == "fsync")
 
 
-class Stored(msgspec.Struct):
-    """What a chunk was answered; `doubt` says why it is not as durable as was asked, and is empty when it is."""
-
-    reply: list[Any]
-    doubt: str
-
-
 class Outlet(Door):
     """A producer's verb. Owns one connection, over which every chunk is stored with the same durability."""
 
-    def __init__(self, url: str, queue: str, durability: Durability = LOCAL) -> None:
+    def __init__(self, url: str, queue: str, durability: Durability = LOCAL, answer_s: float = ANSWER_S) -> None:
         super().__init__(url, queue)
         self.durability = durability
-        self._wire = Wire(url, "producer")
+        self._answer_s = answer_s
+        self._wire = Wire(url, "producer", answer_s)
         self._asked = ("", 0)  # the connection that was asked whether its server can confirm
-        self._confirms = True
+        self._confirms = durability != LOCAL
 
     async def close(self) -> None:
         """Close the connection."""
         await self._wire.close()
 
-    async def store(self, mark: str, messages: Tail, wait_s: float) -> Stored:
-        """Store a chunk, and wait at most `wait_s` behind it until it is as durable as this outlet's are.
-
-        May be repeated: the chunk's mark tells.
+    async def ready(self) -> None:
+        """Open the connection if it is closed, and ask its server whether it can confirm what it stores.
 
         Raises:
-            ConfigError: this server can never confirm it; nothing was written.
-            QueueFull: memory is full; nothing was written.
-            StoreAway: no answer or an error.
+            ConfigError: this server can never confirm as is asked; nothing was written.
+            StoreAway: no connection, no answer or an error.
         """
-        must_confirm = self.durability != LOCAL and await self._can_confirm()
-        reply = await self.one(self._wire, self.command("send", mark, messages))
-        if not must_confirm:
-            return Stored(reply, "")
-        # A round trip of its own: an idle server that gets both at once finds out 100 ms later that its disk has long been done.
-        # It is asked for this connection's last write: over another one it would confirm what was never written.
-        confirmation = self._confirmation(max(1, round(wait_s * 1000)))  # 0 would wait for ever
-        answers = await self._wire.call(confirmation, wait_s=wait_s + ANSWER_S)
-        return Stored(reply, self._doubt(answers[0], wait_s))
-
-    def _confirmation(self, wait_ms: int) -> Command:
-        if self.durability.fsync:
-            return ("WAITAOF", 1, 0, wait_ms)
-        return ("WAIT", self.durability.replicas, wait_ms)
-
-    async def _can_confirm(self) -> bool:
-        """Say whether this connection must be asked to confirm; False where its server writes to disk before it answers."""
         await self._wire.ready()
         connection = (self._wire.run, self._wire.client_id)
         if self.durability.fsync and connection != self._asked:
@@ -95,8 +69,37 @@ class Outlet(Door):
             self._confirms = not isinstance(answer, ServerError)
             if isinstance(answer, ServerError):
                 await self._check_always(answer)
-        self._asked = connection
-        return self._confirms
+            self._asked = connection
+
+    async def store(self, mark: str, mark_ms: int, messages: Tail) -> list[Any]:
+        """Store a chunk, and return the script's reply. May be repeated: the chunk's mark, which lives for `mark_ms`, tells.
+
+        Raises:
+            QueueFull: memory is full; nothing was written.
+            StoreRefuses: any other error; nothing was written.
+            StoreAway: no answer.
+        """
+        return await self.one(self._wire, self.command("send", mark, mark_ms, messages))
+
+    async def confirm(self, wait_s: float) -> str:
+        """Wait until what was stored last is as durable as this outlet's sends are; return why it is not, or nothing.
+
+        A round trip of its own: an idle server that gets both at once finds out 100 ms later that its disk has long been done.
+        It is asked for this connection's last write: over another one it would confirm what was never written.
+
+        Raises:
+            StoreAway: no answer, or the server is no master any more.
+        """
+        if not self._confirms:
+            return ""
+        confirmation = self._confirmation(max(1, round(wait_s * 1000)))  # 0 would wait for ever
+        answers = await self._wire.call(confirmation, wait_s=wait_s + self._answer_s)
+        return self._doubt(answers[0], wait_s)
+
+    def _confirmation(self, wait_ms: int) -> Command:
+        if self.durability.fsync:
+            return ("WAITAOF", 1, 0, wait_ms)
+        return ("WAIT", self.durability.replicas, wait_ms)
 
     async def _check_always(self, refusal: ServerError) -> None:
         if refusal.code != "ERR":

@@ -2,35 +2,52 @@
 
 Sends of concurrent tasks share a round trip: whoever comes while one is under way goes with the next. A chunk carries a mark,
 so a chunk that is sent again after a lost reply answers what it answered the first time. Sends of another durability go another
-way: nobody waits for a disk or a replica that he did not ask for.
+way: nobody waits for a disk or a replica that he did not ask for. Each event loop has ways of its own, which end with it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
+import os
 import secrets
 import time
 from collections import deque
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
-from itertools import groupby, islice
+from contextvars import Context
+from itertools import chain, groupby, islice
 from random import random
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, cast
 
 import msgspec
 
 from runtime.backoff import Backoff, delay_s
 from runtime.codec import JOB_ID, MAX_DATA_BYTES, MAX_KEY_BYTES, MAX_MS
-from runtime.errors import BadPayload, ConfigError, NotDurable, QueueFull, StoreAway
+from runtime.errors import (
+    BadPayload,
+    ConfigError,
+    JobsError,
+    NotDurable,
+    PartlySent,
+    QueueFull,
+    StoreAway,
+    StoreRefuses,
+)
 from runtime.jobs import STREAMS, TYPE_NAME, Contract, Priority, contract_of, default_id
 from runtime.outlet import Durability, Outlet, durability_of
 from runtime.wire import Tail, packed_value, packed_words, without_password
 
 CHUNK_MESSAGES: Final = 500
 CHUNK_BYTES: Final = 1024 * 1024  # one chunk is one script call: bounded, so that others get their turn
-RESEND: Final = Backoff(base_s=0.05, cap_s=2.0)
+RESEND: Final = Backoff(base_s=0.05, cap_s=1.0)  # a guess: often enough that a short patience meets a Redis that came back
 BREATH: Final = 50  # messages packed in one turn of the loop: the chunk before goes out, and the loop's other tasks get on
 LEAST_WAIT_S: Final = 0.1  # for a confirmation, however long Redis was away before
+CONFIRMED_S: Final = 0.5  # a guess, for the answer of a server that has waited for its disk or replicas to the end
+LEAST_ANSWER_S: Final = 0.25  # a guess: a busy machine needs that long now and then, and a second line would be no faster
+MARK_MARGIN_S: Final = 60.0  # a chunk's mark outlives the last repeat by this much: clocks and stalled hosts
+STOOD_STILL_S: Final = 0.1  # a timer that late means that our loop was blocked, and Redis' answers lie unread
 
 
 class Sent(msgspec.Struct, frozen=True, gc=False):
@@ -70,20 +87,42 @@ class Packed(msgspec.Struct, frozen=True, gc=False):
     data: bytes
 
 
-class _Waiting(msgspec.Struct):
-    """Messages of one caller. `flow` is what they are part of, in order: where one part fails, those behind it are not sent."""
+class _Waiting(msgspec.Struct, eq=False):
+    """Messages of one caller, who waits until `end_s`. Where one part of a `flow` fails, those behind it are not sent."""
 
-    packed: list[Packed]
+    packed: Sequence[Packed]
     done: asyncio.Future[list[Sent]]
     flow: object
+    end_s: float
+
+
+class _Chunk(msgspec.Struct, eq=False):
+    """What is on the line in one call, and is repeated as it is under its mark until there is an answer.
+
+    `is_doubtful`: it may have been stored. `stored` has an answer for each message, once there is one.
+    """
+
+    taken: list[_Waiting]
+    messages: list[Packed]
+    mark: str
+    tail: Tail
+    is_doubtful: bool = False
+    stored: list[Sent | JobsError] | None = None
+
+    def is_awaited(self) -> bool:
+        """Return whether any caller still waits for it."""
+        return any(not waiting.done.done() for waiting in self.taken)
 
 
 class Producer:
-    """Owns a way to Redis for each durability in use. Use it as an async context manager, from as many tasks as you like.
+    """Sends messages, from as many tasks, threads and event loops as you like; make one, and keep it in a module.
 
-    `patience_s` is how long a send is repeated while Redis is away, before StoreAway is raised, and how long it waits for its
-    confirmation. `durability` is that of every send that names none: `local`, as the server's append-only file; `fsync`, on its
-    disk; `replicas=1`, in the memory of so many replicas.
+    It connects with the first send of an event loop, once per durability in use, and these connections end with that loop, with
+    `close` or with `async with`. A forked process gets connections of its own.
+
+    `patience_s` is the longest that a send waits, from its call: while Redis is away, and for its confirmation. `durability` is
+    that of every send that names none: `local`, as the server's append-only file; `fsync`, on its disk; `replicas=1`, in the
+    memory of so many replicas.
     """
 
     def __init__(
@@ -96,8 +135,10 @@ class Producer:
         self._durability = durability_of(durability)
         self._encode = msgspec.json.Encoder().encode
         self._heads: dict[type[msgspec.Struct], Head] = {}
-        self._ways: dict[Durability, _Way] = {}
-        self._is_open = False
+        self._ways: dict[tuple[asyncio.AbstractEventLoop, Durability], _Way] = {}
+        self._inherited: list[dict[tuple[asyncio.AbstractEventLoop, Durability], _Way]] = []
+        self._pid = os.getpid()
+        self._is_closed = False
         Outlet(url, queue)  # a bad name is said here
 
     @classmethod
@@ -115,14 +156,28 @@ class Producer:
         return f"<Producer to {without_password(self._url)}, {sum(map(len, self._ways.values()))} sends wait>"
 
     async def __aenter__(self) -> Self:
-        self._is_open = True
+        self._is_closed = False
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._is_open = False
-        while self._ways:  # a send that comes meanwhile may add one
-            _, way = self._ways.popitem()
-            await way.close()
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections. Whoever still waits for a send, in any event loop, hears of it by an error."""
+        self._is_closed = True
+        here = asyncio.get_running_loop()
+        ways, self._ways = self._ways, {}
+        for (loop, _), way in ways.items():
+            if loop is here:
+                await way.close()
+            else:
+                _end_there(loop, way)
+
+    def __del__(self) -> None:
+        # Made in a function and forgotten: without this its connections would stay open as long as their loop.
+        if getattr(self, "_ways", None) and self._pid == os.getpid():
+            for (loop, _), way in self._ways.items():
+                _end_there(loop, way)
 
     async def send(
         self,
@@ -144,10 +199,14 @@ class Producer:
 
         Raises:
             BadPayload: the payload or an option cannot be sent.
-            ConfigError: the durability is none, or this server can never confirm it; nothing was written.
+            ConfigError: the durability is none, or this server can never confirm it, or the producer is closed; nothing was
+                written.
             NotDurable: it is stored, but was not confirmed in `patience_s`.
             QueueFull: Redis has no memory left; nothing was written.
-            StoreAway: Redis did not answer for `patience_s`; it may have been stored, once.
+            StoreRefuses: Redis cannot store this message, as where a key of another type stands in the stream's place.
+            StoreAway: Redis did not answer for `patience_s`; the text says whether it may have been stored, once.
+
+        Cancelled before it is on the line, it is not sent.
         """
         message = Message(
             payload=payload,
@@ -171,10 +230,13 @@ class Producer:
     ) -> list[Sent]:
         """Store many messages, a chunk per round trip, in order; `progress` hears how many are stored so far.
 
+        Where a chunk fails, or the caller is cancelled, the chunks behind it are not sent. `patience_s` is for each chunk.
+
         Raises:
             BadPayload: a message cannot be sent; all before its chunk are stored.
             ConfigError: as in `send`.
             NotDurable: a chunk is stored, but was not confirmed; the chunks before are confirmed.
+            PartlySent: Redis refused some messages; `sent` says what became of each one up to the end of their chunk.
             QueueFull: Redis has no memory left; the chunks before are stored.
             StoreAway: Redis did not answer for `patience_s`.
         """
@@ -184,16 +246,19 @@ class Producer:
         size_bytes = 0
         pack = self.pack
         under_way: deque[asyncio.Task[list[Sent]]] = deque()  # one chunk is stored, one waits behind it, the next one is packed
+        has_failed = False
 
         async def arrived(left: int = 0) -> None:
+            nonlocal has_failed
             while len(under_way) > left:
                 try:
-                    sent.extend(await under_way.popleft())
-                except BaseException:
-                    # Where a chunk failed, those behind it are not sent; where we were cancelled, they still are: wait for them.
-                    await asyncio.gather(*under_way, return_exceptions=True)
-                    under_way.clear()
+                    sent.extend(await under_way[0])
+                except JobsError as error:
+                    has_failed = True
+                    if isinstance(error, PartlySent):
+                        error.sent[:0] = sent
                     raise
+                under_way.popleft()
                 if progress is not None:
                     progress(len(sent))
 
@@ -207,11 +272,17 @@ class Producer:
                         chunk, size_bytes = [], 0
                     chunk.append(packed)
                     size_bytes += len(packed.data)
+            if chunk:
+                under_way.append(asyncio.create_task(way.send(chunk, under_way)))
+            await arrived()
+        except Exception:
+            if not has_failed:  # the source of the messages failed, or one of them: what was handed over before is stored first
+                await arrived()
+            raise
         finally:
-            await arrived()
-        if chunk:
-            under_way.append(asyncio.create_task(way.send(chunk, under_way)))
-            await arrived()
+            for task in under_way:
+                task.cancel()  # what is not on the line yet is not sent
+            await asyncio.gather(*under_way, return_exceptions=True)
         return sent
 
     def pack(self, message: msgspec.Struct | Message) -> Packed:
@@ -247,9 +318,13 @@ class Producer:
 
     def _data(self, payload: msgspec.Struct) -> bytes:
         try:
-            return self._encode(payload)
+            data = self._encode(payload)
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise BadPayload(f"{contract_of(type(payload)).type}: the payload cannot be written as JSON: {error}") from None
+        # JSON has no NaN and no infinity: the encoder writes null for them, and words where they are keys. Only then we look.
+        if (b"null" in data or b'an":' in data or b'nf":' in data) and _holds_no_number(payload):
+            raise BadPayload(f"{contract_of(type(payload)).type}: the payload holds NaN or infinity, which JSON cannot write")
+        return data
 
     def _contract_of(self, payload: type[msgspec.Struct]) -> Contract:
         try:
@@ -288,107 +363,252 @@ class Producer:
         return await self._way(durability).send(packed)
 
     def _way(self, durability: str) -> _Way:
-        if not self._is_open:
-            raise ConfigError("a Producer is used as `async with Producer.connect(url) as producer:`")
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise ConfigError(f"a Producer sends from a running event loop, and here is none{_FORKED}") from None
         wanted = durability_of(durability) if durability else self._durability
-        if wanted not in self._ways:
-            self._ways[wanted] = _Way(Outlet(self._url, self._queue, wanted), self._patience_s)
-        return self._ways[wanted]
+        way = self._ways.get((loop, wanted))
+        if way is None or way.is_over or self._is_closed or self._pid != os.getpid():
+            way = self._open(loop, wanted)
+        return way
+
+    def _open(self, loop: asyncio.AbstractEventLoop, durability: Durability) -> _Way:
+        if self._is_closed:
+            raise ConfigError("this Producer is closed: `async with` opens it again")
+        if self._pid != os.getpid():
+            # Kept and never touched: closing them here would reach into the parent's connections and its event loop.
+            self._inherited.append(self._ways)
+            self._ways, self._pid = {}, os.getpid()
+        if any(loop is known for known, _ in chain(*self._inherited)):
+            raise ConfigError(f"this event loop was used before the fork, and belongs to the parent{_FORKED}")
+        for key in [key for key in list(self._ways) if key[0].is_closed()]:
+            self._ways.pop(key, None)
+        way = _Way(Outlet(self._url, self._queue, durability, max(self._patience_s / 3, LEAST_ANSWER_S)), self._patience_s)
+        self._ways[loop, durability] = way
+        return way
+
+
+_FORKED: Final = ": a forked process runs a new one, as by asyncio.run"
+
+
+def _end_there(loop: asyncio.AbstractEventLoop, way: _Way) -> None:
+    """End a way from outside of its loop, or while nobody can wait for it."""
+    with contextlib.suppress(RuntimeError):  # that loop is closed: its connections are gone, or go with it
+        loop.call_soon_threadsafe(way.end)
 
 
 class _Way:
-    """Owns the sends of one durability: those that wait, the chunk under way, and its outlet."""
+    """Owns the sends of one durability in one loop: those that wait, the chunk on the line, and its outlet.
+
+    Callers give up in the order in which they came, so one timer serves them all.
+    """
 
     def __init__(self, outlet: Outlet, patience_s: float) -> None:
         self._outlet = outlet
         self._patience_s = patience_s
-        self._waiting: list[_Waiting] = []
+        self._mark_ms = round((patience_s + MARK_MARGIN_S) * 1000)
+        self._waiting: deque[_Waiting] = deque()
+        self._on_line: _Chunk | None = None
+        self._trouble: StoreAway | None = None  # why nothing is stored, as far as is known
+        self._timer: asyncio.TimerHandle | None = None
         self._awake = asyncio.Event()
-        self._sender = asyncio.create_task(self._send_for_ever(), name=f"producer {outlet.durability}")
+        self._loop = asyncio.get_running_loop()
+        self.is_over = False
+        # Not in the context of whoever happens to send first: it would be kept as long as this task.
+        name = f"producer {outlet.durability}"
+        self._sender = self._loop.create_task(self._send_for_ever(), name=name, context=Context())
+        self._sender.add_done_callback(self._ended)
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    async def close(self) -> None:
-        """End; whoever still waits is cancelled."""
+    def end(self) -> None:
+        """End soon; whoever still waits gets an error."""
+        self.is_over = True
         self._sender.cancel()
+
+    async def close(self) -> None:
+        """End, and wait until the connection is closed."""
+        self.end()
         await asyncio.wait([self._sender])
-        for waiting in self._waiting:
-            waiting.done.cancel()
-        await self._outlet.close()
 
     async def send(self, packed: Sequence[Packed], flow: object = None) -> list[Sent]:
-        """Go with the next chunk, and give what became of these. Those of one flow are stored in order, or not at all."""
-        waiting = _Waiting(list(packed), asyncio.get_running_loop().create_future(), flow)
+        """Go with the next chunk, and return what became of these. Those of one flow are stored in order, or not at all."""
+        if self.is_over:
+            raise ConfigError("this Producer is closed: nothing was sent")
+        end_s = self._loop.time() + self._patience_s
+        waiting = _Waiting(packed, self._loop.create_future(), flow, end_s)
         self._waiting.append(waiting)
         self._awake.set()
+        if self._timer is None:
+            self._timer = self._loop.call_at(end_s, self._expire, end_s)
         return await waiting.done
 
+    # --- the sender --------------------------------------------------------------------------------------------------
+
     async def _send_for_ever(self) -> None:
-        while True:
-            await self._awake.wait()
-            await asyncio.sleep(0)  # whoever is about to send in this turn of the loop comes along
-            while self._waiting:
+        try:
+            while True:
+                await self._awake.wait()
+                await asyncio.sleep(0)  # whoever is about to send in this turn of the loop comes along
+                await self._send_all()
+                self._awake.clear()
+        except asyncio.CancelledError:
+            await self._outlet.close()
+            raise
+
+    async def _send_all(self) -> None:
+        """Send what waits, chunk by chunk, until all is stored or given up."""
+        failures = 0
+        while self._is_awaited():
+            try:
+                # First a connection, then a chunk: what is given up before there is a connection was never sent.
+                await self._outlet.ready()
                 await self._send_one_chunk()
-            self._awake.clear()
+                failures, self._trouble = 0, None
+                continue
+            except StoreAway as error:
+                self._trouble = error
+                self._put_back(error)
+            except Exception as error:  # this server can never confirm, or our own mistake: the next ones are tried all the same
+                failed = self._on_line.taken if self._on_line is not None else list(self._waiting)
+                if self._on_line is None:
+                    self._waiting.clear()
+                self._on_line = None
+                for waiting in failed:
+                    self._fail(waiting, error)
+                continue
+            failures += 1
+            await asyncio.sleep(min(delay_s(failures, RESEND, random), self._patience_s / 3))
+
+    def _is_awaited(self) -> bool:
+        """Return whether there is anything to do; a chunk that all have given up is none."""
+        if self._on_line is not None and not self._on_line.is_awaited():
+            self._on_line = None
+        return self._on_line is not None or bool(self._waiting)
 
     async def _send_one_chunk(self) -> None:
+        """Send the chunk that had no answer, or the next one, and tell its callers."""
+        chunk = self._on_line = self._on_line or self._next_chunk()
+        if chunk is None:
+            return
+        reply = await self._outlet.store(chunk.mark, self._mark_ms, chunk.tail)
+        chunk.is_doubtful = True  # it is stored: from now on only its mark tells a repeat from a second one
+        chunk.stored = _sent(chunk.messages, reply)
+        end_s = max(waiting.end_s for waiting in chunk.taken)
+        doubt = await self._outlet.confirm(max(end_s - self._loop.time(), LEAST_WAIT_S))
+        self._on_line = None
+        self._answer(chunk, chunk.stored, doubt)
+
+    def _next_chunk(self) -> _Chunk | None:
+        """Take what comes next; whoever does not wait any more is passed over, and a flow waits for its chunk before."""
         taken: list[_Waiting] = []
         messages: list[Packed] = []
-        size = 0
-        while self._waiting and len(messages) + len(self._waiting[0].packed) <= max(CHUNK_MESSAGES, len(self._waiting[0].packed)):
-            size += _size(self._waiting[0].packed)
-            if taken and size > CHUNK_BYTES:
+        flows: list[object] = []
+        size_bytes = 0
+        while self._waiting:
+            waiting = self._waiting[0]
+            if waiting.done.done():
+                self._waiting.popleft()
+                continue
+            size_bytes += _size(waiting.packed)
+            is_full = len(messages) + len(waiting.packed) > CHUNK_MESSAGES or size_bytes > CHUNK_BYTES
+            if taken and (is_full or any(waiting.flow is flow for flow in flows)):
                 break
-            waiting = self._waiting.pop(0)
-            taken.append(waiting)
+            taken.append(self._waiting.popleft())
             messages += waiting.packed
-        try:
-            sent, doubt = await self._deliver(messages)
-        except Exception as error:  # whatever it is, it concerns this chunk; the next one is sent all the same
-            self._fail(taken, error)
-        except BaseException:
-            for waiting in taken:
-                waiting.done.cancel()
-            raise
-        else:
-            start = 0
-            for waiting in taken:
-                own = sent[start : start + len(waiting.packed)]
-                start += len(waiting.packed)
-                if doubt:
-                    self._fail([waiting], NotDurable(doubt, own))
-                elif not waiting.done.done():
-                    waiting.done.set_result(own)
+            if waiting.flow is not None:
+                flows.append(waiting.flow)
+        return _Chunk(taken, messages, secrets.token_hex(8), _chunk(messages)) if taken else None
 
-    def _fail(self, failed: Sequence[_Waiting], error: Exception) -> None:
-        """Tell the callers, also of what would have come next of the same flows."""
-        flows = {id(waiting.flow) for waiting in failed if waiting.flow is not None}
-        behind = [waiting for waiting in self._waiting if id(waiting.flow) in flows]
-        self._waiting = [waiting for waiting in self._waiting if id(waiting.flow) not in flows]
-        for waiting in (*failed, *behind):
-            if not waiting.done.done():
-                waiting.done.set_exception(error)
+    def _put_back(self, error: StoreAway) -> None:
+        """Decide what becomes of the chunk on the line after an error."""
+        chunk = self._on_line
+        if chunk is None:
+            return
+        if not isinstance(error, StoreRefuses):
+            chunk.is_doubtful = True  # no answer
+        elif not chunk.is_doubtful:  # an error for the whole call: nothing was written
+            self._on_line = None
+            if isinstance(error, QueueFull):
+                for waiting in chunk.taken:
+                    self._fail(waiting, error)
+            else:
+                self._waiting.extendleft(reversed(chunk.taken))
+        elif isinstance(error, QueueFull):
+            self._on_line = None
+            for waiting in chunk.taken:
+                self._fail(waiting, StoreAway(f"{error}; an earlier try had no answer: it may have been stored, once"))
 
-    async def _deliver(self, messages: list[Packed]) -> tuple[list[Sent], str]:
-        """Send one chunk until there is an answer, under one mark; give what was sent, and why it is not confirmed."""
-        mark = secrets.token_hex(8)
-        chunk = _chunk(messages)
-        end_s, failures = time.monotonic() + self._patience_s, 0
-        while True:
-            try:
-                stored = await self._outlet.store(mark, chunk, max(end_s - time.monotonic(), LEAST_WAIT_S))
-                return _sent(messages, stored.reply), stored.doubt
-            except StoreAway as error:
-                if isinstance(error, QueueFull):
-                    if not failures:
-                        raise
-                    raise StoreAway(f"{error}; an earlier try had no answer, and may have been stored") from error
-                failures += 1
-                wait_s = delay_s(failures, RESEND, random)
-                if time.monotonic() + wait_s > end_s:
-                    raise
-                await asyncio.sleep(wait_s)
+    # --- what the callers hear ---------------------------------------------------------------------------------------
+
+    def _answer(self, chunk: _Chunk, stored: Sequence[Sent | JobsError], doubt: str, until_s: float = math.inf) -> None:
+        """Tell the callers whose patience ends until then what became of their messages."""
+        start = 0
+        for waiting in chunk.taken:
+            own = stored[start : start + len(waiting.packed)]
+            start += len(waiting.packed)
+            if waiting.done.done() or waiting.end_s > until_s:
+                continue
+            error = _error_of(own, doubt)
+            if error is None:
+                waiting.done.set_result(cast("list[Sent]", own))
+            else:
+                self._fail(waiting, error)
+
+    def _give_up(self, chunk: _Chunk, until_s: float = math.inf) -> None:
+        """Tell the callers whose patience ends until then that no answer came."""
+        if chunk.stored is not None:
+            self._answer(chunk, chunk.stored, f"stored, but not confirmed within {self._patience_s:g} s", until_s)
+            return
+        why = self._trouble or f"Redis at {without_password(self._outlet.url)} has not answered"
+        for waiting in chunk.taken:
+            if waiting.end_s <= until_s:
+                text = f"{why}, and {self._patience_s:g} s are over: it may have been stored, once"
+                self._fail(waiting, StoreAway(text))
+
+    def _fail(self, waiting: _Waiting, error: Exception) -> None:
+        """Tell a caller, also for what would have come next of the same flow."""
+        failed = [waiting]
+        if waiting.flow is not None:
+            failed += [behind for behind in self._waiting if behind.flow is waiting.flow]
+        for one in failed:
+            if not one.done.done():
+                # One for each: an exception that many tasks raise carries the frames of them all.
+                one.done.set_exception(type(error)(*error.args) if type(error) in _ONE_TEXT else error)
+
+    def _expire(self, due_s: float, has_waited: bool = False) -> None:
+        """Tell all whose patience is over, and be here again when that of the next one is."""
+        if self._loop.time() - due_s > STOOD_STILL_S and not has_waited:
+            # The loop was blocked, not Redis: what it has answered meanwhile is read first.
+            self._timer = self._loop.call_later(self._patience_s / 3, self._expire, due_s, True)
+            return
+        chunk = self._on_line
+        now_s = self._loop.time()
+        next_s = math.inf
+        if chunk is not None:
+            grace_s = 0.0 if chunk.stored is None else CONFIRMED_S
+            self._give_up(chunk, now_s - grace_s)
+            ends_s = [waiting.end_s + grace_s for waiting in chunk.taken]
+            next_s = min((end_s for end_s in ends_s if end_s > now_s), default=math.inf)
+        while self._waiting and (self._waiting[0].end_s <= now_s or self._waiting[0].done.done()):
+            why = self._trouble or "its turn has not come"
+            self._fail(self._waiting.popleft(), StoreAway(f"{why}: not sent within {self._patience_s:g} s"))
+        if self._waiting:
+            next_s = min(next_s, self._waiting[0].end_s)
+        self._timer = self._loop.call_at(next_s, self._expire, next_s) if next_s < math.inf else None
+
+    def _ended(self, _: asyncio.Task[None]) -> None:
+        """The sender is gone, by `end`, with its loop, or since somebody cancelled all tasks: nobody may wait for it any more."""
+        self.is_over = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._on_line is not None:
+            self._give_up(self._on_line)
+        while self._waiting:
+            closed = ConfigError("this Producer was closed, or its task cancelled, before this was sent")
+            self._fail(self._waiting.popleft(), closed)
 
 
 def _chunk(messages: Sequence[Packed]) -> Tail:
@@ -404,7 +624,23 @@ def _chunk(messages: Sequence[Packed]) -> Tail:
     return Tail(size, b"".join(parts))
 
 
-def _sent(messages: Sequence[Packed], reply: Sequence[Any]) -> list[Sent]:
+# Errors that are told to many: their text is all that they have.
+_ONE_TEXT: Final = (StoreAway, StoreRefuses, QueueFull, ConfigError)
+
+
+def _error_of(own: Sequence[Sent | JobsError], doubt: str) -> Exception | None:
+    """Return what a caller is told of his messages, or None where all is well."""
+    refused = [one for one in own if isinstance(one, JobsError)]
+    if not refused:
+        return NotDurable(doubt, own) if doubt else None
+    if len(own) == 1:
+        return refused[0]
+    kept = [one if isinstance(one, Sent) else None for one in own]
+    but = f"; {doubt}" if doubt else ""
+    return PartlySent(f"{len(refused)} messages were refused, the others up to there are stored{but}: {refused[0]}", kept)
+
+
+def _sent(messages: Sequence[Packed], reply: Sequence[Any]) -> list[Sent | JobsError]:
     """Work out each message's id: those without one are numbered on from the first entry of their stream."""
     stamps: list[str] = []
     numbers: list[int] = []
@@ -412,12 +648,15 @@ def _sent(messages: Sequence[Packed], reply: Sequence[Any]) -> list[Sent]:
         stamp, _, number = bytes(first).decode().partition("-")
         stamps.append(default_id(STREAMS[stream], f"{stamp}-"))
         numbers.append(int(number or 0))
-    copies = set(reply[4:])
-    sent: list[Sent] = []
+    copies, refused = set(reply[4]), dict(zip(reply[5][::2], reply[5][1::2], strict=True))
+    sent: list[Sent | JobsError] = []
     for position, message in enumerate(messages):
         head = message.head
         if position in copies:
             sent.append(Sent(head.id, new=False))
+        elif position in refused:
+            text = bytes(refused[position]).decode(errors="replace")
+            sent.append(QueueFull(f"Redis is full: {text}") if "OOM" in text else StoreRefuses(f"Redis refused it: {text}"))
         elif head.due_ms:
             sent.append(Sent(head.id))
         else:
@@ -445,6 +684,26 @@ async def _breaths(
     while some := list(islice(rest, BREATH)):
         yield some
         await asyncio.sleep(0)
+
+
+def _holds_no_number(payload: msgspec.Struct) -> bool:
+    """Return whether NaN or infinity stands anywhere in a payload, or as a key."""
+    todo: list[Any] = [msgspec.to_builtins(payload, enc_hook=_nothing)]
+    while todo:
+        value = todo.pop()
+        if isinstance(value, float):
+            if not math.isfinite(value):
+                return True
+        elif isinstance(value, dict):
+            todo += cast("dict[Any, Any]", value)
+            todo += cast("dict[Any, Any]", value).values()
+        elif isinstance(value, list | tuple):
+            todo += cast("list[Any]", value)
+    return False
+
+
+def _nothing(_: object) -> None:
+    """What is JSON already, as `msgspec.Raw`, holds no such number."""
 
 
 def _too_large(type_name: str, data: bytes) -> BadPayload:

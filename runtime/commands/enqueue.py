@@ -13,7 +13,7 @@ import msgspec
 
 from runtime.commands.common import find_handlers, print_json, with_store
 from runtime.config import Config
-from runtime.errors import BadPayload, NotDurable, UnknownType
+from runtime.errors import BadPayload, NotDurable, PartlySent, UnknownType
 from runtime.jobs import PLAIN, Handler, Job, Priority
 from runtime.producer import CHUNK_MESSAGES, Message, Packed, Producer
 
@@ -53,12 +53,15 @@ async def _send_one(url: str, config: Config, parsed: argparse.Namespace, packed
 
 async def _send_lines(url: str, config: Config, parsed: argparse.Namespace, handler: Handler[Any]) -> int:
     started_s, sent, next_s, status = time.monotonic(), 0, 0.0, 0
+    refusal: PartlySent | None = None
     async with Producer.connect(url, queue=config.queue, durability=parsed.durability) as producer:
         for chunk in _chunks(producer, parsed, handler):
             try:
                 results = await producer.send_packed(chunk)
             except NotDurable as error:  # these lines are stored; what follows has not been tried
                 results, status = error.sent, _say(error)
+            except PartlySent as error:
+                results, refusal = [one for one in error.sent if one is not None], error
             sent += len(results)
             if parsed.json:
                 for result in results:
@@ -66,13 +69,15 @@ async def _send_lines(url: str, config: Config, parsed: argparse.Namespace, hand
             if sys.stderr.isatty() and time.monotonic() >= next_s:
                 next_s = time.monotonic() + PROGRESS_S
                 _progress(sent, started_s)
-            if status:
+            if status or refusal is not None:
                 break
     if sys.stderr.isatty():
         _progress(sent, started_s)
         print(file=sys.stderr)
     elif not parsed.json:
         print(f"{sent} sent")
+    if refusal is not None:
+        raise refusal
     return status
 
 

@@ -150,15 +150,26 @@ local function key_is_free(key, place)
   return not owner or owner == place or not place_counts(owner, key)
 end
 
-local function own_key(key, place)
-  redis.call('SET', mark_of(key), place, 'PX', KEY_LIFE_MS)
+-- For how long a mark is kept, as text: a job that waits for a time (ms; none or '' for one that may run now) is no less alive.
+local function life_of(at)
+  local wait = tonumber(at or '')
+  return wait and ms(KEY_LIFE_MS + math.max(0, wait - now_ms())) or KEY_LIFE_MS
+end
+
+local function own_key(key, place, at)
+  redis.call('SET', mark_of(key), place, 'PX', life_of(at))
 end
 
 -- A keyed job moved: its mark follows, if the mark still names the place it left. Where the mark cannot be read or written (memory,
 -- a wrong type), the move goes on all the same: the mark then names a place without this job, and is void.
-local function move_key(fields, from, to)
+local function move_key(fields, from, to, at)
   local key = field(fields, 'key')
-  if key and redis.pcall('GET', mark_of(key)) == from then redis.pcall('SET', mark_of(key), to, 'PX', KEY_LIFE_MS) end
+  if key and redis.pcall('GET', mark_of(key)) == from then redis.pcall('SET', mark_of(key), to, 'PX', life_of(at)) end
+end
+
+-- A keyed job ended: its mark goes, if it still names this place; it would be void, and lie there for days.
+local function free_key(key, place)
+  if key and key ~= '' and redis.pcall('GET', mark_of(key)) == place then redis.pcall('DEL', mark_of(key)) end
 end
 
 -- XADD of a flat list that may be longer than unpack bears: then as one field `raw`, packed.

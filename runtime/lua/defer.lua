@@ -49,7 +49,7 @@ local function write(answers)
   redis.call('ZADD', DUE, unpack(times))
   for at, i in ipairs(jobs) do
     if ARGV[i + 6] ~= '' then
-      move_key({'key', ARGV[i + 6]}, STREAMS[tonumber(ARGV[i])] .. ' ' .. ARGV[i + 1], 'due ' .. members[at])
+      move_key({'key', ARGV[i + 6]}, STREAMS[tonumber(ARGV[i])] .. ' ' .. ARGV[i + 1], 'due ' .. members[at], times[2 * at - 1])
     end
   end
 end

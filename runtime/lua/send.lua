@@ -1,25 +1,35 @@
 #!lua
 -- Enqueue a chunk of messages once, however often it is sent.
--- ARGV: chunk, then per run of messages that differ in their payload alone: stream, at in ms ('' for now), how many words the other
--- fields and values have, how many messages they are, these fields and values in turn, the payloads.
--- Reply: the first entry id on each of the four streams ('' where none), then the positions (from 0) of copies that were dropped
--- since a live job owns their key. Ids on one stream are consecutive: the first is made by the server, the others by its
--- millisecond and the next number (with '*', Redis 7.0 would go on with the clock inside a script).
--- The chunk's mark is written last: first, a refused XADD and a repeat would be a loss. It keeps the reply for the repeat, which
--- writes it again: WAIT and WAITAOF confirm the caller's own last write, and for a caller that wrote nothing they confirm nothing.
+-- ARGV: chunk, for how many ms its mark lives, then per run of messages that differ in their payload alone: stream, at in ms ('' for
+-- now), how many words the other fields and values have, how many messages they are, these fields and values in turn, the payloads.
+-- Reply: the first entry id on each of the four streams ('' where none); the positions (from 0) of copies that were dropped since a
+-- live job owns their key; position and error in turn of messages that could not be stored, each of which concerns that message alone.
+-- Ids on one stream are consecutive: the first is made by the server, the others by its millisecond and the next number (with '*',
+-- Redis 7.0 would go on with the clock inside a script).
+-- The chunk's mark is written last: first, a script that is cut off and a repeat would be a loss. It keeps the reply for the repeat,
+-- which writes it again: WAIT and WAITAOF confirm the caller's own last write, and for a caller that wrote nothing they confirm nothing.
 
-local CHUNK_LIFE_MS = 600000 -- longer than any producer repeats
-local mark = PREFIX .. 'seen:c:' .. ARGV[1]
+local mark, life_ms = PREFIX .. 'seen:c:' .. ARGV[1], ARGV[2]
 local known = redis.call('GET', mark)
 if known then
-  redis.call('SET', mark, known, 'PX', CHUNK_LIFE_MS)
+  redis.call('SET', mark, known, 'PX', life_ms)
   return cmsgpack.unpack(known)
 end
 
 local now = now_ms()
-local reply = {'', '', '', ''}
+local copies, refused = {}, {}
+local reply = {'', '', '', '', copies, refused}
 local next_id = {'*', '*', '*', '*'}
-local at, position = 2, 0
+local at, position = 3, 0
+
+local function add(s, fields)
+  local id = redis.call('XADD', KEYS[s], next_id[s], unpack(fields))
+  if reply[s] == '' then
+    reply[s] = id
+    next_id[s] = string.match(id, '^%d+') .. '-*'
+  end
+  return id
+end
 
 local function delay(s, due, fields)
   local record = {'stream', STREAMS[s], unpack(fields)}
@@ -29,8 +39,22 @@ local function delay(s, due, fields)
   record[#record + 1] = 'first_at'
   record[#record + 1] = ms(now)
   redis.call('HSET', MSG, member, cmsgpack.pack(record))
-  redis.call('ZADD', DUE, due, member)
+  local dated = redis.pcall('ZADD', DUE, due, member)
+  if type(dated) == 'table' then
+    redis.call('HDEL', MSG, member) -- a message without a time would run at once
+    error(dated)
+  end
   return 'due ' .. member
+end
+
+local function store(s, due, fields, key)
+  if key and not key_is_free(key, '') then
+    copies[#copies + 1] = position
+    return
+  end
+  local place = due == '' and add(s, fields) or delay(s, due, fields)
+  if key and due == '' then place = STREAMS[s] .. ' ' .. place end
+  if key then pcall(own_key, key, place, due) end -- it is stored, whatever becomes of its mark
 end
 
 while at <= #ARGV do
@@ -41,25 +65,14 @@ while at <= #ARGV do
   fields[size + 1] = 'data'
   for i = at, at + count - 1 do
     fields[size + 2] = ARGV[i]
-    if key and not key_is_free(key, '') then
-      reply[#reply + 1] = position
-    else
-      local place
-      if due == '' then
-        local id = redis.call('XADD', KEYS[s], next_id[s], unpack(fields))
-        if reply[s] == '' then
-          reply[s] = id
-          next_id[s] = string.match(id, '^%d+') .. '-*'
-        end
-        place = key and STREAMS[s] .. ' ' .. id
-      else
-        place = delay(s, due, fields)
-      end
-      if key then own_key(key, place) end
+    local ok, failure = pcall(store, s, due, fields, key)
+    if not ok then
+      refused[#refused + 1] = position
+      refused[#refused + 1] = text_of(failure)
     end
     position = position + 1
   end
   at = at + count
 end
-redis.call('SET', mark, cmsgpack.pack(reply), 'PX', CHUNK_LIFE_MS)
+redis.pcall('SET', mark, cmsgpack.pack(reply), 'PX', life_ms)
 return reply

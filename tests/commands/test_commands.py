@@ -155,6 +155,11 @@ def test_json_lines_are_enqueued_from_standard_input(server, raw):
     bad = call("enqueue", "scripted", "-", "--redis", server.url, *SCRIPTED, stdin='{"n":1}\n{"n":"x"}\n')
     assert bad.returncode == 2
     assert "line 2" in one_line(bad)
+    raw.delete("{jobs}:medium")
+    raw.set("{jobs}:medium", "a string in a stream's place")
+    refused = call("enqueue", "scripted", "-", "--redis", server.url, *SCRIPTED, stdin=lines)
+    assert (refused.returncode, refused.stdout.strip()) == (3, "0 sent"), "and no second chunk is tried"
+    assert "500 messages were refused" in refused.stderr
 
 
 def test_a_server_that_can_evict_jobs_is_refused_with_the_command_that_mends_it(server, raw):

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import json
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
+import redis
 
-from runtime import BadPayload, Message, Priority, Producer, QueueFull, StoreAway, contract
+from runtime import BadPayload, ConfigError, Message, PartlySent, Priority, Producer, QueueFull, StoreAway, StoreRefuses, contract
 from runtime.streams import Streams
 from tests.proxy import Proxy
-from tests.servers import Server
+from tests.servers import Server, wait_until
 
 KEY = "{jobs}:high"
 
@@ -149,25 +153,77 @@ async def test_full_memory_is_a_typed_error_and_nothing_is_written(producer, raw
     await producer.send(Order(n=1))
 
 
-async def test_a_chunk_that_failed_in_the_middle_is_not_taken_for_sent(server, raw):
-    """One stream cannot be written: the chunk fails, and its repeat fails again instead of being called a copy."""
+def broken_low(raw: redis.Redis) -> None:
     raw.set("{jobs}:low", "a string in a stream's place")
-    async with Producer.connect(server.url, patience_s=0.3) as producer:
-        with pytest.raises(StoreAway, match="WRONGTYPE"):
-            await producer.send_many([Order(n=1), Message(payload=Order(n=2), priority=Priority.LOW)])
 
 
-async def test_what_stands_behind_a_chunk_that_failed_is_not_stored(server, raw):
+def without_a_free_id(raw: redis.Redis) -> None:
+    raw.xadd("{jobs}:low", {"a": "b"}, id="18446744073709551615-18446744073709551615")
+
+
+def broken_due(raw: redis.Redis) -> None:
+    raw.set("{jobs}:due", "a string in the place of the times")
+
+
+def broken_mark(raw: redis.Redis) -> None:
+    raw.sadd("{jobs}:seen:k:bad", "x")
+
+
+@pytest.mark.parametrize(
+    ("break_it", "options"),
+    [
+        (broken_low, {"priority": Priority.LOW}),
+        (without_a_free_id, {"priority": Priority.LOW}),
+        (broken_due, {"delay_s": 60.0}),
+        (broken_mark, {"key": "bad"}),
+    ],
+)
+async def test_a_message_that_cannot_be_stored_is_its_senders_error_and_nobody_elses(server, raw, break_it, options):
+    break_it(raw)
+    async with Producer.connect(server.url) as producer:
+        before, bad, behind = await asyncio.gather(
+            producer.send(Order(n=1)), producer.send(Order(n=2), **options), producer.send(Order(n=3)), return_exceptions=True
+        )
+    assert isinstance(bad, StoreRefuses)
+    assert [f"high-{entry}" for entry, _ in raw.xrange(KEY)] == [before.id, behind.id], "each once, and nothing between them"
+    assert raw.hlen("{jobs}:msg") == 0
+    assert len(raw.keys("{jobs}:seen:c:*")) == 1, "one call, which was not repeated"
+
+
+@pytest.mark.parametrize("options", [{"priority": Priority.LOW}, {"key": "bad"}])
+async def test_a_repeated_chunk_of_which_some_were_refused_answers_the_same_and_stores_nothing_again(server, raw, options):
+    broken_low(raw)
+    broken_mark(raw)
+    async with Proxy(server.socket) as proxy, Producer.connect(proxy.url) as producer:
+        await producer.send(Order(n=0))
+        proxy.drop_next_reply(b"EVALSHA")
+        sent, bad = await asyncio.gather(producer.send(Order(n=1)), producer.send(Order(n=2), **options), return_exceptions=True)
+        assert proxy.dropped == 1
+    assert isinstance(bad, StoreRefuses)
+    assert [f"high-{entry}" for entry, _ in raw.xrange(KEY)][1:] == [sent.id]
+
+
+async def test_of_many_the_error_says_what_became_of_each_and_nothing_behind_its_chunk_is_stored(server, raw):
     """Chunks wait in a queue while the one before is stored: whoever sends the rest again must not find it stored already."""
-    raw.set("{jobs}:low", "a string in a stream's place")
+    broken_low(raw)
     messages = [Message(payload=Order(n=n), priority=Priority.LOW if n == 700 else Priority.HIGH) for n in range(3000)]
     told: list[int] = []
-    async with Producer.connect(server.url, patience_s=0.3) as producer:
-        with pytest.raises(StoreAway, match="WRONGTYPE"):
+    async with Producer.connect(server.url) as producer:
+        with pytest.raises(PartlySent, match="WRONGTYPE") as caught:
             await producer.send_many(messages, progress=told.append)
         await producer.send(Note(text="the way is open for others"))
     assert told == [500]
-    assert [msgspec.json.decode(fields["data"])["n"] for _, fields in raw.xrange(KEY)][-1] < 700, "nothing behind the failed one"
+    stored = {f"high-{entry}": msgspec.json.decode(fields["data"])["n"] for entry, fields in raw.xrange(KEY)}
+    assert list(stored.values()) == [n for n in range(1000) if n != 700]
+    assert [stored[sent.id] if sent else None for sent in caught.value.sent] == [n if n != 700 else None for n in range(1000)]
+
+
+async def test_what_redis_refuses_as_a_whole_is_told_when_the_patience_is_over(server, raw):
+    raw.execute_command("ACL", "SETUSER", "reader", "on", ">secret", "~*", "+@all", "-evalsha")
+    async with Producer.connect(f"{server.url}?username=reader&password=secret", patience_s=0.3) as producer:
+        with pytest.raises(StoreAway, match="NOPERM"):
+            await producer.send(Order(n=1))
+    raw.execute_command("ACL", "DELUSER", "reader")
 
 
 async def test_a_server_that_is_not_there_is_a_typed_error():
@@ -227,3 +283,211 @@ async def test_a_password_is_never_shown():
         with pytest.raises(StoreAway) as caught:
             await producer.send(Order(n=1))
     assert "geheim" not in str(caught.value)
+
+
+# --- patience ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def proxy(server: Server) -> Proxy:
+    """A way to the server that is not there until it is entered: whoever connects before is refused."""
+    return Proxy(server.socket)
+
+
+async def test_all_who_wait_give_up_when_their_own_patience_is_over(proxy):
+    async with Producer.connect(proxy.url, patience_s=1) as producer:
+        many = [asyncio.create_task(producer.send(Order(n=n))) for n in range(6000)]  # 12 chunks
+        await asyncio.sleep(0.5)
+        later = asyncio.create_task(producer.send(Order(n=-1)))
+        async with asyncio.timeout(8):
+            await asyncio.wait(many[:1])
+            assert not later.done(), "each has its own"
+            assert {type(error) for error in await asyncio.gather(*many, return_exceptions=True)} == {StoreAway}
+            with pytest.raises(StoreAway, match="not sent within 1 s"):
+                await later
+
+
+async def test_what_was_given_up_before_it_was_on_the_line_is_not_sent(proxy, raw):
+    async with Producer.connect(proxy.url) as producer:
+        sends = [asyncio.create_task(producer.send(Order(n=n))) for n in range(1500)]
+        await asyncio.sleep(0.1)
+        for given_up in sends[::2]:
+            given_up.cancel()
+        async with proxy:
+            kept = await asyncio.gather(*sends[1::2])
+            await producer.send(Order(n=-1))
+    assert [f"high-{entry}" for entry, _ in raw.xrange(KEY)][:-1] == [sent.id for sent in kept]
+
+
+async def test_what_was_on_the_line_when_patience_ended_is_stored_at_most_once(proxy, raw):
+    async with proxy, Producer.connect(proxy.url, patience_s=0.5) as producer:
+        await producer.send(Order(n=0))
+        proxy.stall()
+        with pytest.raises(StoreAway, match="may have been stored, once"):
+            await producer.send(Order(n=1))
+        proxy.calm()
+        await producer.send(Order(n=2))
+        assert [json.loads(fields["data"])["n"] for _, fields in raw.xrange(KEY)] in ([0, 2], [0, 1, 2])
+
+
+async def test_a_silent_line_is_left_for_another_before_patience_ends(proxy, raw):
+    async with proxy, Producer.connect(proxy.url, patience_s=3) as producer:
+        await producer.send(Order(n=0))
+        assert proxy.deafen() == 1
+        sent = await asyncio.gather(*[producer.send(Order(n=n)) for n in range(1, 1200)])
+    assert [f"high-{entry}" for entry, _ in raw.xrange(KEY)][1:] == [one.id for one in sent]
+
+
+async def test_of_a_cancelled_send_many_no_further_chunk_is_sent(proxy, raw):
+    async with proxy, Producer.connect(proxy.url, patience_s=60) as producer:
+        await producer.send(Order(n=-1))
+        proxy.stall()
+        sending = asyncio.create_task(producer.send_many(Order(n=n) for n in range(3000)))
+        while not any(way._on_line for way in producer._ways.values()):
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)  # the next chunk is packed, and waits behind
+        sending.cancel()
+        await asyncio.wait([sending], timeout=10)
+        assert sending.cancelled()
+        proxy.calm()
+        await producer.send(Order(n=-2))
+    assert [json.loads(fields["data"])["n"] for _, fields in raw.xrange(KEY)] == [-1, *range(500), -2]
+
+
+async def test_a_loop_that_stood_still_is_no_redis_that_is_away(valkey):
+    async with Producer.connect(valkey.url, patience_s=1.5) as producer:
+        await producer.send(Order(n=0))
+        sending = [asyncio.create_task(producer.send(Order(n=n))) for n in range(1, 20)]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        time.sleep(1.6)
+        assert len(await asyncio.gather(*sending)) == 19
+    assert valkey.client().xlen(KEY) == 20
+
+
+async def test_a_source_that_fails_leaves_stored_what_it_gave_before_its_chunk(producer, raw):
+    def source():
+        yield from (Order(n=n) for n in range(1200))
+        raise KeyError("no more")
+
+    with pytest.raises(KeyError):
+        await producer.send_many(source())
+    assert raw.xlen(KEY) == 1000
+
+
+# --- loops, threads and forks -----------------------------------------------------------------------------------------------
+
+
+def test_a_producer_kept_in_a_module_serves_one_event_loop_after_the_other(valkey):
+    producer = Producer.connect(valkey.url)
+    ids = [asyncio.run(producer.send(Order(n=n))).id for n in range(3)]
+    client = valkey.client()
+    assert ids == [f"high-{entry}" for entry, _ in client.xrange(KEY)]
+    wait_until(lambda: not connections(client), what="each loop takes its connection along")
+
+
+def connections(client: redis.Redis) -> list[str]:
+    return [one["name"] for one in client.client_list() if one["name"] == "producer"]
+
+
+async def test_threads_with_loops_of_their_own_share_a_producer(producer, raw):
+    mine = await producer.send(Order(n=0))
+    theirs = await asyncio.gather(*[asyncio.to_thread(asyncio.run, producer.send(Order(n=n))) for n in range(1, 5)])
+    behind = await producer.send(Order(n=5))
+    assert sorted(f"high-{entry}" for entry, _ in raw.xrange(KEY)) == sorted(sent.id for sent in [mine, *theirs, behind])
+
+
+@pytest.mark.parametrize("turns", [0, 1, 5])
+async def test_when_somebody_cancels_all_tasks_those_who_wait_hear_of_it_and_the_next_send_works(proxy, raw, turns):
+    async with Producer.connect(proxy.url) as producer:
+        others = asyncio.all_tasks()
+        sends = [asyncio.create_task(producer.send(Order(n=n))) for n in range(600)]
+        await asyncio.sleep(0)
+        for _ in range(turns):
+            await asyncio.sleep(0.01)
+        for task in asyncio.all_tasks() - others - set(sends):
+            task.cancel()
+        async with asyncio.timeout(10):
+            assert {type(error) for error in await asyncio.gather(*sends, return_exceptions=True)} == {ConfigError}
+            async with proxy:
+                await producer.send(Order(n=-1))
+    assert raw.xlen(KEY) == 1
+
+
+async def test_after_its_end_a_producer_is_an_error_until_it_is_opened_again(server, raw, proxy):
+    async with Producer.connect(proxy.url) as producer:
+        waiting = asyncio.create_task(producer.send(Order(n=1)))
+        await asyncio.sleep(0.1)
+    with pytest.raises(ConfigError, match="closed"):
+        await waiting
+    with pytest.raises(ConfigError, match="closed"):
+        await producer.send(Order(n=2))
+    async with proxy, producer:
+        await producer.send(Order(n=3))
+    assert raw.xlen(KEY) == 1
+
+
+async def test_a_producer_that_is_forgotten_closes_its_connection(server, raw):
+    await Producer.connect(server.url).send(Order(n=1))
+    gc.collect()
+    while connections(raw):
+        await asyncio.sleep(0.01)
+
+
+FORKED = """
+import asyncio, os, sys
+import msgspec
+from runtime import ConfigError, Producer, contract
+
+@contract("order")
+class Order(msgspec.Struct):
+    n: int
+
+producer = Producer.connect(sys.argv[1])
+
+async def ten(first):
+    for n in range(first, first + 10):
+        await asyncio.wait_for(producer.send(Order(n)), 20)
+
+def child(run):
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        run()
+    except ConfigError:
+        os._exit(7)
+    except BaseException as error:
+        print(repr(error), flush=True)
+        os._exit(1)
+    os._exit(0)
+
+def ended(pid):
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+async def preloaded():
+    await ten(0)
+    def within():
+        asyncio.run(ten(100)) if sys.version_info >= (3, 12) else asyncio.new_event_loop().run_until_complete(ten(100))
+    def no_loop():
+        producer.send(Order(1)).send(None)
+    pids = [child(within), child(no_loop)]
+    await ten(10)
+    return [ended(pid) for pid in pids]
+
+kept = asyncio.new_event_loop()
+kept.run_until_complete(ten(20))
+parents_loop = child(lambda: kept.run_until_complete(ten(200)))
+print([ended(parents_loop), *asyncio.run(preloaded()), ended(child(lambda: asyncio.run(ten(30))))])
+kept.run_until_complete(ten(40))
+kept.run_until_complete(producer.close())
+kept.close()
+"""
+
+
+def test_a_forked_process_sends_over_connections_of_its_own(valkey):
+    command = [sys.executable, "-W", "error", "-c", FORKED, valkey.url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("[7, 0, 7, 0]\n", "")
+    stored = sorted(json.loads(fields["data"])["n"] for _, fields in valkey.client().xrange("{jobs}:medium"))
+    assert stored == sorted([*range(50), *range(100, 110)])
