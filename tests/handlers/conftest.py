@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import shutil
 import subprocess
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -65,10 +68,31 @@ def host(start: Start, configure: Configure, tmp_path: Path) -> Mailhost:
 @pytest_asyncio.fixture
 async def hung_up() -> AsyncIterator[None]:
     """Close the connections of the test's loop after it."""
+    before = sockets()
     yield
+    await hang_up(before)
+
+
+def sockets() -> set[str]:
+    """Return the sockets that this process holds open, where the system tells."""
+    held: set[str] = set()
+    for entry in Path("/proc/self/fd").glob("*"):
+        with contextlib.suppress(OSError):  # closed meanwhile
+            held.add(os.readlink(entry))
+    return {target for target in held if target.startswith("socket:")}
+
+
+async def hang_up(before: set[str]) -> None:
+    """Close the connections of the running loop, and wait until no socket is open that was not before.
+
+    Told to close, a transport does so in a later turn of the loop, and an encrypted one after the other end's answer. What is
+    open when the loop ends stays open, until the garbage of some other test is collected.
+    """
     close_pools()
-    for _ in range(3):  # a transport that is told to close does so in a later turn of the loop
-        await asyncio.sleep(0)
+    end_s = time.monotonic() + 10
+    while left := sockets() - before:
+        assert time.monotonic() < end_s, f"{len(left)} sockets are left open"
+        await asyncio.sleep(0.002)
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from handlers.kit.mail import TemporaryFailure, compose, mask, pool
 from handlers.kit.settings import Sender, Smtp, current
 from runtime import BadPayload, Dead, Snooze
 from runtime.jobs import Envelope, Job
-from tests.handlers.conftest import Configure, Start
+from tests.handlers.conftest import Configure, Start, hang_up, sockets
 from tests.handlers.mailhost import DROP, HANG, Doorkeeper, Mailhost, job_of, mail, parsed, server_context
 
 pytestmark = pytest.mark.usefixtures("hung_up")
@@ -453,12 +453,12 @@ def run(new_loop: NewLoop, *messages: SendEmail) -> None:
     """Send on a loop of this kind, as a worker does."""
 
     async def all_of_them() -> None:
+        before = sockets()
         try:
             for message in messages:
                 await send(message)
         finally:
-            kit.close_pools()
-            await asyncio.sleep(0)  # so that the transports get to close
+            await hang_up(before)
 
     with asyncio.Runner(loop_factory=new_loop) as runner:
         runner.run(all_of_them())
