@@ -1,6 +1,8 @@
 # Each verb is one command; CI runs the same ones. `make` alone lists them.
 PYTHON ?= python3
 BOARD ?= 127.0.0.1:8080
+# Tests wait more than they work, so there are more of them at a time than cores: tests/conftest.py says how many.
+WORKERS ?= auto
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -25,8 +27,8 @@ $(STAMP): pyproject.toml constraints.txt
 run: install ## start the runtime with live demo jobs on an embedded Valkey, and print its URL
 	@exec $(BIN)/python -m handlers.demo --folder .run --board $(BOARD)
 
-test: install second-server ## all tests with a short fault run, on Valkey and on Redis 7.0
-	$(BIN)/python -m pytest -q -m 'not long'
+test: install second-server ## all tests with a short fault run, on Valkey and on Redis 7.0; WORKERS=0 for one after the other
+	$(BIN)/python -m pytest -q -m 'not long' -n $(WORKERS) --maxschedchunk 2 $(ARGS)
 
 check: install ## lint, strict types, architecture
 	$(BIN)/ruff check .

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -23,6 +25,27 @@ def binary_of(kind: str) -> str | None:
         environment = {name: value for name, value in os.environ.items() if name != "RUNTIME_REDIS_SERVER"}
         return find_server(environment)
     return os.environ.get("RUNTIME_REDIS_SERVER") or shutil.which("redis-server")
+
+
+def free_ports(number: int = 1) -> int:
+    """Return the first of so many free ports in a row.
+
+    They lie below those that the system deals out, and where they lie is chance: tests run beside each other.
+    """
+    for _ in range(100):
+        first = random.SystemRandom().randrange(12_000, 32_000)
+        if all(_is_free(first + more) for more in range(number)):
+            return first
+    raise AssertionError("no free ports")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def wait_until(is_true, deadline_s: float = 20.0, what: str = "the condition") -> None:

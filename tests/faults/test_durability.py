@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ import pytest
 from runtime import ConfigError, Message, NotDurable, Producer, StoreAway, contract
 from tests.faults.harness import ROOT
 from tests.proxy import Proxy
-from tests.servers import Server, binary_of, wait_until
+from tests.servers import Server, binary_of, free_ports, wait_until
 
 KEY = "{jobs}:medium"
 PATIENCE_S = 0.6
@@ -27,12 +26,6 @@ PATIENCE_S = 0.6
 @contract("kept")
 class Kept(msgspec.Struct, frozen=True, kw_only=True):
     n: int
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture
@@ -46,7 +39,7 @@ class Pair:
     """A master and its replica; the replica may be frozen."""
 
     def __init__(self) -> None:
-        self.port = free_port()
+        self.port = free_ports()
         self.master = Server("valkey", "--bind", "127.0.0.1", "--port", str(self.port), "--repl-diskless-sync-delay", "0")
         self.replica = Server("valkey", "--replicaof", f"127.0.0.1 {self.port}")
         wait_until(lambda: self.replica.client().info("replication")["master_link_status"] == "up", what="the replica follows")

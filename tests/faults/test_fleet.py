@@ -18,7 +18,7 @@ import redis
 
 from runtime.embedded import Embedded
 from tests.faults.harness import ROOT, count, events, leftovers
-from tests.servers import Server, wait_until
+from tests.servers import Server, free_ports, wait_until
 
 KEY = "{jobs}:medium"
 
@@ -276,15 +276,7 @@ def get(port: int, page: str) -> tuple[int, str]:
 @pytest.fixture
 def port() -> int:
     """A free port with three free ones behind it."""
-    for first in range(23000, 24000, 4):
-        try:
-            for held in range(first, first + 4):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", held))
-        except OSError:
-            continue
-        return first
-    raise AssertionError("no free ports")
+    return free_ports(4)
 
 
 def test_health_and_metrics_of_all_are_on_the_port_and_of_each_on_its_own(hire, raw, port, tmp_path):

@@ -21,8 +21,7 @@ from runtime.lookups import Lookups
 from runtime.wire import MasterConnection, one_connection, redis_cli, without_password
 from tests.faults.harness import ROOT, Worker, events, hire, leftovers
 from tests.faults.jobs import Scripted
-from tests.faults.test_durability import free_port
-from tests.servers import Server, binary_of, wait_until
+from tests.servers import Server, binary_of, free_ports, wait_until
 
 SERVICE = "kept"
 KEY = "{jobs}:medium"
@@ -33,7 +32,8 @@ class Watch:
     """Two servers, one of them the other's replica, and three sentinels; a user with a password for the runtime."""
 
     def __init__(self) -> None:
-        self.ports = [free_port(), free_port()]
+        first_port = free_ports(5)
+        self.ports = [first_port, first_port + 1]
         self.folder = Path(tempfile.mkdtemp(prefix="bs-"))
         settings = self.folder / "users.conf"
         settings.write_text(
@@ -47,7 +47,7 @@ class Watch:
         )
         self.servers = [first, second]
         wait_until(lambda: second.client().info("replication")["master_link_status"] == "up", what="the replica follows")
-        self.sentinel_ports = [free_port() for _ in range(3)]
+        self.sentinel_ports = [first_port + more for more in (2, 3, 4)]
         self.sentinels = [self._sentinel(port) for port in self.sentinel_ports]
         wait_until(self._is_watched, 30, "the sentinels know each other and the replica")
 
@@ -230,7 +230,8 @@ async def test_without_a_sentinel_that_answers_the_store_is_away_and_no_password
 
 async def test_a_replica_that_a_sentinel_takes_for_the_master_is_not_talked_to(valkey, tmp_path):
     """The sentinel is asked before it has heard of the failover."""
-    port, sentinel_port = free_port(), free_port()
+    port = free_ports(2)
+    sentinel_port = port + 1
     old = Server("valkey", "--port", str(port), "--bind", "127.0.0.1")
     settings = tmp_path / "sentinel.conf"
     settings.write_text(

@@ -325,7 +325,9 @@ async def test_equal_files_become_equal_bytes(disk: Disk) -> None:
 
 
 @pytest.mark.parametrize(
-    "other", [b"no gzip", b"", gzip.compress(b"other"), gzip.compress(b"line\n" * 101), gzip.compress(b"line\n" * 100)[:-1]]
+    "other",
+    [b"no gzip", b"", gzip.compress(b"other"), gzip.compress(b"line\n" * 101), gzip.compress(b"line\n" * 100)[:-1]],
+    ids=["plain text", "empty", "another file", "a line more", "a byte less"],
 )
 async def test_what_has_the_name_already_is_not_overwritten(disk: Disk, other: bytes) -> None:
     disk.old("a.log", b"line\n" * 100)
