@@ -94,3 +94,41 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
         finally:
             sys.unraisablehook = hook
     assert not left, "the test left this open:\n" + "\n".join(left)
+
+
+# --- what had to run twice ---------------------------------------------------------------------------------------------------
+
+MOST_RERUNS = 1  # where `--reruns 1` allows any: one may be the machine's fault, two are the suite's
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Watch over the whole run, and not in each of its processes."""
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Reruns())
+
+
+class Reruns:
+    """Says loudly which tests failed and then passed; more than one of them make the run fail."""
+
+    def __init__(self) -> None:
+        self.failed: dict[str, str] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Keep the first failure of a test that is run again."""
+        if report.outcome == "rerun":
+            self.failed.setdefault(report.nodeid, report.longreprtext)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Let the run fail, if it has not."""
+        if len(self.failed) > MOST_RERUNS and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Show what failed the first time."""
+        for name, text in self.failed.items():
+            terminalreporter.section(f"RUN AGAIN: {name}", "!", red=True, bold=True)
+            terminalreporter.line(text)
+        if self.failed:
+            verdict = "at most one is allowed: FAILED" if len(self.failed) > MOST_RERUNS else "one is allowed: mend it"
+            terminalreporter.section(f"{len(self.failed)} had to be run again, {verdict}", "!", red=True, bold=True)

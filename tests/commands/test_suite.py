@@ -1,4 +1,4 @@
-"""The suite's own rules: who left something open is told."""
+"""The suite's own rules: who left something open is told, and a test that had to run twice is not hidden."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 LEAK = """
@@ -20,6 +22,16 @@ def test_of_somebody_else():
     import gc
     gc.collect()
 """
+FLAKY = """
+import pathlib, pytest
+
+@pytest.mark.parametrize("name", {names})
+def test_fails_the_first_time(name, request):
+    seen = pathlib.Path(__file__).with_name(name)
+    if not seen.exists():
+        seen.touch()
+        raise AssertionError(f"{{name}} was not there")
+"""
 
 
 def suite(folder: Path, test: str, *options: str) -> subprocess.CompletedProcess[str]:
@@ -30,9 +42,36 @@ def suite(folder: Path, test: str, *options: str) -> subprocess.CompletedProcess
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
 
 
+PARALLEL = pytest.mark.parametrize("processes", ["0", "1"], ids=["one after the other", "side by side"])
+
+
 def test_what_a_test_leaves_open_is_held_against_it_and_not_against_the_next(tmp_path: Path) -> None:
     done = suite(tmp_path, LEAK)
     assert done.returncode == 1
     assert re.search(r"^ERROR \S*test_it.py::test_leaves_a_socket_open", done.stdout, re.MULTILINE), done.stdout
     assert "unclosed <socket" in done.stdout
     assert "2 passed, 1 error" in done.stdout
+
+
+@PARALLEL
+def test_one_rerun_is_allowed_where_it_is_asked_for_and_told_loudly(tmp_path: Path, processes: str) -> None:
+    done = suite(tmp_path, FLAKY.format(names=["once"]), "--reruns", "1", "-n", processes)
+    assert done.returncode == 0, done.stdout
+    assert "! RUN AGAIN: test_it.py::test_fails_the_first_time[once] !" in done.stdout
+    assert "AssertionError: once was not there" in done.stdout
+    assert "! 1 had to be run again, one is allowed: mend it !" in done.stdout
+
+
+@PARALLEL
+def test_two_reruns_fail_the_run(tmp_path: Path, processes: str) -> None:
+    done = suite(tmp_path, FLAKY.format(names=["one", "two"]), "--reruns", "1", "-n", processes)
+    assert done.returncode == 1, done.stdout
+    assert "! 2 had to be run again, at most one is allowed: FAILED !" in done.stdout
+
+
+def test_a_failed_test_is_not_run_again_unasked(tmp_path: Path) -> None:
+    assert suite(tmp_path, FLAKY.format(names=["once"])).returncode == 1
+
+
+def test_ci_asks_for_one_rerun() -> None:
+    assert "make test ARGS=--reruns=1" in (ROOT / ".ci" / "run").read_text().splitlines()
