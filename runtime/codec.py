@@ -11,11 +11,11 @@ from typing import Any
 
 import msgspec
 
+from runtime.bounds import MAX_DEPTH, TOO_DEEP, check_json, check_msgpack, freedom_of
 from runtime.errors import BadMessage, BadPayload
 from runtime.jobs import PLAIN, STREAMS, BadEntry, Contract, Deferral, Envelope, Job, Lease
 
 MAX_DATA_BYTES = 256 * 1024
-MAX_DEPTH = 64
 OWN_FIELDS = 8  # what retries add must not make a message too large
 MAX_FIELDS = 512  # a script's `unpack` dies near 4,000 values; 512 pairs leave room for our own fields
 MAX_KEY_BYTES = 512  # a guess: long enough for any natural key
@@ -23,13 +23,6 @@ MAX_MS = 2**53  # times pass through Lua, whose numbers are doubles
 MAX_DIGITS = 16
 JOB_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}(?![\s\S])")
 _NOTED = (b"id", b"at", b"a", b"first_at", b"snoozed_at")  # what a record says anew of its job
-_INNERMOST = re.compile(rb"\[\]|\{\}")
-_NOT_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
-# Possessive, and the closing quote is optional, so that no text makes it go back: linear on whatever a stranger wrote.
-_JSON_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
-# First bytes of MessagePack maps and arrays; they also occur inside other values, so few of them prove a shallow payload.
-_NOT_CONTAINERS = bytes(byte for byte in range(256) if not (0x80 <= byte <= 0x9F or 0xDC <= byte <= 0xDF))
-
 Row = tuple[bytes, Sequence[bytes]]  # entry id; fields and values in turn
 
 
@@ -189,11 +182,13 @@ def _header(packed: bytes, at: int, fixed: int, sized: dict[int, int]) -> tuple[
 
 
 def payload_decoder(contract: Contract) -> Callable[[Job], Any]:
-    """Give a function from a job to its payload; it raises BadPayload and nothing else.
+    """Return a function from a job to its payload; it raises BadPayload and nothing else.
 
     The decoders are made once, here: per job remains one call of msgspec straight into the contract's type.
     """
     is_first = contract.version == 1
+    freedom = freedom_of(contract.payload)
+    is_hashed = freedom.is_hashed
     from_json = msgspec.json.Decoder(contract.payload).decode
     from_msgpack = msgspec.msgpack.Decoder(contract.payload).decode
 
@@ -204,8 +199,8 @@ def payload_decoder(contract: Contract) -> Callable[[Job], Any]:
             if is_rare and (envelope.is_msgpack or envelope.version < contract.version):
                 return decode_rare(data, envelope)
             # C-speed proof for nearly every payload: it is too short, or has not more openers than levels are allowed.
-            if len(data) > 2 * MAX_DEPTH and data.count(b"[") + data.count(b"{") > MAX_DEPTH:
-                refuse_deep_json(data)
+            if len(data) > 2 * MAX_DEPTH and (is_hashed or data.count(b"[") + data.count(b"{") > MAX_DEPTH):
+                check_json(data, is_hashed)
             return from_json(data)
         except BadMessage:
             raise
@@ -214,50 +209,23 @@ def payload_decoder(contract: Contract) -> Callable[[Job], Any]:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise BadPayload(str(error), "unreadable") from None
         except RecursionError:
-            raise BadPayload(f"nested deeper than {MAX_DEPTH} levels", "unreadable") from None
+            raise BadPayload(TOO_DEEP, "unreadable") from None
         except Exception as error:  # the contract's own code (`__post_init__`), fed with a stranger's payload
             raise BadPayload(f"{contract.payload.__name__} refused it: {error!r}") from error
 
     def decode_rare(data: bytes, envelope: Envelope) -> Any:
-        refuse_deep_msgpack(data) if envelope.is_msgpack else refuse_deep_json(data)
-        if envelope.version >= contract.version or contract.upcast is None:
+        upcast = contract.upcast if envelope.version < contract.version else None
+        if not envelope.is_msgpack:
+            check_json(data, is_hashed)
+        elif upcast is not None or freedom.is_open or is_hashed:
+            check_msgpack(data, is_hashed)
+        if upcast is None:
             return from_msgpack(data) if envelope.is_msgpack else from_json(data)
         plain = msgspec.msgpack.decode(data) if envelope.is_msgpack else msgspec.json.decode(data)
         try:
-            lifted = contract.upcast(envelope.version, plain)
+            lifted = upcast(envelope.version, plain)
         except Exception as error:  # the contract's own code, fed with a stranger's payload
             raise BadPayload(f"version {envelope.version} could not be lifted: {error!r}") from error
         return msgspec.convert(lifted, contract.payload)
 
     return decode
-
-
-def refuse_deep_json(data: bytes) -> None:
-    """Raise BadPayload when brackets nest deeper than MAX_DEPTH; all passes run at the speed of C.
-
-    What is left of the text is its brackets; each round removes the innermost pairs, that is, one level.
-    Brackets that do not match are left to the decoder.
-    """
-    brackets = _JSON_STRING.sub(b"", data).translate(None, _NOT_BRACKETS)
-    for _ in range(MAX_DEPTH):
-        inner = _INNERMOST.sub(b"", brackets)
-        if inner == brackets:
-            return
-        brackets = inner
-    if brackets:
-        raise BadPayload(f"nested deeper than {MAX_DEPTH} levels", "unreadable")
-
-
-def refuse_deep_msgpack(data: bytes) -> None:
-    """Raise BadPayload when maps and arrays nest deeper than MAX_DEPTH."""
-    if len(data.translate(None, _NOT_CONTAINERS)) <= MAX_DEPTH:
-        return
-    level = _containers([msgspec.msgpack.decode(data)])
-    for _ in range(MAX_DEPTH):
-        level = _containers([inner for value in level for inner in (value.values() if isinstance(value, dict) else value)])
-    if level:
-        raise BadPayload(f"nested deeper than {MAX_DEPTH} levels", "unreadable")
-
-
-def _containers(values: Iterable[Any]) -> list[dict[Any, Any] | list[Any]]:
-    return [value for value in values if isinstance(value, dict | list)]

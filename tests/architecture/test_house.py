@@ -32,7 +32,8 @@ ROOMS: dict[str, set[str]] = {
     "jobs": {"errors", "backoff"},
     "events": WORDS,
     "config": {"errors"},
-    "codec": WORDS,
+    "bounds": {"errors"},
+    "codec": {*WORDS, "bounds"},
     "settle": {*WORDS, "backoff", "codec"},
     "line": set(),
     "wire": {"errors", "line"},
@@ -66,7 +67,7 @@ LOADED_LATE = {
     "runtime/pytest_plugin.py": "costs nothing in test suites that do not use it",
 }
 
-PURE = ("errors", "jobs", "events", "config", "codec", "backoff", "plan", "settle")
+PURE = ("errors", "jobs", "events", "config", "bounds", "codec", "backoff", "plan", "settle")
 IMPURE = {"asyncio", "anyio", "threading", "subprocess", "socket", "time", "datetime", "random"}  # clock and dice are arguments
 
 # The one place on a job's path; the child's side of the same; and start-up, where a module may do anything when it is imported.

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from runtime.bounds import MAX_DEPTH
 from runtime.codec import (
     MAX_DATA_BYTES,
-    MAX_DEPTH,
     MAX_FIELDS,
     MAX_KEY_BYTES,
     MAX_MS,

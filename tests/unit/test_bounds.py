@@ -1,0 +1,286 @@
+"""Payload bounds: no payload holds the loop for longer than its size says, and none that a contract allows is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import struct
+import time
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from enum import Enum
+from typing import Any, Literal
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runtime.bounds import MAX_DEPTH, MAX_HASHED, MAX_HEADERS, check_json, check_msgpack, freedom_of
+from runtime.codec import MAX_DATA_BYTES, payload_decoder
+from runtime.errors import BadPayload
+from runtime.jobs import Contract, Envelope, Job
+
+LOOP_S = 0.1  # ten times of what is promised, for machines that do other things as well
+
+
+class Plain(msgspec.Struct):
+    n: int = 0
+    to: str = ""
+    when: float = 0.0
+    price: Decimal | None = None
+
+
+class Free(msgspec.Struct):
+    n: int = 0
+    deep: Any = None
+
+
+class Numbered(msgspec.Struct):
+    n: int = 0
+    by_number: dict[int, int] = {}
+    members: set[int] = set()
+
+
+def decoder(payload: type[msgspec.Struct], **options: Any) -> Callable[..., Any]:
+    decode = payload_decoder(Contract("t", payload, **options))
+
+    def read(data: bytes, *, is_msgpack: bool = False, version: int = 1) -> Any:
+        envelope = Envelope(is_msgpack=is_msgpack, version=version)
+        return decode(Job(1, b"1-1", 1, "run", 0.0, b"t", data, envelope, 0))
+
+    return read
+
+
+READERS = {
+    "plain": decoder(Plain),
+    "free": decoder(Free),
+    "numbered": decoder(Numbered),
+    "lifted": decoder(Plain, version=2, upcast=lambda version, plain: {"n": 1}),
+}
+
+
+def filled(head: bytes, part: bytes, tail: bytes) -> bytes:
+    """Return JSON of nearly the largest size, with `part` as often as there is room."""
+    return head + part * ((MAX_DATA_BYTES - len(head) - len(tail)) // len(part)) + tail
+
+
+def wide(part: bytes) -> bytes:
+    """Return MessagePack of a map whose one value is an array of `part`, of nearly the largest size."""
+    size = (MAX_DATA_BYTES - 20) // len(part)
+    return b"\x81\xa4deep\xdd" + size.to_bytes(4, "big") + part * size
+
+
+def mapped(name: bytes, keys: list[bytes]) -> bytes:
+    return (
+        b"\x81"
+        + bytes((0xA0 + len(name),))
+        + name
+        + b"\xdf"
+        + len(keys).to_bytes(4, "big")
+        + b"".join(key + b"\1" for key in keys)
+    )
+
+
+NESTED = b"[" * 60 + b"]" * 60 + b","
+JSON = {
+    "numbers": filled(b'{"deep":[', b"1,", b"1]}"),
+    "60 levels": filled(b'{"deep":[', NESTED, b"1]}"),
+    "openers": b"[" * MAX_DATA_BYTES,
+    "closers": b"]" * MAX_DATA_BYTES,
+    "one nest": b"[" * (MAX_DATA_BYTES // 2) + b"]" * (MAX_DATA_BYTES // 2),
+    "pairs": filled(b'{"deep":[', b"[],", b"1]}"),
+    "objects": filled(b'{"deep":[', b"{},", b"1]}"),
+    "quotes": b"[" * 65 + b'"' * (MAX_DATA_BYTES - 65),
+    "texts": filled(b'{"deep":[' + b"[]," * 65, b'"",', b"1]}"),
+    "brackets in texts": filled(b'{"deep":[' + b"[]," * 65, b'"[",[],', b"1]}"),
+    "backslashes": filled(b'{"deep":[' + b"[]," * 65 + b'"', b"\\\\", b'"]}'),
+    "escapes": filled(b'{"to":"', b"\\u00e9", b'"}'),
+    "a long number": filled(b'{"n":', b"1", b"}"),
+    "a long fraction": filled(b'{"when":0.', b"1", b"}"),
+    "a long float": filled(b'{"when":', b"9", b"e-4000}"),
+    "a long decimal": filled(b'{"price":"', b"1", b'"}'),
+    "the same field again": filled(b"{", b'"n":1,', b'"n":1}'),
+    "many numbers as keys": filled(b'{"by_number":{', b'"1":1,', b'"2":1}}'),
+    "many members": filled(b'{"members":[', b"1,", b"2]}"),
+}
+MSGPACK = {
+    "nothings": wide(b"\xc0"),
+    "lists": wide(b"\x90"),
+    "maps": wide(b"\x80"),
+    "60 levels": wide(b"\x91" * 59 + b"\x90"),
+    "lists of one": wide(b"\x91\xc0"),
+    "maps of one": wide(b"\x81\xa0\xc0"),
+    "empty texts": wide(b"\xd9\x00"),
+    "short texts and numbers": wide(b"\xa1x\xcc\x01"),
+    "long numbers": wide(b"\xcf" + b"\xff" * 8),
+    "ext": wide(b"\xd4\x05\x00"),
+    "times": wide(b"\xd6\xff\0\0\0\1"),
+    "one nest": b"\x91" * MAX_DATA_BYTES,
+    "numbers as keys": mapped(b"deep", [b"\xcf" + struct.pack(">Q", n << 40) for n in range(20_000)]),
+    "lists as keys": mapped(b"deep", [b"\x92\x01\xcd" + struct.pack(">H", n) for n in range(40_000)]),
+    "fractions as keys": mapped(b"deep", [b"\xcb" + struct.pack(">d", n) for n in range(20_000)]),
+    "numbers as the contract's keys": mapped(b"by_number", [b"\xce" + struct.pack(">L", n) for n in range(40_000)]),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize(
+    ("data", "is_msgpack"),
+    [(data, False) for data in JSON.values()] + [(data, True) for data in MSGPACK.values()],
+    ids=[f"json-{name}" for name in JSON] + [f"msgpack-{name}" for name in MSGPACK],
+)
+def test_no_payload_holds_the_loop(reader: str, data: bytes, is_msgpack: bool) -> None:
+    assert len(data) <= MAX_DATA_BYTES
+    times: list[float] = []
+    while len(times) < 20 and min(times, default=LOOP_S) >= LOOP_S:  # until it was fast once: the machine may be busy
+        begun_s = time.perf_counter()
+        with contextlib.suppress(BadPayload):
+            READERS[reader](data, is_msgpack=is_msgpack)
+        times.append(time.perf_counter() - begun_s)
+    assert min(times) < LOOP_S
+
+
+@pytest.fixture(autouse=True)
+def _no_collector() -> Iterator[None]:
+    """A worker has its own ways with the collector: they are not what is looked at here."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_nested_json_is_judged_as_fast_as_flat_json() -> None:
+    def best_s(data: bytes) -> float:
+        times: list[float] = []
+        for _ in range(7):
+            begun_s = time.perf_counter()
+            check_json(data)
+            times.append(time.perf_counter() - begun_s)
+        return min(times)
+
+    assert best_s(JSON["60 levels"]) < 8 * best_s(JSON["pairs"])
+
+
+# --- keys --------------------------------------------------------------------------------------------------------------------
+
+
+def test_keys_that_are_lists_fractions_or_nothing_are_refused_where_the_contract_leaves_them_open() -> None:
+    for key in (
+        b"\x90",
+        b"\x92\x01\x02",
+        b"\x80",
+        b"\xc0",
+        b"\xc3",
+        b"\xca\0\0\0\0",
+        b"\xcb" + b"\0" * 8,
+        b"\xc4\0",
+        b"\xd6\xff\0\0\0\1",
+    ):
+        with pytest.raises(BadPayload, match="neither a text nor a whole number"):
+            check_msgpack(mapped(b"deep", [b"\xa1x"] * 1500 + [key]))
+
+
+def test_a_contract_may_leave_open_up_to_2000_whole_numbers_as_keys() -> None:
+    keys = [msgspec.msgpack.encode(n) for n in range(-1000, 1001)]
+    assert len(READERS["free"](mapped(b"deep", keys[1:]), is_msgpack=True).deep) == MAX_HASHED
+    with pytest.raises(BadPayload, match="more than 2000"):
+        READERS["free"](mapped(b"deep", keys), is_msgpack=True)
+    with pytest.raises(BadPayload, match="more than 2000"):
+        READERS["lifted"](mapped(b"deep", keys), is_msgpack=True)
+    texts = [msgspec.msgpack.encode(str(n)) for n in range(10_000)]
+    assert len(READERS["free"](mapped(b"deep", texts), is_msgpack=True).deep) == 10_000
+
+
+@pytest.mark.parametrize("is_msgpack", [False, True])
+def test_a_contract_with_numbers_as_keys_or_members_takes_up_to_2000(is_msgpack: bool) -> None:
+    encode = msgspec.msgpack.encode if is_msgpack else msgspec.json.encode
+    read = READERS["numbered"]
+    for name in ("by_number", "members"):
+        fits = encode({name: {n: n for n in range(1990)} if name == "by_number" else list(range(1990))})
+        assert len(getattr(read(fits, is_msgpack=is_msgpack), name)) == 1990
+        with pytest.raises(BadPayload, match="more than 2000"):
+            read(encode({name: {n: n for n in range(2100)} if name == "by_number" else list(range(2100))}), is_msgpack=is_msgpack)
+    commas = encode({"n": 1, "note": "a, b, c" * 3000})
+    assert read(commas, is_msgpack=is_msgpack).n == 1
+
+
+class Color(Enum):
+    RED = "red"
+
+
+class Inner(msgspec.Struct):
+    by_point: dict[tuple[int, int], str]
+
+
+class Texts(msgspec.Struct):
+    names: set[str]
+    by_name: dict[str, list[int]]
+    by_color: dict[Color, int]
+    by_word: dict[Literal["a", "b"], int]
+
+
+class Outer(msgspec.Struct):
+    inner: list[Inner | None]
+
+
+class Bag(msgspec.Struct):
+    bags: dict[str, list[dict[str, object]]]
+
+
+def test_what_a_contract_leaves_to_the_sender_is_found_wherever_it_stands() -> None:
+    found = {kind.__name__: freedom_of(kind) for kind in (Texts, Outer, Bag, Tree, Plain, Free, Numbered)}
+    assert {name for name, freedom in found.items() if freedom.is_hashed} == {"Outer", "Numbered"}
+    assert {name for name, freedom in found.items() if freedom.is_open} == {"Bag", "Tree", "Free"}
+
+
+class Tree(msgspec.Struct):
+    branches: list[Tree] = []
+
+
+# --- the walk ----------------------------------------------------------------------------------------------------------------
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text() | st.binary(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(-(2**63), 2**64 - 1), inner),
+    max_leaves=40,
+)
+
+
+@given(values)
+def test_every_messagepack_of_texts_and_numbers_is_walked_to_its_end(value: Any) -> None:
+    data = msgspec.msgpack.encode([value] + [None] * MAX_HASHED)  # long enough to be walked
+    check_msgpack(data)
+    check_msgpack(data[:-1])
+    deep = b"\x91" * (MAX_DEPTH + 1) + b"\xc0"
+    with pytest.raises(BadPayload, match="64 levels"):  # what comes after the value is found where it stands
+        check_msgpack(b"\x92" + data + deep)
+
+
+@given(st.binary(max_size=300))
+def test_the_walk_takes_any_bytes(tail: bytes) -> None:
+    try:
+        check_msgpack(b"\xdd\xff\xff\xff\xff" + b"\xc0" * MAX_HASHED + tail)
+    except BadPayload as error:
+        assert "levels" in str(error) or "more than" in str(error) or "key" in str(error)
+
+
+def test_a_payload_of_more_values_than_can_be_looked_at_is_refused() -> None:
+    with pytest.raises(BadPayload, match=f"more than {MAX_HEADERS} values"):
+        check_msgpack(msgspec.msgpack.encode([[1]] * MAX_HEADERS))
+
+
+@given(st.recursive(st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=30))
+def test_json_of_any_texts_is_as_deep_as_it_is(value: Any) -> None:
+    def depth_of(value: Any) -> int:
+        if not isinstance(value, list | dict):
+            return 0
+        return 1 + max((depth_of(inner) for inner in (value.values() if isinstance(value, dict) else value)), default=0)
+
+    outside = MAX_DEPTH - depth_of(value)
+    for levels in (outside, outside + 1):
+        data = b"[" * levels + msgspec.json.encode(value) + b"]" * levels
+        if levels == outside:
+            check_json(data)
+        else:
+            with pytest.raises(BadPayload, match="64 levels"):
+                check_json(data + b" " * 200)
