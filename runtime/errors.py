@@ -102,6 +102,8 @@ class Dead(JobsError):
         super().__init__(reason)
         self.code = code
         self.error = error
+        self.stack = ""  # what `decide` makes of it: plain text, since an exception would hold all that its frames hold
+        self.is_failure = False
 
 
 # --- why a running job was interrupted -----------------------------------------------------------------------------------
@@ -121,3 +123,22 @@ class LeaseLost(JobsError):
 
 class SelfCancelled(JobsError):
     """The handler was cancelled, but not by the runtime: it awaited something that somebody cancelled."""
+
+
+# --- how else a run can fail -----------------------------------------------------------------------------------------------
+
+
+class NeverRan(JobsError):
+    """The handler returned something that has not run yet, and cannot be awaited."""
+
+
+class ChildKilled(JobsError):
+    """The child process of this job ended before the job did: a crash, a memory limit, or somebody's kill."""
+
+
+class ChildFailed(JobsError):
+    """The handler raised this in its child process; `stack` is the stack there."""
+
+    def __init__(self, text: str, stack: str) -> None:
+        super().__init__(text)
+        self.stack = stack

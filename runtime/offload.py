@@ -10,7 +10,6 @@ import os
 import resource
 import signal
 import sys
-import traceback
 from collections.abc import Awaitable, Callable, Generator
 from pathlib import Path
 from typing import Any, Final
@@ -20,25 +19,14 @@ import anyio.to_process
 import anyio.to_thread
 from anyio import BrokenWorkerProcess, CapacityLimiter
 
-from runtime.errors import Dead, JobsError, NotStarted, Retry, Snooze
-from runtime.jobs import BEGINS, Job
+from runtime.errors import ChildKilled, NotStarted
+from runtime.jobs import BEGINS, Job, still_to_await
+from runtime.settle import as_plain_words, raise_again
 
 THREADS: Final = CapacityLimiter(40)  # set from the configuration before the loop starts jobs
 PROCESSES: Final = CapacityLimiter(os.cpu_count() or 2)
 _BEHIND: Final = CapacityLimiter(float("inf"))  # anyio's own limiter lets go too early: at the cancel, not at the thread's end
 PR_SET_PDEATHSIG: Final = 1
-
-
-class ChildKilled(JobsError):
-    """The child process of this job ended before the job did: a crash, a memory limit, or somebody's kill."""
-
-
-class ChildFailed(JobsError):
-    """The handler raised this in its child process; `stack` is the stack there."""
-
-    def __init__(self, text: str, stack: str) -> None:
-        super().__init__(text)
-        self.stack = stack
 
 
 def in_thread(function: Callable[[Any, Job], object]) -> Callable[[Any, Job], Awaitable[object]]:
@@ -112,17 +100,8 @@ def in_process(
             raise ChildKilled("the child process of this job was killed or crashed") from error
         finally:
             PROCESSES.release_on_behalf_of(slot)
-        match kind:
-            case "retry":
-                raise Retry(*words)
-            case "snooze":
-                raise Snooze(*words)
-            case "dead":
-                raise Dead(words[0], words[1])
-            case "error":
-                raise ChildFailed(*words)
-            case _:
-                return None
+        if kind != "done":
+            raise_again(kind, *words)
 
     return run
 
@@ -172,18 +151,17 @@ def _run_in_child(module: str, name: str, job: Job) -> tuple[Any, ...]:
         handler: Any = importlib.import_module(module)
         for part in name.split("."):
             handler = getattr(handler, part)
-        answer = handler.function(handler.decode(job), job)
-        if asyncio.iscoroutine(answer):
-            asyncio.run(answer)
-    except Retry as word:
-        return "retry", word.delay_s, str(word)
-    except Snooze as word:
-        return "snooze", word.delay_s, str(word)
-    except Dead as word:
-        return "dead", str(word), word.code
-    except (Exception, SystemExit) as error:
-        return "error", f"{type(error).__name__}: {error}", "".join(traceback.format_tb(error.__traceback__)[1:])
+        rest = still_to_await(handler.function(handler.decode(job), job))
+        if rest is not None:
+            asyncio.run(_finish(rest))
+    except BaseException as error:  # also what would end this child, which the next job needs
+        return as_plain_words(error)
     return ("done",)
+
+
+async def _finish(rest: Awaitable[object] | None) -> None:
+    while rest is not None:
+        rest = still_to_await(await rest)
 
 
 def die_with(parent: int, by: signal.Signals = signal.SIGKILL) -> None:

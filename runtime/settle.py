@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final, NoReturn
 
 import msgspec
 
-from runtime.backoff import MAX_CAP_S, delay_s
-from runtime.errors import BadMessage, Dead, JobsError, LeaseLost, NotStarted, Retry, Snooze, TimedOut
+from runtime.backoff import MAX_CAP_S, Backoff, delay_s
+from runtime.errors import BadMessage, ChildFailed, Dead, JobsError, LeaseLost, NotStarted, Retry, Snooze, TimedOut
 from runtime.jobs import (
     DONE,
     FREE,
@@ -40,6 +40,7 @@ MAX_SNOOZE_MS = 72 * 3600 * 1000  # in all, from the first snooze on: then someb
 MAX_CODE_CHARS = 64
 MAX_ERROR_CHARS = 1000
 MAX_STACK_CHARS = 8000
+MAX_STACK_FRAMES = 200  # more than that many characters show
 
 
 class Admitted(msgspec.Struct):
@@ -102,79 +103,222 @@ def _admit_by_time(admitted: Admitted, job: Job, now_ms: int) -> None:
         admitted.ready.append(job)
 
 
+# --- what an error means -----------------------------------------------------------------------------------------------------
+
+# An exception is the user's: its class may lack what ours has, and each attribute and method of it may raise, or give anything.
+# Here it is read, inside of a guard. What comes out is made of our own classes, plain texts and numbers, and is all that later
+# steps see. Outside of the guard it is asked for its type only; `isinstance` would ask it for its `__class__`.
+
+_EXCEPTIONS: Final[Callable[[BaseException], tuple[BaseException, ...]]] = BaseExceptionGroup.__dict__["exceptions"].__get__
+_TRACEBACK: Final = BaseException.__dict__["__traceback__"].__get__
+_NAME: Final[Callable[[type], str]] = type.__dict__["__name__"].__get__
+_WORDS: Final = (Dead, Retry, Snooze)  # the hardest first
+_SPEAK_FOR_THEMSELVES: Final = (*_WORDS, BadMessage)
+
+
 def decide(handler: Handler[Any], job: Job, error: BaseException | None, dice: Callable[[], float]) -> Outcome:
-    """Say what becomes of a job after a run: nothing raised is Done, what a handler raised is its word, all else a failure."""
+    """Return what becomes of a job after a run: nothing raised is Done, what a handler raised is its word, all else a failure.
+
+    A word that cannot be read is a failure too, told together with the error that reading it raised.
+    """
     if error is None:
         return DONE
-    if not isinstance(error, JobsError):  # most are none of our words
-        return _retry(handler, job, error, delay_s(job.attempt, handler.retry, dice))
-    match error:
+    try:
+        word = _word_in(error)
+        return _fail(handler, job, dice, error) if word is None else _hear(handler, job, dice, word)
+    except BaseException as second:
+        return _fail(handler, job, dice, error, second)
+
+
+def as_plain_words(error: BaseException) -> tuple[Any, ...]:
+    """Return what was raised as words that can be sent from one process to another, for `raise_again`."""
+    try:
+        match _word_in(error):
+            case Dead() as word:
+                return "dead", describe(word), _code(word.code), stack_of(_cause_of(word))
+            case Snooze() as word:
+                return "snooze", describe(word), _seconds(word.delay_s)
+            case Retry() as word:
+                return "retry", describe(word), _seconds(word.delay_s), stack_of(word)
+            case BadMessage() as word:
+                return "bad", describe(word), _code(word.code), stack_of(word)
+            case _:
+                return "error", describe(error), stack_of(error)
+    except BaseException as second:
+        return "error", _both(error, second), _stacks(error, second)
+
+
+def raise_again(kind: str, text: str, *more: Any) -> NoReturn:
+    """Raise what another process told by `as_plain_words`.
+
+    Raises:
+        Dead, Snooze, Retry, BadMessage: the handler's word, or the payload's fault.
+        ChildFailed: all else.
+    """
+    match kind:
+        case "dead":
+            raise Dead(text, more[0], error=ChildFailed(text, more[1]))
+        case "snooze":
+            raise Snooze(more[0], text)
+        case "retry":
+            raise Retry(more[0], text) from ChildFailed(text, more[1])
+        case "bad":
+            raise BadMessage(text, more[0]) from ChildFailed(text, more[1])
+        case _:
+            raise ChildFailed(text, more[0])
+
+
+def _word_in(error: BaseException) -> JobsError | None:
+    """Return what an error has to say to us; of a group the hardest word of a handler that is among its leaves, if any is."""
+    if not _is_group(type(error)):
+        return error if isinstance(error, JobsError) else None  # most are none of our words
+    leaves = _leaves_of(error)
+    return next((leaf for word in _WORDS for leaf in leaves if issubclass(type(leaf), word)), None)  # pyright: ignore[reportReturnType]
+
+
+def _is_group(kind: type[BaseException]) -> bool:
+    return issubclass(kind, BaseExceptionGroup)
+
+
+def _leaves_of(group: BaseException) -> list[BaseException]:
+    leaves: list[BaseException] = []
+    inner, seen = [group], set[int]()
+    while inner:
+        error = inner.pop()
+        if id(error) in seen:
+            continue
+        seen.add(id(error))
+        if _is_group(type(error)):
+            inner.extend(reversed(_EXCEPTIONS(error)))
+        else:
+            leaves.append(error)
+    return leaves
+
+
+def _hear(handler: Handler[Any], job: Job, dice: Callable[[], float], word: JobsError) -> Outcome:
+    match word:
         case LeaseLost():
             return LOST
         case NotStarted():
             return RELEASE
-        case Dead():
-            error.error = error.error or error  # it ran: its letter counts this run, and has its stack
-            return error
+        case Dead():  # it ran: its letter counts this run, and has its stack
+            return _dead(describe(word), _code(word.code), stack_of(_cause_of(word)))
         case BadMessage():
-            return Dead(describe(error), error.code, error=error)
+            return _dead(describe(word), _code(word.code), stack_of(word), is_failure=False)
         case Snooze():
-            return _snooze(job, error)
+            return _snooze(job, word)
         case Retry():
-            return _retry(handler, job, error, clamp_s(error.delay_s))
+            return _fail(handler, job, dice, word, wait_s=_seconds(word.delay_s))
         case _:
-            return _retry(handler, job, error, delay_s(job.attempt, handler.retry, dice))
+            return _fail(handler, job, dice, word)
 
 
-def _retry(handler: Handler[Any], job: Job, error: BaseException, wait_s: float) -> Outcome:
-    if job.attempt >= (job.envelope.attempts or handler.retry.attempts):
-        return Dead(describe(error), "timeout" if isinstance(error, TimedOut) else "attempts", error=error)
-    return Retry(wait_s, describe(error))
+def _cause_of(word: Dead) -> BaseException:
+    error = getattr(word, "error", None)  # a subclass may have a constructor of its own
+    return word if error is None else error
+
+
+def _fail(
+    handler: Handler[Any],
+    job: Job,
+    dice: Callable[[], float],
+    error: BaseException,
+    second: BaseException | None = None,
+    wait_s: float | None = None,
+) -> Outcome:
+    """Return what the policy says of a failed run. `second` is what reading the first error raised."""
+    text = describe(error) if second is None else _both(error, second)
+    attempts, policy_s = _policy(handler, job, dice)
+    if job.attempt >= attempts:
+        return _dead(text, "timeout" if issubclass(type(error), TimedOut) else "attempts", _stacks(error, second))
+    return Retry(policy_s if wait_s is None else wait_s, text)
+
+
+def _both(error: BaseException, second: BaseException) -> str:
+    text = f"{describe(error)[: MAX_ERROR_CHARS // 2]} (cannot be taken at its word: {describe(second)})"
+    return plain(text, MAX_ERROR_CHARS)
+
+
+def _stacks(*errors: BaseException | None) -> str:
+    return "\n".join(stack for stack in map(stack_of, errors) if stack)[-MAX_STACK_CHARS:]
+
+
+def _policy(handler: Handler[Any], job: Job, dice: Callable[[], float]) -> tuple[int, float]:
+    """Return how many attempts the job has, and the wait after this one; a policy of the user's own that raises is as none."""
+    try:
+        return int(job.envelope.attempts or handler.retry.attempts), clamp_s(float(delay_s(job.attempt, handler.retry, dice)))
+    except BaseException:
+        policy = Backoff()
+        return job.envelope.attempts or policy.attempts, delay_s(job.attempt, policy, dice)
+
+
+def _dead(text: str, code: str, stack: str, *, is_failure: bool = True) -> Dead:
+    dead = Dead(plain(text, MAX_ERROR_CHARS), code)
+    dead.stack, dead.is_failure = stack, is_failure
+    return dead
 
 
 def _snooze(job: Job, word: Snooze) -> Outcome:
     since_ms = job.envelope.snoozed_ms
     if since_ms and job.fetched_ms - since_ms > MAX_SNOOZE_MS:
-        return Dead(f"snoozed for more than {MAX_SNOOZE_MS // 3_600_000} h: {describe(word)}", "gave-up-waiting", error=word)
-    return Snooze(clamp_s(word.delay_s), describe(word))
+        text = f"snoozed for more than {MAX_SNOOZE_MS // 3_600_000} h: {describe(word)}"
+        return _dead(text, "gave-up-waiting", stack_of(word), is_failure=False)
+    return Snooze(_seconds(word.delay_s), describe(word))
+
+
+def _seconds(wait: object) -> float:
+    if isinstance(wait, str | bytes):
+        raise TypeError(f"delay_s must be a number of seconds, got {plain(repr(wait), MAX_CODE_CHARS)}")
+    return clamp_s(float(wait))  # pyright: ignore[reportArgumentType]
 
 
 def clamp_s(wait_s: float) -> float:
-    """Give a wait that can be written: what a handler computed may be negative, infinite or no number."""
+    """Return a wait that can be written: what a handler computed may be negative, infinite or no number."""
     if math.isnan(wait_s) or wait_s < 0:
         return 0.0
     return min(wait_s, MAX_CAP_S)
 
 
-_SPEAK_FOR_THEMSELVES = (Dead, Snooze, Retry, BadMessage)
-
-
 def describe(error: BaseException) -> str:
-    """Give the error in one short text; survives an exception whose own message raises."""
+    """Return the error in one short text, whatever its own message raises; of a group the first of its leaves as well."""
+    kind = type(error)
     try:
-        text = str(error)
-    except Exception as second:
-        text = f"(its message raised {type(second).__name__})"
-    name = "" if isinstance(error, _SPEAK_FOR_THEMSELVES) else f"{type(error).__name__}: "
-    return writable((name + text)[:MAX_ERROR_CHARS])
+        text = plain(str(error), MAX_ERROR_CHARS)
+    except BaseException as second:
+        text = f"(its message raised {_NAME(type(second))})"
+    if _is_group(kind):
+        text = f"{text[: MAX_ERROR_CHARS // 2]}: {describe(_leaves_of(error)[0])}"
+    name = "" if issubclass(kind, _SPEAK_FOR_THEMSELVES) else f"{_NAME(kind)}: "
+    return plain(name + text, MAX_ERROR_CHARS)
 
 
-def writable(text: str) -> str:
-    """Give text that can be written as UTF-8: names of files that are no UTF-8 reach Python as lone surrogates."""
-    return text.encode(errors="backslashreplace").decode()
+def plain(text: str, chars: int) -> str:
+    """Return text of exactly our kind that can be written as UTF-8, cut to so many characters.
+
+    A subclass of `str` is asked for nothing; names of files that are no UTF-8 reach Python as lone surrogates.
+    """
+    return str.encode(str.__getitem__(text, slice(chars)), errors="backslashreplace").decode()
 
 
 def _code(code: object) -> str:
-    """Give a reason as text, whatever the handler gave: a member of an enumeration speaks by its value."""
-    return writable(str(getattr(code, "value", code))[:MAX_CODE_CHARS])
+    """Return a reason as text, whatever the handler gave: a member of an enumeration speaks by its value."""
+    return plain(str(getattr(code, "value", code)), MAX_CODE_CHARS)
 
 
 def stack_of(error: BaseException | None) -> str:
-    """Give where the error came from, newest frames last, cut to what a dead letter should carry."""
+    """Return where the error came from, newest frames last, cut to what a dead letter should carry; of a group its first leaf."""
     if error is None:
         return ""
-    stack = "".join(traceback.format_tb(error.__traceback__)) or str(getattr(error, "stack", ""))
-    return writable(stack[-MAX_STACK_CHARS:])
+    try:
+        if isinstance(error, ChildFailed):
+            stack = error.stack  # where it was raised again says nothing
+        else:
+            stack = "".join(traceback.format_tb(_TRACEBACK(error), -MAX_STACK_FRAMES)) or str(getattr(error, "stack", ""))
+        if _is_group(type(error)):
+            stack += stack_of(_leaves_of(error)[0])
+        return plain(stack[-MAX_STACK_CHARS:], MAX_STACK_CHARS)
+    except BaseException as second:  # a loader that gives no source, an attribute that raises
+        return f"(its stack cannot be shown: {describe(second)})"
 
 
 class Ledger:
@@ -241,10 +385,10 @@ class Ledger:
             case Postpone():
                 batch.defer.append(Deferral(job, "at", outcome.at_ms, job.id, job.envelope.failed))
             case Dead():
-                is_failure = outcome.error is not None and not isinstance(outcome.error, BadMessage | Snooze)
-                tried = job.attempt if is_failure else job.envelope.failed
-                error = outcome.error or outcome
-                batch.dead.append(Letter(job, _code(outcome.code), describe(outcome), stack_of(error), tried, job.id))
+                tried = job.attempt if outcome.is_failure else job.envelope.failed
+                batch.dead.append(
+                    Letter(job, plain(outcome.code, MAX_CODE_CHARS), describe(outcome), outcome.stack, tried, job.id)
+                )
             case Park():
                 batch.park.append(Parking(job, outcome.room))
             case Release():

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import resource
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from runtime import Dead, Job, Retry, Snooze, contract, handler
+from runtime import BadPayload, Dead, Job, Retry, Snooze, contract, handler
 
 
 @contract("work")
@@ -77,6 +79,49 @@ def work(message: Work, job: Job) -> None:
             os.write(1, b"from a library in C\n")
         case "command":
             subprocess.run(["echo", "from a command"], check=True)
+        case other:
+            raise AssertionError(other)
+
+
+@dataclass
+class Declined(Dead):
+    """A dataclass, whose constructor calls no other."""
+
+    account: str
+
+
+class Unwritable(Exception):
+    """An error whose every part raises, past all who catch Exception."""
+
+    def __str__(self) -> str:
+        raise KeyboardInterrupt
+
+    __repr__ = __reduce__ = __str__  # pyright: ignore[reportAssignmentType]
+
+
+@handler(Work, runs="process")
+def fail(message: Work, job: Job) -> object:
+    match message.do:
+        case "keyboard":
+            raise KeyboardInterrupt
+        case "generator-exit":
+            raise GeneratorExit
+        case "base":
+            raise BaseExceptionGroup("no", [SystemExit(3)])
+        case "declined":
+            raise Declined("acc-1")
+        case "group":
+            raise ExceptionGroup("no", [ValueError("beside"), Dead("no account", code="no-account")])
+        case "unwritable":
+            raise Unwritable
+        case "bad":
+            raise BadPayload("no such field")
+        case "yields":
+            return (n for n in range(3))
+        case "coroutine":
+            return work_async.function(message, job)
+        case "never-awaits":
+            return asyncio.sleep(0, result=work_async.function(message, job))
         case other:
             raise AssertionError(other)
 

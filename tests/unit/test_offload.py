@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import os
 import sys
+import tempfile
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -14,10 +15,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from runtime.errors import Dead, NotStarted, Retry, Snooze
+from runtime.errors import BadMessage, ChildFailed, ChildKilled, Dead, NotStarted, Retry, Snooze
 from runtime.jobs import BEGINS, PLAIN, Envelope, Job
-from runtime.offload import PROCESSES, THREADS, ChildFailed, ChildKilled, in_thread
-from tests.unit.in_child import Work, work, work_async
+from runtime.offload import PROCESSES, THREADS, in_thread
+from runtime.settle import decide
+from tests.unit.in_child import Work, fail, work, work_async
 
 
 def job(do: str = "", note: Path | str = "", **fields: Any) -> Job:
@@ -232,6 +234,54 @@ async def test_what_a_handler_raises_in_its_child_comes_back() -> None:
     assert isinstance(exit_, ChildFailed)
     assert "SystemExit" in str(exit_)
     assert isinstance(mute, Exception)
+
+
+@pytest.mark.parametrize("do", ["keyboard", "generator-exit", "base", "declined", "unwritable", "yields"])
+async def test_whatever_a_handler_raises_in_its_child_is_an_error_of_the_job_and_the_child_lives(do: str) -> None:
+    before = await child()
+    error = await outcome(do, fail.run)
+    assert isinstance(error, ChildFailed)
+    told = {
+        "keyboard": "KeyboardInterrupt",
+        "generator-exit": "GeneratorExit",
+        "base": "SystemExit: 3",
+        "declined": "acc-1 (cannot be taken at its word: AttributeError",
+        "unwritable": "Unwritable: (its message raised KeyboardInterrupt)",
+        "yields": "generator",
+    }
+    assert told[do] in str(error)
+    assert "in_child.py" in error.stack or do == "yields"
+    assert await child() == before
+
+
+async def test_words_in_a_group_and_bad_payloads_come_back_from_a_child() -> None:
+    dead, bad = [await outcome(do, fail.run) for do in ("group", "bad")]
+    assert isinstance(dead, Dead)
+    assert (dead.code, str(dead)) == ("no-account", "no account")
+    assert isinstance(bad, BadMessage)
+    assert (bad.code, str(bad)) == ("bad-payload", "no such field")
+
+
+@pytest.mark.parametrize("do", ["coroutine", "never-awaits"])
+async def test_a_child_awaits_what_a_handler_returns(do: str, tmp_path: Path) -> None:
+    await fail.run(None, job(do, tmp_path / "note"))
+    assert (tmp_path / "note").exists()
+
+
+async def test_the_letter_of_a_job_that_failed_in_its_child_has_the_stack_from_there() -> None:
+    for do in ("error", "dead"):
+        error = await outcome(do)
+        decided = decide(work, job(attempts=1), error, lambda: 0.5)
+        assert isinstance(decided, Dead)
+        assert "in work" in decided.stack
+        assert "in_child.py" in decided.stack
+
+
+async def child() -> str:
+    """Return the process id of the child that runs the next job."""
+    with tempfile.TemporaryDirectory() as folder:
+        await work_async.run(None, job("", Path(folder) / "note"))
+        return (Path(folder) / "note").read_text("utf-8")
 
 
 async def test_a_child_that_crashes_is_told_and_replaced(tmp_path: Path) -> None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import pickle
+import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
+from decimal import Decimal
 from enum import Enum
 from typing import Any, cast
 
@@ -33,7 +38,7 @@ from runtime.jobs import (
     contract,
     contract_of,
 )
-from runtime.settle import MAX_CAP_S, MAX_SNOOZE_MS, Ledger, admit, admit_keyed, decide, describe, stack_of
+from runtime.settle import MAX_CAP_S, MAX_SNOOZE_MS, Ledger, admit, admit_keyed, as_plain_words, decide, describe, stack_of
 
 NOW_MS = 1_700_000_000_000
 SAFE = 2**53  # whole numbers beyond it pass through Lua changed
@@ -219,8 +224,8 @@ def test_a_job_that_was_cut_before_it_began_is_given_back_and_burns_no_attempt()
 
 
 def test_a_handler_that_says_dead_is_taken_at_its_word() -> None:
-    word = Dead("no such account", code="no-account")
-    assert decided(word) is word
+    word = as_dead(decided(Dead("no such account", code="no-account")))
+    assert (str(word), word.code, word.is_failure) == ("no such account", "no-account", True)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +235,7 @@ def test_a_handler_that_says_dead_is_taken_at_its_word() -> None:
 def test_a_message_that_cannot_be_read_is_dead_at_once(error: BadMessage, code: str) -> None:
     word = as_dead(decided(error))
     assert word.code == code
-    assert word.error is error
+    assert not word.is_failure
     assert str(error) in str(word)
 
 
@@ -248,9 +253,10 @@ def test_any_other_error_is_a_failure_and_waits_by_the_policy(error: BaseExcepti
 )
 def test_the_last_attempt_of_the_policy_ends_in_the_dead_letters(error: BaseException, code: str) -> None:
     as_retry(decided(error, failed=1))
-    word = as_dead(decided(error, failed=2))
+    word = as_dead(decided(raised(error), failed=2))
     assert word.code == code
-    assert word.error is error
+    assert word.is_failure
+    assert "in raised" in word.stack
     as_dead(decided(error, failed=50))
 
 
@@ -311,6 +317,278 @@ def test_a_policy_is_refused_or_its_waits_can_be_written(numbers: dict[str, floa
     assert 0 <= written.defer[0].when_ms + NOW_MS < SAFE
 
 
+# --- exceptions of the user's own --------------------------------------------------------------------------------------------
+
+# Each is raised by a handler. None may get past `decide`, nor may anything of it but plain texts and numbers.
+
+
+def raises_anything(*given: Any, **named: Any) -> Any:
+    raise Panic("read me not")
+
+
+class Panic(BaseException):
+    """No Exception."""
+
+
+class Forgetful(Retry):
+    """Never calls our constructor."""
+
+    def __init__(self, host: str) -> None:
+        Exception.__init__(self, host)
+
+
+class ForgetfulDead(Dead):
+    """Never calls our constructor."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+class ForgetfulSnooze(Snooze):
+    """Never calls our constructor."""
+
+    def __init__(self) -> None:
+        pass
+
+
+class ForgetfulPayload(BadPayload):
+    """Never calls our constructor."""
+
+    def __init__(self) -> None:
+        pass
+
+
+@dataclass
+class Declined(Dead):
+    """A dataclass: compared by value, cannot be hashed, and its constructor calls no other."""
+
+    account: str
+
+
+class Shouting(str):
+    """A text whose every method is the user's."""
+
+    __slots__ = ()
+    encode = __getitem__ = __str__ = __format__ = __repr__ = raises_anything
+
+
+class Telling(Exception):
+    """Its text is no plain text."""
+
+    def __str__(self) -> str:
+        return Shouting("told")
+
+
+class Liar(Exception):
+    """Asked for what it is, it raises."""
+
+    __class__ = __traceback__ = property(raises_anything)  # pyright: ignore[reportAssignmentType]
+    __str__ = __repr__ = __eq__ = __hash__ = __getattribute__ = raises_anything
+
+
+class NumberOnly(Exception):
+    """Its message is a number."""
+
+    def __str__(self) -> str:
+        return 7  # noqa: PLE0307  # pyright: ignore[reportReturnType]
+
+
+class Meta(type):
+    """A class whose name cannot be read."""
+
+    __name__ = property(raises_anything)  # pyright: ignore[reportAssignmentType]
+
+
+class Nameless(Exception, metaclass=Meta):
+    """Of a class whose name cannot be read."""
+
+
+class OddGroup(ExceptionGroup[Exception]):
+    """A group that shows nothing of itself."""
+
+    exceptions = message = property(raises_anything)  # pyright: ignore[reportAssignmentType]
+    __str__ = derive = raises_anything
+
+
+class Property(Retry):
+    """A wait that is worked out, and raises."""
+
+    delay_s = property(raises_anything, raises_anything)  # pyright: ignore[reportAssignmentType]
+
+    def __init__(self) -> None:
+        Exception.__init__(self)
+
+
+class OddText:
+    """An object that has no text."""
+
+    __str__ = __repr__ = raises_anything
+
+
+class OddNumber:
+    """An object that is no number, though it seems to be one."""
+
+    __float__ = __int__ = raises_anything
+
+
+def with_attribute(error: Exception, name: str, value: Any) -> Exception:
+    setattr(error, name, value)
+    return error
+
+
+UNREADABLE = {
+    "retry without constructor": lambda: Forgetful("pos-1"),
+    "dead without constructor": lambda: ForgetfulDead("acc-1"),
+    "snooze without constructor": ForgetfulSnooze,
+    "payload without constructor": ForgetfulPayload,
+    "dead as a dataclass": lambda: Declined("acc-1"),
+    "wait is a text": lambda: with_attribute(Retry(1), "delay_s", "soon"),
+    "wait is a number in a text": lambda: with_attribute(Retry(1), "delay_s", "30"),
+    "wait is nothing": lambda: with_attribute(Snooze(1), "delay_s", None),
+    "wait is a timedelta": lambda: with_attribute(Snooze(1), "delay_s", timedelta(seconds=1)),
+    "wait is huge": lambda: with_attribute(Retry(1), "delay_s", 10**400),
+    "wait is odd": lambda: with_attribute(Retry(1), "delay_s", OddNumber()),
+    "wait is no number at all": lambda: with_attribute(Retry(1), "delay_s", Decimal("sNaN")),
+    "wait raises": Property,
+    "code raises": lambda: Dead("no", cast("str", OddText())),
+    "code of a payload raises": lambda: BadPayload("no", cast("str", OddText())),
+}
+ODD = {
+    "text is no plain text": lambda: Telling("no"),
+    "text of dead is no plain text": lambda: Dead(Shouting("no"), Shouting("code")),
+    "nothing can be asked": lambda: Liar("no"),
+    "message is a number": lambda: NumberOnly("no"),
+    "class without a name": lambda: Nameless("no"),
+    "group that shows nothing": lambda: OddGroup("no", [ValueError("leaf")]),
+    "group of odd ones": lambda: ExceptionGroup("no", [Liar("no"), Telling("no")]),
+    "dead with a cause that is none": lambda: Dead("no", error=cast("Exception", OddText())),
+    "wait is no number": lambda: with_attribute(Retry(1), "delay_s", float("nan")),
+    "wait is a decimal": lambda: with_attribute(Retry(1), "delay_s", Decimal("1.5")),
+    "stack raises": lambda: with_attribute(ValueError("no"), "stack", OddText()),
+}
+
+
+@pytest.mark.parametrize("make", UNREADABLE.values(), ids=list(UNREADABLE))
+def test_a_word_that_cannot_be_read_is_a_failure_by_the_policy_with_both_errors_in_its_letter(
+    make: Callable[[], BaseException],
+) -> None:
+    error = raised(make())
+    assert as_retry(decided(error)).delay_s == 5
+    letter = written_for(decided(error, failed=2), failed=2).dead[0]
+    assert (letter.code, letter.attempts) == ("attempts", 3)
+    assert "cannot be taken at its word" in letter.error
+    second = letter.error.partition("word: ")[2]
+    assert second.split(":")[0] in ("AttributeError", "TypeError", "OverflowError", "ValueError", "Panic")
+    assert letter.stack.count("in raised") == 1
+    assert "settle.py" in letter.stack
+
+
+@pytest.mark.parametrize("make", [*UNREADABLE.values(), *ODD.values()], ids=[*UNREADABLE, *ODD])
+@pytest.mark.parametrize("failed", [0, 2])
+def test_whatever_was_raised_its_outcome_is_of_our_own_classes_and_plain(make: Callable[[], BaseException], failed: int) -> None:
+    error = raised(make())
+    for one in (error, BaseExceptionGroup("no", [error])):
+        outcome = decided(one, failed=failed)
+        assert type(outcome) in (Retry, Snooze, Dead)
+        batch = written_for(outcome, failed=failed)
+        assert len(batch) == 1
+        for value in (value for move in (*batch.defer, *batch.dead) for value in msgspec.structs.astuple(move)[1:]):
+            assert type(value) in (str, int)
+        sent = as_plain_words(one)
+        assert {type(word) for word in sent} <= {str, float}
+        assert pickle.loads(pickle.dumps(sent)) == sent
+
+
+def test_a_dead_of_the_user_s_own_needs_no_more_than_a_code() -> None:
+    class Gone(Dead):
+        code = "gone"
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+    assert as_dead(decided(Gone("acc-1"))).code == "gone"
+
+
+def test_a_policy_of_the_user_s_own_that_raises_is_as_none() -> None:
+    class Odd(Backoff):
+        attempts = property(raises_anything, lambda self, value: None)  # pyright: ignore[reportAssignmentType]
+        base_s = cap_s = property(raises_anything, lambda self, value: None)  # pyright: ignore[reportAssignmentType]
+
+        def __post_init__(self) -> None:
+            pass
+
+    by = Handler(contract_of(Greet), greet, lambda job: Greet(), greet, 30.0, object.__new__(Odd), "loop")
+    assert as_retry(decided(ValueError("no"), 1.0, by)).delay_s == 1
+    assert as_dead(decided(ValueError("no"), 1.0, by, failed=7)).code == "attempts"
+
+
+class Held:
+    """What is in a frame of the stack, and should go with it."""
+
+
+MAKERS: list[Callable[[], BaseException]] = [
+    lambda: Dead("no"),
+    lambda: ValueError("no"),
+    lambda: Snooze(1),
+    lambda: BadPayload("no"),
+    lambda: Forgetful("no"),
+    lambda: ExceptionGroup("no", [Dead("no")]),
+]
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_nothing_of_what_was_raised_is_kept_nor_held_by_itself(make: Callable[[], BaseException]) -> None:
+    def fails(held: Held) -> None:
+        raise make()
+
+    held = Held()
+    seen = weakref.ref(held)
+    gc.collect()
+    gc.disable()
+    try:
+        try:
+            fails(held)
+        except BaseException as error:
+            outcome = decided(error, failed=2, snoozed_ms=1)
+        del held
+        assert seen() is None, outcome
+    finally:
+        gc.enable()
+
+
+# --- words in groups ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_word_in_a_group_is_heard() -> None:
+    group = ExceptionGroup("no", [ExceptionGroup("no", [raised(Dead("no such account", code="no-account"))])])
+    word = as_dead(decided(raised(group)))
+    assert (str(word), word.code, word.is_failure) == ("no such account", "no-account", True)
+    assert "in raised" in word.stack
+    assert as_retry(decided(ExceptionGroup("no", [Retry(30, "rate limit")]))).delay_s == 30
+    assert as_snooze(decided(ExceptionGroup("no", [Snooze(30, "busy")]), failed=2, attempts=1)).delay_s == 30
+
+
+def test_of_several_words_in_a_group_the_hardest_is_heard_whatever_is_beside() -> None:
+    group = ExceptionGroup("no", [ValueError("no"), Snooze(1), ExceptionGroup("no", [Retry(2), KeyError("no")]), Retry(3)])
+    assert as_retry(decided(group)).delay_s == 2
+    assert str(as_dead(decided(ExceptionGroup("no", [group, Dead("first"), Dead("second")])))) == "first"
+
+
+def test_a_group_without_a_word_is_a_failure_that_tells_its_first_leaf() -> None:
+    group = raised(ExceptionGroup("no", [ExceptionGroup("no", [raised(KeyError("acc-42"))]), ValueError("no")]))
+    assert "KeyError: 'acc-42'" in str(as_retry(decided(group)))
+    word = as_dead(decided(group, failed=2))
+    assert word.code == "attempts"
+    assert word.stack.count("in raised") == 2
+
+
+def test_a_group_that_holds_the_same_again_and_again_is_looked_at_once() -> None:
+    group = ExceptionGroup("no", [ValueError("leaf")])
+    for _ in range(100):
+        group = ExceptionGroup("no", [group, group])
+    assert "leaf" in str(as_retry(decided(group)))
+
+
 # --- words for people --------------------------------------------------------------------------------------------------------
 
 
@@ -335,7 +613,7 @@ def test_an_error_whose_message_raises_is_told_all_the_same() -> None:
     assert describe(Mute()) == "Mute: (its message raised RuntimeError)"
     assert "its message raised" in str(as_retry(decided(Mute())))
     assert "its message raised" in str(as_dead(decided(Mute(), failed=2)))
-    assert "its message raised" in written_for(Dead(cast("str", Mute()))).dead[0].error
+    assert "its message raised" in written_for(decided(Dead(cast("str", Mute())))).dead[0].error
 
 
 def test_a_long_message_is_cut() -> None:
@@ -362,11 +640,11 @@ def test_a_code_that_is_no_text_can_be_written_all_the_same(code: Any) -> None:
 
 
 def test_a_code_of_an_enumeration_is_its_value() -> None:
-    assert written_for(Dead("no", code=cast("str", Reason.NO_ACCOUNT))).dead[0].code == "no-account"
+    assert written_for(decided(Dead("no", code=cast("str", Reason.NO_ACCOUNT)))).dead[0].code == "no-account"
 
 
 def test_a_long_code_is_cut() -> None:
-    assert written_for(Dead("no", code="x" * 1000)).dead[0].code == "x" * 64
+    assert written_for(decided(Dead("no", code="x" * 1000))).dead[0].code == "x" * 64
 
 
 def down(levels: int) -> None:
