@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from contextvars import Context
 from enum import Enum
 from random import random
 from typing import Any, Final, ParamSpec
@@ -22,6 +22,7 @@ from uuid import uuid4
 
 import msgspec
 
+from runtime import logs
 from runtime.config import Config
 from runtime.desk import Desk
 from runtime.errors import LeaseLost, SelfCancelled, StoreAway, TimedOut
@@ -36,7 +37,7 @@ from runtime.settle import Ledger, decide
 from runtime.streams import Streams
 from runtime.words import Words
 
-log = logging.getLogger("runtime.consumer")
+log = logs.guarded("runtime.consumer")
 P = ParamSpec("P")
 
 LATE_S: Final = 0.2  # a tick that comes so much later than it should: something has blocked the loop
@@ -220,6 +221,7 @@ class Consumer:
             return await self._wind_down(fetcher, flusher, aides, heartbeat)
         except asyncio.CancelledError:
             self._may_loops_end = True
+            self._stop_lanes()
             raise
         except Exception as error:
             self._crash(error)
@@ -243,9 +245,14 @@ class Consumer:
         return task
 
     def _open_lane(self, group: asyncio.TaskGroup) -> None:
-        lane = Lane(self.inbox, self.ledger, self.tally, self.registry, time.monotonic, random, self.words.failure)
-        lane.task = group.create_task(lane.run())
-        lane.task.add_done_callback(self._look_at_end)
+        def open_task(coroutine: Coroutine[Any, Any, None], context: Context | None) -> asyncio.Task[Any]:
+            task = group.create_task(coroutine, context=context)
+            task.add_done_callback(self._look_at_end)
+            return task
+
+        words = self.words.failure
+        lane = Lane(self.inbox, self.ledger, self.tally, self.registry, time.monotonic, random, words, open_task)
+        lane.start()
         self.lanes.append(lane)
 
     def _look_at_end(self, task: asyncio.Task[Any]) -> None:
@@ -256,9 +263,15 @@ class Consumer:
     def _crash(self, error: BaseException) -> None:
         """Let the leases expire, and tell: the task group ends the rest, as far as it lets itself be ended."""
         self._may_loops_end = True
+        self._stop_lanes()
         if self._heartbeat is not None:
             self._heartbeat.fall_silent()
         self._crashed(error)
+
+    def _stop_lanes(self) -> None:
+        """End all lanes. The task group's cancel alone would count as their handlers' own doing."""
+        for lane in self.lanes:
+            lane.stop()
 
     # --- room and leases -------------------------------------------------------------------------------------------------
 
@@ -385,13 +398,13 @@ class Consumer:
             self.ledger.release(late)
 
     def _settle_ended_lanes(self) -> int:
-        """A lane that ended was ended by its handler, which cancelled its own task: a failure of that job. Gives how many."""
+        """A lane that ended and was not told to was cancelled by somebody's handler: a failure of its job. Return how many."""
         ended = [lane for lane in self.lanes if lane.task and lane.task.done()]
         for lane in ended:
             self.lanes.remove(lane)
             job = lane.job
             if job is not None:
-                error = SelfCancelled("the handler cancelled its own task")
+                error = SelfCancelled("a handler cancelled the task of this one")
                 outcome = decide(self.registry[job.type], job, error, random)
                 self.ledger.add(job, outcome)
                 self.tally.ran(job, outcome, time.monotonic() - lane.started_s)
@@ -447,10 +460,9 @@ class Consumer:
 
     async def _cut_lanes(self) -> list[Job]:
         """Cut what still runs, and note it to be given back; give the jobs of lanes that would not end."""
+        self._stop_lanes()
         tasks = [lane.task for lane in self.lanes if lane.task is not None]
-        for task in tasks:
-            task.cancel()
-        if tasks:  # handlers that cancel their own task may have ended all lanes
+        if tasks:
             await asyncio.wait(tasks, timeout=CUT_S)
         stubborn = [lane for lane in self.lanes if lane.task is not None and not lane.task.done()]
         self.ledger.release([lane.job for lane in self.lanes if lane.job is not None and lane not in stubborn])

@@ -1,30 +1,35 @@
 """Lanes run jobs one after another: the hot path. From an Inbox into a Ledger, without Redis.
 
-Per job: one coroutine and its arguments; no task, timer, timeout object or lock. Cutting a lane's job is told from stopping
-the lane by counting cancels. `interrupt` fires only while the handler runs, since before Python 3.13 `uncancel` does not clear
-a pending cancel.
+Per job: one coroutine and its arguments; no task, timer, timeout object or lock. A lane is a task as long as its jobs leave
+nothing behind in it. What a job did leave, a cancel that nobody took back or a context variable, stays with the old task: the
+lane runs on as a new one, in the context in which it began.
 """
 
 from __future__ import annotations
 
 import asyncio
+import decimal
 from asyncio import CancelledError
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Coroutine
+from contextvars import Context, copy_context
+from typing import Any, Final
 
-from runtime.errors import NotStarted, SelfCancelled
+from runtime.errors import LeaseLost, NotStarted, SelfCancelled
 from runtime.events import Tally
-from runtime.jobs import BEGINS, DONE, Job, Outcome, Registry
+from runtime.jobs import BEGINS, DONE, Job, Outcome, Registry, still_to_await
 from runtime.settle import Ledger, decide
 
 NEVER = float("inf")
 RECUT_S = 5.0  # a handler that swallows its cancel hears it again
 FIRST_WAKE = 8
-END_THE_PROCESS = (KeyboardInterrupt, GeneratorExit)
 # Jobs started in one turn of the loop, by all lanes together: so that flush and fetch go on beside handlers that never suspend.
 # Without it a whole fetch ran in one turn, and worker and server waited for each other.
 BREATH = 256
+# For so long at most; else 256 handlers that block for 20 ms each would hold the loop for 5 s. A guess: half of what the watchdog
+# calls a blocked loop.
+TURN_S: Final = 0.05
+_NOT_BEGUN: Final = float("-inf")
 
 
 class Inbox:
@@ -35,6 +40,7 @@ class Inbox:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self.on_idle = on_idle
         self._breath = BREATH
+        self._turn_ends_s = _NOT_BEGUN  # known with the first job of a turn: it brings the time along
         self._is_winded = False
 
     def __repr__(self) -> str:
@@ -75,23 +81,25 @@ class Inbox:
             asyncio.get_running_loop().call_soon(self._breathe)
 
     def _breathe(self) -> None:
-        self._is_winded, self._breath = False, BREATH
+        self._is_winded, self._breath, self._turn_ends_s = False, BREATH, _NOT_BEGUN
         self._wake(FIRST_WAKE)
 
-    def take(self) -> Job | None:
-        """Give a job at once; None when there is none, or when it is time to let the loop breathe."""
+    def take(self, now_s: float) -> Job | None:
+        """Return a job at once; None when there is none, or when it is time to let the loop breathe."""
         if self.jobs and self._breath:
+            if now_s >= self._turn_ends_s and not self._begin_turn(now_s):
+                return None
             self._breath -= 1
             return self.jobs.popleft()
         return None
 
-    async def wait(self) -> Job:
-        """Give a job after the loop had a turn, whenever there is one."""
-        while True:
-            await self._join_the_waiting()
-            job = self.take()
-            if job is not None:
-                return job
+    def _begin_turn(self, now_s: float) -> bool:
+        """Return whether this is the first job since the loop has breathed; else the turn is over."""
+        if self._turn_ends_s != _NOT_BEGUN:
+            self._breath = 0
+            return False
+        self._turn_ends_s = now_s + TURN_S
+        return True
 
     def clear(self) -> list[Job]:
         """Take out all jobs that have not started."""
@@ -107,13 +115,15 @@ class Inbox:
             return False
         return True
 
-    async def _join_the_waiting(self) -> None:
+    async def wait(self) -> None:
+        """Return after the loop had a turn, when there may be a job; another lane may have taken it meanwhile."""
         loop = asyncio.get_running_loop()
         turn = loop.create_future()
         self._waiting.append(turn)
         if self.jobs:
             self._call_for_breath()
         else:
+            self._turn_ends_s = _NOT_BEGUN  # what comes next comes in another turn
             self.on_idle()
         try:
             await turn
@@ -123,8 +133,15 @@ class Inbox:
             raise
 
 
+def _open_task(coroutine: Coroutine[Any, Any, None], context: Context | None) -> asyncio.Task[Any]:
+    return asyncio.get_running_loop().create_task(coroutine, context=context)
+
+
 class Lane:
-    """Owns the one job it runs. `job` is None between jobs; a lane that a stop has cut off keeps it, to be released."""
+    """Owns the one job it runs. `job` is None between jobs; a lane that was stopped in the midst of one keeps it, to be released.
+
+    `open_task` makes a task of a coroutine, in a context. `on_failure` hears of each run that failed.
+    """
 
     def __init__(
         self,
@@ -135,6 +152,7 @@ class Lane:
         clock: Callable[[], float],
         dice: Callable[[], float],
         on_failure: Callable[[Job, BaseException, object], None] = lambda job, error, outcome: None,
+        open_task: Callable[[Coroutine[Any, Any, None], Context | None], asyncio.Task[Any]] = _open_task,
     ) -> None:
         self.inbox = inbox
         self.ledger = ledger
@@ -143,29 +161,49 @@ class Lane:
         self.clock = clock
         self.dice = dice
         self.on_failure = on_failure
+        self.open_task = open_task
         self.job: Job | None = None
         self.started_s = 0.0
         self.timeout_s = NEVER
         self.deadline_s = NEVER
         self.cut: BaseException | None = None
-        self.cuts = 0
+        self.is_stopped = False
+        self.is_disturbed = False  # by a cut or a stop: one look per job for both
         self.task: asyncio.Task[Any] | None = None
+        self._origin: Context | None = None
 
     def __repr__(self) -> str:
         job = self.job
         return f"<Lane runs {job.type.decode(errors='replace')} {job.id}>" if job else "<Lane idle>"
 
+    def start(self) -> None:
+        """Begin to run, as a task."""
+        self.task = self.open_task(self.run(), None)
+
+    def stop(self) -> None:
+        """End the lane, and the job that runs, if it lets itself be ended; may be repeated."""
+        self.is_stopped = self.is_disturbed = True
+        if self.task is not None:
+            self.task.cancel()
+
     async def run(self) -> None:
-        """Run jobs from the inbox one after another; end only when told to stop."""
+        """Run jobs from the inbox one after another; end only when told to stop, or to go on as another task."""
         self.task = task = _this_task()
+        if self._origin is None:
+            self._origin = copy_context()
+        else:
+            await asyncio.sleep(0)  # the task before this one comes to its end first, also where tasks are started eagerly
         BEGINS.set(self.begin)
+        decimals = _Decimals.of_this_task()
+        first = copy_context()
         inbox, ledger, tally, registry, clock = self.inbox, self.ledger, self.tally, self.registry, self.clock
         now_s = clock()
-        while not task.cancelling():  # a handler may swallow our cancel: leave all the same
-            job = inbox.take()
-            if job is None:
-                job = await inbox.wait()
+        while True:
+            job = inbox.take(now_s)
+            while job is None:
+                await inbox.wait()
                 now_s = clock()
+                job = inbox.take(now_s)
             handler = registry[job.type]  # cannot miss: admit saw to it
             self.job = job
             self.timeout_s = handler.timeout_s
@@ -173,39 +211,61 @@ class Lane:
             self.deadline_s = now_s + handler.timeout_s
             error: BaseException | None = None
             try:
-                await handler.run(handler.decode(job), job)
-            except BaseException as raised:  # the one place; SystemExit, and the panics of native libraries, are no Exception
-                error = self._error_of(raised, task)
+                answer = await handler.run(handler.decode(job), job)
+                if answer is not None:
+                    await _finish(answer)
+                    answer = None
+            except (
+                BaseException
+            ) as raised:  # the one place; KeyboardInterrupt, and the panics of native libraries, are no Exception
+                error, answer = self._error_of(raised, task), None
             self.deadline_s = NEVER  # from here nobody may interrupt this lane
-            if self.cuts:
-                self._heal(task)
             now_s = clock()  # the next job's start as well, when it is at hand
             outcome: Outcome = DONE
             if error is not None:
-                if task.cancelling():
+                if self.is_stopped:
                     return  # debris of a stop, not a failure: released with the rest
                 outcome = decide(handler, job, error, self.dice)
                 self.on_failure(job, error, outcome)
+                error = None  # a traceback that ends in this frame would hold itself, and all that its frames hold
             ledger.add(job, outcome)
             tally.ran(job, outcome, now_s - self.started_s)
             self.job = None
+            try:
+                # Contexts in which no variable was set share one root: that is seen at once, in 0.05 µs.
+                is_as_first = copy_context() == first
+            except BaseException:  # values that are not the same are compared, and may raise anything
+                is_as_first = False
+            if not is_as_first or self.is_disturbed or task.cancelling() or (decimals is not None and decimals.is_changed):
+                self._run_on(self._origin)
+                return
 
     def _error_of(self, raised: BaseException, task: asyncio.Task[Any]) -> BaseException:
-        """Give what a run failed of; what ends the lane gets through: a stop leaves the job its lease until it is released."""
-        if isinstance(raised, CancelledError):
-            if task.cancelling() > self.cuts:
-                self.deadline_s = NEVER
-                raise raised
-            return self.cut or SelfCancelled("cancelled by something the handler awaited")
-        if isinstance(raised, END_THE_PROCESS):
-            raise raised
-        return raised if isinstance(raised, NotStarted) else self.cut or raised
+        """Return what a run failed of. Asks for nothing but types: the rest of what was raised is the user's own."""
+        kind = type(raised)
+        if issubclass(kind, GeneratorExit) and not _is_running(task):
+            raise raised  # the loop is gone, and with it all tasks: nothing may start here any more
+        if issubclass(kind, NotStarted):
+            return raised
+        if self.cut is not None:
+            return self.cut
+        if issubclass(kind, CancelledError):
+            return SelfCancelled("cancelled, but not by the runtime: by itself, or by something that it awaited")
+        if issubclass(kind, LeaseLost):  # that is for us to say: taken at its word, its lease would be kept for good
+            return RuntimeError("the handler raised LeaseLost, which is the runtime's own word")
+        return raised
 
-    def _heal(self, task: asyncio.Task[Any]) -> None:
+    def _run_on(self, origin: Context) -> None:
+        """Leave to the old task what the last job left in it, and go on as a new one."""
         self.cut = None
-        while self.cuts:
-            self.cuts -= 1
-            task.uncancel()
+        if self.is_stopped:
+            return
+        self.is_disturbed = False
+        coroutine = self.run()
+        try:
+            self.task = self.open_task(coroutine, origin.copy())
+        except RuntimeError:  # the group of all tasks is about to end
+            coroutine.close()
 
     def begin(self) -> None:
         """Count the time of the job from now on. A task that outlives its job may still call this: it finds no job."""
@@ -218,9 +278,52 @@ class Lane:
         """End the job now running, not the lane; no effect between jobs. A job that swallows it is cut again after a while."""
         if self.deadline_s < NEVER and self.task is not None:
             self.cut = self.cut or why
-            self.cuts += 1
+            self.is_disturbed = True
             self.deadline_s = self.clock() + RECUT_S
             self.task.cancel()
+
+
+class _Decimals:
+    """Owns the decimal context of one task: the one kind of value that jobs change in its place.
+
+    Where one was made before the lanes began, at an import say, all tasks would share it. Where none was, the first job that
+    reckons makes one, which is seen like any variable that is set.
+    """
+
+    def __init__(self) -> None:
+        self._own = decimal.getcontext().copy()
+        self._first = self._own.copy()
+        decimal.setcontext(self._own)
+
+    @classmethod
+    def of_this_task(cls) -> _Decimals | None:
+        """Return None where there is none yet."""
+        return cls() if any(type(value) is decimal.Context for value in copy_context().values()) else None
+
+    @property
+    def is_changed(self) -> bool:
+        """Return whether a job has set anything but the flags, which each operation sets."""
+        own, first = self._own, self._first
+        return not (
+            own.prec == first.prec
+            and own.rounding == first.rounding
+            and own.traps == first.traps
+            and (own.Emin, own.Emax, own.capitals, own.clamp) == (first.Emin, first.Emax, first.capitals, first.clamp)
+        )
+
+
+async def _finish(answer: object) -> None:
+    """Await what a handler gave back instead of its work: a coroutine of an `async def` under a plain decorator, say."""
+    rest = still_to_await(answer)
+    while rest is not None:
+        rest = still_to_await(await rest)
+
+
+def _is_running(task: asyncio.Task[Any]) -> bool:
+    try:
+        return asyncio.current_task() is task
+    except RuntimeError:
+        return False
 
 
 def _this_task() -> asyncio.Task[Any]:

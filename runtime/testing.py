@@ -16,13 +16,13 @@ import msgspec
 from runtime.codec import decode_many
 from runtime.config import Config
 from runtime.consumer import Consumer, Report, Stage
-from runtime.errors import ConfigError, Dead, Retry, SelfCancelled, Snooze, TimedOut
+from runtime.errors import ConfigError, Dead, Retry, Snooze, TimedOut
 from runtime.events import Tally
 from runtime.jobs import DONE, Done, Handler, Job, Outcome, P, Park, Priority
 from runtime.lanes import Inbox, Lane
 from runtime.lookups import DeadLetter, Lookups
 from runtime.producer import Message, Packed, Producer
-from runtime.settle import Ledger, admit, decide
+from runtime.settle import Ledger, admit
 from runtime.streams import Streams
 
 __all__ = ["Clock", "DeadLetter", "Dice", "Done", "Outcome", "Park", "Worker", "run", "until", "worker"]
@@ -144,8 +144,7 @@ async def _run(handler: Handler[Any], job: Job, dice: Callable[[], float], clock
     failures: list[tuple[BaseException, Outcome]] = []
 
     def end() -> None:
-        if lane.task is not None:
-            lane.task.cancel()
+        lane.stop()
 
     def note(job: Job, error: BaseException, outcome: object) -> None:
         failures.append((error, cast("Outcome", outcome)))
@@ -153,20 +152,18 @@ async def _run(handler: Handler[Any], job: Job, dice: Callable[[], float], clock
     inbox, ledger = Inbox(), Ledger(end)
     lane = Lane(inbox, ledger, Tally(), {job.type: handler}, clock, dice, note)
     inbox.put([job])
-    running = asyncio.create_task(lane.run(), name=f"run of {handler.place}")
+    lane.start()
+    running = cast("asyncio.Task[Any]", lane.task)
     try:
         while not running.done():
             await asyncio.wait([running], timeout=POLL_S)
             if lane.deadline_s < clock():
                 lane.interrupt(TimedOut(f"ran longer than {handler.timeout_s:g} s"))
     finally:
-        running.cancel()
+        lane.stop()
         await asyncio.wait([running])
     if not running.cancelled():
         running.result()
-    if not (failures or len(ledger)):  # the lane was ended by its handler: as in a worker, a failure of that job
-        error = SelfCancelled("the handler cancelled its own task")
-        failures.append((error, decide(handler, job, error, dice)))
     return _shown(*failures[0]) if failures else DONE
 
 
@@ -196,7 +193,7 @@ def _shown(cause: BaseException, outcome: Outcome) -> Outcome:
         case Snooze():
             shown = _Snooze(outcome.delay_s, str(outcome))
         case Dead() if type(outcome) is Dead:
-            shown = _Dead(str(outcome), outcome.code, error=outcome.error)
+            shown = _Dead(str(outcome), outcome.code)
         case _:
             return outcome
     shown.__cause__ = cause
