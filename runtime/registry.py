@@ -32,11 +32,13 @@ def handler(
     """Make a function `(payload, job)` the handler of a contract.
 
     A coroutine function runs on the loop. A plain function runs in a thread, or with `runs="process"` in a child process that is
-    killed at its deadline; so does a coroutine function with `runs="process"`. `memory_bytes` bounds what it may take beyond
-    what an idle child has (Linux): more is a MemoryError of that job, or the end of the child, never of the worker.
+    killed at its deadline; so does a coroutine function with `runs="process"`. What a plain function gives to be awaited, as one
+    that a decorator has put around a coroutine function does, is awaited on the loop.
+    `memory_bytes` bounds what it may take beyond what an idle child has (Linux): more is a MemoryError of that job, or the end of
+    the child, never of the worker.
 
     Raises:
-        ConfigError: the class is no contract, the function has other arguments, or a number is out of its range.
+        ConfigError: the class is no contract, the function has other arguments or a `yield`, or a number is out of its range.
     """
     contract = contract_of(payload)
 
@@ -51,11 +53,16 @@ def handler(
             raise ConfigError(f"{where}: timeout_s must be a number of seconds, more than 0, got {timeout_s:g}")
         if memory_bytes is not None and (runs != "process" or memory_bytes < MIN_MEMORY_BYTES):
             raise ConfigError(f'{where}: memory_bytes goes with runs="process", and is at least {MIN_MEMORY_BYTES}')
-        kind = runs or ("loop" if inspect.iscoroutinefunction(function) else "thread")
+        if not isinstance(retry, Backoff):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(f"{where}: retry must be a Backoff, got {retry!r}")
+        if _is_kind(function, inspect.isgeneratorfunction) or _is_kind(function, inspect.isasyncgenfunction):
+            raise ConfigError(f"{where}: has a `yield`, so that calling it would run nothing: leave the `yield` out")
+        is_async = _is_kind(function, inspect.iscoroutinefunction)
+        kind = runs or ("loop" if is_async else "thread")
         match kind:
-            case "loop" if inspect.iscoroutinefunction(function):
+            case "loop" if is_async:
                 run = cast("Callable[[Any, Job], Any]", function)
-            case "thread" if not inspect.iscoroutinefunction(function):
+            case "thread" if not is_async:
                 run = offload.in_thread(function)
             case "process":
                 run = offload.in_process(function, memory_bytes)
@@ -66,6 +73,11 @@ def handler(
         return Handler(contract, run, payload_decoder(contract), function, timeout_s, retry, kind)
 
     return declare
+
+
+def _is_kind(function: Callable[..., object], is_kind: Callable[[object], bool]) -> bool:
+    """Return what `inspect` says of a function, or of the call of an object: a decorator may be a class."""
+    return is_kind(function) or (not inspect.isroutine(function) and is_kind(type(function).__call__))
 
 
 def _check_signature(function: Callable[..., object], payload: type[msgspec.Struct], where: str) -> None:

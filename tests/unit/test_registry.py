@@ -7,17 +7,18 @@ import functools
 import inspect
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
 
 from runtime.backoff import Backoff
-from runtime.errors import BadPayload, ConfigError
+from runtime.errors import BadPayload, ConfigError, Retry
 from runtime.jobs import PLAIN, Job, contract
 from runtime.registry import find, handler
+from runtime.testing import Done, run
 
 
 @contract("greet")
@@ -223,6 +224,101 @@ class Callable2:
 @pytest.mark.parametrize("function", [functools.partial(plain), Callable2()], ids=["partial", "object"])
 def test_what_has_no_name_of_its_own_is_refused_in_words(function: Any) -> None:
     refusal(lambda: handler(Greet)(function))
+
+
+def timed(function: Any) -> Any:
+    """Return what most decorators do: a plain function around the other."""
+
+    @functools.wraps(function)
+    def wrapper(*given: Any) -> Any:
+        return function(*given)
+
+    return wrapper
+
+
+class Timed:
+    """A decorator that is a class, with a plain call."""
+
+    def __init__(self, function: Any) -> None:
+        functools.update_wrapper(self, function)
+        self.function = function
+
+    def __call__(self, message: Greet, job: Job) -> Any:
+        return self.function(message, job)
+
+
+class TimedAsync(Timed):
+    """A decorator that is a class, with an async call."""
+
+    async def __call__(self, message: Greet, job: Job) -> Any:
+        return await self.function(message, job)
+
+
+def awaits_nothing(function: Any) -> Any:
+    """Return a coroutine function that forgets to await the other."""
+
+    @functools.wraps(function)
+    async def wrapper(message: Greet, job: Job) -> Any:
+        return function(message, job)
+
+    return wrapper
+
+
+@pytest.mark.parametrize("decorate", [timed, Timed, TimedAsync, awaits_nothing])
+async def test_a_coroutine_function_under_a_decorator_is_run_to_its_end(decorate: Any) -> None:
+    ran: list[str] = []
+
+    async def greet(message: Greet, job: Job) -> None:
+        await asyncio.sleep(0)
+        ran.append("ran")
+
+    assert await run(handler(Greet)(decorate(greet)), Greet()) == Done()
+    assert ran == ["ran"]
+
+
+def test_an_async_call_of_an_object_is_known_beforehand() -> None:
+    assert handler(Greet)(TimedAsync(on_the_loop)).runs == "loop"
+    assert handler(Greet)(Timed(on_the_loop)).runs == "thread"
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="functions can be marked from 3.12 on")
+def test_a_plain_function_that_is_marked_as_one_that_gives_coroutines_runs_on_the_loop() -> None:
+    marked = inspect.markcoroutinefunction(timed(on_the_loop))
+    assert handler(Greet)(marked).runs == "loop"
+
+
+def a_generator(message: Greet, job: Job) -> Iterator[None]:
+    yield
+
+
+async def an_async_generator(message: Greet, job: Job) -> AsyncIterator[None]:
+    yield
+
+
+class YieldingCall(Timed):
+    """An object whose call is a generator function."""
+
+    def __call__(self, message: Greet, job: Job) -> Iterator[None]:
+        yield
+
+
+@pytest.mark.parametrize(
+    "function", [a_generator, an_async_generator, YieldingCall(plain)], ids=["generator", "async generator", "object"]
+)
+@pytest.mark.parametrize("runs", ["", "loop", "thread", "process"])
+def test_a_function_with_a_yield_is_refused_since_a_call_would_run_nothing_of_it(function: Any, runs: str) -> None:
+    assert "yield" in refusal(lambda: handler(Greet, runs=runs)(function))
+
+
+@pytest.mark.parametrize("function", [a_generator, an_async_generator], ids=["generator", "async generator"])
+async def test_a_generator_that_comes_out_of_a_decorator_is_a_failure(function: Any) -> None:
+    outcome = await run(handler(Greet)(timed(function)), Greet())
+    assert isinstance(outcome, Retry)
+    assert "nothing of it has run" in str(outcome)
+
+
+def test_a_policy_that_is_none_is_refused() -> None:
+    assert "Backoff" in refusal(lambda: handler(Greet, retry=cast("Backoff", 3))(plain))
 
 
 # --- found -------------------------------------------------------------------------------------------------------------------
