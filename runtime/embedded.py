@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import fcntl
 import hashlib
-import logging
 import os
 import re
 import shutil
@@ -26,10 +25,11 @@ from pathlib import Path
 from random import random
 from typing import Final
 
+from runtime import logs
 from runtime.errors import ConfigError
 from runtime.offload import die_with
 
-log = logging.getLogger("runtime.embedded")
+log = logs.guarded("runtime.embedded")
 
 START_S: Final = 10.0  # to the first answer
 LOADING_TOLD_S: Final = 2.0

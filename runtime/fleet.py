@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import signal
 import socket
@@ -24,11 +23,12 @@ from typing import Final, Self
 
 import msgspec
 
+from runtime import logs
 from runtime.backoff import Backoff, delay_s
 from runtime.config import KNOBS, Config, address_of
 from runtime.errors import ConfigError, StoreAway
 
-log = logging.getLogger("runtime.fleet")
+log = logs.guarded("runtime.fleet")
 
 VARIABLE: Final = "RUNTIME_CHILD"  # index and descriptor of the tether; a child takes it out of its environment
 RESTART: Final = Backoff(base_s=0.5, cap_s=30.0)

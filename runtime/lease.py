@@ -7,7 +7,6 @@ silent when the loop has not moved for `max_block_s`, so that others may take ov
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
 import threading
 import time
@@ -19,12 +18,13 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from runtime import logs
 from runtime.errors import StoreAway
 from runtime.jobs import Job, Lease
 from runtime.streams import ANSWER_S, Streams
 from runtime.words import level_of
 
-log = logging.getLogger("runtime.lease")
+log = logs.guarded("runtime.lease")
 
 TICK_S: Final = 0.05  # between two signs of life of the main loop
 WATCH_S: Final = 0.1  # between two looks at it: each wakes a thread, which an idle worker pays for

@@ -2,16 +2,49 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
 import time
-from typing import Final
+from typing import Any, Final
 
-log = logging.getLogger("runtime")
+TOLD_EVERY_S: Final = 60.0  # that the log itself fails; a guess
 
 _OURS: Final = ("runtime", "board", "otel", "handlers")
 _ESCAPED: Final = {code: f"\\x{code:02x}" for code in (*range(0x00, 0x0A), *range(0x0B, 0x20), 0x7F, *range(0x80, 0xA0))}
+
+
+class GuardedLog(logging.LoggerAdapter[logging.Logger]):
+    """A logger whose calls never raise: filters, handlers and record factories are the user's, and one that fails is no reason to
+    end a worker. What it would have said is lost; that it is lost is said on standard error, now and then.
+    """
+
+    _silent_until_s = 0.0
+
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        """Write a line, if it can be written."""
+        try:
+            super().log(level, msg, *args, **{**kwargs, "stacklevel": kwargs.get("stacklevel", 1) + 1})
+        except BaseException as error:
+            self._tell(type(error))
+
+    @classmethod
+    def _tell(cls, kind: type[BaseException]) -> None:
+        now_s = time.monotonic()
+        if now_s < cls._silent_until_s:
+            return
+        cls._silent_until_s = now_s + TOLD_EVERY_S
+        with contextlib.suppress(Exception):
+            print(f"a filter, handler or formatter of the log raises {kind.__name__}: lines are lost", file=sys.stderr)
+
+
+def guarded(name: str) -> GuardedLog:
+    """Return the logger of this name, for code that must go on whatever the log does."""
+    return GuardedLog(logging.getLogger(name), None)
+
+
+log = guarded("runtime")
 
 
 class Plain(logging.Formatter):

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import time
 from collections.abc import Callable
 from random import random
 from typing import Any, Final, cast
 
+from runtime import logs
 from runtime.backoff import Backoff, delay_s
 from runtime.errors import StoreAway
 from runtime.events import Tally
@@ -18,7 +18,7 @@ from runtime.jobs import FREE, STREAMS, SUSPECT, UNKNOWN, Lease, Letter, default
 from runtime.streams import Streams, whole
 from runtime.words import level_of
 
-log = logging.getLogger("runtime.scheduler")
+log = logs.guarded("runtime.scheduler")
 
 STORE_BACKOFF: Final = Backoff(base_s=0.05, cap_s=5.0)
 PROMOTE_IDS: Final = 500

@@ -6,10 +6,11 @@ import logging
 import time
 from typing import Final
 
+from runtime import logs
 from runtime.errors import Dead, Retry, StoreAway, StoreRefuses
 from runtime.jobs import Job
 
-log = logging.getLogger("runtime")
+log = logs.guarded("runtime")
 
 LINES_S: Final = 20  # failures per second that get a line of their own
 FIRST_TOLD: Final = 3  # failed calls in a row that make an outage worth a line

@@ -28,7 +28,7 @@ from runtime.lookups import Lookups, Server, check_server
 from runtime.registry import Found
 from runtime.wire import one_connection, redis_cli, without_password
 
-log = logging.getLogger("runtime")
+log = logs.guarded("runtime")
 T = TypeVar("T")
 
 HARD_S: Final = 4.0  # after the grace, or after a second signal: leases expire by themselves, so leaving is always safe
