@@ -1042,10 +1042,10 @@ async def test_send_is_refused_when_memory_is_full_and_nothing_was_written(serve
     raw.config_set("maxmemory", 1)
     try:
         with pytest.raises(QueueFull):
-            await sender.one(wire, sender.command("send", "chunk", 2, "", 2, 1, "type", "t", "{}"))
+            await sender.one(wire, sender.command("send", "chunk", 60_000, 2, "", 2, 1, "type", "t", "{}"))
     finally:
         raw.config_set("maxmemory", 0)
     assert raw.keys("*") == []
-    await sender.one(wire, sender.command("send", "chunk", 2, "", 2, 1, "type", "t", "{}"))
+    await sender.one(wire, sender.command("send", "chunk", 60_000, 2, "", 2, 1, "type", "t", "{}"))
     assert raw.xlen(KEY) == 1
     await wire.close()
