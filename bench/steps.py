@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import gc
 import sys
 import time
+import timeit
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import copy_context
 from itertools import repeat
 from random import random
 from statistics import median
@@ -25,6 +28,7 @@ from runtime import registry
 from runtime.codec import decode_many
 from runtime.commands.run import GC_THRESHOLDS
 from runtime.events import Tally
+from runtime.jobs import Job
 from runtime.lanes import Inbox, Lane
 from runtime.lease import Held
 from runtime.settle import Ledger, admit
@@ -32,6 +36,7 @@ from runtime.wire import pack, packed_value, tail_of
 
 BATCH: Final = 500
 LANES: Final = 500
+BLOCK_S: Final = 0.02
 NOW_MS: Final = 1_790_000_000_000
 
 
@@ -91,6 +96,44 @@ async def measure(batches: int) -> Steps:
     return steps
 
 
+async def longest_turn_ms(jobs: int = 100) -> float:
+    """Return the longest turn of the loop, in ms, beside handlers that block it."""
+    inbox, ledger, tally, longest_s = Inbox(), Ledger(), Tally(), 0.0
+
+    async def block(payload: object, job: Job) -> None:
+        time.sleep(BLOCK_S)
+
+    noop = next(iter(registry.find(["bench.noop"]).registry.values()))
+    blocking = {noop.contract.type.encode(): dataclasses.replace(noop, run=block)}
+    lanes = [Lane(inbox, ledger, tally, blocking, time.monotonic, random) for _ in range(LANES)]
+    for lane in lanes:
+        lane.start()
+    await asyncio.sleep(0)
+    found, _ = decode_many(2, _rows(jobs), repeat(1), "run", time.monotonic(), NOW_MS)
+    inbox.put(found)
+    while tally.finished < jobs:
+        began_s = time.perf_counter()
+        await asyncio.sleep(0)
+        longest_s = max(longest_s, time.perf_counter() - began_s)
+    for lane in lanes:
+        lane.stop()
+    await asyncio.sleep(0)
+    return longest_s * 1000
+
+
+def context_us() -> float:
+    """Return what it costs a lane, in µs per job, to see that no context variable was set."""
+    first = copy_context()
+    best_s = min(timeit.repeat(lambda: copy_context() == first, number=100_000, repeat=7))
+    return (best_s - min(timeit.repeat(lambda: first, number=100_000, repeat=7))) / 100_000 * 1e6
+
+
+def _rows(count: int) -> list[list[object]]:
+    reader = Reader()
+    reader.feed(_reply(0))
+    return reader.gets()[0][1][:count]
+
+
 def _reply(first: int) -> bytes:
     """Give what Redis answers to XREADGROUP."""
     rows = [
@@ -112,6 +155,9 @@ def main() -> int:
     for name, us in per_job_us.items():
         print(f"{us:7.2f}  {name}")
     print(f"{sum(per_job_us.values()):7.2f}  in all")
+    print(f"{context_us():7.2f}  of it to see that a job has set no context variable")
+    longest_ms = uvloop.run(longest_turn_ms())
+    print(f"{longest_ms:7.1f}  ms is the longest turn of the loop, with handlers that block it for {BLOCK_S * 1000:g} ms")
     return 0
 
 

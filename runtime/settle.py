@@ -288,8 +288,9 @@ def describe(error: BaseException) -> str:
         text = f"(its message raised {_NAME(type(second))})"
     if _is_group(kind):
         text = f"{text[: MAX_ERROR_CHARS // 2]}: {describe(_leaves_of(error)[0])}"
-    name = "" if issubclass(kind, _SPEAK_FOR_THEMSELVES) else f"{_NAME(kind)}: "
-    return plain(name + text, MAX_ERROR_CHARS)
+    if issubclass(kind, _SPEAK_FOR_THEMSELVES):
+        return text
+    return plain(f"{_NAME(kind)}: {text}" if text else _NAME(kind), MAX_ERROR_CHARS)
 
 
 def plain(text: str, chars: int) -> str:

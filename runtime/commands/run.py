@@ -26,6 +26,7 @@ from runtime.fleet import Alive, Ended, Fleet, Ready, Tether, Total
 from runtime.leaving import CRASHED, Leaving, has_threads
 from runtime.lookups import Lookups, Server, check_server
 from runtime.registry import Found
+from runtime.settle import describe
 from runtime.wire import one_connection, redis_cli, without_password
 
 log = logs.guarded("runtime")
@@ -79,7 +80,7 @@ def _live(work: Coroutine[Any, Any, Report | Total], leaving: Leaving, tether: T
     """Run the loop of this process from its start to its end; gives the exit status."""
     runner = asyncio.Runner(loop_factory=loop_factory())
     try:
-        report = runner.run(work)
+        report = _run_to_end(runner, work)
     except JobsError:  # it could not start
         raise
     except Exception as error:
@@ -95,6 +96,29 @@ def _live(work: Coroutine[Any, Any, Report | Total], leaving: Leaving, tether: T
     if not has_threads():
         runner.close()  # waits for threads of the loop's executor
     return status
+
+
+def _run_to_end(runner: asyncio.Runner, work: Coroutine[Any, Any, T]) -> T:
+    """Run the loop until this work has ended. A handler's task that exits stops the loop besides failing: it is begun again."""
+    task: asyncio.Task[Any] | None = None
+
+    async def run() -> T:
+        nonlocal task
+        task = asyncio.current_task()
+        return await work
+
+    try:
+        return runner.run(run())
+    except (SystemExit, KeyboardInterrupt) as error:
+        reason: BaseException = error
+    while True:
+        if task is None or task.done():  # Ctrl-C, before there was somebody to hear it
+            raise reason
+        log.error("a task of a handler raised %s, which is a failure of its job and not the end of the worker", describe(reason))
+        try:
+            return runner.get_loop().run_until_complete(task)
+        except (SystemExit, KeyboardInterrupt) as error:
+            reason = error
 
 
 def _find(config: Config, tether: Tether | None = None) -> Found:

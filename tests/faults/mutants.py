@@ -25,6 +25,8 @@ CRASH = "tests/faults/test_crash_points.py::test_a_crash_at_the_first_of_each_co
 FUZZ = "tests/faults/test_fuzz.py::test_whatever_strangers_write_the_worker_goes_on_and_every_entry_has_an_end"
 DURABILITY = "tests/faults/test_durability.py"
 SENTINEL = "tests/faults/test_sentinel.py"
+LANES = "tests/unit/test_lanes.py"
+SETTLE = "tests/unit/test_settle.py"
 
 
 @dataclass(frozen=True)
@@ -459,6 +461,62 @@ MUTANTS = (
         'answer.code == "READONLY" for',
         "False for",
         f"{SENTINEL}::test_a_replica_that_a_sentinel_takes_for_the_master_is_not_talked_to",
+    ),
+    Mutant(
+        "a lane goes on in whatever context its job has left",
+        "runtime/lanes.py",
+        "is_as_first = copy_context() == first",
+        "is_as_first = True",
+        f"{LANES}::test_a_context_variable_that_a_job_sets_is_not_seen_by_the_next",
+    ),
+    Mutant(
+        "a lane that goes on keeps the context",
+        "runtime/lanes.py",
+        "origin.copy())",
+        "copy_context())",
+        f"{LANES}::test_a_context_variable_that_a_job_sets_is_not_seen_by_the_next",
+    ),
+    Mutant(
+        "a decimal context is shared by all jobs",
+        "runtime/lanes.py",
+        "        decimal.setcontext(self._own)\n",
+        "",
+        f"{LANES}::test_the_settings_of_decimals_are_each_job_s_own",
+    ),
+    Mutant(
+        "a cancel that a job has left behind hits the next one",
+        "runtime/lanes.py",
+        "or self.is_disturbed or task.cancelling() or",
+        "or self.is_disturbed or",
+        f"{LANES}::test_what_a_handler_did_by_itself_is_told_and_a_late_cut_touches_nothing",
+    ),
+    Mutant(
+        "a stop is no more than a cancel",
+        "runtime/lanes.py",
+        "self.is_stopped = self.is_disturbed = True",
+        "pass",
+        f"{LANES}::test_a_stop_ends_the_lane_which_keeps_its_job_to_be_released",
+    ),
+    Mutant(
+        "what a handler raised is read without a guard",
+        "runtime/settle.py",
+        "    except BaseException as second:\n        return _fail(handler, job, dice, error, second)",
+        "    except ZeroDivisionError as second:\n        return _fail(handler, job, dice, error, second)",
+        f"{SETTLE}::test_a_word_that_cannot_be_read_is_a_failure_by_the_policy_with_both_errors_in_its_letter",
+    ),
+    Mutant(
+        "what a handler returns is not looked at",
+        "runtime/lanes.py",
+        "                    await _finish(answer)\n",
+        "",
+        f"{LANES}::test_what_a_handler_returns_is_awaited_to_its_end",
+    ),
+    Mutant(
+        "a turn of the loop takes as long as its jobs",
+        "runtime/lanes.py",
+        "            self._breath = 0\n            return False",
+        "            return True",
+        f"{LANES}::test_handlers_that_block_let_the_loop_breathe_after_a_while",
     ),
 )
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import sys
 import threading
 import time
 from typing import Any
 
 import msgspec
 
-from runtime import Job, contract, handler
+from runtime import Backoff, Job, contract, handler
 from runtime.consumer import Consumer
 from runtime.events import Tally
 from runtime.fetcher import Fetcher
@@ -87,6 +88,26 @@ async def hook(message: Hook, job: Job) -> None:
     """Leave it behind."""
     atexit.register(time.sleep, 3600)
     note("start", message.n, job.attempt, job.entry.decode(), job.count, time.monotonic(), job.stream)
+
+
+@contract("exit-in-a-task")
+class ExitInATask(msgspec.Struct, frozen=True, kw_only=True):
+    """Exit in a task of the handler's own, by `how`."""
+
+    how: str
+
+
+@handler(ExitInATask, retry=Backoff(base_s=0.05, cap_s=0.05, attempts=2))
+async def exit_in_a_task(message: ExitInATask, job: Job) -> None:
+    """Await a task that exits."""
+
+    async def leave() -> None:
+        await asyncio.sleep(0)
+        if message.how == "exit":
+            sys.exit(3)
+        raise KeyboardInterrupt
+
+    await asyncio.gather(leave())
 
 
 @contract("cancel-all")

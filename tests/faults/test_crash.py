@@ -120,6 +120,19 @@ def test_a_handler_that_cancels_our_loops_ends_the_process_and_not_only_the_loop
         assert worker.log.count("the worker has crashed: leaving") == 1
 
 
+def test_a_task_of_a_handler_that_exits_is_a_failure_of_its_job_and_the_worker_goes_on(valkey, tmp_path, crew):
+    with valkey.client() as raw:
+        worker = hire(crew, valkey, tmp_path, *BOTH)
+        for how in ("exit", "interrupt"):
+            add(raw, "exit-in-a-task", f'{{"how":"{how}"}}')
+        wait_until(lambda: raw.xlen("{jobs}:dead") == 2, what="two letters")
+        errors = {fields["dead_error"] for _, fields in raw.xrange("{jobs}:dead")}
+        assert errors == {"SystemExit: 3", "KeyboardInterrupt"}
+        assert "not the end of the worker" in worker.log
+        worker.send(signal.SIGTERM)
+        assert worker.process.wait(DEADLINE_S) == 0, worker.log
+
+
 def test_a_crash_while_stopping_ends_the_process_with_its_traceback(valkey, tmp_path, crew):
     with valkey.client() as raw:
         worker = hire(crew, valkey, tmp_path, *BOTH, "--grace", "0.1")
