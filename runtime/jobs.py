@@ -186,7 +186,7 @@ class Parking(msgspec.Struct, frozen=True, gc=False):
 class Batch(msgspec.Struct, gc=False):
     """What one flush writes. `done` has a list per stream, since most of it is one XACK and one XDEL of each."""
 
-    done: list[list[Lease]]
+    done: list[list[Job]]
     defer: list[Deferral]
     dead: list[Letter]
     park: list[Parking]

@@ -12,14 +12,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from itertools import repeat
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
 from runtime.codec import pack_record
 from runtime.errors import ConfigError, QueueFull, StoreRefuses
-from runtime.jobs import FREE, STREAMS, Batch, Deferral, Lease, Letter, Parking
+from runtime.jobs import FREE, PLAIN, STREAMS, Batch, Deferral, Job, Lease, Letter, Parking
 from runtime.wire import ANSWER_S, Command, ServerError, Tail, Wire, tail_of
+
+T = TypeVar("T")
 
 GROUP: Final = "workers"
 MAX_IDS = 500  # per script call: half a millisecond of the server at most
@@ -445,7 +447,7 @@ class Streams(Door):
                     self._must_heal = self._must_heal or "NOGROUP" in settled.error
         return settled
 
-    def _finish(self, done: Sequence[Sequence[Lease]]) -> list[Command]:
+    def _finish(self, done: Sequence[Sequence[Job]]) -> list[Command]:
         commands: list[Command] = [("MULTI",)]
         for key, leases in zip(self.keys.streams, done, strict=True):
             if leases:
@@ -455,22 +457,26 @@ class Streams(Door):
         commands.append(("EXEC",))
         return commands
 
-    async def _finished(self, done: Sequence[Sequence[Lease]], answers: Sequence[Any], server: str) -> int:
+    async def _finished(self, done: Sequence[Sequence[Job]], answers: Sequence[Any], server: str) -> int:
         counts = answers[-1]
         if isinstance(counts, list):
             acked = sum(count for count in cast("list[Any]", counts)[::2] if isinstance(count, int))
             return sum(map(len, done)) - acked
         # Redis 7.0 refuses every command inside MULTI when memory is full; a script of the same two commands may run.
         shortfall = 0
-        for part in _parts([lease for leases in done for lease in leases]):
-            args = [arg for lease in part for arg in _token(lease)]
-            verdicts = self.sound((await self.ask(self._writer, self.command("done", "", *args), run=server))[0])
+        for _, command in self._done_by_script("", [job for jobs in done for job in jobs]):
+            verdicts = self.sound((await self.ask(self._writer, command, run=server))[0])
             shortfall += sum(1 for verdict in verdicts if verdict == 0)
         return shortfall
 
-    def _done_by_script(self, fence: str, leases: Sequence[Lease]) -> list[tuple[Sequence[Any], Command]]:
-        """Former suspects take their strikes along; after a restart an entry id may be another job's: only a fence tells."""
-        return [(part, self.command("done", fence, *[arg for lease in part for arg in _token(lease)])) for part in _parts(leases)]
+    def _done_by_script(self, fence: str, jobs: Sequence[Job]) -> list[tuple[Sequence[Job], Command]]:
+        """Former suspects take their strikes along, keyed jobs the mark of their key; after a restart an entry id may be another
+        job's: only a fence tells.
+        """
+        return [
+            (part, self.command("done", fence, *[arg for job in part for arg in (*_token(job), job.envelope.key)]))
+            for part in _parts(jobs)
+        ]
 
     def _moves(
         self, verb: str, moves: Sequence[Deferral] | Sequence[Letter] | Sequence[Parking]
@@ -640,7 +646,7 @@ def _ms(time: Sequence[bytes]) -> int:
     return int(time[0]) * 1000 + int(time[1]) // 1000
 
 
-def _parts(items: Sequence[Any]) -> list[Sequence[Any]]:
+def _parts(items: Sequence[T]) -> list[Sequence[T]]:
     return [items[start : start + MAX_IDS] for start in range(0, len(items), MAX_IDS)]
 
 
@@ -667,7 +673,7 @@ def _arguments(move: Deferral | Letter | Parking) -> tuple[str | bytes | int, ..
     return (*_token(move.lease), move.room)
 
 
-def _put_back(batch: Batch, item: Lease | Deferral | Letter | Parking) -> None:
+def _put_back(batch: Batch, item: Job | Deferral | Letter | Parking) -> None:
     match item:
         case Deferral():
             batch.defer.append(item)
@@ -675,20 +681,21 @@ def _put_back(batch: Batch, item: Lease | Deferral | Letter | Parking) -> None:
             batch.dead.append(item)
         case Parking():
             batch.park.append(item)
-        case Lease():
+        case Job():
             batch.done[item.stream].append(item)
 
 
-def _by_kind(done: Sequence[Sequence[Lease]], run: str) -> tuple[list[Sequence[Lease]], list[Lease], list[Lease]]:
-    """Give what goes in one transaction, what may have strikes, and what was fetched before a restart."""
-    plain: list[Sequence[Lease]] = []
-    again: list[Lease] = []
-    old: list[Lease] = []
-    for leases in done:
-        if {lease.run for lease in leases} <= {run} and {lease.count for lease in leases} <= {1}:
-            plain.append(leases)
+def _by_kind(done: Sequence[Sequence[Job]], run: str) -> tuple[list[Sequence[Job]], list[Job], list[Job]]:
+    """Return what goes in one transaction, what takes strikes or a key's mark along, and what was fetched before a restart."""
+    plain: list[Sequence[Job]] = []
+    again: list[Job] = []
+    old: list[Job] = []
+    for jobs in done:
+        if not [job for job in jobs if job.run != run or job.count != 1 or job.envelope is not PLAIN]:
+            plain.append(jobs)
             continue
-        plain.append([lease for lease in leases if lease.run == run and lease.count == 1])
-        again += [lease for lease in leases if lease.run == run and lease.count != 1]
-        old += [lease for lease in leases if lease.run != run]
+        ours = [job for job in jobs if job.run == run]
+        plain.append([job for job in ours if job.count == 1 and not job.envelope.key])
+        again += [job for job in ours if job.count != 1 or job.envelope.key]
+        old += [job for job in jobs if job.run != run]
     return plain, again, old

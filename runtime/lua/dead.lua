@@ -2,7 +2,7 @@
 -- Held entries to the dead letters, with every field they came with; an entry that is no longer ours is left alone.
 -- ARGV: consumer, then per entry: stream, entry, count, reason, error, stack, attempts, job id ('' when unreadable).
 -- Reply: per entry 1 moved, 0 refused, or an error text.
--- Order: the letter, then the entry. More than 512 fields become one packed field `raw`.
+-- Order: the letter, then the entry, and the mark of its key: a letter owns none. More than 512 fields become one packed field `raw`.
 
 local consumer = ARGV[1]
 local now = ms(now_ms())
@@ -25,7 +25,9 @@ return each(2, 8, function(i)
     table.insert(notes, 1, job_id)
     table.insert(notes, 1, 'id')
   end
+  local key = field(fields, 'key') -- add_letter may write into the list
   add_letter(fields, notes)
   remove(s, id, count)
+  free_key(key, STREAMS[s] .. ' ' .. id)
   return 1
 end)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import msgspec
 import pytest
@@ -274,6 +275,52 @@ async def test_a_payload_that_cannot_be_sent_is_refused(producer, raw):
     with pytest.raises(BadPayload):
         await producer.send_many([Order(n=1), Order(n=object())])  # type: ignore[arg-type]
     assert raw.xlen(KEY) == 0
+
+
+@contract("measured")
+class Measured(msgspec.Struct):
+    value: Any = None
+    note: str = ""
+
+
+class Inner(msgspec.Struct):
+    numbers: tuple[float, ...]
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [NAN, float("inf"), -float("inf"), [1.0, NAN], {"a": [{"b": NAN}]}, Inner((1.0, NAN)), {NAN: 1}, {-float("inf"): 1}],
+    ids=repr,
+)
+async def test_what_json_has_no_number_for_is_refused(producer, raw, value):
+    with pytest.raises(BadPayload, match="NaN or infinity"):
+        await producer.send(Measured(value=value))
+    with pytest.raises(BadPayload, match="NaN or infinity"):
+        await producer.send_many([Measured(value=value)])
+    assert raw.keys("*") == []
+
+
+@pytest.mark.parametrize("value", [None, "null", [None, 1.5], {"Texan": None, "null": 0}, msgspec.Raw(b'{"a":null}')], ids=repr)
+async def test_what_json_calls_null_is_sent(producer, raw, value):
+    await producer.send(Measured(value=value, note='"nan":'))
+    assert raw.xlen("{jobs}:medium") == 1
+
+
+async def test_the_mark_of_a_chunk_lives_for_the_patience_and_a_minute(server, raw):
+    async with Producer.connect(server.url, patience_s=20) as producer:
+        await producer.send(Order(n=1))
+    [mark] = raw.keys("{jobs}:seen:c:*")
+    assert 60_000 < raw.pttl(mark) <= 80_000
+
+
+async def test_the_mark_of_a_key_outlives_the_delay_of_its_job(producer, raw):
+    await producer.send(Order(n=1), key="k", delay_s=30 * 86400)
+    assert 36 * 86400 < raw.ttl("{jobs}:seen:k:k") <= 37 * 86400
+    await producer.send(Order(n=1), key="now")
+    assert 6 * 86400 < raw.ttl("{jobs}:seen:k:now") <= 7 * 86400
 
 
 async def test_a_password_is_never_shown():

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import msgspec
 import pytest
 import redis
 
@@ -586,7 +587,7 @@ async def test_done_after_a_server_restart_is_fenced_since_entry_ids_can_recur(d
     raw.delete(KEY)
     await door.start()
     raw.xadd(KEY, {"type": "t", "data": "another job"}, id="5-1")
-    stranger = Lease(old.stream, old.entry, old.count, "another server/0", old.taken_s)
+    stranger = msgspec.structs.replace(old, run="another server/0")
     assert (await door.settle(batch(done=[stranger]))).refused == 1
     assert raw.xlen(KEY) == 1
     await door.settle(batch(done=[old]))  # by its own server's name it needs no fence
@@ -870,6 +871,54 @@ async def test_a_key_is_free_again_when_its_job_has_ended(door, raw, way_out):
     assert await admit_all(door, await leases(door)) == ["mine"]
 
 
+MARK = "{jobs}:seen:k:k"
+DAY_MS = 24 * 3_600_000
+
+
+@pytest.mark.parametrize("way_out", ["done", "done as a former suspect", "done after a restart", "dead"])
+async def test_the_mark_of_a_key_goes_with_its_job(door, raw, way_out):
+    add(raw, key="k")
+    add(raw)
+    [job, other] = await leases(door)
+    await admit_all(door, [job])
+    assert raw.exists(MARK)
+    if way_out == "done as a former suspect":
+        raw.xclaim(KEY, GROUP, ME, 0, [job.entry], retrycount=2, justid=True)
+        job.count = 2
+    if way_out == "done after a restart":
+        job.run = "another server/0"
+    moves = (Letter(job, "attempts", "e", "", 1, "i"),) if way_out == "dead" else ()
+    settled = await door.settle(batch(*moves, done=[other] if moves else [job, other]))
+    assert (settled.refused, settled.shortfall, settled.error) == (0, 0, "")
+    assert raw.xlen(KEY) == 0
+    assert not raw.exists(MARK)
+
+
+async def test_the_mark_of_a_key_stays_with_whom_it_names(door, raw):
+    add(raw, key="k")
+    [job] = await leases(door)
+    await admit_all(door, [job])
+    raw.set(MARK, "due somebody-else")
+    await door.settle(batch(done=[job]))
+    assert raw.get(MARK) == "due somebody-else"
+
+
+async def test_the_mark_of_a_key_outlives_the_wait_of_its_job(door, raw):
+    add(raw, key="k")
+    [job] = await leases(door)
+    await admit_all(door, [job])
+    assert 6 * DAY_MS < raw.pttl(MARK) <= 7 * DAY_MS
+    month_ms = int(time.time() * 1000) + 30 * DAY_MS
+    await door.settle(batch(Deferral(job, "at", month_ms, "j", 0)))
+    assert 36 * DAY_MS < raw.pttl(MARK) <= 37 * DAY_MS
+    raw.zadd("{jobs}:due", {"j": 1})
+    await door.promote(10, "0")
+    assert 6 * DAY_MS < raw.pttl(MARK) <= 7 * DAY_MS
+    [job] = await leases(door)
+    await door.settle(batch(Deferral(job, "retry", 10 * DAY_MS, "j", 1)))
+    assert 16 * DAY_MS < raw.pttl(MARK) <= 17 * DAY_MS
+
+
 async def test_a_key_follows_its_job_through_the_delayed_jobs_and_back(door, raw):
     add(raw, key="k")
     [first] = await leases(door)
@@ -929,9 +978,11 @@ async def test_replay_is_refused_while_another_live_job_owns_the_key(door, raw, 
 Act = Callable[[Streams], Awaitable[Any]]
 
 
-def with_lease(act: Callable[[Streams, Lease], Awaitable[Any]]) -> Callable[[Streams, redis.Redis], Awaitable[Act]]:
+def with_lease(
+    act: Callable[[Streams, Lease], Awaitable[Any]], key: str = "k"
+) -> Callable[[Streams, redis.Redis], Awaitable[Act]]:
     async def prepare(door: Streams, raw: redis.Redis) -> Act:
-        add(raw, "7-1", key="k")
+        add(raw, "7-1", **({"key": key} if key else {}))
         [lease] = await leases(door)
         return lambda which: act(which, lease)
 
@@ -970,7 +1021,8 @@ async def prepare_forget(door: Streams, raw: redis.Redis) -> Act:
 
 
 VERBS = {
-    "done": with_lease(lambda door, lease: door.settle(batch(done=[lease]))),
+    "done": with_lease(lambda door, lease: door.settle(batch(done=[lease])), key=""),
+    "done with a key": with_lease(lambda door, lease: door.settle(batch(done=[lease]))),
     "retry": with_lease(lambda door, lease: door.settle(batch(Deferral(lease, "retry", 0, "j", 1)))),
     "snooze": with_lease(lambda door, lease: door.settle(batch(Deferral(lease, "snooze", 0, "j", 0)))),
     "at": with_lease(lambda door, lease: door.settle(batch(Deferral(lease, "at", 5, "j", 0)))),

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from runtime.jobs import FREE, STREAMS, SUSPECT, Lease
+from runtime.jobs import Job as WorkerJob
 
 ENTRY, DUE, DEAD = "entry", "due", "dead"  # the three places of a job
 
@@ -112,6 +113,11 @@ class Model:
         lives = any(job.key == key and job.spot == owner for job in self.jobs.values())
         return owner is None or owner == spot or not lives
 
+    def _free(self, key: str, spot: str) -> None:
+        """A job ended there: the mark of its key goes, where it names this place."""
+        if key and self.marks.get(key) == spot:
+            del self.marks[key]
+
     # --- into the queue ------------------------------------------------------------------------------------------------------
 
     def add(self, job: Job) -> None:
@@ -206,9 +212,10 @@ class Model:
 
     # --- from a worker: moves say whether the fence let them pass ------------------------------------------------------------
 
-    def done(self, lease: Lease) -> bool:
+    def done(self, lease: WorkerJob) -> bool:
         """The job is done, whoever has it meanwhile; false when it was not pending any more."""
         job = self.find(lease)
+        self._free(lease.envelope.key.decode(), f"{STREAMS[lease.stream]} {lease.entry.decode()}")
         if job:
             del self.jobs[job.n]
         return bool(job and job.holder)
@@ -217,6 +224,7 @@ class Model:
         """The same for a lease from before a restart."""
         job = self.held(consumer, lease)
         if job:
+            self._free(job.key, job.spot)
             del self.jobs[job.n]
         return job is not None
 
@@ -234,6 +242,7 @@ class Model:
         """To the dead letters."""
         job = self.held(consumer, lease)
         if job:
+            self._free(job.key, job.spot)
             self._move(job, DEAD)
             job.reason, job.attempts, job.id = reason, attempts, job.id or given_id
         return job is not None

@@ -471,7 +471,7 @@ class DoorMachine(RuleBasedStateMachine):
                 case "done":
                     batch.done[job.stream].append(job)
                 case "old":
-                    batch.done[job.stream].append(Lease(job.stream, job.entry, job.count, "another server", job.taken_s))
+                    batch.done[job.stream].append(msgspec.structs.replace(job, run="another server"))
                 case "at":
                     when_ms = 1 if how == "past" else FAR_MS
                     batch.defer.append(Deferral(job, "at", when_ms, job.id, job.envelope.failed))
