@@ -67,7 +67,13 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Begin with what takes long where many run at a time: else the last ones run alone."""
+    """Begin with what takes long where many run at a time: else the last ones run alone.
+
+    All processes must find the same names: one with an address in it is refused here, where it is told which.
+    """
+    for item in items:
+        if " at 0x" in item.nodeid:
+            raise pytest.UsageError(f"its name is another one in each process, give it `ids`: {item.nodeid}")
     if hasattr(config, "workerinput"):
         place = {name: at for at, name in enumerate(WAITS)}
         items.sort(key=lambda item: place.get(item.path.parent.name, len(WAITS)))

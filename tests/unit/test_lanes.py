@@ -1119,7 +1119,9 @@ async def test_an_answer_that_would_still_have_to_run_is_a_failure(make: Callabl
     await world.end()
 
 
-@pytest.mark.parametrize("answer", [0, "text", {"a": 1}, [map], object(), range(3), iter([1])], ids=repr)
+@pytest.mark.parametrize(
+    "answer", [0, "text", {"a": 1}, [map], object(), range(3), iter([1])], ids=lambda made: type(made).__name__
+)
 async def test_any_other_answer_is_none_of_our_business(answer: object) -> None:
     world = World()
 
