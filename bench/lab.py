@@ -193,6 +193,11 @@ class Worker:
         pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self._processes())
         return pages * resource.getpagesize() / 1e6
 
+    def peak_mb(self) -> float:
+        """Give the most memory that its processes have had, Linux only."""
+        told = [Path(f"/proc/{pid}/status").read_text() for pid in self._processes()]
+        return sum(int(line.split()[1]) for text in told for line in text.splitlines() if line.startswith("VmHWM:")) / 1e3
+
     def stop(self, runs: int) -> None:
         """Stop as a supervisor would, and compare the number of runs with what it says at its end.
 

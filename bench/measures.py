@@ -126,6 +126,10 @@ class Round:
         """What a waiting job takes in the server."""
         return {"bytes_per_job": self.plain["bytes_per_job"]}
 
+    def litter(self) -> Figures:
+        """What the worker grows to, and what a plain interpreter does with the same cycles."""
+        return _litter(min(self.jobs // 50, 6_000))
+
     def idle(self) -> Figures:
         """What 500 idle lanes cost."""
         return _idle(self.seconds)
@@ -193,6 +197,20 @@ def _drain(
         "rss_growth_mb": rss_mb - early_rss_mb,
         "bytes_per_job": (full_bytes - empty_bytes) / jobs,
     }
+
+
+def _litter(jobs: int) -> Figures:
+    code = f"import resource\nfrom bench.noop import Node\nfor _ in range({jobs}): Node()\n"
+    code += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)"
+    plain = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    with Server() as server, Worker(server, *LANES) as worker:
+        _warm(server, worker)
+        server.fill(jobs, STREAM, b"litter")
+        worker.wait_for(lambda: server.left() == 0, "the last job")
+        peak_mb = worker.peak_mb()
+        worker.stop(jobs)
+        server.check_empty()
+    return {"peak_mb": peak_mb, "plain_mb": float(plain.stdout), "of_plain": peak_mb / float(plain.stdout)}
 
 
 def _bursts(jobs: int) -> Figures:

@@ -63,6 +63,25 @@ async def flaky(message: Flaky, job: Job) -> None:
         raise ConnectionError("the other side is not there yet")
 
 
+@contract("litter")
+class Litter(Noop, frozen=True, kw_only=True):
+    """Leave half a megabyte in a cycle."""
+
+
+class Node:
+    """Something that refers to itself."""
+
+    def __init__(self) -> None:
+        self.me = self
+        self.image = bytes(range(256)) * 2000
+
+
+@handler(Litter)
+async def litter(message: Litter, job: Job) -> None:
+    """Leave rubbish that only the collector finds."""
+    Node()
+
+
 _waits_ns = array("q")
 
 

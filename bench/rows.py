@@ -181,6 +181,16 @@ ROWS: Final = (
         ),
     ),
     Row(
+        "litter",
+        "memory of the worker while each job leaves half a megabyte in a cycle",
+        Round.litter,
+        (
+            Line("peak RSS, MB", "peak_mb"),
+            Line("a plain interpreter's, MB", "plain_mb"),
+            Line("times a plain interpreter's", "of_plain", 2, target=Target(at_most=1.5)),
+        ),
+    ),
+    Row(
         "memory",
         "memory of the server per waiting job, 100-byte payload",
         Round.memory,

@@ -26,11 +26,11 @@ from hiredis import Reader
 from bench.lab import PAYLOAD
 from runtime import registry
 from runtime.codec import decode_many
-from runtime.commands.run import GC_THRESHOLDS
 from runtime.events import Tally
 from runtime.jobs import Job
 from runtime.lanes import Inbox, Lane
 from runtime.lease import Held
+from runtime.rubbish import THRESHOLDS
 from runtime.settle import Ledger, admit
 from runtime.wire import pack, packed_value, tail_of
 
@@ -149,7 +149,7 @@ def main() -> int:
     parser.add_argument("--batches", type=int, default=300, help=f"of {BATCH} jobs (default 300)")
     parsed = parser.parse_args()
     gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
+    gc.set_threshold(*THRESHOLDS)
     per_job_us = uvloop.run(measure(parsed.batches)).per_job_us()
     print(f"µs per job, medians of {parsed.batches} batches of {BATCH}")
     for name, us in per_job_us.items():

@@ -89,6 +89,7 @@ class Consumer:
 
     `leave` is called at the end of a stop when a handler could not be ended; it may end the process. `crashed` hears of a crash
     when it happens, in whichever thread: `run` raises it only when all handlers have ended, which they may never do.
+    `sweep` is called at each tick of a worker that is not idle.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Consumer:
         registry: Registry,
         leave: Callable[[Report], None] = lambda report: None,
         crashed: Callable[[BaseException], None] = lambda error: None,
+        sweep: Callable[[], None] = lambda: None,
     ) -> None:
         self.config = config
         self.registry = registry
@@ -113,6 +115,7 @@ class Consumer:
         self._url = url
         self._leave = leave
         self._crashed = crashed
+        self._sweep = sweep
         self._types = {handler.contract.type: handler.contract.version for handler in registry.values()}
         times = (config.lease_s, config.unknown_after_s)
         self.scheduler = Scheduler(self.streams, self.tally, self._types, *times, self._may_reclaim)
@@ -378,6 +381,8 @@ class Consumer:
                         self._open_lane(group)
                 self._flusher.retry_apart(now_s)
                 self.tally.fold()
+            if len(self.held) or self.tally.finished != self._finished_before[-1]:
+                self._sweep()
             self._finished_before = [*self._finished_before[1:], self.tally.finished]
             self._fetcher.room_made.set()
             await asyncio.sleep(TICK_S)

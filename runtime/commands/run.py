@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from random import random
@@ -26,6 +26,7 @@ from runtime.fleet import Alive, Ended, Fleet, Ready, Tether, Total
 from runtime.leaving import CRASHED, Leaving, has_threads
 from runtime.lookups import Lookups, Server, check_server
 from runtime.registry import Found
+from runtime.rubbish import Rubbish, resident_reader
 from runtime.settle import describe
 from runtime.wire import one_connection, redis_cli, without_password
 
@@ -34,7 +35,6 @@ T = TypeVar("T")
 
 HARD_S: Final = 4.0  # after the grace, or after a second signal: leases expire by themselves, so leaving is always safe
 HARD_DEADLINE: Final = 4  # exit status
-GC_THRESHOLDS: Final = (50_000, 20, 50)  # by default each batch of replies is looked through again and again: 0.5 µs a job
 READY_TICK_S: Final = 0.05
 ALIVE: Final = Alive()
 START_TRIES: Final = 5
@@ -181,7 +181,8 @@ async def _work(
         for warning in check_server(await _reach(lookups), redis_cli(url)):
             log.log(logging.WARNING if tether is None or tether.index == 0 else logging.DEBUG, "%s", warning)
         offload.THREADS.total_tokens = config.threads
-        consumer = Consumer(config, url, found.registry, leave, leaving.crashed)
+        rubbish = Rubbish(time.monotonic, resident_reader())
+        consumer = Consumer(config, url, found.registry, leave, leaving.crashed, rubbish.look)
         async with contextlib.AsyncExitStack() as stack:
             where, board_url = "no board", ""
             address = address_of(config.board)
@@ -206,8 +207,7 @@ async def _work(
                 kept,
                 where,
             )
-            gc.freeze()  # what was loaded until here lives as long as the process
-            gc.set_threshold(*GC_THRESHOLDS)
+            rubbish.begin()
             return await _beside(aides, consumer.run(), leaving)
     finally:
         await lookups.close()

@@ -29,6 +29,7 @@ ROOMS: dict[str, set[str]] = {
     "plan": set(),
     "logs": set(),
     "leaving": set(),
+    "rubbish": set(),
     "jobs": {"errors", "backoff"},
     "events": WORDS,
     "config": {"errors"},
