@@ -223,7 +223,7 @@ class Traffic:
 async def start_worker(folder: Path, board: str) -> asyncio.subprocess.Process:
     """Start the worker in a session of its own, so that Ctrl-C reaches this process alone, which passes it on once."""
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "runtime", "run", "--handlers", "handlers"),
+        *(sys.executable, "-P", "-m", "runtime", "run", "--handlers", "handlers"),
         *("--handlers-config", str(folder / "handlers.toml"), "--data-dir", str(folder / "data")),
         *("--board", board, "--lease", "10", "--grace", "10"),
         start_new_session=True,

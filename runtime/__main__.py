@@ -1,6 +1,30 @@
 """`python -m runtime`."""
 
-from runtime.cli import main
+import os
+import sys
+
+
+def forget_folder() -> None:
+    """Take off the path the current folder, which `python -m` has put before Python's own modules.
+
+    A folder that is on it for another reason stays; where this installation itself is found only by it, it stays as the last one,
+    for child processes too.
+    """
+    first = sys.path[0] if sys.path and not sys.flags.safe_path else None
+    try:
+        if first is None or first != os.getcwd():
+            return
+    except FileNotFoundError:  # it was removed under us
+        return
+    del sys.path[0]
+    home = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    if first not in sys.path and os.path.realpath(first) == home:
+        sys.path.append(first)
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), first)))
+
 
 if __name__ == "__main__":
+    forget_folder()
+    from runtime.cli import main
+
     main()

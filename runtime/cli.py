@@ -73,7 +73,6 @@ def call(arguments: list[str]) -> int:
     try:
         parsed = parser().parse_args(_with_default(arguments))
         config = load(vars(parsed), os.environ, Path.cwd())
-        sys.path.insert(0, "") if "" not in sys.path else None  # modules of handlers in this folder, however we were started
         return int(parsed.act(config, parsed))
     except ConfigError as error:
         return _say(str(error), BAD_USAGE)

@@ -16,6 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from runtime.errors import ConfigError
+from runtime.folders import why_not
 
 FILE: Final = "runtime.toml"
 
@@ -159,7 +160,12 @@ def address_of(board: str) -> tuple[str, int] | None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = tomllib.loads(path.read_text("utf-8"))
+        with path.open("rb") as file:
+            for what, place in (("", file.fileno()), ("its folder, ", path.parent)):
+                why = why_not(place)
+                if why:
+                    raise ConfigError(f"{path} cannot be trusted: {what}{why}; or start elsewhere, with flags or the environment")
+            found = tomllib.load(file)
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

@@ -27,6 +27,7 @@ from typing import Final
 
 from runtime import logs
 from runtime.errors import ConfigError
+from runtime.folders import SAFE
 from runtime.offload import die_with
 
 log = logs.guarded("runtime.embedded")
@@ -174,7 +175,7 @@ class Embedded:
         command = [part for name, value in options.items() for part in (f"--{name}", value)]
         with (self.folder / "server.log").open("ab") as output:
             return subprocess.Popen(
-                [sys.executable, "-m", __name__, str(os.getpid()), binary, *command],
+                [sys.executable, SAFE, "-m", __name__, str(os.getpid()), binary, *command],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -27,6 +27,7 @@ from runtime import logs
 from runtime.backoff import Backoff, delay_s
 from runtime.config import KNOBS, Config, address_of
 from runtime.errors import ConfigError, StoreAway
+from runtime.folders import SAFE
 
 log = logs.guarded("runtime.fleet")
 
@@ -319,7 +320,7 @@ class Fleet:
         try:
             with theirs:
                 process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-m", "runtime", "run"),
+                    *(sys.executable, SAFE, "-m", "runtime", "run"),
                     env=self._environment(index, theirs.fileno()),
                     stdin=asyncio.subprocess.DEVNULL,
                     pass_fds=(theirs.fileno(),),

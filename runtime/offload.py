@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import anyio
+import anyio.abc
 import anyio.to_process
 import anyio.to_thread
 from anyio import BrokenWorkerProcess, CapacityLimiter
@@ -27,6 +28,16 @@ THREADS: Final = CapacityLimiter(40)  # set from the configuration before the lo
 PROCESSES: Final = CapacityLimiter(os.cpu_count() or 2)
 _BEHIND: Final = CapacityLimiter(float("inf"))  # anyio's own limiter lets go too early: at the cancel, not at the thread's end
 PR_SET_PDEATHSIG: Final = 1
+SAFE_PATH: Final = "PYTHONSAFEPATH"  # anyio starts its children by `python -m`, and gives them our path only later
+OURS: Final = "child"
+
+
+async def _open_safely(command: Any, **named: Any) -> anyio.abc.Process:
+    return await anyio.open_process(command, env={**os.environ, SAFE_PATH: os.environ.get(SAFE_PATH) or OURS}, **named)
+
+
+# The only way to start a child that does not import what lies in the current folder first.
+anyio.to_process.open_process = _open_safely  # pyright: ignore[reportPrivateImportUsage, reportAttributeAccessIssue]
 
 
 def in_thread(function: Callable[[Any, Job], object]) -> Callable[[Any, Job], Awaitable[object]]:
@@ -109,6 +120,8 @@ def in_process(
 def _in_child(parent: int, memory_bytes: int | None, module: str, name: str, job: Job) -> tuple[Any, ...]:
     """Run one job here, in the child; what it raised goes back as plain words, since not every exception can be sent."""
     die_with(parent)
+    if os.environ.get(SAFE_PATH) == OURS:
+        del os.environ[SAFE_PATH]  # what the handler starts has the path that it would have without us
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at the terminal is the worker's to judge
     with _own_pipes(), _memory_bound(memory_bytes):
         return _run_in_child(module, name, job)

@@ -15,6 +15,7 @@ from runtime import logs
 from runtime.config import Config
 from runtime.embedded import Embedded
 from runtime.errors import ConfigError
+from runtime.folders import add_folder, hidden_in_folder
 from runtime.lookups import Lookups
 from runtime.registry import Found, find
 from runtime.wire import without_password
@@ -53,7 +54,16 @@ def find_handlers(config: Config) -> Found:
     Raises:
         ConfigError: a module cannot be used, or there is no handler.
     """
-    found = find([name.strip() for name in config.handlers.split(",") if name.strip()])
+    names = [name.strip() for name in config.handlers.split(",") if name.strip()]
+    why_not = add_folder()
+    try:
+        found = find(names)
+    except ConfigError as error:
+        lead = f"{error}; modules are not looked for in this folder: {why_not}, or set PYTHONPATH=." if why_not else str(error)
+        raise ConfigError(lead) from error
+    hidden = hidden_in_folder(names)
+    if hidden:
+        raise ConfigError(f"module {hidden[0]} comes from {hidden[1]}, which hides the one in this folder: rename yours")
     logs.wake()
     return found
 

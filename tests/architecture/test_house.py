@@ -28,11 +28,12 @@ ROOMS: dict[str, set[str]] = {
     "backoff": set(),
     "plan": set(),
     "logs": set(),
+    "folders": set(),
     "leaving": set(),
     "rubbish": set(),
     "jobs": {"errors", "backoff"},
     "events": WORDS,
-    "config": {"errors"},
+    "config": {"errors", "folders"},
     "bounds": {"errors"},
     "codec": {*WORDS, "bounds"},
     "settle": {*WORDS, "backoff", "codec"},
@@ -53,8 +54,8 @@ ROOMS: dict[str, set[str]] = {
     "fetcher": {*DOOR, *CORE, "desk", "ward"},
     "flusher": {*DOOR, *CORE, "desk", "words"},
     "consumer": {*DOOR, *CORE, "desk", "fetcher", "flusher", "lanes", "lease", "scheduler", "words", "logs"},
-    "embedded": {"errors", "config", "offload", "logs"},
-    "fleet": {"errors", "backoff", "config", "logs"},  # knows no job
+    "embedded": {"errors", "config", "folders", "offload", "logs"},
+    "fleet": {"errors", "backoff", "config", "folders", "logs"},  # knows no job
     "schema": {"jobs", "config"},
     "checkup": {*DOOR, "lookups"},
 }
