@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import time
 from types import TracebackType
 from typing import Final, Self
@@ -16,6 +17,7 @@ from runtime.errors import StoreAway
 from runtime.lookups import Depth, Lookups
 
 DEPTH_S: Final = 1.0  # scrapers and probes may ask as often as they like; Redis is asked once a second
+WAY_OUT: Final = "the way out: python -m runtime jobs reopen"
 PAGE: Final = """<!doctype html><html lang="en"><meta charset="utf-8"><title>backend-jobs</title>
 <style>body{font:16px/1.5 system-ui,sans-serif;max-width:40rem;margin:3rem auto;padding:0 1rem}</style>
 <h1>backend-jobs</h1><p>This worker serves <a href="/healthz">/healthz</a> (the loop lives),
@@ -49,7 +51,10 @@ class Board:
         return self._site.url
 
     async def _index(self, request: web.Request) -> web.Response:
-        return web.Response(text=PAGE, content_type="text/html")
+        troubles = "".join(
+            f"<p><strong>{html.escape(text)}; {WAY_OUT}</strong></p>" for text in self._consumer.scheduler.troubles
+        )
+        return web.Response(text=PAGE.replace("</html>", f"{troubles}</html>"), content_type="text/html")
 
     async def _healthz(self, request: web.Request) -> web.Response:
         alive = self._consumer.is_alive
@@ -60,6 +65,7 @@ class Board:
         stage = self._consumer.stage.value
         text = "ready\n" if ready else f"not ready: {'Redis does not answer' if stage == 'running' else stage}\n"
         text += "".join(f"left out, since it cannot be read: {key}: {error}\n" for key, error in self._consumer.broken.items())
+        text += "".join(f"{trouble}; {WAY_OUT}\n" for trouble in self._consumer.scheduler.troubles)
         return web.Response(text=text, status=200 if ready else 503)
 
     async def _metrics(self, request: web.Request) -> web.Response:
@@ -74,6 +80,7 @@ class Board:
             len(consumer.lanes),
             consumer.is_ready,
             set(consumer.broken),
+            consumer.scheduler.ahead_s,
         )
         return web.Response(body=render(reading), headers=METRICS)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Final
 
@@ -32,6 +32,7 @@ class Reading:
     lanes: int
     is_ready: bool
     broken: Set[str] = frozenset()  # the keys of streams that cannot be read
+    ahead_s: Mapping[str, float] = field(default_factory=dict[str, float])  # how far the last id of each priority lies ahead
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,14 @@ def _metrics(reading: Reading) -> Iterator[Metric]:
     for key in sorted(reading.broken):
         broken.add_metric([reading.queue, key], 1)
     yield broken
+    ahead = GaugeMetricFamily(
+        "runtime_stream_ahead_seconds",
+        "How far the last id of a stream lies ahead of the server's time; above an hour, somebody's id has closed the stream",
+        labels=["queue", "priority"],
+    )
+    for priority, value in reading.ahead_s.items():
+        ahead.add_metric([reading.queue, priority], value)
+    yield ahead
     for name, text, value in (
         ("runtime_store_errors", "Calls that the store did not answer, or answered with an error", reading.tally.store_errors),
         ("runtime_moves_refused", "Moves refused since another worker held the job", reading.tally.refused),

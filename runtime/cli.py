@@ -217,7 +217,7 @@ def _add_dead(commands: Any, settings: Parser) -> None:
 def _add_jobs(commands: Any, settings: Parser) -> None:
     jobs = commands.add_parser(
         "jobs",
-        help="jobs that wait, run, are parked or delayed: list, show",
+        help="jobs that wait, run, are parked or delayed: list, show, reopen",
         epilog="""examples:
   python -m runtime jobs list --state running
   python -m runtime jobs show high-1732400000000-0
@@ -237,6 +237,9 @@ def _add_jobs(commands: Any, settings: Parser) -> None:
     show.add_argument("id", help="the job's id")
     show.add_argument("--json", action="store_true", help="print JSON lines")
     show.set_defaults(act=_jobs("show"))
+    help_text = "move jobs out of a stream that an id far ahead has closed (doctor tells); what runs at that moment runs again"
+    reopen = verbs.add_parser("reopen", parents=[settings], help=help_text)
+    reopen.set_defaults(act=_jobs("reopen"))
 
 
 def _with_default(arguments: list[str]) -> list[str]:

@@ -48,7 +48,7 @@ def decode_many(
         else:
             others = fields
             try:
-                type_name, data, envelope = _envelope(fields)
+                type_name, data, envelope = _envelope(fields, fetched_ms)
             except BadMessage as error:
                 bad.append(BadEntry(Lease(stream, entry, count, run, taken_s), error.code, str(error)))
                 continue
@@ -60,7 +60,7 @@ def decode_many(
     return jobs, bad
 
 
-def _envelope(fields: Sequence[bytes]) -> tuple[bytes, bytes, Envelope]:
+def _envelope(fields: Sequence[bytes], fetched_ms: int) -> tuple[bytes, bytes, Envelope]:
     if len(fields) > 2 * (MAX_FIELDS + OWN_FIELDS):
         raise BadMessage(f"{len(fields) // 2} fields, the limit is {MAX_FIELDS}", "too-large")
     words = iter(fields)
@@ -87,8 +87,8 @@ def _envelope(fields: Sequence[bytes]) -> tuple[bytes, bytes, Envelope]:
             key=key,
             attempts=_number(message, b"attempts", 1) if b"attempts" in message else 0,
             failed=_number(message, b"a") if b"a" in message else 0,
-            first_ms=_number(message, b"first_at") if b"first_at" in message else 0,
-            snoozed_ms=_number(message, b"snoozed_at") if b"snoozed_at" in message else 0,
+            first_ms=_past(message, b"first_at", fetched_ms) if b"first_at" in message else 0,
+            snoozed_ms=_past(message, b"snoozed_at", fetched_ms) if b"snoozed_at" in message else 0,
             origin=message[b"x-origin"].decode(errors="replace") if b"x-origin" in message else "",
             is_msgpack=b"ct" in message and _is_msgpack(message[b"ct"]),
         ),
@@ -101,6 +101,13 @@ def _number(message: dict[bytes, bytes], name: bytes, least: int = 0) -> int:
     if not least <= number <= MAX_MS:
         raise BadMessage(f"`{name.decode()}` is not a whole number from {least} to {MAX_MS}")
     return number
+
+
+def _past(message: dict[bytes, bytes], name: bytes, now_ms: int) -> int:
+    """Return a time that we noted ourselves, or 0 where it lies ahead or is none: it may be a stranger's, and condemns nobody."""
+    text = message[name]
+    number = int(text) if text.isdigit() and len(text) <= MAX_DIGITS else 0
+    return number if number <= now_ms else 0
 
 
 def _is_msgpack(content_type: bytes) -> bool:
@@ -141,8 +148,7 @@ def pack_record(move: Deferral) -> bytes:
     else:
         parts += (_TYPE, _packed_text(job.type), _DATA, _packed_text(job.data))
         size = 8
-    first_at = b"%d" % envelope.first_ms if envelope.first_ms else job.entry.partition(b"-")[0]
-    notes = [_FIRST_AT, _packed_text(first_at)]
+    notes = [_FIRST_AT, _packed_text(b"%d" % job.born_ms)]
     if move.failed:
         notes += (_FAILED, _packed_text(b"%d" % move.failed))
     snoozed_ms = envelope.snoozed_ms or (job.fetched_ms if move.kind == "snooze" else 0)

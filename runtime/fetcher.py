@@ -14,7 +14,7 @@ from runtime.codec import decode_many
 from runtime.desk import STORE_BACKOFF, Desk
 from runtime.errors import Dead, StoreAway, StoreRefuses
 from runtime.events import outcome_name
-from runtime.jobs import FREE, STREAMS, UNKNOWN, Job, Lost, Outcome, Park
+from runtime.jobs import FREE, STREAMS, UNKNOWN, Job, Lost, Outcome, Park, ms_of
 from runtime.plan import WEIGHTS, Plan
 from runtime.settle import admit, admit_keyed
 from runtime.streams import Ask, Fetched
@@ -192,7 +192,7 @@ class Fetcher:
         for haul in fetched.hauls:
             if haul.rows:
                 middle: bytes = haul.rows[len(haul.rows) // 2][0]
-                self._desk.tally.waited(haul.stream, fetched.now_ms - int(middle.partition(b"-")[0]), len(haul.rows))
+                self._desk.tally.waited(haul.stream, fetched.now_ms - ms_of(middle, fetched.now_ms), len(haul.rows))
             jobs, bad = decode_many(
                 haul.stream, haul.rows, haul.counts, fetched.run, now_s, fetched.now_ms, self._desk.config.max_data_bytes
             )

@@ -96,13 +96,23 @@ class Job(Lease, gc=False, eq=False):
     @property
     def born(self) -> float:
         """When the job was first enqueued, in seconds since the epoch; the same in every attempt."""
-        return (self.envelope.first_ms or int(self.entry.partition(b"-")[0])) / 1000
+        return self.born_ms / 1000
+
+    @property
+    def born_ms(self) -> int:
+        """`born` in ms: of a first attempt the time in its entry's id, unless that lies ahead, since senders may choose ids."""
+        return self.envelope.first_ms or ms_of(self.entry, self.fetched_ms)
 
     @property
     def work(self) -> str:
         """An idempotency key: 26 characters that stay the same over retries, reclaims and an unedited replay."""
         digest = hashlib.sha256((self.envelope.origin or self.id).encode() + self.data).digest()
         return base64.b32encode(digest).decode()[:26].lower()
+
+
+def ms_of(entry: bytes, now_ms: int) -> int:
+    """Return the time in an entry's id, at most now: whoever sends may choose the id, up to 2**64 - 1 ms."""
+    return min(int(entry.partition(b"-")[0]), now_ms)
 
 
 def default_id(stream: str, entry: str) -> str:

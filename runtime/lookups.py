@@ -14,7 +14,7 @@ import msgspec
 
 from runtime.codec import unpack_record
 from runtime.errors import ConfigError
-from runtime.jobs import STREAMS, default_id
+from runtime.jobs import STREAMS, default_id, ms_of
 from runtime.streams import GROUP, Door, is_code, setting, whole, workers_of
 from runtime.wire import ServerError, Wire
 
@@ -185,7 +185,7 @@ class Lookups(Door):
             last = next((row["last-delivered-id"] for row in rows if row.get("name") == GROUP.encode()), None)
             start = "-" if last is None else f"({bytes(last).decode()}"
             oldest = await self.one(self._wire, ("XRANGE", self.keys.streams[stream], start, "+", "COUNT", 1))
-            ages[STREAMS[stream]] = max(0.0, now_ms - int(bytes(oldest[0][0]).partition(b"-")[0])) / 1000 if oldest else 0.0
+            ages[STREAMS[stream]] = (now_ms - ms_of(bytes(oldest[0][0]), now_ms)) / 1000 if oldest else 0.0
         return ages
 
     async def workers(self) -> dict[str, tuple[int, str]]:

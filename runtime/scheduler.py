@@ -15,7 +15,7 @@ from runtime.backoff import Backoff, delay_s
 from runtime.errors import StoreAway
 from runtime.events import Tally
 from runtime.jobs import FREE, STREAMS, SUSPECT, UNKNOWN, Lease, Letter, default_id, room_of
-from runtime.streams import Streams, whole
+from runtime.streams import End, Streams, whole
 from runtime.words import level_of
 
 log = logs.guarded("runtime.scheduler")
@@ -30,6 +30,8 @@ MAX_LEASE_S: Final = 3600.0
 FAR: Final = 10**18  # a version that nobody knows
 WALK_S: Final = (2.0, 5.0)
 SWEEP_ROWS: Final = 20
+ENDS_S: Final = 20.0  # a guess: what closes a stream stays, and jobs go on running meanwhile
+ENDS_TOLD_S: Final = 300.0
 MAX_UNKNOWN: Final = 256  # rooms of unknown names; a producer with a typo per message must not make a consumer each
 
 
@@ -65,6 +67,8 @@ class Scheduler:
         self.rooms: dict[tuple[int, str], int] = {}
         self.unknown_rooms: set[str] = set()
         self.has_suspects = False
+        self._next_ends_s = self._tell_ends_s = 0.0
+        self.ends: list[End] = []
 
     # --- delayed jobs --------------------------------------------------------------------------------------------
 
@@ -122,6 +126,7 @@ class Scheduler:
         Raises:
             StoreAway: the store did not answer; the next round does what is left.
         """
+        await self._look_at_ends()
         busy = await self._look_for_rooms()
         await self._adopt_strange_rooms()
         workers = await self._streams.workers()
@@ -141,6 +146,29 @@ class Scheduler:
                     break
         await self._condemn_unknown([row for name, (_, row) in workers.items() if name not in still])
         await self._forget_the_dead(workers)
+
+    async def _look_at_ends(self) -> None:
+        """See whether somebody's id has closed a stream, and say so."""
+        now_s = time.monotonic()
+        if now_s < self._next_ends_s:
+            return
+        self._next_ends_s = now_s + ENDS_S
+        self.ends = await self._streams.ends()
+        if self.troubles and now_s >= self._tell_ends_s:
+            self._tell_ends_s = now_s + ENDS_TOLD_S
+            for trouble in self.troubles:
+                log.error("%s; the way out: python -m runtime jobs reopen", trouble)
+
+    @property
+    def troubles(self) -> list[str]:
+        """What the last look at the ends of the streams found, for people."""
+        at_end = zip(STREAMS, self.ends, strict=False)
+        return [f"the stream {name} {end}" for name, end in at_end if end.is_closed or end.is_aside]
+
+    @property
+    def ahead_s(self) -> dict[str, float]:
+        """How far the last id of each stream lay ahead when we last looked."""
+        return {name: end.ahead_ms / 1000 for name, end in zip(STREAMS, self.ends, strict=False)}
 
     async def _look_for_rooms(self) -> set[int]:
         """Look what is parked; give the streams of which workers hold something, else one with a room, to hear of the guard."""

@@ -30,6 +30,7 @@ STATS_LIFE_S = 24 * 3600
 BROKEN_S: Final = 3.0  # a guess: between two looks at a stream that cannot be read
 MAX_MS: Final = 2.0**53
 MAX_DIGITS: Final = 15
+AHEAD_MS: Final = 3_600_000  # an id so far ahead is no clock's: a sender chose it. Clocks that are off, are off by seconds
 
 
 class Keys:
@@ -133,6 +134,23 @@ class Promoted(msgspec.Struct):
     cursor: str
 
 
+class End(msgspec.Struct, frozen=True):
+    """Where a stream ends: how far its last id lies ahead of the server's time, and whether jobs set aside wait to be moved."""
+
+    ahead_ms: int
+    is_aside: bool
+
+    @property
+    def is_closed(self) -> bool:
+        """Say whether somebody's id has closed this stream: all later ids lie ahead of it, and after the last of all is none."""
+        return self.ahead_ms > AHEAD_MS
+
+    def __str__(self) -> str:
+        if self.is_closed:
+            return f"is closed by an id that lies {self.ahead_ms / 86_400_000:,.1f} days ahead: somebody sent an entry with it"
+        return "has jobs set aside that are not moved yet" if self.is_aside else "is open"
+
+
 class Reclaimed(msgspec.Struct):
     """One walk over one stream."""
 
@@ -198,6 +216,15 @@ class Door:
         if "OOM" in answer:
             raise QueueFull(f"Redis is full: {answer}")
         raise StoreRefuses(f"Redis answered: {answer}")
+
+    async def ends_on(self, wire: Wire) -> list[End]:
+        """Return where each stream ends.
+
+        Raises:
+            StoreAway: no answer or an error.
+        """
+        _, *answer = await self.one(wire, self.command("ends"))
+        return [End(int(ahead), bool(aside)) for ahead, aside in zip(answer[::2], answer[1::2], strict=True)]
 
     async def prepare(self, wire: Wire) -> None:
         """Make the consumer group on all four streams, at 0: made at `$` it would skip what is there.
@@ -585,6 +612,14 @@ class Streams(Door):
         """
         answer = await self.one(self._helper, self.command("reclaim", stream + 1, lease_ms, n, *still))
         return Reclaimed(answer[0], answer[1], bool(answer[2]))
+
+    async def ends(self) -> list[End]:
+        """Return where each stream ends.
+
+        Raises:
+            StoreAway: no answer or an error.
+        """
+        return await self.ends_on(self._helper)
 
     async def forget(self, consumer: str) -> bool:
         """Remove a consumer, where it holds nothing; say whether it is gone from all streams.

@@ -1,13 +1,15 @@
-"""`jobs list`, `jobs show`: where jobs are now. Bounded reads; both say what they looked at."""
+"""`jobs list`, `jobs show`: where jobs are now, by bounded reads that say what they looked at. `jobs reopen`: a way out."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
+from runtime.checkup import Checkup
 from runtime.commands.common import clean, lookups, print_json, with_store
 from runtime.config import Config
 from runtime.errors import ConfigError
+from runtime.jobs import STREAMS
 from runtime.lookups import FoundJob
 
 MAX_LIST = 1_000
@@ -58,3 +60,29 @@ def show(config: Config, parsed: argparse.Namespace) -> int:
     gone = "" if jobs else " (a job that is done leaves nothing behind; `stats` counts it)"
     print(f"{len(jobs)} found{gone}; looked at: {where}", file=sys.stderr)
     return 0 if jobs else 1
+
+
+def reopen(config: Config, parsed: argparse.Namespace) -> int:
+    """Move what is in closed streams to fresh keys; may be stopped and called again."""
+
+    async def move(url: str) -> list[tuple[str, int, bool]]:
+        checkup = Checkup(url, config.queue, "reopen")
+        done: list[tuple[str, int, bool]] = []
+        try:
+            for stream, name in enumerate(STREAMS):
+                total, left, was_closed = await checkup.reopen(stream)
+                while left:
+                    moved, left, _ = await checkup.reopen(stream)
+                    total += moved
+                if total or was_closed:
+                    done.append((name, total, was_closed))
+        finally:
+            await checkup.close()
+        return done
+
+    done = with_store(config, move)
+    for name, total, _ in done:
+        print(f"{name}: {total} jobs moved to a fresh stream")
+    if not done:
+        print("no stream is closed", file=sys.stderr)
+    return 0

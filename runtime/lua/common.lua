@@ -20,6 +20,15 @@ local function ms(number)
   return string.format('%.0f', number)
 end
 
+-- The first of these texts that is a time, and not ahead of now; else now. Entry ids may be a sender's choice, up to 2^64 - 1 ms.
+local function first_time(now, ...)
+  for i = 1, select('#', ...) do
+    local text = select(i, ...)
+    if text and string.match(text, '^%d+$') and tonumber(text) <= now then return text end
+  end
+  return ms(now)
+end
+
 -- What is known of entries, by stream: the delivery count with which the caller holds it, or false once this call moved it.
 local known = {{}, {}, {}, {}}
 
@@ -57,6 +66,11 @@ local function field(fields, name)
     if fields[i] == name then value = fields[i + 1] end
   end
   return value
+end
+
+-- Where a stream is set aside that an id far ahead has closed, until `reopen` has moved what is in it.
+local function closed_name(s)
+  return KEYS[s] .. ':closed'
 end
 
 -- Where an entry stands, as `strikes` and a letter's `dead_from` name it.

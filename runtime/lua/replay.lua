@@ -14,11 +14,15 @@ local s
 for i = 1, 4 do
   if string.match(from, '^([^/]+)/') == STREAMS[i] then s = i end
 end
-if not s or not field(fields, 'type') or field(fields, 'dead_reason') == 'unreadable' then return 'unreadable' end
+-- Times that we note ourselves condemn nobody; a release before this one condemned jobs for them.
+local why = field(fields, 'dead_error') or ''
+local is_for_a_time = string.find(why, '`first_at`', 1, true) or string.find(why, '`snoozed_at`', 1, true)
+local is_unreadable = field(fields, 'dead_reason') == 'unreadable' and not is_for_a_time
+if not s or not field(fields, 'type') or is_unreadable then return 'unreadable' end
 
 local message, key = {}, field(fields, 'key')
 local id, exp = field(fields, 'id'), tonumber(field(fields, 'exp') or '')
-local dropped = {a = true, at = true, snoozed_at = true}
+local dropped = {a = true, at = true, snoozed_at = true, first_at = true}
 if exp and exp <= now then dropped.exp = true end
 for i = 1, #fields, 2 do
   local name = fields[i]
@@ -31,10 +35,8 @@ if id and not field(fields, 'x-origin') then
   message[#message + 1] = 'x-origin'
   message[#message + 1] = id
 end
-if not field(fields, 'first_at') then
-  message[#message + 1] = 'first_at'
-  message[#message + 1] = string.match(from, '/(%d+)%-') or ms(now)
-end
+message[#message + 1] = 'first_at'
+message[#message + 1] = first_time(now, field(fields, 'first_at'), string.match(from, '/(%d+)%-'))
 if key and not key_is_free(key, '') then return 'owned' end
 local entry = redis.call('XADD', KEYS[s], '*', unpack(message))
 if key then own_key(key, STREAMS[s] .. ' ' .. entry) end

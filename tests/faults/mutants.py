@@ -17,6 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 STREAMS = "tests/contract/test_streams.py"
+CODEC = "tests/unit/test_codec.py"
 WARD = "tests/contract/test_ward.py"
 ENGINE = "tests/contract/test_engine.py"
 PRODUCER = "tests/contract/test_producer.py"
@@ -103,6 +104,20 @@ MUTANTS = (
         "    redis.call('HDEL', MSG, member) -- a message",
         "    -- a message",
         f"{PRODUCER}::test_a_message_that_cannot_be_stored_is_its_senders_error_and_nobody_elses",
+    ),
+    Mutant(
+        "a time of birth that lies ahead is believed",
+        "runtime/jobs.py",
+        'return min(int(entry.partition(b"-")[0]), now_ms)',
+        'return int(entry.partition(b"-")[0])',
+        f"{CODEC}::test_a_job_whose_id_lies_ahead_is_born_when_it_was_fetched_in_all_its_attempts",
+    ),
+    Mutant(
+        "the closed stream goes before its copy is written",
+        "runtime/lua/reopen.lua",
+        "local function move(id, fields)\n",
+        "local function move(id, fields)\n  redis.call('XDEL', closed, id)\n  if id then return 0 end\n",
+        "tests/contract/test_closed.py::test_a_closed_stream_is_moved_whole_with_what_is_parked_and_held",
     ),
     Mutant(
         "renewal without the owner check",

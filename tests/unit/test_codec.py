@@ -135,8 +135,6 @@ def test_bad_entries_stand_beside_the_good_ones() -> None:
         (message(attempts=b"0"), "`attempts`"),
         (message(attempts=b"many"), "`attempts`"),
         (message(a=b"x"), "`a`"),
-        (message(first_at=b"x"), "`first_at`"),
-        (message(snoozed_at=b"x"), "`snoozed_at`"),
         (message(ct=b"text/xml"), "`ct`"),
         (message(ct=b"Application/JSON"), "`ct`"),
         (message(ct=b""), "`ct`"),
@@ -170,6 +168,27 @@ def test_a_malformed_field_makes_the_entry_unreadable_and_is_named(fields: list[
 )
 def test_the_outermost_values_and_foreign_ones_are_taken(fields: dict[str, bytes]) -> None:
     one(message(**fields))
+
+
+@pytest.mark.parametrize(
+    "text", [b"x", b"", b"-1", b"1700000001001", b"9007199254740993", b"18446744073709551615", b"9" * 5000, b"1.5"]
+)
+def test_a_time_of_our_own_that_is_none_or_lies_ahead_is_as_good_as_absent(text: bytes) -> None:
+    noted = one(message(first_at=text, snoozed_at=text)).envelope
+    assert (noted.first_ms, noted.snoozed_ms) == (0, 0)
+    assert one(message(first_at=b"1700000001000")).envelope.first_ms == 1_700_000_001_000
+
+
+@pytest.mark.parametrize("entry", [b"1700000001001-0", b"%d-0" % 2**53, b"%d-%d" % (2**64 - 1, 2**64 - 1)])
+def test_a_job_whose_id_lies_ahead_is_born_when_it_was_fetched_in_all_its_attempts(entry: bytes) -> None:
+    rows = [(entry, [b"type", b"t", b"data", b"{}"])]
+    [first], _ = decode_many(MEDIUM, rows, repeat(1), "run", 0.0, 1_700_000_001_000)
+    assert first.born == 1_700_000_001
+    assert first.id == f"medium-{entry.decode()}"
+    record = unpack_record(pack_record(Deferral(first, "retry", 1, first.id, 1)))
+    [second], bad = decode_many(MEDIUM, [(b"%d-1" % (2**64 - 1), record[2:])], repeat(1), "run", 0.0, 1_700_000_009_000)
+    assert not bad
+    assert (second.born, second.attempt, second.id, second.work) == (first.born, 2, first.id, first.work)
 
 
 def test_times_fit_into_the_numbers_of_lua() -> None:

@@ -32,7 +32,9 @@ from runtime.jobs import (
 
 
 def job(entry: str = "1700000000123-4", stream: int = 1, count: int = 1, data: bytes = b'{"a":1}', **fields: Any) -> Job:
-    return Job(stream, entry.encode(), count, "run", 0.0, b"greet", data, Envelope(**fields) if fields else PLAIN, 0)
+    return Job(
+        stream, entry.encode(), count, "run", 0.0, b"greet", data, Envelope(**fields) if fields else PLAIN, 1_800_000_000_000
+    )
 
 
 # --- one job over its attempts -------------------------------------------------------------------------------------------
