@@ -303,7 +303,11 @@ async def test_what_json_has_no_number_for_is_refused(producer, raw, value):
     assert raw.keys("*") == []
 
 
-@pytest.mark.parametrize("value", [None, "null", [None, 1.5], {"Texan": None, "null": 0}, msgspec.Raw(b'{"a":null}')], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [None, "null", [None, 1.5], {"Texan": None, "null": 0}, msgspec.Raw(b'{"a":null}')],
+    ids=["none", "text", "list", "dict", "raw"],
+)
 async def test_what_json_calls_null_is_sent(producer, raw, value):
     await producer.send(Measured(value=value, note='"nan":'))
     assert raw.xlen("{jobs}:medium") == 1

@@ -69,6 +69,30 @@ async def scripted(message: Scripted, job: Job) -> None:
     note("end", message.n, job.attempt, time.monotonic())
 
 
+@contract("held")
+class Held(msgspec.Struct, frozen=True, kw_only=True):
+    """Number `n` runs until there is a file `go`, and fails in its first `failures` attempts."""
+
+    n: int
+    failures: int = 0
+
+
+@handler(Held, timeout_s=120, retry=Backoff(base_s=0.05, cap_s=0.3, attempts=3))
+async def held(message: Held, job: Job) -> None:
+    """Wait for the test's word."""
+    note("start", message.n, job.attempt, job.entry.decode(), job.count, time.monotonic(), job.stream)
+    try:
+        while not Path(HISTORY, "go").exists():
+            await asyncio.sleep(0.02)
+    except asyncio.CancelledError:
+        note("cut", message.n, job.attempt, time.monotonic())
+        raise
+    if job.attempt <= message.failures:
+        note("fail", message.n, job.attempt, time.monotonic())
+        raise RuntimeError(f"attempt {job.attempt} of {message.n} fails as it should")
+    note("end", message.n, job.attempt, time.monotonic())
+
+
 @contract("blocking")
 class Blocking(msgspec.Struct, frozen=True, kw_only=True):
     """Number `n` holds the loop for `ms`."""

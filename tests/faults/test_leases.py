@@ -35,7 +35,7 @@ def test_a_job_three_leases_long_on_a_healthy_worker_runs_once(server, raw, hist
 
 def test_a_worker_frozen_for_two_leases_neither_moves_nor_steals_back_its_job(server, raw, history, crew):
     zombie = hire(crew, server, history)
-    raw.xadd(KEY, {"type": "scripted", "data": '{"n":1,"ms":6000,"failures":1}', "attempts": "9"})
+    raw.xadd(KEY, {"type": "held", "data": '{"n":1,"failures":1}', "attempts": "9"})
     wait_until(lambda: count(history, "start") == 1, what="the job starts")
     zombie.send(signal.SIGSTOP)
     hire(crew, server, history)
@@ -44,6 +44,7 @@ def test_a_worker_frozen_for_two_leases_neither_moves_nor_steals_back_its_job(se
     zombie.send(signal.SIGCONT)
     wait_until(lambda: "lost the lease" in zombie.log, what="the zombie learns that it lost its lease")
     assert [row["consumer"] for row in raw.xpending_range(KEY, "workers", "-", "+", 10)] == [owner], "not stolen back"
+    (history / "go").touch()
     wait_until(lambda: not leftovers(raw), 30, what="the job is settled")
     attempts = sorted((event.attempt, event.pid == zombie.process.pid) for event in events(history) if event.kind == "fail")
     assert attempts == [(1, False)], "the frozen run was cut, and its failure was never counted"
