@@ -139,6 +139,7 @@ class Scheduler:
                 if found.is_guarded:
                     return
                 if found.dead or found.ghosts:
+                    self.has_suspects = self.has_suspects or found.dead > 0
                     self._tally.moved(b"", stream, "reclaimed", found.dead)
                     self._tally.moved(b"", stream, "ghost", found.ghosts)
                     log.info("took back %d jobs of dead workers and %d lost deliveries", found.dead, found.ghosts)

@@ -1,9 +1,9 @@
 """Isolation of suspects: what some worker held when it died runs again beside nothing young, so that the guilty job is found and
 no innocent is condemned with it.
 
-One worker of all has the ward. If this process dies in it, the next one to have it finds the same suspects with a higher count.
-Against what ran alone a death is evidence, from the step that hands it out until the store has confirmed that the isolation is
-over; nothing else starts here before. Nothing must be remembered by who dies.
+Half of the workers, at least one, may have a place in the ward; the script sees to it. If this process dies, others find what it
+held with a higher count: that runs in smaller groups, at last alone. Against what ran alone a death is evidence, from the step
+that hands it out until the store has confirmed that the isolation is over; nothing else starts here before.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from typing import Final
 from runtime.desk import Desk
 from runtime.errors import StoreAway, StoreRefuses
 from runtime.jobs import STREAMS, Lease, Letter, default_id
-from runtime.streams import Fetched, Isolated, entry_fields, whole
+from runtime.streams import MAX_IDS, Fetched, Isolated, entry_fields, whole
 
-MAX_TOGETHER: Final = 20  # innocents that one guilty job can take along a second time
 ASK_PART: Final = 0.25  # of a lease, until we ask again for a place that another worker has
 
 
@@ -78,7 +77,7 @@ class Ward:
                 return True
             await self._leave(now_s)
             return False
-        return await self._ask(min(lanes, MAX_TOGETHER), now_s)
+        return await self._ask(min(lanes, MAX_IDS), now_s)
 
     @property
     def next_ask_s(self) -> float:
@@ -132,7 +131,7 @@ class Ward:
                 return False
             case _:
                 self._desk.scheduler.has_suspects = False
-                self._ask_at_s = now_s + config.lease_s
+                self._ask_at_s = now_s + found.for_ms / 1000
                 return False
 
     async def _end_isolation(self) -> None:

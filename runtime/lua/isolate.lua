@@ -4,27 +4,31 @@
 -- time in ms, n (how many may start; -1 gives the place up), 1 if no former suspect runs there, then in turn type, newest version and
 -- timeout in ms of what may run there.
 -- Reply: now in ms, a word, a time in ms, then per entry {stream, id, fields, delivery count, names of workers that died of it alone}:
--- 'none'  no suspect that may run there: the place is given up    'busy'  others have all places; one may be free after this time
+-- 'none'  no suspect that may run there now: the place is given up; ask again after this time for those that are there all the same
+-- 'busy'  others have all places, half of the workers that live, at least one; one may be free after this time
 -- 'wait'  the place is yours, but what runs beside must first have run for this time, or have ended
 -- 'run'   these are yours, for this time in isolation              'dead'  this one is yours, to be condemned
--- Up to n that are suspect for the first time, later ones alone. What runs alone is written down beside its consumer in the same step
--- as the lease: if that one dies before it has said that the isolation is over, `reclaim` counts it as evidence. Of whom a worker died
--- alone runs next where no other former suspect does, so that its second and third death are nobody else's.
+-- Most deaths are no job's fault: suspects run together at first, n of them. Who dies again runs in small groups twice, then alone.
+-- What runs alone is written down beside its consumer in the same step as the lease: if that one dies before it has said that the
+-- isolation is over, `reclaim` counts it as evidence. Of whom a worker died alone runs next where no other former suspect does, so that
+-- its second and third death are nobody else's.
 
 local consumer, lease_ms, calm_ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local base_ms, n, is_clean = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6] == '1'
-local LOOK_AT, STRIKES_OUT, PLACES = 500, 3, 1
+local LOOK_AT, STRIKES_OUT = 500, 3
+local ALONE = 4 -- who is handed out for the fourth time after a death runs alone
+local MAX_BYTES = 2000000 -- of an answer, and one entry more: payloads may be large where lines are slow; a guess
 local now = now_ms()
 local newest, timeouts = {}, {}
 for i = 7, #ARGV, 3 do
   newest[ARGV[i]], timeouts[ARGV[i]] = tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2])
 end
 
-local function leave()
+local function leave(ask_after_ms)
   redis.pcall('HDEL', WARDS, consumer)
-  return {now, 'none', 0}
+  return {now, 'none', ask_after_ms}
 end
-if n < 0 then return leave() end
+if n < 0 then return leave(0) end
 
 -- A stream whose key is of another type has no suspects, and must not keep those of the others.
 local function suspects_on(s, n)
@@ -53,6 +57,7 @@ end
 
 -- In ms, until a place may be free; 0 when one is. A ward holds its place as long as it said, and no longer than its worker lives.
 local function wait_for_place()
+  local places = math.max(1, math.floor(redis.call('ZCOUNT', WORKERS, '(' .. ms(now), '+inf') / 2))
   local taken, soonest = 0, math.huge
   local wards = redis.pcall('HGETALL', WARDS)
   for i = 1, #wards, 2 do
@@ -62,12 +67,15 @@ local function wait_for_place()
       taken, soonest = taken + 1, math.min(soonest, ends)
     end
   end
-  return taken < PLACES and 0 or soonest - now
+  return taken < places and 0 or soonest - now
 end
 
 local function hold_place(for_ms, alone)
   redis.call('HSET', WARDS, consumer, ms(now + for_ms) .. ' ' .. alone)
 end
+
+-- To be condemned first; then, who has a strike, where it may run at all; then the least suspect.
+local CONDEMNED, STRUCK, UNSTRUCK = 1, 2, 3
 
 -- The names that each suspect of a stream has, in order; most often nobody has any.
 local function names_on(s, rows)
@@ -78,12 +86,24 @@ local function names_on(s, rows)
   return redis.call('HMGET', STRIKES, unpack(places))
 end
 
--- To be condemned first; then, who has a strike, where it may run at all; then the least suspect.
-local CONDEMNED, STRUCK, UNSTRUCK = 1, 2, 3
-local listed = {}
+-- How many may run together. Groups of the root of all that wait: as many groups as a guilty one takes along.
+local function most_together(suspect)
+  if suspect.rank ~= UNSTRUCK or suspect.count >= ALONE then return 1 end
+  if suspect.count == 1 then return n end
+  local waiting = 0
+  for s = 1, 4 do
+    for _, row in ipairs(redis.pcall('XPENDING', KEYS[s], GROUP)[4] or {}) do
+      if row[1] == SUSPECT then waiting = waiting + row[2] end
+    end
+  end
+  return math.min(n, math.floor(math.sqrt(waiting)))
+end
+
+local listed, is_any = {}, false
 for s = 1, 4 do
   local rows = suspects_on(s, LOOK_AT)
   local names = names_on(s, rows)
+  is_any = is_any or #rows > 0
   for position, row in ipairs(rows) do
     local count, rank = math.max(1, row[4]), UNSTRUCK
     local _, strikes = string.gsub(names[position] or '', '%S+', '')
@@ -101,10 +121,16 @@ table.sort(listed, function(a, b)
   return a.place < b.place
 end)
 
-local chosen, isolation_ms = {}, 0
+local wait_ms = wait_for_place()
+if wait_ms > 0 and listed[1] and listed[1].rank ~= CONDEMNED then
+  redis.pcall('HDEL', WARDS, consumer)
+  return {now, 'busy', wait_ms}
+end
+
+local chosen, isolation_ms, most, bytes = {}, 0, 1, 0
 for _, suspect in ipairs(listed) do
   local stream, id = KEYS[suspect.s], suspect.id
-  if #chosen > 0 and (suspect.count > 1 or #chosen >= n) then break end
+  if #chosen > 0 and (#chosen >= most or suspect.count ~= chosen[1].count or bytes > MAX_BYTES) then break end
   local fields = fields_of(stream, id)
   local kind = fields and field(fields, 'type')
   local known = kind and newest[kind]
@@ -114,21 +140,18 @@ for _, suspect in ipairs(listed) do
     suspect.fields = fields
     chosen[#chosen + 1] = suspect
     isolation_ms = math.max(isolation_ms, math.min(base_ms * 2 ^ (suspect.count - 1), timeouts[kind or ''] or 0))
-    if suspect.count > 1 or n == 0 then break end
+    if #chosen == 1 then most = most_together(suspect) end
+    for i = 1, #fields do bytes = bytes + #fields[i] end
   end
 end
 if #chosen == 0 then
   sweep()
   for s = 1, 4 do forget_room(s) end
-  return leave()
+  return leave(is_any and lease_ms or 0)
 end
 
 local is_condemned = chosen[1].rank == CONDEMNED
-local wait_ms = is_condemned and 0 or wait_for_place()
-if wait_ms > 0 then
-  redis.pcall('HDEL', WARDS, consumer)
-  return {now, 'busy', wait_ms}
-end
+if not is_condemned and wait_ms > 0 then return leave(wait_ms) end -- what is to be condemned cannot be read here
 if not is_condemned and (n == 0 or (calm_ms >= 0 and calm_ms < isolation_ms)) then
   hold_place(math.max(lease_ms, 2 * isolation_ms), '')
   return {now, 'wait', isolation_ms}

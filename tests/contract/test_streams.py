@@ -146,6 +146,44 @@ async def test_who_has_a_place_in_the_ward_has_it_for_as_long_as_it_lives_and_sa
     assert raw.exists("{jobs}:wards") == 0
 
 
+async def test_half_of_the_workers_that_live_may_isolate_at_a_time(door, raw):
+    now_ms = int(raw.time()[0]) * 1000
+    raw.zadd("{jobs}:workers", {f"w{n}": now_ms + 30_000 for n in range(5)} | {"~last": now_ms, "~since": 1, "dead": now_ms - 1})
+    for _ in range(3):
+        suspect(raw)
+    raw.hset("{jobs}:wards", mapping={"w0": f"{now_ms + 20_000} ", "dead": f"{now_ms + 20_000} high/1-1"})
+    assert await isolate(door, n=1) == ("run", 10_000, [2]), "two of five"
+    await door.acquit([])
+    raw.hset("{jobs}:wards", "w1", f"{now_ms + 15_000} ")
+    word, wait_ms, _ = await isolate(door, n=1)
+    assert (word, 0 < wait_ms <= 15_000) == ("busy", True)
+    raw.zadd("{jobs}:workers", {"w5": now_ms + 30_000})
+    assert await isolate(door, n=1) == ("run", 10_000, [2]), "three of six"
+
+
+async def test_who_dies_again_runs_in_groups_of_the_root_of_all_that_wait_twice_and_then_alone(door, raw):
+    for count, number in ((2, 20), (3, 10), (4, 9)):
+        for _ in range(number):
+            suspect(raw, count, to="{jobs}:low" if count == 2 else KEY)
+    groups = [len((await isolate(door, n=500))[2]) for _ in range(6)]
+    assert groups == [6, 5, 5, 4, 4, 3], "of 39, 33, 28, 23, 19 and 15; each of one count"
+    while (await isolate(door, n=500))[2] != [5]:
+        pass
+    assert await isolate(door, n=500) == ("run", 30_000, [5]), "though eight wait"
+
+
+async def test_an_answer_of_large_suspects_is_bounded_by_their_bytes(door, raw):
+    for _ in range(12):
+        suspect(raw, data='{"x":"' + 250_000 * "x" + '"}')
+    assert [len((await isolate(door, n=500))[2]) for _ in range(2)] == [8, 4]
+
+
+async def test_a_worker_that_can_run_none_of_the_suspects_asks_again_after_a_lease_and_else_when_one_is_seen(door, raw):
+    assert await isolate(door) == ("none", 0, [])
+    suspect(raw, type="other")
+    assert await isolate(door) == ("none", 30_000, [])
+
+
 async def test_beside_a_suspect_runs_only_what_has_run_as_long_as_the_isolation(door, raw):
     suspect(raw)
     assert await isolate(door, calm_ms=9_999) == ("wait", 10_000, [])

@@ -1,4 +1,4 @@
-"""`python -m tests.faults`: storms of every kind of fault with fresh seeds, their figures, then the long tests of single faults.
+"""`python -m tests.faults`: storms of every kind of fault with fresh seeds, with their figures; a mass kill; the long tests.
 
 Exit status: 0 all figures hold, 1 one does not, 3 a run proved nothing, since a kind of fault met nobody at work, nor did two
 more runs in its place.
@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.faults import mass
 from tests.faults.checker import Verdict
 from tests.faults.nemesis import GRACE_S, KINDS
 from tests.faults.storms import DURABLE, Weather, blow, commit, version_of
@@ -58,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 status = run_one(kind, seed + 1000 * again, math.ceil(options.jobs / len(seeds)))
         statuses.append(status)
     if not options.storms_only:
+        statuses.append(mass.main([]))
         print("long tests of single faults:", flush=True)
         command = [sys.executable, "-m", "pytest", "-q", "-m", "long", "tests/faults"]
         statuses.append(FAILED if subprocess.run(command, cwd=ROOT).returncode not in (0, 5) else 0)  # 5: there are none

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import isqrt
 
 from runtime.jobs import FREE, STREAMS, SUSPECT, Lease
 from runtime.jobs import Job as WorkerJob
 
 ENTRY, DUE, DEAD = "entry", "due", "dead"  # the three places of a job
+ALONE = 4  # from this delivery count on
 
 
 @dataclass
@@ -188,11 +190,13 @@ class Model:
         return self._lease(fits[:most], consumer)
 
     def isolate(self, consumer: str, most: int, types: Mapping[str, int]) -> list[tuple[int, int]]:
-        """Lease suspects: up to `most` first-time ones, or a later one alone, the least suspect first."""
-        suspects = [job for stream in range(4) for job in self.entries(stream, SUSPECT) if job.version <= types.get(job.type, 0)]
+        """Lease suspects, the least suspect first: up to `most` first-time ones, then groups of the root of all, then alone."""
+        waiting = [job for stream in range(4) for job in self.entries(stream, SUSPECT)]
+        suspects = [job for job in waiting if job.version <= types.get(job.type, 0)]
         suspects.sort(key=lambda job: (job.count, job.stream, job.order))
-        size = most if suspects and suspects[0].count == 1 else 1
-        return self._lease([job for job in suspects[:size] if job.count == suspects[0].count], consumer)
+        count = suspects[0].count if suspects else 0
+        size = most if count == 1 else 1 if count >= ALONE else min(most, isqrt(len(waiting)))
+        return self._lease([job for job in suspects[:size] if job.count == count], consumer)
 
     @staticmethod
     def _put(job: Job, room: str, count: int) -> None:

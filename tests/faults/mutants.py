@@ -319,8 +319,8 @@ MUTANTS = (
     Mutant(
         "condemned at the second strike",
         "runtime/lua/isolate.lua",
-        "STRIKES_OUT, PLACES = 500, 3,",
-        "STRIKES_OUT, PLACES = 500, 2,",
+        "STRIKES_OUT = 500, 3",
+        "STRIKES_OUT = 500, 2",
         f"{STREAMS}::test_three_strikes_are_handed_out_to_be_condemned_without_calm",
     ),
     Mutant(
@@ -336,6 +336,20 @@ MUTANTS = (
         "            await self._end_isolation()\n            self._turn_until_s",
         "            self._isolated.clear()\n            self._turn_until_s",
         f"{WARD}::test_nothing_starts_beside_what_outlived_its_isolation_before_the_store_has_confirmed_that",
+    ),
+    Mutant(
+        "one place in the ward of all workers",
+        "runtime/lua/isolate.lua",
+        "'(' .. ms(now), '+inf') / 2",
+        "'(' .. ms(now), '+inf') / 1000",
+        f"{STREAMS}::test_half_of_the_workers_that_live_may_isolate_at_a_time",
+    ),
+    Mutant(
+        "who died twice with others is never alone",
+        "runtime/lua/isolate.lua",
+        "local ALONE = 4",
+        "local ALONE = 400",
+        f"{STREAMS}::test_who_dies_again_runs_in_groups_of_the_root_of_all_that_wait_twice_and_then_alone",
     ),
     Mutant(
         "an isolation of a minute at most",

@@ -42,6 +42,22 @@ async def deadly(message: Deadly, job: Job) -> None:
                 pass
 
 
+@contract("lasting")
+class Lasting(msgspec.Struct, frozen=True, kw_only=True):
+    """Number `n` runs for `ms`, however long that is."""
+
+    n: int
+    ms: float
+
+
+@handler(Lasting, timeout_s=600)
+async def lasting(message: Lasting, job: Job) -> None:
+    """Sleep, beside whatever else there is."""
+    note("start", message.n, job.attempt, job.entry.decode(), job.count, time.monotonic())
+    await asyncio.sleep(message.ms / 1000)
+    note("end", message.n, job.attempt, time.monotonic())
+
+
 @contract("contained")
 class Contained(msgspec.Struct, frozen=True, kw_only=True):
     """Number `n` does the same in a child process, or takes `bytes` of memory there."""

@@ -120,7 +120,7 @@ def test_500_running_jobs_and_a_server_that_does_not_answer_keep_no_process_and_
             assert worker.process.wait(5 + (grace_s if signals == 1 else 0)) in (0, 4)
         finally:
             server.process.send_signal(signal.SIGCONT)
-        hire(crew, server, tmp_path, "--suspect", "0.3", concurrency=700)  # they run in isolation, 20 at a time
+        hire(crew, server, tmp_path, "--suspect", "0.3", concurrency=700)  # they run in isolation
         wait_until(lambda: is_settled(raw), 60, "another worker runs what is left")
         assert ended(tmp_path) == set(range(700))
         assert all(event.attempt == 1 for event in events(tmp_path)), "no attempt is burnt"
