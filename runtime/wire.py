@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from random import shuffle
@@ -35,6 +36,12 @@ class Tail(NamedTuple):
 Command = Sequence[bytes | str | int | float | Tail]
 CONNECT_S = 5.0
 ANSWER_S = 5.0
+IDLE_S: Final = 2.0  # a guess: a connection that was idle for so long is asked whether it still is one, for one round trip
+PROOF_S: Final = 0.5  # a guess: what does not answer a PING by then is left for a new connection, which has more time
+# A line that was cut without a word: the kernel asks after 15 s of silence, and gives up after three questions of 5 s, or where
+# something was sent and nobody has acknowledged it for 20 s. Guesses; the usual defaults are hours.
+_ALIVE: Final = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 20_000}
+KEEPALIVE: Final = {getattr(socket, name): value for name, value in _ALIVE.items() if hasattr(socket, name)}
 SENTINEL_S: Final = 0.5  # for one sentinel's answer: the others know as much
 SENTINEL_EXAMPLE: Final = "sentinel://host:26379,host:26379/mymaster"
 
@@ -56,6 +63,8 @@ def one_connection(url: str) -> AbstractConnection:
         "socket_connect_timeout": CONNECT_S,
         "health_check_interval": 0,
     }
+    if not url.startswith("unix://"):
+        options |= {"socket_keepalive": True, "socket_keepalive_options": KEEPALIVE}
     if url.startswith("sentinel:"):
         return MasterConnection(url, options)
     try:
@@ -206,6 +215,7 @@ class Wire:
         self._line: Line | None = None
         self._busy = asyncio.Lock()
         self._unanswered = False
+        self._heard_s = 0.0  # when it answered last, by the loop's clock
 
     def __repr__(self) -> str:
         state = "open" if self._connection is not None else "closed"
@@ -233,6 +243,8 @@ class Wire:
         """
         async with self._busy:
             line = self._line or await self._open()
+            if asyncio.get_running_loop().time() - self._heard_s > IDLE_S:
+                line = await self._proven(line)
             if run and run != self.run:
                 raise StoreAway(f"Redis at {without_password(self.url)} was restarted")
             self._unanswered = True
@@ -246,6 +258,7 @@ class Wire:
                 await self._drop()  # an answer may still be on its way: nobody may read it as his own
                 raise
             self._unanswered = False
+            self._heard_s = asyncio.get_running_loop().time()
             if any(isinstance(answer, ServerError) and answer.code == "READONLY" for answer in answers):
                 await self._drop()
                 raise StoreAway(f"Redis at {without_password(self.url)} is a replica now")
@@ -278,6 +291,24 @@ class Wire:
             raise
         self._connection, self._line = connection, line
         self.client_id, self.run, self._unanswered = client_id, run, False
+        self._heard_s = asyncio.get_running_loop().time()
+        return line
+
+    async def _proven(self, line: Line) -> Line:
+        """Return the line, or a new one where it has become silent: middleboxes forget idle connections, and tell nobody.
+
+        Raises:
+            StoreAway: no new connection.
+        """
+        try:
+            async with asyncio.timeout(min(PROOF_S, self._answer_s)):
+                await line.ask(pack([("PING",)]), 1)
+        except (RedisError, OSError):
+            await self._drop()
+            return await self._open()
+        except BaseException:
+            await self._drop()  # its answer may still be on its way
+            raise
         return line
 
     async def _check_role(self, line: Line) -> None:

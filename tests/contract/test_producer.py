@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -16,7 +17,10 @@ import pytest
 import redis
 
 from runtime import BadPayload, ConfigError, Message, PartlySent, Priority, Producer, QueueFull, StoreAway, StoreRefuses, contract
+from runtime.codec import decode_many
+from runtime.jobs import Batch
 from runtime.streams import Streams
+from runtime.wire import KEEPALIVE, Wire
 from tests.proxy import Proxy
 from tests.servers import Server, wait_until
 
@@ -387,6 +391,44 @@ async def test_a_silent_line_is_left_for_another_before_patience_ends(proxy, raw
         assert proxy.deafen() == 1
         sent = await asyncio.gather(*[producer.send(Order(n=n)) for n in range(1, 1200)])
     assert [f"high-{entry}" for entry, _ in raw.xrange(KEY)][1:] == [one.id for one in sent]
+
+
+async def test_a_line_that_was_cut_while_it_was_idle_is_found_by_a_question_and_nobody_hears_of_it(proxy, raw, monkeypatch):
+    """The producer's, and those of a worker: no answer is waited for to its end."""
+    monkeypatch.setattr("runtime.wire.IDLE_S", 0.0)
+    async with proxy, Producer.connect(proxy.url, patience_s=60) as producer:
+        worker = Streams(proxy.url, "jobs", "me")
+        await worker.start()
+        await producer.send(Order(n=1))
+        fetched = await worker.fetch([0, 1, 0, 0], set())
+        [haul] = fetched.hauls
+        jobs, _ = decode_many(haul.stream, haul.rows, haul.counts, fetched.run, time.monotonic(), fetched.now_ms)
+        await worker._writer.ready()
+        async with asyncio.timeout(4.5):  # a lost answer takes a worker five seconds, and this producer twenty
+            assert proxy.deafen() == 4
+            await producer.send(Order(n=2))
+            settled = await worker.settle(Batch([[], jobs, [], []], [], [], []))
+        await worker.close()
+    assert (settled.refused, settled.shortfall) == (0, 0)
+    assert raw.xlen(KEY) == 1
+
+
+async def test_the_kernel_asks_whether_a_connection_still_is_one():
+    server = Server("valkey", "--bind", "127.0.0.1")
+    try:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        server.client().config_set("port", port)
+        wire = Wire(f"redis://127.0.0.1:{port}", "asks")
+        await wire.ready()
+        ours = wire._line._transport.get_extra_info("socket")
+        assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        for option, value in KEEPALIVE.items():
+            assert ours.getsockopt(socket.IPPROTO_TCP, option) == value
+        await wire.close()
+    finally:
+        server.stop()
 
 
 async def test_of_a_cancelled_send_many_no_further_chunk_is_sent(proxy, raw):

@@ -275,6 +275,27 @@ MUTANTS = (
         f"{PRODUCER}::test_a_lost_reply_does_not_enqueue_twice_and_the_answer_is_the_first_one",
     ),
     Mutant(
+        "an idle line is believed",
+        "runtime/wire.py",
+        "time() - self._heard_s > IDLE_S:",
+        "time() - self._heard_s > 1e9:",
+        f"{PRODUCER}::test_a_line_that_was_cut_while_it_was_idle_is_found_by_a_question_and_nobody_hears_of_it",
+    ),
+    Mutant(
+        "the mark of a key outlives its job",
+        "runtime/lua/done.lua",
+        "  free_key(ARGV[i + 3], STREAMS[s] .. ' ' .. id)\n",
+        "",
+        f"{STREAMS}::test_the_mark_of_a_key_goes_with_its_job",
+    ),
+    Mutant(
+        "done deletes anybody's mark",
+        "runtime/lua/common.lua",
+        "if key and key ~= '' and redis.pcall('GET', mark_of(key)) == place then redis.pcall('DEL'",
+        "if key and key ~= '' then redis.pcall('DEL'",
+        f"{STREAMS}::test_the_mark_of_a_key_stays_with_whom_it_names",
+    ),
+    Mutant(
         "patience only on the line",
         "runtime/producer.py",
         "while self._waiting and (self._waiting[0].end_s <= now_s or",
