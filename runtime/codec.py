@@ -16,6 +16,7 @@ from runtime.errors import BadMessage, BadPayload
 from runtime.jobs import PLAIN, STREAMS, BadEntry, Contract, Deferral, Envelope, Job, Lease
 
 MAX_DATA_BYTES = 256 * 1024
+MAX_OTHERS_BYTES = 1024 * 1024  # of all fields beside `data`, a guess: more than any header has
 OWN_FIELDS = 8  # what retries add must not make a message too large
 MAX_FIELDS = 512  # a script's `unpack` dies near 4,000 values; 512 pairs leave room for our own fields
 MAX_KEY_BYTES = 512  # a guess: long enough for any natural key
@@ -51,6 +52,10 @@ def decode_many(
                 type_name, data, envelope = _envelope(fields, fetched_ms)
             except BadMessage as error:
                 bad.append(BadEntry(Lease(stream, entry, count, run, taken_s), error.code, str(error)))
+                continue
+            if sum(map(len, fields)) > max_data_bytes + MAX_OTHERS_BYTES:
+                reason = f"more than {max_data_bytes + MAX_OTHERS_BYTES} bytes in all fields"
+                bad.append(BadEntry(Lease(stream, entry, count, run, taken_s), "too-large", reason))
                 continue
         if len(data) > max_data_bytes:
             reason = f"data has {len(data)} bytes, the limit is {max_data_bytes}"

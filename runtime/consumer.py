@@ -8,6 +8,7 @@ all of it or the walk finds it. No await stands between reading and writing Inbo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -27,14 +28,14 @@ from runtime.config import Config
 from runtime.desk import Desk
 from runtime.errors import LeaseLost, SelfCancelled, StoreAway, TimedOut
 from runtime.events import Tally
-from runtime.fetcher import BELL_MS, Fetcher
+from runtime.fetcher import BELL_MS, INBOX_BYTES, Fetcher
 from runtime.flusher import Flusher
 from runtime.jobs import Job, Registry
 from runtime.lanes import Inbox, Lane
 from runtime.lease import TICK_S, Beat, Heartbeat, Held, Watched
 from runtime.scheduler import Scheduler
 from runtime.settle import Ledger, decide
-from runtime.streams import Streams
+from runtime.streams import ANSWER_S, Streams
 from runtime.words import Words
 
 log = logs.guarded("runtime.consumer")
@@ -51,6 +52,7 @@ LONGEST_ASK_S: Final = BELL_MS / 1000 + 0.2  # the bell may take as long with no
 CUT_S: Final = 2.0
 FLUSH_S: Final = 2.0
 UNRING_S: Final = 4.0
+LOST_S: Final = 0.5
 CANCELLED: Final = "does a handler cancel what is not its own?"
 
 
@@ -110,7 +112,8 @@ class Consumer:
         self.words = Words()
         self.ledger = Ledger()
         self.inbox = Inbox()
-        self.streams = Streams(url, config.queue, self.name)
+        fetch_s = max(SILENT_PART * config.lease_s, ANSWER_S)  # what comes later is given back in any case
+        self.streams = Streams(url, config.queue, self.name, ANSWER_S, fetch_s, config.max_data_bytes)
         self.lanes: list[Lane] = []
         self._url = url
         self._leave = leave
@@ -279,7 +282,7 @@ class Consumer:
     # --- room and leases -------------------------------------------------------------------------------------------------
 
     def _read_ahead(self) -> int:
-        return min(self.tally.finished - self._finished_before[0], MAX_READ_AHEAD)
+        return min(self.tally.finished - self._finished_before[0], MAX_READ_AHEAD, self._fetcher.entries(INBOX_BYTES))
 
     def _room(self) -> int:
         """How many jobs may be fetched now: lanes and read-ahead, less all that is held."""
@@ -452,16 +455,27 @@ class Consumer:
     async def _end_fetching(self, fetcher: asyncio.Task[None]) -> None:
         """Wake the blocked read until the fetcher ends; a cancelled read would leave deliveries that nobody holds."""
         self._fetcher.room_made.set()
+        is_away = False
         for _ in range(int(UNRING_S / TICK_S)):
             try:
                 await self.streams.unring()
             except StoreAway:
+                is_away = True
                 break
             done, _ = await asyncio.wait([fetcher], timeout=TICK_S)
             if done:
                 return
         self._may_loops_end = True
         fetcher.cancel()
+        if not is_away:
+            await self._give_back_lost(fetcher)
+
+    async def _give_back_lost(self, fetcher: asyncio.Task[None]) -> None:
+        """What an answer brings that was still on its way is nobody's suspect: we live, and have not run it."""
+        await asyncio.wait([fetcher], timeout=TICK_S)
+        with contextlib.suppress(StoreAway, TimeoutError):
+            async with asyncio.timeout(LOST_S):
+                await self._fetcher.give_back_lost()
 
     async def _cut_lanes(self) -> list[Job]:
         """Cut what still runs, and note it to be given back; give the jobs of lanes that would not end."""

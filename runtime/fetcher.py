@@ -14,8 +14,8 @@ from runtime.codec import decode_many
 from runtime.desk import STORE_BACKOFF, Desk
 from runtime.errors import Dead, StoreAway, StoreRefuses
 from runtime.events import outcome_name
-from runtime.jobs import FREE, STREAMS, UNKNOWN, Job, Lost, Outcome, Park, ms_of
-from runtime.plan import WEIGHTS, Plan
+from runtime.jobs import FREE, STREAMS, UNKNOWN, BadEntry, Job, Lease, Lost, Outcome, Park, ms_of
+from runtime.plan import WEIGHTS, Budget, Plan, Sizes
 from runtime.settle import admit, admit_keyed
 from runtime.streams import Ask, Fetched
 from runtime.ward import Ward
@@ -24,12 +24,15 @@ BELL_MS: Final = 1000
 SUSPECTS_BELL_MS: Final = 20
 ROOMS_S: Final = 0.25
 PAUSE_S: Final = 0.05
-MAX_FETCH: Final = 1_000_000  # entries a fetch may ask for; halved each time that none comes through
+# An answer takes this part of a lease at most, as far as the line's speed is known: what comes late is given back unrun.
+FETCH_PART: Final = 0.1
+FETCH_S: Final = 1.0
+INBOX_BYTES: Final = 32 << 20  # a guess: what may wait here unrun
 
 
 class Fetcher:
     """Owns the plan, and what was seen waiting in rooms. `room` says how many jobs may be fetched now,
-    and `is_stale` whether what was asked for at a time may be others' by now.
+    and `is_stale` whether what was asked for at a time may be others' by now. How much is asked for is learnt from what came.
     """
 
     def __init__(
@@ -50,7 +53,9 @@ class Fetcher:
         self._ward = Ward(desk, beside, self.receive)
         self._takes: set[int] = set()
         self._is_quiet = False  # the bell has not rung: nothing can be there but what rooms hold
-        self._most = MAX_FETCH
+        self._budget = Budget(min(FETCH_S, FETCH_PART * desk.config.lease_s))
+        self._sizes = Sizes()
+        self._has_lost = False  # an answer: what it brought is pending with us, and nobody here knows it
         self._next_rooms_s = 0.0
         self._told: dict[int, str] = {}
         self._rooms_are_full = False  # one of them gave all that it was asked for, and has more
@@ -66,26 +71,52 @@ class Fetcher:
         """Fetch whenever there is room, until told to stop; never cancelled, since a cancelled read loses deliveries."""
         failures = 0
         while not self._stop.is_set():
-            room = min(self._room(), self._most)
+            room = self._room()
             try:
                 if await self._ward.is_resting() or room < 1:
                     self.room_made.clear()
                     await self.room_made.wait()
                     continue
+                if self._has_lost:
+                    await self.give_back_lost()
                 await self._fetch(room)
                 self._tell_of_broken()
                 self._desk.words.store_back(failures)
                 failures, self.is_fetching = 0, True
-                self._most = min(2 * self._most, MAX_FETCH)
             except StoreAway as error:
                 failures += 1
                 if not isinstance(error, StoreRefuses):
-                    self._most = max(1, min(room, self._most) // 2)  # large entries on a slow line would never get through
+                    self._budget.passed(*self._desk.streams.came)  # as fast is the line, though this was too much
+                    self._budget.failed()
+                    self._has_lost = True
                 self.is_fetching = self._is_quiet = False  # the bell may be what fails: it rings for all streams or none
                 self._desk.tally.store_errors += 1
                 self._desk.words.store_away(error, failures)
                 await self._pause(delay_s(failures, STORE_BACKOFF, random))
         await self._ward.close()
+
+    def entries(self, most_bytes: int) -> int:
+        """Return how many entries weigh so much, by what came lately."""
+        return self._sizes.entries(self._plan.parts(), most_bytes)
+
+    async def give_back_lost(self) -> None:
+        """Park what a lost answer brought, for anybody to take: out of a room, large ones come in parts, those that are too large
+        without their body.
+        """
+        lost = [lease for lease in await self._desk.streams.leased() if not self._desk.held.has(lease.stream, lease.entry)]
+        self._has_lost = False
+        self._desk.ledger.release(lost)
+        for lease in lost:
+            self._desk.tally.moved(b"", lease.stream, "ghost")
+        if lost:
+            self._desk.words.say("%d jobs whose delivery got lost on the line are given back", len(lost))
+
+    def _weigh(self, fetched: Fetched) -> None:
+        """Learn from what came: how large entries are, and how fast the line is."""
+        size, took_s = self._desk.streams.came
+        self._sizes.learn([(haul.stream, haul.rows) for haul in fetched.hauls], size)
+        self._budget.passed(size, took_s)
+        self._desk.streams.budget_bytes = self._budget.bytes
 
     def _tell_of_broken(self) -> None:
         """Say once of each stream that it cannot be read, and that it can be again."""
@@ -105,13 +136,14 @@ class Fetcher:
             return
         can_ring = room >= min(4, self._desk.config.concurrency)  # one entry per stream may come
         if not (self._is_quiet and can_ring and not self._takes) or self._rooms_are_full:
-            shares, takes = self._plan.shares(room), self._takes
+            shares, takes = self._plan.shares(min(room, self.entries(self._budget.bytes))), self._takes
             shares = [max(share, int(stream in takes)) for stream, share in enumerate(shares)]
             asked_s = time.monotonic()
             fetched = await self._desk.streams.fetch(shares, takes)
+            self._weigh(fetched)
             got = [0, 0, 0, 0]
             for haul in fetched.hauls:
-                got[haul.stream] = len(haul.rows)
+                got[haul.stream] = len(haul.rows) + len(haul.oversized)
             self._takes = fetched.free
             for stream in takes | fetched.free:
                 got[stream] = max(got[stream], shares[stream])  # something waits there: by no means dry
@@ -126,6 +158,7 @@ class Fetcher:
         if can_ring:
             asked_s = time.monotonic()
             rung = await self._desk.streams.ring(self._bell_ms())
+            self._weigh(rung)
             self._takes, self._is_quiet = rung.free, not rung.hauls
             if self._is_quiet:
                 self._ward.is_quiet()
@@ -154,8 +187,9 @@ class Fetcher:
             return 0
         asked_s = time.monotonic()
         fetched = await self._desk.streams.take(*asks)
+        self._weigh(fetched)
         for ask, haul in zip(asks, fetched.hauls, strict=True):
-            if len(haul.rows) == ask.n:
+            if haul.is_cut or len(haul.rows) + len(haul.oversized) == ask.n:
                 self._rooms_are_full = True
             elif ask.room != UNKNOWN:
                 self._owed = 0.0
@@ -196,6 +230,7 @@ class Fetcher:
             jobs, bad = decode_many(
                 haul.stream, haul.rows, haul.counts, fetched.run, now_s, fetched.now_ms, self._desk.config.max_data_bytes
             )
+            bad += [self._too_large(haul.stream, fetched.run, now_s, *found) for found in haul.oversized]
             for entry in bad:
                 if self._desk.held.add(haul.stream, [entry.lease]):
                     self._desk.ledger.add_bad(entry)
@@ -209,6 +244,12 @@ class Fetcher:
             self._start(admitted.ready, asked_s)
         if keyed:
             await self._receive_keyed(keyed, fetched.now_ms, asked_s)
+
+    def _too_large(self, stream: int, run: str, taken_s: float, entry: bytes, count: int, size: int) -> BadEntry:
+        most = self._desk.streams.max_entry_bytes
+        return BadEntry(
+            Lease(stream, entry, count, run, taken_s), "too-large", f"{size} bytes in all fields, the limit is {most}"
+        )
 
     async def _receive_keyed(self, keyed: list[Job], now_ms: int, asked_s: float) -> None:
         """Claim the keys of a batch. Without an answer the jobs are given back: nobody knows whose they are."""

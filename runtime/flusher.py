@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
 from random import random
 from typing import Final
 
 from runtime.backoff import delay_s
 from runtime.desk import STORE_BACKOFF, Desk
-from runtime.errors import StoreAway
-from runtime.jobs import FREE, Batch, Lease
+from runtime.errors import StoreAway, StoreRefuses
+from runtime.jobs import FREE, Batch, Deferral, Lease, Letter, Parking
+from runtime.plan import Budget
 from runtime.settle import empty_batch
 from runtime.streams import Settled
 from runtime.words import TOLD_AGAIN
 
 FLUSH_AGE_S: Final = 0.0015
+PART_S: Final = 1.0  # what a part of a flush takes, as far as the line's speed is known: whatever ends meanwhile waits for it
+PART_BYTES: Final = 4 << 20  # a guess: milliseconds of the server
+MOVE_BYTES: Final = 200  # of a move, beside the message and the texts in it
 
 
 class Flusher:
@@ -30,6 +35,7 @@ class Flusher:
         self._apart = empty_batch()
         self._apart_failures = 0
         self._apart_until_s = 0.0
+        self._budget = Budget(PART_S, PART_BYTES)
         self.released = 0
 
     def __repr__(self) -> str:
@@ -72,19 +78,32 @@ class Flusher:
             return
 
     async def flush(self) -> None:
-        """Write all that is in the ledger; without an answer it all goes back, to be asked again.
+        """Write all that is in the ledger, in parts that the line carries; without an answer, a part and the rest go back, to be
+        asked again.
 
         A move that the server answers with an error concerns that move alone: it waits apart, and holds up nobody.
         """
         batch = self._desk.ledger.take()
         if not len(batch):
             return
-        parked_s = [move.lease.taken_s for move in batch.park]
+        parts = deque(parts_of(batch, self._budget.bytes))
         try:
-            settled = await self._desk.streams.settle(batch)
-        except BaseException:
-            self._desk.ledger.put_back(batch)
+            while parts:
+                await self._write(*parts[0])
+                parts.popleft()
+        except StoreAway as error:
+            if not isinstance(error, StoreRefuses):
+                self._budget.failed()
             raise
+        finally:
+            for _, part in parts:
+                self._desk.ledger.put_back(part)
+
+    async def _write(self, size: int, batch: Batch) -> None:
+        parked_s = [move.lease.taken_s for move in batch.park]
+        began_s = time.monotonic()
+        settled = await self._desk.streams.settle(batch)
+        self._budget.passed(size, time.monotonic() - began_s)
         self._keep_apart(settled)
         kept = {id(lease) for lease in leases_of(settled.left)}
         # Given back and taken again by ourselves before the answer was read: that lease is new, and nobody runs it yet.
@@ -118,6 +137,34 @@ class Flusher:
         if len(self._apart) and self._apart_until_s < now_s:
             apart, self._apart = self._apart, empty_batch()
             self._desk.ledger.put_back(apart)
+
+
+def parts_of(batch: Batch, most_bytes: int) -> list[tuple[int, Batch]]:
+    """Return the batch in parts of at most `most_bytes`, at least a move in each, with the bytes of each; in one part, mostly."""
+    sizes = [_size_of(move) for moves in (batch.defer, batch.dead) for move in moves]
+    whole = sum(sizes) + MOVE_BYTES * len(batch.park)
+    if whole <= most_bytes:
+        return [(whole, batch)]
+    part = empty_batch()
+    part.done = batch.done  # a few words each: they never weigh
+    parts, size = [(0, part)], 0
+    for target, moves in (("defer", batch.defer), ("dead", batch.dead), ("park", batch.park)):
+        for move in moves:
+            more = _size_of(move)
+            if size and size + more > most_bytes:
+                part, size = empty_batch(), 0
+                parts.append((0, part))
+            getattr(part, target).append(move)
+            size += more
+            parts[-1] = (size, part)
+    return parts
+
+
+def _size_of(move: Deferral | Letter | Parking) -> int:
+    if isinstance(move, Deferral):
+        job = move.lease
+        return MOVE_BYTES + len(job.data) + sum(map(len, job.fields))
+    return MOVE_BYTES + (len(move.error) + len(move.stack) if isinstance(move, Letter) else 0)
 
 
 def leases_of(batch: Batch) -> list[Lease]:

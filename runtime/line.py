@@ -6,10 +6,32 @@ A stream hands on 64 KiB in a turn of the loop; a fetch of 1,500 jobs is five ti
 from __future__ import annotations
 
 import asyncio
-from typing import Any, cast
+import contextlib
+import sys
+from array import array
+from typing import Any, Final, NamedTuple, cast
 
 from hiredis import ProtocolError, Reader
 from redis.asyncio.connection import AbstractConnection
+
+if sys.platform != "win32":
+    import fcntl
+    import termios
+
+NEVER: Final = float("inf")
+LOOK_PART: Final = 0.25  # of the silence that is borne: how often an open request is looked at
+LATE_S: Final = 0.5  # a look that comes so much later than it should: the loop was held, and has heard nothing
+
+
+class Limits(NamedTuple):
+    """What an answer is given up for: no byte moves for `silent_s`, it is not whole after `most_s` or has over `most_bytes`."""
+
+    silent_s: float
+    most_s: float = NEVER
+    most_bytes: float = NEVER
+
+
+PATIENT: Final = Limits(NEVER)
 
 
 class ServerError(str):
@@ -22,7 +44,10 @@ class ServerError(str):
 
 
 class Line(asyncio.Protocol):
-    """Owns the bytes between a request and its last answer. One request at a time."""
+    """Owns the bytes between a request and its last answer. One request at a time.
+
+    `received` are the bytes of the answer so far, which came from `first_s` to `newest_s`.
+    """
 
     def __init__(self, transport: asyncio.WriteTransport) -> None:
         self._transport = transport
@@ -32,25 +57,80 @@ class Line(asyncio.Protocol):
         self._expected = 0
         self._waiter: asyncio.Future[list[Any]] | None = None
         self._lost: Exception | None = None
+        self._loop = asyncio.get_running_loop()
+        self._limits = PATIENT
+        self._asked_s = self._moved_s = self._look_s = 0.0
+        self._seen: tuple[int, int] = (0, 0)
+        self._timer: asyncio.TimerHandle | None = None
+        self.received = 0
+        self.first_s = self.newest_s = 0.0
 
     def __repr__(self) -> str:
         return f"<Line {'lost' if self._lost else 'open'}, {self._expected - len(self._answers)} answers to come>"
 
-    async def ask(self, request: bytes, n: int) -> list[Any]:
+    async def ask(self, request: bytes, n: int, limits: Limits = PATIENT) -> list[Any]:
         """Send a request of `n` commands and give their answers in order. Whoever is cancelled here must close the connection.
 
         Raises:
-            ConnectionError: the connection ended, or what came is no RESP.
+            ConnectionError: the connection ended, what came is no RESP, or more than `limits` allow.
+            TimeoutError: the answer did not come within the `limits`.
         """
         if self._lost is not None:
             raise self._lost
-        self._answers, self._expected = [], n
-        self._waiter = asyncio.get_running_loop().create_future()
+        self._answers, self._expected, self._limits = [], n, limits
+        self.received, self.first_s, self.newest_s = 0, 0.0, 0.0
+        self._waiter = self._loop.create_future()
         self._transport.write(request)
-        return await self._waiter
+        if limits.silent_s == NEVER:
+            return await self._waiter
+        self._asked_s = self._moved_s = self._loop.time()
+        self._seen = (0, 0)
+        self._look_again(self._asked_s)
+        try:
+            return await self._waiter
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+
+    def _look_again(self, now_s: float) -> None:
+        """Look a few times in the silence that is borne, and at its end."""
+        silent_s, most_s, _ = self._limits
+        self._look_s = min(now_s + LOOK_PART * silent_s, self._moved_s + silent_s, self._asked_s + most_s)
+        self._timer = self._loop.call_at(self._look_s, self._look)
+
+    def _look(self) -> None:
+        """Give the answer up, if nothing has moved for too long: an answer that comes slowly is no silence."""
+        if self._waiter is None or self._waiter.done():
+            return
+        now_s = self._loop.time()
+        seen = (self.received, self._unsent())
+        if seen != self._seen or now_s > self._look_s + LATE_S:
+            self._seen, self._moved_s = seen, now_s
+        elif now_s >= self._moved_s + self._limits.silent_s:
+            self._waiter.set_exception(TimeoutError(f"not a byte for {self._limits.silent_s:g} s"))
+            return
+        if now_s >= self._asked_s + self._limits.most_s:
+            self._waiter.set_exception(TimeoutError(f"an answer not whole after {self._limits.most_s:g} s"))
+            return
+        self._look_again(now_s)
+
+    def _unsent(self) -> int:
+        """Return how many bytes of the request have not arrived at the other end; those that the system holds, where it tells."""
+        held = array("i", [0])
+        if sys.platform != "win32":
+            with contextlib.suppress(OSError):
+                fcntl.ioctl(self._transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, held)
+        return self._transport.get_write_buffer_size() + held[0]
 
     def data_received(self, data: bytes) -> None:
         """Take bytes from the transport."""
+        self.newest_s = self._loop.time()
+        if not self.received:
+            self.first_s = self.newest_s
+        self.received += len(data)
+        if self.received > self._limits.most_bytes:
+            self._give_up(ConnectionError(f"an answer of more than {self._limits.most_bytes} bytes"))
+            return
         self._reader.feed(data)
         answers, expected, gets = self._answers, self._expected, self._reader.gets
         try:
@@ -60,11 +140,14 @@ class Line(asyncio.Protocol):
                     return
                 answers.append(answer)
         except ProtocolError as error:
-            self._transport.abort()
-            self.connection_lost(ConnectionError(str(error)))
+            self._give_up(ConnectionError(str(error)))
             return
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(answers)
+
+    def _give_up(self, why: ConnectionError) -> None:
+        self._transport.abort()
+        self.connection_lost(why)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Take note that the transport is closed."""

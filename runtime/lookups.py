@@ -20,7 +20,7 @@ from runtime.wire import ServerError, Wire
 
 OLDEST_SERVER: Final = (7, 0)
 PAGE: Final = 1000  # entries a round trip: a millisecond of the server
-_NOTES: Final = ("dead_reason", "dead_error", "dead_stack", "dead_attempts", "dead_from", "dead_at")
+_NOTES: Final = ("dead_reason", "dead_error", "dead_stack", "dead_attempts", "dead_from", "dead_at", "dead_left_out")
 
 
 class Depth(msgspec.Struct):
@@ -53,6 +53,7 @@ class DeadLetter(msgspec.Struct):
     died_at: float
     stack: str
     message: dict[str, str]
+    left_out: str = ""  # fields that were too large to be kept, with their bytes
 
 
 class Filter(msgspec.Struct, frozen=True):
@@ -340,7 +341,7 @@ class Lookups(Door):
         return found
 
     async def replay(self, letter: str) -> str:
-        """Move a dead letter back to its stream: gives its new entry, or `gone`, `unreadable`, `owned`.
+        """Move a dead letter back to its stream: gives its new entry, or `gone`, `unreadable`, `left-out`, `owned`.
 
         Raises:
             QueueFull: memory is full; the letter is where it was.
@@ -393,6 +394,7 @@ def _letter(row: Sequence[Any]) -> DeadLetter:
         died_at=(whole(notes["dead_at"]) or 0) / 1000,
         stack=notes["dead_stack"],
         message=fields,
+        left_out=notes["dead_left_out"],
     )
 
 

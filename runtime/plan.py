@@ -1,10 +1,16 @@
-"""How many entries to take from each priority: by weight, what one does not use goes to the others."""
+"""How much to ask for at once: how many entries of each priority, by weight, and how many bytes, as the line allows."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from typing import Final
 
+START_BYTES: Final = 1 << 20  # a guess: a second of a slow line, and more than a thousand small entries
+MOST_BYTES: Final = 16 << 20  # a guess: so much at once that the round trip no longer counts
+LEAST_BYTES: Final = 4096  # less than this says nothing of how fast a line is
+UNKNOWN_BYTES: Final = 64 * 1024  # what an entry is taken for before any has come, a guess: 16 are asked for at first
+SAMPLE: Final = 8  # entries of a haul that are weighed
+ENTRY_BYTES: Final = 40  # beside its fields, in an answer
 WEIGHTS: Final = (8, 4, 2, 1)  # critical, high, medium, low: nobody starves, and critical gets more than half
 
 
@@ -47,6 +53,12 @@ class Plan:
         others = sum(weight for weight, is_loaded in zip(self._weights, self._is_loaded, strict=True) if is_loaded)
         return theirs / (theirs + (others or min(self._weights)))
 
+    def parts(self) -> list[float]:
+        """Return which part of a large room each stream would get."""
+        loaded = self._is_loaded if any(self._is_loaded) else [True] * len(self._weights)
+        weights = [weight * is_loaded for weight, is_loaded in zip(self._weights, loaded, strict=True)]
+        return [weight / sum(weights) for weight in weights]
+
     def learn(self, shares: Sequence[int], got: Sequence[int]) -> None:
         """Note what each stream answered: one that ran dry is owed nothing."""
         for at, share in enumerate(shares):
@@ -54,6 +66,62 @@ class Plan:
                 self._is_loaded[at] = got[at] >= share
                 if not self._is_loaded[at]:
                     self._owed[at] = 0.0
+
+
+class Budget:
+    """Owns how many bytes may go over a line at once: what takes `target_s` at most; half as many after a silence, and more again
+    only after a large part of what is allowed got through in time.
+    """
+
+    def __init__(self, target_s: float, most_bytes: int = MOST_BYTES) -> None:
+        self._target_s = target_s
+        self._most_bytes = most_bytes
+        self.bytes = START_BYTES
+
+    def __repr__(self) -> str:
+        return f"<Budget {self.bytes} bytes>"
+
+    def passed(self, size: int, took_s: float) -> None:
+        """Note that so many bytes got through, and how long they took."""
+        if took_s > self._target_s:
+            if size > LEAST_BYTES:
+                self.bytes = min(self.bytes, int(size * self._target_s / took_s))
+        elif size >= self.bytes / 2 and took_s <= self._target_s / 2:
+            self.bytes = min(max(2 * self.bytes, size), self._most_bytes)
+
+    def failed(self) -> None:
+        """Note that what was within the budget did not get through."""
+        self.bytes = max(1, self.bytes // 2)
+
+
+class Sizes:
+    """Owns what an entry of each stream weighs, in bytes: learnt from what came, up at once and down by and by."""
+
+    def __init__(self, streams: int = len(WEIGHTS)) -> None:
+        self._known: list[float | None] = [None] * streams
+
+    def __repr__(self) -> str:
+        return f"<Sizes {[size and round(size) for size in self._known]}>"
+
+    def entries(self, parts: Sequence[float], most_bytes: int) -> int:
+        """Return how many entries weigh `most_bytes`, when each stream has this part in them; at least 1."""
+        unknown = max([size for size in self._known if size is not None], default=UNKNOWN_BYTES)
+        sizes = [unknown if size is None else size for size in self._known]
+        return max(1, int(most_bytes / sum(part * size for part, size in zip(parts, sizes, strict=True))))
+
+    def learn(self, hauls: Sequence[tuple[int, Sequence[tuple[bytes, Sequence[bytes]]]]], size: int) -> None:
+        """Note what came: of each stream its rows, a few of which are weighed, and the size of all together."""
+        found = [(stream, len(rows), _mean_size(rows)) for stream, rows in hauls if rows]
+        together = sum(n * mean for _, n, mean in found)
+        scale = max(1.0, size / together) if found else 1.0  # the sample may have missed the large ones
+        for stream, _, mean in found:
+            known, new = self._known[stream], mean * scale
+            self._known[stream] = new if known is None or new > known else (known + new) / 2
+
+
+def _mean_size(rows: Sequence[tuple[bytes, Sequence[bytes]]]) -> float:
+    sample = rows[:: max(1, len(rows) // SAMPLE)]
+    return ENTRY_BYTES + sum([sum(map(len, fields)) for _, fields in sample]) / len(sample)
 
 
 def _divide(owed: Sequence[float], whole: int) -> list[int]:

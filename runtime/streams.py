@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
-from runtime.codec import pack_record
+from runtime.codec import MAX_DATA_BYTES, MAX_OTHERS_BYTES, pack_record
 from runtime.errors import ConfigError, QueueFull, StoreRefuses
 from runtime.jobs import FREE, PLAIN, STREAMS, Batch, Deferral, Job, Lease, Letter, Parking
 from runtime.wire import ANSWER_S, Command, ServerError, Tail, Wire, tail_of
@@ -25,6 +25,8 @@ T = TypeVar("T")
 
 GROUP: Final = "workers"
 MAX_IDS = 500  # per script call: half a millisecond of the server at most
+PENDING_PAGE: Final = 1000  # leases looked at in a round trip
+MAX_ANSWER_BYTES: Final = 64 << 20  # a guess: what a worker may have in its memory at once before it has looked at it
 BELL_SLACK_S = 4.0  # a blocked read answers this much later than asked, or the connection is given up
 STATS_LIFE_S = 24 * 3600
 BROKEN_S: Final = 3.0  # a guess: between two looks at a stream that cannot be read
@@ -77,11 +79,17 @@ def script(name: str) -> Script:
 
 
 class Haul(msgspec.Struct, gc=False):
-    """Entries of one stream that are now leased to us: `rows` as the parser gave them, the delivery count of each."""
+    """Entries of one stream that are now leased to us: `rows` as the parser gave them, the delivery count of each.
+
+    `oversized` are those that are too large to be handed out: entry, delivery count, and how many bytes they have. `is_cut` says
+    that more is there, which would have been too many bytes.
+    """
 
     stream: int
     rows: list[Any]
     counts: Iterable[int]
+    oversized: Sequence[tuple[bytes, int, int]] = ()
+    is_cut: bool = False
 
 
 class Fetched(msgspec.Struct):
@@ -267,12 +275,25 @@ class Door:
 
 
 class Streams(Door):
-    """A worker's verbs. Owns three connections: one that may block, one that writes, one for all the rest."""
+    """A worker's verbs. Owns three connections: one that may block, one that writes, one for all the rest.
 
-    def __init__(self, url: str, queue: str, consumer: str, answer_s: float = ANSWER_S) -> None:
+    A fetch is given up where it takes longer than `fetch_s`. `budget_bytes` is how much may be taken out of rooms at once.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        queue: str,
+        consumer: str,
+        answer_s: float = ANSWER_S,
+        fetch_s: float = 0.0,
+        max_data_bytes: int = MAX_DATA_BYTES,
+    ) -> None:
         super().__init__(url, queue)
         self.consumer = consumer
-        self._reader = Wire(url, f"{consumer}:fetch", answer_s)
+        self.budget_bytes = MAX_ANSWER_BYTES
+        self.max_entry_bytes = max_data_bytes + MAX_OTHERS_BYTES
+        self._reader = Wire(url, f"{consumer}:fetch", answer_s, fetch_s, MAX_ANSWER_BYTES + 4 * self.max_entry_bytes)
         self._writer = Wire(url, f"{consumer}:settle", answer_s)
         self._helper = Wire(url, f"{consumer}:helper", answer_s)
 
@@ -306,7 +327,8 @@ class Streams(Door):
         for stream in asked:
             key = self.keys.streams[stream]
             if stream in takes:
-                commands.append(self.command("take", self.consumer, stream + 1, FREE, min(shares[stream], MAX_IDS)))
+                n = min(shares[stream], MAX_IDS)
+                commands.append(self._take(Ask(stream, FREE, n), n, len(asked)))
             else:
                 commands.append(self._read(shares[stream], key))
             commands.append(self._peek(key))
@@ -372,7 +394,7 @@ class Streams(Door):
             StoreAway: no answer, or an error and no entries.
         """
         parts = [(at, min(MAX_IDS, ask.n - begin)) for at, ask in enumerate(asks) for begin in range(0, ask.n, MAX_IDS)]
-        answers = await self.ask(self._reader, *[self._take(asks[at], n) for at, n in parts])
+        answers = await self.ask(self._reader, *[self._take(asks[at], n, len(parts)) for at, n in parts])
         hauls = [Haul(ask.stream, [], list[int]()) for ask in asks]
         fetched = Fetched(0, self._reader.run, hauls, set())
         for (at, _), answer in zip(parts, answers, strict=True):
@@ -381,14 +403,39 @@ class Streams(Door):
                 self._must_heal = self._must_heal or "NOGROUP" in answer
                 continue
             fetched.now_ms, taken = answer[0], _taken(asks[at].stream, answer)
-            hauls[at] = Haul(taken.stream, hauls[at].rows + taken.rows, [*hauls[at].counts, *taken.counts])
-        if fetched.refused and not any(haul.rows for haul in hauls):
+            hauls[at] = _together(hauls[at], taken)
+        if fetched.refused and not any(haul.rows or haul.oversized for haul in hauls):
             raise StoreRefuses(fetched.refused)
         return fetched
 
-    def _take(self, ask: Ask, n: int) -> Command:
+    def _take(self, ask: Ask, n: int, beside: int) -> Command:
+        """Return the call that takes from a room; as one of `beside` in its round trip, it may bring its part of the bytes."""
+        bounds = (n, max(1, self.budget_bytes // beside), self.max_entry_bytes)
         chosen = [part for item in (ask.types or {}).items() for part in item]
-        return self.command("take", self.consumer, ask.stream + 1, ask.room, n, *chosen)
+        return self.command("take", self.consumer, ask.stream + 1, ask.room, *bounds, *chosen)
+
+    @property
+    def came(self) -> tuple[int, float]:
+        """How many bytes the newest answer to a fetch had, and how many seconds they took from the first to the last."""
+        return self._reader.came
+
+    async def leased(self) -> list[Lease]:
+        """Give all that is pending with us, whether we know it or not: the answer that brought it may have been lost.
+
+        Raises:
+            StoreAway: no answer.
+        """
+        found: list[Lease] = []
+        now_s = time.monotonic()
+        for stream, key in enumerate(self.keys.streams):
+            start = "-"
+            while start:
+                page = ("XPENDING", key, GROUP, start, "+", PENDING_PAGE, self.consumer)
+                rows = (await self.ask(self._reader, page))[0]
+                rows = [] if isinstance(rows, ServerError) else cast("list[Any]", rows)
+                found += [Lease(stream, row[0], row[3], self._reader.run, now_s) for row in rows]
+                start = f"({bytes(rows[-1][0]).decode()}" if len(rows) == PENDING_PAGE else ""
+        return found
 
     async def isolate(
         self, lease_ms: int, calm_ms: int, base_ms: int, n: int, types: Mapping[str, tuple[int, int]], is_clean: bool = True
@@ -690,8 +737,15 @@ def _token(lease: Lease) -> tuple[int, bytes, int]:
 
 
 def _taken(stream: int, answer: list[Any]) -> Haul:
-    rows = answer[1:]
-    return Haul(stream, [(row[0], row[1]) for row in rows], [row[2] for row in rows])
+    rows = answer[2:]
+    whole_ones = [row for row in rows if not isinstance(row[1], int)]
+    oversized = [(row[0], row[2], row[1]) for row in rows if isinstance(row[1], int)] if len(whole_ones) < len(rows) else ()
+    return Haul(stream, [(row[0], row[1]) for row in whole_ones], [row[2] for row in whole_ones], oversized, bool(answer[1]))
+
+
+def _together(haul: Haul, more: Haul) -> Haul:
+    counts, oversized = [*haul.counts, *more.counts], [*haul.oversized, *more.oversized]
+    return Haul(haul.stream, haul.rows + more.rows, counts, oversized, haul.is_cut or more.is_cut)
 
 
 def _type_in(found: list[Any]) -> tuple[bytes, int]:

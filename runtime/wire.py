@@ -23,7 +23,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from runtime.errors import ConfigError, StoreAway
-from runtime.line import Line, ServerError, take_over
+from runtime.line import NEVER, Limits, Line, ServerError, take_over
 
 
 class Tail(NamedTuple):
@@ -42,6 +42,7 @@ PROOF_S: Final = 0.5  # a guess: what does not answer a PING by then is left for
 # something was sent and nobody has acknowledged it for 20 s. Guesses; the usual defaults are hours.
 _ALIVE: Final = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 20_000}
 KEEPALIVE: Final = {getattr(socket, name): value for name, value in _ALIVE.items() if hasattr(socket, name)}
+MOST_ANSWERS: Final = 60  # times the silence that is borne: a line that drips for so long is none
 SENTINEL_S: Final = 0.5  # for one sentinel's answer: the others know as much
 SENTINEL_EXAMPLE: Final = "sentinel://host:26379,host:26379/mymaster"
 
@@ -202,12 +203,15 @@ def without_password(url: str) -> str:
 class Wire:
     """Owns one connection and opens it again when it is gone. One caller at a time; whoever comes second waits.
 
-    `run` names the server process behind it: ids and leases from before a restart carry another name.
+    `run` names the server process behind it: ids and leases from before a restart carry another name. `came` says of the newest
+    call how many bytes of an answer came, and in how many seconds from the first to the last of them.
     """
 
-    def __init__(self, url: str, name: str, answer_s: float = ANSWER_S) -> None:
+    def __init__(self, url: str, name: str, answer_s: float = ANSWER_S, most_s: float = 0.0, most_bytes: float = NEVER) -> None:
         self.url = url
         self._answer_s = answer_s
+        self._limits = Limits(answer_s, most_s or MOST_ANSWERS * answer_s, most_bytes)
+        self.came = (0, 0.0)
         self.name = name
         self.run = ""
         self.client_id = 0
@@ -234,8 +238,8 @@ class Wire:
     async def call(self, *commands: Command, wait_s: float = 0.0, run: str = "") -> list[Any]:
         """Send the commands in one write and give their answers in order; an error answer is a ServerError among them.
 
-        The answers must come within `wait_s`, or what this wire was made with. With `run`, nothing is sent to any other server
-        process than that.
+        The answers are given up when nothing moves for `wait_s`, or what this wire was made with: a large one may take its time.
+        With `run`, nothing is sent to any other server process than that.
 
         Raises:
             StoreAway: no connection, or not every answer came in time; what was sent may or may not have happened. Or the server
@@ -248,15 +252,17 @@ class Wire:
             if run and run != self.run:
                 raise StoreAway(f"Redis at {without_password(self.url)} was restarted")
             self._unanswered = True
+            limits = self._limits if not wait_s else self._limits._replace(silent_s=wait_s)
             try:
-                async with asyncio.timeout(wait_s or self._answer_s):
-                    answers = await line.ask(pack(commands), len(commands))
+                answers = await line.ask(pack(commands), len(commands), limits)
             except (RedisError, OSError) as error:
                 await self._drop()
                 raise StoreAway(f"Redis at {without_password(self.url)}: {error or type(error).__name__}") from error
             except BaseException:
                 await self._drop()  # an answer may still be on its way: nobody may read it as his own
                 raise
+            finally:
+                self.came = (line.received, line.newest_s - line.first_s)
             self._unanswered = False
             self._heard_s = asyncio.get_running_loop().time()
             if any(isinstance(answer, ServerError) and answer.code == "READONLY" for answer in answers):

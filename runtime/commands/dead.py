@@ -18,6 +18,7 @@ PROGRESS_S = 0.2
 WORDS = {
     "gone": "no such dead letter",
     "unreadable": "this letter holds no message that could run",
+    "left-out": "its payload was too large to be kept in the letter: send the job again, smaller or with a higher --max-data",
     "owned": "a live job has the same key; replay it when that one has ended",
 }
 
@@ -61,6 +62,8 @@ def show(config: Config, parsed: argparse.Namespace) -> int:
     print(f"died      {_when(letter)} on {letter.priority}")
     for name, value in letter.message.items():
         print(f"  {clean(name)}: {clean(value, 2000)}")
+    if letter.left_out:
+        print(f"  left out, with their bytes: {clean(letter.left_out, 2000)}")
     for line in letter.stack.splitlines():
         print(f"  | {clean(line)}")
     print(f"\nsend it back: python -m runtime dead replay {letter.letter}{flags_of(config)}", file=sys.stderr)

@@ -73,6 +73,12 @@ local function closed_name(s)
   return KEYS[s] .. ':closed'
 end
 
+local function bytes_of(fields)
+  local size = 0
+  for i = 1, #fields do size = size + #fields[i] end
+  return size
+end
+
 -- Where an entry stands, as `strikes` and a letter's `dead_from` name it.
 local function stands_at(s, id)
   return STREAMS[s] .. '/' .. id

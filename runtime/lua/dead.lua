@@ -3,9 +3,30 @@
 -- ARGV: consumer, then per entry: stream, entry, count, reason, error, stack, attempts, job id ('' when unreadable).
 -- Reply: per entry 1 moved, 0 refused, or an error text.
 -- Order: the letter, then the entry, and the mark of its key: a letter owns none. More than 512 fields become one packed field `raw`.
+-- Of what is dead for its size, long values are left out where all together are longer than anybody wants to read:
+-- `dead_left_out` names them with their bytes.
 
 local consumer = ARGV[1]
 local now = ms(now_ms())
+
+local MAX_LETTER, MAX_VALUE, MAX_NAMED = 1048576, 4096, 10
+local function shortened(fields, notes)
+  local kept, left_out, more, size = {}, {}, 0, 0
+  for i = 1, #fields, 2 do
+    local name, value = fields[i], fields[i + 1]
+    if #name + #value <= MAX_VALUE and size < MAX_LETTER then
+      kept[#kept + 1], kept[#kept + 2] = name, value
+      size = size + #name + #value
+    elseif #left_out < MAX_NAMED then
+      left_out[#left_out + 1] = string.sub(name, 1, 64) .. ' ' .. #value
+    else
+      more = more + 1
+    end
+  end
+  if more > 0 then left_out[#left_out + 1] = more .. ' more' end
+  notes[#notes + 1], notes[#notes + 2] = 'dead_left_out', table.concat(left_out, ', ')
+  return kept
+end
 
 look_up(2, 8, consumer)
 return each(2, 8, function(i)
@@ -26,6 +47,7 @@ return each(2, 8, function(i)
     table.insert(notes, 1, 'id')
   end
   local key = field(fields, 'key') -- add_letter may write into the list
+  if ARGV[i + 3] == 'too-large' and bytes_of(fields) > MAX_LETTER then fields = shortened(fields, notes) end
   add_letter(fields, notes)
   remove(s, id, count)
   free_key(key, STREAMS[s] .. ' ' .. id)

@@ -1,7 +1,7 @@
 #!lua
 -- A dead letter back to its stream, with its id and a fresh count of attempts.
 -- ARGV: letter. Reply: the new entry's id; 'gone' when there is no such letter; 'unreadable' when it names no stream or holds no
--- message; 'owned' when another live job owns its key.
+-- message; 'left-out' when its payload was too large to be kept; 'owned' when another live job owns its key.
 -- Order: XADD, the key's mark, then the letter.
 
 local letter = ARGV[1]
@@ -14,6 +14,7 @@ local s
 for i = 1, 4 do
   if string.match(from, '^([^/]+)/') == STREAMS[i] then s = i end
 end
+if field(fields, 'dead_reason') == 'too-large' and field(fields, 'dead_left_out') then return 'left-out' end
 -- Times that we note ourselves condemn nobody; a release before this one condemned jobs for them.
 local why = field(fields, 'dead_error') or ''
 local is_for_a_time = string.find(why, '`first_at`', 1, true) or string.find(why, '`snoozed_at`', 1, true)

@@ -8,11 +8,15 @@ import time
 import msgspec
 import pytest
 
-from runtime import Backoff, Dead, Job, contract, handler, offload
+from runtime import Backoff, Dead, Job, Retry, contract, handler, offload
 from runtime.consumer import LONGEST_ASK_S
+from runtime.errors import StoreAway
+from runtime.fetcher import INBOX_BYTES
+from runtime.jobs import Batch
 from runtime.lease import Heartbeat
-from runtime.streams import GROUP
+from runtime.streams import GROUP, Settled
 from tests.faults.harness import leftovers
+from tests.proxy import Proxy
 from tests.workers import until, working
 
 KEY = "{jobs}:high"
@@ -192,7 +196,7 @@ async def test_jobs_that_run_while_their_group_is_lost_run_once(server, raw):
             xadd(raw, n, ms="3000")
         await until(lambda: len(ran) == 2, "both run")
         raw.xgroup_destroy(KEY, GROUP)
-        await until(lambda: not leftovers(raw), "both are done")
+        await until(lambda: not leftovers(raw), "both are done", 20)
     assert sorted(ran) == [0, 1]
 
 
@@ -216,7 +220,7 @@ async def test_a_large_room_is_emptied_without_waiting_for_the_next_walk(server,
         seen.append(message.n)
 
     async with working(server.url, later, concurrency=1000, lease_s=100.0):
-        await until(lambda: len(seen) == 3000, "all of the room is run")
+        await until(lambda: len(seen) == 3000, "all of the room is run", 8)
 
 
 @pytest.mark.parametrize("concurrency", [1, 2])
@@ -294,3 +298,141 @@ async def test_a_worker_is_known_before_it_reads(server, raw, monkeypatch):
     async with working(server.url, work) as worker:
         await until(lambda: worker.is_fetching, "it reads")
         assert list(raw.hgetall("{jobs}:workers:rows")) == [worker.name]
+
+
+# --- limits that count bytes -----------------------------------------------------------------------------------------------
+
+
+def add_large(raw, n: int, size: int) -> None:
+    for at in range(n):
+        raw.xadd(KEY, {"type": "work", "data": f'{{"n":{at},"text":"{"x" * size}"}}'})
+
+
+async def test_large_messages_over_a_slow_line_are_all_done(server, raw):
+    """All that there are lanes for is more than the line brings within the lease: what came late would be given back for ever."""
+    async with Proxy(server.socket) as proxy:
+        proxy.bytes_per_s = 3_000_000
+        add_large(raw, 60, 100_000)
+        async with working(proxy.url, work, concurrency=100, lease_s=1.5):
+            await until(lambda: len(set(ran)) == 60 and not leftovers(raw), "all are done")
+
+
+async def test_large_messages_after_small_ones_over_a_slow_line_are_all_done(server, raw):
+    async with Proxy(server.socket) as proxy, working(proxy.url, work, concurrency=100, lease_s=1.5):
+        for n in range(300):
+            xadd(raw, n)
+        await until(lambda: len(ran) == 300, "the small ones are done")
+        proxy.bytes_per_s = 3_000_000
+        ran.clear()
+        add_large(raw, 60, 100_000)
+        await until(lambda: len(set(ran)) == 60 and not leftovers(raw), "the large ones are done")
+
+
+async def test_what_a_lost_reply_brought_runs_at_once_and_not_after_a_lease(server, raw):
+    async with Proxy(server.socket) as proxy, working(proxy.url, work, concurrency=100, lease_s=100.0) as worker:
+        for n in range(50):
+            xadd(raw, n)
+        await until(lambda: len(ran) == 50, "it works")
+        proxy.drop_next_reply(b"XREADGROUP")
+        for n in range(50, 100):
+            xadd(raw, n)
+        await until(lambda: proxy.dropped == 1, "a reply is lost")
+        await until(lambda: sorted(ran) == list(range(100)), "what it brought runs all the same, once")
+        await until(lambda: not len(worker.held) and not leftovers(raw), "and nothing is left")
+
+
+async def test_an_entry_too_large_for_any_answer_is_a_dead_letter_without_its_body_and_holds_up_nobody(server, raw, monkeypatch):
+    monkeypatch.setattr("runtime.streams.MAX_ANSWER_BYTES", 1 << 20)
+    async with working(server.url, work, concurrency=100, lease_s=100.0) as worker:
+        for n in range(50):
+            xadd(raw, n)
+        raw.xadd(KEY, {"type": "work", "data": "x" * (8 << 20), "note": "kept"})
+        for n in range(50, 100):
+            xadd(raw, n)
+        await until(lambda: sorted(ran) == list(range(100)), "the others run, once")
+        await until(lambda: raw.xlen("{jobs}:dead") == 1, "it is a dead letter")
+        await until(lambda: not len(worker.held), "and nothing is held")
+    [(_, letter)] = raw.xrange("{jobs}:dead")
+    assert letter["dead_reason"] == "too-large"
+    assert letter["dead_left_out"] == f"data {8 << 20}"
+    assert letter["note"] == "kept"
+    assert "data" not in letter
+
+
+async def test_read_ahead_is_bounded_by_bytes(server, raw):
+    async with working(server.url, work, concurrency=10) as worker:
+        add_large(raw, 40, 200_000)
+        await until(lambda: len(ran) == 40, "they run")
+        worker.tally.finished += 1_000_000  # as if it were very fast
+        assert worker._read_ahead() * 200_000 <= INBOX_BYTES
+
+
+async def test_a_flush_that_is_too_large_for_the_line_goes_in_parts_that_are_not(server, raw):
+    go = asyncio.Event()
+
+    @handler(Work)
+    async def fails(message: Work, job: Job) -> None:
+        ran.append(message.n)
+        await go.wait()
+        raise Retry(delay_s=3600)
+
+    add_large(raw, 60, 10_000)
+    async with working(server.url, fails, concurrency=100, lease_s=100.0) as worker:
+        settle = worker.streams.settle
+        writes: list[int] = []
+
+        async def narrow(batch: Batch) -> Settled:
+            writes.append(len(batch.defer))
+            if len(batch.defer) > 7:
+                raise StoreAway("no answer")
+            return await settle(batch)
+
+        worker.streams.settle = narrow
+        await until(lambda: len(ran) == 60, "all run")
+        go.set()
+        await until(lambda: raw.zcard("{jobs}:due") == 60, "all are delayed")
+        await until(lambda: not len(worker.held), "and held no more")
+    assert max(writes) == 60
+    assert writes.count(60) < 3, "what was too much is not tried again and again"
+
+
+async def test_a_flush_takes_as_long_as_the_line_needs(server, raw, monkeypatch):
+    monkeypatch.setattr("runtime.consumer.ANSWER_S", 1.0)
+    go = asyncio.Event()
+
+    @handler(Work)
+    async def fails(message: Work, job: Job) -> None:
+        ran.append(message.n)
+        await go.wait()
+        raise Retry(delay_s=3600)
+
+    add_large(raw, 60, 100_000)
+    async with Proxy(server.socket) as proxy, working(proxy.url, fails, concurrency=100, lease_s=10.0) as worker:
+        await until(lambda: len(ran) == 60, "all run")
+        proxy.bytes_per_s = 3_000_000  # two seconds for all of it
+        go.set()
+        await until(lambda: raw.zcard("{jobs}:due") == 60, "all are delayed")
+        await until(lambda: not len(worker.held), "and held no more")
+    assert raw.xlen(KEY) == 0
+
+
+async def test_what_an_answer_was_still_bringing_when_the_worker_stops_is_given_back(server, raw, monkeypatch):
+    monkeypatch.setattr("runtime.consumer.UNRING_S", 0.2)
+    async with working(server.url, work) as worker:
+        read = worker.streams.ring
+
+        async def slow_line(block_ms: int) -> object:
+            rung = await read(block_ms)
+            if rung.hauls:
+                await asyncio.sleep(60)
+            return rung
+
+        worker.streams.ring = slow_line
+        await until(lambda: worker._fetcher._is_quiet, "it waits for the bell")
+        xadd(raw, 1)
+        await until(lambda: held_by(raw) == [worker.name], "it is delivered, and the answer is on its way")
+        worker.stop()
+        await until(lambda: worker.stage.value == "closed", "it stops")
+    [row] = raw.xpending_range(KEY, GROUP, "-", "+", 9)
+    assert (row["consumer"], row["times_delivered"]) == ("~free", 0), "as if it had never been delivered"
+    assert ran == []

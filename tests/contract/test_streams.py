@@ -1139,3 +1139,79 @@ async def test_send_is_refused_when_memory_is_full_and_nothing_was_written(serve
     await sender.one(wire, sender.command("send", "chunk", 60_000, 2, "", 2, 1, "type", "t", "{}"))
     assert raw.xlen(KEY) == 1
     await wire.close()
+
+
+# --- large entries ----------------------------------------------------------------------------------------------------
+
+
+async def parked_entries(streams: Streams, raw, *sizes: int) -> list[bytes]:
+    await streams.start()
+    entries = [raw.xadd(KEY, {"type": "t", "data": "x" * size}) for size in sizes]
+    raw.xreadgroup(GROUP, "gone", {KEY: ">"})
+    raw.xclaim(KEY, GROUP, "~free", 0, entries, retrycount=0, justid=True)
+    return [entry.encode() for entry in entries]
+
+
+async def test_a_take_brings_as_many_bytes_as_are_asked_for_and_says_that_there_is_more(server, raw):
+    streams = Streams(server.url, "jobs", "me")
+    entries = await parked_entries(streams, raw, *[100_000] * 120)
+    streams.budget_bytes = 1_000_000
+    seen: list[bytes] = []
+    while len(seen) < len(entries):
+        [haul] = (await streams.take(Ask(HIGH, "~free", 500))).hauls
+        assert 0 < sum(len(fields[3]) for _, fields in haul.rows) <= 1_200_000
+        seen += [entry for entry, _ in haul.rows]
+        assert haul.is_cut == (len(seen) < len(entries))
+    assert seen == entries, "each once, and in order"
+    await streams.close()
+
+
+async def test_a_take_brings_one_entry_at_least(server, raw):
+    streams = Streams(server.url, "jobs", "me")
+    entries = await parked_entries(streams, raw, 100_000, 100)
+    streams.budget_bytes = 1
+    [haul] = (await streams.take(Ask(HIGH, "~free", 500))).hauls
+    assert [entry for entry, _ in haul.rows] == entries[:1]
+    await streams.close()
+
+
+async def test_a_take_brings_of_an_entry_that_is_too_large_its_size_alone(server, raw):
+    streams = Streams(server.url, "jobs", "me", max_data_bytes=1000)
+    small, large, after = await parked_entries(streams, raw, 10, streams.max_entry_bytes + 1, 20)
+    [haul] = (await streams.take(Ask(HIGH, "~free", 500))).hauls
+    assert [entry for entry, _ in haul.rows] == [small, after]
+    assert haul.oversized == [(large, 1, streams.max_entry_bytes + 1 + len("typetdata"))]
+    assert {row["consumer"] for row in raw.xpending_range(KEY, GROUP, "-", "+", 9)} == {"me"}, "it is leased all the same"
+    await streams.close()
+
+
+async def test_a_letter_of_what_is_too_large_names_what_it_left_out_and_cannot_be_replayed(server, raw):
+    streams, lookups = Streams(server.url, "jobs", "me"), Lookups(server.url, "jobs")
+    await streams.start()
+    for size in (300_000, 3_000_000):
+        raw.xadd(KEY, {"type": "t", "data": "x" * size, "x-note": "short"})
+    [haul] = (await streams.fetch([0, 9, 0, 0], set())).hauls
+    letters = [Letter(Lease(1, entry, 1, "", 0.0), "too-large", "so large", "", 0, "") for entry, _ in haul.rows]
+    await streams.settle(Batch([[], [], [], []], [], letters, []))
+    large, small = await lookups.dead_letters(9)
+    assert (len(small.message["data"]), small.left_out) == (300_000, "")
+    assert (large.message, large.left_out) == ({"type": "t", "x-note": "short"}, "data 3000000")
+    assert await lookups.replay(large.letter) == "left-out"
+    assert "-" in await lookups.replay(small.letter)
+    await streams.close()
+    await lookups.close()
+
+
+async def test_what_is_pending_with_us_is_found_however_much_it_is(server, raw, monkeypatch):
+    monkeypatch.setattr("runtime.streams.PENDING_PAGE", 7)
+    streams = Streams(server.url, "jobs", "me")
+    await streams.start()
+    for n in range(20):
+        raw.xadd(KEY, {"type": "t", "data": str(n)})
+    await streams.fetch([0, 14, 0, 0], set())
+    assert len(await streams.leased()) == 14
+    await streams.fetch([0, 6, 0, 0], set())
+    leases = await streams.leased()
+    assert [lease.entry.decode() for lease in leases] == [entry for entry, _ in raw.xrange(KEY)]
+    assert {(lease.stream, lease.count) for lease in leases} == {(1, 1)}
+    await streams.close()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from runtime.plan import WEIGHTS, Plan
+from runtime.plan import MOST_BYTES, START_BYTES, WEIGHTS, Budget, Plan, Sizes
 
 CRITICAL, HIGH, MEDIUM, LOW = range(4)
 
@@ -181,3 +181,75 @@ def test_rooms_have_their_part_by_weight_and_never_all(full: str, rooms: set[int
     for round_ in rounds(f"100:{full} 100:{full}"):
         play(plan, *round_)
     assert plan.part_beside(rooms) == pytest.approx(part)
+
+
+# --- how many bytes ----------------------------------------------------------------------------------------------------
+
+
+def rows(n: int, size: int) -> list[tuple[bytes, list[bytes]]]:
+    return [(b"1-0", [b"type", b"x", b"data", b"x" * size])] * n
+
+
+def test_a_budget_is_what_the_line_carries_in_time() -> None:
+    budget = Budget(target_s=1.0)
+    budget.passed(1_000_000, 4.0)
+    assert budget.bytes == 250_000
+    budget.passed(200_000, 0.8)
+    assert budget.bytes == 250_000, "in time, but with nothing to spare"
+
+
+def test_a_budget_is_halved_by_a_silence_and_raised_by_nothing_small() -> None:
+    budget = Budget(target_s=1.0)
+    budget.failed()
+    budget.failed()
+    assert budget.bytes == START_BYTES // 4
+    for _ in range(100):
+        budget.passed(1000, 0.0)
+    assert budget.bytes == START_BYTES // 4, "a thousand bytes prove nothing"
+    budget.passed(START_BYTES // 4, 0.1)
+    assert budget.bytes == START_BYTES // 2
+    for _ in range(100):
+        budget.passed(budget.bytes, 0.0)
+    assert budget.bytes == MOST_BYTES
+
+
+def test_a_budget_never_allows_nothing() -> None:
+    budget = Budget(target_s=1.0)
+    for _ in range(100):
+        budget.failed()
+    assert budget.bytes == 1
+    assert Sizes().entries([0.25] * 4, budget.bytes) == 1
+
+
+def test_of_a_stream_that_nothing_is_known_of_few_entries_are_asked_for() -> None:
+    assert Sizes().entries([0.25] * 4, START_BYTES) == 16
+
+
+def test_entries_are_weighed_as_they_come_up_at_once_and_down_by_and_by() -> None:
+    sizes, only_high = Sizes(), [0.0, 1.0, 0.0, 0.0]
+    sizes.learn([(HIGH, rows(2000, 100))], 2000 * 150)
+    assert sizes.entries(only_high, 1 << 20) > 6000
+    sizes.learn([(HIGH, rows(10, 250_000))], 10 * 250_100)
+    assert sizes.entries(only_high, 1 << 20) == 4
+    sizes.learn([(HIGH, rows(4, 100))], 600)
+    assert sizes.entries(only_high, 1 << 20) == 8
+    for _ in range(30):
+        sizes.learn([(HIGH, rows(8, 100))], 1200)
+    assert sizes.entries(only_high, 1 << 20) > 6000
+
+
+def test_a_large_entry_that_the_sample_has_missed_shows_in_the_whole() -> None:
+    sizes = Sizes()
+    many = rows(1000, 100)
+    many[501] = (b"1-0", [b"type", b"x", b"data", b"x" * 10_000_000])
+    sizes.learn([(LOW, many)], 10_150_000)
+    assert sizes.entries([0.0, 0.0, 0.0, 1.0], 1 << 20) < 110
+
+
+def test_each_stream_has_its_own_size_and_counts_by_its_part() -> None:
+    sizes = Sizes()
+    sizes.learn([(CRITICAL, rows(800, 100)), (LOW, rows(4, 250_000))], 800 * 150 + 4 * 250_040)
+    few, many = sizes.entries([0.0, 0.0, 0.0, 1.0], 1 << 20), sizes.entries([1.0, 0.0, 0.0, 0.0], 1 << 20)
+    assert few == 4
+    assert many > 5000
+    assert few < sizes.entries([8 / 9, 0.0, 0.0, 1 / 9], 1 << 20) < many
