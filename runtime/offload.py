@@ -65,10 +65,12 @@ def in_thread(function: Callable[[Any, Job], object]) -> Callable[[Any, Job], Aw
 
         try:
             return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=_BEHIND)
-        except BaseException:
+        except BaseException as error:
             if started:
                 started.clear()
                 THREADS.release_on_behalf_of(slot)
+                if isinstance(error, RuntimeError):
+                    raise NotStarted(f"no thread could be had: {error}") from error
             raise
 
     return run
@@ -107,6 +109,8 @@ def in_process(
         call = (_in_child, os.getpid(), memory_bytes, module, name, job)
         try:
             kind, *words = await anyio.to_process.run_sync(*call, cancellable=True, limiter=_BEHIND)
+        except OSError as error:  # what the handler raises comes back as words: no child could be started, or spoken with
+            raise NotStarted(f"no child process could be had: {error}") from error
         except BrokenWorkerProcess as error:
             raise ChildKilled("the child process of this job was killed or crashed") from error
         finally:

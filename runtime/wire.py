@@ -276,8 +276,9 @@ class Wire:
             await self._drop()
 
     async def _open(self) -> Line:
-        connection = one_connection(self.url)
+        connection: AbstractConnection | None = None
         try:
+            connection = one_connection(self.url)  # reads redis-py's own version from a file
             async with asyncio.timeout(min(CONNECT_S, self._answer_s)):
                 await connection.connect()
                 line = take_over(connection)
@@ -289,7 +290,8 @@ class Wire:
                 if self._unanswered and run == self.run:
                     # The old connection's last call may still be running: end it before anything is repeated.
                     await line.ask(pack([("CLIENT", "KILL", "ID", self.client_id)]), 1)
-        except (RedisError, OSError, StoreAway) as error:
+        # Without a free file or thread those who connect fail in ways of their own: a codec that cannot be loaded is no OSError.
+        except (RedisError, OSError, RuntimeError, LookupError, ImportError, StoreAway) as error:
             await _disconnect(connection)
             raise StoreAway(f"Redis at {without_password(self.url)}: {error or type(error).__name__}") from error
         except BaseException:
@@ -330,7 +332,9 @@ class Wire:
             await _disconnect(connection)
 
 
-async def _disconnect(connection: AbstractConnection) -> None:
+async def _disconnect(connection: AbstractConnection | None) -> None:
+    if connection is None:
+        return
     with contextlib.suppress(RedisError, OSError):
         await connection.disconnect(nowait=True)
 

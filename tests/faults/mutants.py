@@ -106,6 +106,20 @@ MUTANTS = (
         f"{PRODUCER}::test_a_message_that_cannot_be_stored_is_its_senders_error_and_nobody_elses",
     ),
     Mutant(
+        "no bound on the board's connections",
+        "board/site.py",
+        "if len(self._visitors) >= MAX_CONNECTIONS:",
+        "if False:",
+        "tests/faults/test_files.py::test_however_many_connect_and_are_silent_the_next_one_is_answered_and_the_oldest_leaves",
+    ),
+    Mutant(
+        "any key of a MessagePack map is taken",
+        "runtime/bounds.py",
+        "if first not in _NUMBER_KEYS:",
+        "if False:",
+        "tests/unit/test_bounds.py::test_keys_that_are_lists_fractions_or_nothing_are_refused_where_the_contract_leaves_them_open",
+    ),
+    Mutant(
         "a time of birth that lies ahead is believed",
         "runtime/jobs.py",
         'return min(int(entry.partition(b"-")[0]), now_ms)',
