@@ -41,6 +41,9 @@ def _redis8_of_the_wheel() -> str | None:
     return str(binary) if binary and os.access(binary, os.X_OK) else None
 
 
+PATIENCE_S = 60.0  # far more than anything takes on a busy machine: only a failure waits for it
+
+
 def free_ports(number: int = 1) -> int:
     """Return the first of so many free ports in a row.
 
@@ -62,7 +65,7 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def wait_until(is_true, deadline_s: float = 20.0, what: str = "the condition") -> None:
+def wait_until(is_true, deadline_s: float = PATIENCE_S, what: str = "the condition") -> None:
     """Poll until it holds; fail the test when it does not in time."""
     end_s = time.monotonic() + deadline_s
     while not is_true():

@@ -30,7 +30,7 @@ def call(*arguments: str, stdin: str = "", cwd: Path = ROOT, **more: str) -> sub
         input=stdin,
         cwd=cwd,
         env=environment,
-        timeout=60,
+        timeout=120,
     )
 
 
@@ -140,7 +140,7 @@ def test_a_message_is_enqueued_found_dead_shown_and_replayed(server, raw):
         assert "backlog 0" in call("stats", *redis).stdout
     finally:
         worker.send_signal(signal.SIGTERM)
-        _, log = worker.communicate(timeout=20)
+        _, log = worker.communicate(timeout=120)
     assert worker.returncode == 0
     lines = log.strip().splitlines()
     assert "stopped in" in lines[-1]
@@ -227,7 +227,7 @@ def test_health_readiness_and_metrics(own_valkey, tmp_path):
         wait_until(lambda: get(f"{url}/readyz")[0] == 200, what="ready again")
     finally:
         worker.send_signal(signal.SIGTERM)
-        assert worker.wait(20) == 0
+        assert worker.wait(60) == 0
         raw.close()
 
 

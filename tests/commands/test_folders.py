@@ -58,7 +58,7 @@ def environment(**more: str) -> dict[str, str]:
 
 def call(way: tuple[str, ...], *arguments: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*way, *arguments], cwd=cwd, env=environment(**more), capture_output=True, text=True, timeout=60, check=False
+        [*way, *arguments], cwd=cwd, env=environment(**more), capture_output=True, text=True, timeout=120, check=False
     )
 
 

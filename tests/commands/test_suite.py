@@ -39,7 +39,7 @@ def suite(folder: Path, test: str, *options: str) -> subprocess.CompletedProcess
     (folder / "test_it.py").write_text(test)
     rules = ("-c", str(ROOT / "pyproject.toml"), "--rootdir", str(folder), "-p", "tests.conftest")
     command = [sys.executable, "-m", "pytest", *rules, *options, str(folder)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
 PARALLEL = pytest.mark.parametrize("processes", ["0", "1"], ids=["one after the other", "side by side"])

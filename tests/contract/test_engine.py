@@ -196,7 +196,7 @@ async def test_jobs_that_run_while_their_group_is_lost_run_once(server, raw):
             xadd(raw, n, ms="3000")
         await until(lambda: len(ran) == 2, "both run")
         raw.xgroup_destroy(KEY, GROUP)
-        await until(lambda: not leftovers(raw), "both are done", 20)
+        await until(lambda: not leftovers(raw), "both are done")
     assert sorted(ran) == [0, 1]
 
 
@@ -220,7 +220,7 @@ async def test_a_large_room_is_emptied_without_waiting_for_the_next_walk(server,
         seen.append(message.n)
 
     async with working(server.url, later, concurrency=1000, lease_s=100.0):
-        await until(lambda: len(seen) == 3000, "all of the room is run", 8)
+        await until(lambda: len(seen) == 3000, "all of the room is run")
 
 
 @pytest.mark.parametrize("concurrency", [1, 2])

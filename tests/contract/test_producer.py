@@ -580,7 +580,7 @@ kept.close()
 
 def test_a_forked_process_sends_over_connections_of_its_own(valkey):
     command = [sys.executable, "-W", "error", "-c", FORKED, valkey.url]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (done.stdout, done.stderr) == ("[7, 0, 7, 0]\n", "")
     stored = sorted(json.loads(fields["data"])["n"] for _, fields in valkey.client().xrange("{jobs}:medium"))
     assert stored == sorted([*range(50), *range(100, 110)])

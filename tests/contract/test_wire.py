@@ -158,7 +158,7 @@ async def test_an_unknown_type_waits_for_a_worker_that_knows_it_and_burns_no_att
 async def test_an_unknown_type_that_nobody_learns_becomes_a_dead_letter(server, raw, seen):
     async with working(server.url, seen.handler, lease_s=0.3, unknown_after_s=1.0):
         raw.xadd(KEY, {"type": "typo", "data": "{}"})
-        await until(lambda: dead(raw) and not leftovers(raw), "it is condemned", 20)
+        await until(lambda: dead(raw) and not leftovers(raw), "it is condemned")
     assert (dead(raw)[0]["dead_reason"], dead(raw)[0]["type"]) == ("unknown-type", "typo")
 
 
@@ -231,13 +231,13 @@ async def test_whatever_a_stranger_writes_the_worker_lives_and_nothing_vanishes(
     write()  # before the worker's threads begin: they roll dice of their own, which hypothesis would take for its own
     xadd(raw, '{"n":4242}')
     async with working(valkey.url, seen.handler, concurrency=50) as worker:
-        await until(lambda: any(n == 4242 for n, _, _ in seen.runs), "a good job still runs", 60)
+        await until(lambda: any(n == 4242 for n, _, _ in seen.runs), "a good job still runs")
 
         def settled() -> bool:
             rows = raw.xpending(KEY, "workers")["consumers"]
             return not len(worker.held) and all(row["name"].startswith(b"~") for row in rows)
 
-        await until(settled, "all are settled", 30)
+        await until(settled, "all are settled")
         copies = sum(count.totals().get("copy", 0) for _, _, count in worker.tally.rows())
         done = sum(count.totals().get("done", 0) for _, _, count in worker.tally.rows())
         waiting = raw.xlen(KEY) + raw.zcard("{jobs}:due")

@@ -220,7 +220,7 @@ def stopped(server: Server, seconds: float) -> None:
     """Shut the server down, and start it again on its folder."""
     assert server.process
     server.process.send_signal(signal.SIGTERM)
-    server.process.wait(20)
+    server.process.wait(60)
     time.sleep(seconds)
     server.start()
 

@@ -182,7 +182,7 @@ def test_a_fleet_replaces_a_process_that_has_crashed_beside_what_keeps_it(valkey
         finally:
             supervisor.terminate()
             try:
-                supervisor.wait(20)
+                supervisor.wait(60)
             finally:
                 supervisor.kill()
                 supervisor.wait()

@@ -221,7 +221,7 @@ async def test_a_durability_that_is_none_is_refused_before_anything_is_sent(valk
 def enqueue(server: Server, *options: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "runtime", "enqueue", "scripted", "-" if stdin else '{"n":1}', "--redis", server.url]
     command += ["--handlers", "tests.faults.jobs", *options]
-    return subprocess.run(command, cwd=ROOT, input=stdin, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=ROOT, input=stdin, capture_output=True, text=True, timeout=120)
 
 
 def test_enqueue_waits_for_the_durability_it_was_told(on_disk):

@@ -181,7 +181,7 @@ def test_all_finish_their_jobs_within_the_grace_and_one_report_adds_up(hire, raw
     else:  # as a service manager does: each process hears it from there, and the children once more from the supervisor
         for pid in (*fleet.children, fleet.process.pid):
             os.kill(pid, signal.SIGTERM)
-    assert fleet.process.wait(15) == 0
+    assert fleet.process.wait(60) == 0
     started, done = count(tmp_path, "start"), len(ended(tmp_path))
     assert started == done, "none was cut"
     assert raw.xlen(KEY) == 60 - done
@@ -199,7 +199,7 @@ def test_a_second_signal_skips_the_grace_of_all(hire, raw, tmp_path):
     wait_until(lambda: fleet.log.count("stopping: ") == 2, what="all begin to stop")
     assert fleet.process.poll() is None
     fleet.send(signal.SIGTERM)
-    assert fleet.process.wait(10) == 0
+    assert fleet.process.wait(60) == 0
     rows = raw.xpending_range(KEY, "workers", "-", "+", 100)
     assert {(row["consumer"], row["times_delivered"]) for row in rows} == {("~free", 0)}
     assert len(rows) == 20
@@ -249,14 +249,14 @@ def test_the_embedded_server_ends_last(hire, tmp_path):
 def test_handlers_that_cannot_be_imported_end_it_with_one_clear_line(hire, tmp_path):
     (tmp_path / "broken_jobs.py").write_text("raise RuntimeError('no database')\n")
     fleet = hire("--handlers", "broken_jobs", wait=False)
-    assert fleet.process.wait(20) == 2
+    assert fleet.process.wait(60) == 2
     assert fleet.log.count("no database") == 1
     assert "module broken_jobs cannot be imported: RuntimeError: no database" in fleet.log.splitlines()[-1]
 
 
 def test_a_store_that_is_away_ends_it_with_one_clear_line(hire, tmp_path):
     fleet = hire("--redis", f"unix://{tmp_path}/nobody.sock", wait=False)
-    assert fleet.process.wait(30) == 3
+    assert fleet.process.wait(60) == 3
     assert fleet.log.count("is it running?") == 1
 
 
@@ -306,5 +306,5 @@ def test_a_port_of_a_process_that_is_taken_is_named(hire, port):
         other.bind(("127.0.0.1", port + 2))
         other.listen()
         fleet = hire("--board", f"127.0.0.1:{port}", wait=False)
-        assert fleet.process.wait(20) == 2
+        assert fleet.process.wait(60) == 2
     assert f"127.0.0.1:{port + 2}" in fleet.log.splitlines()[-1]

@@ -45,7 +45,7 @@ def test_a_worker_frozen_for_two_leases_neither_moves_nor_steals_back_its_job(se
     wait_until(lambda: "lost the lease" in zombie.log, what="the zombie learns that it lost its lease")
     assert [row["consumer"] for row in raw.xpending_range(KEY, "workers", "-", "+", 10)] == [owner], "not stolen back"
     (history / "go").touch()
-    wait_until(lambda: not leftovers(raw), 30, what="the job is settled")
+    wait_until(lambda: not leftovers(raw), what="the job is settled")
     attempts = sorted((event.attempt, event.pid == zombie.process.pid) for event in events(history) if event.kind == "fail")
     assert attempts == [(1, False)], "the frozen run was cut, and its failure was never counted"
     assert count(history, "end") == 1
@@ -93,7 +93,7 @@ def test_jobs_survive_a_restart_of_the_server_without_a_burst_of_second_runs(val
     wait_until(lambda: (crew[0].log + crew[1].log).count("store is away") >= 1, what="an outage is seen")
     valkey_on_disk.start()
     wait_until(lambda: count(history, "end") >= 100, what="all end")
-    wait_until(lambda: not leftovers(raw), 30, what="all are settled")
+    wait_until(lambda: not leftovers(raw), what="all are settled")
     assert count(history, "start") == 100
     raw.close()
 
@@ -133,12 +133,12 @@ def test_a_clock_set_an_hour_forward_robs_nobody_and_holds_reclaim_for_no_hour(v
     for _ in range(3):
         set_clock_forward(raw, HOUR_S)
         time.sleep(0.2)
-    wait_until(lambda: is_settled(raw), 30, "all is settled")
+    wait_until(lambda: is_settled(raw), what="all is settled")
     assert second_runs(history) == 0
     add(raw, 40, lambda n: 1500, first=40)
     wait_until(lambda: len(starts_of(history)) == 80, what="the next ones run")
     crew[0].kill()
-    wait_until(lambda: is_settled(raw), 30, "what the dead worker held runs elsewhere")
+    wait_until(lambda: is_settled(raw), what="what the dead worker held runs elsewhere")
     assert ended(history) == set(range(80))
     raw.close()
 
@@ -161,7 +161,7 @@ def test_a_clock_set_an_hour_back_does_not_keep_the_jobs_of_a_dead_worker_for_an
         raw.eval(STAND_STILL, 4, *keys, name)
         return second_runs(history) == 10
 
-    wait_until(is_taken_over, 20, "they run elsewhere")
+    wait_until(is_taken_over, what="they run elsewhere")
     wait_until(lambda: name not in raw.zrange("{jobs}:workers", 0, -1), what="the dead worker is forgotten")
     raw.close()
 
@@ -178,7 +178,7 @@ def test_a_real_clock_is_set_while_jobs_run_and_again_when_a_worker_has_died(kin
         told_s = raw.time()[0]
         server.set_clock(by_s)
         wait_until(lambda: abs(raw.time()[0] - told_s - by_s) < 60, what="the clock is set")
-        wait_until(lambda: is_settled(raw), 30, "all is settled")
+        wait_until(lambda: is_settled(raw), what="all is settled")
         assert second_runs(history) == 0
         add(raw, 90, lambda n: 2.5 * LEASE_S * 1000, first=90)
         wait_until(lambda: count(history, "start") == 180, what="the next ones run")
@@ -187,7 +187,7 @@ def test_a_real_clock_is_set_while_jobs_run_and_again_when_a_worker_has_died(kin
         assert held
         crew[0].kill()
         server.set_clock(2 * by_s)
-        wait_until(lambda: is_settled(raw), 40, "what the dead worker held runs elsewhere, within leases and not in an hour")
+        wait_until(lambda: is_settled(raw), what="what the dead worker held runs elsewhere, within leases and not in an hour")
         assert ended(history) == set(range(180))
         assert {n for n, times in starts_of(history).items() if times > 1} <= held, "nobody else is robbed"
 

@@ -46,7 +46,7 @@ def test_a_loop_that_is_blocked_for_less_than_max_block_keeps_all_its_jobs(
         wait_until(lambda first=first: first in starts_of(tmp_path), what="the loop is blocked")
         other = hire(crew, valkey, tmp_path, *options, lease_s=lease_s)
         wait_until(lambda first=first: first in ended(tmp_path), seconds + 20, "the blocker ends")
-        wait_until(lambda: is_settled(raw), 30, "all is settled")
+        wait_until(lambda: is_settled(raw), what="all is settled")
         assert second_runs(tmp_path) == 0
         assert "falls silent" not in ours.log
         assert "handler of blocking" in ours.log
@@ -150,7 +150,7 @@ def test_a_worker_that_does_not_know_a_type_leaves_all_of_it_to_one_that_does(va
     assert (raw.xlen(KEY), raw.xlen("{jobs}:dead")) == (150, 0)
     knowing = hire(crew, valkey, tmp_path)
     add(raw, 150, lambda n: 0, first=150)
-    wait_until(lambda: is_settled(raw), 30, "all is settled")
+    wait_until(lambda: is_settled(raw), what="all is settled")
     assert {event.pid for event in events(tmp_path)} == {knowing.process.pid}
     assert starts_of(tmp_path) == dict.fromkeys(range(300), 1)
     assert ended(tmp_path) == set(range(300))

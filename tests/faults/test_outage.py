@@ -42,7 +42,7 @@ def go_through(server: Server, away: Fault, lease_s: float, history: Path, crew:
         wait_until(lambda: count(history, "start") == 200, what="all run")
         away(server, 2 * lease_s)
         add(raw, 100, lambda n: 20, first=200)
-        wait_until(lambda: is_settled(raw), 40, "all is settled")
+        wait_until(lambda: is_settled(raw), what="all is settled")
         assert raw.xlen("{jobs}:dead") == 0
     assert ended(history) == set(range(300))
     again, said = second_runs(history), lines_of(crew)
@@ -77,7 +77,7 @@ def test_a_server_that_forgets_its_scripts_or_its_clients_all_the_time_is_worked
             add(raw, 20, lambda n: 50, first=20 * part, failures=part % 2)
             raw.execute_command(*nuisance.split(" "))
             wait_until(lambda part=part: len(ended(tmp_path)) > 10 * part, what="work goes on")
-        wait_until(lambda: is_settled(raw), 30, "all is settled")
+        wait_until(lambda: is_settled(raw), what="all is settled")
         assert ended(tmp_path) == set(range(200))
         assert sum(starts_of(tmp_path).values()) - 200 - 100 <= 4, "no burst of second runs"
         assert raw.xlen("{jobs}:dead") == 0
@@ -105,7 +105,7 @@ def test_an_outage_of_20_s_is_told_in_few_lines_and_readyz_says_so(kind, tmp_pat
         assert status(f"{found[1]}/readyz") == 503
         server.start()
         wait_until(lambda: status(f"{found[1]}/readyz") == 200, what="it is ready again")
-        wait_until(lambda: is_settled(raw), 30, "all is settled")
+        wait_until(lambda: is_settled(raw), what="all is settled")
         assert ended(tmp_path) == set(range(50))
         assert second_runs(tmp_path) == 0
         said = lines_of(crew)[before:]

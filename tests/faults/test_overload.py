@@ -30,7 +30,7 @@ def test_while_all_four_wait_they_are_served_as_8_to_4_to_2_to_1(valkey, tmp_pat
         pipe.xadd(f"{{jobs}}:{STREAMS[n % 4]}", {"type": "scripted", "data": f'{{"n":{n},"ms":5}}'})
     pipe.execute()
     hire(crew, valkey, tmp_path, concurrency=20)
-    wait_until(lambda: is_settled(raw), 60, "all is settled")
+    wait_until(lambda: is_settled(raw), what="all is settled")
     order = [n % 4 for _, n in starts_in_order(tmp_path)]
     last_critical = max(at for at, priority in enumerate(order) if priority == 0)
     served = Counter(order[:last_critical])

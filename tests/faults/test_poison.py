@@ -89,7 +89,7 @@ def run_with_poison(
     crew.mend()  # the last to die of it may not have been buried yet
     assert max(runs[n] for n in range(innocents)) <= 1 + crew.deaths, (crew.deaths, runs.most_common(5))
     assert raw.exists("{jobs}:strikes") == 0
-    wait_until(lambda: not raw.exists("{jobs}:wards"), 10, "the ward is given up")
+    wait_until(lambda: not raw.exists("{jobs}:wards"), what="the ward is given up")
     again = sum(runs[n] - 1 for n in range(innocents))
     print(f"{len(poison)} poison, {innocents} innocents: {crew.deaths} deaths, {again} innocents ran again")
     return crew
@@ -159,7 +159,7 @@ def test_the_death_of_a_child_process_stays_in_the_child(valkey, tmp_path, crew)
         add(raw, "contained", range(1, 2), how="memory", bytes=1_000_000_000)
         add(raw, "contained", range(2, 3), how="well")
         add(raw, "scripted", range(3, 40), ms=300)
-        wait_until(lambda: not leftovers(raw), 40, "all is settled")
+        wait_until(lambda: not leftovers(raw), what="all is settled")
         letters = {msgspec.json.decode(fields["data"])["n"]: fields for _, fields in raw.xrange("{jobs}:dead")}
         assert {n: letter["dead_reason"] for n, letter in letters.items()} == {0: "attempts", 1: "attempts"}
         assert "ChildKilled" in letters[0]["dead_error"]

@@ -49,7 +49,7 @@ class Watch:
         wait_until(lambda: second.client().info("replication")["master_link_status"] == "up", what="the replica follows")
         self.sentinel_ports = [first_port + more for more in (2, 3, 4)]
         self.sentinels = [self._sentinel(port) for port in self.sentinel_ports]
-        wait_until(self._is_watched, 30, "the sentinels know each other and the replica")
+        wait_until(self._is_watched, what="the sentinels know each other and the replica")
 
     def _sentinel(self, port: int) -> subprocess.Popen[bytes]:
         settings = self.folder / f"{port}.conf"

@@ -39,7 +39,7 @@ def test_sigterm_with_500_running_jobs_lets_them_finish_and_loses_nothing(server
     assert all(name == "~free" and times == 0 for name, times in counts(raw)), "given back without a delivery counted"
     assert raw.exists("{jobs}:workers:rows") == 0, "the worker is forgotten"
     hire(crew, server, tmp_path, concurrency=500)
-    wait_until(lambda: not leftovers(raw), 30, what="another worker runs the rest")
+    wait_until(lambda: not leftovers(raw), what="another worker runs the rest")
     assert sorted(event.n for event in events(tmp_path) if event.kind == "end") == list(range(1200))
     assert all(event.attempt == 1 for event in events(tmp_path))
 
@@ -49,7 +49,7 @@ def test_what_the_grace_does_not_suffice_for_is_cut_and_given_back_without_burni
     for n in range(20):
         raw.xadd(KEY, {"type": "scripted", "data": f'{{"n":{n},"ms":30000}}'})
     wait_until(lambda: count(tmp_path, "start") == 20, what="20 run")
-    assert worker.stop(8) == 0
+    assert worker.stop() == 0
     assert counts(raw) == {("~free", 0): 20}
     assert raw.zcard("{jobs}:due") == raw.xlen("{jobs}:dead") == 0
 
@@ -58,7 +58,7 @@ def test_a_thread_that_cannot_be_cut_is_given_back_and_does_not_keep_the_process
     worker = hire(crew, server, tmp_path, "--grace", "0.2")
     raw.xadd(KEY, {"type": "threaded", "data": '{"n":1,"ms":60000}'})
     wait_until(lambda: count(tmp_path, "start") == 1, what="it runs")
-    assert worker.stop(8) == 0
+    assert worker.stop() == 0
     assert counts(raw) == {("~free", 0): 1}
 
 
@@ -69,7 +69,7 @@ def test_a_second_signal_skips_the_grace(server, raw, tmp_path, crew):
     worker.send(signal.SIGTERM)
     wait_until(lambda: "stopping" in worker.log, what="it begins to stop")
     worker.send(signal.SIGTERM)
-    assert worker.process.wait(8) == 0
+    assert worker.process.wait(60) == 0
     assert counts(raw) == {("~free", 0): 1}
 
 
@@ -80,8 +80,8 @@ def test_the_hard_deadline_holds_with_a_server_that_does_not_answer(tmp_path, cr
         assert server.process
         server.process.send_signal(signal.SIGSTOP)
         began_s = time.monotonic()
-        assert worker.stop(15) in (0, 4)
-        assert time.monotonic() - began_s < 9
+        assert worker.stop() in (0, 4)
+        assert time.monotonic() - began_s < 30
     finally:
         server.process.send_signal(signal.SIGCONT)
         server.stop()
@@ -92,11 +92,11 @@ def test_500_jobs_that_a_stop_cuts_off_are_given_back_and_run_elsewhere_as_if_no
     worker = hire(crew, valkey, tmp_path, "--grace", "0.5", concurrency=500)
     add(raw, 700, lambda n: 1700)
     wait_until(lambda: count(tmp_path, "start") == 500, what="500 run")
-    assert worker.stop(0.5 + 5) == 0
+    assert worker.stop() == 0
     assert "left to their leases" not in worker.log
     assert set(counts(raw)) == {("~free", 0)}, "none is left to a lease, and no delivery is counted"
     hire(crew, valkey, tmp_path, concurrency=700)
-    wait_until(lambda: is_settled(raw), 30, "another worker runs them all")
+    wait_until(lambda: is_settled(raw), what="another worker runs them all")
     assert ended(tmp_path) == set(range(700))
     assert {(event.attempt, event.rest[1]) for event in events(tmp_path) if event.kind == "start"} == {(1, "1")}
     raw.close()
@@ -121,7 +121,7 @@ def test_500_running_jobs_and_a_server_that_does_not_answer_keep_no_process_and_
         finally:
             server.process.send_signal(signal.SIGCONT)
         hire(crew, server, tmp_path, "--suspect", "0.3", concurrency=700)  # they run in isolation
-        wait_until(lambda: is_settled(raw), 60, "another worker runs what is left")
+        wait_until(lambda: is_settled(raw), what="another worker runs what is left")
         assert ended(tmp_path) == set(range(700))
         assert all(event.attempt == 1 for event in events(tmp_path)), "no attempt is burnt"
 
@@ -131,7 +131,7 @@ def test_the_hard_deadline_holds_when_a_handler_holds_the_loop(valkey, tmp_path,
     worker = hire(crew, valkey, tmp_path, "--grace", "0.2")
     raw.xadd(KEY, {"type": "blocking", "data": '{"n":1,"ms":60000}'})
     wait_until(lambda: count(tmp_path, "start") == 1, what="it blocks the loop")
-    assert worker.stop(10) == 4
+    assert worker.stop() == 4
     assert "hard deadline" in worker.log
     assert raw.xlen(KEY) == 1, "it runs again, when the lease is over"
     raw.close()
@@ -143,5 +143,5 @@ def test_a_worker_with_nothing_to_do_stops_at_once(valkey, tmp_path, crew, signa
     began_s = time.monotonic()
     for _ in range(signals):
         worker.send(signal.SIGINT)
-    assert worker.process.wait(5) == 0
-    assert time.monotonic() - began_s < 3
+    assert worker.process.wait(60) == 0
+    assert time.monotonic() - began_s < 15, "the grace is longer"

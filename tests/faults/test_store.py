@@ -47,7 +47,7 @@ def test_with_memory_full_what_is_there_ends_and_what_is_new_is_refused(kind, tm
             raw.xadd(KEY, {"type": "scripted", "data": '{"n":9999}'})
         assert isinstance(refusal(server), QueueFull)
         assert len(ended(tmp_path)) < 250, "most is still to come"
-        wait_until(lambda: is_settled(raw), 30, "all is settled, though memory is full")
+        wait_until(lambda: is_settled(raw), what="all is settled, though memory is full")
         assert isinstance(refusal(server), QueueFull)
         assert ended(tmp_path) == set(range(340))
         assert starts_of(tmp_path) == {n: 1 if n < 300 else 2 for n in range(340)}
@@ -72,7 +72,7 @@ def test_with_the_disk_full_for_two_leases_nothing_is_lost_and_nothing_runs_twic
         assert "MISCONF" in str(error)
         assert len(ended(tmp_path)) > 100, "handlers run on"
         server.enlarge()
-        wait_until(lambda: is_settled(raw), 40, "all is settled")
+        wait_until(lambda: is_settled(raw), what="all is settled")
         assert ended(tmp_path) >= set(range(200))
         again = second_runs(tmp_path)
         print(f"{kind}: {again} of 200 ran twice")
@@ -135,7 +135,7 @@ def test_the_groups_vanish_while_200_jobs_run_and_those_who_hold_them_run_on(kin
         add(raw, 200, lambda n: 500 + LEASE_S * 1000 * (n % 2))
         wait_until(lambda: count(tmp_path, "start") == 200, what="all run")
         destroy_the_groups(raw)
-        wait_until(lambda: is_settled(raw), 30, "all is settled")
+        wait_until(lambda: is_settled(raw), what="all is settled")
         assert ended(tmp_path) == set(range(200))
         assert second_runs(tmp_path) == 0
 
@@ -227,5 +227,5 @@ def test_retries_whose_stream_is_a_string_wait_apart_with_few_lines_until_it_is_
         raw.delete(KEY)
         add(raw, 20, lambda n: 0, first=20)
         add(raw, 20, lambda n: 0, first=40, to="high")
-        wait_until(lambda: ended(tmp_path) == set(range(20, 60)), 30, "new jobs run; those that were overwritten are gone")
+        wait_until(lambda: ended(tmp_path) == set(range(20, 60)), what="new jobs run; those that were overwritten are gone")
         wait_until(lambda: is_settled(raw), what="nothing is left")

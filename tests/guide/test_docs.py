@@ -43,7 +43,7 @@ def shell(command: str, server: Server, cwd: Path) -> subprocess.CompletedProces
     line = command.replace(ADDRESS, url(server)).replace("python -m", f"{sys.executable} -m")
     line = line.replace("redis-cli XADD", f"redis-cli -p {port} XADD")
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{cwd}", "REDIS_URL": url(server)}
-    return subprocess.run(["bash", "-ec", line], cwd=cwd, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(["bash", "-ec", line], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
 
 
 def test_the_first_job_of_the_readme_runs_as_shown(tcp_server, tmp_path):
@@ -61,13 +61,13 @@ def test_the_first_job_of_the_readme_runs_as_shown(tcp_server, tmp_path):
             assert shell(xadd, tcp_server, tmp_path).returncode == 0
             wait_until(lambda: "receipt for order 7 to ada@example.com, attempt 1" in log.read_text(), what="it runs")
         shop = [sys.executable, "shop.py"]
-        sent = subprocess.run(shop, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=30)
+        sent = subprocess.run(shop, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
         assert re.fullmatch(r"high-\d+-\d+\n", sent.stdout), sent
         wait_until(lambda: log.read_text().count("receipt for order 7") >= 1, what="the typed one runs")
         wait_until(lambda: not leftovers(tcp_server.client()), what="all are settled")
     finally:
         worker.terminate()
-        assert worker.wait(20) == 0
+        assert worker.wait(60) == 0
 
 
 PAGES = {page.name: SHELL.findall(page.read_text()) for page in sorted((ROOT / "docs").glob("*.md"))}

@@ -118,7 +118,7 @@ def child(disk: Disk, message: msgspec.Struct, **options: Any) -> subprocess.Pop
 
 def outcome(process: subprocess.Popen[str]) -> str:
     """Give what the child says once it has ended."""
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=120)
     assert process.returncode == 0
     return said.strip()
 
@@ -148,13 +148,13 @@ def swapping(folder: Path, aside: Path, outside: Path) -> Iterator[None]:
         yield
     finally:
         process.terminate()
-        process.communicate(timeout=20)
+        process.communicate(timeout=120)
     assert process.returncode == 0
 
 
 def until(is_true: Callable[[], bool]) -> None:
     """Poll until it holds."""
-    end_s = time.monotonic() + 10
+    end_s = time.monotonic() + 60
     while not is_true():
         assert time.monotonic() < end_s
         time.sleep(0.002)

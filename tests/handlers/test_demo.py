@@ -21,7 +21,7 @@ def test_the_demo_runs_until_it_is_interrupted_and_leaves_nothing_running(tmp_pa
     try:
         mails = folder / "maildir" / "new"
         wait_until(lambda: mails.is_dir() and len(list(mails.iterdir())) >= 4, what="mails arrive")
-        wait_until(lambda: list((folder / "exports").glob("orders-*.csv.job.json")), 40, what="an export is there")
+        wait_until(lambda: list((folder / "exports").glob("orders-*.csv.job.json")), what="an export is there")
         text = (tmp_path / "said").read_text()
         metrics = next(line.split()[1] for line in text.splitlines() if line.strip().startswith("metrics"))
         with urllib.request.urlopen(metrics) as answer:
@@ -29,7 +29,7 @@ def test_the_demo_runs_until_it_is_interrupted_and_leaves_nothing_running(tmp_pa
         assert message_from_bytes(next(mails.iterdir()).read_bytes())["From"] == "Example Shop <shop@example.com>"
     finally:
         demo.send_signal(signal.SIGINT)
-        status = demo.wait(20)
+        status = demo.wait(60)
     text = (tmp_path / "said").read_text()
     assert status == 0, text
     assert "runtime: stopped in" in text.splitlines()[-1]

@@ -39,7 +39,7 @@ async def send(message: SendEmail, job: Job | None = None) -> None:
 
 async def until(is_true: Callable[[], bool]) -> None:
     """Poll until it holds."""
-    end_s = time.monotonic() + 5
+    end_s = time.monotonic() + 60
     while not is_true():
         assert time.monotonic() < end_s
         await asyncio.sleep(0.005)

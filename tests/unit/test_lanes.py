@@ -63,7 +63,7 @@ def job(type_name: str, entry: str = "1-0") -> Job:
 
 async def until(is_true: Callable[[], bool]) -> None:
     """Give the loop turns until a condition holds."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not is_true():
             await asyncio.sleep(0)
 

@@ -29,7 +29,7 @@ def job(do: str = "", note: Path | str = "", **fields: Any) -> Job:
 
 async def until(is_true: Callable[[], bool]) -> None:
     """Give the loop turns until a condition holds; threads and processes take their time."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not is_true():
             await asyncio.sleep(0)
 

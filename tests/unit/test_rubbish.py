@@ -181,7 +181,7 @@ def test_a_worker_whose_handlers_leave_cycles_holds_no_more_of_them_than_python_
             wait_until(lambda: Path(answer).exists() and answer.read_text().endswith("]]"), what="it tells")
         finally:
             worker.terminate()
-            worker.wait(30)
+            worker.wait(60)
     most, thresholds = json.loads(answer.read_text())
     assert most <= 1500
     assert tuple(thresholds) == THRESHOLDS

@@ -1,0 +1,52 @@
+"""The page for producers: its handler that sends does what the page says, with one connection for all jobs."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+from tests.faults.harness import ROOT, leftovers
+from tests.servers import wait_until
+
+PAGE = (ROOT / "docs" / "produce.md").read_text("utf-8")
+BESIDE = """
+
+import asyncio
+
+
+@contract("in-a-thread")
+class InAThread(msgspec.Struct):
+    order: int
+
+
+@handler(InAThread)
+def in_a_thread(message: InAThread, job: Job) -> None:
+    asyncio.run(producer.send(SendInvoice(order=message.order)))
+"""
+
+
+def test_handlers_share_the_producer_of_their_module(valkey, tmp_path):
+    [code] = re.findall(r"```python\n# orders\.py\n(.*?)```", PAGE, re.DOTALL)
+    (tmp_path / "orders.py").write_text(code + BESIDE)
+    raw = valkey.client()
+    for order in range(200):
+        raw.xadd("{jobs}:medium", {"type": "order-placed", "data": f'{{"order":{order}}}'})
+    for order in range(200, 205):
+        raw.xadd("{jobs}:medium", {"type": "in-a-thread", "data": f'{{"order":{order}}}'})
+    command = [sys.executable, "-u", "-m", "runtime", "--redis", valkey.url, "--handlers", "orders", "--board", "off"]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}", "REDIS_URL": valkey.url}
+    log = tmp_path / "log"
+    with log.open("wb") as out:
+        worker = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=out, stderr=out)
+    try:
+        wait_until(lambda: log.read_text().count("invoice for order") == 205, 60, "all invoices are sent")
+        wait_until(lambda: not leftovers(raw), what="all are settled")
+        wait_until(lambda: [one["name"] for one in raw.client_list()].count("producer") == 1, what="one connection is left")
+        assert not raw.keys("{jobs}:seen:k:*"), "no key outlives its job"
+    finally:
+        worker.terminate()
+        assert worker.wait(30) == 0, log.read_text()
+        raw.close()
+    assert "Traceback" not in log.read_text()
