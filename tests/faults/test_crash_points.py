@@ -26,6 +26,7 @@ from runtime.consumer import Consumer
 from runtime.streams import GROUP, Keys, script
 from runtime.testing import worker
 from runtime.wire import Wire
+from tests.faults.worker import ROOT
 from tests.servers import Server
 
 LEASE_S = 0.8
@@ -33,7 +34,7 @@ AT_ONCE = 18  # points under way: they spend their time waiting for leases
 POLL_S = 0.03
 DRAIN_S = 30.0
 VERBS = ("admit", "beat", "dead", "defer", "promote", "reclaim", "renew", "send", "isolate", "acquit")
-LOOKS = ("CLIENT", "HGETALL", "INFO", "TIME", "XPENDING", "ZRANGE")  # commands that change nothing
+LOOKS = ("CLIENT", "HGETALL", "INFO", "TIME", "XPENDING", "ZRANGE", "ends")  # commands that change nothing
 STRIDE = int(os.environ.get("CRASH_STRIDE", "5"))  # all of them take six minutes a server: each long run takes others
 VOID_PART = 0.2  # commands that came later than in the unharmed run, or never
 
@@ -220,12 +221,13 @@ class Relay:
         return None
 
 
-SCRIPTS = {script(name).sha.encode(): name for name in (*VERBS, "done", "forget", "park", "take")}
+LUA = sorted(path.stem for path in (ROOT / "runtime" / "lua").glob("*.lua"))
+SCRIPTS = {script(name).sha.encode(): name for name in LUA if name != "common"}
 
 
 def name_of(command: list[bytes]) -> str:
     """Give the verb of a script, or the first word."""
-    return SCRIPTS.get(command[1], "a script") if command[0] == b"EVALSHA" else command[0].decode()
+    return SCRIPTS[command[1]] if command[0] == b"EVALSHA" else command[0].decode()
 
 
 # --- one point ---------------------------------------------------------------------------------------------------------------

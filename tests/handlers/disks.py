@@ -23,6 +23,7 @@ from runtime.jobs import PLAIN, Job, contract_of
 
 ROOT = Path(__file__).parents[2]
 BORN_MS = 1_700_000_000_123
+FETCHED_MS = 2**53  # after whatever time a test writes into an id
 ENDLESS = "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n)"
 
 
@@ -95,7 +96,8 @@ def job_of(message: msgspec.Struct, number: int = 0) -> Job:
     """Give a job as the worker would; another number is another job."""
     contract = contract_of(type(message))
     entry = b"%d-%d" % (BORN_MS, number)
-    return Job(int(contract.priority) - 1, entry, 1, "run", 0.0, contract.type.encode(), msgspec.json.encode(message), PLAIN, 0)
+    data = msgspec.json.encode(message)
+    return Job(int(contract.priority) - 1, entry, 1, "run", 0.0, contract.type.encode(), data, PLAIN, FETCHED_MS)
 
 
 def export(*columns: str, to: str = "out:t.csv", table: str = "t", **fields: Any) -> ExportCsv:
