@@ -20,7 +20,7 @@ from pathlib import Path
 from tests.faults import mass
 from tests.faults.checker import Verdict
 from tests.faults.nemesis import GRACE_S, KINDS
-from tests.faults.storms import DURABLE, Weather, blow, commit, version_of
+from tests.faults.storms import DURABLE, LARGE, LONG, Weather, blow, commit, usual, version_of
 from tests.faults.worker import ROOT
 from tests.servers import HOW_TO_GET, Server, binary_of
 from tests.servers import KINDS as SERVERS
@@ -28,12 +28,12 @@ from tests.servers import KINDS as SERVERS
 SEEDS = 5
 JOBS = 100_000
 JOBS_PER_S = 160.0
-PROCESS_GAP_S = 2.0  # between two faults of that hand, on average
 LEAST_S = 55.0  # less, and a deck of faults is not played out
 MOST_MISSED = 0.2
 MOST_RECOVERY_S = 5.0
 FAILED, VOID = 1, 3
 VOID_AGAIN = 2
+SPECIAL = {"long jobs beside killers of every delay": LONG, "payloads of 250 KB over slow lines": LARGE}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,11 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     statuses: list[int] = []
     for number, seed in enumerate(seeds):
         kind = options.server or kinds[number]
-        status = run_one(kind, seed, math.ceil(options.jobs / len(seeds)))
-        for again in range(1, 1 + VOID_AGAIN if options.seed is None else 1):
-            if status == VOID:  # it proved nothing: neither good nor bad, so another seed is asked
-                status = run_one(kind, seed + 1000 * again, math.ceil(options.jobs / len(seeds)))
-        statuses.append(status)
+        jobs = math.ceil(options.jobs / len(seeds))
+        statuses.append(run_until_it_proves(kind, seed, usual(jobs, max(jobs / JOBS_PER_S, LEAST_S)), options.seed is None))
+    if options.seed is None:
+        for name, weather in SPECIAL.items():
+            print(f"{name}:", flush=True)
+            statuses.append(run_until_it_proves("valkey", first, weather))
     if not options.storms_only:
         statuses.append(mass.main([]))
         print("long tests of single faults:", flush=True)
@@ -75,7 +76,16 @@ def servers_for(seeds: int) -> list[str]:
     return ["valkey"] * (seeds - len(others)) + others
 
 
-def run_one(kind: str, seed: int, jobs: int) -> int:
+def run_until_it_proves(kind: str, seed: int, weather: Weather, may_repeat: bool = True) -> int:
+    """Run one storm; where it proved nothing, neither good nor bad, another seed is asked. Return the exit status."""
+    status = run_one(kind, seed, weather)
+    for again in range(1, 1 + VOID_AGAIN if may_repeat else 1):
+        if status == VOID:
+            status = run_one(kind, seed + 1000 * again, weather)
+    return status
+
+
+def run_one(kind: str, seed: int, weather: Weather) -> int:
     """Run one storm, print its figures, and give its exit status. The histories of a run that is not good are kept."""
     server = Server(kind, *DURABLE, appendonly=True)
     history = Path(tempfile.mkdtemp(prefix="faults-"))
@@ -83,18 +93,19 @@ def run_one(kind: str, seed: int, jobs: int) -> int:
         client = server.client()
         print(f"seed {seed}, commit {commit()}, {version_of(client)}, appendfsync always", flush=True)
         client.close()
-        weather = Weather(jobs, max(jobs / JOBS_PER_S, LEAST_S), KINDS, PROCESS_GAP_S)
         verdict = asyncio.run(blow(server, history, weather, seed))
     finally:
         server.stop()
-    problems, void = verdict.problems + figures_that_fail(verdict), why_void(verdict)
+    problems, void = verdict.problems + figures_that_fail(verdict), why_void(verdict, weather.kinds)
     print(table(verdict))
     for problem in problems:
         print(f"  FAILED  {problem}")
     for reason in void:
         print(f"  void    {reason}")
     if problems or void:
-        print(f"  histories and logs: {history}; again: python -m tests.faults --seed {seed} --server {kind} --jobs {jobs}")
+        print(
+            f"  histories and logs: {history}; again: python -m tests.faults --seed {seed} --server {kind} --jobs {weather.jobs}"
+        )
     else:
         shutil.rmtree(history)
     print(f"  {'FAILED' if problems else 'void' if void else 'good'}\n", flush=True)
@@ -113,9 +124,9 @@ def figures_that_fail(verdict: Verdict) -> list[str]:
     return failing
 
 
-def why_void(verdict: Verdict) -> list[str]:
+def why_void(verdict: Verdict, kinds: Sequence[str]) -> list[str]:
     """Say why a run proves nothing: a kind of fault met nobody at work, or too many did."""
-    reasons = [f"no {kind} met a job in flight" for kind in KINDS if not verdict.hits.get(kind)]
+    reasons = [f"no {kind} met a job in flight" for kind in kinds if not verdict.hits.get(kind)]
     faults, hits = sum(verdict.faults.values()), sum(verdict.hits.values())
     if faults - hits > MOST_MISSED * faults:
         reasons.append(f"{faults - hits} of {faults} faults met nobody")
@@ -140,6 +151,7 @@ def table(verdict: Verdict) -> str:
         *[
             f"  {kind:<20}{verdict.faults.get(kind, 0):>6}{verdict.hits.get(kind, 0):>6}{verdict.in_flight.get(kind, 0):>11}"
             for kind in KINDS
+            if verdict.faults.get(kind)
         ],
         f"  lost {verdict.lost}, vanished {verdict.vanished}, unexpected {verdict.unexpected}, refused yet ran "
         f"{verdict.refused_yet_ran}, settled twice {verdict.settled_twice}, "

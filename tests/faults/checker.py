@@ -17,7 +17,7 @@ import redis
 
 from tests.contract.snapshot import STREAMS
 from tests.faults import ledger
-from tests.faults.ledger import Fault, Run, Story, Try
+from tests.faults.ledger import ANY_RUNS, Fault, Run, Story, Try
 from tests.faults.worker import LEASE_S
 
 TAG = "{jobs}"
@@ -26,7 +26,6 @@ PLAIN_KEYS = {f"{TAG}:{name}" for name in (*STREAMS, "due", "msg", "dead", "work
 PLAIN_KEYS |= {f"{TAG}:{name}" for name in ("events", "strikes", "wards")}
 MORTAL_KEYS = tuple(f"{TAG}:{name}:" for name in ("seen", "stats", "results"))  # every one of these must have an end of life
 LATE_S = 4 * LEASE_S  # the longest fault, and what it takes to come back from it
-ANY_RUNS = -1
 MOST_DELIVERIES = 3  # of an innocent, besides those that a fault of ours cut
 # What may cause a second run, the nearest cause first: the end of a process, or a standstill of a lease. A broken line or
 # a forgotten script is no excuse.

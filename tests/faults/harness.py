@@ -8,8 +8,8 @@ from typing import Any
 
 import redis
 
-from tests.faults.checker import ANY_RUNS, Verdict, check_story, leftovers
-from tests.faults.ledger import Event, Fault, Try, events, read
+from tests.faults.checker import Verdict, check_story, leftovers
+from tests.faults.ledger import ANY_RUNS, Event, Fault, Try, events, read
 from tests.faults.storms import Weather, blow
 from tests.faults.worker import LEASE_S, ROOT, Worker
 from tests.servers import Server

@@ -46,12 +46,13 @@ if _FILE >= 0:
 
 
 @contract("scripted")
-class Scripted(msgspec.Struct, frozen=True, kw_only=True):
-    """Number `n` runs for `ms`, and fails in its first `failures` attempts."""
+class Scripted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Number `n` runs for `ms`, and fails in its first `failures` attempts; `pad` makes it large."""
 
     n: int
     ms: float = 0
     failures: int = 0
+    pad: str = ""
 
 
 @handler(Scripted, timeout_s=30, retry=Backoff(base_s=0.05, cap_s=0.3, attempts=3))

@@ -17,6 +17,7 @@ import msgspec
 
 SENDER = "sender.history"
 NEMESIS = "nemesis.history"
+ANY_RUNS = -1  # nobody knows how often it runs
 RUNS = ("start", "end", "fail", "cut")  # what a handler writes of a run; the other lines are the runtime's own moves
 
 

@@ -55,12 +55,24 @@ class Slot:
 class Nemesis:
     """Owns the workers of a storm and everything that is done to them."""
 
-    def __init__(self, server: Server, history: Path, dice: Random, slots: list[Slot], sender: Proxy | None) -> None:
+    def __init__(
+        self,
+        server: Server,
+        history: Path,
+        dice: Random,
+        slots: list[Slot],
+        sender: Proxy | None,
+        options: Sequence[str] = (),
+        *,
+        has_killers: bool = False,
+    ) -> None:
         self.server = server
         self.history = history
         self.slots = slots
         self.pen = Pen(history / NEMESIS)
         self._sender = sender
+        self._options = options
+        self._has_killers = has_killers
         self._dice = dice
         self._leaving: set[asyncio.Task[None]] = set()
         self._leaving_pids: set[int] = set()
@@ -79,15 +91,20 @@ class Nemesis:
 
     def hire(self, slot: Slot) -> None:
         url = slot.proxy.url if slot.proxy else ""
-        slot.worker = Worker(self.server, self.history, "--grace", str(GRACE_S), url=url)
+        slot.worker = Worker(self.server, self.history, "--grace", str(GRACE_S), *self._options, url=url)
 
     async def supervise(self) -> None:
-        """Replace workers that ended by themselves, for ever: at the start, without a server, they may; at work never."""
+        """Replace workers that ended by themselves, for ever: at the start, without a server, they may; at work only where
+        jobs that kill them are about.
+        """
         while True:
             for slot in self.slots:
                 worker = slot.worker
                 if worker and not slot.is_busy and worker.process.poll() is not None:
-                    if (path := self.history / f"{worker.pid}.log").exists() and path.stat().st_size:  # it has worked
+                    path = self.history / f"{worker.pid}.log"
+                    if self._has_killers and worker.process.returncode == -signal.SIGKILL:
+                        self.note(Fault("kill", [worker.pid], now_s(), now_s()))
+                    elif path.exists() and path.stat().st_size:  # it has worked
                         self.note(Exit(worker.pid, 0.0, worker.process.returncode))
                         self.strange.append(f"worker {worker.pid} ended with {worker.process.returncode}: {worker.log[-2000:]}")
                     self.hire(slot)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
 
@@ -15,9 +16,12 @@ from redis.exceptions import RedisError, ResponseError
 
 from runtime import Message, Producer
 from runtime.errors import QueueFull, StoreAway
+from runtime.jobs import contract_of
 from tests.contract.snapshot import STREAMS
 from tests.faults.jobs import Scripted
-from tests.faults.ledger import SENDER, Answer, Pen, Try, now_s
+from tests.faults.ledger import ANY_RUNS, SENDER, Answer, Pen, Try, now_s
+from tests.faults.people import Told
+from tests.faults.poison import Deadly
 
 CHUNK = 25
 ATTEMPTS = 3  # of the scripted handler
@@ -38,10 +42,23 @@ SILENCE_S = 4.0
 class Sender:
     """Owns the numbers: each is sent once, whatever the answer."""
 
-    def __init__(self, url: str, history: Path, dice: Random) -> None:
+    def __init__(
+        self,
+        url: str,
+        history: Path,
+        dice: Random,
+        styles: Mapping[type[Told], int] = {},
+        long_ms: tuple[float, float] = LONG_MS,
+        killers_ms: Sequence[float] = (),
+        pad_bytes: int = 0,
+    ) -> None:
         self._url = url
         self._pen = Pen(history / SENDER)
         self._dice = dice
+        self._styles: dict[type[Scripted | Told], int] = {Scripted: 100 - sum(styles.values()), **styles}
+        self._long_ms = long_ms
+        self._killers_ms = killers_ms
+        self._pad = "x" * pad_bytes
         self._plain = Redis.from_url(
             url, protocol=2, retry=Retry(NoBackoff(), 0), retry_on_error=[], socket_timeout=SILENCE_S, health_check_interval=0
         )
@@ -52,6 +69,7 @@ class Sender:
         began_s = loop.time()
         chunk: list[tuple[Try, Message]] = []
         async with Producer.connect(self._url, patience_s=PATIENCE_S) as producer:
+            chunk += [self._killer(jobs + at, ms) for at, ms in enumerate(self._killers_ms)]
             for n in range(jobs):
                 fate = self._dice.choices(list(FATES), list(FATES.values()))[0]
                 if fate in ("plain", "malformed"):
@@ -69,12 +87,13 @@ class Sender:
         self._pen.close()
 
     def _ms(self, fate: str) -> float:
-        return round(self._dice.uniform(*(LONG_MS if fate == "long" else SHORT_MS)), 1)
+        return round(self._dice.uniform(*(self._long_ms if fate == "long" else SHORT_MS)), 1)
 
     def _typed_one(self, n: int, fate: str) -> tuple[Try, Message]:
         failures = {"retry": self._dice.choice([1, 2]), "fail": 99}.get(fate, 0)
-        payload = Scripted(n=n, ms=self._ms(fate), failures=failures)
-        fields = {"type": "scripted", "data": msgspec.json.encode(payload).decode()}
+        style = self._dice.choices(list(self._styles), list(self._styles.values()))[0]
+        payload = style(n=n, ms=self._ms(fate), failures=failures, pad=self._pad)
+        fields = {"type": contract_of(type(payload)).type, "data": msgspec.json.encode(payload).decode()}
         runs, reason = min(failures + 1, ATTEMPTS), "attempts" if fate == "fail" else ""
         message = Message(payload=payload, id=f"shared-{n % 50}" if n % 40 == 0 else "")
         match fate:
@@ -90,11 +109,17 @@ class Sender:
                 pass
         return Try(n, runs, reason, fields), message
 
+    def _killer(self, n: int, ms: float) -> tuple[Try, Message]:
+        """A job that must be found to be poison, however late it kills."""
+        payload = Deadly(n=n, how="kill", ms=ms)
+        fields = {"type": "deadly", "data": msgspec.json.encode(payload).decode()}
+        return Try(n, ANY_RUNS, "poison", fields), Message(payload=payload)
+
     def _plain_one(self, n: int, fate: str) -> Try:
         if fate == "malformed":
             fields, reason = self._dice.choice(UNREADABLE)
             return Try(n, 0, reason, {**fields, "x-n": str(n)})
-        fields = {"type": "scripted", "data": f'{{"n":{n},"ms":{self._ms(fate)}}}'}
+        fields = {"type": "scripted", "data": f'{{"n":{n},"ms":{self._ms(fate)},"pad":"{self._pad}"}}'}
         if n % 2:
             fields["at"] = str(int(time.time() * 1000) + 500)
         return Try(n, 1, "", fields)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import subprocess
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from typing import Final
 
 import redis
 
 from tests.faults.checker import Verdict, check_folder, leftovers, leftovers_everywhere
 from tests.faults.ledger import Drained, Seed, now_s
-from tests.faults.nemesis import LINE_KINDS, PROCESS_KINDS, SERVER_KINDS, Nemesis, Slot
-from tests.faults.sender import Sender
+from tests.faults.nemesis import KINDS, LINE_KINDS, PROCESS_KINDS, SERVER_KINDS, Nemesis, Slot
+from tests.faults.people import STYLES, Told
+from tests.faults.sender import LONG_MS, Sender
 from tests.faults.worker import ROOT
 from tests.proxy import Proxy
 from tests.servers import Server
@@ -25,6 +27,9 @@ DRAIN_S = 60.0
 FORGET_S = 20.0  # the dead are forgotten some leases after their last beat
 # Nothing acknowledged may be lost by a kill of the server: with `everysec` a stalled disk would lose some.
 DURABLE = ("--appendfsync", "always", "--enable-debug-command", "local")
+
+
+PEOPLE = ("--handlers", "tests.faults.jobs,tests.faults.people", "--threads", "8")
 
 
 @dataclass(frozen=True)
@@ -37,10 +42,48 @@ class Weather:
     process_gap_s: float
     server_gap_s: float = 2.0
     line_gap_s: float = 1.0
+    styles: Mapping[type[Told], int] = field(default_factory=dict)  # handlers beside the plain one, and how many in a hundred
+    options: Sequence[str] = ()  # further flags of the workers
+    long_ms: tuple[float, float] = LONG_MS
+    killers_ms: Sequence[float] = ()  # jobs that end their process so long after their start
+    drain_s: float = DRAIN_S
+    pad_bytes: int = 0
+    line_bytes_per_s: float = 0.0  # of each line; 0: as fast as it can
 
     def of(self, kinds: Sequence[str]) -> list[str]:
         """Give what there is of these kinds."""
         return [kind for kind in self.kinds if kind in kinds]
+
+
+def usual(jobs: int, seconds: float) -> Weather:
+    """Return the weather of every kind of fault, over handlers as people write them."""
+    return Weather(jobs, seconds, KINDS, process_gap_s=2.0, styles=STYLES, options=PEOPLE)
+
+
+# A clock that is played: the lease, the watch over suspects and the jobs are a twentieth of the defaults, so that 30 s stand for
+# ten minutes. What kills late is found only where its isolation has grown to its delay.
+LONG: Final = Weather(
+    200,
+    25.0,
+    ("kill", "stop", "deploy"),
+    process_gap_s=6.0,
+    options=("--suspect", "0.5", "--handlers", "tests.faults.jobs,tests.faults.poison"),
+    long_ms=(5000.0, 25000.0),
+    killers_ms=(0, 100, 1000, 4000),
+    drain_s=300.0,
+)
+
+# 75 MB through three lines of 4 MB/s each: what is asked for by number of entries never comes through.
+LARGE: Final = Weather(
+    300,
+    30.0,
+    ("kill", "stop", "deploy", "stall"),
+    process_gap_s=4.0,
+    line_gap_s=4.0,
+    pad_bytes=250_000,
+    line_bytes_per_s=4_000_000,
+    drain_s=180.0,
+)
 
 
 async def blow(server: Server, history: Path, weather: Weather, seed: int) -> Verdict:
@@ -48,19 +91,26 @@ async def blow(server: Server, history: Path, weather: Weather, seed: int) -> Ve
     dice = Random(seed)
     raw = server.client()
     async with contextlib.AsyncExitStack() as stack:
-        through_proxies = bool(weather.of(LINE_KINDS))
+        through_proxies = bool(weather.of(LINE_KINDS) or weather.line_bytes_per_s)
 
         async def line() -> Proxy | None:
-            return await stack.enter_async_context(Proxy(server.socket)) if through_proxies else None
+            proxy = await stack.enter_async_context(Proxy(server.socket)) if through_proxies else None
+            if proxy is not None:
+                proxy.bytes_per_s = weather.line_bytes_per_s
+            return proxy
 
         slots = [Slot(await line()) for _ in range(WORKERS)]
         to_sender = await line()
-        nemesis = Nemesis(server, history, dice, slots, to_sender)
+        nemesis = Nemesis(server, history, dice, slots, to_sender, weather.options, has_killers=bool(weather.killers_ms))
         nemesis.note(Seed(seed, commit(), version_of(raw)))
-        sender = Sender(to_sender.url if to_sender else server.url, history, Random(seed + 1))
+        url = to_sender.url if to_sender else server.url
+        sender = Sender(url, history, Random(seed + 1), weather.styles, weather.long_ms, weather.killers_ms, weather.pad_bytes)
         try:
+            await _start(nemesis)
+            supervisor = asyncio.create_task(nemesis.supervise())
             await _rage(nemesis, sender, weather)
-            await _drain(nemesis, raw)
+            await _drain(nemesis, raw, weather.drain_s)
+            supervisor.cancel()
             verdict = await asyncio.to_thread(check_folder, history, raw, nemesis.pids)
             await nemesis.dismiss()
             goodbye = await asyncio.to_thread(leftovers_everywhere, raw, ())
@@ -73,11 +123,13 @@ async def blow(server: Server, history: Path, weather: Weather, seed: int) -> Ve
     return verdict
 
 
-async def _rage(nemesis: Nemesis, sender: Sender, weather: Weather) -> None:
+async def _start(nemesis: Nemesis) -> None:
     for slot in nemesis.slots:
         nemesis.hire(slot)
     await _until(lambda: all(slot.worker and slot.worker.is_ready for slot in nemesis.slots), 30, "the workers start")
-    supervisor = asyncio.create_task(nemesis.supervise())
+
+
+async def _rage(nemesis: Nemesis, sender: Sender, weather: Weather) -> None:
     hands = [
         asyncio.create_task(harm(weather.of(kinds), gap_s))
         for harm, kinds, gap_s in (
@@ -92,14 +144,13 @@ async def _rage(nemesis: Nemesis, sender: Sender, weather: Weather) -> None:
     nemesis.is_over = True
     await asyncio.gather(*hands)
     await sending
-    supervisor.cancel()
 
 
-async def _drain(nemesis: Nemesis, raw: redis.Redis) -> None:
+async def _drain(nemesis: Nemesis, raw: redis.Redis, drain_s: float) -> None:
     """Wait until everything is settled, and the dead are forgotten. What does not come to that is what the checker finds."""
     since_s = now_s()
     with contextlib.suppress(AssertionError):
-        await _until(lambda: not leftovers(raw), DRAIN_S, "everything is settled")
+        await _until(lambda: not leftovers(raw), drain_s, "everything is settled")
     nemesis.note(Drained(now_s() - since_s))
     with contextlib.suppress(AssertionError):
         await _until(lambda: not leftovers_everywhere(raw, nemesis.pids), FORGET_S, "the dead are forgotten")
