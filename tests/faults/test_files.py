@@ -62,13 +62,16 @@ def close(*lines: tuple[asyncio.StreamReader, asyncio.StreamWriter]) -> None:
         writer.transport.abort()
 
 
-async def test_however_many_connect_and_are_silent_the_next_one_is_answered_and_the_oldest_leaves(site):
-    lines = [await connect(site) for _ in range(3 * MAX_CONNECTIONS)]
-    newest = await connect(site)
-    assert await ask(newest) == b"HTTP/1.1 200 OK hello"
-    assert await is_closed(lines[0])
-    assert await ask(lines[-1]) == b"HTTP/1.1 200 OK hello"  # only as many have left as must
-    close(newest, *lines)
+async def test_however_many_connect_and_are_silent_the_next_one_is_answered_and_the_oldest_leaves(monkeypatch):
+    for limit in ("HEAD_S", "KEEP_ALIVE_S"):  # nobody leaves for its silence, only for want of room
+        monkeypatch.setattr(board.site, limit, 1e6)
+    async with Site("127.0.0.1", 0, {"/": hello}) as site:
+        lines = [await connect(site) for _ in range(3 * MAX_CONNECTIONS)]
+        newest = await connect(site)
+        assert await ask(newest) == b"HTTP/1.1 200 OK hello"
+        assert await is_closed(lines[0])
+        assert await ask(lines[-1]) == b"HTTP/1.1 200 OK hello"  # only as many have left as must
+        close(newest, *lines)
 
 
 async def test_a_head_that_comes_byte_by_byte_has_its_time(site, monkeypatch):
