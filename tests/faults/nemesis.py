@@ -170,8 +170,9 @@ class Nemesis:
         while worker.process.poll() is None and now_s() - at_s < EXIT_S:
             await asyncio.sleep(0.01)
         seconds = now_s() - at_s
+        was_killed = self._has_killers and worker.process.poll() == -signal.SIGKILL  # by one of its jobs
         worker.kill()
-        status = worker.process.returncode
+        status = 0 if was_killed else worker.process.returncode
         if kind:
             self.note(Fault(kind, [worker.pid], at_s, now_s()))
         self.note(Exit(worker.pid, seconds, 0 if status == 4 else status))  # 4: the hard deadline, with the server away
