@@ -63,7 +63,8 @@ class Board:
     async def _readyz(self, request: web.Request) -> web.Response:
         ready = self._consumer.is_ready
         stage = self._consumer.stage.value
-        text = "ready\n" if ready else f"not ready: {'Redis does not answer' if stage == 'running' else stage}\n"
+        reason = (self._consumer.hung or "Redis does not answer") if stage == "running" else stage
+        text = "ready\n" if ready else f"not ready: {reason}\n"
         text += "".join(f"left out, since it cannot be read: {key}: {error}\n" for key, error in self._consumer.broken.items())
         text += "".join(f"{trouble}; {WAY_OUT}\n" for trouble in self._consumer.scheduler.troubles)
         return web.Response(text=text, status=200 if ready else 503)

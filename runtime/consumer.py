@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import socket
 import threading
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable, Coroutine
 from contextvars import Context
 from enum import Enum
+from functools import partial
 from random import random
 from typing import Any, Final, ParamSpec
 from uuid import uuid4
@@ -32,7 +34,8 @@ from runtime.fetcher import BELL_MS, INBOX_BYTES, Fetcher
 from runtime.flusher import Flusher
 from runtime.jobs import Job, Registry
 from runtime.lanes import Inbox, Lane
-from runtime.lease import TICK_S, Beat, Heartbeat, Held, Watched
+from runtime.lease import TICK_S, Beat, Heartbeat, Held, Watched, stacks
+from runtime.places import HANGS_S, PLACES, Hang, Places, make_places
 from runtime.scheduler import Scheduler
 from runtime.settle import Ledger, decide
 from runtime.streams import ANSWER_S, Streams
@@ -122,11 +125,16 @@ class Consumer:
         self._types = {handler.contract.type: handler.contract.version for handler in registry.values()}
         times = (config.lease_s, config.unknown_after_s)
         self.scheduler = Scheduler(self.streams, self.tally, self._types, *times, self._may_reclaim)
-        desk = Desk(config, registry, self.streams, self.scheduler, self.inbox, self.ledger, self.held, self.tally, self.words)
+        self.places = make_places(config.threads)
+        owned = (self.inbox, self.ledger, self.held, self.tally, self.words, self.places)
+        desk = Desk(config, registry, self.streams, self.scheduler, *owned)
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._fetcher = Fetcher(desk, self._types, self._room, self._beside, self._is_stale, self._stop)
         self._flusher = Flusher(desk, self._fetcher.room_made.set)
+        self.scheduler.on_parked = self._fetcher.look_again
+        for places in self.places.values():
+            places.on_wanting = partial(self._fetcher.place_free, places)
         self.ledger.on_first, self.inbox.on_idle = self._flusher.wake, self._flusher.lanes_idle
         self._finished_before = [0] * RATE_TICKS
         self._confirmed_s = time.monotonic()
@@ -138,6 +146,7 @@ class Consumer:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._heartbeat: Heartbeat | None = None
         self._may_loops_end = False
+        self._failure: RuntimeError | None = None
 
     def __repr__(self) -> str:
         return (
@@ -161,9 +170,22 @@ class Consumer:
 
     @property
     def is_ready(self) -> bool:
-        """Say whether the store answers and this worker fetches."""
+        """Say whether the store answers, this worker fetches, and there is a place for each kind of handler."""
         is_fresh = time.monotonic() - self._confirmed_s < SILENT_PART * self.config.lease_s
-        return self.stage is Stage.RUNNING and self.is_fetching and is_fresh
+        return self.stage is Stage.RUNNING and self.is_fetching and is_fresh and not self.hung
+
+    @property
+    def hung(self) -> str:
+        """Say which kind of handler cannot run here, all places being lost to jobs that go on past their deadline; or nothing."""
+        now_s = time.monotonic()
+        return "; ".join(self._loss_of(places) for places in self.places.values() if places.all_lost_s(now_s) > HANGS_S)
+
+    def _loss_of(self, places: Places) -> str:
+        who = ", ".join(sorted({self._handler_of(hang) for hang in places.lost.values()}))
+        return f"all {places.total} places ({places.kind}) are lost to jobs that go on past their deadline, {who}"
+
+    def _handler_of(self, hang: Hang) -> str:
+        return f"handler {self.registry[hang.type].place}"
 
     @property
     def is_alive(self) -> bool:
@@ -185,8 +207,10 @@ class Consumer:
 
         Raises:
             StoreAway: Redis did not answer at the start.
+            RuntimeError: every place for a kind of handler was lost to jobs that hang; all else was given back.
         """
         loop = asyncio.get_running_loop()
+        PLACES.set(self.places)  # for the lanes, which are tasks of this one
         await self.streams.start()
         # Before the first fetch: a consumer that reads and dies without a row would be known to nobody, and stay for ever.
         await self.streams.beat(int(self.config.lease_s * 1000), self._row())
@@ -384,6 +408,10 @@ class Consumer:
                         self._open_lane(group)
                 self._flusher.retry_apart(now_s)
                 self.tally.fold()
+            for places in self.places.values():
+                places.tick(now_s)
+                if places.lost:
+                    self._look_at_lost(places, now_s)
             if len(self.held) or self.tally.finished != self._finished_before[-1]:
                 self._sweep()
             self._finished_before = [*self._finished_before[1:], self.tally.finished]
@@ -395,6 +423,19 @@ class Consumer:
             text = "job %s (%s) goes on %.0f s after its start, though it was cancelled: its handler swallows CancelledError"
             self.words.say(text, lane.job.id, lane.job.type.decode(), now_s - lane.started_s)
         lane.interrupt(TimedOut(f"ran longer than {now_s - lane.started_s:.1f} s"))
+
+    def _look_at_lost(self, places: Places, now_s: float) -> None:
+        """Name who keeps a place long after its deadline; when nobody can have one any more, stop, to be started again."""
+        for hang in places.hanging(now_s):
+            if not hang.is_told:
+                hang.is_told = True
+                text = "the %s of job %s goes on in its %s though it was cut %.0f s ago: %d of %d places are left"
+                said = (self._handler_of(hang), hang.job_id, places.kind, now_s - hang.since_s)
+                self.words.say(text, *said, places.total - len(places.lost), places.total, level=logging.ERROR)
+        if self._failure is None and self.stage is Stage.RUNNING and places.all_lost_s(now_s) > self.config.max_block_s:
+            self._failure = RuntimeError(f"{self._loss_of(places)}: this worker stops, to be started again")
+            log.critical("%s\n%s", self._failure, stacks())
+            self.stop()
 
     def _give_back_unstarted(self, now_s: float) -> None:
         """What has not started within a second runs sooner elsewhere; all of it, when the leases may be lost."""
@@ -430,6 +471,9 @@ class Consumer:
     ) -> Report:
         log.info("stopping: %d jobs run, %d wait here", self.running, len(self.inbox))
         self.stage = Stage.DRAINING
+        for places in self.places.values():
+            places.close()
+        self.ledger.release(self.inbox.clear())
         await self._end_fetching(fetcher)
         self.ledger.release(self.inbox.clear())
         await self._until(lambda: self.running == 0, self.config.grace_s, self._hurry)
@@ -448,6 +492,8 @@ class Consumer:
         await self._last_words(stubborn)
         self.stage = Stage.CLOSED
         report = Report(time.monotonic() - self._stopping_since_s, self.tally.finished, self._flusher.released, len(self.held))
+        if self._failure is not None:
+            raise self._failure
         if stubborn:
             self._leave(report)  # the task group would wait for lanes that nobody can end
         return report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,6 +12,7 @@ from runtime.events import Tally
 from runtime.jobs import Registry
 from runtime.lanes import Inbox
 from runtime.lease import Held
+from runtime.places import Places
 from runtime.scheduler import Scheduler
 from runtime.settle import Ledger
 from runtime.streams import Streams
@@ -32,3 +34,4 @@ class Desk:
     held: Held
     tally: Tally
     words: Words
+    places: Mapping[str, Places]

@@ -117,6 +117,10 @@ class NotStarted(JobsError):
     """The job was cut while it waited for its turn to start: given back, no attempt burnt."""
 
 
+class NoPlace(NotStarted):
+    """It found no thread or child process in time: parked in the room of its type, no attempt burnt."""
+
+
 class LeaseLost(JobsError):
     """Another worker holds this job now; what this run still does cannot move it."""
 

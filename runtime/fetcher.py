@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from random import random
 from typing import Final
 
+import msgspec
+
 from runtime.backoff import delay_s
 from runtime.codec import decode_many
 from runtime.desk import STORE_BACKOFF, Desk
 from runtime.errors import Dead, StoreAway, StoreRefuses
 from runtime.events import outcome_name
-from runtime.jobs import FREE, STREAMS, UNKNOWN, BadEntry, Job, Lease, Lost, Outcome, Park, ms_of
+from runtime.jobs import FREE, STREAMS, UNKNOWN, BadEntry, Job, Lease, Lost, Outcome, Park, ms_of, room_of
+from runtime.places import Places
 from runtime.plan import WEIGHTS, Budget, Plan, Sizes
 from runtime.settle import admit, admit_keyed
 from runtime.streams import Ask, Fetched
@@ -28,6 +32,11 @@ PAUSE_S: Final = 0.05
 FETCH_PART: Final = 0.1
 FETCH_S: Final = 1.0
 INBOX_BYTES: Final = 32 << 20  # a guess: what may wait here unrun
+UNRING_S: Final = 0.02
+# So fast a worker moves jobs that find no thread or child process out of the way of others. A guess: 2,000 a second are about 2 %
+# of Redis' time, and ten workers pass a million of them at the head of a stream within a minute.
+PARKED_PER_S: Final = 2000
+ANY_NUMBER: Final = 1_000_000
 
 
 class Fetcher:
@@ -46,11 +55,18 @@ class Fetcher:
     ) -> None:
         self._desk = desk
         self._types = types
+        self._kinds = {
+            name: desk.places[handler.runs] for name, handler in desk.registry.items() if handler.runs in desk.places
+        }  # the types whose jobs need a thread or a child process
+        self._rests: dict[tuple[int, Places], float] = {}
+        self._awaited: set[Places] = set()  # those for which more waits in rooms than was asked for
+        self._is_ringing = False
+        self._unringing: asyncio.Task[None] | None = None
         self._room = room
         self._is_stale = is_stale
         self._stop = stop
         self._plan = Plan()
-        self._ward = Ward(desk, beside, self.receive)
+        self._ward = Ward(desk, beside, self._receive_chosen)
         self._takes: set[int] = set()
         self._is_quiet = False  # the bell has not rung: nothing can be there but what rooms hold
         self._budget = Budget(min(FETCH_S, FETCH_PART * desk.config.lease_s))
@@ -134,10 +150,11 @@ class Fetcher:
         room -= await self._take_from_rooms(room)
         if room < 1:
             return
+        resting = self._resting()
         can_ring = room >= min(4, self._desk.config.concurrency)  # one entry per stream may come
         if not (self._is_quiet and can_ring and not self._takes) or self._rooms_are_full:
             shares, takes = self._plan.shares(min(room, self.entries(self._budget.bytes))), self._takes
-            shares = [max(share, int(stream in takes)) for stream, share in enumerate(shares)]
+            shares = [0 if stream in resting else max(share, int(stream in takes)) for stream, share in enumerate(shares)]
             asked_s = time.monotonic()
             fetched = await self._desk.streams.fetch(shares, takes)
             self._weigh(fetched)
@@ -155,11 +172,17 @@ class Fetcher:
             is_more = any(haul.rows for haul in fetched.hauls) or self._takes or self._rooms_are_full
             if is_more or self._stop.is_set():
                 return
-        if can_ring:
+        if len(resting | self._desk.streams.broken.keys()) == len(STREAMS):
+            await self._pause(PAUSE_S)
+        elif can_ring:
             asked_s = time.monotonic()
-            rung = await self._desk.streams.ring(self._bell_ms())
+            self._is_ringing = True
+            try:
+                rung = await self._desk.streams.ring(self._bell_ms(), resting)
+            finally:
+                self._is_ringing = False
             self._weigh(rung)
-            self._takes, self._is_quiet = rung.free, not rung.hauls
+            self._takes, self._is_quiet = rung.free, not rung.hauls and not resting
             if self._is_quiet:
                 self._ward.is_quiet()
             await self.receive(rung, asked_s)
@@ -168,21 +191,69 @@ class Fetcher:
 
     def _bell_ms(self) -> int:
         """Rooms ring no bell: where one is not empty, the blocked read must end soon."""
-        rooms_ms = ROOMS_S * 1000 if self._open_rooms() else BELL_MS
+        rooms_ms = ROOMS_S * 1000 if self._rests or any(self._may_take(at) for at in self._desk.scheduler.rooms) else BELL_MS
         return int(max(SUSPECTS_BELL_MS, min(rooms_ms, self._ward.next_ask_s * 1000)))
 
-    def _open_rooms(self) -> list[tuple[int, str]]:
-        return [at for at in self._desk.scheduler.rooms if at[1] != FREE and self._desk.scheduler.can_run(at[1])]
+    def _may_take(self, at: tuple[int, str]) -> bool:
+        return at[1] != FREE and self._desk.scheduler.can_run(at[1])
+
+    def look_again(self) -> None:
+        """Look into rooms at once, though the bell may be waited for: there is something new, or a place for it."""
+        self._next_rooms_s = 0.0
+        self.room_made.set()
+        if self._is_ringing and (self._unringing is None or self._unringing.done()):
+            self._unringing = asyncio.create_task(self._unring())
+
+    def place_free(self, places: Places) -> None:
+        """Look again if something waits in rooms for a place of this kind."""
+        if places in self._awaited:
+            self.look_again()
+
+    async def _unring(self) -> None:
+        with contextlib.suppress(StoreAway):  # then the bell's own time ends the wait
+            while self._is_ringing:
+                await self._desk.streams.unring()
+                await asyncio.sleep(UNRING_S)
+
+    # --- rooms -------------------------------------------------------------------------------------------------------
+
+    def _kind_of_room(self, room: str) -> Places | None:
+        name, _, _ = room[len(UNKNOWN) :].rpartition("@")
+        return self._kinds.get(name.encode()) if room.startswith(UNKNOWN) else None
+
+    def _coming(self, places: Places) -> int:
+        """Return how many jobs here are on their way to a lane, where they will need a place of this kind."""
+        return sum(1 for job in self._desk.inbox.jobs if self._kinds.get(job.type) is places)
+
+    def _openings(self) -> list[Ask]:
+        """Return the rooms from which we may take now; for a thread or child, as many as will soon begin, each kind by itself."""
+        self._awaited.clear()
+        wanted: dict[Places | None, int] = {None: ANY_NUMBER}
+        openings: list[Ask] = []
+        for stream, room in filter(self._may_take, self._desk.scheduler.rooms):
+            kinds = {self._kinds.get(name.encode()) for name in self._types} if room == UNKNOWN else {self._kind_of_room(room)}
+            for places in kinds:
+                if places is not None and places not in wanted:
+                    wanted[places] = places.room_soon(self._coming(places))
+                if places is not None:
+                    self._awaited.add(places)
+                if wanted[places]:
+                    types = {name: newest for name, newest in self._types.items() if self._kinds.get(name.encode()) is places}
+                    openings.append(Ask(stream, room, wanted[places], types if room == UNKNOWN else None))
+        return openings
 
     async def _take_from_rooms(self, room: int) -> int:
         """Take from rooms of types that we can run, and return how many came: a quarter of a second after the last look, and only
         where something was seen; at once, as long as one of them gives all that it is asked for.
         """
-        if not self._desk.scheduler.rooms or (time.monotonic() < self._next_rooms_s and not self._rooms_are_full):
+        if not self._desk.scheduler.rooms:
+            self._awaited.clear()
             return 0
-        rooms = self._open_rooms()
-        asks = self._asks(rooms, room)
-        self._next_rooms_s, self._rooms_are_full = time.monotonic() + ROOMS_S, bool(rooms) and not asks
+        if time.monotonic() < self._next_rooms_s and not self._rooms_are_full:
+            return 0
+        openings = self._openings()
+        asks = self._asks(openings, room)
+        self._next_rooms_s, self._rooms_are_full = time.monotonic() + ROOMS_S, bool(openings) and not asks
         if not asks:
             return 0
         asked_s = time.monotonic()
@@ -194,32 +265,60 @@ class Fetcher:
             elif ask.room != UNKNOWN:
                 self._owed = 0.0
                 self._desk.scheduler.rooms.pop((ask.stream, ask.room), None)
-        await self.receive(fetched, asked_s)
+        await self.receive(fetched, asked_s, is_chosen=True)
         if fetched.refused:
             raise StoreRefuses(fetched.refused)
         return sum(len(haul.rows) for haul in fetched.hauls)
 
-    def _asks(self, rooms: Sequence[tuple[int, str]], room: int) -> list[Ask]:
+    def _asks(self, openings: Sequence[Ask], room: int) -> list[Ask]:
         """Divide among rooms what is due to them of what may be fetched: by the weights of their streams, each the first in turn.
 
         None, where it comes to less than one entry: what is owed is kept, and soon will be one.
         """
-        self._owed = min(room, self._owed + room * self._plan.part_beside({stream for stream, _ in rooms}))
+        self._owed = min(room, self._owed + room * self._plan.part_beside({opening.stream for opening in openings}))
         left = most = int(self._owed)
         self._owed -= most
-        of_stream = Counter(stream for stream, _ in rooms)
-        weights = [WEIGHTS[stream] / of_stream[stream] for stream, _ in rooms]
+        of_stream = Counter(opening.stream for opening in openings)
+        weights = [WEIGHTS[opening.stream] / of_stream[opening.stream] for opening in openings]
+        wanted = {self._kind_of_ask(opening): opening.n for opening in openings}
         self._turn += 1
         asks: list[Ask] = []
-        for at in range(len(rooms)):
-            (stream, name), weight = rooms[(at + self._turn) % len(rooms)], weights[(at + self._turn) % len(rooms)]
-            n = min(left, max(1, int(most * weight / sum(weights))))
+        for at in range(len(openings)):
+            opening, weight = openings[(at + self._turn) % len(openings)], weights[(at + self._turn) % len(openings)]
+            places = self._kind_of_ask(opening)
+            n = min(left, wanted[places], max(1, int(most * weight / sum(weights))))
             if n:
-                asks.append(Ask(stream, name, n, self._types if name == UNKNOWN else None))
+                asks.append(msgspec.structs.replace(opening, n=n))
                 left -= n
+                wanted[places] -= n
         return asks
 
-    async def receive(self, fetched: Fetched, asked_s: float) -> None:
+    def _kind_of_ask(self, ask: Ask) -> Places | None:
+        return self._kinds.get(next(iter(ask.types)).encode()) if ask.types else self._kind_of_room(ask.room)
+
+    def _resting(self) -> set[int]:
+        """Return the streams that are not asked now: jobs from there were parked for want of a place, and rooms have enough."""
+        now_s = time.monotonic()
+        for (stream, places), until_s in list(self._rests.items()):
+            if until_s <= now_s or (self._fits(places) and not self._waits_in_rooms(places)):
+                del self._rests[stream, places]
+        return {stream for stream, _ in self._rests}
+
+    def _waits_in_rooms(self, places: Places) -> bool:
+        return any(self._kind_of_room(room) is places for _, room in self._desk.scheduler.rooms)
+
+    def _fits(self, places: Places) -> int:
+        """Return how many more jobs of a stream would find a place of this kind within a second; beside a room, at once."""
+        coming = self._coming(places)
+        return places.room_soon(coming) if self._waits_in_rooms(places) else places.room_within_a_second(coming)
+
+    # --- from the answer to the lanes --------------------------------------------------------------------------------
+
+    async def _receive_chosen(self, fetched: Fetched, asked_s: float) -> None:
+        """Receive what was asked for one by one: it is known that it may start."""
+        await self.receive(fetched, asked_s, is_chosen=True)
+
+    async def receive(self, fetched: Fetched, asked_s: float, *, is_chosen: bool = False) -> None:
         """Decode, hold and admit what came; only keyed jobs wait for another answer."""
         keyed: list[Job] = []
         now_s = time.monotonic()
@@ -241,9 +340,9 @@ class Fetcher:
             admitted = admit(self._desk.held.add(haul.stream, jobs), self._desk.registry, fetched.now_ms)
             keyed += admitted.keyed
             self._turn_away(admitted.turned_away)
-            self._start(admitted.ready, asked_s)
+            self._start(admitted.ready, asked_s, is_chosen)
         if keyed:
-            await self._receive_keyed(keyed, fetched.now_ms, asked_s)
+            await self._receive_keyed(keyed, fetched.now_ms, asked_s, is_chosen)
 
     def _too_large(self, stream: int, run: str, taken_s: float, entry: bytes, count: int, size: int) -> BadEntry:
         most = self._desk.streams.max_entry_bytes
@@ -251,7 +350,7 @@ class Fetcher:
             Lease(stream, entry, count, run, taken_s), "too-large", f"{size} bytes in all fields, the limit is {most}"
         )
 
-    async def _receive_keyed(self, keyed: list[Job], now_ms: int, asked_s: float) -> None:
+    async def _receive_keyed(self, keyed: list[Job], now_ms: int, asked_s: float, is_chosen: bool) -> None:
         """Claim the keys of a batch. Without an answer the jobs are given back: nobody knows whose they are."""
         admitted = admit(keyed, self._desk.registry, now_ms)
         try:
@@ -264,14 +363,39 @@ class Fetcher:
             self._desk.tally.moved(job.type, job.stream, "copy")
         self._desk.held.remove(copies)
         self._turn_away(admitted.turned_away)
-        self._start(admitted.ready, asked_s)
+        self._start(admitted.ready, asked_s, is_chosen)
 
-    def _start(self, jobs: list[Job], asked_s: float) -> None:
+    def _start(self, jobs: list[Job], asked_s: float, is_chosen: bool) -> None:
         """Let jobs run; those of a reply that came late are given back, since others may have run them by now."""
         if self._is_stale(asked_s):
             self._desk.ledger.release(jobs)
-        else:
+        elif is_chosen or not self._kinds or self._kinds.keys().isdisjoint({job.type for job in jobs}):
             self._desk.inbox.put(jobs)
+        else:
+            self._desk.inbox.put(self._without_surplus(jobs))
+
+    def _without_surplus(self, jobs: list[Job]) -> list[Job]:
+        """Park what would hold a lane while it waits for a thread or a child; return the others."""
+        fits: dict[Places, int] = {}
+        kept: list[Job] = []
+        for job in jobs:
+            places = self._kinds.get(job.type)
+            if places is not None:
+                if places not in fits:
+                    fits[places] = self._fits(places)
+                if not fits[places]:
+                    self._park(job, places)
+                    continue
+                fits[places] -= 1
+            kept.append(job)
+        return kept
+
+    def _park(self, job: Job, places: Places) -> None:
+        word = Park(room_of(job.type.decode(), job.envelope.version))
+        self._desk.ledger.add(job, word)
+        self._desk.tally.moved(job.type, job.stream, outcome_name(word))
+        now_s = time.monotonic()
+        self._rests[job.stream, places] = max(self._rests.get((job.stream, places), now_s), now_s) + 1 / PARKED_PER_S
 
     def _turn_away(self, turned_away: Sequence[tuple[Job, Outcome]]) -> None:
         for job, outcome in turned_away:

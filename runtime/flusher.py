@@ -114,6 +114,7 @@ class Flusher:
         self._desk.tally.refused += settled.refused
         self._desk.tally.shortfall += settled.shortfall
         self.released += sum(1 for move in batch.park if move.room == FREE)
+        self._desk.scheduler.parked([(move.lease.stream, move.room) for move in batch.park])
         for move in batch.defer:
             if move.kind != "at":
                 self._desk.scheduler.due_within(move.when_ms / 1000)

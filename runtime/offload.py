@@ -21,11 +21,10 @@ import anyio.to_thread
 from anyio import BrokenWorkerProcess, CapacityLimiter
 
 from runtime.errors import ChildKilled, NotStarted
-from runtime.jobs import BEGINS, Job, still_to_await
+from runtime.jobs import Job, still_to_await
+from runtime.places import PLACES, PROCESS, THREAD, Places
 from runtime.settle import as_plain_words, raise_again
 
-THREADS: Final = CapacityLimiter(40)  # set from the configuration before the loop starts jobs
-PROCESSES: Final = CapacityLimiter(os.cpu_count() or 2)
 _BEHIND: Final = CapacityLimiter(float("inf"))  # anyio's own limiter lets go too early: at the cancel, not at the thread's end
 PR_SET_PDEATHSIG: Final = 1
 SAFE_PATH: Final = "PYTHONSAFEPATH"  # anyio starts its children by `python -m`, and gives them our path only later
@@ -43,15 +42,17 @@ anyio.to_process.open_process = _open_safely  # pyright: ignore[reportPrivateImp
 def in_thread(function: Callable[[Any, Job], object]) -> Callable[[Any, Job], Awaitable[object]]:
     """Give a coroutine function that runs `function` in a thread.
 
-    A thread cannot be cut: past its deadline the job is counted as timed out, and the thread keeps its place among THREADS
-    until it ends, so that hanging handlers cannot pile up threads without bound.
+    A thread cannot be cut: past its deadline the job is counted as timed out, and the thread keeps its place until it ends, so
+    that hanging handlers cannot pile up threads without bound.
     """
 
     async def run(payload: Any, job: Job) -> object:
+        places = PLACES.get()[THREAD]
+        await places.take()
         slot = object()
-        await _acquire(THREADS, slot)
         loop = asyncio.get_running_loop()
         started = [slot]  # whoever pops it frees the slot: the thread at its end, or we, if it never began
+        running = [slot]
 
         def work() -> object:
             try:
@@ -61,14 +62,19 @@ def in_thread(function: Callable[[Any, Job], object]) -> Callable[[Any, Job], Aw
             try:
                 return function(payload, job)
             finally:
-                _free_slot(loop, slot)
+                running.clear()
+                _free_slot(loop, places, slot)
 
         try:
             return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=_BEHIND)
         except BaseException as error:
-            if started:
-                started.clear()
-                THREADS.release_on_behalf_of(slot)
+            try:
+                started.pop()
+            except IndexError:
+                if running:
+                    places.lose(slot, job)
+            else:
+                places.give_back()
                 if isinstance(error, RuntimeError):
                     raise NotStarted(f"no thread could be had: {error}") from error
             raise
@@ -76,22 +82,9 @@ def in_thread(function: Callable[[Any, Job], object]) -> Callable[[Any, Job], Aw
     return run
 
 
-async def _acquire(limiter: CapacityLimiter, slot: object) -> None:
-    """Wait for a place. A job that is cut while it waits has not started: that burns no attempt.
-
-    Raises:
-        NotStarted: cut before there was a place.
-    """
-    try:
-        await limiter.acquire_on_behalf_of(slot)
-    except asyncio.CancelledError:
-        raise NotStarted("its deadline came while it waited for a thread or a child process") from None
-    BEGINS.get()()
-
-
-def _free_slot(loop: asyncio.AbstractEventLoop, slot: object) -> None:
+def _free_slot(loop: asyncio.AbstractEventLoop, places: Places, slot: object) -> None:
     if not loop.is_closed():
-        loop.call_soon_threadsafe(THREADS.release_on_behalf_of, slot)
+        loop.call_soon_threadsafe(places.give_back, slot)
 
 
 def in_process(
@@ -104,8 +97,8 @@ def in_process(
     module, name = function.__module__, function.__qualname__
 
     async def run(payload: Any, job: Job) -> object:
-        slot = object()
-        await _acquire(PROCESSES, slot)
+        places = PLACES.get()[PROCESS]
+        await places.take()
         call = (_in_child, os.getpid(), memory_bytes, module, name, job)
         try:
             kind, *words = await anyio.to_process.run_sync(*call, cancellable=True, limiter=_BEHIND)
@@ -114,7 +107,7 @@ def in_process(
         except BrokenWorkerProcess as error:
             raise ChildKilled("the child process of this job was killed or crashed") from error
         finally:
-            PROCESSES.release_on_behalf_of(slot)
+            places.give_back()
         if kind != "done":
             raise_again(kind, *words)
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from random import random
 from typing import Any, Final, cast
 
@@ -62,6 +62,8 @@ class Scheduler:
         self._counted: dict[str, int] = {}
         self._adopted: set[str] = set()
         self._cursor = "0"
+        self._began_s = time.monotonic()
+        self._known_s: dict[tuple[str, int], float] = {}  # when a live worker was last seen that knows this type and version
         self._promote_now = asyncio.Event()
         self._new_rooms: set[tuple[int, str]] = set()
         self.rooms: dict[tuple[int, str], int] = {}
@@ -69,6 +71,7 @@ class Scheduler:
         self.has_suspects = False
         self._next_ends_s = self._tell_ends_s = 0.0
         self.ends: list[End] = []
+        self.on_parked: Callable[[], None] = lambda: None
 
     # --- delayed jobs --------------------------------------------------------------------------------------------
 
@@ -177,7 +180,7 @@ class Scheduler:
         rooms, busy = await self._streams.rooms()
         # What was to be parked just now may not be written yet: its room counts all the same.
         self.rooms = {**dict.fromkeys(before | self._new_rooms, 0), **rooms}
-        self.unknown_rooms = {name for _, name in self.rooms if name.startswith(UNKNOWN)}
+        self.unknown_rooms = {name for _, name in self.rooms if name.startswith(UNKNOWN) and not self.can_run(name)}
         self.has_suspects = any(name == SUSPECT for _, name in rooms)
         return busy or {stream for stream, _ in list(rooms)[:1]}
 
@@ -190,6 +193,14 @@ class Scheduler:
             self._new_rooms.update((stream, room) for stream in range(4))
             self.rooms.update(dict.fromkeys([(stream, room) for stream in range(4)], 0))
         return room
+
+    def parked(self, places: Iterable[tuple[int, str]]) -> None:
+        """Note rooms, by stream and name, into which this worker has just put jobs: what it can run is taken from there again."""
+        new = {at for at in places if at[1] != FREE and self.can_run(at[1])}
+        self._new_rooms |= new
+        if new:
+            self.rooms = dict.fromkeys(new, 0) | self.rooms
+            self.on_parked()
 
     def _standing_still(self, workers: dict[str, tuple[int, str]]) -> list[str]:
         """Give the workers whose row has not moved for two of their leases by our own clock:
@@ -229,7 +240,18 @@ class Scheduler:
                 self._adopted.add(room)
 
     async def _condemn_unknown(self, live_rows: list[str]) -> None:
+        """Bury what no live worker has known for long.
+
+        How long a job has stood in its room does not tell: it may have waited for a thread, and its workers be starting again. So
+        each walker counts from when it last saw one that knows it, or from its own start.
+        """
         known = set[tuple[str, int]]().union(*map(types_of, live_rows))
+        now_s = time.monotonic()
+        since_s = now_s - self._unknown_after_s
+        self._known_s = {kind: seen_s for kind, seen_s in self._known_s.items() if seen_s > since_s} | dict.fromkeys(known, now_s)
+        known = set(self._known_s)
+        if now_s < self._began_s + self._unknown_after_s:
+            return
         idle_ms = int(self._unknown_after_s * 1000)
         for (stream, room), _ in list(self.rooms.items()):
             is_shared = room in (UNKNOWN, SUSPECT)

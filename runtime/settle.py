@@ -10,7 +10,7 @@ from typing import Any, Final, NoReturn
 import msgspec
 
 from runtime.backoff import MAX_CAP_S, Backoff, delay_s
-from runtime.errors import BadMessage, ChildFailed, Dead, JobsError, LeaseLost, NotStarted, Retry, Snooze, TimedOut
+from runtime.errors import BadMessage, ChildFailed, Dead, JobsError, LeaseLost, NoPlace, NotStarted, Retry, Snooze, TimedOut
 from runtime.jobs import (
     DONE,
     FREE,
@@ -199,7 +199,9 @@ def _hear(handler: Handler[Any], job: Job, dice: Callable[[], float], word: Jobs
     match word:
         case LeaseLost():
             return LOST
-        case NotStarted():
+        case NoPlace() if job.count == 1:
+            return Park(room_of(handler.contract.type, job.envelope.version))
+        case NotStarted():  # and a suspect, which only the ward hands out
             return RELEASE
         case Dead():  # it ran: its letter counts this run, and has its stack
             return _dead(describe(word), _code(word.code), stack_of(_cause_of(word)))

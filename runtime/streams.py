@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from itertools import repeat
@@ -354,8 +354,8 @@ class Streams(Door):
             raise StoreRefuses(fetched.refused)
         return fetched
 
-    async def ring(self, block_ms: int) -> Fetched:
-        """Wait at most `block_ms` for a first entry on any stream; up to one of each may come.
+    async def ring(self, block_ms: int, but_not: Collection[int] = ()) -> Fetched:
+        """Wait at most `block_ms` for a first entry on any stream except some; up to one of each may come.
 
         Only a doorbell: COUNT is per stream, and a woken read answers in signal order.
 
@@ -363,7 +363,8 @@ class Streams(Door):
             StoreAway: no answer or an error.
         """
         await self._heal(self._reader)
-        asked = [stream for stream in range(4) if stream not in self.broken]  # one broken stream would silence the bell for all
+        left_out = {*but_not, *self.broken}  # one broken stream would silence the bell for all
+        asked = [stream for stream in range(4) if stream not in left_out]
         keys = [self.keys.streams[stream] for stream in asked]
         read = ("XREADGROUP", "GROUP", GROUP, self.consumer, "COUNT", 1, "BLOCK", block_ms)
         bell = (*read, "STREAMS", *keys, *[">"] * len(keys))

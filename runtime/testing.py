@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import AsyncGenerator, Callable
+from contextvars import copy_context
 from datetime import UTC, datetime
 from itertools import cycle
 from typing import Any, Final, cast
@@ -21,6 +22,7 @@ from runtime.events import Tally
 from runtime.jobs import DONE, Done, Handler, Job, Outcome, P, Park, Priority
 from runtime.lanes import Inbox, Lane
 from runtime.lookups import DeadLetter, Lookups
+from runtime.places import PLACES, make_places
 from runtime.producer import Message, Packed, Producer
 from runtime.settle import Ledger, admit
 from runtime.streams import Streams
@@ -152,7 +154,9 @@ async def _run(handler: Handler[Any], job: Job, dice: Callable[[], float], clock
     inbox, ledger = Inbox(), Ledger(end)
     lane = Lane(inbox, ledger, Tally(), {job.type: handler}, clock, dice, note)
     inbox.put([job])
-    lane.start()
+    context = copy_context()
+    context.run(PLACES.set, make_places())  # one's own: a thread that hangs in one test takes no place from the next
+    context.run(lane.start)
     running = cast("asyncio.Task[Any]", lane.task)
     try:
         while not running.done():

@@ -33,10 +33,10 @@ class Words:
         self._second = 0
         self._spent = 0
 
-    def say(self, text: str, *args: object) -> None:
+    def say(self, text: str, *args: object, level: int = logging.WARNING) -> None:
         """Write a line, if this second's budget has one left; what it has not is counted."""
         if self._may_say():
-            log.warning(text, *args)
+            log.log(level, text, *args)
 
     def _may_say(self) -> bool:
         second = int(time.monotonic())

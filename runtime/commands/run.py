@@ -15,7 +15,7 @@ from random import random
 from types import FrameType
 from typing import Any, Final, TypeVar
 
-from runtime import fleet, logs, offload
+from runtime import fleet, logs
 from runtime.backoff import Backoff, delay_s
 from runtime.commands.common import find_handlers
 from runtime.config import Config, address_of
@@ -180,7 +180,6 @@ async def _work(
     try:
         for warning in check_server(await _reach(lookups), redis_cli(url)):
             log.log(logging.WARNING if tether is None or tether.index == 0 else logging.DEBUG, "%s", warning)
-        offload.THREADS.total_tokens = config.threads
         rubbish = Rubbish(time.monotonic, resident_reader())
         consumer = Consumer(config, url, found.registry, leave, leaving.crashed, rubbish.look)
         async with contextlib.AsyncExitStack() as stack:

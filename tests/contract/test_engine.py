@@ -8,7 +8,7 @@ import time
 import msgspec
 import pytest
 
-from runtime import Backoff, Dead, Job, Retry, contract, handler, offload
+from runtime import Backoff, Dead, Job, Retry, contract, handler
 from runtime.consumer import LONGEST_ASK_S
 from runtime.errors import StoreAway
 from runtime.fetcher import INBOX_BYTES
@@ -128,14 +128,10 @@ async def test_a_job_that_waits_for_a_thread_past_its_deadline_has_not_started_a
         time.sleep(0.4)
         done.append(message.n)
 
-    offload.THREADS.total_tokens = 2
-    try:
-        async with working(server.url, slow, concurrency=12):
-            for n in range(12):
-                xadd(raw, n)
-            await until(lambda: len(done) == 12 and not leftovers(raw), "all have run")
-    finally:
-        offload.THREADS.total_tokens = 40
+    async with working(server.url, slow, concurrency=12, threads=2):
+        for n in range(12):
+            xadd(raw, n)
+        await until(lambda: len(done) == 12 and not leftovers(raw), "all have run")
     assert sorted(done) == list(range(12))
     assert raw.xlen("{jobs}:dead") == 0
 
@@ -269,9 +265,9 @@ async def test_what_a_late_reply_brings_is_not_run(server, raw):
     async with working(server.url, work, lease_s=0.9) as worker:
         read = worker.streams.ring
 
-        async def slow_line(block_ms):
+        async def slow_line(*asked):
             asked_s = time.monotonic()
-            rung = await read(block_ms)
+            rung = await read(*asked)
             if rung.hauls:
                 await until(lambda: held_by(raw) == ["~free"], "it is taken back as a lost delivery")
                 await until(lambda: time.monotonic() - asked_s > LONGEST_ASK_S, "the answer is late")
@@ -421,8 +417,8 @@ async def test_what_an_answer_was_still_bringing_when_the_worker_stops_is_given_
     async with working(server.url, work) as worker:
         read = worker.streams.ring
 
-        async def slow_line(block_ms: int) -> object:
-            rung = await read(block_ms)
+        async def slow_line(*asked: object) -> object:
+            rung = await read(*asked)
             if rung.hauls:
                 await asyncio.sleep(60)
             return rung

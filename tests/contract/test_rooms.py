@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from itertools import count
+
 import msgspec
 import pytest
 
@@ -40,12 +43,21 @@ def _forget_runs():
     ran.clear()
 
 
+serial = count(1000)  # beyond those of the same millisecond
+
+
 def park(raw, room: str, *numbers: int, type_name: str = "work", key: str = KEY) -> None:
-    """Put jobs into a room, as somebody else's worker would."""
-    raw.xgroup_create(key, GROUP, "0", mkstream=True) if not raw.exists(key) else None
-    entries = [raw.xadd(key, {"type": type_name, "data": f'{{"n":{n}}}'}) for n in numbers]
-    raw.xreadgroup(GROUP, room, {key: ">"}, count=len(entries))
-    raw.execute_command("XCLAIM", key, GROUP, room, 0, *entries, "RETRYCOUNT", 0, "JUSTID")
+    """Put jobs into a room, as somebody else's worker would; in one step, so that no worker meets them before."""
+    if not raw.exists(key):
+        raw.xgroup_create(key, GROUP, "0", mkstream=True)
+    seconds, micros = raw.time()
+    entries = [f"{seconds * 1000 + micros // 1000}-{next(serial)}" for _ in numbers]
+    with raw.pipeline(transaction=True) as pipe:
+        for entry, n in zip(entries, numbers, strict=True):
+            pipe.xadd(key, {"type": type_name, "data": f'{{"n":{n}}}'}, id=entry)
+        pipe.xreadgroup(GROUP, room, {key: ">"}, count=len(entries))
+        pipe.execute_command("XCLAIM", key, GROUP, room, 0, *entries, "RETRYCOUNT", 0, "JUSTID")
+        pipe.execute()
 
 
 async def test_rooms_that_come_and_go_while_a_worker_looks_at_strange_ones_do_not_end_it(server, raw):
@@ -115,3 +127,21 @@ async def test_a_take_brings_each_entry_with_its_own_fields_wherever_it_stands(s
     assert fetched.hauls[1].rows == []
     pending = raw.xpending_range(KEY, GROUP, "-", "+", 701, consumername="taker")
     assert {row["message_id"]: row["times_delivered"] for row in pending} == dict.fromkeys(ours.values(), 1)
+
+
+async def test_a_room_is_buried_only_when_nobody_has_known_its_type_for_long_however_old_it_is(server, raw):
+    park(raw, "~t:later@1", 1, type_name="later")
+    (row,) = raw.xpending_range(KEY, GROUP, "-", "+", 1)
+    aged = ("XCLAIM", KEY, GROUP, "~t:later@1", 0, row["message_id"], "IDLE", 3_600_000, "RETRYCOUNT", 0, "JUSTID")
+    raw.execute_command(*aged)
+    async with working(server.url, work, unknown_after_s=900) as worker:
+        await until(lambda: worker.scheduler.rooms, "the walk has seen it")
+        await worker.scheduler._condemn_unknown([])
+        assert raw.xlen("{jobs}:dead") == 0, "it may have waited for a thread, and its worker be starting"
+        worker.scheduler._began_s -= 1000
+        worker.scheduler._known_s["later", 1] = time.monotonic() - 800
+        await worker.scheduler._condemn_unknown([])
+        assert raw.xlen("{jobs}:dead") == 0, "a worker that knew it was there a while ago"
+        worker.scheduler._known_s["later", 1] -= 200
+        await worker.scheduler._condemn_unknown([])
+        assert raw.xlen("{jobs}:dead") == 1

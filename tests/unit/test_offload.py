@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from runtime.errors import BadMessage, ChildFailed, ChildKilled, Dead, NotStarted, Retry, Snooze
+from runtime.errors import BadMessage, ChildFailed, ChildKilled, Dead, NoPlace, NotStarted, Retry, Snooze
 from runtime.jobs import BEGINS, PLAIN, Envelope, Job
-from runtime.offload import PROCESSES, THREADS, in_thread
+from runtime.offload import in_thread
+from runtime.places import PLACES, PROCESS, SECOND_TICKS, SOON_TICKS, THREAD, WAIT_S, Places, make_places
 from runtime.settle import decide
 from tests.unit.in_child import Work, fail, work, work_async
 
@@ -38,13 +40,13 @@ async def until(is_true: Callable[[], bool]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def slots() -> Iterator[None]:
-    """Begin and end with all slots free."""
-    before = THREADS.total_tokens
-    assert THREADS.borrowed_tokens == 0
-    yield
-    assert THREADS.borrowed_tokens == 0
-    THREADS.total_tokens = before
+def places() -> Iterator[dict[str, Places]]:
+    """Give each test places of its own, which are free again at its end."""
+    own = make_places(threads=40)
+    token = PLACES.set(own)
+    yield own
+    PLACES.reset(token)
+    assert [kind.taken for kind in own.values()] == [0, 0]
 
 
 class Hanging:
@@ -76,13 +78,13 @@ async def test_a_plain_function_runs_in_a_thread_and_gives_its_answer() -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), Retry(5), SystemExit(3), StopIteration()], ids=repr)
-async def test_what_a_function_raises_in_its_thread_comes_back(error: BaseException) -> None:
+async def test_what_a_function_raises_in_its_thread_comes_back(error: BaseException, places: dict[str, Places]) -> None:
     def function(payload: Any, job: Job) -> None:
         raise error
 
     with pytest.raises(RuntimeError if isinstance(error, StopIteration) else type(error)):
         await in_thread(function)(None, job())
-    await until(lambda: THREADS.borrowed_tokens == 0)
+    await until(lambda: places[THREAD].taken == 0)
 
 
 async def test_a_function_in_a_thread_sees_the_context_of_its_lane() -> None:
@@ -91,22 +93,22 @@ async def test_a_function_in_a_thread_sees_the_context_of_its_lane() -> None:
     assert await in_thread(lambda payload, job: current.get())(None, job()) == "mine"
 
 
-async def test_no_more_functions_run_at_once_than_there_are_slots() -> None:
-    THREADS.total_tokens = 2
+async def test_no_more_functions_run_at_once_than_there_are_slots(places: dict[str, Places]) -> None:
+    places[THREAD].total = 2
     hanging = Hanging()
     tasks = [asyncio.ensure_future(in_thread(hanging)(None, job())) for _ in range(5)]
     await until(lambda: hanging.begun == 2)
     for _ in range(50):
         await asyncio.sleep(0)
-    assert hanging.begun == THREADS.borrowed_tokens == 2
+    assert hanging.begun == places[THREAD].taken == 2
     hanging.let_go.set()
     assert await asyncio.gather(*tasks) == ["let go"] * 5
     assert hanging.most == 2
-    await until(lambda: THREADS.borrowed_tokens == 0)
+    await until(lambda: places[THREAD].taken == 0)
 
 
-async def test_a_thread_past_its_deadline_keeps_its_slot_until_it_ends() -> None:
-    THREADS.total_tokens = 1
+async def test_a_thread_past_its_deadline_keeps_its_slot_until_it_ends(places: dict[str, Places]) -> None:
+    places[THREAD].total = 1
     hanging, next_one = Hanging(), Hanging()
     next_one.let_go.set()
     task = asyncio.ensure_future(in_thread(hanging)(None, job()))
@@ -114,7 +116,7 @@ async def test_a_thread_past_its_deadline_keeps_its_slot_until_it_ends() -> None
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert THREADS.borrowed_tokens == 1
+    assert places[THREAD].taken == 1
     second = asyncio.ensure_future(in_thread(next_one)(None, job()))
     for _ in range(50):
         await asyncio.sleep(0)
@@ -122,11 +124,11 @@ async def test_a_thread_past_its_deadline_keeps_its_slot_until_it_ends() -> None
     hanging.let_go.set()
     assert await second == "let go"
     assert hanging.ended == 1
-    await until(lambda: THREADS.borrowed_tokens == 0)
+    await until(lambda: places[THREAD].taken == 0)
 
 
-async def test_a_function_that_was_cut_while_it_waited_for_a_slot_never_runs_and_takes_none() -> None:
-    THREADS.total_tokens = 1
+async def test_a_function_that_was_cut_while_it_waited_for_a_slot_never_runs_and_takes_none(places: dict[str, Places]) -> None:
+    places[THREAD].total = 1
     hanging, second = Hanging(), Hanging()
     first = asyncio.ensure_future(in_thread(hanging)(None, job()))
     await until(lambda: hanging.begun == 1)
@@ -136,15 +138,15 @@ async def test_a_function_that_was_cut_while_it_waited_for_a_slot_never_runs_and
     task.cancel()
     with pytest.raises(NotStarted):
         await task
-    assert THREADS.borrowed_tokens == 1
+    assert places[THREAD].taken == 1
     hanging.let_go.set()
     await first
-    await until(lambda: THREADS.borrowed_tokens == 0)
+    await until(lambda: places[THREAD].taken == 0)
     assert second.begun == 0
 
 
-async def test_a_function_says_that_it_begins_when_it_has_its_slot() -> None:
-    THREADS.total_tokens = 1
+async def test_a_function_says_that_it_begins_when_it_has_its_slot(places: dict[str, Places]) -> None:
+    places[THREAD].total = 1
     begun: list[str] = []
     first, second = Hanging(), Hanging()
 
@@ -159,11 +161,11 @@ async def test_a_function_says_that_it_begins_when_it_has_its_slot() -> None:
     second.let_go.set()
     await asyncio.gather(*tasks)
     assert begun == ["first", "second"]
-    await until(lambda: THREADS.borrowed_tokens == 0)
+    await until(lambda: places[THREAD].taken == 0)
 
 
-async def test_whenever_a_cut_comes_the_slot_is_free_in_the_end() -> None:
-    THREADS.total_tokens = 1
+async def test_whenever_a_cut_comes_the_slot_is_free_in_the_end(places: dict[str, Places]) -> None:
+    places[THREAD].total = 1
     never_ran = 0
     for turns in range(8):
         function = Hanging()
@@ -173,7 +175,7 @@ async def test_whenever_a_cut_comes_the_slot_is_free_in_the_end() -> None:
             await asyncio.sleep(0)
         task.cancel()
         await asyncio.wait([task])
-        await until(lambda: THREADS.borrowed_tokens == 0)
+        await until(lambda: places[THREAD].taken == 0)
         never_ran += function.begun == 0
     assert never_ran >= 3  # not begun, waiting for the slot, and with the slot but not yet in the thread
 
@@ -291,7 +293,7 @@ async def test_a_child_that_crashes_is_told_and_replaced(tmp_path: Path) -> None
     assert (tmp_path / "note").exists()
 
 
-async def test_a_cut_kills_the_child(tmp_path: Path) -> None:
+async def test_a_cut_kills_the_child(tmp_path: Path, places: dict[str, Places]) -> None:
     note = tmp_path / "note"
     task = asyncio.ensure_future(work.run(None, job("hang", note)))
     await until(lambda: note.exists() and note.read_text("utf-8") != "")
@@ -299,16 +301,15 @@ async def test_a_cut_kills_the_child(tmp_path: Path) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert PROCESSES.borrowed_tokens == 0
+    assert places[PROCESS].taken == 0
     await until(lambda: not is_alive(pid))
 
 
-async def test_a_job_that_was_cut_while_it_waited_for_a_child_never_began(tmp_path: Path) -> None:
+async def test_a_job_that_was_cut_while_it_waited_for_a_child_never_began(tmp_path: Path, places: dict[str, Places]) -> None:
     begun: list[str] = []
+    for _ in range(places[PROCESS].total):
+        await places[PROCESS].take()
     BEGINS.set(lambda: begun.append("begun"))
-    places = [object() for _ in range(int(PROCESSES.total_tokens))]
-    for place in places:
-        await PROCESSES.acquire_on_behalf_of(place)
     try:
         task = asyncio.ensure_future(work.run(None, job("note", tmp_path / "note")))
         for _ in range(10):
@@ -317,11 +318,11 @@ async def test_a_job_that_was_cut_while_it_waited_for_a_child_never_began(tmp_pa
         with pytest.raises(NotStarted):
             await task
     finally:
-        for place in places:
-            PROCESSES.release_on_behalf_of(place)
+        for _ in range(places[PROCESS].total):
+            places[PROCESS].give_back()
     assert begun == []
     assert not (tmp_path / "note").exists()
-    assert PROCESSES.borrowed_tokens == 0
+    assert places[PROCESS].taken == 0
 
 
 async def test_what_a_child_writes_to_its_standard_output_does_no_harm() -> None:
@@ -330,3 +331,91 @@ async def test_what_a_child_writes_to_its_standard_output_does_no_harm() -> None
 
 async def test_an_interrupt_at_the_keyboard_that_reaches_a_child_does_not_end_the_worker() -> None:
     assert not isinstance(await outcome("interrupt"), KeyboardInterrupt)
+
+
+# --- who waits for a place ---------------------------------------------------------------------------------------------------
+
+
+async def waiting(kind: Places, n: int) -> list[asyncio.Future[None]]:
+    """Let so many wait for a place."""
+    tasks = [asyncio.ensure_future(kind.take()) for _ in range(n)]
+    await until(lambda: kind.waiting == n)
+    return tasks
+
+
+async def test_who_waits_for_too_long_is_turned_away_and_who_came_later_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 100.0
+    monkeypatch.setattr("runtime.places.time.monotonic", lambda: now_s)
+    kind = Places(THREAD, 1)
+    await kind.take()
+    (first,) = await waiting(kind, 1)
+    now_s += WAIT_S
+    (later,) = await waiting(kind, 1)
+    kind.tick(now_s + 0.1)
+    with pytest.raises(NoPlace):
+        await first
+    kind.give_back()
+    await later
+    assert (kind.taken, kind.waiting) == (1, 0)
+
+
+async def test_at_a_stop_nobody_waits_and_nobody_comes() -> None:
+    kind = Places(THREAD, 1)
+    await kind.take()
+    tasks = await waiting(kind, 3)
+    kind.close()
+    kind.give_back()
+    for task in [*tasks, asyncio.ensure_future(kind.take())]:
+        with pytest.raises(NotStarted) as turned_away:
+            await task
+        assert turned_away.type is NotStarted
+    assert (kind.taken, kind.waiting) == (0, 0)
+
+
+@pytest.mark.parametrize("turns", range(3))
+async def test_who_is_cut_when_he_just_has_his_place_gives_it_on(turns: int) -> None:
+    kind = Places(THREAD, 1)
+    await kind.take()
+    first, second = await waiting(kind, 2)
+    kind.give_back()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    if first.cancel():
+        with pytest.raises(NoPlace):
+            await first
+    else:
+        kind.give_back()
+    await second
+    assert (kind.taken, kind.waiting) == (1, 0)
+
+
+async def test_no_more_may_wait_than_end_in_a_second_and_fewer_beside_a_room() -> None:
+    kind = Places(THREAD, 4)
+    assert (kind.room_within_a_second(0), kind.room_soon(0), kind.room_soon(3)) == (4, 4, 1)
+    for _ in range(4):
+        await kind.take()
+    assert (kind.room_within_a_second(0), kind.room_soon(0)) == (0, 0), "nothing is known of how long they run"
+    for _ in range(6):  # they end, and as many begin
+        kind.give_back()
+        await kind.take()
+    assert (kind.room_within_a_second(2), kind.room_soon(2)) == (4, 4)
+    for _ in range(SOON_TICKS):
+        kind.tick(0.0)
+    assert (kind.room_within_a_second(2), kind.room_soon(0)) == (4, 0), "these ended a while ago"
+    for _ in range(SECOND_TICKS):
+        kind.tick(0.0)
+    assert kind.room_within_a_second(0) == 0
+
+
+async def test_a_place_is_lost_from_the_cut_until_its_thread_ends() -> None:
+    kind = Places(THREAD, 2)
+    for n in range(2):
+        await kind.take()
+        kind.lose(n, job(id=f"job-{n}"))
+    now_s = time.monotonic() + 10
+    assert [hang.job_id for hang in kind.hanging(now_s)] == ["job-0", "job-1"]
+    assert kind.hanging(now_s - 10) == []
+    assert kind.all_lost_s(now_s) > 9
+    kind.give_back(0)
+    assert kind.all_lost_s(now_s) == 0.0
+    kind.give_back(1)

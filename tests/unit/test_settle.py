@@ -18,7 +18,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.backoff import Backoff
-from runtime.errors import BadMessage, BadPayload, Dead, LeaseLost, NotStarted, Retry, SelfCancelled, Snooze, StoreAway, TimedOut
+from runtime.errors import (
+    BadMessage,
+    BadPayload,
+    Dead,
+    LeaseLost,
+    NoPlace,
+    NotStarted,
+    Retry,
+    SelfCancelled,
+    Snooze,
+    StoreAway,
+    TimedOut,
+)
 from runtime.jobs import (
     DONE,
     LOST,
@@ -221,6 +233,14 @@ def test_a_lost_lease_leaves_nothing_to_write() -> None:
 
 def test_a_job_that_was_cut_before_it_began_is_given_back_and_burns_no_attempt() -> None:
     assert decided(NotStarted("no thread for it"), attempts=1) is RELEASE
+
+
+def test_a_job_without_a_place_is_parked_for_whoever_has_one_but_a_suspect_goes_back_to_the_suspects() -> None:
+    where = HANDLER.contract.type
+    assert decided(NoPlace("no thread"), attempts=1) == Park(f"~t:{where}@1")
+    one = job()
+    one.count = 2
+    assert decide(HANDLER, one, NoPlace("no thread"), lambda: 0.5) is RELEASE
 
 
 def test_a_handler_that_says_dead_is_taken_at_its_word() -> None:
