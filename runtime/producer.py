@@ -47,7 +47,7 @@ LEAST_WAIT_S: Final = 0.1  # for a confirmation, however long Redis was away bef
 CONFIRMED_S: Final = 0.5  # a guess, for the answer of a server that has waited for its disk or replicas to the end
 LEAST_ANSWER_S: Final = 0.25  # a guess: a busy machine needs that long now and then, and a second line would be no faster
 MARK_MARGIN_S: Final = 60.0  # a chunk's mark outlives the last repeat by this much: clocks and stalled hosts
-STOOD_STILL_S: Final = 0.1  # a timer that late means that our loop was blocked, and Redis' answers lie unread
+STOOD_STILL_S: Final = 0.25  # a guess: a timer that late means that our loop was blocked, and Redis' answers lie unread
 
 
 class Sent(msgspec.Struct, frozen=True, gc=False):
@@ -580,11 +580,11 @@ class _Way:
 
     def _expire(self, due_s: float, has_waited: bool = False) -> None:
         """Tell all whose patience is over, and be here again when that of the next one is."""
-        if self._loop.time() - due_s > STOOD_STILL_S and not has_waited:
+        chunk = self._on_line
+        if chunk is not None and not has_waited and self._loop.time() - due_s > STOOD_STILL_S:
             # The loop was blocked, not Redis: what it has answered meanwhile is read first.
             self._timer = self._loop.call_later(self._patience_s / 3, self._expire, due_s, True)
             return
-        chunk = self._on_line
         now_s = self._loop.time()
         next_s = math.inf
         if chunk is not None:
