@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any, Final, Self, cast
 
 import msgspec
+from msgspec import inspect
 
 from runtime.backoff import Backoff, delay_s
 from runtime.codec import JOB_ID, MAX_DATA_BYTES, MAX_KEY_BYTES, MAX_MS
@@ -135,6 +136,7 @@ class Producer:
         self._durability = durability_of(durability)
         self._encode = msgspec.json.Encoder().encode
         self._heads: dict[type[msgspec.Struct], Head] = {}
+        self._needles: dict[type[msgspec.Struct], tuple[bytes, ...]] = {}
         self._ways: dict[tuple[asyncio.AbstractEventLoop, Durability], _Way] = {}
         self._inherited: list[dict[tuple[asyncio.AbstractEventLoop, Durability], _Way]] = []
         self._pid = os.getpid()
@@ -321,9 +323,13 @@ class Producer:
             data = self._encode(payload)
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise BadPayload(f"{contract_of(type(payload)).type}: the payload cannot be written as JSON: {error}") from None
-        # JSON has no NaN and no infinity: the encoder writes null for them, and words where they are keys. Only then we look.
-        if (b"null" in data or b'an":' in data or b'nf":' in data) and _holds_no_number(payload):
-            raise BadPayload(f"{contract_of(type(payload)).type}: the payload holds NaN or infinity, which JSON cannot write")
+        kind = type(payload)
+        needles = self._needles.get(kind)
+        if needles is None:
+            needles = self._needles[kind] = _needles_of(kind)
+        for needle in needles:
+            if needle in data and _holds_no_number(payload):
+                raise BadPayload(f"{contract_of(kind).type}: the payload holds NaN or infinity, which JSON cannot write")
         return data
 
     def _contract_of(self, payload: type[msgspec.Struct]) -> Contract:
@@ -684,6 +690,39 @@ async def _breaths(
     while some := list(islice(rest, BREATH)):
         yield some
         await asyncio.sleep(0)
+
+
+_NUMBERS: Final = (inspect.FloatType, inspect.AnyType, inspect.CustomType)
+
+
+def _needles_of(kind: type[msgspec.Struct]) -> tuple[bytes, ...]:
+    """Return what the JSON of a payload holds where NaN or infinity stands in it: null, or a word where it is a key.
+
+    Nothing where its type has no place for a float: the search costs as much as the encoding.
+    """
+    try:
+        todo: list[object] = [inspect.type_info(kind)]
+    except Exception:  # annotations that exist for type checkers only
+        return (b"null", *_KEYS)
+    needles: set[bytes] = set()
+    seen: set[int] = set()
+    while todo:
+        found = todo.pop()
+        if isinstance(found, _NUMBERS):
+            needles.add(b"null")
+        if isinstance(found, inspect.AnyType | inspect.CustomType):
+            needles.update(_KEYS)
+        if isinstance(found, inspect.DictType) and isinstance(found.key_type, (*_NUMBERS, inspect.UnionType)):
+            needles.update(_KEYS)
+        if isinstance(found, list | tuple):
+            todo += cast("list[object]", found)
+        elif isinstance(found, inspect.Type | inspect.Field) and id(found) not in seen:  # a type may hold itself
+            seen.add(id(found))
+            todo += [getattr(found, name) for name in found.__struct_fields__ if name not in ("default", "default_factory")]
+    return tuple(needles)
+
+
+_KEYS: Final = (b'"nan":', b'"inf":', b'"-inf":')
 
 
 def _holds_no_number(payload: msgspec.Struct) -> bool:
