@@ -307,6 +307,35 @@ async def test_what_json_has_no_number_for_is_refused(producer, raw, value):
     assert raw.keys("*") == []
 
 
+class Tree(msgspec.Struct):
+    weight: float | None = None
+    below: list[Tree] = []
+    named: dict[str, tuple[Tree, ...]] = {}
+
+
+@contract("forest")
+class Forest(msgspec.Struct):
+    trees: list[Tree]
+    rates: dict[int | float, str] = {}
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        Forest([Tree(below=[Tree(named={"a": (Tree(NAN),)})])]),
+        Forest([Tree(-float("inf"))]),
+        Forest([], {float("inf"): "x"}),
+        Forest([], {-float("inf"): "x"}),
+    ],
+    ids=["deep", "shallow", "key", "negative key"],
+)
+async def test_a_number_that_json_lacks_is_found_wherever_the_type_has_a_place_for_it(producer, raw, payload):
+    with pytest.raises(BadPayload, match="NaN or infinity"):
+        await producer.send(payload)
+    await producer.send(Forest([Tree(1.5)], {1.5: "x", 2: "null"}))
+    assert raw.xlen("{jobs}:medium") == 1
+
+
 @pytest.mark.parametrize(
     "value",
     [None, "null", [None, 1.5], {"Texan": None, "null": 0}, msgspec.Raw(b'{"a":null}')],
