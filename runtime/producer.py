@@ -88,12 +88,18 @@ class Packed(msgspec.Struct, frozen=True, gc=False):
     data: bytes
 
 
+class _Flow(msgspec.Struct, eq=False):
+    """What several chunks are part of, in order: where one of them fails, those behind it are not sent."""
+
+    error: Exception | None = None
+
+
 class _Waiting(msgspec.Struct, eq=False):
-    """Messages of one caller, who waits until `end_s`. Where one part of a `flow` fails, those behind it are not sent."""
+    """Messages of one caller, who waits until `end_s`."""
 
     packed: Sequence[Packed]
     done: asyncio.Future[list[Sent]]
-    flow: object
+    flow: _Flow | None
     end_s: float
 
 
@@ -248,7 +254,7 @@ class Producer:
         size_bytes = 0
         pack = self.pack
         under_way: deque[asyncio.Task[list[Sent]]] = deque()  # one chunk is stored, one waits behind it, the next one is packed
-        has_failed = False
+        flow, has_failed = _Flow(), False
 
         async def arrived(left: int = 0) -> None:
             nonlocal has_failed
@@ -270,12 +276,12 @@ class Producer:
                     packed = pack(message)
                     if chunk and (len(chunk) >= CHUNK_MESSAGES or size_bytes + len(packed.data) > CHUNK_BYTES):
                         await arrived(1)
-                        under_way.append(asyncio.create_task(way.send(chunk, under_way)))
+                        under_way.append(asyncio.create_task(way.send(chunk, flow)))
                         chunk, size_bytes = [], 0
                     chunk.append(packed)
                     size_bytes += len(packed.data)
             if chunk:
-                under_way.append(asyncio.create_task(way.send(chunk, under_way)))
+                under_way.append(asyncio.create_task(way.send(chunk, flow)))
             await arrived()
         except Exception:
             if not has_failed:  # the source of the messages failed, or one of them: what was handed over before is stored first
@@ -439,10 +445,12 @@ class _Way:
         self.end()
         await asyncio.wait([self._sender])
 
-    async def send(self, packed: Sequence[Packed], flow: object = None) -> list[Sent]:
+    async def send(self, packed: Sequence[Packed], flow: _Flow | None = None) -> list[Sent]:
         """Go with the next chunk, and return what became of these. Those of one flow are stored in order, or not at all."""
         if self.is_over:
             raise ConfigError("this Producer is closed: nothing was sent")
+        if flow is not None and flow.error is not None:
+            raise flow.error  # the chunk before has failed while this one was packed
         end_s = self._loop.time() + self._patience_s
         waiting = _Waiting(packed, self._loop.create_future(), flow, end_s)
         self._waiting.append(waiting)
@@ -511,7 +519,7 @@ class _Way:
         """Take what comes next; whoever does not wait any more is passed over, and a flow waits for its chunk before."""
         taken: list[_Waiting] = []
         messages: list[Packed] = []
-        flows: list[object] = []
+        flows: list[_Flow] = []
         size_bytes = 0
         while self._waiting:
             waiting = self._waiting[0]
@@ -578,6 +586,7 @@ class _Way:
         """Tell a caller, also for what would have come next of the same flow."""
         failed = [waiting]
         if waiting.flow is not None:
+            waiting.flow.error = error
             failed += [behind for behind in self._waiting if behind.flow is waiting.flow]
         for one in failed:
             if not one.done.done():

@@ -223,6 +223,24 @@ async def test_of_many_the_error_says_what_became_of_each_and_nothing_behind_its
     assert [stored[sent.id] if sent else None for sent in caught.value.sent] == [n if n != 700 else None for n in range(1000)]
 
 
+async def test_a_chunk_that_fails_while_the_next_one_is_packed_is_the_last_one(server, raw):
+    broken_low(raw)
+
+    async def slow_source() -> AsyncIterator[Message]:
+        for n in range(2000):
+            if n == 990:  # by now the chunk before is refused, and this one is not handed over yet
+                while not raw.xlen(KEY):
+                    await asyncio.sleep(0.01)
+                await asyncio.sleep(0.1)
+            yield Message(payload=Order(n=n), priority=Priority.LOW if n == 1 else Priority.HIGH)
+
+    async with Producer.connect(server.url) as producer:
+        with pytest.raises(PartlySent) as caught:
+            await producer.send_many(slow_source())
+    assert len(caught.value.sent) == 500
+    assert raw.xlen(KEY) == 499
+
+
 async def test_what_redis_refuses_as_a_whole_is_told_when_the_patience_is_over(server, raw):
     raw.execute_command("ACL", "SETUSER", "reader", "on", ">secret", "~*", "+@all", "-evalsha")
     async with Producer.connect(f"{server.url}?username=reader&password=secret", patience_s=0.3) as producer:
