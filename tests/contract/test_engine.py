@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 
 import msgspec
 import pytest
@@ -14,7 +15,7 @@ from runtime.errors import StoreAway
 from runtime.fetcher import INBOX_BYTES
 from runtime.jobs import Batch
 from runtime.lease import Heartbeat
-from runtime.streams import GROUP, Settled
+from runtime.streams import GROUP, Fetched, Settled
 from tests.faults.harness import leftovers
 from tests.proxy import Proxy
 from tests.workers import until, working
@@ -308,9 +309,18 @@ async def test_large_messages_over_a_slow_line_are_all_done(server, raw):
     """All that there are lanes for is more than the line brings within the lease: what came late would be given back for ever."""
     async with Proxy(server.socket) as proxy:
         proxy.bytes_per_s = 3_000_000
-        add_large(raw, 60, 100_000)
-        async with working(proxy.url, work, concurrency=100, lease_s=1.5):
+        asked: list[int] = []
+        async with working(proxy.url, work, concurrency=100, lease_s=1.5) as worker:
+            fetch = worker.streams.fetch
+
+            async def counted(shares: Sequence[int], takes: set[int]) -> Fetched:
+                asked.append(sum(shares))
+                return await fetch(shares, takes)
+
+            worker.streams.fetch = counted
+            add_large(raw, 60, 100_000)
             await until(lambda: len(set(ran)) == 60 and not leftovers(raw), "all are done")
+        assert max(asked) <= 20, "sixteen at first, and one of each stream that has run dry"
 
 
 async def test_large_messages_after_small_ones_over_a_slow_line_are_all_done(server, raw):
