@@ -1,4 +1,5 @@
-# Each verb is one command; CI runs the same ones. `make` alone lists them.
+# Each verb is one command; CI runs the same ones. `make` alone lists them. Another Python gets an environment of its own:
+# make test PYTHON=python3.13 VENV=.venv-3.13
 PYTHON ?= python3
 BOARD ?= 127.0.0.1:8080
 # Tests wait more than they work, so there are more of them at a time than cores: tests/conftest.py says how many.
@@ -7,6 +8,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
+# The tests start hundreds of processes: told to keep no bytecode, each would compile all modules again.
+unexport PYTHONDONTWRITEBYTECODE
 APT := $(if $(filter 0,$(shell id -u)),,sudo )apt-get
 
 .DEFAULT_GOAL := help

@@ -659,7 +659,7 @@ def is_killed(mutant: Mutant, folder: Path) -> tuple[bool, str]:
     """Apply a mutant to a fresh copy and run its test; say whether the test turned red."""
     tree = folder / "tree"
     shutil.rmtree(tree, ignore_errors=True)
-    ignored = shutil.ignore_patterns(".git", ".venv", ".run", "__pycache__", ".hypothesis", ".envs", "node_modules")
+    ignored = shutil.ignore_patterns(".git", ".venv*", ".run", "__pycache__", ".hypothesis", ".envs", "node_modules")
     shutil.copytree(ROOT, tree, ignore=ignored)
     path = tree / mutant.file
     text = path.read_text()
