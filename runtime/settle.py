@@ -300,6 +300,8 @@ def plain(text: str, chars: int) -> str:
 
     A subclass of `str` is asked for nothing; names of files that are no UTF-8 reach Python as lone surrogates.
     """
+    if type(text) is str and text.isascii():  # most are: half a microsecond less of each failed run
+        return text[:chars]
     return str.encode(str.__getitem__(text, slice(chars)), errors="backslashreplace").decode()
 
 
