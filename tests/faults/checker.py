@@ -360,16 +360,28 @@ def _number_in(packed: str) -> int | None:
 
 
 def leftovers(raw: redis.Redis) -> dict[str, int]:
-    """Give what is still in any structure that holds jobs; a stream whose group nobody has made yet holds what was sent to it."""
-    left = {name: raw.xlen(f"{TAG}:{name}") for name in STREAMS}
+    """Return what is in any structure that holds jobs, all at one moment, or a job that moves would be in none of them.
+
+    A stream whose group nobody has made yet holds what was sent to it.
+    """
+    look = raw.pipeline(transaction=True)
     for name in STREAMS:
-        try:
-            left[f"{name} pending"] = raw.xpending(f"{TAG}:{name}", "workers")["pending"]
-        except redis.ResponseError as error:
-            if not str(error).startswith("NOGROUP"):
-                raise
-    left["due"] = raw.zcard(f"{TAG}:due")
-    left["msg"] = raw.hlen(f"{TAG}:msg")
+        look.xlen(f"{TAG}:{name}")
+        look.xpending(f"{TAG}:{name}", "workers")
+    look.zcard(f"{TAG}:due")
+    look.hlen(f"{TAG}:msg")
+    *found, due, messages = look.execute(raise_on_error=False)
+    left: dict[str, int] = {}
+    for name, length, pending in zip(STREAMS, found[::2], found[1::2], strict=True):
+        left[name] = length
+        if not isinstance(pending, Exception):
+            left[f"{name} pending"] = pending["pending"]
+        elif not str(pending).startswith("NOGROUP"):
+            raise pending
+    left |= {"due": due, "msg": messages}
+    for count in left.values():
+        if isinstance(count, Exception):
+            raise count
     return {name: count for name, count in left.items() if count}
 
 

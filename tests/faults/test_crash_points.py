@@ -249,9 +249,10 @@ class Point(msgspec.Struct):
 
 
 async def left_over(wire: Wire, keys: Keys) -> int:
-    """Give how much is in any place but the dead letters."""
+    """Return how much is in any place but the dead letters, all at one moment: a job that moves would be in none of them."""
     sizes = [("XLEN", key) for key in keys.streams]
-    return sum(await wire.call(*sizes, ("HLEN", keys.messages), ("ZCARD", keys.due)))
+    answers = await wire.call(("MULTI",), *sizes, ("HLEN", keys.messages), ("ZCARD", keys.due), ("EXEC",))
+    return sum(answers[-1])
 
 
 async def drained(wire: Wire, keys: Keys) -> bool:
