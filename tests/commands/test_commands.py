@@ -237,3 +237,44 @@ def test_a_module_that_configures_logging_does_not_silence_the_worker(tmp_path: 
     assert told.returncode == 0
     assert "scripted" in told.stdout
     assert "disabled the worker's own log: it is enabled again" in told.stderr
+
+
+STUCK = """
+import time
+import msgspec
+from runtime import Backoff, Job, contract, handler
+
+@contract("stuck")
+class Stuck(msgspec.Struct):
+    n: int = 0
+
+@handler(Stuck, timeout_s=0.1, retry=Backoff(attempts=1))
+def stuck(message: Stuck, job: Job) -> None:
+    time.sleep(1000)
+"""
+
+
+def test_a_worker_whose_threads_all_hang_is_not_ready_and_ends_with_status_1(own_valkey, tmp_path):
+    (tmp_path / "stuck.py").write_text(STUCK)
+    log = tmp_path / "log"
+    with log.open("ab") as out:
+        command = [sys.executable, "-m", "runtime", "--redis", own_valkey.url, "--handlers", "stuck", "--threads", "1"]
+        command += ["--board", "127.0.0.1:0", "--log", "plain", "--max-block", "5", "--grace", "1"]
+        environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+        worker = subprocess.Popen(command, cwd=tmp_path, stderr=out, env=environment)
+    raw = own_valkey.client()
+    try:
+        wait_until(lambda: "board at " in log.read_text(), what="the board listens")
+        url = log.read_text().split("board at ")[1].split()[0]
+        wait_until(lambda: get(f"{url}/readyz")[0] == 200, what="ready")
+        raw.xadd("{jobs}:high", {"type": "stuck", "data": "{}"})
+        told = (503, "not ready: all 1 places (thread) are lost to jobs that go on past their deadline, handler stuck:stuck\n")
+        wait_until(lambda: get(f"{url}/readyz") == told, what="it says what is wrong")
+        assert get(f"{url}/healthz")[0] == 200, "its loop moves"
+        wait_until(lambda: worker.poll() is not None, what="it ends, though the thread does not")
+        assert worker.returncode == 1
+        assert "this worker stops, to be started again" in log.read_text()
+    finally:
+        worker.kill()
+        worker.wait()
+        raw.close()

@@ -171,7 +171,7 @@ MUTANTS = (
     Mutant(
         "rooms before everything",
         "runtime/fetcher.py",
-        "self._owed + room * self._plan.part_beside({stream for stream, _ in rooms})",
+        "self._owed + room * self._plan.part_beside({opening.stream for opening in openings})",
         "self._owed + room",
         "tests/contract/test_rooms.py::test_a_room_and_the_streams_share_by_weight_and_neither_starves",
     ),
