@@ -62,8 +62,8 @@ WAITS = ("faults", "commands", "guide", "contract")  # folders whose tests wait 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Return how many tests run at a time with `-n auto`: measured, more than this gains nothing."""
-    return 2 * len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4
+    """Return how many tests run at a time with `-n auto`: measured on two cores, where eight took longer than six."""
+    return 3 * len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
