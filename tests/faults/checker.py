@@ -359,30 +359,28 @@ def _number_in(packed: str) -> int | None:
     return int(digits) if digits.isdigit() else None
 
 
+LEFT = """
+local left = {}
+for s = 1, 4 do
+  left[s] = redis.call('XLEN', KEYS[s])
+  local pending = redis.pcall('XPENDING', KEYS[s], 'workers')
+  if pending.err and not string.find(pending.err, 'NOGROUP') then return pending end
+  left[6 + s] = pending.err and 0 or pending[1]
+end
+left[5], left[6] = redis.call('ZCARD', KEYS[5]), redis.call('HLEN', KEYS[6])
+return left
+"""  # and no transaction: where memory is full, none is begun
+
+
 def leftovers(raw: redis.Redis) -> dict[str, int]:
     """Return what is in any structure that holds jobs, all at one moment, or a job that moves would be in none of them.
 
     A stream whose group nobody has made yet holds what was sent to it.
     """
-    look = raw.pipeline(transaction=True)
-    for name in STREAMS:
-        look.xlen(f"{TAG}:{name}")
-        look.xpending(f"{TAG}:{name}", "workers")
-    look.zcard(f"{TAG}:due")
-    look.hlen(f"{TAG}:msg")
-    *found, due, messages = look.execute(raise_on_error=False)
-    left: dict[str, int] = {}
-    for name, length, pending in zip(STREAMS, found[::2], found[1::2], strict=True):
-        left[name] = length
-        if not isinstance(pending, Exception):
-            left[f"{name} pending"] = pending["pending"]
-        elif not str(pending).startswith("NOGROUP"):
-            raise pending
-    left |= {"due": due, "msg": messages}
-    for count in left.values():
-        if isinstance(count, Exception):
-            raise count
-    return {name: count for name, count in left.items() if count}
+    places = [*STREAMS, "due", "msg"]
+    found: list[int] = raw.eval(LEFT, len(places), *[f"{TAG}:{name}" for name in places])
+    names = [*places, *[f"{name} pending" for name in STREAMS]]
+    return {name: count for name, count in zip(names, found, strict=True) if count}
 
 
 def leftovers_everywhere(raw: redis.Redis, live_pids: Collection[int] | None = None) -> dict[str, int]:
