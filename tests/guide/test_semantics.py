@@ -8,6 +8,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -78,4 +79,5 @@ def test_the_example_books_once_when_its_worker_is_killed_after_the_effect(valke
         second.kill()
         second.wait()
         raw.close()
-    assert sqlite3.connect(tmp_path / "books.db").execute("SELECT customer, cents FROM charges").fetchall() == [("ada", 700)]
+    with closing(sqlite3.connect(tmp_path / "books.db")) as books:
+        assert books.execute("SELECT customer, cents FROM charges").fetchall() == [("ada", 700)]
