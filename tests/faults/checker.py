@@ -372,15 +372,25 @@ return left
 """  # and no transaction: where memory is full, none is begun
 
 
-def leftovers(raw: redis.Redis) -> dict[str, int]:
-    """Return what is in any structure that holds jobs, all at one moment, or a job that moves would be in none of them.
+# In a script, since a transaction is refused where memory is full. Where a group is not made yet, nothing is pending.
+LOOK = """#!lua flags=no-writes,allow-oom
+local left = {redis.call('ZCARD', KEYS[5]), redis.call('HLEN', KEYS[6])}
+for s = 1, 4 do
+  local pending = redis.pcall('XPENDING', KEYS[s], 'workers')
+  if pending.err and not string.find(pending.err, 'NOGROUP', 1, true) then return pending end
+  left[#left + 1] = redis.call('XLEN', KEYS[s])
+  left[#left + 1] = pending[1] or 0
+end
+return left
+"""
 
-    A stream whose group nobody has made yet holds what was sent to it.
-    """
-    places = [*STREAMS, "due", "msg"]
-    found: list[int] = raw.eval(LEFT, len(places), *[f"{TAG}:{name}" for name in places])
-    names = [*places, *[f"{name} pending" for name in STREAMS]]
-    return {name: count for name, count in zip(names, found, strict=True) if count}
+
+def leftovers(raw: redis.Redis) -> dict[str, int]:
+    """Return what is in any structure that holds jobs, all at one moment, or a job that moves would be in none of them."""
+    names = [f"{name}{what}" for name in STREAMS for what in ("", " pending")]
+    keys = [f"{TAG}:{name}" for name in (*STREAMS, "due", "msg")]
+    counts = raw.eval(LOOK, len(keys), *keys)
+    return {name: count for name, count in zip(("due", "msg", *names), counts, strict=True) if count}
 
 
 def leftovers_everywhere(raw: redis.Redis, live_pids: Collection[int] | None = None) -> dict[str, int]:
