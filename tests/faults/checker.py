@@ -359,19 +359,6 @@ def _number_in(packed: str) -> int | None:
     return int(digits) if digits.isdigit() else None
 
 
-LEFT = """
-local left = {}
-for s = 1, 4 do
-  left[s] = redis.call('XLEN', KEYS[s])
-  local pending = redis.pcall('XPENDING', KEYS[s], 'workers')
-  if pending.err and not string.find(pending.err, 'NOGROUP') then return pending end
-  left[6 + s] = pending.err and 0 or pending[1]
-end
-left[5], left[6] = redis.call('ZCARD', KEYS[5]), redis.call('HLEN', KEYS[6])
-return left
-"""  # and no transaction: where memory is full, none is begun
-
-
 # In a script, since a transaction is refused where memory is full. Where a group is not made yet, nothing is pending.
 LOOK = """#!lua flags=no-writes,allow-oom
 local left = {redis.call('ZCARD', KEYS[5]), redis.call('HLEN', KEYS[6])}

@@ -256,8 +256,8 @@ MUTANTS = (
     Mutant(
         "done without a fence after a restart",
         "runtime/streams.py",
-        "if {lease.run for lease in leases} <= {run} and",
-        "if",
+        "if job.run != run or job.count != 1",
+        "if job.count != 1",
         f"{STREAMS}::test_done_after_a_server_restart_is_fenced_since_entry_ids_can_recur",
     ),
     Mutant(
@@ -564,7 +564,7 @@ MUTANTS = (
     Mutant(
         "a repeat writes nothing before it is confirmed",
         "runtime/lua/send.lua",
-        "  redis.call('SET', mark, known, 'PX', CHUNK_LIFE_MS)\n",
+        "  redis.call('SET', mark, known, 'PX', life_ms)\n",
         "",
         f"{DURABILITY}::test_a_repeat_after_a_lost_reply_is_not_confirmed_by_a_replica_that_lacks_it",
     ),
