@@ -28,6 +28,7 @@ DURABILITY = "tests/faults/test_durability.py"
 SENTINEL = "tests/faults/test_sentinel.py"
 LANES = "tests/unit/test_lanes.py"
 SETTLE = "tests/unit/test_settle.py"
+PATIENCE_S = "15"  # a test that must fail should not wait as long as one that must not
 
 
 @dataclass(frozen=True)
@@ -271,7 +272,7 @@ MUTANTS = (
         "no hard deadline",
         "runtime/leaving.py",
         "        timer = threading.Timer(wait_s, ",
-        "        timer = threading.Timer(9 * wait_s, ",
+        "        timer = threading.Timer(99 * wait_s, ",
         "tests/faults/test_stop.py::test_the_hard_deadline_holds_when_a_handler_holds_the_loop",
     ),
     Mutant(
@@ -667,7 +668,7 @@ def is_killed(mutant: Mutant, folder: Path) -> tuple[bool, str]:
         return False, "can no longer be applied"
     path.write_text(text.replace(mutant.old, mutant.new))
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", mutant.test]
-    environment = {**os.environ, "PYTHONPATH": str(tree)}
+    environment = {**os.environ, "PYTHONPATH": str(tree), "TESTS_PATIENCE_S": PATIENCE_S}
     result = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=300, check=False)
     if result.returncode == 1:
         return True, ""
