@@ -194,7 +194,7 @@ class Worker:
         return pages * resource.getpagesize() / 1e6
 
     def peak_mb(self) -> float:
-        """Give the most memory that its processes have had, Linux only."""
+        """Return the most memory that its processes have had, Linux only."""
         told = [Path(f"/proc/{pid}/status").read_text() for pid in self._processes()]
         return sum(int(line.split()[1]) for text in told for line in text.splitlines() if line.startswith("VmHWM:")) / 1e3
 

@@ -104,7 +104,7 @@ class Checkup(Lookups):
         )
 
     async def _about_types(self) -> dict[str, Finding]:
-        """Give, by key, what stands in the place of another type: nothing else can be asked of that one."""
+        """Return, by key, what stands in the place of another type: nothing else can be asked of that one."""
         keys = self.keys
         wanted = dict.fromkeys((*keys.streams, keys.dead), b"stream")
         wanted |= {keys.due: b"zset", keys.messages: b"hash", keys.workers: b"zset", keys.rows: b"hash"}

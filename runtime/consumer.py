@@ -170,7 +170,7 @@ class Consumer:
 
     @property
     def is_ready(self) -> bool:
-        """Say whether the store answers, this worker fetches, and there is a place for each kind of handler."""
+        """Return whether the store answers, this worker fetches, and there is a place for each kind of handler."""
         is_fresh = time.monotonic() - self._confirmed_s < SILENT_PART * self.config.lease_s
         return self.stage is Stage.RUNNING and self.is_fetching and is_fresh and not self.hung
 

@@ -31,7 +31,7 @@ def add_folder() -> str:
 
 
 def hidden_in_folder(modules: Sequence[str]) -> tuple[str, str] | None:
-    """Give the first of these imported modules that lies in the current folder too, unread, and where it was found instead."""
+    """Return the first of these imported modules that lies in the current folder too, unread, and where it was found."""
     here = _here()
     if here is None:
         return None
