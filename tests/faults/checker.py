@@ -28,7 +28,7 @@ MORTAL_KEYS = tuple(f"{TAG}:{name}:" for name in ("seen", "stats", "results"))  
 LATE_S = 4 * LEASE_S  # the longest fault, and what it takes to come back from it
 MOST_DELIVERIES = 3  # of an innocent, besides those that a fault of ours cut
 # What may cause a second run, the nearest cause first: the end of a process, or a standstill of a lease. A broken line or
-# a forgotten script is no excuse.
+# a forgotten script is no excuse; a machine that gives a process no time is the last one.
 CAUSES = (
     "kill",
     "stop",
@@ -40,6 +40,7 @@ CAUSES = (
     "stall",
     "half-open",
     "latency",
+    "starved",
 )
 
 
@@ -275,6 +276,9 @@ def _check_duplicates(verdict: Verdict, story: Story, by_number: dict[int, list[
     for fault in story.faults:
         for pid in fault.pids:
             by_pid[pid].append(fault)
+    for spell in story.starved:
+        for pid in spell.pids:
+            by_pid[pid].append(Fault("starved", [pid], spell.from_s, spell.to_s))
     for n, runs in by_number.items():
         attempts: dict[int, list[Run]] = defaultdict(list)
         for run in sorted(runs, key=lambda run: run.start_s):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from runtime import Backoff, Job, contract, handler
 from runtime.flusher import leases_of
 from runtime.jobs import Batch
 from runtime.streams import Settled, Streams
+from tests.faults.ledger import STARVED_S, WATCH_S
 
 HISTORY = os.environ.get("FAULTS_HISTORY", "")
 _FILE = os.open(Path(HISTORY) / f"{os.getpid()}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND) if HISTORY else -1
@@ -41,8 +43,22 @@ def note_settles() -> None:
     Streams.settle = settle
 
 
+def note_starvation() -> None:
+    """Have this process write down when it got no time of a core: a beat that is late for that is no fault of the runtime's."""
+
+    def watch() -> None:
+        while True:
+            from_s = time.monotonic()
+            time.sleep(WATCH_S)
+            if time.monotonic() - from_s >= STARVED_S:
+                note("starved", from_s, time.monotonic())
+
+    threading.Thread(target=watch, name="starvation", daemon=True).start()
+
+
 if _FILE >= 0:
     note_settles()
+    note_starvation()
 
 
 @contract("scripted")

@@ -18,6 +18,8 @@ import msgspec
 SENDER = "sender.history"
 NEMESIS = "nemesis.history"
 ANY_RUNS = -1  # nobody knows how often it runs
+WATCH_S = 0.05  # how often a process looks whether it gets time
+STARVED_S = 0.5  # a third of a worker's lease: a beat was missed
 RUNS = ("start", "end", "fail", "cut")  # what a handler writes of a run; the other lines are the runtime's own moves
 
 
@@ -58,6 +60,14 @@ class Fault(msgspec.Struct, tag="fault", frozen=True):
     at_sender: bool = False
 
 
+class Starved(msgspec.Struct, tag="starved", frozen=True):
+    """The machine gave these processes no time, or their server, which nobody did to them on purpose."""
+
+    pids: list[int]
+    from_s: float
+    to_s: float
+
+
 class Back(msgspec.Struct, tag="back", frozen=True):
     """The server answers again after a restart."""
 
@@ -78,7 +88,7 @@ class Drained(msgspec.Struct, tag="drained", frozen=True):
     seconds: float
 
 
-Line = Seed | Try | Answer | Fault | Back | Exit | Drained
+Line = Seed | Try | Answer | Fault | Starved | Back | Exit | Drained
 _decode = msgspec.json.Decoder(Line).decode
 
 
@@ -125,7 +135,7 @@ class Run:
         """When it was no longer in flight: its outcome was written, or it was cut and nothing was to be written."""
         return self.end_s if self.outcome == "cut" and self.settled_s == float("inf") else self.settled_s
 
-    def overlaps(self, fault: Fault) -> bool:
+    def overlaps(self, fault: Fault | Starved) -> bool:
         """Say whether the fault met this run while it was in flight."""
         return self.start_s <= fault.to_s and fault.from_s <= self.until_s
 
@@ -150,6 +160,7 @@ class Story:
     verdicts: dict[int, str] = field(default_factory=dict)
     answered_s: dict[int, float] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
+    starved: list[Starved] = field(default_factory=list)
     backs: list[float] = field(default_factory=list)
     exits: list[Exit] = field(default_factory=list)
     drained_s: float = 0.0
@@ -197,6 +208,8 @@ def _add(story: Story, line: Any) -> None:
             story.answered_s.update(dict.fromkeys(line.numbers, line.at_s))
         case Fault():
             story.faults.append(line)
+        case Starved():
+            story.starved.append(line)
         case Back():
             story.backs.append(line.at_s)
         case Exit():
@@ -224,6 +237,9 @@ def _add_worker(story: Story, pid: int, lines: list[list[str]]) -> None:
                 continue
             run = waiting.pop(0)
             run.outcome, run.end_s = kind, float(stamp[0]) if stamp else run.start_s
+        elif kind == "starved":
+            from_s, to_s = words
+            story.starved.append(Starved([pid], float(from_s), float(to_s)))
         elif kind == "settle":
             at_s, refused, shortfall, *moves = words
             places: dict[str, list[str]] = {}

@@ -6,6 +6,7 @@ Every fault is written down with whom it hit and for how long. What it hit is ju
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import redis
 
-from tests.faults.ledger import NEMESIS, Back, Exit, Fault, Line, Pen, now_s
+from tests.faults.ledger import NEMESIS, RUNS, STARVED_S, WATCH_S, Back, Exit, Fault, Line, Pen, Starved, now_s
 from tests.faults.worker import LEASE_S, Worker
 from tests.proxy import Proxy
 from tests.servers import Server
@@ -101,14 +102,23 @@ class Nemesis:
             for slot in self.slots:
                 worker = slot.worker
                 if worker and not slot.is_busy and worker.process.poll() is not None:
-                    path = self.history / f"{worker.pid}.log"
                     if self._has_killers and worker.process.returncode == -signal.SIGKILL:
                         self.note(Fault("kill", [worker.pid], now_s(), now_s()))
-                    elif path.exists() and path.stat().st_size:  # it has worked
+                    elif self._has_worked(worker):
                         self.note(Exit(worker.pid, 0.0, worker.process.returncode))
                         self.strange.append(f"worker {worker.pid} ended with {worker.process.returncode}: {worker.log[-2000:]}")
                     self.hire(slot)
             await asyncio.sleep(0.1)
+
+    async def watch(self) -> None:
+        """Write down when this process, which carries all lines, or the server got no time of a core, for ever."""
+        while True:
+            pids, from_s = self.pids, now_s()
+            with contextlib.suppress(redis.RedisError):
+                await self._tell("PING")
+            await asyncio.sleep(WATCH_S)
+            if now_s() - from_s >= STARVED_S:
+                self.note(Starved(pids, from_s, now_s()))
 
     async def _pick(self) -> Slot:
         """Give a worker that has jobs to lose, and is not in our hands already."""
@@ -118,11 +128,17 @@ class Nemesis:
                 return self._dice.choice(ready or self.slots)
             await asyncio.sleep(0.05)
 
+    def _has_worked(self, worker: Worker) -> bool:
+        return "start" in self._kinds(worker)
+
     def _runs(self, worker: Worker) -> int:
         """Give how many jobs a worker runs now, by what it has written down."""
+        return sum(1 if kind == "start" else -1 for kind in self._kinds(worker) if kind in RUNS)
+
+    def _kinds(self, worker: Worker) -> list[str]:
+        """Return the first word of each line that a worker has written down."""
         path = self.history / f"{worker.pid}.log"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return sum(1 if line.startswith("start") else -1 for line in lines if not line.startswith("settle"))
+        return [line.partition(" ")[0] for line in path.read_text().splitlines()] if path.exists() else []
 
     async def harm_processes(self, kinds: Sequence[str], gap_s: float) -> None:
         """Kill, freeze and replace workers, until it is over."""

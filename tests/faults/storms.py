@@ -107,10 +107,11 @@ async def blow(server: Server, history: Path, weather: Weather, seed: int) -> Ve
         sender = Sender(url, history, Random(seed + 1), weather.styles, weather.long_ms, weather.killers_ms, weather.pad_bytes)
         try:
             await _start(nemesis)
-            supervisor = asyncio.create_task(nemesis.supervise())
+            attending = [asyncio.create_task(nemesis.supervise()), asyncio.create_task(nemesis.watch())]
             await _rage(nemesis, sender, weather)
             await _drain(nemesis, raw, weather.drain_s)
-            supervisor.cancel()
+            for task in attending:
+                task.cancel()
             verdict = await asyncio.to_thread(check_folder, history, raw, nemesis.pids)
             await nemesis.dismiss()
             goodbye = await asyncio.to_thread(leftovers_everywhere, raw, ())

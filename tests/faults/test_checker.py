@@ -188,6 +188,21 @@ def test_a_fault_that_did_not_meet_the_first_run_explains_no_second_one(book: Bo
     assert book.judge().unexplained == 1
 
 
+def test_a_second_run_of_a_starved_process_is_explained_by_it(book: Book) -> None:
+    book.run(1, 1, "1-0", "end", 2.0, pid=OTHER, count=2)
+    book.drop("settle 1.2")
+    book.lines[ME].append("starved 1.05 1.9")
+    verdict = book.judge()
+    assert verdict.duplicates_by_cause == {"starved": 1}
+    assert verdict.is_good, verdict.problems
+
+
+def test_a_process_that_starved_before_its_run_explains_no_second_one(book: Book) -> None:
+    book.run(1, 1, "1-0", "end", 2.0, pid=OTHER, count=2)
+    book.lines[ME].insert(0, "starved 0.3 0.9")
+    assert book.judge().unexplained == 1
+
+
 def test_two_accepted_moves_of_one_entry_are_seen(book: Book) -> None:
     book.lines.setdefault(OTHER, []).append("settle 9.0 0 0 dead:2/3-1")
     assert book.judge().settled_twice == 1
