@@ -202,8 +202,8 @@ class Scheduler:
             self.rooms = dict.fromkeys(new, 0) | self.rooms
             self.on_parked()
 
-    def _standing_still(self, workers: dict[str, tuple[int, str]]) -> list[str]:
-        """Give the workers whose row has not moved for two of their leases by our own clock:
+    def _standing_still(self, workers: dict[str, tuple[int, str]]) -> dict[str, int]:
+        """Return the workers whose row has not moved for two of their leases by our own clock, and where it stands:
         dead, whatever the server's clock says.
         """
         now_s = time.monotonic()
@@ -212,11 +212,11 @@ class Scheduler:
             if seen[name][0] != until_ms:
                 seen[name] = (until_ms, now_s)
         self._seen_rows = seen
-        return [
-            name
-            for name, (_, since_s) in seen.items()
+        return {
+            name: until_ms
+            for name, (until_ms, since_s) in seen.items()
             if name != self._streams.consumer and now_s - since_s > 2 * max(self._lease_s, lease_of(workers[name][1]))
-        ]
+        }
 
     async def _forget_the_dead(self, workers: dict[str, tuple[int, str]]) -> None:
         now_s = time.monotonic()

@@ -7,6 +7,7 @@ for people, `outlet.py` the producer's verb, `wire.py` the connection.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
@@ -652,13 +653,14 @@ class Streams(Door):
         moved, bad, wait_ms, is_full, after = await self.one(self._helper, self.command("promote", n, cursor))
         return Promoted(moved, bad, wait_ms, bool(is_full), bytes(after).decode())
 
-    async def reclaim(self, stream: int, lease_ms: int, n: int, still: Sequence[str]) -> Reclaimed:
-        """Put what nobody renews on this stream into `~free`, at most `n`; nothing while the guard holds.
+    async def reclaim(self, stream: int, lease_ms: int, n: int, still: Mapping[str, int]) -> Reclaimed:
+        """Put what nobody renews on this stream into `~free`, at most `n`; nothing while the guard holds. Of workers in `still`,
+        whose row stands where it is said to stand, all is taken, whatever the server's clock says.
 
         Raises:
             StoreAway: no answer or an error.
         """
-        answer = await self.one(self._helper, self.command("reclaim", stream + 1, lease_ms, n, *still))
+        answer = await self.one(self._helper, self.command("reclaim", stream + 1, lease_ms, n, *itertools.chain(*still.items())))
         return Reclaimed(answer[0], answer[1], bool(answer[2]))
 
     async def ends(self) -> list[End]:

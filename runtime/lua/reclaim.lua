@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- Take what nobody renews from real consumers of one stream and put it into a room, at most n.
--- ARGV: stream, walker's lease in ms, n, then the consumers whose row has stood still for two leases of the walker's own clock.
+-- ARGV: stream, walker's lease in ms, n, then the consumers whose row has stood still for two leases of the walker's own clock, each
+-- with the time at which it stood: one that has moved since is alive.
 -- Reply: number taken from the dead, number of lost replies found, 1 while the guard holds (then nothing is taken).
 -- A live consumer did not renew: it never saw the reply, so the delivery does not count. What a dead one held is suspect, and keeps
 -- its count; what it ran alone when it died has that death for evidence.
@@ -12,8 +13,9 @@ local now = now_ms()
 if guard(now, lease_ms) < lease_ms then return {0, 0, 1} end
 
 local MAX_LEASE_MS = 3600000
+local MAX_MS = 2 ^ 53
 local still = {}
-for i = 4, #ARGV do still[ARGV[i]] = true end
+for i = 4, #ARGV, 2 do still[ARGV[i]] = tonumber(ARGV[i + 1]) end
 
 local function lease_in(row)
   local lease = tonumber(row and string.match(row, '^(%d+) ') or nil)
@@ -34,9 +36,9 @@ for _, row in ipairs(redis.call('XPENDING', stream, GROUP)[4] or {}) do
   local consumer = row[1]
   if string.sub(consumer, 1, 1) ~= '~' and dead + ghosts < n then
     local lives_until = tonumber(redis.call('ZSCORE', WORKERS, consumer) or '0')
-    local is_alive = lives_until > now and not still[consumer]
-    local idle = lease_in(redis.call('HGET', ROWS, consumer)) or longest_lease()
-    if still[consumer] then idle = 0 end
+    local is_still = still[consumer] == math.floor(math.max(0, math.min(lives_until, MAX_MS)))
+    local is_alive = lives_until > now and not is_still
+    local idle = is_still and 0 or lease_in(redis.call('HGET', ROWS, consumer)) or longest_lease()
     local ward = redis.pcall('HGET', WARDS, consumer)
     local alone = type(ward) == 'string' and string.match(ward, '^%d+ (.+)$')
     local held = redis.call('XPENDING', stream, GROUP, 'IDLE', ms(idle), '-', '+', n - dead - ghosts, consumer)

@@ -237,7 +237,7 @@ async def reclaim_from_the_dead(door: Streams, raw: redis.Redis, lease: Lease) -
     await quiet_guard(raw)
     raw.zadd("{jobs}:workers", {ME: 1})
     raw.xclaim(KEY, GROUP, ME, 0, [lease.entry], idle=40_000, justid=True)
-    assert (await door.reclaim(HIGH, 30_000, 100, [])).dead == 1
+    assert (await door.reclaim(HIGH, 30_000, 100, {})).dead == 1
     assert pending(raw) == [("~suspect", 3)]
 
 
@@ -266,7 +266,7 @@ async def test_a_death_beside_other_suspects_is_evidence_against_none(door, othe
     await door.beat(30_000, "{}")
     await quiet_guard(raw)
     raw.zadd("{jobs}:workers", {ME: 1})
-    assert (await other.reclaim(HIGH, 30_000, 100, [])).dead == 1
+    assert (await other.reclaim(HIGH, 30_000, 100, {})).dead == 1
     assert raw.exists("{jobs}:strikes") == 0
 
 
@@ -327,7 +327,7 @@ async def test_a_suspect_whose_reply_was_lost_is_no_evidence_either(door, raw):
     lease = await alone(door, raw, ME)
     await quiet_guard(raw)
     raw.xclaim(KEY, GROUP, ME, 0, [lease.entry], idle=40_000, justid=True)
-    assert (await door.reclaim(HIGH, 30_000, 100, [])).ghosts == 1
+    assert (await door.reclaim(HIGH, 30_000, 100, {})).ghosts == 1
     assert pending(raw) == [("~suspect", 2)]
     assert raw.hgetall("{jobs}:strikes") == {}
 
@@ -664,7 +664,7 @@ async def test_what_a_dead_worker_held_is_suspect_and_keeps_its_count(door, othe
     [lease] = await leases(other)
     await quiet_guard(raw)
     raw.xclaim(KEY, GROUP, OTHER, 0, [lease.entry], idle=40_000, justid=True)
-    found = await door.reclaim(HIGH, 30_000, 100, [])
+    found = await door.reclaim(HIGH, 30_000, 100, {})
     assert (found.dead, found.ghosts, found.is_guarded) == (1, 0, False)
     assert pending(raw) == [("~suspect", 1)]
 
@@ -675,7 +675,7 @@ async def test_a_delivery_that_a_live_worker_never_saw_does_not_count(door, othe
     await other.beat(30_000, "{}")
     await quiet_guard(raw)
     raw.xclaim(KEY, GROUP, OTHER, 0, [lease.entry], idle=40_000, justid=True)
-    found = await door.reclaim(HIGH, 30_000, 100, [])
+    found = await door.reclaim(HIGH, 30_000, 100, {})
     assert (found.dead, found.ghosts) == (0, 1)
     assert pending(raw) == [("~free", 0)]
 
@@ -686,7 +686,7 @@ async def test_a_row_with_an_enormous_lease_does_not_stop_the_walk(door, other, 
     await quiet_guard(raw)
     raw.hset("{jobs}:workers:rows", "a stranger", "99999999999999999999 {}")
     raw.xclaim(KEY, GROUP, OTHER, 0, [lease.entry], idle=2 * 3_600_000, justid=True)
-    assert (await door.reclaim(HIGH, 30_000, 100, [])).dead == 1
+    assert (await door.reclaim(HIGH, 30_000, 100, {})).dead == 1
 
 
 async def test_a_lease_whose_group_was_made_again_is_not_lost_but_one_that_was_settled_is(door, raw):
@@ -722,7 +722,7 @@ async def test_what_is_renewed_in_time_is_left_alone(door, other, raw):
     add(raw)
     await leases(other)
     await quiet_guard(raw)
-    assert (await door.reclaim(HIGH, 30_000, 100, [])).dead == 0
+    assert (await door.reclaim(HIGH, 30_000, 100, {})).dead == 0
     assert pending(raw) == [(OTHER, 1)]
 
 
@@ -732,19 +732,19 @@ async def test_the_lease_of_the_holder_counts_and_not_the_walkers(door, other, r
     await other.beat(120_000, "{}")
     await quiet_guard(raw)
     raw.xclaim(KEY, GROUP, OTHER, 0, [lease.entry], idle=60_000, justid=True)
-    assert (await door.reclaim(HIGH, 30_000, 100, [])).ghosts == 0
+    assert (await door.reclaim(HIGH, 30_000, 100, {})).ghosts == 0
 
 
 async def test_after_a_gap_in_all_beats_nobody_is_robbed_for_one_lease(door, other, raw):
     add(raw)
     [lease] = await leases(other)
     raw.xclaim(KEY, GROUP, OTHER, 0, [lease.entry], idle=10**8, justid=True)
-    assert (await door.reclaim(HIGH, 30_000, 100, [])).is_guarded
+    assert (await door.reclaim(HIGH, 30_000, 100, {})).is_guarded
     await door.beat(30_000, "{}")
-    assert (await door.reclaim(HIGH, 30_000, 100, [])).is_guarded
+    assert (await door.reclaim(HIGH, 30_000, 100, {})).is_guarded
     since = raw.zscore("{jobs}:workers", "~since")
     raw.zadd("{jobs}:workers", {"~since": since - 31_000})
-    assert (await door.reclaim(HIGH, 30_000, 100, [])).dead == 1
+    assert (await door.reclaim(HIGH, 30_000, 100, {})).dead == 1
 
 
 async def test_a_row_that_stands_still_is_dead_whatever_the_idle_time_says(door, other, raw):
@@ -752,7 +752,9 @@ async def test_a_row_that_stands_still_is_dead_whatever_the_idle_time_says(door,
     await leases(other)
     await other.beat(30_000, "{}")
     await quiet_guard(raw)
-    assert (await door.reclaim(HIGH, 30_000, 100, [OTHER])).dead == 1
+    [until_ms] = [until_ms for until_ms, _ in (await door.workers()).values()]
+    assert (await door.reclaim(HIGH, 30_000, 100, {OTHER: until_ms - 1})).dead == 0, "it has moved since: it is back"
+    assert (await door.reclaim(HIGH, 30_000, 100, {OTHER: until_ms})).dead == 1
 
 
 async def test_the_walk_finds_idle_entries_behind_1200_fresh_ones_of_live_workers(door, other, raw):
@@ -763,7 +765,7 @@ async def test_the_walk_finds_idle_entries_behind_1200_fresh_ones_of_live_worker
     await door.beat(30_000, "{}")
     await quiet_guard(raw)
     raw.xclaim(KEY, GROUP, OTHER, 0, [last.entry], idle=40_000, justid=True)
-    assert (await door.reclaim(HIGH, 30_000, 100, [])).dead == 1
+    assert (await door.reclaim(HIGH, 30_000, 100, {})).dead == 1
     assert len(held) == 1200
 
 
@@ -773,7 +775,7 @@ async def test_rooms_are_nobodys_lease(door, raw):
     await door.settle(batch(Parking(lease, "~t:x@1")))
     raw.xclaim(KEY, GROUP, "~t:x@1", 0, [lease.entry], idle=10**8, justid=True, retrycount=0)
     await quiet_guard(raw)
-    assert (await door.reclaim(HIGH, 30_000, 100, [])).dead == 0
+    assert (await door.reclaim(HIGH, 30_000, 100, {})).dead == 0
     assert await door.rooms() == ({(HIGH, "~t:x@1"): 1}, set())
 
 
@@ -1046,7 +1048,7 @@ async def prepare_reclaim(door: Streams, raw: redis.Redis) -> Act:
     [lease] = await leases(door)
     await quiet_guard(raw)
     raw.xclaim(KEY, GROUP, ME, 0, [lease.entry], idle=40_000, justid=True)
-    return lambda which: which.reclaim(HIGH, 30_000, 100, [])
+    return lambda which: which.reclaim(HIGH, 30_000, 100, {})
 
 
 async def prepare_beat(door: Streams, raw: redis.Redis) -> Act:

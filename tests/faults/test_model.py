@@ -585,16 +585,23 @@ class DoorMachine(RuleBasedStateMachine):
         lease_ms=st.sampled_from(LEASES_MS),
         most=st.sampled_from((1, 2, 100)),
         still=st.lists(who, max_size=1),
+        has_moved=st.sampled_from((False, False, True)),
         calm=st.sampled_from((True, True, False)),
         loses=loses,
     )
-    def reclaim(self, name: str, stream: int, lease_ms: int, most: int, still: list[str], calm: bool, loses: bool) -> None:
+    def reclaim(
+        self, name: str, stream: int, lease_ms: int, most: int, still: list[str], has_moved: bool, calm: bool, loses: bool
+    ) -> None:
         if calm:  # for longer than a lease, beats have come regularly
             long_ago_ms = self.seen.now_ms - LONG_AGO_MS
             self.bench.ask(("ZADD", self.bench.keys.workers, long_ago_ms, "~since", look_at_clock(self.bench), "~last"))
             self.model.has_gap = self.model.is_guarded = False
         door = self.bench.doors[name]
-        answer = self.bench.repeated(door._helper, lambda: door.reclaim(stream, lease_ms, most, still), loses)
+        stood_at = {worker: int(self.bench.ask(("ZSCORE", self.bench.keys.workers, worker))[0] or 0) for worker in still}
+        if has_moved:  # the walker saw it where it stood before
+            stood_at = {worker: at_ms - 1 for worker, at_ms in stood_at.items()}
+            still = []
+        answer = self.bench.repeated(door._helper, lambda: door.reclaim(stream, lease_ms, most, stood_at), loses)
         self.look()
         answers = [self.model.reclaim(stream, lease_ms, most, still) for _ in range(2 if loses else 1)]
         assert (answer.dead, answer.ghosts, answer.is_guarded) == answers[-1]
@@ -611,7 +618,7 @@ class DoorMachine(RuleBasedStateMachine):
             self.suffer("a worker falls silent", name, job.stream, 0, 0)
         at = self.model.holders(job.stream).index(name)
         self.suffer("nobody renews", name, job.stream, at, AGES_MS[2])
-        self.reclaim(heir, job.stream, LEASES_MS[0], 100, [], True, False)
+        self.reclaim(heir, job.stream, LEASES_MS[0], 100, [], False, True, False)
         self.take(heir, job.stream, FREE, 3, "t")
         self.isolate(heir, 3, "t")
 
