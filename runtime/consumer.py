@@ -30,7 +30,7 @@ from runtime.config import Config
 from runtime.desk import Desk
 from runtime.errors import LeaseLost, SelfCancelled, StoreAway, TimedOut
 from runtime.events import Tally
-from runtime.fetcher import BELL_MS, INBOX_BYTES, Fetcher
+from runtime.fetcher import INBOX_BYTES, Fetcher
 from runtime.flusher import Flusher
 from runtime.jobs import Job, Registry
 from runtime.lanes import Inbox, Lane
@@ -51,7 +51,10 @@ MAX_READ_AHEAD: Final = 2000  # without a cap one beat would renew 15,500 leases
 TOP_UP_PART: Final = 0.75
 UNSTARTED_S: Final = 1.0
 SILENT_PART: Final = 0.8  # of a lease without a heartbeat: then nothing new is started
-LONGEST_ASK_S: Final = BELL_MS / 1000 + 0.2  # the bell may take as long with nothing amiss
+# Of a lease: what comes so long after it was asked for may have waited as long. Beats leave it alone for another sixth, and come
+# within two fifths: what comes later must be renewed at once, or others may take it while it runs. A bell ends before.
+LATE_PART: Final = 1 / 6
+ON_THE_WAY_S: Final = 0.2  # and so much more, on a busy machine
 CUT_S: Final = 2.0
 FLUSH_S: Final = 2.0
 UNRING_S: Final = 4.0
@@ -115,7 +118,7 @@ class Consumer:
         self.words = Words()
         self.ledger = Ledger()
         self.inbox = Inbox()
-        fetch_s = max(SILENT_PART * config.lease_s, ANSWER_S)  # what comes later is given back in any case
+        fetch_s = max(SILENT_PART * config.lease_s, ANSWER_S)  # what comes later may well be others' by then
         self.streams = Streams(url, config.queue, self.name, ANSWER_S, fetch_s, config.max_data_bytes)
         self.lanes: list[Lane] = []
         self._url = url
@@ -130,7 +133,7 @@ class Consumer:
         desk = Desk(config, registry, self.streams, self.scheduler, *owned)
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
-        self._fetcher = Fetcher(desk, self._types, self._room, self._beside, self._is_stale, self._stop)
+        self._fetcher = Fetcher(desk, self._types, self._room, self._beside, self._is_silent, self._is_late, self._stop)
         self._flusher = Flusher(desk, self._fetcher.room_made.set)
         self.scheduler.on_parked = self._fetcher.look_again
         for places in self.places.values():
@@ -326,10 +329,9 @@ class Consumer:
     def _is_silent(self) -> bool:
         return time.monotonic() - self._confirmed_s > SILENT_PART * self.config.lease_s
 
-    def _is_stale(self, asked_s: float) -> bool:
-        """Say whether what was asked for then may be another's by now: asked in silence, or answered too late."""
-        late_s = max(SILENT_PART * self.config.lease_s, LONGEST_ASK_S)
-        return self._is_silent() or asked_s < self._silent_before_s or time.monotonic() - asked_s > late_s
+    def _is_late(self, asked_s: float) -> bool:
+        """Return whether what was asked for then may be another's by now, or soon: asked in silence, or answered late."""
+        return asked_s < self._silent_before_s or time.monotonic() - asked_s > LATE_PART * self.config.lease_s + ON_THE_WAY_S
 
     def _judge(self, beat: Beat) -> None:
         """Take a confirmed heartbeat: what it refused and is still ours by the same token is lost."""

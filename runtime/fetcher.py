@@ -25,6 +25,7 @@ from runtime.streams import Ask, Fetched
 from runtime.ward import Ward
 
 BELL_MS: Final = 1000
+BELL_PART: Final = 1 / 6  # of a lease, at most: what a bell brought must not be late
 SUSPECTS_BELL_MS: Final = 20
 ROOMS_S: Final = 0.25
 PAUSE_S: Final = 0.05
@@ -40,8 +41,9 @@ ANY_NUMBER: Final = 1_000_000
 
 
 class Fetcher:
-    """Owns the plan, and what was seen waiting in rooms. `room` says how many jobs may be fetched now,
-    and `is_stale` whether what was asked for at a time may be others' by now. How much is asked for is learnt from what came.
+    """Owns the plan, and what was seen waiting in rooms. `room` says how many jobs may be fetched now, `is_silent` that nothing
+    may start, and `is_late` whether what was asked for at a time must be renewed before it starts. How much is asked for is
+    learnt from what came.
     """
 
     def __init__(
@@ -50,7 +52,8 @@ class Fetcher:
         types: dict[str, int],
         room: Callable[[], int],
         beside: Callable[[], tuple[float, bool]],
-        is_stale: Callable[[float], bool],
+        is_silent: Callable[[], bool],
+        is_late: Callable[[float], bool],
         stop: asyncio.Event,
     ) -> None:
         self._desk = desk
@@ -63,7 +66,9 @@ class Fetcher:
         self._is_ringing = False
         self._unringing: asyncio.Task[None] | None = None
         self._room = room
-        self._is_stale = is_stale
+        self._longest_bell_ms = min(BELL_MS, BELL_PART * desk.config.lease_s * 1000)
+        self._is_silent = is_silent
+        self._is_late = is_late
         self._stop = stop
         self._plan = Plan()
         self._ward = Ward(desk, beside, self._receive_chosen)
@@ -191,7 +196,8 @@ class Fetcher:
 
     def _bell_ms(self) -> int:
         """Rooms ring no bell: where one is not empty, the blocked read must end soon."""
-        rooms_ms = ROOMS_S * 1000 if self._rests or any(self._may_take(at) for at in self._desk.scheduler.rooms) else BELL_MS
+        must_look = self._rests or any(self._may_take(at) for at in self._desk.scheduler.rooms)
+        rooms_ms = ROOMS_S * 1000 if must_look else self._longest_bell_ms
         return int(max(SUSPECTS_BELL_MS, min(rooms_ms, self._ward.next_ask_s * 1000)))
 
     def _may_take(self, at: tuple[int, str]) -> bool:
@@ -319,8 +325,8 @@ class Fetcher:
         await self.receive(fetched, asked_s, is_chosen=True)
 
     async def receive(self, fetched: Fetched, asked_s: float, *, is_chosen: bool = False) -> None:
-        """Decode, hold and admit what came; only keyed jobs wait for another answer."""
-        keyed: list[Job] = []
+        """Decode, hold and admit what came; only late and keyed jobs wait for another answer."""
+        held: list[Job] = []
         now_s = time.monotonic()
         for haul in fetched.hauls:
             if haul.rows:
@@ -337,12 +343,24 @@ class Fetcher:
                     self._desk.words.say(
                         "unreadable entry %s on %s: %s", entry.lease.entry.decode(), STREAMS[haul.stream], entry.reason
                     )
-            admitted = admit(self._desk.held.add(haul.stream, jobs), self._desk.registry, fetched.now_ms)
-            keyed += admitted.keyed
-            self._turn_away(admitted.turned_away)
-            self._start(admitted.ready, asked_s, is_chosen)
-        if keyed:
-            await self._receive_keyed(keyed, fetched.now_ms, asked_s, is_chosen)
+            held += self._desk.held.add(haul.stream, jobs)
+        if held and self._is_late(asked_s):
+            held = await self._still_ours(held)
+        admitted = admit(held, self._desk.registry, fetched.now_ms)
+        self._turn_away(admitted.turned_away)
+        self._start(admitted.ready, is_chosen)
+        if admitted.keyed:
+            await self._receive_keyed(admitted.keyed, fetched.now_ms, is_chosen)
+
+    async def _still_ours(self, jobs: list[Job]) -> list[Job]:
+        """Renew what came so late that its lease could end before the next beat; return what was not taken back meanwhile."""
+        try:
+            refused = set(await self._desk.streams.renew([(job.stream, job.entry, job.count) for job in jobs]))
+        except StoreAway:
+            self._desk.ledger.release(jobs)
+            raise
+        self._desk.held.remove([jobs[position] for position in refused])
+        return [job for position, job in enumerate(jobs) if position not in refused]
 
     def _too_large(self, stream: int, run: str, taken_s: float, entry: bytes, count: int, size: int) -> BadEntry:
         most = self._desk.streams.max_entry_bytes
@@ -350,7 +368,7 @@ class Fetcher:
             Lease(stream, entry, count, run, taken_s), "too-large", f"{size} bytes in all fields, the limit is {most}"
         )
 
-    async def _receive_keyed(self, keyed: list[Job], now_ms: int, asked_s: float, is_chosen: bool) -> None:
+    async def _receive_keyed(self, keyed: list[Job], now_ms: int, is_chosen: bool) -> None:
         """Claim the keys of a batch. Without an answer the jobs are given back: nobody knows whose they are."""
         admitted = admit(keyed, self._desk.registry, now_ms)
         try:
@@ -363,11 +381,11 @@ class Fetcher:
             self._desk.tally.moved(job.type, job.stream, "copy")
         self._desk.held.remove(copies)
         self._turn_away(admitted.turned_away)
-        self._start(admitted.ready, asked_s, is_chosen)
+        self._start(admitted.ready, is_chosen)
 
-    def _start(self, jobs: list[Job], asked_s: float, is_chosen: bool) -> None:
-        """Let jobs run; those of a reply that came late are given back, since others may have run them by now."""
-        if self._is_stale(asked_s):
+    def _start(self, jobs: list[Job], is_chosen: bool) -> None:
+        """Let jobs run; without a confirmed beat they are given back."""
+        if self._is_silent():
             self._desk.ledger.release(jobs)
         elif is_chosen or not self._kinds or self._kinds.keys().isdisjoint({job.type for job in jobs}):
             self._desk.inbox.put(jobs)

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from runtime import Backoff, Dead, Job, Retry, contract, handler
-from runtime.consumer import LONGEST_ASK_S
+from runtime.consumer import LATE_PART, ON_THE_WAY_S
 from runtime.errors import StoreAway
 from runtime.fetcher import INBOX_BYTES
 from runtime.jobs import Batch
@@ -271,7 +271,7 @@ async def test_what_a_late_reply_brings_is_not_run(server, raw):
             rung = await read(*asked)
             if rung.hauls:
                 await until(lambda: held_by(raw) == ["~free"], "it is taken back as a lost delivery")
-                await until(lambda: time.monotonic() - asked_s > LONGEST_ASK_S, "the answer is late")
+                await until(lambda: time.monotonic() - asked_s > LATE_PART * 0.9 + ON_THE_WAY_S, "the answer is late")
                 raw.xack(KEY, GROUP, late)
                 raw.xdel(KEY, late)
                 worker.streams.ring = read
@@ -283,6 +283,34 @@ async def test_what_a_late_reply_brings_is_not_run(server, raw):
         await until(lambda: worker.streams.ring == read, "the reply comes")
         xadd(raw, 2)
         await until(lambda: ran == [2], "the worker goes on, and has not run the other's job")
+
+
+async def test_what_a_late_reply_brings_is_renewed_before_it_runs(server, raw):
+    """The next beat would leave alone what is new, and the one after it would come too late."""
+    async with working(server.url, work, lease_s=6) as worker:
+        read, renew = worker.streams.ring, worker.streams.renew
+        renewed: list[bytes] = []
+
+        async def slow_line(*asked):
+            asked_s = time.monotonic()
+            rung = await read(*asked)
+            if rung.hauls:
+                worker.streams.ring = read
+                await until(lambda: time.monotonic() - asked_s > LATE_PART * 6 + ON_THE_WAY_S, "the answer is late")
+            return rung
+
+        async def noted(leases: Sequence[tuple[int, bytes, int]]) -> list[int]:
+            assert not ran
+            renewed.extend(entry for _, entry, _ in leases)
+            return await renew(leases)
+
+        worker.streams.ring, worker.streams.renew = slow_line, noted
+        await until(lambda: worker._fetcher._is_quiet, "it waits for the bell")
+        late = xadd(raw, 1)
+        await until(lambda: ran == [1], "it runs")
+        xadd(raw, 2)
+        await until(lambda: ran == [1, 2], "the worker goes on")
+        assert [entry.decode() for entry in renewed] == [late]
 
 
 async def test_a_worker_is_known_before_it_reads(server, raw, monkeypatch):

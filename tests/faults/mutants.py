@@ -219,6 +219,20 @@ MUTANTS = (
         f"{STREAMS}::test_after_a_gap_in_all_beats_nobody_is_robbed_for_one_lease",
     ),
     Mutant(
+        "whoever stood still once is dead",
+        "runtime/lua/reclaim.lua",
+        "still[consumer] == math.floor(math.max(0, math.min(lives_until, MAX_MS)))",
+        "still[consumer] ~= nil",
+        f"{STREAMS}::test_a_row_that_stands_still_is_dead_whatever_the_idle_time_says",
+    ),
+    Mutant(
+        "what came late waits for the next beat",
+        "runtime/fetcher.py",
+        "if held and self._is_late(asked_s):",
+        "if False:",
+        "tests/contract/test_engine.py::test_what_a_late_reply_brings_is_renewed_before_it_runs",
+    ),
+    Mutant(
         "release that keeps the count",
         "runtime/lua/common.lua",
         "0, id, 'RETRYCOUNT', count, 'JUSTID')",
