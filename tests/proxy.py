@@ -13,6 +13,56 @@ CHUNK_BYTES = 1 << 20
 SLOW_CHUNK_BYTES = 1 << 14  # small, so that a slow line trickles instead of coming in gusts
 
 
+Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter
+
+
+class Relay:
+    """Listens on a unix socket of its own, and has each connection served together with one to `target`.
+
+    When it ends, all of them are closed, also one that a client opens at that very moment.
+    """
+
+    def __init__(self, target: str, serve: Callable[[Reader, Writer, Reader, Writer], Awaitable[None]]) -> None:
+        self.target = target
+        self.socket = str(Path(tempfile.mkdtemp(prefix="bp-")) / "p.sock")
+        self._serve = serve
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_over = False
+
+    async def __aenter__(self) -> Relay:
+        self._server = await asyncio.start_unix_server(self._accept, self.socket)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server
+        self._is_over = True
+        self._server.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        shutil.rmtree(Path(self.socket).parent, ignore_errors=True)
+
+    def _accept(self, reader: Reader, writer: Writer) -> None:
+        if self._is_over:
+            return writer.transport.abort()
+        task = asyncio.create_task(self._connect(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return None
+
+    async def _connect(self, reader: Reader, writer: Writer) -> None:
+        ends = [writer]
+        try:
+            with contextlib.suppress(OSError):  # no server, or it went: the client hears it as it would without us
+                server_reader, server_writer = await asyncio.open_unix_connection(self.target)
+                ends.append(server_writer)
+                await self._serve(reader, writer, server_reader, server_writer)
+        finally:
+            for end in ends:
+                end.transport.abort() if self._is_over else end.close()  # what was to come still comes
+
+
 class Line:
     """One client's connection through the proxy. A deaf one looks open at both ends, and nothing comes through any more."""
 
@@ -31,8 +81,8 @@ class Proxy:
     """Listens on a unix socket of its own and relays to another; `drop_reply` acts on the next reply that comes."""
 
     def __init__(self, target: str) -> None:
-        self.target = target
-        self.socket = str(Path(tempfile.mkdtemp(prefix="bp-")) / "p.sock")
+        self._relay = Relay(target, self._serve)
+        self.socket = self._relay.socket
         self.drop_replies = 0
         self.cut_at_bytes: int | None = None
         self.dropped = 0
@@ -42,8 +92,6 @@ class Proxy:
         self.armed_for: bytes = b""
         self._flows = asyncio.Event()
         self._flows.set()
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def url(self) -> str:
@@ -78,27 +126,13 @@ class Proxy:
         self._flows.set()
 
     async def __aenter__(self) -> Proxy:
-        self._server = await asyncio.start_unix_server(self._relay, self.socket)
+        await self._relay.__aenter__()
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        assert self._server
-        self._server.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        shutil.rmtree(Path(self.socket).parent, ignore_errors=True)
+    async def __aexit__(self, *what: object) -> None:
+        await self._relay.__aexit__(*what)
 
-    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task
-        self._tasks.add(task)
-        try:
-            server_reader, server_writer = await asyncio.open_unix_connection(self.target)
-        except OSError:  # no server: the client hears it as it would without us
-            writer.close()
-            self._tasks.discard(task)
-            return
+    async def _serve(self, reader: Reader, writer: Writer, server_reader: Reader, server_writer: Writer) -> None:
         line = Line(writer, server_writer)
         self.lines.add(line)
 
@@ -125,11 +159,7 @@ class Proxy:
         finally:
             for pump in pumps:
                 pump.cancel()
-            for end in line.ends:
-                with contextlib.suppress(OSError, RuntimeError):
-                    end.close()
             self.lines.discard(line)
-            self._tasks.discard(task)
 
     async def _pump(self, line: Line, source: asyncio.StreamReader, pass_on: Callable[[bytes], Awaitable[bool]]) -> None:
         """Relay one direction until an end closes, or the line is cut."""

@@ -9,7 +9,6 @@ import asyncio
 import logging
 import multiprocessing
 import os
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from runtime.streams import GROUP, Keys, script
 from runtime.testing import worker
 from runtime.wire import Wire
 from tests.faults.worker import ROOT
+from tests.proxy import Relay
 from tests.servers import Server
 
 LEASE_S = 0.8
@@ -129,54 +129,37 @@ async def _live(url: str, queue: str, history: Path) -> None:
         await consumer.run()
 
 
-# --- the relay ---------------------------------------------------------------------------------------------------------------
+# --- the guillotine ----------------------------------------------------------------------------------------------------------
 
 
-class Relay:
+class Guillotine:
     """Counts the commands of one process over all of its connections, passes them on one by one, and kills it at one of them.
 
     `at` is a name and how many of that name came, which means the same in every run.
     """
 
     def __init__(self, target: str, at: tuple[str, int], is_after: bool, kill: Callable[[], None]) -> None:
-        self.target = target
         self.at = at
         self.is_after = is_after
         self.kill = kill
-        self.folder = tempfile.TemporaryDirectory(prefix="bp-")
-        self.socket = str(Path(self.folder.name) / "r.sock")
+        self.relay = Relay(target, self._serve)
         self.counts = Counter[str]()
         self.is_cut = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
         self._writers: list[asyncio.StreamWriter] = []
-        self._server: asyncio.Server | None = None
-
-    async def __aenter__(self) -> Relay:
-        self._server = await asyncio.start_unix_server(self._accept, self.socket)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self._server
-        self._server.close()
-        self._abort()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-        self.folder.cleanup()
-
-    def _abort(self) -> None:
-        for writer in self._writers:
-            writer.transport.abort()
 
     def _cut(self) -> None:
         self.kill()
-        self._abort()
+        for writer in self._writers:
+            writer.transport.abort()
         self.is_cut.set()
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task
-        self._tasks.add(task)
-        upstream_reader, upstream = await asyncio.open_unix_connection(self.target)
+    async def _serve(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        upstream_reader: asyncio.StreamReader,
+        upstream: asyncio.StreamWriter,
+    ) -> None:
         self._writers += (writer, upstream)
         sent = answered = 0
         is_last = False  # the reply to what was sent last is the end
@@ -211,15 +194,9 @@ class Relay:
                     await upstream.drain()
             if is_last:
                 await pump
-        except OSError:
-            return None  # the other end is dead, as it should be
         finally:
             pump.cancel()
             await asyncio.gather(pump, return_exceptions=True)
-            writer.transport.abort()
-            upstream.transport.abort()
-            self._tasks.discard(task)
-        return None
 
 
 LUA = sorted(path.stem for path in (ROOT / "runtime" / "lua").glob("*.lua"))
@@ -277,18 +254,19 @@ async def run_point(server: Server, folder: Path, at: tuple[str, int], is_after:
     def kill() -> None:
         victims[0].kill()
 
-    async with Relay(server.socket, at, is_after, kill) as relay:
+    blade = Guillotine(server.socket, at, is_after, kill)
+    async with blade.relay as relay:
         victims.append(children.Process(target=live, args=(f"unix://{relay.socket}", queue, str(history)), daemon=True))
         victims[0].start()
         try:
             end_s = asyncio.get_running_loop().time() + DRAIN_S
-            while not relay.is_cut.is_set() and (not relay.counts.keys() >= LAST or await left_over(eye, keys)):
+            while not blade.is_cut.is_set() and (not blade.counts.keys() >= LAST or await left_over(eye, keys)):
                 is_over = not victims[0].is_alive() or asyncio.get_running_loop().time() > end_s
-                if is_over and not relay.is_cut.is_set():  # it may have been cut while we looked
+                if is_over and not blade.is_cut.is_set():  # it may have been cut while we looked
                     wrong.append(f"the worker stands still, or ended by itself with {victims[0].exitcode}")
                     break
                 await asyncio.sleep(POLL_S)
-            is_hit = relay.is_cut.is_set()
+            is_hit = blade.is_cut.is_set()
         finally:
             kill()
             await asyncio.to_thread(victims[0].join)
@@ -301,7 +279,7 @@ async def run_point(server: Server, folder: Path, at: tuple[str, int], is_after:
     wrong += check(server, keys, history) + undying(server, keys)
     await eye.close()
     runs = Counter(line for line in history.read_text().splitlines() if line.startswith("start"))
-    return Point(at, is_after, is_hit, left, wrong, relay.counts, sum(runs.values()) - len(runs))
+    return Point(at, is_after, is_hit, left, wrong, blade.counts, sum(runs.values()) - len(runs))
 
 
 def check(server: Server, keys: Keys, history: Path) -> list[str]:

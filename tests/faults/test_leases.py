@@ -77,7 +77,7 @@ def test_a_handler_that_blocks_the_loop_keeps_its_lease_and_is_named_with_its_li
     logs = crew[0].log + crew[1].log
     assert "handler of blocking" in logs
     lines = Path(__file__).with_name("jobs.py").read_text().splitlines()
-    number = next(at for at, line in enumerate(lines, 1) if "time.sleep" in line)
+    number = next(at for at, line in enumerate(lines, 1) if "time.sleep(message" in line)
     assert f"jobs.py:{number} in blocking" in logs
     assert worker.process.poll() is None
 
