@@ -139,6 +139,7 @@ class Consumer:
         for places in self.places.values():
             places.on_wanting = partial(self._fetcher.place_free, places)
         self.ledger.on_first, self.inbox.on_idle = self._flusher.wake, self._flusher.lanes_idle
+        self.inbox.may_start = self._may_start
         self._finished_before = [0] * RATE_TICKS
         self._confirmed_s = time.monotonic()
         self._own_guard_until_s = 0.0
@@ -325,6 +326,13 @@ class Consumer:
         runs = [(lane.started_s, lane.job.count) for lane in self.lanes if lane.job is not None]
         calm_s = time.monotonic() - max(run[0] for run in runs) if runs else float("inf")
         return calm_s, all(count == 1 for _, count in runs)
+
+    def _may_start(self, now_s: float) -> bool:
+        """Return whether jobs of the inbox may start; gives them back if not."""
+        if self._is_silent():
+            self._give_back_unstarted(now_s)
+            return False
+        return True
 
     def _is_silent(self) -> bool:
         return time.monotonic() - self._confirmed_s > SILENT_PART * self.config.lease_s

@@ -126,6 +126,8 @@ class Fetcher:
         """
         lost = [lease for lease in await self._desk.streams.leased() if not self._desk.held.has(lease.stream, lease.entry)]
         self._has_lost = False
+        for lease in lost:  # held until that is confirmed: taken again before, it would be given back while it runs
+            self._desk.held.add(lease.stream, [lease])
         self._desk.ledger.release(lost)
         for lease in lost:
             self._desk.tally.moved(b"", lease.stream, "ghost")

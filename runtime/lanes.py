@@ -33,12 +33,15 @@ _NOT_BEGUN: Final = float("-inf")
 
 
 class Inbox:
-    """Owns the jobs that are fetched and not started, and the lanes that wait for one."""
+    """Owns the jobs that are fetched and not started, and the lanes that wait for one. `may_start` is asked once a turn of the
+    loop, with the time: a process may have stood still for any time since its jobs came.
+    """
 
     def __init__(self, on_idle: Callable[[], None] = lambda: None) -> None:
         self.jobs: deque[Job] = deque()
         self._waiting: deque[asyncio.Future[None]] = deque()
         self.on_idle = on_idle
+        self.may_start: Callable[[float], bool] = lambda now_s: True
         self._breath = BREATH
         self._turn_ends_s = _NOT_BEGUN  # known with the first job of a turn: it brings the time along
         self._is_winded = False
@@ -94,9 +97,11 @@ class Inbox:
         return None
 
     def _begin_turn(self, now_s: float) -> bool:
-        """Return whether this is the first job since the loop has breathed; else the turn is over."""
+        """Return whether this is the first job since the loop has breathed, and may start; else the turn is over."""
         if self._turn_ends_s != _NOT_BEGUN:
             self._breath = 0
+            return False
+        if not self.may_start(now_s):
             return False
         self._turn_ends_s = now_s + TURN_S
         return True

@@ -285,6 +285,46 @@ async def test_what_a_late_reply_brings_is_not_run(server, raw):
         await until(lambda: ran == [2], "the worker goes on, and has not run the other's job")
 
 
+async def test_a_worker_that_stood_still_starts_nothing_before_its_next_beat(server, raw):
+    """It was frozen, a job in its inbox; others may have run that since. The next tick would see it a moment too late."""
+    async with working(server.url, work, concurrency=1, lease_s=6) as worker:
+        may_start, worker.inbox.may_start = worker.inbox.may_start, lambda now_s: False
+        xadd(raw, 1)
+        await until(lambda: len(worker.inbox) == 1, "it waits")
+        worker.inbox.may_start = may_start
+        worker._confirmed_s -= 6
+        assert worker.inbox.take(time.monotonic()) is None
+        assert not worker.inbox.jobs, "it is given back"
+        await until(lambda: ran == [1] and not leftovers(raw), "it runs after the next beat")
+
+
+async def test_a_lost_delivery_that_is_given_back_twice_runs_once(server, raw):
+    """The answer to the first time got lost, and it was taken again meanwhile: it is not given back while it runs."""
+    async with working(server.url, work, concurrency=2) as worker:
+        settle = worker.streams.settle
+        parks: list[list[int]] = []
+
+        async def deaf(batch: Batch) -> Settled:
+            taken_s = [move.lease.taken_s for move in batch.park]
+            parks.extend(list(ran) for _ in batch.park)
+            settled = await settle(batch)
+            if len(parks) == 1:
+                [move] = batch.park
+                await until(lambda: ran or [move.lease.taken_s] != taken_s, "it is taken again")
+                raise StoreAway("the answer got lost")
+            return settled
+
+        worker.streams.settle = deaf
+        with raw.pipeline() as at_once:
+            xadd(at_once, 1, ms="300")
+            at_once.xreadgroup(GROUP, worker.name, {KEY: ">"})
+            at_once.execute()
+        worker._fetcher._has_lost = True
+        await until(lambda: ran and not leftovers(raw), "it is done")
+        assert ran == [1]
+        assert parks == [[], []], "given back before it ran"
+
+
 async def test_what_a_late_reply_brings_is_renewed_before_it_runs(server, raw):
     """The next beat would leave alone what is new, and the one after it would come too late."""
     async with working(server.url, work, lease_s=6) as worker:

@@ -22,6 +22,7 @@ from tests.faults.worker import LEASE_S
 
 TAG = "{jobs}"
 WORKERS = f"{TAG}:workers"
+HANDOVER_S = 0.1  # from a lane to the first line of a handler in a thread, on a busy machine: a fault may come and go between
 PLAIN_KEYS = {f"{TAG}:{name}" for name in (*STREAMS, "due", "msg", "dead", "workers", "workers:rows", "control", "cron", "audit")}
 PLAIN_KEYS |= {f"{TAG}:{name}" for name in ("events", "strikes", "wards")}
 MORTAL_KEYS = tuple(f"{TAG}:{name}:" for name in ("seen", "stats", "results"))  # every one of these must have an end of life
@@ -312,7 +313,11 @@ def _cause(run: Run, following: Run, by_pid: dict[int, list[Fault]]) -> str:
 
     Where the second run has the older delivery (a lower count), that delivery came late: then the fault is one of its process.
     """
-    met = {fault.kind for fault in by_pid[run.pid] if fault.acted and fault.from_s <= following.start_s and run.overlaps(fault)}
+    met = {
+        fault.kind
+        for fault in by_pid[run.pid]
+        if fault.acted and run.start_s - HANDOVER_S <= fault.to_s and fault.from_s <= min(run.until_s, following.start_s)
+    }
     late = {
         fault.kind
         for fault in by_pid[following.pid]

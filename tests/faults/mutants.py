@@ -226,6 +226,20 @@ MUTANTS = (
         f"{STREAMS}::test_a_row_that_stands_still_is_dead_whatever_the_idle_time_says",
     ),
     Mutant(
+        "frozen, and on as if nothing had been",
+        "runtime/lanes.py",
+        "if not self.may_start(now_s):",
+        "if False:",
+        "tests/contract/test_engine.py::test_a_worker_that_stood_still_starts_nothing_before_its_next_beat",
+    ),
+    Mutant(
+        "a lost delivery is not held while it is given back",
+        "runtime/fetcher.py",
+        "            self._desk.held.add(lease.stream, [lease])\n",
+        "            pass\n",
+        "tests/contract/test_engine.py::test_a_lost_delivery_that_is_given_back_twice_runs_once",
+    ),
+    Mutant(
         "what came late waits for the next beat",
         "runtime/fetcher.py",
         "if held and self._is_late(asked_s):",

@@ -199,7 +199,7 @@ def test_a_second_run_of_a_starved_process_is_explained_by_it(book: Book) -> Non
 
 def test_a_process_that_starved_before_its_run_explains_no_second_one(book: Book) -> None:
     book.run(1, 1, "1-0", "end", 2.0, pid=OTHER, count=2)
-    book.lines[ME].insert(0, "starved 0.3 0.9")
+    book.lines[ME].insert(0, "starved 0.3 0.85")
     assert book.judge().unexplained == 1
 
 

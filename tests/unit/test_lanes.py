@@ -1715,6 +1715,15 @@ async def test_an_inbox_says_whenever_one_more_lane_is_idle() -> None:
     await asyncio.gather(*tasks)
 
 
+def test_what_may_not_start_stays_in_the_inbox() -> None:
+    inbox = Inbox()
+    inbox.put([job("first")])
+    asked: list[float] = []
+    inbox.may_start = lambda now_s: bool(asked.append(now_s))
+    assert inbox.take(1.0) is None
+    assert (asked, len(inbox)) == ([1.0], 1)
+
+
 def test_jobs_leave_an_inbox_in_the_order_they_came() -> None:
     inbox = Inbox()
     jobs = [job("first") for _ in range(5)]
