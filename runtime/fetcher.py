@@ -210,7 +210,8 @@ class Fetcher:
         self._next_rooms_s = 0.0
         self.room_made.set()
         if self._is_ringing and (self._unringing is None or self._unringing.done()):
-            self._unringing = asyncio.create_task(self._unring())
+            # Past the factory of tasks that a handler may have set: uvloop asks each for a context, of which many know nothing.
+            self._unringing = asyncio.Task(self._unring(), loop=asyncio.get_running_loop())
 
     def place_free(self, places: Places) -> None:
         """Look again if something waits in rooms for a place of this kind."""

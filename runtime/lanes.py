@@ -15,10 +15,10 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
 from typing import Any, Final
 
-from runtime.errors import LeaseLost, NotStarted, SelfCancelled
+from runtime.errors import LeaseLost, NotStarted, SelfCancelled, TimedOut
 from runtime.events import Tally
 from runtime.jobs import BEGINS, DONE, Job, Outcome, Registry, still_to_await
-from runtime.settle import Ledger, decide
+from runtime.settle import Ledger, decide, describe, forget_stack, has_word, module_of, told_as
 
 NEVER = float("inf")
 RECUT_S = 5.0  # a handler that swallows its cancel hears it again
@@ -145,7 +145,8 @@ def _open_task(coroutine: Coroutine[Any, Any, None], context: Context | None) ->
 class Lane:
     """Owns the one job it runs. `job` is None between jobs; a lane that was stopped in the midst of one keeps it, to be released.
 
-    `open_task` makes a task of a coroutine, in a context. `on_failure` hears of each run that failed.
+    `open_task` makes a task of a coroutine, in a context. `on_failure` hears of each run that failed; then `forget` lets go of
+    what was raised: the same may be raised again by each job.
     """
 
     def __init__(
@@ -158,6 +159,7 @@ class Lane:
         dice: Callable[[], float],
         on_failure: Callable[[Job, BaseException, object], None] = lambda job, error, outcome: None,
         open_task: Callable[[Coroutine[Any, Any, None], Context | None], asyncio.Task[Any]] = _open_task,
+        forget: Callable[[BaseException], None] = forget_stack,
     ) -> None:
         self.inbox = inbox
         self.ledger = ledger
@@ -167,6 +169,7 @@ class Lane:
         self.dice = dice
         self.on_failure = on_failure
         self.open_task = open_task
+        self.forget = forget
         self.job: Job | None = None
         self.started_s = 0.0
         self.timeout_s = NEVER
@@ -183,7 +186,17 @@ class Lane:
 
     def start(self) -> None:
         """Begin to run, as a task."""
-        self.task = self.open_task(self.run(), None)
+        self._open(self.run(), None)
+
+    def _open(self, coroutine: Coroutine[Any, Any, None], context: Context | None) -> None:
+        """Begin a task, past the factory of tasks that a handler may have set: many know nothing of contexts."""
+        loop = asyncio.get_running_loop()
+        factory = loop.get_task_factory()
+        loop.set_task_factory(None)
+        try:
+            self.task = self.open_task(coroutine, context)
+        finally:
+            loop.set_task_factory(factory)
 
     def stop(self) -> None:
         """End the lane, and the job that runs, if it lets itself be ended; may be repeated."""
@@ -232,6 +245,7 @@ class Lane:
                     return  # debris of a stop, not a failure: released with the rest
                 outcome = decide(handler, job, error, self.dice)
                 self.on_failure(job, error, outcome)
+                self.forget(error)
                 error = None  # a traceback that ends in this frame would hold itself, and all that its frames hold
             ledger.add(job, outcome)
             tally.ran(job, outcome, now_s - self.started_s)
@@ -250,15 +264,21 @@ class Lane:
         kind = type(raised)
         if issubclass(kind, GeneratorExit) and not _is_running(task):
             raise raised  # the loop is gone, and with it all tasks: nothing may start here any more
-        if issubclass(kind, NotStarted):
+        is_turned_away = issubclass(kind, NotStarted)
+        if is_turned_away and module_of(raised).startswith("runtime."):
             return raised
-        if self.cut is not None:
-            return self.cut
-        if issubclass(kind, CancelledError):
-            return SelfCancelled("cancelled, but not by the runtime: by itself, or by something that it awaited")
-        if issubclass(kind, LeaseLost):  # that is for us to say: taken at its word, its lease would be kept for good
-            return RuntimeError("the handler raised LeaseLost, which is the runtime's own word")
-        return raised
+        if self.cut is not None and not (type(self.cut) is TimedOut and has_word(raised)):
+            told = self.cut
+        elif issubclass(kind, CancelledError):
+            own = describe(raised)
+            why = "by itself, or by something that it awaited" if own == CancelledError.__name__ else own
+            told = told_as(SelfCancelled(f"cancelled, but not by the runtime: {why}"), raised)
+        elif is_turned_away or issubclass(kind, LeaseLost):  # that is for us to say: its job would be kept, or run, for ever
+            told = told_as(RuntimeError(f"the handler raised {describe(raised)}: that is the runtime's own word"), raised)
+        else:
+            return raised
+        self.forget(raised)
+        return told
 
     def _run_on(self, origin: Context) -> None:
         """Leave to the old task what the last job left in it, and go on as a new one."""
@@ -268,7 +288,7 @@ class Lane:
         self.is_disturbed = False
         coroutine = self.run()
         try:
-            self.task = self.open_task(coroutine, origin.copy())
+            self._open(coroutine, origin.copy())
         except RuntimeError:  # the group of all tasks is about to end
             coroutine.close()
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NoReturn
+from types import TracebackType
+from typing import Any, Final, NoReturn, TypeGuard, TypeVar
 
 import msgspec
 
@@ -36,11 +37,13 @@ from runtime.jobs import (
     room_of,
 )
 
+E = TypeVar("E", bound=BaseException)
+
 MAX_SNOOZE_MS = 72 * 3600 * 1000  # in all, from the first snooze on: then somebody should look
 MAX_CODE_CHARS = 64
 MAX_ERROR_CHARS = 1000
 MAX_STACK_CHARS = 8000
-MAX_STACK_FRAMES = 200  # more than that many characters show
+MAX_STACK_FRAMES = 100  # about as many as those characters show, with their lines of source
 
 
 class Admitted(msgspec.Struct):
@@ -111,6 +114,9 @@ def _admit_by_time(admitted: Admitted, job: Job, now_ms: int) -> None:
 
 _EXCEPTIONS: Final[Callable[[BaseException], tuple[BaseException, ...]]] = BaseExceptionGroup.__dict__["exceptions"].__get__
 _TRACEBACK: Final = BaseException.__dict__["__traceback__"].__get__
+_SET_TRACEBACK: Final[Callable[[BaseException, TracebackType | None], None]] = BaseException.__dict__["__traceback__"].__set__
+_CAUSE: Final[Callable[[BaseException], BaseException | None]] = BaseException.__dict__["__cause__"].__get__
+_CONTEXT: Final[Callable[[BaseException], BaseException | None]] = BaseException.__dict__["__context__"].__get__
 _NAME: Final[Callable[[type], str]] = type.__dict__["__name__"].__get__
 _WORDS: Final = (Dead, Retry, Snooze)  # the hardest first
 _SPEAK_FOR_THEMSELVES: Final = (*_WORDS, BadMessage)
@@ -131,21 +137,26 @@ def decide(handler: Handler[Any], job: Job, error: BaseException | None, dice: C
 
 
 def as_plain_words(error: BaseException) -> tuple[Any, ...]:
-    """Return what was raised as words that can be sent from one process to another, for `raise_again`."""
+    """Return what was raised as words that can be sent from one process to another, for `raise_again`; its stack is let go."""
     try:
-        match _word_in(error):
-            case Dead() as word:
-                return "dead", describe(word), _code(word.code), stack_of(_cause_of(word))
-            case Snooze() as word:
-                return "snooze", describe(word), _seconds(word.delay_s)
-            case Retry() as word:
-                return "retry", describe(word), _seconds(word.delay_s), stack_of(word)
-            case BadMessage() as word:
-                return "bad", describe(word), _code(word.code), stack_of(word)
-            case _:
-                return "error", describe(error), stack_of(error)
+        return _plain_words(error)
     except BaseException as second:
         return "error", _both(error, second), _stacks(error, second)
+    finally:
+        forget_stack(error)
+
+
+def _plain_words(error: BaseException) -> tuple[Any, ...]:
+    word = _word_in(error)
+    if _is(word, Dead):
+        return "dead", describe(word), _code(word.code), stack_of(_cause_of(word))
+    if _is(word, Snooze):
+        return "snooze", describe(word), _seconds(word.delay_s)
+    if _is(word, Retry):
+        return "retry", describe(word), _seconds(word.delay_s), stack_of(word)
+    if _is(word, BadMessage):
+        return "bad", describe(word), _code(word.code), stack_of(word)
+    return "error", describe(error), stack_of(error)
 
 
 def raise_again(kind: str, text: str, *more: Any) -> NoReturn:
@@ -168,12 +179,22 @@ def raise_again(kind: str, text: str, *more: Any) -> NoReturn:
             raise ChildFailed(text, more[0])
 
 
+def has_word(error: BaseException) -> bool:
+    """Return whether a handler that raised this says itself what is to become of its job."""
+    return issubclass(type(_word_in(error)), _WORDS)
+
+
+def _is(error: object, kind: type[E]) -> TypeGuard[E]:
+    """Return whether an error is of a kind by its type: `isinstance` would take its `__class__` at its word."""
+    return issubclass(type(error), kind)
+
+
 def _word_in(error: BaseException) -> JobsError | None:
     """Return what an error has to say to us; of a group the hardest word of a handler that is among its leaves, if any is."""
     if not _is_group(type(error)):
-        return error if isinstance(error, JobsError) else None  # most are none of our words
+        return error if _is(error, JobsError) else None  # most are none of our words
     leaves = _leaves_of(error)
-    return next((leaf for word in _WORDS for leaf in leaves if issubclass(type(leaf), word)), None)  # pyright: ignore[reportReturnType]
+    return next((leaf for word in _WORDS for leaf in leaves if _is(leaf, word)), None)
 
 
 def _is_group(kind: type[BaseException]) -> bool:
@@ -196,23 +217,21 @@ def _leaves_of(group: BaseException) -> list[BaseException]:
 
 
 def _hear(handler: Handler[Any], job: Job, dice: Callable[[], float], word: JobsError) -> Outcome:
-    match word:
-        case LeaseLost():
-            return LOST
-        case NoPlace() if job.count == 1:
-            return Park(room_of(handler.contract.type, job.envelope.version))
-        case NotStarted():  # and a suspect, which only the ward hands out
-            return RELEASE
-        case Dead():  # it ran: its letter counts this run, and has its stack
-            return _dead(describe(word), _code(word.code), stack_of(_cause_of(word)))
-        case BadMessage():
-            return _dead(describe(word), _code(word.code), stack_of(word), is_failure=False)
-        case Snooze():
-            return _snooze(job, word)
-        case Retry():
-            return _fail(handler, job, dice, word, wait_s=_seconds(word.delay_s))
-        case _:
-            return _fail(handler, job, dice, word)
+    if _is(word, LeaseLost):
+        return LOST
+    if _is(word, NoPlace) and job.count == 1:
+        return Park(room_of(handler.contract.type, job.envelope.version))
+    if _is(word, NotStarted):  # and a suspect, which only the ward hands out
+        return RELEASE
+    if _is(word, Dead):  # it ran: its letter counts this run, and has its stack
+        return _dead(describe(word), _code(word.code), stack_of(_cause_of(word)))
+    if _is(word, BadMessage):
+        return _dead(describe(word), _code(word.code), stack_of(word), is_failure=False)
+    if _is(word, Snooze):
+        return _snooze(job, word)
+    if _is(word, Retry):
+        return _fail(handler, job, dice, word, wait_s=_seconds(word.delay_s))
+    return _fail(handler, job, dice, word)
 
 
 def _cause_of(word: Dead) -> BaseException:
@@ -315,7 +334,7 @@ def stack_of(error: BaseException | None) -> str:
     if error is None:
         return ""
     try:
-        if isinstance(error, ChildFailed):
+        if _is(error, ChildFailed):
             stack = error.stack  # where it was raised again says nothing
         else:
             stack = "".join(traceback.format_tb(_TRACEBACK(error), -MAX_STACK_FRAMES)) or str(getattr(error, "stack", ""))
@@ -324,6 +343,39 @@ def stack_of(error: BaseException | None) -> str:
         return plain(stack[-MAX_STACK_CHARS:], MAX_STACK_CHARS)
     except BaseException as second:  # a loader that gives no source, an attribute that raises
         return f"(its stack cannot be shown: {describe(second)})"
+
+
+def module_of(error: BaseException) -> str:
+    """Return the name of the module that has raised an error; empty where that cannot be seen."""
+    name: object = ""
+    step = _TRACEBACK(error)
+    while step is not None:
+        name, step = step.tb_frame.f_globals.get("__name__"), step.tb_next
+    return name if type(name) is str else ""
+
+
+def told_as(told: E, raised: BaseException) -> E:
+    """Return an error of ours that is told in place of what was raised, with the stack of that."""
+    _SET_TRACEBACK(told, _TRACEBACK(raised))
+    return told
+
+
+def forget_stack(error: BaseException) -> None:
+    """Let go of where an error, and all that it holds, came from.
+
+    One that is made once and raised by each job, a constant of a module, would add each run to its stack, with all that the
+    frames hold. Asks for nothing of the user's.
+    """
+    held, seen = [error], set[int]()
+    while held:
+        one = held.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        _SET_TRACEBACK(one, None)
+        held += [other for other in (_CAUSE(one), _CONTEXT(one)) if other is not None]
+        if _is_group(type(one)):
+            held += _EXCEPTIONS(one)
 
 
 class Ledger:

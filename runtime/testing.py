@@ -152,7 +152,7 @@ async def _run(handler: Handler[Any], job: Job, dice: Callable[[], float], clock
         failures.append((error, cast("Outcome", outcome)))
 
     inbox, ledger = Inbox(), Ledger(end)
-    lane = Lane(inbox, ledger, Tally(), {job.type: handler}, clock, dice, note)
+    lane = Lane(inbox, ledger, Tally(), {job.type: handler}, clock, dice, note, forget=lambda error: None)
     inbox.put([job])
     context = copy_context()
     context.run(PLACES.set, make_places())  # one's own: a thread that hangs in one test takes no place from the next

@@ -179,8 +179,8 @@ MUTANTS = (
     Mutant(
         "a job without a place is given back",
         "runtime/settle.py",
-        "            return Park(room_of(handler.contract.type, job.envelope.version))\n",
-        "            return RELEASE\n",
+        "        return Park(room_of(handler.contract.type, job.envelope.version))\n    if _is",
+        "        return RELEASE\n    if _is",
         "tests/unit/test_settle.py::test_a_job_without_a_place_is_parked_for_whoever_has_one_but_a_suspect_goes_back_to_the_suspects",
     ),
     Mutant(
@@ -666,6 +666,34 @@ MUTANTS = (
         "    except BaseException as second:\n        return _fail(handler, job, dice, error, second)",
         "    except ZeroDivisionError as second:\n        return _fail(handler, job, dice, error, second)",
         f"{SETTLE}::test_a_word_that_cannot_be_read_is_a_failure_by_the_policy_with_both_errors_in_its_letter",
+    ),
+    Mutant(
+        "an error is what it claims to be",
+        "runtime/settle.py",
+        "    return issubclass(type(error), kind)\n",
+        "    return isinstance(error, kind)\n",
+        f"{SETTLE}::test_an_error_is_what_its_type_says_whatever_class_it_claims",
+    ),
+    Mutant(
+        "a handler may say that it has not started",
+        "runtime/lanes.py",
+        'if is_turned_away and module_of(raised).startswith("runtime."):',
+        "if is_turned_away:",
+        f"{LANES}::test_a_handler_that_raises_the_runtime_s_own_word_has_failed",
+    ),
+    Mutant(
+        "what was raised keeps its stack",
+        "runtime/lanes.py",
+        "                self.forget(error)\n",
+        "",
+        f"{LANES}::test_an_error_that_is_raised_again_and_again_keeps_nothing_of_the_jobs_before",
+    ),
+    Mutant(
+        "a lane goes on by the task factory of a handler",
+        "runtime/lanes.py",
+        "        loop.set_task_factory(None)\n",
+        "",
+        f"{LANES}::test_a_lane_goes_on_whatever_makes_the_tasks_of_a_handler",
     ),
     Mutant(
         "what a handler returns is not looked at",

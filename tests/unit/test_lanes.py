@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import dataclasses
 import gc
 import sys
 import threading
@@ -27,10 +28,11 @@ import pytest
 import uvloop
 
 from runtime.backoff import Backoff
-from runtime.errors import BadPayload, Dead, LeaseLost, NeverRan, NotStarted, Retry, SelfCancelled, Snooze, TimedOut
+from runtime.errors import BadPayload, Dead, LeaseLost, NeverRan, NoPlace, NotStarted, Retry, SelfCancelled, Snooze, TimedOut
 from runtime.events import BUCKETS, Tally
 from runtime.jobs import BEGINS, FREE, LOST, PLAIN, Handler, Job, Parking, contract, contract_of
 from runtime.lanes import BREATH, NEVER, RECUT_S, TURN_S, Inbox, Lane
+from runtime.places import Places
 from runtime.settle import Ledger
 
 Run = Callable[[Any, Job], Awaitable[object]]
@@ -520,7 +522,7 @@ HANGING = [
     times_out_then_hangs,
 ]
 # Those that hang, and answer an interruption with something of their own.
-ANSWERING = [answers_with_another_error, answers_with_a_word, answers_by_leaving]
+ANSWERING = [answers_with_another_error, answers_by_leaving]
 SWALLOWING = [swallows]
 
 # Columns: the interruptions that only end a job, and those that end the lane.
@@ -652,7 +654,7 @@ def test_a_stop_ends_an_idle_lane(make: Callable[[World], Run], interrupt: Inter
     on_loop(story())
 
 
-@rows(*HANGING, *ANSWERING, *SWALLOWING)
+@rows(*HANGING, *ANSWERING, answers_with_a_word, *SWALLOWING)
 def test_a_handler_that_nobody_interrupts_comes_to_its_end(make: Callable[[World], Run], on_loop: Any) -> None:
     async def story() -> None:
         world = World()
@@ -710,7 +712,7 @@ def test_who_swallows_a_cut_and_returns_is_done_and_the_lane_goes_on(
     on_loop(story())
 
 
-@rows(*HANGING, *ANSWERING)
+@rows(*HANGING, *ANSWERING, answers_with_a_word)
 @columns(*STOPS)
 def test_a_stop_ends_the_lane_which_keeps_its_job_to_be_released(
     make: Callable[[World], Run], interrupt: Interruption, on_loop: Any
@@ -1017,22 +1019,90 @@ async def test_a_task_that_a_job_left_behind_puts_no_deadline_on_an_idle_lane() 
     await world.end()
 
 
-async def test_a_job_that_was_cut_before_it_began_is_given_back() -> None:
+@pytest.mark.parametrize("is_in_a_group", [False, True])
+async def test_a_word_that_answers_the_deadline_is_heard_and_no_other_answer_is(is_in_a_group: bool) -> None:
     world = World()
 
-    async def never_begins(payload: Any, job: Job) -> None:
+    async def waits(payload: Any, job: Job) -> None:
         try:
             await world.hang()
         except asyncio.CancelledError:
-            raise NotStarted("no thread for it") from None
+            word = Dead("account closed", code="closed")
+            raise ExceptionGroup("no", [ValueError("no"), word]) if is_in_a_group else word from None
+
+    for why, code in ((CUT, "closed"), (LeaseLost("another worker holds it"), "")):
+        world.at.clear()
+        world.put(waits)
+        await until(lambda: "hanging" in world.at)
+        world.lane.interrupt(why)
+        await until(lambda: world.lane.job is None)
+        assert [letter.code for letter in world.ledger.take().dead] == ([code] if code else [])
+    await next_job_runs_undisturbed(world)
+    await world.end()
+
+
+@pytest.mark.parametrize("closes", [False, True])
+async def test_a_job_that_was_cut_before_it_began_is_given_back(closes: bool) -> None:
+    world = World()
+    places = Places("thread", 0)
+
+    async def never_begins(payload: Any, job: Job) -> None:
+        await places.take()
 
     first = world.put(never_begins)
-    await until(lambda: "hanging" in world.at)
-    cut(world)
+    await until(lambda: places.waiting == 1)
+    if closes:
+        places.close()
+    else:
+        cut(world)
     await until(lambda: world.lane.job is None)
-    assert world.ledger._batch.park == [Parking(first, FREE)]
+    assert world.ledger._batch.park == [Parking(first, FREE if closes else "~t:greet@1")]
     assert len(world.ledger) == 1
     await next_job_runs_undisturbed(world)
+    await world.end()
+
+
+@pytest.mark.parametrize("kind", [NotStarted, NoPlace, LeaseLost])
+@pytest.mark.parametrize("is_cut", [False, True])
+async def test_a_handler_that_raises_the_runtime_s_own_word_has_failed(kind: type[Exception], is_cut: bool) -> None:
+    world = World()
+
+    async def says(payload: Any, job: Job) -> None:
+        try:
+            await world.hang()
+        finally:
+            raise kind("mine")
+
+    world.put(says)
+    await until(lambda: "hanging" in world.at)
+    if is_cut:
+        cut(world)
+    world.gate.set()
+    await until(lambda: world.lane.job is None)
+    ((_, told, outcome),) = world.failures
+    assert isinstance(outcome, Retry)
+    assert told is CUT if is_cut else "mine" in str(told)
+    await next_job_runs_undisturbed(world)
+    await world.end()
+
+
+class QuotaExceeded(asyncio.CancelledError):
+    """A cancel of the handler's own."""
+
+
+@pytest.mark.parametrize("kind", [asyncio.CancelledError, QuotaExceeded])
+async def test_a_cancel_of_the_handler_s_own_is_told_with_its_text_and_its_stack(kind: type[asyncio.CancelledError]) -> None:
+    world = World()
+
+    async def refuses(payload: Any, job: Job) -> None:
+        raise kind("300 of 200")
+
+    world.handlers[b"first"] = dataclasses.replace(handler(refuses), retry=Backoff(attempts=1))
+    world.inbox.put([job("first")])
+    await until(lambda: world.tally.finished == 1)
+    (letter,) = world.ledger._batch.dead
+    assert letter.error.endswith(f"{kind.__name__}: 300 of 200")
+    assert "in refuses" in letter.stack
     await world.end()
 
 
@@ -1344,6 +1414,83 @@ async def test_what_was_raised_is_let_go_with_all_that_its_frames_hold(error: ty
     finally:
         gc.enable()
     await world.end()
+
+
+CONSTANT = Dead("gone")
+OTHER = ValueError("no")
+
+
+async def raises_a_constant(payload: Any, job: Job) -> None:
+    raise CONSTANT
+
+
+async def raises_one_constant_for_another(payload: Any, job: Job) -> None:
+    try:
+        raise OTHER
+    except ValueError:
+        raise CONSTANT from None
+
+
+async def raises_a_group_of_constants(payload: Any, job: Job) -> None:
+    try:
+        raise OTHER
+    except ValueError as error:
+        raise ExceptionGroup("no", [CONSTANT]) from error
+
+
+async def raises_a_constant_in_a_thread(payload: Any, job: Job) -> None:
+    def fails() -> None:
+        raise CONSTANT
+
+    await asyncio.to_thread(fails)
+
+
+async def raises_a_constant_when_cut(payload: Any, job: Job) -> None:
+    try:
+        await asyncio.Event().wait()
+    except asyncio.CancelledError:
+        raise OTHER from None
+
+
+@rows(
+    raises_a_constant,
+    raises_one_constant_for_another,
+    raises_a_group_of_constants,
+    raises_a_constant_in_a_thread,
+    raises_a_constant_when_cut,
+)
+async def test_an_error_that_is_raised_again_and_again_keeps_nothing_of_the_jobs_before(make: Run) -> None:
+    world = World()
+    for n in range(1, 4):
+        world.put(make)
+        await until(lambda: world.lane.job is not None or world.tally.finished == n)  # noqa: B023
+        if make is raises_a_constant_when_cut:
+            await rest()
+            cut(world)
+        await until(lambda: world.tally.finished == n)  # noqa: B023
+        assert CONSTANT.__traceback__ is None
+        assert OTHER.__traceback__ is None
+    await world.end()
+
+
+@pytest.mark.parametrize("factory", [lambda loop, coroutine: asyncio.Task(coroutine, loop=loop), lambda *given: None])
+def test_a_lane_goes_on_whatever_makes_the_tasks_of_a_handler(factory: Any, on_loop: Any) -> None:
+    async def story() -> None:
+        world = World()
+
+        async def sets(payload: Any, job: Job) -> None:
+            asyncio.get_running_loop().set_task_factory(factory)
+            USER.set(job)
+
+        world.put(sets)
+        await until(lambda: world.tally.finished == 1)
+        await rest()
+        assert asyncio.get_running_loop().get_task_factory() is factory, "it is the handlers' own"
+        asyncio.get_running_loop().set_task_factory(None)
+        await next_job_runs_undisturbed(world)
+        await world.end()
+
+    on_loop(story())
 
 
 class Panic(BaseException):

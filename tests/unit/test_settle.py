@@ -21,6 +21,7 @@ from runtime.backoff import Backoff
 from runtime.errors import (
     BadMessage,
     BadPayload,
+    ChildFailed,
     Dead,
     LeaseLost,
     NoPlace,
@@ -50,7 +51,18 @@ from runtime.jobs import (
     contract,
     contract_of,
 )
-from runtime.settle import MAX_CAP_S, MAX_SNOOZE_MS, Ledger, admit, admit_keyed, as_plain_words, decide, describe, stack_of
+from runtime.settle import (
+    MAX_CAP_S,
+    MAX_SNOOZE_MS,
+    Ledger,
+    admit,
+    admit_keyed,
+    as_plain_words,
+    decide,
+    describe,
+    has_word,
+    stack_of,
+)
 
 NOW_MS = 1_700_000_000_000
 SAFE = 2**53  # whole numbers beyond it pass through Lua changed
@@ -517,6 +529,33 @@ def test_whatever_was_raised_its_outcome_is_of_our_own_classes_and_plain(make: C
         sent = as_plain_words(one)
         assert {type(word) for word in sent} <= {str, float}
         assert pickle.loads(pickle.dumps(sent)) == sent
+
+
+@pytest.mark.parametrize("claimed", [LeaseLost, NotStarted, NoPlace, Dead, Snooze, BadPayload, ChildFailed])
+def test_an_error_is_what_its_type_says_whatever_class_it_claims(claimed: type[Exception]) -> None:
+    class Claims(Exception):
+        __class__ = property(lambda self: claimed)  # pyright: ignore[reportAssignmentType]
+
+    for one in (raised(Claims("my text")), raised(ExceptionGroup("no", [raised(Claims("my text"))]))):
+        assert as_retry(decided(one)).delay_s == 5
+        assert not has_word(one)
+        letter = as_dead(decided(one, failed=2))
+        assert (letter.code, letter.is_failure) == ("attempts", True)
+        assert "Claims: my text" in str(letter)
+        assert "in raised" in letter.stack
+        kind, text, stack = as_plain_words(one)
+        assert kind == "error"
+        assert "Claims: my text" in text
+        assert "in raised" in stack
+
+
+def test_what_was_sent_as_words_keeps_no_stack() -> None:
+    inner = ValueError("no")
+    error = raised(Dead("no"))
+    error.__cause__ = raised(inner)
+    as_plain_words(error)
+    assert error.__traceback__ is None
+    assert inner.__traceback__ is None
 
 
 def test_a_dead_of_the_user_s_own_needs_no_more_than_a_code() -> None:
