@@ -339,7 +339,8 @@ class Consumer:
 
     def _is_late(self, asked_s: float) -> bool:
         """Return whether what was asked for then may be another's by now, or soon: asked in silence, or answered late."""
-        return asked_s < self._silent_before_s or time.monotonic() - asked_s > LATE_PART * self.config.lease_s + ON_THE_WAY_S
+        late_s = LATE_PART * self.config.lease_s
+        return asked_s < self._silent_before_s or time.monotonic() - asked_s > late_s + min(late_s, ON_THE_WAY_S)
 
     def _judge(self, beat: Beat) -> None:
         """Take a confirmed heartbeat: what it refused and is still ours by the same token is lost."""

@@ -94,7 +94,7 @@ class Fetcher:
         while not self._stop.is_set():
             room = self._room()
             try:
-                if await self._ward.is_resting() or room < 1:
+                if self._is_silent() or await self._ward.is_resting() or room < 1:
                     self.room_made.clear()
                     await self.room_made.wait()
                     continue
@@ -356,14 +356,22 @@ class Fetcher:
             await self._receive_keyed(admitted.keyed, fetched.now_ms, is_chosen)
 
     async def _still_ours(self, jobs: list[Job]) -> list[Job]:
-        """Renew what came so late that its lease could end before the next beat; return what was not taken back meanwhile."""
+        """Renew what came so late that its lease could end before the next beat; return what was not taken back meanwhile.
+
+        Nothing, where this answer is late too.
+        """
+        asked_s = time.monotonic()
         try:
             refused = set(await self._desk.streams.renew([(job.stream, job.entry, job.count) for job in jobs]))
-        except StoreAway:
+        except (StoreAway, asyncio.CancelledError):
             self._desk.ledger.release(jobs)
             raise
         self._desk.held.remove([jobs[position] for position in refused])
-        return [job for position, job in enumerate(jobs) if position not in refused]
+        ours = [job for position, job in enumerate(jobs) if position not in refused]
+        if not self._is_late(asked_s):
+            return ours
+        self._desk.ledger.release(ours)
+        return []
 
     def _too_large(self, stream: int, run: str, taken_s: float, entry: bytes, count: int, size: int) -> BadEntry:
         most = self._desk.streams.max_entry_bytes
@@ -374,9 +382,10 @@ class Fetcher:
     async def _receive_keyed(self, keyed: list[Job], now_ms: int, is_chosen: bool) -> None:
         """Claim the keys of a batch. Without an answer the jobs are given back: nobody knows whose they are."""
         admitted = admit(keyed, self._desk.registry, now_ms)
+        asked_s = time.monotonic()
         try:
             verdicts = await self._desk.streams.admit([(job, job.envelope.key) for job in keyed])
-        except StoreAway:
+        except (StoreAway, asyncio.CancelledError):
             self._desk.ledger.release(keyed)
             raise
         copies = admit_keyed(admitted, verdicts, now_ms)
@@ -384,7 +393,10 @@ class Fetcher:
             self._desk.tally.moved(job.type, job.stream, "copy")
         self._desk.held.remove(copies)
         self._turn_away(admitted.turned_away)
-        self._start(admitted.ready, is_chosen)
+        if self._is_late(asked_s):  # a beat may have said since that they are others', while nobody here had them at hand
+            self._desk.ledger.release(admitted.ready)
+        else:
+            self._start(admitted.ready, is_chosen)
 
     def _start(self, jobs: list[Job], is_chosen: bool) -> None:
         """Let jobs run; without a confirmed beat they are given back."""

@@ -73,11 +73,13 @@ class Held:
         return list(new.values())
 
     def remove(self, leases: Iterable[Lease]) -> None:
-        """Hold these no longer: their move is confirmed, or they are somebody else's."""
-        by_stream = [known.pop for known in self._leases]
+        """Hold these no longer: their move is confirmed, or they are somebody else's. What was lost and taken anew is another."""
+        by_stream = self._leases
         with self._lock:
             for lease in leases:
-                by_stream[lease.stream](lease.entry, None)
+                known = by_stream[lease.stream]
+                if known.get(lease.entry) is lease:
+                    del known[lease.entry]
 
     def older_than(self, age_s: float, now_s: float) -> list[tuple[Lease, int]]:
         """Give the leases taken longer than `age_s` ago, each with the count it has now."""

@@ -226,7 +226,7 @@ class Scheduler:
             if name != self._streams.consumer and now_s - self._seen_rows[name][1] > 2 * max(self._lease_s, lease_of(row))
         ]
         for name in dead[:SWEEP_ROWS]:
-            if await self._streams.forget(name):
+            if await self._streams.forget(name, workers[name][0]):
                 log.info("forgot the dead worker %s", name)
 
     async def _adopt_strange_rooms(self) -> None:
@@ -267,6 +267,7 @@ class Scheduler:
                     letters.append(Letter(lease, "unknown-type", reason, "", 0, default_id(STREAMS[stream], entry.decode())))
             if letters:
                 moved = await self._streams.condemn(room, letters)
+                await self._streams.forget(room)  # a room that is empty now is seen by nobody any more
                 self._tally.moved(b"", stream, "dead", moved)
                 log.warning("%d jobs of unknown type are among the dead letters (%s)", moved, room)
 

@@ -671,13 +671,16 @@ class Streams(Door):
         """
         return await self.ends_on(self._helper)
 
-    async def forget(self, consumer: str) -> bool:
-        """Remove a consumer, where it holds nothing; say whether it is gone from all streams.
+    async def forget(self, consumer: str, stood_at_ms: int | None = None) -> bool:
+        """Remove a consumer, where it holds nothing; return whether it is gone from all streams.
+
+        Of a worker that was seen standing still, only where its row still stands there.
 
         Raises:
             StoreAway: no answer or an error.
         """
-        return await self.one(self._helper, self.command("forget", consumer)) == 1
+        where = () if stood_at_ms is None else (stood_at_ms,)
+        return await self.one(self._helper, self.command("forget", consumer, *where)) == 1
 
     async def count(self, minute: int, counts: Sequence[tuple[str, int]]) -> None:
         """Add to the counters of a minute. Never repeated: what is lost here is lost.

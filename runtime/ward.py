@@ -17,6 +17,7 @@ from typing import Final
 from runtime.desk import Desk
 from runtime.errors import StoreAway, StoreRefuses
 from runtime.jobs import STREAMS, Lease, Letter, default_id
+from runtime.places import Places
 from runtime.streams import MAX_IDS, Fetched, Isolated, entry_fields, whole
 
 ASK_PART: Final = 0.25  # of a lease, until we ask again for a place that another worker has
@@ -40,6 +41,7 @@ class Ward:
         self._types = {
             handler.contract.type: (handler.contract.version, int(handler.timeout_s * 1000)) for handler in desk.registry.values()
         }
+        self._kinds = {name: desk.places.get(handler.runs) for name, handler in desk.registry.items()}
         self._isolated: list[tuple[int, bytes]] = []
         self._rests_since_s = 0.0
         self._until_s = 0.0
@@ -105,7 +107,7 @@ class Ward:
         lease_ms, base_ms = int(config.lease_s * 1000), int(config.suspect_s * 1000)
         self._may_be_named = True
         try:
-            found = await self._desk.streams.isolate(lease_ms, calm_ms, base_ms, n, self._types, is_clean)
+            found = await self._desk.streams.isolate(lease_ms, calm_ms, base_ms, n, self._startable(), is_clean)
         except StoreRefuses:  # its last step is to name us
             self._may_be_named = False
             self._ask_at_s = now_s + ASK_PART * config.lease_s  # ordinary work goes on, though suspects cannot
@@ -117,7 +119,13 @@ class Ward:
             case "run":
                 self._isolated = [(haul.stream, entry) for haul in found.fetched.hauls for entry, _ in haul.rows]
                 self._rests_since_s = rests_since_s
-                await self._receive(found.fetched, now_s)
+                self._until_s = now_s + found.for_ms / 1000
+                try:
+                    await self._receive(found.fetched, now_s)
+                except StoreAway:
+                    if len(self._isolated) == 1:  # it has not run: that it is still here speaks for nobody
+                        self._isolated.clear()
+                    raise
                 self._until_s = time.monotonic() + found.for_ms / 1000
                 return True
             case "wait":
@@ -133,6 +141,15 @@ class Ward:
                 self._desk.scheduler.has_suspects = False
                 self._ask_at_s = now_s + found.for_ms / 1000
                 return False
+
+    def _startable(self) -> dict[str, tuple[int, int]]:
+        """Return the types of which one would find its thread or child process in time: others would keep this place for nothing,
+        again and again, and those behind them waiting.
+        """
+        return {name: bounds for name, bounds in self._types.items() if self._may_start(self._kinds[name.encode()])}
+
+    def _may_start(self, places: Places | None) -> bool:
+        return places is None or places.room_within_a_second(0) > 0
 
     async def _end_isolation(self) -> None:
         """Let others run beside what is left here, once the store has confirmed that our death would be no evidence any more."""

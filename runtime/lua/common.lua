@@ -16,6 +16,12 @@ local function now_ms()
   return t[1] * 1000 + math.floor(t[2] / 1000)
 end
 
+-- Until when a worker lives, by its last beat; a row may be a stranger's. Workers read it so too.
+local function stands_until(consumer)
+  local score = tonumber(redis.call('ZSCORE', WORKERS, consumer) or '0')
+  return math.floor(math.max(0, math.min(score, 2 ^ 53)))
+end
+
 local function ms(number)
   return string.format('%.0f', number)
 end

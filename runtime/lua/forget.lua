@@ -1,8 +1,10 @@
 #!lua flags=allow-oom
 -- Remove a consumer, only where its pending list is empty: DELCONSUMER drops what is pending, and nothing would find it again.
--- ARGV: consumer. Reply: 1 when it is gone everywhere, else 0.
+-- ARGV: consumer, and if its row was seen standing still, where: one that has moved since is alive.
+-- Reply: 1 when it is gone everywhere, else 0.
 
 local consumer = ARGV[1]
+if ARGV[2] and stands_until(consumer) ~= tonumber(ARGV[2]) then return 0 end
 local gone = 1
 for s = 1, 4 do
   local held = redis.pcall('XPENDING', KEYS[s], GROUP, '-', '+', 1, consumer)

@@ -13,7 +13,6 @@ local now = now_ms()
 if guard(now, lease_ms) < lease_ms then return {0, 0, 1} end
 
 local MAX_LEASE_MS = 3600000
-local MAX_MS = 2 ^ 53
 local still = {}
 for i = 4, #ARGV, 2 do still[ARGV[i]] = tonumber(ARGV[i + 1]) end
 
@@ -35,8 +34,8 @@ local dead, ghosts = 0, 0
 for _, row in ipairs(redis.call('XPENDING', stream, GROUP)[4] or {}) do
   local consumer = row[1]
   if string.sub(consumer, 1, 1) ~= '~' and dead + ghosts < n then
-    local lives_until = tonumber(redis.call('ZSCORE', WORKERS, consumer) or '0')
-    local is_still = still[consumer] == math.floor(math.max(0, math.min(lives_until, MAX_MS)))
+    local lives_until = stands_until(consumer)
+    local is_still = still[consumer] == lives_until
     local is_alive = lives_until > now and not is_still
     local idle = is_still and 0 or lease_in(redis.call('HGET', ROWS, consumer)) or longest_lease()
     local ward = redis.pcall('HGET', WARDS, consumer)

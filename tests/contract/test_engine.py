@@ -13,8 +13,8 @@ from runtime import Backoff, Dead, Job, Retry, contract, handler
 from runtime.consumer import LATE_PART, ON_THE_WAY_S
 from runtime.errors import StoreAway
 from runtime.fetcher import INBOX_BYTES
-from runtime.jobs import Batch
-from runtime.lease import Heartbeat
+from runtime.jobs import Batch, Lease
+from runtime.lease import Beat, Heartbeat, Held
 from runtime.streams import GROUP, Fetched, Settled
 from tests.faults.harness import leftovers
 from tests.proxy import Proxy
@@ -351,6 +351,56 @@ async def test_what_a_late_reply_brings_is_renewed_before_it_runs(server, raw):
         xadd(raw, 2)
         await until(lambda: ran == [1, 2], "the worker goes on")
         assert [entry.decode() for entry in renewed] == [late]
+
+
+async def test_what_a_beat_took_while_its_key_was_claimed_does_not_start(server, raw):
+    """The process stood still, and the beat's answer was read before that of the claim: nobody had the job at hand."""
+    async with working(server.url, work, lease_s=6) as worker:
+        admit = worker.streams.admit
+
+        async def frozen(keyed):
+            verdicts = await admit(keyed)
+            [(job, _)] = keyed
+            raw.xclaim(KEY, GROUP, "somebody-else", 0, [job.entry])
+            worker._confirmed_s -= 6
+            job.taken_s -= 6
+            worker._judge(Beat(time.monotonic(), worker._run_heard, [(job, job.count)]))
+            worker.streams.admit = admit
+            return verdicts
+
+        worker.streams.admit = frozen
+        xadd(raw, 1, key="k")
+        await until(lambda: worker.streams.admit == admit and not len(worker.held), "it is let go")
+        xadd(raw, 2)
+        await until(lambda: ran == [2], "the worker goes on")
+        raw.delete(KEY)
+
+
+async def test_a_stop_while_keys_are_claimed_gives_their_jobs_back(server, raw):
+    """The reader is silent: the fetch is ended by force, with jobs in hand that no lane has."""
+    async with working(server.url, work, grace_s=0) as worker:
+        is_asked = asyncio.Event()
+
+        async def silent(keyed):
+            is_asked.set()
+            await asyncio.Event().wait()
+
+        worker.streams.admit = silent
+        xadd(raw, 1, key="k")
+        await is_asked.wait()
+        worker.stop()
+        await until(lambda: worker.stage.value == "closed", "it stops")
+    assert held_by(raw) == ["~free"]
+
+
+def test_what_was_lost_and_taken_anew_is_held_when_the_old_move_is_refused():
+    held = Held()
+    old, new = Lease(1, b"1-0", 1, "", 0.0), Lease(1, b"1-0", 2, "", 0.0)
+    held.add(1, [old])
+    held.remove([old])
+    held.add(1, [new])
+    held.remove([old])
+    assert new in held
 
 
 async def test_a_worker_is_known_before_it_reads(server, raw, monkeypatch):

@@ -169,3 +169,22 @@ async def test_threads_that_are_late_by_a_little_cost_a_worker_nothing(server, r
         assert worker.places[THREAD].taken == 0
         send(raw, 2)
         await until(lambda: len(held) == 3, "there is a thread again")
+
+
+async def test_suspects_without_a_thread_keep_no_others_waiting(server, raw):
+    """All threads are busy for long: who needs one is not handed out, or it would come back and be handed out again."""
+    async with working(server.url, hold, work, concurrency=8, threads=1, suspect_s=5.0):
+        send(raw, 1)
+        await until(lambda: held == [(1, 1)], "the only thread is busy")
+        ids = [f"9999999999999-{n}" for n in range(11)]
+        with raw.pipeline() as at_once:
+            for entry in ids[:10]:
+                at_once.xadd(KEY, {"type": "hold", "data": '{"n":2}'}, id=entry)
+            at_once.xadd(KEY, {"type": "work", "data": '{"n":7}'}, id=ids[10])
+            at_once.xreadgroup(GROUP, "dead", {KEY: ">"}, count=20)
+            at_once.xclaim(KEY, GROUP, "~suspect", 0, ids, retrycount=1, justid=True)
+            at_once.execute()
+        await until(lambda: ran == [7], "the other suspect runs")
+        assert held == [(1, 1)]
+        let_go.set()
+        await until(lambda: len(held) == 11, "the others have their turn")

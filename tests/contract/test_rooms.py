@@ -145,3 +145,4 @@ async def test_a_room_is_buried_only_when_nobody_has_known_its_type_for_long_how
         worker.scheduler._known_s["later", 1] -= 200
         await worker.scheduler._condemn_unknown([])
         assert raw.xlen("{jobs}:dead") == 1
+        assert "~t:later@1" not in [row["name"] for row in raw.xinfo_consumers(KEY, "workers")], "the room is gone with it"

@@ -799,7 +799,9 @@ async def test_a_consumer_that_holds_something_is_not_forgotten(door, other, raw
     assert pending(raw) == [(OTHER, 1)]
     assert OTHER in await door.workers()
     await other.settle(batch(done=[lease]))
-    assert await door.forget(OTHER)
+    [until_ms] = [until_ms for name, (until_ms, _) in (await door.workers()).items() if name == OTHER] or [0]
+    assert not await door.forget(OTHER, until_ms - 1), "it has moved since it was seen: it is back"
+    assert await door.forget(OTHER, until_ms)
     assert OTHER not in await door.workers()
 
 

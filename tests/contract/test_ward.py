@@ -185,3 +185,46 @@ async def test_a_busy_worker_rests_for_each_group_of_suspects(valkey):
         finally:
             busy.cancel()
     raw.close()
+
+
+async def test_a_suspect_that_was_handed_out_and_did_not_run_keeps_its_strikes(server, raw):
+    """Its key could not be claimed: that it is still here when nothing can be written speaks for nobody."""
+    suspects(raw, range(1), key="k")
+    raw.hset("{jobs}:strikes", "medium/1-0", "one two")
+    raw.xclaim(KEY, GROUP, "~suspect", 0, ["1-0"], retrycount=5, justid=True)
+    async with working(server.url, guarded) as worker:
+        worker.streams.admit, is_away = away(worker.streams.admit)
+        settle, acquit = worker.streams.settle, worker.streams.acquit
+        acquitted: list[int] = []
+
+        async def silent(batch):
+            raise StoreAway("not there")
+
+        async def counted(alone):
+            await acquit(alone)
+            acquitted.append(len(raw.hgetall("{jobs}:strikes")))
+            worker.streams.settle = settle
+            is_away[0] = False
+
+        worker.streams.settle, worker.streams.acquit = silent, counted
+        await until(lambda: acquitted, "the isolation that never began is over")
+        assert acquitted[0] == 1
+        await until(lambda: ran == [0], "it runs")
+
+
+async def test_a_silent_worker_asks_for_no_suspects(server, raw):
+    async with working(server.url, guarded, lease_s=6) as worker:
+        await until(lambda: worker._fetcher._is_quiet, "it waits for the bell")
+        isolate = worker.streams.isolate
+        asked: list[bool] = []
+
+        async def noted(*arguments):
+            asked.append(worker._is_silent())
+            return await isolate(*arguments)
+
+        worker.streams.isolate = noted
+        worker._confirmed_s -= 6
+        suspects(raw, range(1))
+        worker.scheduler.has_suspects = True
+        await until(lambda: ran == [0], "it runs after the next beat")
+        assert not any(asked)

@@ -221,7 +221,7 @@ MUTANTS = (
     Mutant(
         "whoever stood still once is dead",
         "runtime/lua/reclaim.lua",
-        "still[consumer] == math.floor(math.max(0, math.min(lives_until, MAX_MS)))",
+        "still[consumer] == lives_until",
         "still[consumer] ~= nil",
         f"{STREAMS}::test_a_row_that_stands_still_is_dead_whatever_the_idle_time_says",
     ),
@@ -238,6 +238,34 @@ MUTANTS = (
         "            self._desk.held.add(lease.stream, [lease])\n",
         "            pass\n",
         "tests/contract/test_engine.py::test_a_lost_delivery_that_is_given_back_twice_runs_once",
+    ),
+    Mutant(
+        "a verdict of the beat that nobody heard",
+        "runtime/fetcher.py",
+        "if self._is_late(asked_s):  # a beat",
+        "if False:  # a beat",
+        "tests/contract/test_engine.py::test_what_a_beat_took_while_its_key_was_claimed_does_not_start",
+    ),
+    Mutant(
+        "what never ran is acquitted",
+        "runtime/ward.py",
+        "if len(self._isolated) == 1:",
+        "if False:",
+        "tests/contract/test_ward.py::test_a_suspect_that_was_handed_out_and_did_not_run_keeps_its_strikes",
+    ),
+    Mutant(
+        "suspects are handed out where no thread is free",
+        "runtime/ward.py",
+        "self._startable(), is_clean",
+        "self._types, is_clean",
+        "tests/contract/test_places.py::test_suspects_without_a_thread_keep_no_others_waiting",
+    ),
+    Mutant(
+        "who is back is forgotten",
+        "runtime/lua/forget.lua",
+        "if ARGV[2] and",
+        "if false and",
+        f"{STREAMS}::test_a_consumer_that_holds_something_is_not_forgotten",
     ),
     Mutant(
         "what came late waits for the next beat",
