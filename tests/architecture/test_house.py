@@ -51,7 +51,7 @@ ROOMS: dict[str, set[str]] = {
     "scheduler": {*WORDS, "events", "backoff", "streams", "words", "logs"},
     "words": {*WORDS, "logs"},
     "desk": {*DOOR, *CORE, "lanes", "lease", "places", "scheduler", "words"},
-    "ward": {*DOOR, "desk"},
+    "ward": {*DOOR, "desk", "places"},
     "fetcher": {*DOOR, *CORE, "desk", "places", "ward"},
     "flusher": {*DOOR, *CORE, "desk", "words"},
     "consumer": {*DOOR, *CORE, "desk", "fetcher", "flusher", "lanes", "lease", "places", "scheduler", "words", "logs"},
