@@ -199,7 +199,8 @@ def payload_decoder(contract: Contract) -> Callable[[Job], Any]:
     """
     is_first = contract.version == 1
     freedom = freedom_of(contract.payload)
-    is_hashed = freedom.is_hashed
+    lifted = freedom.lifted
+    looks_from_bytes = freedom.looks_from_bytes
     from_json = msgspec.json.Decoder(contract.payload).decode
     from_msgpack = msgspec.msgpack.Decoder(contract.payload).decode
 
@@ -210,8 +211,9 @@ def payload_decoder(contract: Contract) -> Callable[[Job], Any]:
             if is_rare and (envelope.is_msgpack or envelope.version < contract.version):
                 return decode_rare(data, envelope)
             # C-speed proof for nearly every payload: it is too short, or has not more openers than levels are allowed.
-            if len(data) > 2 * MAX_DEPTH and (is_hashed or data.count(b"[") + data.count(b"{") > MAX_DEPTH):
-                check_json(data, is_hashed)
+            size = len(data)
+            if size > 2 * MAX_DEPTH and (size > looks_from_bytes or data.count(b"[") + data.count(b"{") > MAX_DEPTH):
+                check_json(data, freedom)
             return from_json(data)
         except BadMessage:
             raise
@@ -226,17 +228,15 @@ def payload_decoder(contract: Contract) -> Callable[[Job], Any]:
 
     def decode_rare(data: bytes, envelope: Envelope) -> Any:
         upcast = contract.upcast if envelope.version < contract.version else None
-        if not envelope.is_msgpack:
-            check_json(data, is_hashed)
-        elif upcast is not None or freedom.is_open or is_hashed:
-            check_msgpack(data, is_hashed)
+        check = check_msgpack if envelope.is_msgpack else check_json
+        check(data, freedom if upcast is None else lifted)
         if upcast is None:
             return from_msgpack(data) if envelope.is_msgpack else from_json(data)
         plain = msgspec.msgpack.decode(data) if envelope.is_msgpack else msgspec.json.decode(data)
         try:
-            lifted = upcast(envelope.version, plain)
+            new = upcast(envelope.version, plain)
         except Exception as error:  # the contract's own code, fed with a stranger's payload
             raise BadPayload(f"version {envelope.version} could not be lifted: {error!r}") from error
-        return msgspec.convert(lifted, contract.payload)
+        return msgspec.convert(new, contract.payload)
 
     return decode

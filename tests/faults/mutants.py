@@ -17,6 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 STREAMS = "tests/contract/test_streams.py"
+BOUNDS = "tests/unit/test_bounds.py"
 CODEC = "tests/unit/test_codec.py"
 WARD = "tests/contract/test_ward.py"
 ENGINE = "tests/contract/test_engine.py"
@@ -118,7 +119,21 @@ MUTANTS = (
         "runtime/bounds.py",
         "if first not in _NUMBER_KEYS:",
         "if False:",
-        "tests/unit/test_bounds.py::test_keys_that_are_lists_fractions_or_nothing_are_refused_where_the_contract_leaves_them_open",
+        f"{BOUNDS}::test_keys_that_are_lists_fractions_or_nothing_are_refused_where_the_contract_leaves_them_open",
+    ),
+    Mutant(
+        "any JSON number is taken",
+        "runtime/bounds.py",
+        "if len(_FAR_NUMBER.findall(_outside_of_strings(data, _NOT_EXPONENTS))) > MAX_FAR_NUMBERS:",
+        "if False:",
+        f"{BOUNDS}::test_up_to_1000_numbers_near_the_ends_of_a_float_are_taken_and_all_others_without_a_bound",
+    ),
+    Mutant(
+        "an object costs what it says",
+        "runtime/bounds.py",
+        "        freedom.has_objects = True\n",
+        "        pass\n",
+        f"{BOUNDS}::test_up_to_10000_objects_that_cost_more_than_their_bytes_are_taken",
     ),
     Mutant(
         "a time of birth that lies ahead is believed",

@@ -7,6 +7,7 @@ import gc
 import struct
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from decimal import Decimal
 from enum import Enum
 from typing import Any, Literal
@@ -16,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.bounds import MAX_DEPTH, MAX_HASHED, MAX_HEADERS, check_json, check_msgpack, freedom_of
+from runtime.bounds import MAX_DEPTH, MAX_FAR_NUMBERS, MAX_HASHED, MAX_HEADERS, MAX_OBJECTS, check_json, check_msgpack, freedom_of
 from runtime.codec import MAX_DATA_BYTES, payload_decoder
 from runtime.errors import BadPayload
 from runtime.jobs import Contract, Envelope, Job
@@ -42,6 +43,29 @@ class Numbered(msgspec.Struct):
     members: set[int] = set()
 
 
+class Line(msgspec.Struct):
+    n: int = 0
+    parts: list[int] = []
+    by_name: dict[str, int] = {}
+
+
+@dataclass
+class Point:
+    x: int = 0
+    y: int = 0
+
+
+class Full(msgspec.Struct):
+    """Closed, and with much in it that costs more to make than to write."""
+
+    deep: list[Line] = []
+    points: list[Point] = []
+    wide: list[msgspec.defstruct("Wide", [(f"f{n}", int, 0) for n in range(200)])] = []  # pyright: ignore[reportInvalidTypeForm]
+    words: list[str] = []
+    numbers: list[int] = []
+    prices: list[float] = []
+
+
 def decoder(payload: type[msgspec.Struct], **options: Any) -> Callable[..., Any]:
     decode = payload_decoder(Contract("t", payload, **options))
 
@@ -53,6 +77,7 @@ def decoder(payload: type[msgspec.Struct], **options: Any) -> Callable[..., Any]
 
 
 READERS = {
+    "full": decoder(Full),
     "plain": decoder(Plain),
     "free": decoder(Free),
     "numbered": decoder(Numbered),
@@ -98,6 +123,12 @@ JSON = {
     "escapes": filled(b'{"to":"', b"\\u00e9", b'"}'),
     "a long number": filled(b'{"n":', b"1", b"}"),
     "a long fraction": filled(b'{"when":0.', b"1", b"}"),
+    "numbers near the largest": filled(b'{"deep":[', b"1e308,", b"1]}"),
+    "numbers near the smallest": filled(b'{"prices":[', b"1E-0310,", b"1]}"),
+    "large numbers": filled(b'{"prices":[', b"1e308,", b"1]}"),
+    "empty points": filled(b'{"points":[', b"{},", b"{}]}"),
+    "empty and wide": filled(b'{"wide":[', b"{},", b"{}]}"),
+    "the same object again": filled(b"{", b'"deep":[{}],', b'"n":1}'),
     "a long float": filled(b'{"when":', b"9", b"e-4000}"),
     "a long decimal": filled(b'{"price":"', b"1", b'"}'),
     "the same field again": filled(b"{", b'"n":1,', b'"n":1}'),
@@ -109,6 +140,7 @@ MSGPACK = {
     "lists": wide(b"\x90"),
     "maps": wide(b"\x80"),
     "60 levels": wide(b"\x91" * 59 + b"\x90"),
+    "empty points": wide(b"\x80").replace(b"\xa4deep", b"\xa6points"),
     "lists of one": wide(b"\x91\xc0"),
     "maps of one": wide(b"\x81\xa0\xc0"),
     "empty texts": wide(b"\xd9\x00"),
@@ -159,6 +191,52 @@ def test_nested_json_is_judged_as_fast_as_flat_json() -> None:
         return min(times)
 
     assert best_s(JSON["60 levels"]) < 8 * best_s(JSON["pairs"])
+
+
+# --- numbers and objects ------------------------------------------------------------------------------------------------------
+
+
+def test_up_to_1000_numbers_near_the_ends_of_a_float_are_taken_and_all_others_without_a_bound() -> None:
+    for number in (b"1e308", b"-1E+0308", b"5e-324"):
+        for reader, name in (("full", b"prices"), ("free", b"deep"), ("lifted", b"when")):
+            fits = b'{"%b":[%b]}' % (name, b",".join([number] * MAX_FAR_NUMBERS))
+            with contextlib.suppress(BadPayload) if reader == "lifted" else contextlib.nullcontext():
+                READERS[reader](fits)
+            with pytest.raises(BadPayload, match="more than 1000 numbers with an exponent of three digits"):
+                READERS[reader](fits.replace(b"[", b"[" + number + b","))
+    for number in (b"1.5", b"1e+003", b"1e99", b'"1e308"'):
+        many = b'{"deep":[%b]}' % b",".join([number] * 10_000)
+        assert len(READERS["free"](many).deep) == 10_000
+    unknown = b'{"else":[%b]}' % b",".join([b"1e308"] * 10_000)
+    assert READERS["numbered"](b'{"n":1}') == Numbered(1)
+    assert decoder(Line)(unknown) == Line()  # nothing of it is made
+
+
+@pytest.mark.parametrize("is_msgpack", [False, True])
+def test_up_to_10000_objects_that_cost_more_than_their_bytes_are_taken(is_msgpack: bool) -> None:
+    encode = msgspec.msgpack.encode if is_msgpack else msgspec.json.encode
+    read = READERS["full"]
+    for name in ("deep", "points", "wide"):
+        assert len(getattr(read(encode({name: [{}] * (MAX_OBJECTS - 2)}), is_msgpack=is_msgpack), name)) == MAX_OBJECTS - 2
+        with pytest.raises(BadPayload, match="more than 10000 lists and objects"):
+            read(encode({name: [{}] * (MAX_OBJECTS + 1)}), is_msgpack=is_msgpack)
+    with pytest.raises(BadPayload, match="more than 10000 lists and objects"):
+        decoder(Nest)(encode({"nests": [{}] * (MAX_OBJECTS + 1)}), is_msgpack=is_msgpack)
+
+
+@pytest.mark.parametrize("is_msgpack", [False, True])
+def test_a_closed_contract_takes_as_many_plain_values_as_fit(is_msgpack: bool) -> None:
+    encode = msgspec.msgpack.encode if is_msgpack else msgspec.json.encode
+    read = READERS["full"]
+    for name, value in (("words", "[{]}"), ("numbers", 1), ("prices", 0.5)):
+        n = 28_000 if name == "prices" else 40_000
+        assert len(getattr(read(encode({name: [value] * n}), is_msgpack=is_msgpack), name)) == n
+    cheap = msgspec.defstruct("Cheap", [("rows", list[msgspec.defstruct("Row", [("n", int, 0)])])])  # pyright: ignore
+    assert len(decoder(cheap)(encode({"rows": [{"n": 1}] * 28_000}), is_msgpack=is_msgpack).rows) == 28_000
+
+
+class Nest(msgspec.Struct):
+    nests: list[Nest] = []
 
 
 # --- keys --------------------------------------------------------------------------------------------------------------------
