@@ -68,20 +68,23 @@ class Checkup(Lookups):
         findings += await self._about_workers(facts.server_ms)
         return findings
 
-    async def reopen(self, stream: int) -> tuple[int, int, bool]:
-        """Move a part of a closed stream to a fresh key: entries moved, entries left, whether it was set aside just now.
+    async def reopen(self, stream: int, may_set_aside: bool = True) -> tuple[int, int, bool]:
+        """Move a part of a closed stream (4: the dead letters) to a fresh key: entries moved, entries left, whether it was set
+        aside just now.
 
         May be called again, also by others: nothing is lost, and what ran when the key was set aside runs again.
 
         Raises:
             StoreAway: no answer or an error.
         """
-        moved, left, is_new = await self.one(self._wire, self.command("reopen", stream + 1, AHEAD_MS, REOPEN_IDS))
+        place = stream + 1 if stream < len(STREAMS) else self.keys.scripted.index(self.keys.dead) + 1
+        command = self.command("reopen", place, AHEAD_MS, REOPEN_IDS, int(may_set_aside))
+        moved, left, is_new = await self.one(self._wire, command)
         return moved, left, bool(is_new)
 
     async def _about_ends(self) -> list[Finding]:
-        ends = zip(self.keys.streams, await self.ends_on(self._wire), strict=True)
-        return [Finding("error", f"{key} {end}", MEND_END) for key, end in ends if end.is_closed or end.is_aside]
+        ends = zip((*self.keys.streams, self.keys.dead), await self.ends_on(self._wire), strict=True)
+        return [Finding("error", f"{key} {trouble}", MEND_END) for key, end in ends for trouble in end.troubles]
 
     async def facts(self) -> Facts:
         """Read what the server says of itself.

@@ -166,13 +166,13 @@ class Scheduler:
     @property
     def troubles(self) -> list[str]:
         """What the last look at the ends of the streams found, for people."""
-        at_end = zip(STREAMS, self.ends, strict=False)
-        return [f"the stream {name} {end}" for name, end in at_end if end.is_closed or end.is_aside]
+        at_end = zip((*STREAMS, "dead"), self.ends, strict=False)
+        return [f"the stream {name} {trouble}" for name, end in at_end for trouble in end.troubles]
 
     @property
     def ahead_s(self) -> dict[str, float]:
         """How far the last id of each stream lay ahead when we last looked."""
-        return {name: end.ahead_ms / 1000 for name, end in zip(STREAMS, self.ends, strict=False)}
+        return {name: end.ahead_ms / 1000 for name, end in zip((*STREAMS, "dead"), self.ends, strict=False)}
 
     async def _look_for_rooms(self) -> set[int]:
         """Look what is parked; give the streams of which workers hold something, else one with a room, to hear of the guard."""

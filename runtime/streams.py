@@ -154,10 +154,16 @@ class End(msgspec.Struct, frozen=True):
         """Say whether somebody's id has closed this stream: all later ids lie ahead of it, and after the last of all is none."""
         return self.ahead_ms > AHEAD_MS
 
-    def __str__(self) -> str:
+    @property
+    def troubles(self) -> list[str]:
+        """What is wrong with it, for people; it may be closed again while there is something set aside."""
+        found: list[str] = []
         if self.is_closed:
-            return f"is closed by an id that lies {self.ahead_ms / 86_400_000:,.1f} days ahead: somebody sent an entry with it"
-        return "has jobs set aside that are not moved yet" if self.is_aside else "is open"
+            days = self.ahead_ms / 86_400_000
+            found.append(f"is closed by an id that lies {days:,.1f} days ahead: somebody sent an entry with it")
+        if self.is_aside:
+            found.append("has entries set aside that are not moved yet")
+        return found
 
 
 class Reclaimed(msgspec.Struct):
@@ -227,7 +233,7 @@ class Door:
         raise StoreRefuses(f"Redis answered: {answer}")
 
     async def ends_on(self, wire: Wire) -> list[End]:
-        """Return where each stream ends.
+        """Return where each stream ends; the dead letters last.
 
         Raises:
             StoreAway: no answer or an error.

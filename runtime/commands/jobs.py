@@ -8,12 +8,13 @@ import sys
 from runtime.checkup import Checkup
 from runtime.commands.common import clean, lookups, print_json, with_store
 from runtime.config import Config
-from runtime.errors import ConfigError
+from runtime.errors import ConfigError, StoreRefuses
 from runtime.jobs import STREAMS
 from runtime.lookups import FoundJob
 
 MAX_LIST = 1_000
 LOOK_AT = 10_000
+DEAD = "dead"
 
 
 def listing(config: Config, parsed: argparse.Namespace) -> int:
@@ -63,26 +64,40 @@ def show(config: Config, parsed: argparse.Namespace) -> int:
 
 
 def reopen(config: Config, parsed: argparse.Namespace) -> int:
-    """Move what is in closed streams to fresh keys; may be stopped and called again."""
+    """Move what is in closed streams to fresh keys; may be stopped and called again. Status 1 when one cannot be opened."""
 
-    async def move(url: str) -> list[tuple[str, int, bool]]:
+    async def move(url: str) -> tuple[dict[str, int], dict[str, str]]:
         checkup = Checkup(url, config.queue, "reopen")
-        done: list[tuple[str, int, bool]] = []
+        done: dict[str, int] = {}
+        failed: dict[str, str] = {}
         try:
-            for stream, name in enumerate(STREAMS):
-                total, left, was_closed = await checkup.reopen(stream)
-                while left:
-                    moved, left, _ = await checkup.reopen(stream)
-                    total += moved
-                if total or was_closed:
-                    done.append((name, total, was_closed))
+            for stream, name in enumerate((*STREAMS, DEAD)):
+                try:
+                    await _move_all(checkup, stream, name, done)
+                except StoreRefuses as error:  # one stream's trouble: the others must not wait for it
+                    failed[name] = str(error)
         finally:
             await checkup.close()
-        return done
+        return done, failed
 
-    done = with_store(config, move)
-    for name, total, _ in done:
-        print(f"{name}: {total} jobs moved to a fresh stream")
-    if not done:
+    done, failed = with_store(config, move)
+    for name, total in done.items():
+        if name == DEAD:
+            print(f"{name}: {total} letters moved to a fresh stream, where each has another place: see `dead list`")
+        else:
+            print(f"{name}: {total} jobs moved to a fresh stream")
+    for name, error in failed.items():
+        print(f"{name}: {clean(error)}; what is left is where it was: call again", file=sys.stderr)
+    if not done and not failed:
         print("no stream is closed", file=sys.stderr)
-    return 0
+    return 1 if failed else 0
+
+
+async def _move_all(checkup: Checkup, stream: int, name: str, done: dict[str, int]) -> None:
+    """Note in `done` what is moved. Set aside once at most: who closes a stream again and again must not keep us for ever."""
+    moved, left, was_closed = await checkup.reopen(stream)
+    if moved or left or was_closed:
+        done[name] = moved
+    while left:
+        moved, left, _ = await checkup.reopen(stream, may_set_aside=False)
+        done[name] += moved

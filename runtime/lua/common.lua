@@ -79,6 +79,15 @@ local function closed_name(s)
   return KEYS[s] .. ':closed'
 end
 
+-- The time in the last id that a stream has ever had; 0 where it is none.
+local function last_ms_of(stream)
+  local info = redis.pcall('XINFO', 'STREAM', stream)
+  for i = 1, info.err and 0 or #info, 2 do
+    if info[i] == 'last-generated-id' then return tonumber(string.match(info[i + 1], '^%d+')) end
+  end
+  return 0
+end
+
 local function bytes_of(fields)
   local size = 0
   for i = 1, #fields do size = size + #fields[i] end

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import subprocess
+import sys
 import time
 
 import msgspec
@@ -10,8 +13,9 @@ import pytest
 import redis
 
 from otel.metrics import Reading, render
-from runtime import Backoff, Job, contract, handler
+from runtime import Backoff, Dead, Job, contract, handler
 from runtime.checkup import REOPEN_IDS, Checkup
+from runtime.errors import StoreRefuses
 from runtime.lookups import Lookups
 from runtime.streams import AHEAD_MS
 from tests.faults.harness import leftovers
@@ -158,12 +162,12 @@ async def test_an_id_within_the_hour_closes_nothing(server, raw):
 # --- the way out -------------------------------------------------------------------------------------------------------------
 
 
-async def reopen(server, stop_after: int = 1000) -> int:
+async def reopen(server, stop_after: int = 1000, stream: int = 1) -> int:
     """Reopen `high` as the command does; `stop_after` so many calls, as one that is killed."""
     door = Checkup(server.url, "jobs")
     total = 0
-    for _ in range(stop_after):
-        moved, left, _ = await door.reopen(1)
+    for call in range(stop_after):
+        moved, left, _ = await door.reopen(stream, may_set_aside=call == 0)
         total += moved
         if not left:
             break
@@ -211,8 +215,6 @@ async def test_a_move_that_was_cut_off_is_told_of_and_goes_on_with_the_next_call
 
 
 async def test_jobs_that_run_while_their_stream_is_moved_end_and_run_at_most_twice(server, raw):
-    import asyncio
-
     gate, runs = asyncio.Event(), list[str]()
 
     @handler(Note)
@@ -241,3 +243,94 @@ async def test_what_has_more_fields_than_a_script_can_write_becomes_a_letter(ser
     [(_, letter)] = raw.xrange(DEAD)
     assert letter["dead_reason"] == "too-large"
     assert raw.xlen(KEY) == 1
+
+
+@pytest.mark.parametrize("times", [1, 3])
+async def test_a_stream_that_is_closed_again_before_all_is_moved_opens_with_the_next_call(server, raw, seen, times):
+    size = 2 * REOPEN_IDS
+    n = size
+    pipe = raw.pipeline()
+    for at in range(size):
+        pipe.xadd(KEY, {"type": "note", "data": f'{{"n":{at}}}'})
+    pipe.execute()
+    close(raw, FAR[0], f'{{"n":{n}}}')
+    for _ in range(times):
+        assert await reopen(server, stop_after=1)
+        n += 1
+        close(raw, f"{LAST}-{LAST}", f'{{"n":{n}}}')  # the same sender once more: nothing can be added to the fresh one
+        with pytest.raises(redis.ResponseError):
+            raw.xadd(KEY, {"type": "note", "data": "{}"})
+        found = await errors(server)
+        assert "is closed by an id" in found
+        assert "not moved yet" in found
+    await reopen(server)
+    assert not raw.keys("*closed*")
+    assert "closed" not in await errors(server)
+    assert sorted(int(fields["data"][5:-1]) for _, fields in raw.xrange(KEY)) == list(range(n + 1))
+    raw.xadd(KEY, {"type": "note", "data": f'{{"n":{n + 1}}}'})
+    async with working(server.url, seen.handler):
+        await until(lambda: len(seen.jobs) == n + 2 and not leftovers(raw), "all run")
+
+
+async def test_whoever_closes_a_stream_again_and_again_does_not_keep_the_command_for_ever(server, raw):
+    for at in range(2 * REOPEN_IDS):
+        raw.xadd(KEY, {"type": "note", "data": f'{{"n":{at}}}'})
+    close(raw, FAR[0])
+    door = Checkup(server.url, "jobs")
+    assert await door.reopen(1) == (REOPEN_IDS, REOPEN_IDS + 1, True)
+    close(raw, f"{LAST}-{LAST}")
+    with pytest.raises(StoreRefuses, match="last possible"):
+        await door.reopen(1, may_set_aside=False)
+    assert raw.xlen(KEY) + raw.xlen(ASIDE) == 2 * REOPEN_IDS + 2
+    await door.close()
+    await reopen(server)
+    assert raw.xlen(KEY) == 2 * REOPEN_IDS + 2
+    assert not raw.keys("*closed*")
+
+
+async def test_a_key_of_another_type_in_the_way_is_named_and_the_other_streams_are_opened(server, raw):
+    raw.set("{jobs}:critical:closed", "x")
+    close(raw, FAR[0])
+    result = await asyncio.to_thread(command, server, "jobs", "reopen")
+    assert result.returncode == 1
+    assert "critical: Redis answered: WRONGTYPE {jobs}:critical:closed is a string" in result.stderr
+    assert "high: 1 jobs moved" in result.stdout
+    raw.delete("{jobs}:critical:closed")
+    raw.rename(KEY, ASIDE)
+    raw.set(KEY, "x")
+    assert "{jobs}:high is a string" in (await asyncio.to_thread(command, server, "jobs", "reopen")).stderr
+    assert raw.xlen(ASIDE) == 1
+
+
+def command(server, *arguments: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "runtime", *arguments, "--redis", server.url]
+    return subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+
+
+async def test_dead_letters_that_take_no_more_are_told_of_and_opened_with_all_that_was_in_them(server, raw):
+    @handler(Note)
+    async def dies(message: Note, job: Job) -> None:
+        raise Dead("for ever")
+
+    old = raw.xadd(DEAD, {"type": "note", "data": '{"n":1}', "dead_reason": "attempts", "dead_from": "high/1-1", "dead_at": "1"})
+    raw.xadd(DEAD, {f"f{n}": "" for n in range(5000)} | {"dead_reason": "bad-payload", "dead_error": "a stranger's"})
+    raw.execute_command("XSETID", DEAD, f"{LAST}-{LAST}")
+    raw.xadd(KEY, {"type": "note", "data": "{}"})
+    async with working(server.url, dies) as worker:
+        await until(lambda: [text for text in worker.scheduler.troubles if "dead is closed" in text], "the walk has seen it")
+        assert "{jobs}:dead is closed by an id" in await errors(server)
+        assert raw.xlen(KEY) == 1
+        result = await asyncio.to_thread(command, server, "jobs", "reopen")
+        assert "dead: 2 letters moved to a fresh stream, where each has another place" in result.stdout
+        await until(lambda: raw.xlen(DEAD) == 3 and not raw.xlen(KEY), "its letter is written")
+    assert not raw.keys("*closed*")
+    (first, fields), (_, long), (_, new) = raw.xrange(DEAD)
+    assert first != old
+    assert fields["data"] == '{"n":1}'
+    assert long["dead_reason"] == "bad-payload"
+    assert "raw" in long
+    assert new["dead_error"] == "for ever"
+    door = Lookups(server.url, "jobs")
+    assert (await door.replay(first)).partition("-")[0].isdigit()
+    await door.close()
+    assert "closed" not in await errors(server)

@@ -150,6 +150,20 @@ MUTANTS = (
         "tests/contract/test_closed.py::test_a_closed_stream_is_moved_whole_with_what_is_parked_and_held",
     ),
     Mutant(
+        "a stream that is closed again stays so",
+        "runtime/lua/reopen.lua",
+        "if may_set_aside and last_ms_of(stream) > now + ahead_ms then",
+        "if may_set_aside and redis.call('EXISTS', closed) == 0 and last_ms_of(stream) > now + ahead_ms then",
+        "tests/contract/test_closed.py::test_a_stream_that_is_closed_again_before_all_is_moved_opens_with_the_next_call",
+    ),
+    Mutant(
+        "nobody looks where the dead letters end",
+        "runtime/lua/ends.lua",
+        "{1, 2, 3, 4, 7}",
+        "{1, 2, 3, 4}",
+        "tests/contract/test_closed.py::test_dead_letters_that_take_no_more_are_told_of_and_opened_with_all_that_was_in_them",
+    ),
+    Mutant(
         "renewal without the owner check",
         "runtime/lua/renew.lua",
         "if holds(s, id, consumer, tonumber(ARGV[i + 2])) then",
