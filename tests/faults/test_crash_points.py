@@ -350,7 +350,9 @@ async def sweep(server: Server, folder: Path, is_short: bool) -> list[Point]:
     for point in points:
         if point.wrong:
             print(f"{point.at} {'after' if point.is_after else 'before'}, {point.left} left then: {'; '.join(point.wrong)}")
-    assert len(hit) >= (1 - VOID_PART) * len(points), "a sweep that hits nothing proves nothing"
+    telling = [point for point in points if point.at[0] not in LOOKS]  # how often is looked depends on how fast the machine is
+    missed = [point.at for point in telling if not point.is_hit]
+    assert len(missed) <= VOID_PART * len(telling), f"a sweep that hits nothing proves nothing: {missed}"
     return points
 
 

@@ -248,7 +248,7 @@ SEND_S = 4.0
 
 
 async def _send_until_cut(url: str, durability: str, acknowledged: set[str]) -> None:
-    async with Producer.connect(url, durability=durability, patience_s=0.1) as producer:
+    async with Producer.connect(url, durability=durability, patience_s=2) as producer:
         with contextlib.suppress(StoreAway, NotDurable):
             while True:
                 size = 500 if durability == "local" else 50
