@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import inspect
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Final, Generic, TypeVar, cast
+from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
 from runtime.backoff import Backoff
-from runtime.errors import ConfigError, Dead, NeverRan, Retry, Snooze
+from runtime.errors import ConfigError, Dead, Retry, Snooze
 
 TYPE_NAME = re.compile(rb"[a-z0-9][a-z0-9._-]{0,63}(?![\s\S])")
 DEFAULT_TIMEOUT_S = 600.0
@@ -309,23 +308,6 @@ class Handler(Generic[P]):
 
 
 Registry = Mapping[bytes, Handler[Any]]
-
-# What calling a function can give in place of its work. Whoever consumes the last two does it in the handler.
-_NEVER_RUN: Final = (Generator, AsyncGenerator, map, filter)
-
-
-def still_to_await(answer: object) -> Awaitable[object] | None:
-    """Return what is to be awaited of a handler's answer before its work is done; None when it is done.
-
-    Raises:
-        NeverRan: the answer is a generator, of which nothing has run.
-    """
-    if inspect.isawaitable(answer):
-        return answer
-    if isinstance(answer, _NEVER_RUN):
-        what = type(cast("object", answer)).__name__.replace("_", " ")
-        raise NeverRan(f"the handler returned a {what}, so that nothing of it has run: call its steps, or loop over it")
-    return None
 
 
 def _nobody_listens() -> None:

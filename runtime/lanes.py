@@ -15,9 +15,10 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
 from typing import Any, Final
 
+from runtime.answers import finish
 from runtime.errors import LeaseLost, NotStarted, SelfCancelled, TimedOut
 from runtime.events import Tally
-from runtime.jobs import BEGINS, DONE, Job, Outcome, Registry, still_to_await
+from runtime.jobs import BEGINS, DONE, Job, Outcome, Registry
 from runtime.settle import Ledger, decide, describe, forget_stack, has_word, module_of, told_as
 
 NEVER = float("inf")
@@ -231,7 +232,7 @@ class Lane:
             try:
                 answer = await handler.run(handler.decode(job), job)
                 if answer is not None:
-                    await _finish(answer)
+                    await finish(answer)
                     answer = None
             except (
                 BaseException
@@ -335,13 +336,6 @@ class _Decimals:
             and own.traps == first.traps
             and (own.Emin, own.Emax, own.capitals, own.clamp) == (first.Emin, first.Emax, first.capitals, first.clamp)
         )
-
-
-async def _finish(answer: object) -> None:
-    """Await what a handler gave back instead of its work: a coroutine of an `async def` under a plain decorator, say."""
-    rest = still_to_await(answer)
-    while rest is not None:
-        rest = still_to_await(await rest)
 
 
 def _is_running(task: asyncio.Task[Any]) -> bool:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import decimal
 import importlib
 import os
 import resource
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Generator
+from contextvars import copy_context
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,15 +23,19 @@ import anyio.to_process
 import anyio.to_thread
 from anyio import BrokenWorkerProcess, CapacityLimiter
 
-from runtime.errors import ChildKilled, NotStarted
-from runtime.jobs import Job, still_to_await
+from runtime.answers import finish, is_to_do
+from runtime.errors import ChildFailed, ChildKilled, NotStarted
+from runtime.jobs import Job
 from runtime.places import PLACES, PROCESS, THREAD, Places
-from runtime.settle import as_plain_words, raise_again
+from runtime.settle import as_plain_words, describe, raise_again, stack_of
 
 _BEHIND: Final = CapacityLimiter(float("inf"))  # anyio's own limiter lets go too early: at the cancel, not at the thread's end
 PR_SET_PDEATHSIG: Final = 1
 SAFE_PATH: Final = "PYTHONSAFEPATH"  # anyio starts its children by `python -m`, and gives them our path only later
 OURS: Final = "child"
+TIMERS: Final = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
+
+_numbers: Final = count(1)  # a call of a child and its answer have one in common
 
 
 async def _open_safely(command: Any, **named: Any) -> anyio.abc.Process:
@@ -54,19 +61,26 @@ def in_thread(function: Callable[[Any, Job], object]) -> Callable[[Any, Job], Aw
         started = [slot]  # whoever pops it frees the slot: the thread at its end, or we, if it never began
         running = [slot]
 
-        def work() -> object:
+        def work() -> tuple[object, BaseException | None]:
+            """Return what was raised too: it is the user's own, and what carries it to the loop would ask it what it is."""
             try:
                 started.pop()
             except IndexError:
-                return None  # cut before it began
+                return None, None  # cut before it began
+            here = os.getpid()
             try:
-                return function(payload, job)
+                answer = function(payload, job)
+                end_fork(here)
+                return answer, None
+            except BaseException as error:
+                end_fork(here, error)
+                return None, error
             finally:
                 running.clear()
                 _free_slot(loop, places, slot)
 
         try:
-            return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=_BEHIND)
+            answer, raised = await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=_BEHIND)
         except BaseException as error:
             try:
                 started.pop()
@@ -78,6 +92,14 @@ def in_thread(function: Callable[[Any, Job], object]) -> Callable[[Any, Job], Aw
                 if isinstance(error, RuntimeError):
                     raise NotStarted(f"no thread could be had: {error}") from error
             raise
+        try:
+            if raised is not None:
+                if issubclass(type(raised), StopIteration):  # a coroutine cannot raise it
+                    raise RuntimeError(f"the handler raised {describe(raised)}").with_traceback(raised.__traceback__) from raised
+                raise raised
+            return answer
+        finally:
+            del raised  # its traceback ends in this frame
 
     return run
 
@@ -99,29 +121,58 @@ def in_process(
     async def run(payload: Any, job: Job) -> object:
         places = PLACES.get()[PROCESS]
         await places.take()
-        call = (_in_child, os.getpid(), memory_bytes, module, name, job)
+        number = next(_numbers)
+        call = (_in_child, number, os.getpid(), memory_bytes, module, name, job)
         try:
-            kind, *words = await anyio.to_process.run_sync(*call, cancellable=True, limiter=_BEHIND)
-        except OSError as error:  # what the handler raises comes back as words: no child could be started, or spoken with
-            raise NotStarted(f"no child process could be had: {error}") from error
+            answer = await anyio.to_process.run_sync(*call, cancellable=True, limiter=_BEHIND)
         except BrokenWorkerProcess as error:
             raise ChildKilled("the child process of this job was killed or crashed") from error
+        except BaseException as error:  # what the handler raises comes back as words
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            await _forget_last_child()
+            if isinstance(error, OSError):  # no child could be started, or spoken with
+                raise NotStarted(f"no child process could be had: {error}") from error
+            raise ChildFailed(f"the child process did not run this job: {describe(error)}", stack_of(error)) from error
         finally:
             places.give_back()
-        if kind != "done":
-            raise_again(kind, *words)
+        match answer:
+            case (int() as answered, "done") if answered == number:
+                return
+            case (int() as answered, str() as kind, *words) if answered == number:
+                raise_again(kind, *words)
+            case _:
+                await _forget_last_child()
+                raise ChildFailed("the child process answered for another job than this, and was killed", "")
 
     return run
 
 
-def _in_child(parent: int, memory_bytes: int | None, module: str, name: str, job: Job) -> tuple[Any, ...]:
+async def _forget_last_child() -> None:
+    """Kill the child that has just answered: it says what nobody asked, and each of its answers would be taken for the next."""
+    try:
+        idle = anyio.to_process._process_pool_idle_workers.get()  # pyright: ignore[reportPrivateUsage]
+        process, _ = idle.pop()  # the newest is the last one: nothing else had a turn since
+    except LookupError:  # there was none yet
+        return
+    anyio.to_process._process_pool_workers.get().discard(process)  # pyright: ignore[reportPrivateUsage]
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    await process.aclose()
+
+
+def _in_child(number: int, parent: int, memory_bytes: int | None, module: str, name: str, job: Job) -> tuple[Any, ...]:
     """Run one job here, in the child; what it raised goes back as plain words, since not every exception can be sent."""
     die_with(parent)
     if os.environ.get(SAFE_PATH) == OURS:
         del os.environ[SAFE_PATH]  # what the handler starts has the path that it would have without us
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at the terminal is the worker's to judge
     with _own_pipes(), _memory_bound(memory_bytes):
-        return _run_in_child(module, name, job)
+        try:
+            return number, *_run_in_child(module, name, job)
+        finally:
+            for timer in TIMERS:  # an alarm that one job has set would hit another
+                signal.setitimer(timer, 0)
 
 
 @contextlib.contextmanager
@@ -157,21 +208,49 @@ def _own_pipes() -> Generator[None]:
 
 
 def _run_in_child(module: str, name: str, job: Job) -> tuple[Any, ...]:
+    here = os.getpid()
     try:
         handler: Any = importlib.import_module(module)
         for part in name.split("."):
             handler = getattr(handler, part)
-        rest = still_to_await(handler.function(handler.decode(job), job))
-        if rest is not None:
-            asyncio.run(_finish(rest))
+        copy_context().run(_run_alone, handler, job, here)
     except BaseException as error:  # also what would end this child, which the next job needs
+        end_fork(here, error)
         return as_plain_words(error)
+    end_fork(here)
     return ("done",)
 
 
-async def _finish(rest: Awaitable[object] | None) -> None:
-    while rest is not None:
-        rest = still_to_await(await rest)
+def _run_alone(handler: Any, job: Job, here: int) -> None:
+    """Run one job in a copy of this child's first context: variables and decimals that it sets are gone with it."""
+    decimal.setcontext(decimal.getcontext().copy())
+    answer = handler.function(handler.decode(job), job)
+    if is_to_do(answer):
+        asyncio.run(_finish(answer, here))
+
+
+async def _finish(answer: object, here: int) -> None:
+    try:
+        await finish(answer)
+    except BaseException as error:
+        end_fork(here, error)  # before it closes the loop, parts of which it shares with its parent
+        raise
+    end_fork(here)
+
+
+def end_fork(here: int, error: BaseException | None = None) -> None:
+    """End this process at once if it is not `here`, but one that a handler has forked: what comes next is its parent's to do."""
+    if os.getpid() != here:
+        os._exit(_status_of(error))
+
+
+def _status_of(error: BaseException | None) -> int:
+    """Return the exit status that Python gives a process in which this was raised."""
+    if error is None:
+        return 0
+    if type(error) is not SystemExit:
+        return 1
+    return error.code & 0xFF if isinstance(error.code, int) else int(error.code is not None)
 
 
 def die_with(parent: int, by: signal.Signals = signal.SIGKILL) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import traceback
@@ -17,8 +18,17 @@ from runtime.backoff import Backoff
 from runtime.codec import payload_decoder
 from runtime.errors import ConfigError
 from runtime.jobs import DEFAULT_TIMEOUT_S, Handler, Job, P, contract_of
+from runtime.settle import describe
 
 MIN_MEMORY_BYTES = 1024 * 1024
+
+
+def _nothing() -> Any:
+    """Be wrapped."""
+
+
+# Each function that these two decorators make has the same code, and no `yield` in it.
+_MANAGERS = (contextlib.contextmanager(_nothing).__code__, contextlib.asynccontextmanager(_nothing).__code__)
 
 
 def handler(
@@ -48,6 +58,7 @@ def handler(
         if not hasattr(function, "__qualname__"):
             raise ConfigError(f"handler of {contract.type!r}: {function!r} is no function of its own name; wrap it in a def")
         where = f"handler {function.__module__}:{function.__qualname__}"
+        _check_call(function, where)
         _check_signature(function, payload, where)
         if not 0 < timeout_s < float("inf"):
             raise ConfigError(f"{where}: timeout_s must be a number of seconds, more than 0, got {timeout_s:g}")
@@ -55,8 +66,6 @@ def handler(
             raise ConfigError(f'{where}: memory_bytes goes with runs="process", and is at least {MIN_MEMORY_BYTES}')
         if not isinstance(retry, Backoff):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigError(f"{where}: retry must be a Backoff, got {retry!r}")
-        if _is_kind(function, inspect.isgeneratorfunction) or _is_kind(function, inspect.isasyncgenfunction):
-            raise ConfigError(f"{where}: has a `yield`, so that calling it would run nothing: leave the `yield` out")
         is_async = _is_kind(function, inspect.iscoroutinefunction)
         kind = runs or ("loop" if is_async else "thread")
         match kind:
@@ -80,16 +89,32 @@ def _is_kind(function: Callable[..., object], is_kind: Callable[[object], bool])
     return is_kind(function) or (not inspect.isroutine(function) and is_kind(type(function).__call__))
 
 
+def _check_call(function: Callable[..., object], where: str) -> None:
+    """Refuse what does not run its own code when it is called."""
+    if inspect.isclass(function):
+        raise ConfigError(f"{where}: is a class, and to call it only makes an object: declare a function")
+    if getattr(function, "__code__", None) in _MANAGERS:
+        raise ConfigError(f"{where}: is a context manager, so that calling it would run nothing: leave that decorator out")
+    if _is_kind(function, inspect.isgeneratorfunction) or _is_kind(function, inspect.isasyncgenfunction):
+        raise ConfigError(f"{where}: has a `yield`, so that calling it would run nothing: leave the `yield` out")
+
+
 def _check_signature(function: Callable[..., object], payload: type[msgspec.Struct], where: str) -> None:
     wanted = f"(message: {payload.__name__}, job: Job)"
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = list(inspect.signature(function).parameters.values())
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: takes {wanted}, but of this nobody knows what it takes: {error}") from None
+    parameters = list(signature.parameters.values())
     if len(parameters) != 2 or any(parameter.kind not in kinds for parameter in parameters):
-        raise ConfigError(f"{where}: takes {wanted}, but this has {inspect.signature(function)}")
+        raise ConfigError(f"{where}: takes {wanted}, but this has {signature}")
     try:
         hints = typing.get_type_hints(function, localns={payload.__name__: payload, "Job": Job})
-    except NameError as error:
-        raise ConfigError(f"{where}: an annotation cannot be resolved: {error}") from None
+    except Exception as error:  # it runs what is written there
+        if getattr(function, "__annotations__", None) is None:
+            raise ConfigError(f"{where}: {function!r} is no function: wrap it in a def") from None
+        raise ConfigError(f"{where}: an annotation cannot be resolved: {describe(error)}") from None
     for parameter, right in zip(parameters, (payload, Job), strict=True):
         found = hints.get(parameter.name, right)
         if found is not right:

@@ -32,6 +32,7 @@ ROOMS: dict[str, set[str]] = {
     "leaving": set(),
     "rubbish": set(),
     "jobs": {"errors", "backoff"},
+    "answers": {"errors"},
     "events": WORDS,
     "config": {"errors", "folders"},
     "bounds": {"errors"},
@@ -42,11 +43,11 @@ ROOMS: dict[str, set[str]] = {
     "streams": {*WORDS, "codec", "wire"},
     "lookups": {*DOOR, "codec"},
     "places": WORDS,
-    "offload": {*WORDS, "places", "settle"},
-    "registry": {*WORDS, "backoff", "codec", "offload"},
+    "offload": {*WORDS, "answers", "places", "settle"},
+    "registry": {*WORDS, "backoff", "codec", "offload", "settle"},
     "outlet": DOOR,
     "producer": {*DOOR, "outlet", "backoff", "codec"},
-    "lanes": {*WORDS, "events", "settle"},  # not streams: the hot path is tested and measured without Redis
+    "lanes": {*WORDS, "answers", "events", "settle"},  # not streams: the hot path is tested and measured without Redis
     "lease": {*WORDS, "streams", "words", "logs"},
     "scheduler": {*WORDS, "events", "backoff", "streams", "words", "logs"},
     "words": {*WORDS, "logs"},
@@ -73,8 +74,15 @@ LOADED_LATE = {
 PURE = ("errors", "jobs", "events", "config", "bounds", "codec", "backoff", "plan", "settle")
 IMPURE = {"asyncio", "anyio", "threading", "subprocess", "socket", "time", "datetime", "random"}  # clock and dice are arguments
 
-# The one place on a job's path; the child's side of the same; and start-up, where a module may do anything when it is imported.
-CATCHES_CANCELS = {"runtime/lanes.py", "runtime/settle.py", "runtime/offload.py:_run_in_child", "runtime/logs.py:log"}
+# The one place on a job's path; the thread's and the child's side of the same; and start-up, where a module may do anything when
+# it is imported.
+CATCHES_CANCELS = {
+    "runtime/lanes.py",
+    "runtime/settle.py",
+    "runtime/offload.py:in_thread",
+    "runtime/offload.py:_run_in_child",
+    "runtime/logs.py:log",
+}
 CATCHES_ALL = {"runtime/lanes.py", "runtime/offload.py", "runtime/registry.py"}
 
 SPEAKS_REDIS = {"line", "wire", "streams", "outlet", "lookups", "checkup"}

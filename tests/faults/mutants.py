@@ -28,6 +28,7 @@ FUZZ = "tests/faults/test_fuzz.py::test_whatever_strangers_write_the_worker_goes
 DURABILITY = "tests/faults/test_durability.py"
 SENTINEL = "tests/faults/test_sentinel.py"
 LANES = "tests/unit/test_lanes.py"
+OFFLOAD = "tests/unit/test_offload.py"
 SETTLE = "tests/unit/test_settle.py"
 PATIENCE_S = "15"  # a test that must fail should not wait as long as one that must not
 
@@ -414,7 +415,7 @@ MUTANTS = (
         "runtime/places.py",
         "        BEGINS.get()()\n",
         "",
-        "tests/unit/test_offload.py::test_a_function_says_that_it_begins_when_it_has_its_slot",
+        f"{OFFLOAD}::test_a_function_says_that_it_begins_when_it_has_its_slot",
     ),
     Mutant(
         "a cancel that is swallowed is the last one",
@@ -755,9 +756,44 @@ MUTANTS = (
     Mutant(
         "what a handler returns is not looked at",
         "runtime/lanes.py",
-        "                    await _finish(answer)\n",
+        "                    await finish(answer)\n",
         "",
         f"{LANES}::test_what_a_handler_returns_is_awaited_to_its_end",
+    ),
+    Mutant(
+        "an answer that gives itself is awaited again",
+        "runtime/answers.py",
+        "        if given is answer:",
+        "        if given is answer is None:",
+        f"{LANES}::test_any_other_answer_is_none_of_our_business",
+    ),
+    Mutant(
+        "an answer is asked for more than its type",
+        "runtime/answers.py",
+        "        return issubclass(type(answer), kinds)",
+        "        return isinstance(answer, kinds)",
+        f"{LANES}::test_any_other_answer_is_none_of_our_business",
+    ),
+    Mutant(
+        "what a handler forks lives on",
+        "runtime/offload.py",
+        "    if os.getpid() != here:",
+        "    if os.getpid() == -here:",
+        f"{OFFLOAD}::test_what_a_handler_forks_in_its_child_answers_nothing",
+    ),
+    Mutant(
+        "a child is believed whatever it answers",
+        "runtime/offload.py",
+        '"done") if answered == number:',
+        '"done"):',
+        f"{OFFLOAD}::test_a_shifted_answer_is_not_believed",
+    ),
+    Mutant(
+        "jobs of a child share one context",
+        "runtime/offload.py",
+        "        copy_context().run(_run_alone, handler, job, here)",
+        "        _run_alone(handler, job, here)",
+        f"{OFFLOAD}::test_what_a_job_sets_in_its_child_is_not_seen_by_the_next",
     ),
     Mutant(
         "a turn of the loop takes as long as its jobs",

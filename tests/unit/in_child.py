@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import decimal
+import multiprocessing
 import os
 import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,6 +128,54 @@ def fail(message: Work, job: Job) -> object:
             return asyncio.sleep(0, result=work_async.function(message, job))
         case other:
             raise AssertionError(other)
+
+
+USER: ContextVar[str] = ContextVar("user", default="nobody")
+
+
+def _alarmed(*_: object) -> None:
+    raise TimeoutError("an alarm that another job has set")
+
+
+@handler(Work, runs="process")
+def leaves(message: Work, job: Job) -> None:
+    """Leave something behind, for jobs that run after it in the same child."""
+    here = os.getpid()
+    match message.do:
+        case "fork-exits" | "fork-returns" | "fork-raises" if os.fork() == 0:
+            if message.do == "fork-exits":
+                sys.exit(3)
+            if message.do == "fork-raises":
+                raise ValueError("in the fork")
+        case "fork-thread":
+            thread = threading.Thread(target=os.fork)
+            thread.start()
+            thread.join()
+        case "fork-process":
+            process = multiprocessing.get_context("fork").Process(target=print)
+            process.start()
+            process.join()
+        case "variable":
+            USER.set("alice")
+            decimal.getcontext().prec = 3
+        case "alarm":
+            signal.signal(signal.SIGALRM, _alarmed)
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+        case "signal":  # raises while no job runs here
+            signal.signal(signal.SIGUSR1, _alarmed)
+        case "sees":
+            say(message, os.getpid(), USER.get(), decimal.Decimal(1) / 3, signal.getitimer(signal.ITIMER_REAL)[0])
+        case _:
+            pass
+    if message.note and message.do.startswith("fork") and os.getpid() == here:
+        say(message, os.getpid())
+
+
+@handler(Work, runs="process")
+async def forks_async(message: Work, job: Job) -> None:
+    await asyncio.sleep(0)
+    if os.fork() == 0 and message.do == "exits":
+        sys.exit(0)
 
 
 @handler(Work, runs="process")

@@ -15,16 +15,19 @@ import sys
 import threading
 import traceback
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from decimal import ROUND_HALF_UP, Context, DivisionByZero, getcontext
+from itertools import starmap
 from typing import Any
 
 import anyio
 import anyio.to_thread
 import msgspec
 import pytest
+import redis.asyncio
 import uvloop
 
 from runtime.backoff import Backoff
@@ -1170,11 +1173,37 @@ async def numbers() -> AsyncIterator[int]:
     yield 1
 
 
+class Chain:
+    """What is awaited gives the next, without an end."""
+
+    def __await__(self) -> Any:
+        yield from asyncio.sleep(0).__await__()
+        return Chain()
+
+
+async def one() -> None:
+    """Do nothing."""
+
+
+@contextlib.contextmanager
+def opened() -> Iterator[None]:
+    yield
+
+
+@contextlib.asynccontextmanager
+async def opened_async() -> AsyncIterator[None]:
+    yield
+
+
 @pytest.mark.parametrize(
     "make",
-    [lambda: (n for n in "ab"), numbers, lambda: map(str, "ab"), lambda: filter(None, "ab")],
-    ids=["generator", "async", "map", "filter"],
-)
+    [
+        lambda: (n for n in "ab"), numbers, lambda: map(str, "ab"), lambda: filter(None, "ab"), lambda: starmap(str, ["ab"]),
+        opened, opened_async, lambda: [one(), one()], lambda: (1, one()), Chain,
+    ],
+    ids=["generator", "async", "map", "filter", "starmap", "with", "async with", "coroutines", "among", "endless"],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore:coroutine 'one' was never awaited")
 async def test_an_answer_that_would_still_have_to_run_is_a_failure(make: Callable[[], object]) -> None:
     world = World()
 
@@ -1189,18 +1218,89 @@ async def test_an_answer_that_would_still_have_to_run_is_a_failure(make: Callabl
     await world.end()
 
 
-@pytest.mark.parametrize(
-    "answer", [0, "text", {"a": 1}, [map], object(), range(3), iter([1])], ids=lambda made: type(made).__name__
-)
-async def test_any_other_answer_is_none_of_our_business(answer: object) -> None:
+class Itself:
+    """A client that is ready for use when it was awaited, and its await gives itself: of Redis, say."""
+
+    def __await__(self) -> Any:
+        yield from asyncio.sleep(0).__await__()
+        return self
+
+
+class Lazy:
+    """A proxy that points nowhere outside of its request."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError(f"working outside of the request: {name}")
+
+
+class Mimic:
+    """A stand-in for another kind of object, as mocks are."""
+
+    @property
+    def __class__(self) -> Any:
+        return map
+
+
+class Unhashable(type):
+    """A class of classes that cannot be looked up."""
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+
+class Gone:
+    """What is pointed at and is not there any more."""
+
+
+OTHERS: dict[str, Callable[[], object]] = {
+    "number": lambda: 0,
+    "text": lambda: "text",
+    "dict": lambda: {"a": 1},
+    "class": lambda: [map],
+    "object": object,
+    "range": lambda: range(3),
+    "iterator": lambda: iter([1]),
+    "empty": list,
+    "tuple": lambda: (None,),
+    "itself": Itself,
+    "client": redis.asyncio.Redis,
+    "pipeline": lambda: redis.asyncio.Redis().pipeline(),
+    "proxy": Lazy,
+    "mimic": Mimic,
+    "gone": lambda: weakref.proxy(Gone()),
+    "odd": Unhashable("Odd", (), {}),
+}
+
+
+@pytest.mark.parametrize("make", OTHERS.values(), ids=OTHERS)
+async def test_any_other_answer_is_none_of_our_business(make: Callable[[], object]) -> None:
     world = World()
 
     async def run(payload: Any, job: Job) -> object:
-        return answer
+        return make()
 
     first = world.put(run)
     await until(lambda: world.tally.finished == 1)
     assert world.done() == [first]
+    await world.end()
+
+
+async def test_what_an_executor_has_promised_is_waited_for() -> None:
+    world = World()
+
+    def fails() -> None:
+        world.door.wait(20)
+        raise Dead("no such account")
+
+    async def run(payload: Any, job: Job) -> object:
+        return pool.submit(fails)
+
+    with ThreadPoolExecutor(1) as pool:
+        world.put(run)
+        await rest()
+        assert world.tally.finished == 0
+        world.door.set()
+        await until(lambda: world.tally.finished == 1)
+    assert isinstance(world.failures[0][2], Dead)
     await world.end()
 
 

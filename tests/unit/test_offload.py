@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
+import gc
 import os
+import signal
 import sys
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio.to_process
 import msgspec
 import pytest
 
@@ -21,7 +26,7 @@ from runtime.jobs import BEGINS, PLAIN, Envelope, Job
 from runtime.offload import in_thread
 from runtime.places import PLACES, PROCESS, SECOND_TICKS, SOON_TICKS, THREAD, WAIT_S, Places, make_places
 from runtime.settle import decide
-from tests.unit.in_child import Work, fail, work, work_async
+from tests.unit.in_child import Work, fail, forks_async, leaves, work, work_async
 
 
 def job(do: str = "", note: Path | str = "", **fields: Any) -> Job:
@@ -85,6 +90,67 @@ async def test_what_a_function_raises_in_its_thread_comes_back(error: BaseExcept
     with pytest.raises(RuntimeError if isinstance(error, StopIteration) else type(error)):
         await in_thread(function)(None, job())
     await until(lambda: places[THREAD].taken == 0)
+
+
+class Faceless(Exception):
+    """An error that cannot be asked what it is."""
+
+    @property
+    def __class__(self) -> Any:
+        raise RuntimeError("nobody knows")
+
+    @__class__.setter
+    def __class__(self, kind: Any) -> None:
+        """Leave it."""
+
+
+@pytest.mark.parametrize(
+    ("error", "told"), [(Faceless("mine"), "Faceless"), (StopIteration("mine"), "StopIteration: mine")], ids=["faceless", "stop"]
+)
+async def test_an_error_that_cannot_be_carried_to_the_loop_is_an_error_of_the_job(error: BaseException, told: str) -> None:
+    def function(payload: Any, job: Job) -> None:
+        raise error
+
+    async with asyncio.timeout(20):
+        try:
+            await in_thread(function)(None, job())
+        except BaseException as raised:
+            decided = decide(work, job(attempts=1), raised, lambda: 0.5)
+    assert isinstance(decided, Dead)
+    assert told in str(decided)
+    assert "in function" in decided.stack or type(error) is Faceless
+
+
+async def test_what_a_function_raised_in_its_thread_is_let_go_with_all_that_its_frames_hold() -> None:
+    seen: list[weakref.ref[Hanging]] = []
+
+    def function(payload: Any, job: Job) -> None:
+        held = Hanging()
+        seen.append(weakref.ref(held))
+        raise ValueError("no")
+
+    gc.collect()
+    gc.disable()
+    try:
+        with contextlib.suppress(ValueError):
+            await in_thread(function)(None, job())
+        await until(lambda: seen[0]() is None)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("error", [None, SystemExit(0), ValueError("in the fork")], ids=repr)
+async def test_a_process_that_a_function_forks_in_its_thread_ends_with_the_function(error: BaseException | None) -> None:
+    forked: list[int] = []
+
+    def function(payload: Any, job: Job) -> None:
+        forked.append(os.fork())
+        if forked[0] == 0 and error is not None:
+            raise error
+
+    await in_thread(function)(None, job())
+    _, status = await asyncio.to_thread(os.waitpid, forked[0], 0)
+    assert os.waitstatus_to_exitcode(status) == (type(error) is ValueError)
 
 
 async def test_a_function_in_a_thread_sees_the_context_of_its_lane() -> None:
@@ -331,6 +397,62 @@ async def test_what_a_child_writes_to_its_standard_output_does_no_harm() -> None
 
 async def test_an_interrupt_at_the_keyboard_that_reaches_a_child_does_not_end_the_worker() -> None:
     assert not isinstance(await outcome("interrupt"), KeyboardInterrupt)
+
+
+@pytest.mark.parametrize("do", ["fork-exits", "fork-returns", "fork-raises", "fork-thread", "fork-process"])
+async def test_what_a_handler_forks_in_its_child_answers_nothing(do: str, tmp_path: Path) -> None:
+    await leaves.run(None, job(do, tmp_path / "note"))
+    for _ in range(3):
+        assert isinstance(await outcome("error"), ChildFailed), "who fails has failed"
+        assert await outcome("note", leaves.run) is None
+    assert (tmp_path / "note").read_text("utf-8") == await child(), "and the child lives"
+
+
+@pytest.mark.parametrize("do", ["exits", "returns"])
+async def test_what_a_coroutine_function_forks_in_its_child_answers_nothing(do: str) -> None:
+    await forks_async.run(None, job(do))
+    for _ in range(3):
+        assert isinstance(await outcome("error"), ChildFailed)
+        assert await outcome("", leaves.run) is None
+
+
+async def test_an_answer_that_nobody_has_asked_for_is_never_believed() -> None:
+    await leaves.run(None, job("signal"))
+    pid = int(await child())
+    for _ in range(2):
+        os.kill(pid, signal.SIGUSR1)  # it raises, and what was raised is answered, though no job runs
+        await asyncio.sleep(0)
+    ends: list[BaseException | None] = []
+    while not ends or ends[-1] is None or not str(ends[-1]).startswith("ValueError"):
+        ends.append(await outcome("error"))
+        assert ends[-1] is not None, "who fails is never done"
+    assert await child() != str(pid), "nobody knows what that child says next"
+    assert not is_alive(pid)
+
+
+async def test_a_shifted_answer_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    pid = await child()
+    monkeypatch.setattr("runtime.offload._numbers", iter([10, 11, 11, 12]))
+    real, answers = anyio.to_process.run_sync, [[0, "done"], [10, "done"]]
+
+    async def late(*call: Any, **named: Any) -> Any:
+        answer = await real(*call, **named)
+        answers.append(answer)
+        return answers.pop(0)
+
+    monkeypatch.setattr(anyio.to_process, "run_sync", late)
+    shifted = await outcome("error")
+    assert isinstance(shifted, ChildFailed)
+    assert "another job" in str(shifted)
+    await until(lambda: not is_alive(int(pid)))
+
+
+async def test_what_a_job_sets_in_its_child_is_not_seen_by_the_next(tmp_path: Path) -> None:
+    await leaves.run(None, job("sees", tmp_path / "before"))
+    for do in ("variable", "alarm"):
+        await leaves.run(None, job(do))
+    await leaves.run(None, job("sees", tmp_path / "after"))
+    assert (tmp_path / "after").read_text("utf-8") == (tmp_path / "before").read_text("utf-8")
 
 
 # --- who waits for a place ---------------------------------------------------------------------------------------------------

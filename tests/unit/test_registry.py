@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import inspect
 import sys
@@ -315,6 +316,60 @@ async def test_a_generator_that_comes_out_of_a_decorator_is_a_failure(function: 
     outcome = await run(handler(Greet)(timed(function)), Greet())
     assert isinstance(outcome, Retry)
     assert "nothing of it has run" in str(outcome)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [contextlib.contextmanager(a_generator), contextlib.asynccontextmanager(an_async_generator)],
+    ids=["with", "async with"],
+)
+@pytest.mark.parametrize("runs", ["", "process"])
+def test_a_context_manager_is_refused_since_a_call_would_run_nothing_of_it(function: Any, runs: str) -> None:
+    assert "context manager" in refusal(lambda: handler(Greet, runs=runs)(function))
+    assert "nothing of it has run" in str(asyncio.run(run(handler(Greet)(timed(function)), Greet()))), (
+        "it comes out of a decorator"
+    )
+
+
+def test_a_generator_that_its_decorator_runs_is_a_handler() -> None:
+    @functools.wraps(a_generator)
+    def steps(*given: Any) -> None:
+        list(a_generator(*given))
+
+    assert asyncio.run(run(handler(Greet)(steps), Greet())) == Done()
+
+
+def test_a_class_is_refused_since_a_call_only_makes_an_object() -> None:
+    class Greeting:
+        def __init__(self, message: Greet, job: Job) -> None:
+            self.message = message
+
+    assert "is a class" in refusal(lambda: handler(Greet)(cast("Any", Greeting)))
+
+
+class Named:
+    """An object with a name, as a decorator may be that is a class, and nothing else that a function has."""
+
+    def __init__(self) -> None:
+        self.__qualname__ = "named"
+
+    def __call__(self, message: Greet, job: Job) -> None:
+        """Do nothing."""
+
+
+class Unknown(Named):
+    """One that nobody knows how to call."""
+
+    __signature__ = "none"
+
+
+async def broken_annotation(message: "1 / 0", job: Job) -> None:  # noqa: UP037  # pyright: ignore
+    """Does nothing."""
+
+
+@pytest.mark.parametrize("function", [Named(), Unknown(), broken_annotation], ids=["object", "unknown", "broken"])
+def test_what_cannot_be_looked_into_is_refused_in_words(function: Any) -> None:
+    refusal(lambda: handler(Greet)(function))
 
 
 def test_a_policy_that_is_none_is_refused() -> None:
