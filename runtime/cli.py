@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -15,7 +13,7 @@ from typing import Any, Final, NoReturn
 
 from runtime.config import KNOBS, Config, load
 from runtime.errors import ConfigError, JobsError, StoreAway
-from runtime.leaving import has_threads
+from runtime.leaving import leave
 
 CLEAN, FAILED, BAD_USAGE, NO_REDIS = 0, 1, 2, 3
 Act = Callable[[Config, argparse.Namespace], int]
@@ -54,18 +52,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and end the process with its status.
-
-    A thread that would not end, such as a handler's, must not keep the process: then leave it to the system.
-    """
-    status = call(list(sys.argv[1:] if arguments is None else arguments))
-    if has_threads():
-        logging.shutdown()
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):  # closed, or its reader has gone
-                stream.flush()
-        os._exit(status)
-    sys.exit(status)
+    """Run the command line and end the process with its status."""
+    leave(call(list(sys.argv[1:] if arguments is None else arguments)))
 
 
 def call(arguments: list[str]) -> int:

@@ -425,6 +425,7 @@ class Consumer:
                     self._look_at_lost(places, now_s)
             if len(self.held) or self.tally.finished != self._finished_before[-1]:
                 self._sweep()
+            logs.wake()  # a job may configure logging
             self._finished_before = [*self._finished_before[1:], self.tally.finished]
             self._fetcher.room_made.set()
             await asyncio.sleep(TICK_S)

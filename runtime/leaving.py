@@ -1,4 +1,4 @@
-"""The ends of a process that wait for nothing that runs in it: after a crash of ours, and at the hard deadline of a stop.
+"""The ends of a process that wait for nothing that runs in it: after a crash of ours, at the hard deadline, when all is done.
 
 Threads that hang, handlers that swallow their cancel, hooks of an orderly exit, a standard error that nobody reads: none may keep
 a process that does no work any more. Leases expire by themselves, so leaving is always safe.
@@ -6,6 +6,7 @@ a process that does no work any more. Leases expire by themselves, so leaving is
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import logging
 import os
@@ -13,8 +14,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Generator
+from typing import Final, NoReturn
 
 log = logging.getLogger("runtime")
 
@@ -22,6 +23,8 @@ CRASHED: Final = 1  # exit status
 CRASH_S: Final = 2.5  # a guess: so long may handlers clean up after a crash; 5 s are promised
 LOCKED_S: Final = 4.0  # then without Python's help, should a handler hold the interpreter's lock
 WORDS_S: Final = 0.5  # for last words, and for what must end before us
+LEFT_S: Final = 2.0  # a guess: so long may what handlers have left behind, tasks or hooks, take to end when all is done
+LEFT: Final = "all is done, but something that a handler has left behind does not end"
 
 
 class Leaving:
@@ -32,6 +35,8 @@ class Leaving:
         self._lock = threading.Lock()
         self._is_armed = False
         self._has_said = False
+        self._status: int | None = None
+        self._stderr = sys.stderr
         self._nowhere = os.open(os.devnull, os.O_WRONLY)  # opened early: a process may crash for want of descriptors
 
     def __repr__(self) -> str:
@@ -43,7 +48,43 @@ class Leaving:
         with self._lock:
             has_said, self._has_said = self._has_said, True
         if not has_said:  # what ends because of it crashes too, and says nothing new
-            _say_crash(error)
+            self._say_crash(error)
+
+    def _say_crash(self, error: BaseException) -> None:
+        """Log the traceback; where the log is silent, since a module of handlers has configured it, print it."""
+        is_heard = False
+        with contextlib.suppress(BaseException):  # a filter or a handler of somebody's may raise anything, or exit
+            log.critical("the worker has crashed: leaving, leases will expire by themselves", exc_info=error)
+            is_heard = log.isEnabledFor(logging.CRITICAL) and log.hasHandlers()
+        if not is_heard:
+            self.say("".join(traceback.format_exception(error)))
+
+    def say(self, text: str) -> None:
+        """Write a line to the standard error that there was at the start; handlers may have closed or replaced `sys.stderr`."""
+        try:
+            print(text, file=self._stderr, flush=True)
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError):
+                os.write(2, f"{text}\n".encode(errors="backslashreplace"))
+
+    def done(self, status: int) -> None:
+        """Note that all is done: whatever ends this process from now on, it is with this status."""
+        with self._lock:
+            if not self._is_armed:
+                self._status = status
+
+    @contextlib.contextmanager
+    def left(self, status: int) -> Generator[None]:
+        """Have this process end with `status` when the block takes longer than what is left behind may.
+
+        Raises:
+            RuntimeError: no thread can be started.
+        """
+        timer = self.after(LEFT_S, status, LEFT)
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def soon(self) -> None:
         """Have this process end with the status of a crash, within CRASH_S, whatever it does until then."""
@@ -53,11 +94,11 @@ class Leaving:
             self._is_armed = True
         try:
             faulthandler.dump_traceback_later(LOCKED_S, exit=True, file=self._nowhere)
-            self.after(CRASH_S, CRASHED, "the worker has crashed and does not end by itself")
+            self.after(CRASH_S, CRASHED, "the worker has crashed and does not end by itself, leases will expire")
         except RuntimeError:  # no thread can be started any more
             os._exit(CRASHED)
 
-    def after(self, wait_s: float, status: int, why: str) -> None:
+    def after(self, wait_s: float, status: int, why: str) -> threading.Timer:
         """Have this process end with `status` when so much time is over.
 
         Raises:
@@ -66,6 +107,7 @@ class Leaving:
         timer = threading.Timer(wait_s, self._at_once, (status, why))
         timer.daemon = True
         timer.start()
+        return timer
 
     def _at_once(self, status: int, why: str) -> None:
         """End the process. What is still to be done may hang: it is done by threads that are not waited for long."""
@@ -77,7 +119,23 @@ class Leaving:
             for thread in last:
                 thread.join(max(0.0, end_s - time.monotonic()))
         finally:
-            os._exit(status)
+            os._exit(status if self._status is None else self._status)
+
+
+def leave(status: int) -> NoReturn:
+    """End this process with `status`. Threads that do not end and hooks that hang, such as a handler's, do not keep it."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # closed, its reader has gone, or it is a handler's own
+            stream.flush()
+    with contextlib.suppress(RuntimeError):  # no thread can be started
+        timer = threading.Timer(LEFT_S, os._exit, (status,))
+        timer.daemon = True
+        timer.start()
+    if has_threads():
+        with contextlib.suppress(Exception):
+            logging.shutdown()
+        os._exit(status)
+    sys.exit(status)
 
 
 def has_threads() -> bool:
@@ -85,17 +143,6 @@ def has_threads() -> bool:
     return any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread())
 
 
-def _say_crash(error: BaseException) -> None:
-    """Log the traceback; where the log is silent, since a module of handlers has configured it, print it."""
-    is_heard = log.isEnabledFor(logging.CRITICAL) and log.hasHandlers()
-    try:
-        log.critical("the worker has crashed: leaving, leases will expire by themselves", exc_info=error)
-    except Exception:  # a filter or a handler of somebody's
-        is_heard = False
-    if not is_heard:
-        traceback.print_exception(error, file=sys.stderr)
-
-
 def _say_last(why: str) -> None:
-    log.critical("%s: leaving at once, leases will expire by themselves", why)
+    log.critical("%s: leaving at once", why)
     logging.shutdown()

@@ -39,9 +39,14 @@ class GuardedLog(logging.LoggerAdapter[logging.Logger]):
             print(f"a filter, handler or formatter of the log raises {kind.__name__}: lines are lost", file=sys.stderr)
 
 
+_GUARDED: Final[list[logging.Logger]] = []
+
+
 def guarded(name: str) -> GuardedLog:
     """Return the logger of this name, for code that must go on whatever the log does."""
-    return GuardedLog(logging.getLogger(name), None)
+    logger = logging.getLogger(name)
+    _GUARDED.append(logger)
+    return GuardedLog(logger, None)
 
 
 log = guarded("runtime")
@@ -85,13 +90,13 @@ def setup(kind: str, level: str) -> None:
 
 
 def wake() -> None:
-    """Enable our loggers again where a module of handlers has disabled them, as `dictConfig` does unless it is told otherwise."""
+    """Enable our loggers again where handlers have disabled them, as `dictConfig` does unless it is told otherwise. Cheap."""
+    if not any(logger.disabled for logger in _GUARDED):
+        return
     known = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.partition(".")[0] in _OURS]
-    silenced = [logger for logger in known if logger.disabled]
-    for logger in silenced:
+    for logger in known:
         logger.disabled = False
-    if silenced:
-        log.warning(
-            "logging was configured by an imported module, which disabled the worker's own log: it is enabled again; "
-            "to have it untouched, give dictConfig or fileConfig disable_existing_loggers=False"
-        )
+    log.warning(
+        "logging was configured by a module of handlers, which disabled the worker's own log: it is enabled again; "
+        "to have it untouched, give dictConfig or fileConfig disable_existing_loggers=False"
+    )

@@ -7,13 +7,12 @@ import contextlib
 import logging
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from random import random
 from types import FrameType
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from runtime import fleet, logs
 from runtime.backoff import Backoff, delay_s
@@ -35,6 +34,8 @@ T = TypeVar("T")
 
 HARD_S: Final = 4.0  # after the grace, or after a second signal: leases expire by themselves, so leaving is always safe
 HARD_DEADLINE: Final = 4  # exit status
+FRUITLESS: Final = 10_000  # a loop that ends so often without having had a turn has no file descriptor any more, say; a guess
+STOPPED_TOLD_S: Final = 1.0
 READY_TICK_S: Final = 0.05
 ALIVE: Final = Alive()
 START_TRIES: Final = 5
@@ -92,33 +93,48 @@ def _live(work: Coroutine[Any, Any, Report | Total], leaving: Leaving, tether: T
     except BaseException:
         leaving.soon()
         raise
-    status = _end(report, tether)
-    if not has_threads():
-        runner.close()  # waits for threads of the loop's executor
+    status = _end(report, leaving, tether)
+    if not has_threads():  # closing waits for threads of the loop's executor
+        # What is left is handlers' own and changes nothing any more, such as a task that exits when it is cancelled.
+        with contextlib.suppress(BaseException), leaving.left(status):
+            runner.get_loop().set_task_factory(None)
+            runner.close()
     return status
 
 
 def _run_to_end(runner: asyncio.Runner, work: Coroutine[Any, Any, T]) -> T:
-    """Run the loop until this work has ended. A handler's task that exits stops the loop besides failing: it is begun again."""
-    task: asyncio.Task[Any] | None = None
+    """Run the loop until this work has ended. What handlers leave in it may stop it, or raise past it, as `sys.exit` does, or a
+    filter of the log that hears of a callback which failed: then the loop is run again.
+    """
+    task: asyncio.Task[T] | None = None
+    fruitless, silent_until_s = 0, 0.0
 
     async def run() -> T:
         nonlocal task
-        task = asyncio.current_task()
+        task = cast("asyncio.Task[T] | None", asyncio.current_task())
         return await work
 
-    try:
-        return runner.run(run())
-    except (SystemExit, KeyboardInterrupt) as error:
-        reason: BaseException = error
+    def turn() -> None:
+        nonlocal fruitless
+        fruitless = 0
+
     while True:
-        if task is None or task.done():  # Ctrl-C, before there was somebody to hear it
-            raise reason
-        log.error("a task of a handler raised %s, which is a failure of its job and not the end of the worker", describe(reason))
         try:
-            return runner.get_loop().run_until_complete(task)
-        except (SystemExit, KeyboardInterrupt) as error:
-            reason = error
+            return runner.run(run()) if task is None else runner.get_loop().run_until_complete(task)
+        except BaseException as error:
+            loop = runner.get_loop()
+            fruitless += 1
+            if task is not None and task.done() and not task.cancelled():
+                return task.result()  # its own end, or uvloop has told of the callback only after that
+            # Ctrl-C, before there was somebody to hear it; or a loop that can go on no more.
+            if task is None or task.done() or loop.is_closed() or fruitless > FRUITLESS:
+                raise
+            now_s = time.monotonic()
+            if now_s >= silent_until_s:
+                silent_until_s = now_s + STOPPED_TOLD_S
+                told = "something that a handler began has stopped the loop, which is not the end of the worker: %s"
+                log.error(told, describe(error))
+        loop.call_soon(turn)
 
 
 def _find(config: Config, tether: Tether | None = None) -> Found:
@@ -128,13 +144,15 @@ def _find(config: Config, tether: Tether | None = None) -> Found:
     return found
 
 
-def _end(report: Report | Total, tether: Tether | None = None) -> int:
+def _end(report: Report | Total, leaving: Leaving, tether: Tether | None = None) -> int:
     """Say the last line, and give the exit status."""
+    status = report.status if isinstance(report, Total) else 0
+    leaving.done(status)
     if tether is not None and isinstance(report, Report):
         tether.say(Ended(report.finished, report.released, report.left))
     else:
-        print(f"runtime: {report}", file=sys.stderr, flush=True)
-    return report.status if isinstance(report, Total) else 0
+        leaving.say(f"runtime: {report}")
+    return status
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
@@ -172,9 +190,10 @@ async def _work(
     def leave(report: Report) -> None:
         if embedded is not None:
             embedded.stop()
-        _end(report, tether)
-        logging.shutdown()
-        os._exit(0)
+        status = _end(report, leaving, tether)
+        with contextlib.suppress(BaseException), leaving.left(status):
+            logging.shutdown()
+        os._exit(status)
 
     lookups = Lookups(url, config.queue, "board")
     try:
@@ -270,7 +289,7 @@ def _stop_on_signals(
             return
         calls = 1 + (must_hurry and not seen)
         seen.append(number)
-        leaving.after(hard_s if must_hurry else grace_s + hard_s, HARD_DEADLINE, "the hard deadline is over")
+        leaving.after(hard_s if must_hurry else grace_s + hard_s, HARD_DEADLINE, "the hard deadline is over, leases will expire")
         with contextlib.suppress(RuntimeError):  # the loop is closed: only the server's end is still awaited
             for _call in range(calls):
                 loop.call_soon_threadsafe(stop)

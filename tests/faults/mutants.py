@@ -30,6 +30,7 @@ SENTINEL = "tests/faults/test_sentinel.py"
 LANES = "tests/unit/test_lanes.py"
 OFFLOAD = "tests/unit/test_offload.py"
 SETTLE = "tests/unit/test_settle.py"
+STATUS = "tests/faults/test_crash.py::test_an_orderly_stop_has_its_status_whatever_handlers_have_left_behind"
 PATIENCE_S = "15"  # a test that must fail should not wait as long as one that must not
 
 
@@ -752,6 +753,34 @@ MUTANTS = (
         "        loop.set_task_factory(None)\n",
         "",
         f"{LANES}::test_a_lane_goes_on_whatever_makes_the_tasks_of_a_handler",
+    ),
+    Mutant(
+        "what stops the loop ends the worker",
+        "runtime/commands/run.py",
+        "        except BaseException as error:\n            loop =",
+        "        except (SystemExit, KeyboardInterrupt) as error:\n            loop =",
+        "tests/unit/test_run.py::test_a_loop_that_a_callback_stops_is_run_again",
+    ),
+    Mutant(
+        "what is left behind has a say in the status",
+        "runtime/commands/run.py",
+        "suppress(BaseException), leaving.left(status):\n            runner",
+        "suppress(ValueError), leaving.left(status):\n            runner",
+        f"{STATUS}[a closed stderr, a task that exits]",
+    ),
+    Mutant(
+        "what is left behind keeps the process",
+        "runtime/leaving.py",
+        "timer = self.after(LEFT_S, status, LEFT)",
+        "timer = self.after(3600, status, LEFT)",
+        f"{STATUS}[a stubborn task]",
+    ),
+    Mutant(
+        "a job may silence the worker",
+        "runtime/consumer.py",
+        "            logs.wake()",
+        "            pass",
+        "tests/faults/test_crash.py::test_the_worker_goes_on_with_what_a_handler_has_left_in_its_process[another log]",
     ),
     Mutant(
         "what a handler returns is not looked at",

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import logging
+import logging.config
+import os
 import sys
 import threading
 import time
+from collections.abc import AsyncGenerator, Callable
+from contextvars import ContextVar
 from typing import Any
 
 import msgspec
@@ -88,6 +93,110 @@ async def hook(message: Hook, job: Job) -> None:
     """Leave it behind."""
     atexit.register(time.sleep, 3600)
     note("start", message.n, job.attempt, job.entry.decode(), job.count, time.monotonic(), job.stream)
+
+
+@contract("leave-behind")
+class LeaveBehind(msgspec.Struct, frozen=True, kw_only=True):
+    """Leave something behind in the process that the worker must live with, or end in spite of."""
+
+    what: str
+
+
+@handler(LeaveBehind, retry=Backoff(attempts=1))
+async def leave_behind(message: LeaveBehind, job: Job) -> None:
+    """Leave it behind."""
+    LEFT_BEHIND[message.what]()
+    await asyncio.sleep(0)  # a task begins
+    note("start", 0, job.attempt, job.entry.decode(), job.count, time.monotonic(), job.stream)
+
+
+KEPT: list[object] = []
+
+
+def stop_the_loop() -> None:
+    asyncio.get_running_loop().stop()
+
+
+def break_the_log() -> None:
+    """Have a filter raise where the log hears of a callback that fails."""
+
+    def refuse(record: logging.LogRecord) -> bool:
+        raise ValueError("a filter that fails")
+
+    log = logging.getLogger("asyncio")
+    log.addFilter(refuse)
+    loop = asyncio.get_running_loop()
+    loop.call_soon(lambda: 1 / 0)
+    loop.call_later(0.1, log.removeFilter, refuse)
+
+
+def make_tasks_by_hand() -> None:
+    """Set a factory of tasks as libraries wrote them before tasks had a context to begin in."""
+    asyncio.get_running_loop().set_task_factory(lambda loop, coroutine: asyncio.Task(coroutine, loop=loop))  # pyright: ignore[reportArgumentType]
+    VARIABLE.set("set")
+
+
+def configure_logging() -> None:
+    logging.config.dictConfig({"version": 1})
+
+
+def close_stderr() -> None:
+    sys.stderr.close()
+
+
+def replace_stderr() -> None:
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr.close()
+
+
+def hang_at_the_exit() -> None:
+    atexit.register(time.sleep, 3600)
+
+
+def keep_a_task(on_cancel: Callable[[], None]) -> None:
+    async def stay() -> None:
+        while True:
+            try:
+                await asyncio.sleep(3600)
+            except asyncio.CancelledError:
+                on_cancel()
+
+    KEPT.append(asyncio.create_task(stay()))
+
+
+def keep_a_generator() -> None:
+    async def numbers() -> AsyncGenerator[int]:
+        try:
+            yield 1
+        finally:
+            await asyncio.sleep(3600)
+
+    async def take_one() -> None:
+        one = numbers()
+        KEPT.append(one)
+        await anext(one)
+
+    KEPT.append(asyncio.create_task(take_one()))
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+LEFT_BEHIND: dict[str, Callable[[], None]] = {
+    "a stopped loop": stop_the_loop,
+    "a filter that raises": break_the_log,
+    "a task factory": make_tasks_by_hand,
+    "another log": configure_logging,
+    "a closed stderr": close_stderr,
+    "another stderr": replace_stderr,
+    "a hook": hang_at_the_exit,
+    "a stubborn task": lambda: keep_a_task(lambda: None),
+    "a task that exits": lambda: keep_a_task(lambda: sys.exit(7)),
+    "a task that interrupts": lambda: keep_a_task(interrupt),
+    "a generator": keep_a_generator,
+}
+VARIABLE: ContextVar[str] = ContextVar("variable", default="")
 
 
 @contract("exit-in-a-task")

@@ -133,6 +133,55 @@ def test_a_task_of_a_handler_that_exits_is_a_failure_of_its_job_and_the_worker_g
         assert worker.process.wait(DEADLINE_S) == 0, worker.log
 
 
+@pytest.mark.parametrize("what", ["a stopped loop", "a filter that raises", "a task factory", "another log"])
+def test_the_worker_goes_on_with_what_a_handler_has_left_in_its_process(valkey, tmp_path, crew, what):
+    with valkey.client() as raw:
+        worker = hire(crew, valkey, tmp_path, *BOTH, concurrency=1)
+        for _ in range(2):
+            add(raw, "leave-behind", f'{{"what":"{what}"}}')
+        add(raw, "scripted", '{"n":1,"ms":200}')
+        wait_until(lambda: count(tmp_path, "end") == 1, what="the next job has run")
+        wait_until(lambda: raw.xlen(KEY) == 0, what="all is settled")
+        assert raw.xlen("{jobs}:dead") == 0, raw.xrange("{jobs}:dead")
+        if what == "another log":
+            wait_until(lambda: "it is enabled again" in worker.log, what="the log speaks again")
+        assert worker.stop() == 0, worker.log
+        assert "stopped in" in worker.log.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        ("a closed stderr", "a task that exits"),
+        ("another stderr", "a hook"),
+        ("a task that interrupts",),
+        ("a stubborn task",),
+        ("a generator", "a task factory"),
+    ],
+    ids=", ".join,
+)
+def test_an_orderly_stop_has_its_status_whatever_handlers_have_left_behind(valkey, tmp_path, crew, left):
+    with valkey.client() as raw:
+        worker = hire(crew, valkey, tmp_path, *BOTH, "--grace", "3600", concurrency=1)
+        for what in left:
+            add(raw, "leave-behind", f'{{"what":"{what}"}}')
+        wait_until(lambda: count(tmp_path, "start") == len(left), what="all is left behind")
+        wait_until(lambda: raw.xlen(KEY) == 0, what="all is settled")
+        assert worker.stop(DEADLINE_S) == 0, worker.log
+        assert "runtime: stopped in" in worker.log
+
+
+@pytest.mark.parametrize("what", ["a closed stderr", "another log"])
+def test_a_crash_is_told_whatever_handlers_have_done_to_the_log(valkey, tmp_path, crew, what):
+    with valkey.client() as raw:
+        worker = hire(crew, valkey, tmp_path, *BOTH, concurrency=1)
+        add(raw, "leave-behind", f'{{"what":"{what}"}}')
+        wait_until(lambda: raw.xlen(KEY) == 0, what="it is settled")
+        add(raw, "sabotage", '{"part":"flusher"}')
+        assert worker.process.wait(DEADLINE_S) == 1, worker.log
+        assert "sabotage of the flusher" in worker.log
+
+
 def test_a_crash_while_stopping_ends_the_process_with_its_traceback(valkey, tmp_path, crew):
     with valkey.client() as raw:
         worker = hire(crew, valkey, tmp_path, *BOTH, "--grace", "0.1")
