@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
+import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import Final, Self
@@ -13,12 +15,14 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from runtime.errors import ConfigError
+from runtime.words import Words
 
 SHUTDOWN_S: Final = 1.0
 MAX_CONNECTIONS: Final = 64  # a guess: many more than probes, scrapers and people need, few beside the 1,024 files of a process
 HEAD_S: Final = 10.0  # from when a connection is made until its first request is read
 KEEP_ALIVE_S: Final = 15.0
 WATCH_S: Final = 1.0
+MAX_TOLD: Final = 200  # characters of an error in the log, which may have a stranger's request in it; a guess
 METRICS: Final = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
 HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
@@ -30,12 +34,17 @@ Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class _Visitor(msgspec.Struct, eq=False):
-    """One connection: how many of its requests are being answered, since when it is as it is, and whether it ever asked."""
+    """One connection: how many of its requests are being answered, since when it is as it is, and whether it ever asked.
+
+    `is_made` once it was seen with a transport, which a loop may give it a turn later; `leaves` if it is to end by then.
+    """
 
     protocol: RequestHandler
     since_s: float
     answering: int = 0
     has_asked: bool = False
+    is_made: bool = False
+    leaves: bool = False
 
 
 class _Porter:
@@ -53,10 +62,11 @@ class _Porter:
 
     def let_in(self) -> RequestHandler:
         """Return the protocol of a connection that has been made; called by the loop."""
-        self._forget_the_gone()
-        if len(self._visitors) >= MAX_CONNECTIONS:
-            idle = [visitor for visitor in self._visitors.values() if not visitor.answering]
-            self._send_off(min(idle or self._visitors.values(), key=lambda visitor: visitor.since_s))
+        self._look()
+        staying = [visitor for visitor in self._visitors.values() if not visitor.leaves]
+        if len(staying) >= MAX_CONNECTIONS:
+            idle = [visitor for visitor in staying if not visitor.answering]
+            self._send_off(min(idle or staying, key=lambda visitor: visitor.since_s))
         protocol = self._server()
         self._visitors[protocol] = _Visitor(protocol, time.monotonic())
         return protocol
@@ -72,23 +82,49 @@ class _Porter:
         """Send off whoever is idle for too long, until cancelled."""
         while True:
             await asyncio.sleep(WATCH_S)
-            self._forget_the_gone()
+            self._look()
             now_s = time.monotonic()
             for visitor in list(self._visitors.values()):
                 if not visitor.answering and now_s - visitor.since_s > (KEEP_ALIVE_S if visitor.has_asked else HEAD_S):
                     self._send_off(visitor)
 
     def _send_off(self, visitor: _Visitor) -> None:
-        self._visitors.pop(visitor.protocol, None)
         transport = visitor.protocol.transport
+        if transport is None and not visitor.is_made and not visitor.leaves:
+            visitor.leaves = True  # when it is made; what is asked a second time never was
+            return
+        self._visitors.pop(visitor.protocol, None)
         if transport is not None:
             transport.abort()
 
-    def _forget_the_gone(self) -> None:
-        """A protocol whose connection is lost has no transport; nor has one that is only now being made, which is the newest."""
-        gone = [protocol for protocol, visitor in list(self._visitors.items())[:-1] if visitor.protocol.transport is None]
-        for protocol in gone:
-            del self._visitors[protocol]
+    def _look(self) -> None:
+        """A protocol whose connection is lost has no transport; nor have those that are only now being made, however many."""
+        for protocol, visitor in list(self._visitors.items()):
+            if visitor.protocol.transport is not None:
+                visitor.is_made = True
+                if visitor.leaves:
+                    self._send_off(visitor)
+            elif visitor.is_made or visitor.has_asked:
+                del self._visitors[protocol]
+
+
+class _Complaints:
+    """What aiohttp has for a logger: strangers make it speak, so it is one line within a budget, and without a stack."""
+
+    def __init__(self) -> None:
+        self._words = Words()
+
+    def debug(self, text: str, *args: object, **more: object) -> None:
+        """Say nothing of what any client may do."""
+
+    def exception(self, text: str, *args: object, exc_info: object = None, **more: object) -> None:
+        """Say in one line what could not be answered, and where it was raised."""
+        error = exc_info if isinstance(exc_info, BaseException) else sys.exc_info()[1]
+        frames = list(traceback.walk_tb(error.__traceback__)) if error is not None else []
+        place = f" ({frames[-1][0].f_code.co_filename}:{frames[-1][1]})" if frames else ""
+        self._words.say("the board: %s: %s%s", text % args if args else text, ascii(error)[:MAX_TOLD], place)
+
+    warning = error = exception
 
 
 class Site:
@@ -107,7 +143,9 @@ class Site:
         app = web.Application(middlewares=[self._counted, _with_headers])
         for path, answer in {"/favicon.ico": _no_icon, **self._routes}.items():
             app.router.add_get(path, answer)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S, keepalive_timeout=KEEP_ALIVE_S)
+        self._runner = web.AppRunner(
+            app, access_log=None, logger=_Complaints(), shutdown_timeout=SHUTDOWN_S, keepalive_timeout=KEEP_ALIVE_S
+        )
         await self._runner.setup()
         server = self._runner.server
         if server is None:

@@ -166,6 +166,7 @@ def may_import(importer: str, imported: str) -> bool:
                 "runtime.events",
                 "runtime.errors",
                 "runtime.fleet",
+                "runtime.words",
                 "otel",
                 "board",
             )

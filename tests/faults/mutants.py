@@ -117,6 +117,20 @@ MUTANTS = (
         "tests/faults/test_files.py::test_however_many_connect_and_are_silent_the_next_one_is_answered_and_the_oldest_leaves",
     ),
     Mutant(
+        "what has no connection yet is forgotten",
+        "board/site.py",
+        "elif visitor.is_made or visitor.has_asked:",
+        "else:",
+        "tests/faults/test_files.py::test_whoever_connects_in_one_turn_of_the_loop_is_counted_and_leaves_as_others_do",
+    ),
+    Mutant(
+        "aiohttp has the log for itself",
+        "board/site.py",
+        "logger=_Complaints(), ",
+        "",
+        "tests/faults/test_files.py::test_bad_requests_are_a_few_short_lines_in_the_log_however_many_come",
+    ),
+    Mutant(
         "any key of a MessagePack map is taken",
         "runtime/bounds.py",
         "if first not in _NUMBER_KEYS:",

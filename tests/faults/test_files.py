@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import resource
+import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
 
@@ -18,6 +19,7 @@ from runtime import Backoff, Job, contract, handler
 from runtime.errors import NotStarted, StoreAway
 from runtime.jobs import PLAIN
 from runtime.wire import Wire
+from runtime.words import LINES_S
 from tests.faults.harness import leftovers
 from tests.workers import until, working
 
@@ -113,6 +115,66 @@ async def test_a_head_too_large_is_refused(site, head):
     other = await connect(site)
     assert await ask(other) == b"HTTP/1.1 200 OK hello"
     close(line, other)
+
+
+def is_cut(line: socket.socket) -> bool:
+    try:
+        return line.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
+
+
+async def test_whoever_connects_in_one_turn_of_the_loop_is_counted_and_leaves_as_others_do(monkeypatch):
+    monkeypatch.setattr(board.site, "HEAD_S", 1e6)
+    monkeypatch.setattr(board.site, "WATCH_S", 0.05)
+    async with Site("127.0.0.1", 0, {"/": hello}) as site:
+        host, _, port = site.url.removeprefix("http://").partition(":")
+        lines = [socket.create_connection((host, int(port))) for _ in range(95)]  # the loop accepts none meanwhile
+        await until(lambda: sum(map(is_cut, lines)) == 95 - MAX_CONNECTIONS, "only as many stay as may")
+        line = await connect(site)
+        assert await ask(line) == b"HTTP/1.1 200 OK hello"
+        monkeypatch.setattr(board.site, "HEAD_S", 0.1)
+        await until(lambda: all(map(is_cut, lines)), "the silent ones leave")
+        assert await ask(line) == b"HTTP/1.1 200 OK hello"
+        close(line)
+        for each in lines:
+            each.close()
+
+
+BAD = [
+    b"GET http://[ HTTP/1.1\r\nHost: x\r\nX: \x1b[31m\r\n\r\n",
+    b"GET / HTTP/1.1\r\nContent-Length: \x1b[31m\r\n\r\n",
+    b"GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\x1b\r\n",
+    b"\x1b[31m / HTTP/1.1\r\n\r\n",
+    b"POST / HTTP/9.9\r\n\r\n",
+    b"GET /%ff%00 HTTP/1.1\r\nHost: \xff\r\nX: \x00\r\n\r\n",
+]
+
+
+async def test_bad_requests_are_a_few_short_lines_in_the_log_however_many_come(caplog):
+    async def broken(request: web.Request) -> web.Response:
+        raise ValueError("one of ours\n" + "x" * 10_000)
+
+    asked = 0
+    async with Site("127.0.0.1", 0, {"/": hello, "/broken": broken}) as site:
+        for head in [b"GET /broken HTTP/1.1\r\nHost: x\r\n\r\n", *BAD * 40]:
+            line = await connect(site)
+            line[1].write(head)
+            with contextlib.suppress(ConnectionError):
+                await asyncio.wait_for(line[0].read(100), 10)
+            close(line)
+            asked += 1
+    assert asked == 1 + 40 * len(BAD)
+    lines = [record.getMessage() for record in caplog.records if record.levelno > 10]
+    assert "ValueError('one of ours" in lines[0]
+    assert "test_files.py:" in lines[0]
+    assert {record.name for record in caplog.records if record.levelno > 10} == {"runtime"}
+    assert not any(record.exc_info for record in caplog.records)
+    assert all(len(text) < 500 and text.isprintable() for text in lines)
+    seconds = {int(record.created) for record in caplog.records}
+    assert len(lines) <= (LINES_S + 1) * (len(seconds) + 1)
 
 
 @contextlib.contextmanager
