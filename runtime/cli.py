@@ -60,7 +60,7 @@ def call(arguments: list[str]) -> int:
     """Run one command; give its exit status. Errors of ours are one line on standard error."""
     try:
         parsed = parser().parse_args(_with_default(arguments))
-        config = load(vars(parsed), os.environ, Path.cwd())
+        config = load(vars(parsed), os.environ, _folder())
         return int(parsed.act(config, parsed))
     except ConfigError as error:
         return _say(str(error), BAD_USAGE)
@@ -73,6 +73,13 @@ def call(arguments: list[str]) -> int:
     except BrokenPipeError:
         sys.stderr.close()  # the reader has gone: nothing to say to nobody
         return FAILED
+
+
+def _folder() -> Path:
+    try:
+        return Path.cwd()
+    except OSError:
+        raise ConfigError("the folder that this was started in is gone, or cannot be read: start it in another one") from None
 
 
 def parser() -> Parser:

@@ -1,7 +1,7 @@
 """What may be believed of the folder a command is started in: its settings, and its modules, if nobody else can write them.
 
 Python puts that folder first on the path of `python -m`, before its own modules (`__main__` takes it off). Here it comes last,
-only where handlers are imported, and only when it is ours.
+only where handlers are imported, and only when it is ours; so must be each module found there, with the folders it lies in.
 """
 
 from __future__ import annotations
@@ -12,7 +12,18 @@ import pwd
 import stat
 import sys
 from collections.abc import Sequence
+from importlib.machinery import (
+    BYTECODE_SUFFIXES,
+    EXTENSION_SUFFIXES,
+    SOURCE_SUFFIXES,
+    ExtensionFileLoader,
+    FileFinder,
+    ModuleSpec,
+    SourceFileLoader,
+    SourcelessFileLoader,
+)
 from pathlib import Path
+from types import ModuleType
 from typing import Final
 
 SAFE: Final = "-P"  # for Python processes of ours: no folder that is not asked for
@@ -26,8 +37,50 @@ def add_folder() -> str:
         return ""
     why = why_not(Path(here))
     if not why:
+        _looked_at.add(here)
+        sys.path_importer_cache.pop(here, None)
+        sys.path_hooks.insert(0, _looking_finder)
         sys.path.append(here)
     return why
+
+
+class _LookingFinder(FileFinder):
+    """Finds the modules of one folder, and looks at each before anything of it is run: file, folder, and what is compiled."""
+
+    def find_spec(self, fullname: str, target: ModuleType | None = None) -> ModuleSpec | None:
+        """Return where a module is, if it can be trusted.
+
+        Raises:
+            ImportError: it cannot.
+        """
+        spec = super().find_spec(fullname, target)
+        if spec is None:
+            return None
+        inner = list(spec.submodule_search_locations or ())
+        file = Path(spec.origin) if spec.has_location and spec.origin else None
+        # A link leads to a folder that nobody has looked at yet; and what is compiled is run in the place of its source.
+        near = [file, file.resolve().parent, Path(spec.cached or file), Path(spec.cached or file).parent] if file else []
+        for path in map(Path, dict.fromkeys([*inner, *near])):
+            why = why_not(path) if path.exists() else ""
+            if why:
+                raise ImportError(f"{path} cannot be trusted: {why}; or set PYTHONPATH=.", name=fullname)
+        _looked_at.update(inner)  # what is in a package is found by its own path
+        return spec
+
+
+_looked_at: set[str] = set()
+_LOADERS: Final = (
+    (ExtensionFileLoader, EXTENSION_SUFFIXES),
+    (SourceFileLoader, SOURCE_SUFFIXES),
+    (SourcelessFileLoader, BYTECODE_SUFFIXES),
+)
+
+
+def _looking_finder(path: str) -> _LookingFinder:
+    """Return the finder of this folder and of the packages in it; all other entries of the path are the user's own word."""
+    if path not in _looked_at:
+        raise ImportError(path)
+    return _LookingFinder(path, *_LOADERS)
 
 
 def hidden_in_folder(modules: Sequence[str]) -> tuple[str, str] | None:
@@ -39,7 +92,9 @@ def hidden_in_folder(modules: Sequence[str]) -> tuple[str, str] | None:
         first = name.partition(".")[0]
         file = getattr(sys.modules.get(name), "__file__", None)
         near = [path for path in (Path(here, first, "__init__.py"), Path(here, f"{first}.py")) if path.is_file()]
-        if file and near and not Path(file).resolve().is_relative_to(Path(here).resolve()):
+        if not file or not near or Path(os.path.abspath(file)).is_relative_to(here):  # perhaps by a link that leads elsewhere
+            continue
+        if not Path(file).resolve().is_relative_to(Path(here).resolve()):
             return name, file
     return None
 
@@ -66,7 +121,7 @@ def why_not(path: Path | int) -> str:
 def _here() -> str | None:
     try:
         return os.getcwd()
-    except FileNotFoundError:
+    except OSError:
         return None
 
 

@@ -123,6 +123,115 @@ def test_handlers_are_not_imported_from_a_folder_that_others_may_write(folder, m
     )
 
 
+def _a_file(folder: Path) -> str:
+    (folder / "mine.py").chmod(0o666)
+    return "mine"
+
+
+def _a_package(folder: Path) -> str:
+    return _package(folder, "pkg", 0o777)
+
+
+def _a_folder_of_a_package(folder: Path) -> str:
+    return _package(folder, "pkg/inner", 0o777) + ".inner.work"
+
+
+def _the_beginning_of_a_package(folder: Path) -> str:
+    return _package(folder, "pkg/__init__.py", 0o666) + ".inner.work"
+
+
+def _a_module_of_a_package(folder: Path) -> str:
+    return _package(folder, "pkg/inner/work.py", 0o666) + ".inner.work"
+
+
+def _a_package_without_a_beginning(folder: Path) -> str:
+    name = _package(folder, "pkg", 0o777)
+    (folder / "pkg" / "__init__.py").unlink()
+    return name + ".inner.work"
+
+
+def _what_a_module_imports(folder: Path) -> str:
+    (folder / "mine.py").write_text("import helper\n" + HANDLERS)
+    (folder / "helper.py").write_text(HIJACK)
+    (folder / "helper.py").chmod(0o606)
+    return "mine"
+
+
+def _where_a_link_leads(folder: Path) -> str:
+    (folder.parent / "open").mkdir()
+    (folder.parent / "open").chmod(0o777)
+    (folder / "mine.py").rename(folder.parent / "open" / "mine.py")
+    (folder / "mine.py").symlink_to(folder.parent / "open" / "mine.py")
+    return "mine"
+
+
+def _what_is_compiled(folder: Path) -> str:
+    (folder / "__pycache__").mkdir()
+    (folder / "__pycache__").chmod(0o777)
+    return "mine"
+
+
+HIJACK = "open('hijacked', 'w').close()\n"
+
+
+def _package(folder: Path, lax: str = "", mode: int = 0) -> str:
+    """Make a package, one thing of which others may write; what must not be run of it leaves a trace."""
+    (folder / "pkg" / "inner").mkdir(parents=True)
+    for name in ("pkg/__init__.py", "pkg/inner/__init__.py", "pkg/inner/work.py"):
+        (folder / name).write_text(HIJACK if lax and name.startswith(lax) else HANDLERS)
+    if lax:
+        (folder / lax).chmod(mode)
+    return "pkg"
+
+
+LAX = [
+    _a_file,
+    _a_package,
+    _a_folder_of_a_package,
+    _the_beginning_of_a_package,
+    _a_module_of_a_package,
+    _a_package_without_a_beginning,
+    _what_a_module_imports,
+    _where_a_link_leads,
+    _what_is_compiled,
+]
+
+
+@pytest.mark.parametrize("open_up", LAX, ids=[case.__name__.strip("_") for case in LAX])
+def test_no_module_is_run_that_others_may_write(folder, open_up):
+    name = open_up(folder)
+    result = call(WAYS[0].values[0], "types", "--handlers", name, cwd=folder)
+    assert result.returncode == 2
+    line = one_line(result)
+    assert "cannot be trusted: everybody may write it (chmod o-w); or set PYTHONPATH=." in line
+    assert not (folder / "hijacked").exists()
+    for decoy in DECOYS:
+        (folder / f"{decoy}.py").unlink()
+    word = call(WAYS[0].values[0], "types", "--handlers", "mine", cwd=folder, PYTHONPATH=".")
+    assert word.returncode == 0, "the user's own word"
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_packages_with_folders_of_their_own_are_found(folder, way):
+    name = _package(folder)
+    for handlers in (name, f"{name}.inner", f"{name}.inner.work"):
+        assert call(way, "types", "--handlers", handlers, cwd=folder).returncode == 0
+    (folder / "pkg" / "__init__.py").unlink()
+    assert call(way, "types", "--handlers", f"{name}.inner.work", cwd=folder).returncode == 0
+
+
+@pytest.mark.parametrize("command", ["types", "stats", "run", "doctor"])
+def test_a_folder_that_is_gone_is_said_in_one_line(tmp_path, command):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    script = f"import os; os.chdir({str(gone)!r}); os.rmdir({str(gone)!r}); os.execv({sys.executable!r}, "
+    script += f"[{sys.executable!r}, '-P', '-m', 'runtime', {command!r}])"
+    home = {"HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
+    result = call((sys.executable, "-c", script), cwd=tmp_path, **home)
+    assert result.returncode == 2
+    assert "is gone" in one_line(result)
+
+
 @pytest.mark.parametrize("which", ["file", "folder"])
 def test_settings_that_others_may_write_are_refused_in_one_line(folder, which):
     file = folder / "runtime.toml"

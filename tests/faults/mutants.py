@@ -131,6 +131,13 @@ MUTANTS = (
         "tests/faults/test_files.py::test_bad_requests_are_a_few_short_lines_in_the_log_however_many_come",
     ),
     Mutant(
+        "the folder is looked at and not what is in it",
+        "runtime/folders.py",
+        'why = why_not(path) if path.exists() else ""',
+        'why = ""',
+        "tests/commands/test_folders.py::test_no_module_is_run_that_others_may_write",
+    ),
+    Mutant(
         "any key of a MessagePack map is taken",
         "runtime/bounds.py",
         "if first not in _NUMBER_KEYS:",
