@@ -35,6 +35,7 @@ class Leaving:
         self._lock = threading.Lock()
         self._is_armed = False
         self._has_said = False
+        self._untold: BaseException | None = None
         self._status: int | None = None
         self._stderr = sys.stderr
         self._nowhere = os.open(os.devnull, os.O_WRONLY)  # opened early: a process may crash for want of descriptors
@@ -51,12 +52,17 @@ class Leaving:
             self._say_crash(error)
 
     def _say_crash(self, error: BaseException) -> None:
-        """Log the traceback; where the log is silent, since a module of handlers has configured it, print it."""
-        is_heard = False
-        with contextlib.suppress(BaseException):  # a filter or a handler of somebody's may raise anything, or exit
+        """Log the traceback; print it where the log fails, or is silent since a module of handlers has configured it."""
+        self._untold = error
+        with contextlib.suppress(BaseException):  # a filter or a handler of somebody's may raise anything, exit, or hang
             log.critical("the worker has crashed: leaving, leases will expire by themselves", exc_info=error)
-            is_heard = log.isEnabledFor(logging.CRITICAL) and log.hasHandlers()
-        if not is_heard:
+            if log.isEnabledFor(logging.CRITICAL) and log.hasHandlers():
+                self._untold = None
+        self._say_untold()
+
+    def _say_untold(self) -> None:
+        error, self._untold = self._untold, None
+        if error is not None:
             self.say("".join(traceback.format_exception(error)))
 
     def say(self, text: str) -> None:
@@ -112,7 +118,9 @@ class Leaving:
     def _at_once(self, status: int, why: str) -> None:
         """End the process. What is still to be done may hang: it is done by threads that are not waited for long."""
         try:
-            last = [threading.Thread(target=work, daemon=True) for work in (self._before, lambda: _say_last(why))]
+            last = [
+                threading.Thread(target=work, daemon=True) for work in (self._before, self._say_untold, lambda: _say_last(why))
+            ]
             for thread in last:
                 thread.start()
             end_s = time.monotonic() + WORDS_S

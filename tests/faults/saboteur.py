@@ -140,6 +140,17 @@ def configure_logging() -> None:
     logging.config.dictConfig({"version": 1})
 
 
+class Hanging(logging.Handler):
+    """Never comes to an end with a line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        time.sleep(3600)
+
+
+def hang_the_log() -> None:
+    logging.getLogger("runtime").addHandler(Hanging(logging.CRITICAL))
+
+
 def close_stderr() -> None:
     sys.stderr.close()
 
@@ -188,6 +199,7 @@ LEFT_BEHIND: dict[str, Callable[[], None]] = {
     "a filter that raises": break_the_log,
     "a task factory": make_tasks_by_hand,
     "another log": configure_logging,
+    "a log that hangs": hang_the_log,
     "a closed stderr": close_stderr,
     "another stderr": replace_stderr,
     "a hook": hang_at_the_exit,

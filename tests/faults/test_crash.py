@@ -171,7 +171,7 @@ def test_an_orderly_stop_has_its_status_whatever_handlers_have_left_behind(valke
         assert "runtime: stopped in" in worker.log
 
 
-@pytest.mark.parametrize("what", ["a closed stderr", "another log"])
+@pytest.mark.parametrize("what", ["a closed stderr", "another log", "a log that hangs"])
 def test_a_crash_is_told_whatever_handlers_have_done_to_the_log(valkey, tmp_path, crew, what):
     with valkey.client() as raw:
         worker = hire(crew, valkey, tmp_path, *BOTH, concurrency=1)
