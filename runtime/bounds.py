@@ -21,6 +21,10 @@ MAX_DEPTH: Final = 64
 # The hash of a number, and of what is made of numbers, is the sender's to choose: n keys that all collide cost n². Of the worst
 # that we could make, 2,000 in one map take 5 ms, and 16,000 took 340 ms. The hash of a text is this process' secret.
 MAX_HASHED: Final = 2000
+# The same for keys that take longer to compare than numbers do: 2,000 decimals, tuples or structs took 40 to 130 ms, 2,000 UUIDs
+# or dataclasses, which Python code compares, 200 to 650 ms (measured on a busy machine).
+MAX_HASHED_MADE: Final = 1000
+MAX_HASHED_SLOW: Final = 400
 # Headers of MessagePack that are looked at one by one, at 0.2 µs each (measured); a run of small values counts as one.
 MAX_HEADERS: Final = 30_000
 # JSON numbers with an exponent of three digits, zeros in front not counted: those near the ends of what a float can be took 6 to
@@ -42,12 +46,13 @@ class Freedom(msgspec.Struct):
     """What a contract leaves to the sender.
 
     `is_open`: how deep a part of it nests, or what the keys of its maps are. `is_hashed`: how many there are of keys of maps, or
-    members of sets, that are no texts. `has_floats`: where a float may stand. `has_objects`: how many there are of what costs
-    more to make than to write.
+    members of sets, that are no texts; `most_hashed`: how many values there may be then. `has_floats`: where a float may stand.
+    `has_objects`: how many there are of what costs more to make than to write.
     """
 
     is_open: bool = False
     is_hashed: bool = False
+    most_hashed: int = MAX_HASHED
     has_floats: bool = False
     has_objects: bool = False
 
@@ -59,7 +64,7 @@ class Freedom(msgspec.Struct):
     @property
     def lifted(self) -> Freedom:
         """The same for a payload of an older version: it is read as what it says before it becomes what the contract says."""
-        return Freedom(True, self.is_hashed, True, self.has_objects)
+        return Freedom(True, self.is_hashed, self.most_hashed, True, self.has_objects)
 
 
 FREE: Final = Freedom(is_open=True)  # what is known of no contract
@@ -88,6 +93,7 @@ def _look_at(kind: inspect.Type, freedom: Freedom, above: list[inspect.Type]) ->
         options = hashed.types if isinstance(hashed, inspect.UnionType) else (hashed,)
         if not all(isinstance(option.type if isinstance(option, inspect.Metadata) else option, _SAFE_KEYS) for option in options):
             freedom.is_hashed = True
+            freedom.most_hashed = min(freedom.most_hashed, _most_hashed(hashed, []))
     for inner in _inside(kind):
         _look_at(inner, freedom, [*above, kind])
 
@@ -99,6 +105,27 @@ def _is_costly(kind: inspect.Type) -> bool:
         return False
     optional = [field for field in kind.fields if not field.required]
     return len(optional) > MANY_DEFAULTS or any(field.default_factory is not msgspec.NODEFAULT for field in optional)
+
+
+_MADE = (
+    inspect.DecimalType,
+    inspect.TimeDeltaType,
+    inspect.StructType,
+    inspect.NamedTupleType,
+    inspect.TupleType,
+    inspect.VarTupleType,
+    inspect.FrozenSetType,
+    inspect.CustomType,
+)
+
+
+def _most_hashed(kind: inspect.Type, above: list[inspect.Type]) -> int:
+    """Return how many keys of this kind there may be, by the slowest to compare of what is in it."""
+    is_slow = isinstance(kind, inspect.UUIDType | inspect.DataclassType)
+    own = MAX_HASHED_SLOW if is_slow else MAX_HASHED_MADE if isinstance(kind, _MADE) else MAX_HASHED
+    within = [*above, kind]
+    inner = [_most_hashed(each, within) for each in _inside(kind) if not any(each is outer for outer in within)]
+    return min([own, *inner])
 
 
 def _hashed_by(kind: inspect.Type) -> tuple[inspect.Type, ...]:
@@ -146,8 +173,9 @@ def check_json(data: bytes, freedom: Freedom = FREE) -> None:
     if not freedom.is_hashed and not freedom.has_floats:
         return
     commas = data.count(b",")
-    if freedom.is_hashed and commas > MAX_HASHED and len(_outside_of_strings(data, _NOT_COMMAS)) > MAX_HASHED:
-        raise _too_many()
+    most = freedom.most_hashed
+    if freedom.is_hashed and commas > most and len(_outside_of_strings(data, _NOT_COMMAS)) > most:
+        raise _too_many(most)
     if not freedom.has_floats or commas < MAX_FAR_NUMBERS or data.count(b"e") + data.count(b"E") <= MAX_FAR_NUMBERS:
         return
     if len(_FAR_NUMBER.findall(_outside_of_strings(data, _NOT_EXPONENTS))) > MAX_FAR_NUMBERS:
@@ -163,8 +191,8 @@ def _outside_of_strings(data: bytes, dropped: bytes) -> bytes:
     return b"".join(left.split(b'"')[::2]) if b'"' in left else left
 
 
-def _too_many() -> BadPayload:
-    return BadPayload(f"more than {MAX_HASHED} values, where keys or members of sets are no texts", "too-large")
+def _too_many(most: int) -> BadPayload:
+    return BadPayload(f"more than {most} values, where keys or members of sets are no texts", "too-large")
 
 
 def _too_many_objects() -> BadPayload:
@@ -195,7 +223,7 @@ def check_msgpack(data: bytes, freedom: Freedom = FREE) -> None:
     """Check MessagePack by its headers, before anything is made of it.
 
     Where the contract is open, keys are texts or whole numbers, and there may be MAX_HASHED such numbers; with `is_hashed` it
-    says what keys are, and there may be MAX_HASHED values in all. What ends too early is left to the decoder.
+    says what keys are, and there may be `most_hashed` values in all. What ends too early is left to the decoder.
 
     Raises:
         BadPayload: it is nested deeper than MAX_DEPTH, has other keys, or more of something than it may.
@@ -205,14 +233,18 @@ def check_msgpack(data: bytes, freedom: Freedom = FREE) -> None:
         if not freedom.has_objects or len(data) <= MAX_OBJECTS or len(data.translate(None, _NOT_CONTAINERS)) <= MAX_OBJECTS:
             return
     # Proof for small payloads: too short for many keys, and not more bytes that could begin a container than levels are allowed.
-    elif len(data) <= MAX_HASHED and len(data.translate(None, _NOT_CONTAINERS)) <= MAX_DEPTH:
+    elif len(data) <= freedom.most_hashed and len(data.translate(None, _NOT_CONTAINERS)) <= MAX_DEPTH:
         return
     with contextlib.suppress(IndexError):
         _walk(data, freedom)
 
 
 def _walk(data: bytes, freedom: Freedom) -> None:
-    is_hashed, most_objects = freedom.is_hashed, MAX_OBJECTS if freedom.has_objects else MAX_HEADERS
+    is_hashed, most_hashed, most_objects = (
+        freedom.is_hashed,
+        freedom.most_hashed,
+        MAX_OBJECTS if freedom.has_objects else MAX_HEADERS,
+    )
     has_any_keys = is_hashed or not freedom.is_open
     outer: list[tuple[int, bool]] = []
     # Of the innermost container: how many values are still to come; in a map, keys have even numbers.
@@ -225,7 +257,7 @@ def _walk(data: bytes, freedom: Freedom) -> None:
             left, is_map = outer.pop()
         first = data[at]
         headers += 1
-        if headers > MAX_HEADERS or hashed > MAX_HASHED or objects > most_objects:
+        if headers > MAX_HEADERS or hashed > most_hashed or objects > most_objects:
             break
         if is_map and not left & 1 and not has_any_keys and first not in _TEXT_KEYS:
             if first not in _NUMBER_KEYS:
@@ -254,4 +286,4 @@ def _walk(data: bytes, freedom: Freedom) -> None:
             at += size
     if objects > most_objects:
         raise _too_many_objects()
-    raise _too_many() if hashed > MAX_HASHED else BadPayload(f"more than {MAX_HEADERS} values", "too-large")
+    raise _too_many(most_hashed) if hashed > most_hashed else BadPayload(f"more than {MAX_HEADERS} values", "too-large")

@@ -152,6 +152,13 @@ MUTANTS = (
         f"{BOUNDS}::test_up_to_1000_numbers_near_the_ends_of_a_float_are_taken_and_all_others_without_a_bound",
     ),
     Mutant(
+        "all keys are compared as fast as numbers",
+        "runtime/bounds.py",
+        "    return min([own, *inner])\n",
+        "    return MAX_HASHED\n",
+        f"{BOUNDS}::test_however_long_two_members_take_to_compare_they_do_not_hold_the_loop",
+    ),
+    Mutant(
         "an object costs what it says",
         "runtime/bounds.py",
         "        freedom.has_objects = True\n",

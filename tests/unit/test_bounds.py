@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from enum import Enum
 from typing import Any, Literal
+from uuid import UUID
 
 import msgspec
 import pytest
@@ -280,6 +281,51 @@ def test_a_contract_with_numbers_as_keys_or_members_takes_up_to_2000(is_msgpack:
             read(encode({name: {n: n for n in range(2100)} if name == "by_number" else list(range(2100))}), is_msgpack=is_msgpack)
     commas = encode({"n": 1, "note": "a, b, c" * 3000})
     assert read(commas, is_msgpack=is_msgpack).n == 1
+
+
+@dataclass(frozen=True)
+class Place:
+    n: int
+
+
+class Spot(msgspec.Struct, frozen=True):
+    n: int
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "most"),
+    [
+        (set[UUID], "uuid", 400),
+        (dict[UUID, int], "uuid", 400),
+        (set[tuple[UUID | None]], "uuids", 400),
+        (set[Place], "object", 400),
+        (set[Spot], "object", 1000),
+        (set[tuple[int]], "numbers", 1000),
+        (set[Decimal], "text", 1000),
+        (set[int], "number", 2000),
+    ],
+)
+def test_however_long_two_members_take_to_compare_they_do_not_hold_the_loop(kind: Any, name: str, most: int) -> None:
+    numbers = [n * (2**61 - 1) for n in range(most)]  # the hash of all of them is 0
+    texts: dict[str, Callable[[int], str]] = {
+        "uuid": lambda n: f'"{UUID(int=n)}"',
+        "uuids": lambda n: f'["{UUID(int=n)}"]',
+        "object": lambda n: f'{{"n":{n}}}',
+        "numbers": lambda n: f"[{n}]",
+        "text": lambda n: f'"{n}"',
+        "number": str,
+    }
+    members = [texts[name](n) + (":1" if "dict" in str(kind) else "") for n in numbers]
+    opener, closer = "{}" if "dict" in str(kind) else "[]"
+    read = decoder(msgspec.defstruct("Members", [("x", kind)]))
+    times: list[float] = []
+    while len(times) < 20 and min(times, default=LOOP_S) >= LOOP_S:
+        begun_s = time.perf_counter()
+        assert len(read(f'{{"x":{opener}{",".join(members)}{closer}}}'.encode()).x) == most
+        times.append(time.perf_counter() - begun_s)
+    assert min(times) < LOOP_S
+    with pytest.raises(BadPayload, match=f"more than {most} values"):
+        read(f'{{"x":{opener}{",".join([*members, *members])}{closer}}}'.encode())
 
 
 class Color(Enum):
