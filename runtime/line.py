@@ -68,6 +68,11 @@ class Line(asyncio.Protocol):
     def __repr__(self) -> str:
         return f"<Line {'lost' if self._lost else 'open'}, {self._expected - len(self._answers)} answers to come>"
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether it is known that nothing can be written any more."""
+        return self._lost is not None or self._transport.is_closing()
+
     async def ask(self, request: bytes, n: int, limits: Limits = PATIENT) -> list[Any]:
         """Send a request of `n` commands and give their answers in order. Whoever is cancelled here must close the connection.
 
@@ -75,8 +80,8 @@ class Line(asyncio.Protocol):
             ConnectionError: the connection ended, what came is no RESP, or more than `limits` allow.
             TimeoutError: the answer did not come within the `limits`.
         """
-        if self._lost is not None:
-            raise self._lost
+        if self._lost is not None or self._transport.is_closing():
+            raise self._lost or ConnectionError("the connection is closed")
         self._answers, self._expected, self._limits = [], n, limits
         self.received, self.first_s, self.newest_s = 0, 0.0, 0.0
         self._waiter = self._loop.create_future()

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final, cast
 
 import msgspec
 
-from runtime.errors import ConfigError
+from runtime.errors import ConfigError, StoreAway
 from runtime.streams import Door, setting
 from runtime.wire import ANSWER_S, Command, ServerError, Tail, Wire, without_password
 
 MAX_REPLICAS: Final = 1000
+# What a server answers to a script that it does not run, or ours before it writes. Any other error may be that of a proxy, which
+# does not know what became of the call.
+NOTHING_WRITTEN: Final = frozenset(
+    (
+        *("BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "MOVED", "NOAUTH", "NOPERM", "NOREPLICAS"),
+        *("NOSCRIPT", "OOM", "READONLY", "UNKILLABLE", "WRONGTYPE"),
+    )
+)
+_ENTRY_ID: Final = rb"([0-9]{1,20}-[0-9]{1,20})?"
+_FIRST_IDS: Final = re.compile(b" ".join([_ENTRY_ID] * 4))
 
 
 class Durability(msgspec.Struct, frozen=True):
@@ -32,7 +43,7 @@ def durability_of(text: str) -> Durability:
     Raises:
         ConfigError: it names none.
     """
-    number = text.removeprefix("replicas=")
+    number = str(text).removeprefix("replicas=")
     if number != text and number.isascii() and number.isdigit() and 1 <= int(number) <= MAX_REPLICAS:
         return Durability(replicas=int(number))
     if text not in ("local", "fsync"):
@@ -63,8 +74,14 @@ class Outlet(Door):
             StoreAway: no connection, no answer or an error.
         """
         await self._wire.ready()
+        if self.durability.fsync:
+            await self._ask()
+            await self._wire.ready()  # it is open still, or we hear of it now: from here to the line nobody waits
+
+    async def _ask(self) -> None:
+        """Ask each new connection once whether its server can confirm."""
         connection = (self._wire.run, self._wire.client_id)
-        if self.durability.fsync and connection != self._asked:
+        if connection != self._asked:
             answer = (await self._wire.call(("WAITAOF", 1, 0, 1)))[0]  # nothing was written yet: answers at once
             self._confirms = not isinstance(answer, ServerError)
             if isinstance(answer, ServerError):
@@ -76,10 +93,20 @@ class Outlet(Door):
 
         Raises:
             QueueFull: memory is full; nothing was written.
-            StoreRefuses: any other error; nothing was written.
-            StoreAway: no answer.
+            StoreRefuses: another error of which it is known that nothing was written.
+            StoreAway: no answer, or one that does not say what became of it.
         """
-        return await self.one(self._wire, self.command("send", mark, mark_ms, messages))
+        answer = (await self.ask(self._wire, self.command("send", mark, mark_ms, messages)))[0]
+        if isinstance(answer, ServerError):
+            if answer.code in NOTHING_WRITTEN:
+                self.sound(answer)
+            raise StoreAway(f"Redis answered: {answer}")
+        if not _is_reply(answer):
+            raise self._strange(answer)
+        return answer
+
+    def _strange(self, answer: Any) -> StoreAway:
+        return StoreAway(f"Redis at {without_password(self.url)} answered what is no answer to this: {repr(answer)[:80]}")
 
     async def confirm(self, wait_s: float) -> str:
         """Wait until what was stored last is as durable as this outlet's sends are; return why it is not, or nothing.
@@ -121,8 +148,32 @@ class Outlet(Door):
                 self.sound(confirmed)  # UNBLOCKED: this server is no master any more, and what it stored may go
             return f"stored, but not confirmed on disk: {confirmed}"
         wanted = self.durability.replicas or 1
-        found = int(cast("list[int]", confirmed)[0] if self.durability.fsync else confirmed)
+        # WAIT answers a number, WAITAOF two of them, that of the server's own disk first.
+        numbers = [confirmed] if not self.durability.fsync else cast("list[Any]", confirmed) if type(confirmed) is list else []
+        found: Any = numbers[0] if numbers else None
+        if type(found) is not int:
+            raise self._strange(confirmed)
         if found >= wanted:
             return ""
         who = "its disk has not" if self.durability.fsync else f"only {found} of {wanted} replicas have"
         return f"stored, but {who} confirmed it within {waited_s:.1f} s"
+
+
+def _is_reply(answer: Any) -> bool:
+    """Return whether it is what send.lua answers: what stands between us and Redis may answer anything."""
+    if type(answer) is not list or len(cast("list[Any]", answer)) != 6:
+        return False
+    *ids, copies, refused = cast("list[Any]", answer)
+    try:
+        if not _FIRST_IDS.fullmatch(b" ".join(ids)):
+            return False
+    except TypeError:
+        return False
+    if not (copies or refused):  # nearly always, and this is asked of each send
+        return type(copies) is type(refused) is list
+    return (
+        type(copies) is type(refused) is list
+        and all(type(one) is int for one in (*copies, *refused[::2]))
+        and all(type(one) is bytes for one in refused[1::2])
+        and len(refused) % 2 == 0
+    )

@@ -43,11 +43,13 @@ from runtime.wire import Tail, packed_value, packed_words, without_password
 CHUNK_MESSAGES: Final = 500
 CHUNK_BYTES: Final = 1024 * 1024  # one chunk is one script call: bounded, so that others get their turn
 RESEND: Final = Backoff(base_s=0.05, cap_s=1.0)  # a guess: often enough that a short patience meets a Redis that came back
+SHOWN_CHARS: Final = 80  # of a wrong option, in its error
 BREATH: Final = 50  # messages packed in one turn of the loop: the chunk before goes out, and the loop's other tasks get on
 LEAST_WAIT_S: Final = 0.1  # for a confirmation, however long Redis was away before
 CONFIRMED_S: Final = 0.5  # a guess, for the answer of a server that has waited for its disk or replicas to the end
 LEAST_ANSWER_S: Final = 0.25  # a guess: a busy machine needs that long now and then, and a second line would be no faster
 MARK_MARGIN_S: Final = 60.0  # a chunk's mark outlives the last repeat by this much: clocks and stalled hosts
+MAYBE: Final = "may have been stored, once"
 STOOD_STILL_S: Final = 0.25  # a guess: a timer that late means that our loop was blocked, and Redis' answers lie unread
 
 
@@ -109,10 +111,10 @@ class _Chunk(msgspec.Struct, eq=False):
     `is_doubtful`: it may have been stored. `stored` has an answer for each message, once there is one.
     """
 
+    mark: str
     taken: list[_Waiting]
     messages: list[Packed]
-    mark: str
-    tail: Tail
+    tail: Tail | None = None
     is_doubtful: bool = False
     stored: list[Sent | JobsError] | None = None
 
@@ -138,7 +140,7 @@ class Producer:
         self._url = url
         self._queue = queue
         self._source = source
-        self._patience_s = patience_s
+        self._patience_s = _patience(patience_s)
         self._durability = durability_of(durability)
         self._encode = msgspec.json.Encoder().encode
         self._heads: dict[type[msgspec.Struct], Head] = {}
@@ -156,7 +158,7 @@ class Producer:
         """Give a producer for this Redis; it connects with its first send.
 
         Raises:
-            ConfigError: the durability is none, or the queue's name cannot be one.
+            ConfigError: the durability or the patience is none, or the queue's name cannot be one.
         """
         return cls(url, queue=queue, source=source, patience_s=patience_s, durability=durability)
 
@@ -302,7 +304,8 @@ class Producer:
         if isinstance(message, Message):
             contract = self._contract_of(type(message.payload))
             data = self._data(message.payload)
-            return self.pack_raw(contract.type, data, message, contract.version, message.priority or contract.priority)
+            priority = contract.priority if message.priority is None else message.priority
+            return self.pack_raw(contract.type, data, message, contract.version, priority)
         kind = type(message)
         if kind not in self._heads:  # without options, a message differs in nothing but its payload from others of its type
             contract = self._contract_of(kind)
@@ -318,8 +321,10 @@ class Producer:
         Raises:
             BadPayload: as in `pack`.
         """
-        if not TYPE_NAME.match(type_name.encode()):
+        if not TYPE_NAME.match(type_name.encode(errors="replace")):
             raise BadPayload(f"type {type_name!r}: 1 to 64 of [a-z0-9._-], beginning with a letter or digit")
+        if type(data) is not bytes:
+            raise BadPayload(f"{type_name}: the payload is {_shown(data)}, and must be bytes of JSON")
         if len(data) > MAX_DATA_BYTES:
             raise _too_large(type_name, data)
         return Packed(self._head(type_name, message, version, priority), data)
@@ -345,10 +350,13 @@ class Producer:
             raise BadPayload(str(error)) from None
 
     def _head(self, type_name: str, message: Message, version: int, priority: Priority) -> Head:
+        # All that others would trip over is found here: a chunk that cannot be packed is the end of many sends.
+        if type(priority) not in _PRIORITIES or not 1 <= priority <= len(STREAMS):
+            raise BadPayload(f"priority {_shown(priority)}: a Priority, from 1 to {len(STREAMS)}")
         due_ms = _due_ms(message)
         job_id = message.id
-        if job_id and not JOB_ID.match(job_id.encode()):
-            raise BadPayload(f"id {job_id!r}: 1 to 128 of [A-Za-z0-9._:-]")
+        if (type(job_id) is not str or job_id) and not JOB_ID.match(_bounded(job_id, "id").encode()):
+            raise BadPayload(f"id {_shown(job_id)}: 1 to 128 of [A-Za-z0-9._:-]")
         if due_ms and not job_id:
             job_id = f"{STREAMS[priority - 1]}-{secrets.token_hex(8)}"
         options: list[str | int] = []
@@ -358,15 +366,15 @@ class Producer:
             options += ("v", version)
         if message.exp is not None:
             options += ("exp", _ms(message.exp, "exp"))
-        if message.key:
+        if type(message.key) is not str or message.key:  # what is empty and no text is a mistake, not an option that is not used
             options += ("key", _bounded(message.key, "key"))
-        if message.attempts < 0:
-            raise BadPayload(f"attempts {message.attempts}: a whole number from 1")
+        if type(message.attempts) is not int or not 0 <= message.attempts <= MAX_MS:
+            raise BadPayload(f"attempts {_shown(message.attempts)}: a whole number from 1 to {MAX_MS}")
         if message.attempts:
             options += ("attempts", message.attempts)
-        if message.group:
+        if type(message.group) is not str or message.group:
             options += ("group", _bounded(message.group, "group"))
-        if self._source:
+        if type(self._source) is not str or self._source:
             options += ("src", _bounded(self._source, "source"))
         return Head(priority - 1, due_ms, job_id, (*options, "type", type_name))
 
@@ -419,6 +427,7 @@ class _Way:
     def __init__(self, outlet: Outlet, patience_s: float) -> None:
         self._outlet = outlet
         self._patience_s = patience_s
+        self._unsent = f": not sent within {patience_s:g} s"
         self._mark_ms = round((patience_s + MARK_MARGIN_S) * 1000)
         self._waiting: deque[_Waiting] = deque()
         self._on_line: _Chunk | None = None
@@ -431,6 +440,8 @@ class _Way:
         name = f"producer {outlet.durability}"
         self._sender = self._loop.create_task(self._send_for_ever(), name=name, context=Context())
         self._sender.add_done_callback(self._ended)
+        # It waits for ever and ends with its loop: no mistake of those who close a loop by hand, as asyncio would tell them.
+        self._sender._log_destroy_pending = False  # pyright: ignore[reportAttributeAccessIssue]
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -479,19 +490,17 @@ class _Way:
             try:
                 # First a connection, then a chunk: what is given up before there is a connection was never sent.
                 await self._outlet.ready()
-                await self._send_one_chunk()
+                if self._is_awaited():  # still: it may have taken seconds
+                    await self._send_one_chunk()
                 failures, self._trouble = 0, None
                 continue
+            except QueueFull as error:
+                self._trouble = error
+                self._refuse(error)
             except StoreAway as error:
                 self._trouble = error
-                self._put_back(error)
             except Exception as error:  # this server can never confirm, or our own mistake: the next ones are tried all the same
-                failed = self._on_line.taken if self._on_line is not None else list(self._waiting)
-                if self._on_line is None:
-                    self._waiting.clear()
-                self._on_line = None
-                for waiting in failed:
-                    self._fail(waiting, error)
+                self._refuse(error)
                 continue
             failures += 1
             await asyncio.sleep(min(delay_s(failures, RESEND, random), self._patience_s / 3))
@@ -503,22 +512,38 @@ class _Way:
         return self._on_line is not None or bool(self._waiting)
 
     async def _send_one_chunk(self) -> None:
-        """Send the chunk that had no answer, or the next one, and tell its callers."""
-        chunk = self._on_line = self._on_line or self._next_chunk()
+        """Send the chunk that had no answer, or the next one, and tell its callers. To be called with an open line.
+
+        Nothing is awaited between the choice of the chunk and the line: whoever is cancelled before that is not sent.
+        """
+        chunk = self._on_line
+        if chunk is not None and not chunk.is_doubtful and any(waiting.done.done() for waiting in chunk.taken):
+            self._waiting.extendleft(reversed(chunk.taken))  # nothing of it was written: those who have given up are left out
+            self._on_line = chunk = None
+        chunk = chunk or self._next_chunk()
         if chunk is None:
             return
-        reply = await self._outlet.store(chunk.mark, self._mark_ms, chunk.tail)
-        chunk.is_doubtful = True  # it is stored: from now on only its mark tells a repeat from a second one
+        if chunk.tail is None:
+            chunk.tail = _chunk(chunk.messages)
+        was_doubtful, chunk.is_doubtful = chunk.is_doubtful, True  # from now on only its mark tells a repeat from a second one
+        try:
+            reply = await self._outlet.store(chunk.mark, self._mark_ms, chunk.tail)
+        except StoreRefuses:
+            chunk.is_doubtful = was_doubtful  # nothing was written by this try
+            raise
         chunk.stored = _sent(chunk.messages, reply)
         end_s = max(waiting.end_s for waiting in chunk.taken)
         doubt = await self._outlet.confirm(max(end_s - self._loop.time(), LEAST_WAIT_S))
-        self._on_line = None
         self._answer(chunk, chunk.stored, doubt)
+        self._on_line = None
 
     def _next_chunk(self) -> _Chunk | None:
-        """Take what comes next; whoever does not wait any more is passed over, and a flow waits for its chunk before."""
-        taken: list[_Waiting] = []
-        messages: list[Packed] = []
+        """Put what comes next on the line; whoever does not wait any more is passed over, and a flow waits for its chunk before.
+
+        Whatever fails from here on, each caller stays in one of the two lists, so that he can be told.
+        """
+        chunk = self._on_line = _Chunk(secrets.token_hex(8), [], [])
+        taken, messages = chunk.taken, chunk.messages
         flows: list[_Flow] = []
         size_bytes = 0
         while self._waiting:
@@ -534,26 +559,21 @@ class _Way:
             messages += waiting.packed
             if waiting.flow is not None:
                 flows.append(waiting.flow)
-        return _Chunk(taken, messages, secrets.token_hex(8), _chunk(messages)) if taken else None
+        if not taken:
+            self._on_line = None
+        return self._on_line
 
-    def _put_back(self, error: StoreAway) -> None:
-        """Decide what becomes of the chunk on the line after an error."""
-        chunk = self._on_line
-        if chunk is None:
-            return
-        if not isinstance(error, StoreRefuses):
-            chunk.is_doubtful = True  # no answer
-        elif not chunk.is_doubtful:  # an error for the whole call: nothing was written
-            self._on_line = None
-            if isinstance(error, QueueFull):
-                for waiting in chunk.taken:
-                    self._fail(waiting, error)
-            else:
-                self._waiting.extendleft(reversed(chunk.taken))
-        elif isinstance(error, QueueFull):
-            self._on_line = None
-            for waiting in chunk.taken:
-                self._fail(waiting, StoreAway(f"{error}; an earlier try had no answer: it may have been stored, once"))
+    def _refuse(self, error: Exception) -> None:
+        """Tell those on the line of an error that no repeat will mend; where nobody is there, all who wait."""
+        chunk, self._on_line = self._on_line, None
+        refused = chunk.taken if chunk is not None else []
+        if not refused:
+            refused = list(self._waiting)
+            self._waiting.clear()
+        if chunk is not None and chunk.is_doubtful:
+            error = StoreAway(f"{error}; an earlier try had no answer: it {MAYBE}")
+        for waiting in refused:
+            self._fail(waiting, error)
 
     # --- what the callers hear ---------------------------------------------------------------------------------------
 
@@ -571,16 +591,16 @@ class _Way:
             else:
                 self._fail(waiting, error)
 
-    def _give_up(self, chunk: _Chunk, until_s: float = math.inf) -> None:
+    def _give_up(self, chunk: _Chunk, until_s: float) -> None:
         """Tell the callers whose patience ends until then that no answer came."""
         if chunk.stored is not None:
             self._answer(chunk, chunk.stored, f"stored, but not confirmed within {self._patience_s:g} s", until_s)
             return
         why = self._trouble or f"Redis at {without_password(self._outlet.url)} has not answered"
+        over = f", and {self._patience_s:g} s are over: it {MAYBE}"
         for waiting in chunk.taken:
             if waiting.end_s <= until_s:
-                text = f"{why}, and {self._patience_s:g} s are over: it may have been stored, once"
-                self._fail(waiting, StoreAway(text))
+                self._fail(waiting, StoreAway(f"{why}{over if chunk.is_doubtful else self._unsent}"))
 
     def _fail(self, waiting: _Waiting, error: Exception) -> None:
         """Tell a caller, also for what would have come next of the same flow."""
@@ -596,8 +616,8 @@ class _Way:
     def _expire(self, due_s: float, has_waited: bool = False) -> None:
         """Tell all whose patience is over, and be here again when that of the next one is."""
         chunk = self._on_line
-        if chunk is not None and not has_waited and self._loop.time() - due_s > STOOD_STILL_S:
-            # The loop was blocked, not Redis: what it has answered meanwhile is read first.
+        if not has_waited and self._loop.time() - due_s > STOOD_STILL_S:
+            # The loop was blocked, not Redis: what it has answered meanwhile is read first, and what waits has its turn.
             self._timer = self._loop.call_later(self._patience_s / 3, self._expire, due_s, True)
             return
         now_s = self._loop.time()
@@ -609,7 +629,7 @@ class _Way:
             next_s = min((end_s for end_s in ends_s if end_s > now_s), default=math.inf)
         while self._waiting and (self._waiting[0].end_s <= now_s or self._waiting[0].done.done()):
             why = self._trouble or "its turn has not come"
-            self._fail(self._waiting.popleft(), StoreAway(f"{why}: not sent within {self._patience_s:g} s"))
+            self._fail(self._waiting.popleft(), StoreAway(f"{why}{self._unsent}"))
         if self._waiting:
             next_s = min(next_s, self._waiting[0].end_s)
         self._timer = self._loop.call_at(next_s, self._expire, next_s) if next_s < math.inf else None
@@ -619,11 +639,16 @@ class _Way:
         self.is_over = True
         if self._timer is not None:
             self._timer.cancel()
-        if self._on_line is not None:
-            self._give_up(self._on_line)
+        closed, chunk = "this Producer was closed, or its task cancelled,", self._on_line
+        if chunk is not None and chunk.stored is not None:
+            self._answer(chunk, chunk.stored, f"stored, but not confirmed before {closed}")
+        elif chunk is not None and chunk.is_doubtful:
+            for waiting in chunk.taken:
+                self._fail(waiting, StoreAway(f"{closed} before Redis had answered: it {MAYBE}"))
+        elif chunk is not None:
+            self._waiting.extendleft(reversed(chunk.taken))
         while self._waiting:
-            closed = ConfigError("this Producer was closed, or its task cancelled, before this was sent")
-            self._fail(self._waiting.popleft(), closed)
+            self._fail(self._waiting.popleft(), ConfigError(f"{closed} before this was sent"))
 
 
 def _chunk(messages: Sequence[Packed]) -> Tail:
@@ -637,6 +662,9 @@ def _chunk(messages: Sequence[Packed]) -> Tail:
         parts.append(packed_words(words))
         parts += [packed_value(message.data) for message in run]
     return Tail(size, b"".join(parts))
+
+
+_PRIORITIES: Final = (Priority, int)  # and no bool
 
 
 # Errors that are told to many: their text is all that they have.
@@ -662,7 +690,7 @@ def _sent(messages: Sequence[Packed], reply: Sequence[Any]) -> list[Sent | JobsE
     for stream, first in enumerate(reply[:4]):
         stamp, _, number = bytes(first).decode().partition("-")
         stamps.append(default_id(STREAMS[stream], f"{stamp}-"))
-        numbers.append(int(number or 0))
+        numbers.append(int(number or -1))
     copies, refused = set(reply[4]), dict(zip(reply[5][::2], reply[5][1::2], strict=True))
     sent: list[Sent | JobsError] = []
     for position, message in enumerate(messages):
@@ -676,6 +704,8 @@ def _sent(messages: Sequence[Packed], reply: Sequence[Any]) -> list[Sent | JobsE
             sent.append(Sent(head.id))
         else:
             number = numbers[head.stream]
+            if number < 0:
+                raise StoreAway("Redis answered no entry id for what it stored")
             numbers[head.stream] = number + 1
             sent.append(Sent(head.id or f"{stamps[head.stream]}{number}"))
     return sent
@@ -764,20 +794,39 @@ def _size(packed: Sequence[Packed]) -> int:
 
 
 def _due_ms(message: Message) -> int:
+    if message.at is None and type(message.delay_s) is float and not message.delay_s:
+        return 0
+    _ms(message.delay_s, "delay_s", "seconds from now")
     if message.at is not None:
         return _ms(message.at, "at")
-    if message.delay_s < 0:
-        raise BadPayload(f"delay_s {message.delay_s:g}: 0 or more")
-    return _ms(time.time() + message.delay_s, "delay_s") if message.delay_s else 0
+    return _ms(time.time() + message.delay_s, "delay_s", "seconds from now") if message.delay_s else 0
 
 
-def _ms(seconds: float, name: str) -> int:
-    if not 0 <= seconds * 1000 <= MAX_MS:
-        raise BadPayload(f"{name} {seconds!r}: seconds since the epoch")
+def _ms(seconds: object, name: str, what: str = "seconds since the epoch") -> int:
+    """Return a number of seconds in ms; a bool is none, nor is what only compares like one."""
+    if not isinstance(seconds, (int, float)) or isinstance(seconds, bool) or not 0 <= seconds <= MAX_MS / 1000:
+        raise BadPayload(f"{name} {_shown(seconds)}: {what}, a number from 0 to {MAX_MS // 1000}")
     return int(seconds * 1000)
 
 
-def _bounded(text: str, name: str) -> str:
+def _patience(patience_s: float) -> float:
+    if type(patience_s) not in (int, float) or not 0 < patience_s <= MAX_MS / 1000:
+        raise ConfigError(f"patience_s {_shown(patience_s)}: a number of seconds above 0")
+    return patience_s
+
+
+def _shown(value: object) -> str:
+    """Return an option as its error shows it, whatever it is."""
+    try:
+        text = repr(value)
+    except Exception:  # a number of 5,000 digits has none, as may what others have made
+        return f"of type {type(value).__name__}"
+    return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}…"
+
+
+def _bounded(text: object, name: str) -> str:
+    if not isinstance(text, str):
+        raise BadPayload(f"{name} {_shown(text)}: a text")
     try:
         size_bytes = len(text.encode())
     except UnicodeEncodeError:

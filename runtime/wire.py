@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from itertools import groupby
 from random import shuffle
 from typing import Any, Final, NamedTuple, cast
@@ -43,6 +44,13 @@ PROOF_S: Final = 0.5  # a guess: what does not answer a PING by then is left for
 _ALIVE: Final = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 20_000}
 KEEPALIVE: Final = {getattr(socket, name): value for name, value in _ALIVE.items() if hasattr(socket, name)}
 MOST_ANSWERS: Final = 60  # times the silence that is borne: a line that drips for so long is none
+LEAST_PART_S: Final = 0.25  # a guess, of the time to connect, for each address of a name: a busy machine needs that long
+# Without a free file or thread those who connect fail in ways of their own: a codec that cannot be loaded is no OSError. And what
+# answers may be no Redis at all, nor a name one.
+_NO_CONNECTION: Final = (
+    *(RedisError, OSError, RuntimeError, LookupError, ImportError),
+    *(ValueError, TypeError, AttributeError, StoreAway),
+)
 SENTINEL_S: Final = 0.5  # for one sentinel's answer: the others know as much
 SENTINEL_EXAMPLE: Final = "sentinel://host:26379,host:26379/mymaster"
 
@@ -73,6 +81,30 @@ def one_connection(url: str) -> AbstractConnection:
         return pool.make_connection()
     except (ValueError, TypeError) as error:
         raise ConfigError(f"Redis URL {without_password(url)!r}: {error}, as in redis://localhost:6379") from None
+
+
+async def _addresses(connection: AbstractConnection) -> list[str]:
+    """Return the addresses that the name of a connection's host stands for; just "" where it has none to look up."""
+    if not isinstance(connection, Connection) or isinstance(connection, MasterConnection):
+        return [""]
+    with contextlib.suppress(ValueError):
+        ipaddress.ip_address(connection.host)
+        return [""]
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(connection.host, connection.port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(one[4][0]) for one in found))
+
+
+def _connection_to(url: str, address: str) -> AbstractConnection:
+    """Give a connection to one address of the URL's host; a certificate is compared with the host's name all the same."""
+    connection = one_connection(url)
+    if address and isinstance(connection, Connection):
+        known = cast("dict[str, Any]", connection._connection_arguments())  # pyright: ignore[reportPrivateUsage, reportUnknownMemberType]
+        arguments = {**known, "host": address}
+        if "ssl" in arguments:
+            arguments["server_hostname"] = connection.host
+        connection._connection_arguments = lambda: arguments  # pyright: ignore[reportPrivateUsage]
+    return connection
 
 
 class Watched(NamedTuple):
@@ -226,14 +258,26 @@ class Wire:
         return f"<Wire {self.name} {state} to {without_password(self.url)}>"
 
     async def ready(self) -> None:
-        """Open the connection if it is closed, so that `run` is true.
+        """Open the connection if it is closed, was lost or has become silent, so that `run` is true.
+
+        A call that follows at once awaits nothing before its request is written.
 
         Raises:
             StoreAway: no connection.
         """
+        line = self._line
+        if line is not None and not (self._busy.locked() or line.is_lost or self._is_idle()):
+            return
         async with self._busy:
-            if self._connection is None:
-                await self._open()
+            line = self._line
+            if line is None or line.is_lost:
+                await self._drop()
+                line = await self._open()
+            elif self._is_idle():
+                line = await self._proven(line)
+            if line.is_lost:  # already: its answer and its end came together
+                await self._drop()
+                raise StoreAway(f"Redis at {without_password(self.url)}: the connection was closed")
 
     async def call(self, *commands: Command, wait_s: float = 0.0, run: str = "") -> list[Any]:
         """Send the commands in one write and give their answers in order; an error answer is a ServerError among them.
@@ -247,7 +291,7 @@ class Wire:
         """
         async with self._busy:
             line = self._line or await self._open()
-            if asyncio.get_running_loop().time() - self._heard_s > IDLE_S:
+            if self._is_idle():
                 line = await self._proven(line)
             if run and run != self.run:
                 raise StoreAway(f"Redis at {without_password(self.url)} was restarted")
@@ -257,7 +301,7 @@ class Wire:
                 answers = await line.ask(pack(commands), len(commands), limits)
             except (RedisError, OSError) as error:
                 await self._drop()
-                raise StoreAway(f"Redis at {without_password(self.url)}: {error or type(error).__name__}") from error
+                raise StoreAway(f"Redis at {without_password(self.url)}: {str(error) or type(error).__name__}") from error
             except BaseException:
                 await self._drop()  # an answer may still be on its way: nobody may read it as his own
                 raise
@@ -275,25 +319,47 @@ class Wire:
         async with self._busy:
             await self._drop()
 
+    def _is_idle(self) -> bool:
+        return asyncio.get_running_loop().time() - self._heard_s > IDLE_S
+
     async def _open(self) -> Line:
+        """Open a connection, to the first address of its host that answers; each has its part of the time."""
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + min(CONNECT_S, self._answer_s)
+        with self._told():
+            async with asyncio.timeout_at(end_s):
+                addresses = await _addresses(one_connection(self.url))  # reads redis-py's own version from a file
+        for left in range(len(addresses), 1, -1):
+            part_s = max((end_s - loop.time()) / left, LEAST_PART_S)
+            with contextlib.suppress(StoreAway):
+                return await self._open_at(addresses[-left], min(loop.time() + part_s, end_s))
+        return await self._open_at(addresses[-1], end_s)
+
+    @contextlib.contextmanager
+    def _told(self) -> Generator[None]:
+        """Say of whatever goes wrong while connecting that Redis is away."""
+        try:
+            yield
+        except _NO_CONNECTION as error:
+            why = str(error) or f"no connection in time ({type(error).__name__})"
+            raise StoreAway(f"Redis at {without_password(self.url)}: {why}") from error
+
+    async def _open_at(self, address: str, end_s: float) -> Line:
         connection: AbstractConnection | None = None
         try:
-            connection = one_connection(self.url)  # reads redis-py's own version from a file
-            async with asyncio.timeout(min(CONNECT_S, self._answer_s)):
-                await connection.connect()
-                line = take_over(connection)
-                hello = [("CLIENT", "SETNAME", self.name), ("CLIENT", "ID"), ("INFO", "server")]
-                _, client_id, info = map(_sound, await line.ask(pack(hello), len(hello)))
-                run = _named(b"run_id", info)
-                if isinstance(connection, MasterConnection):
-                    await self._check_role(line)
-                if self._unanswered and run == self.run:
-                    # The old connection's last call may still be running: end it before anything is repeated.
-                    await line.ask(pack([("CLIENT", "KILL", "ID", self.client_id)]), 1)
-        # Without a free file or thread those who connect fail in ways of their own: a codec that cannot be loaded is no OSError.
-        except (RedisError, OSError, RuntimeError, LookupError, ImportError, StoreAway) as error:
-            await _disconnect(connection)
-            raise StoreAway(f"Redis at {without_password(self.url)}: {error or type(error).__name__}") from error
+            with self._told():
+                async with asyncio.timeout_at(end_s):
+                    connection = _connection_to(self.url, address)
+                    await connection.connect()
+                    line = take_over(connection)
+                    hello = [("CLIENT", "SETNAME", self.name), ("CLIENT", "ID"), ("INFO", "server")]
+                    _, client_id, info = map(_sound, await line.ask(pack(hello), len(hello)))
+                    run = _named(b"run_id", info)
+                    if isinstance(connection, MasterConnection):
+                        await self._check_role(line)
+                    if self._unanswered and run == self.run:
+                        # The old connection's last call may still be running: end it before anything is repeated.
+                        await line.ask(pack([("CLIENT", "KILL", "ID", self.client_id)]), 1)
         except BaseException:
             await _disconnect(connection)
             raise
@@ -356,5 +422,5 @@ def _named(name: bytes, info: Any) -> str:
         return ""
     for line in info.splitlines():
         if line.startswith(name + b":"):
-            return line[len(name) + 1 :].decode()
+            return line[len(name) + 1 :].decode(errors="replace")
     return ""

@@ -9,20 +9,34 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from decimal import Decimal
 from typing import Any
 
 import msgspec
 import pytest
 import redis
 
-from runtime import BadPayload, ConfigError, Message, PartlySent, Priority, Producer, QueueFull, StoreAway, StoreRefuses, contract
+from runtime import (
+    BadPayload,
+    ConfigError,
+    Message,
+    NotDurable,
+    PartlySent,
+    Priority,
+    Producer,
+    QueueFull,
+    StoreAway,
+    StoreRefuses,
+    contract,
+)
 from runtime.codec import decode_many
 from runtime.jobs import Batch
+from runtime.producer import Head, Packed
 from runtime.streams import Streams
 from runtime.wire import KEEPALIVE, Wire
-from tests.proxy import Proxy
-from tests.servers import Server, wait_until
+from tests.proxy import Proxy, Reader, Relay, Writer
+from tests.servers import Server, free_ports, wait_until
 
 KEY = "{jobs}:high"
 
@@ -35,6 +49,15 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 @contract("note")
 class Note(msgspec.Struct, frozen=True, kw_only=True):
     text: str
+
+
+class LikeANumber:
+    """Compares like one, as numbers of other libraries do."""
+
+    def __lt__(self, other: object) -> bool:
+        return False
+
+    __le__ = __gt__ = __ge__ = __lt__
 
 
 @pytest.fixture
@@ -266,12 +289,36 @@ async def test_a_server_that_is_not_there_is_a_typed_error():
         {"exp": 1e300},
         {"key": "k" * 600},
         {"attempts": -1},
+        *({"attempts": wrong} for wrong in (True, 1.5, "3", None, Decimal(3), 2**60, LikeANumber())),
+        *({"delay_s": wrong} for wrong in (True, "x", None, float("inf"), Decimal(3), 10**5000, LikeANumber())),
+        *({"at": wrong} for wrong in (True, "x", b"1", 2**60, LikeANumber())),
+        *({"exp": wrong} for wrong in (True, "x", 2**60, LikeANumber())),
+        *({"priority": wrong} for wrong in (0, 5, -1, True, "high", 2.0)),
+        *({"key": wrong} for wrong in (5, b"", b"k", False, ["k"], "\udcff")),
+        *({"id": wrong} for wrong in (5, b"i", 0, "i\n", "\udcff")),
+        *({"group": wrong} for wrong in (5, b"", LikeANumber())),
     ],
 )
-async def test_an_option_that_cannot_be_sent_is_refused_before_anything_is_written(producer, raw, options):
-    with pytest.raises(BadPayload):
-        await producer.send(Order(n=1), **options)
-    assert raw.keys("*") == []
+async def test_an_option_that_cannot_be_sent_is_refused_before_anything_is_written(options):
+    """And before anybody is asked: here is no server. `send_many` says the same."""
+    [name] = options
+    async with Producer.connect("unix:///no/such/server", patience_s=60) as producer:
+        with pytest.raises(BadPayload, match=name):
+            await producer.send(Order(n=1), **options)
+        with pytest.raises(BadPayload, match=name):
+            await producer.send_many([Message(payload=Order(n=1), **options)])
+
+
+async def test_a_chunk_that_cannot_be_packed_is_told_to_its_callers_and_the_next_ones_are_sent(producer, raw):
+    """No option can do that; a mistake of ours would."""
+    await producer.send(Order(n=0))
+    bad = Packed(Head(1, 0, "", (LikeANumber(), "x")), b"{}")  # type: ignore[arg-type]
+    together = (producer.send(Order(n=1)), producer.send_packed([bad]), producer.send(Order(n=2)), producer.send_packed([None]))
+    async with asyncio.timeout(30):
+        told = await asyncio.gather(*together, return_exceptions=True)
+        await producer.send(Order(n=3))
+    assert all(isinstance(one, Exception) for one in told)
+    assert [json.loads(fields["data"])["n"] for _, fields in raw.xrange(KEY)] == [0, 3]
 
 
 async def test_a_text_that_is_no_utf_8_is_refused_and_harms_nobody_else(producer, raw):
@@ -436,6 +483,191 @@ async def test_what_was_on_the_line_when_patience_ended_is_stored_at_most_once(p
         assert [json.loads(fields["data"])["n"] for _, fields in raw.xrange(KEY)] in ([0, 2], [0, 1, 2])
 
 
+def gone_silent(proxy: Proxy) -> None:
+    proxy.deafen()
+
+
+def gone(proxy: Proxy) -> None:
+    proxy.reset()
+    proxy.stall()  # and nobody answers to those who come
+
+
+def silent_and_away(proxy: Proxy) -> None:
+    proxy.deafen()
+    proxy.stall()
+
+
+@pytest.mark.parametrize(("away", "idle_s"), [(gone_silent, 0.0), (gone, 60.0), (silent_and_away, 60.0)])
+async def test_what_is_cancelled_while_there_is_no_line_is_not_sent(proxy, raw, monkeypatch, away, idle_s):
+    """While the idle line is asked whether it still is one, while another is opened, and before a repeat."""
+    async with proxy, Producer.connect(proxy.url, patience_s=3) as producer:
+        await producer.send(Order(n=0))
+        [way] = producer._ways.values()
+        wire = way._outlet._wire
+        monkeypatch.setattr("runtime.wire.IDLE_S", idle_s)
+        away(proxy)
+        await asyncio.sleep(0)
+        sends = [asyncio.create_task(producer.send(Order(n=n))) for n in range(1, 4)]
+        sends.append(asyncio.create_task(producer.send_many(Order(n=n) for n in range(4, 1200))))
+        await until(lambda: wire._busy.locked() and (not idle_s or wire._connection is None), "there is no line")
+        for send in sends:
+            send.cancel()
+        await asyncio.wait(sends)
+        proxy.calm()
+        await producer.send(Order(n=-1))
+        assert [json.loads(fields["data"])["n"] for _, fields in raw.xrange(KEY)] == [0, -1]
+
+
+async def until(is_true: Callable[[], bool], what: str) -> None:
+    async with asyncio.timeout(30):
+        while not is_true():
+            await asyncio.sleep(0.005)
+    assert is_true(), what
+
+
+def answering(server: Server, reply: bytes, times: int = 1_000_000) -> Relay:
+    """Return a way to the server on which the calls of scripts are executed, and answered by this instead."""
+
+    async def serve(reader: Reader, writer: Writer, server_reader: Reader, server_writer: Writer) -> None:
+        nonlocal times
+        is_script = False
+
+        async def up() -> None:
+            nonlocal is_script
+            while data := await reader.read(1 << 20):
+                is_script = b"EVALSHA" in data
+                server_writer.write(data)
+
+        asking = asyncio.create_task(up())
+        try:
+            while data := await server_reader.read(1 << 20):
+                writer.write(reply if is_script and times > 0 else data)
+                times -= is_script
+        finally:
+            asking.cancel()
+
+    return Relay(server.socket, serve)
+
+
+UNKNOWN = [
+    *(b"-ERR upstream failure\r\n", b"-ASK 1 127.0.0.1:1\r\n", b"-\r\n", b"-\xff\r\n", b"-CROSSSLOT x\r\n"),
+    *(b"+OK\r\n", b":1\r\n", b"$-1\r\n", b"*0\r\n", b"*-1\r\n", b"$3\r\nabc\r\n", b"_\r\n", b"%1\r\n+a\r\n+b\r\n"),
+    *(b"*6\r\n" + one * 6 for one in (b"$-1\r\n", b":1\r\n", b"$0\r\n\r\n")),
+    *(b"*6\r\n" + one * 4 + b"*0\r\n*0\r\n" for one in (b"$3\r\na-b\r\n", b"$2\r\n\xff\xfe\r\n", b"$0\r\n\r\n")),
+    b"*6\r\n" + b"$3\r\n1-1\r\n" * 4 + b"*0\r\n*1\r\n:0\r\n",
+]
+
+
+async def test_what_an_answer_of_somebody_between_says_nothing_of_is_stored_once_and_told_so(valkey):
+    async def send_to(n: int, reply: bytes) -> str:
+        async with answering(valkey, reply) as between, Producer.connect(f"unix://{between.socket}", patience_s=1) as producer:
+            with pytest.raises(StoreAway) as caught:
+                await producer.send(Order(n=n))
+        return str(caught.value)
+
+    async with Producer.connect(valkey.url) as producer:
+        await producer.send(Order(n=-1))  # the script is loaded
+    told = await asyncio.gather(*[send_to(n, reply) for n, reply in enumerate(UNKNOWN)])
+    assert [reply for reply, text in zip(UNKNOWN, told, strict=True) if "may have been stored, once" not in text] == []
+    stored = [json.loads(fields["data"])["n"] for _, fields in valkey.client().xrange(KEY)]
+    assert sorted(stored) == [-1, *range(len(UNKNOWN))]
+
+
+@pytest.mark.parametrize("reply", [b"-ERR upstream failure\r\n", b"-LOADING x\r\n", b"+OK\r\n"])
+async def test_after_a_false_answer_the_repeat_brings_the_true_one(valkey, reply):
+    async with Producer.connect(valkey.url) as producer:
+        await producer.send(Order(n=0))
+    async with answering(valkey, reply, times=2) as between, Producer.connect(f"unix://{between.socket}") as producer:
+        sent = await producer.send_many([Order(n=n) for n in range(1, 100)])
+    assert [one.id for one in sent] == [f"high-{entry}" for entry, _ in valkey.client().xrange(KEY)][1:]
+
+
+@pytest.mark.parametrize("durability", ["fsync", "replicas=1"])
+async def test_a_confirmation_that_is_none_is_a_typed_error(valkey, durability):
+    async def serve(reader: Reader, writer: Writer, server_reader: Reader, server_writer: Writer) -> None:
+        while data := await reader.read(1 << 20):
+            if b"\r\nWAIT" in data:
+                writer.write(b"+OK\r\n")
+                continue
+            server_writer.write(data)
+            writer.write(await server_reader.read(1 << 20))
+
+    between = Relay(valkey.socket, serve)
+    async with between, Producer.connect(f"unix://{between.socket}", patience_s=1, durability=durability) as producer:
+        with pytest.raises(NotDurable):
+            await producer.send(Order(n=1))
+    assert valkey.client().xlen(KEY) == 1
+
+
+async def test_of_a_name_with_several_addresses_a_silent_one_is_passed_over(monkeypatch):
+    """The second accepts and never answers, the third is the server, the others refuse."""
+    port = free_ports()
+    server = Server("valkey", "--bind", "127.0.0.1")
+    real = socket.getaddrinfo
+
+    def resolve(host: str, *args: Any, **options: Any) -> Any:
+        names = ["127.0.0.3", "127.0.0.2", "127.0.0.1", "127.0.0.4"] if host == "redis.example" else [host]
+        return [found for name in names for found in real(name, *args, **options)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    try:
+        server.client().config_set("port", port)
+        with socket.create_server(("127.0.0.2", port)):
+            async with Producer.connect(f"redis://redis.example:{port}", patience_s=6) as producer:
+                await producer.send(Order(n=1))
+    finally:
+        server.stop()
+
+
+async def test_a_certificate_is_compared_with_the_name_whatever_address_it_leads_to(monkeypatch):
+    """Seen in the greeting of TLS, which says the name in plain text."""
+    heard = asyncio.get_running_loop().create_future()
+
+    async def listen(reader: Reader, writer: Writer) -> None:
+        heard.set_result(await reader.read(4096)) if not heard.done() else None
+        writer.close()
+
+    real = socket.getaddrinfo
+
+    def resolve(host: str, *args: Any, **options: Any) -> Any:
+        return real("127.0.0.1" if host == "redis.example" else host, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    listening = await asyncio.start_server(listen, "127.0.0.1", 0)
+    port = listening.sockets[0].getsockname()[1]
+    async with Producer.connect(f"rediss://redis.example:{port}", patience_s=0.5) as producer:
+        with pytest.raises(StoreAway, match=r"redis\.example"):
+            await producer.send(Order(n=1))
+    assert b"redis.example" in await heard
+    listening.close()
+
+
+async def test_where_nobody_answers_the_error_says_so():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}"
+        async with Producer.connect(url, patience_s=0.6) as producer:
+            with pytest.raises(StoreAway, match=r"no connection in time.*: not sent within 0\.6 s"):
+                await producer.send(Order(n=1))
+
+
+@pytest.mark.parametrize("patience_s", [float("nan"), float("inf"), "5", None, 0, -1, True, 1e300, Decimal(5)], ids=repr)
+def test_a_patience_that_is_none_is_said_at_once(patience_s):
+    with pytest.raises(ConfigError, match="patience_s"):
+        Producer.connect("redis://127.0.0.1:1", patience_s=patience_s)
+
+
+async def test_whoever_waits_for_an_answer_at_the_end_hears_of_the_end(proxy):
+    async with proxy, Producer.connect(proxy.url, patience_s=60) as producer:
+        await producer.send(Order(n=0))
+        proxy.stall()
+        sending = asyncio.create_task(producer.send(Order(n=1)))
+        await until(lambda: any(way._on_line for way in producer._ways.values()), "it is on the line")
+        await producer.close()
+        with pytest.raises(StoreAway, match=r"closed.*may have been stored, once") as caught:
+            await sending
+    assert "are over" not in str(caught.value)
+
+
 async def test_a_silent_line_is_left_for_another_before_patience_ends(proxy, raw):
     async with proxy, Producer.connect(proxy.url, patience_s=3) as producer:
         await producer.send(Order(n=0))
@@ -528,6 +760,31 @@ def test_a_producer_kept_in_a_module_serves_one_event_loop_after_the_other(valke
     client = valkey.client()
     assert ids == [f"high-{entry}" for entry, _ in client.xrange(KEY)]
     wait_until(lambda: not connections(client), what="each loop takes its connection along")
+
+
+CLOSED_BY_HAND = """
+import asyncio, gc, sys
+import msgspec
+from runtime import Producer, contract
+
+@contract("order")
+class Order(msgspec.Struct):
+    n: int
+
+for n in range(2):
+    loop = asyncio.new_event_loop()
+    producer = Producer.connect(sys.argv[1])
+    loop.run_until_complete(producer.send(Order(n)))
+    loop.close()
+    del loop, producer
+    gc.collect()
+"""
+
+
+def test_a_loop_that_is_closed_by_hand_leaves_no_complaint(valkey):
+    command = [sys.executable, "-c", CLOSED_BY_HAND, valkey.url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def connections(client: redis.Redis) -> list[str]:
