@@ -32,6 +32,7 @@ from runtime.errors import LeaseLost, SelfCancelled, StoreAway, TimedOut
 from runtime.events import Tally
 from runtime.fetcher import INBOX_BYTES, Fetcher
 from runtime.flusher import Flusher
+from runtime.forks import guard
 from runtime.jobs import Job, Registry
 from runtime.lanes import Inbox, Lane
 from runtime.lease import TICK_S, Beat, Heartbeat, Held, Watched, stacks
@@ -214,6 +215,7 @@ class Consumer:
             RuntimeError: every place for a kind of handler was lost to jobs that hang; all else was given back.
         """
         loop = asyncio.get_running_loop()
+        guard(self, "_crash")
         PLACES.set(self.places)  # for the lanes, which are tasks of this one
         await self.streams.start()
         # Before the first fetch: a consumer that reads and dies without a row would be known to nobody, and stay for ever.

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sys
 from array import array
 from typing import Any, Final, NamedTuple, cast
+from weakref import WeakSet
 
 from hiredis import ProtocolError, Reader
 from redis.asyncio.connection import AbstractConnection
@@ -32,6 +34,7 @@ class Limits(NamedTuple):
 
 
 PATIENT: Final = Limits(NEVER)
+_lines: Final = WeakSet["Line"]()
 
 
 class ServerError(str):
@@ -64,6 +67,7 @@ class Line(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self.received = 0
         self.first_s = self.newest_s = 0.0
+        _lines.add(self)
 
     def __repr__(self) -> str:
         return f"<Line {'lost' if self._lost else 'open'}, {self._expected - len(self._answers)} answers to come>"
@@ -150,6 +154,13 @@ class Line(asyncio.Protocol):
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(answers)
 
+    def disown(self, nothing: int) -> None:
+        """Have the descriptor of this connection mean `nothing`; it stays taken until the transport closes it."""
+        self._lost = self._lost or ConnectionError("a connection is not shared with a process that was forked")
+        if not self._transport.is_closing():
+            with contextlib.suppress(OSError):
+                os.dup2(nothing, self._transport.get_extra_info("socket").fileno())
+
     def _give_up(self, why: ConnectionError) -> None:
         self._transport.abort()
         self.connection_lost(why)
@@ -159,6 +170,16 @@ class Line(asyncio.Protocol):
         self._lost = self._lost or ConnectionError(str(exc) if exc else "the server closed the connection")
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(self._lost)
+
+
+def disown() -> None:
+    """Cut the lines of this process, which was forked, from the connections: its parent would miss what is read, and take the
+    answers to what is asked for those to its own requests.
+    """
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for line in list(_lines):
+        line.disown(nothing)
+    os.close(nothing)
 
 
 def take_over(connection: AbstractConnection) -> Line:

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Generator
 from contextvars import copy_context
 from itertools import count
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import anyio
 import anyio.abc
@@ -241,16 +241,16 @@ async def _finish(answer: object, here: int) -> None:
 def end_fork(here: int, error: BaseException | None = None) -> None:
     """End this process at once if it is not `here`, but one that a handler has forked: what comes next is its parent's to do."""
     if os.getpid() != here:
-        os._exit(_status_of(error))
+        leave(error)
 
 
-def _status_of(error: BaseException | None) -> int:
-    """Return the exit status that Python gives a process in which this was raised."""
-    if error is None:
-        return 0
-    if type(error) is not SystemExit:
-        return 1
-    return error.code & 0xFF if isinstance(error.code, int) else int(error.code is not None)
+def leave(error: BaseException | None) -> NoReturn:
+    """End this process without a word, with the status that Python gives one in which this was raised."""
+    status = 0
+    if error is not None:
+        code = error.code if type(error) is SystemExit else 1
+        status = code & 0xFF if isinstance(code, int) else int(code is not None)
+    os._exit(status)
 
 
 def die_with(parent: int, by: signal.Signals = signal.SIGKILL) -> None:

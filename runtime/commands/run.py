@@ -22,8 +22,10 @@ from runtime.consumer import CANCELLED, Consumer, Report
 from runtime.embedded import Embedded
 from runtime.errors import JobsError, StoreAway
 from runtime.fleet import Alive, Ended, Fleet, Ready, Tether, Total
+from runtime.forks import guard
 from runtime.leaving import CRASHED, Leaving, has_threads
 from runtime.lookups import Lookups, Server, check_server
+from runtime.offload import end_fork
 from runtime.registry import Found
 from runtime.rubbish import Rubbish, resident_reader
 from runtime.settle import describe
@@ -80,6 +82,7 @@ def _as_child(config: Config, tether: Tether) -> int:
 def _live(work: Coroutine[Any, Any, Report | Total], leaving: Leaving, tether: Tether | None = None) -> int:
     """Run the loop of this process from its start to its end; gives the exit status."""
     runner = asyncio.Runner(loop_factory=loop_factory())
+    guard(leaving, "crashed", "soon")
     try:
         report = _run_to_end(runner, work)
     except JobsError:  # it could not start
@@ -106,6 +109,7 @@ def _run_to_end(runner: asyncio.Runner, work: Coroutine[Any, Any, T]) -> T:
     """Run the loop until this work has ended. What handlers leave in it may stop it, or raise past it, as `sys.exit` does, or a
     filter of the log that hears of a callback which failed: then the loop is run again.
     """
+    here = os.getpid()
     task: asyncio.Task[T] | None = None
     fruitless, silent_until_s = 0, 0.0
 
@@ -122,6 +126,7 @@ def _run_to_end(runner: asyncio.Runner, work: Coroutine[Any, Any, T]) -> T:
         try:
             return runner.run(run()) if task is None else runner.get_loop().run_until_complete(task)
         except BaseException as error:
+            end_fork(here, error)
             loop = runner.get_loop()
             fruitless += 1
             if task is not None and task.done() and not task.cancelled():

@@ -51,11 +51,12 @@ ROOMS: dict[str, set[str]] = {
     "lease": {*WORDS, "streams", "words", "logs"},
     "scheduler": {*WORDS, "events", "backoff", "streams", "words", "logs"},
     "words": {*WORDS, "logs"},
+    "forks": {"jobs", "lanes", "line", "offload"},
     "desk": {*DOOR, *CORE, "lanes", "lease", "places", "scheduler", "words"},
     "ward": {*DOOR, "desk", "places"},
     "fetcher": {*DOOR, *CORE, "desk", "places", "ward"},
     "flusher": {*DOOR, *CORE, "desk", "words"},
-    "consumer": {*DOOR, *CORE, "desk", "fetcher", "flusher", "lanes", "lease", "places", "scheduler", "words", "logs"},
+    "consumer": {*DOOR, *CORE, "desk", "fetcher", "flusher", "forks", "lanes", "lease", "places", "scheduler", "words", "logs"},
     "embedded": {"errors", "config", "folders", "offload", "logs"},
     "fleet": {"errors", "backoff", "config", "folders", "logs"},  # knows no job
     "schema": {"jobs", "config"},

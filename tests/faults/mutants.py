@@ -27,6 +27,7 @@ CRASH = "tests/faults/test_crash_points.py::test_a_crash_at_the_first_of_each_co
 FUZZ = "tests/faults/test_fuzz.py::test_whatever_strangers_write_the_worker_goes_on_and_every_entry_has_an_end"
 DURABILITY = "tests/faults/test_durability.py"
 SENTINEL = "tests/faults/test_sentinel.py"
+FORKS = "tests/faults/test_forks.py::test_what_a_handler_forks_is_no_second_worker"
 LANES = "tests/unit/test_lanes.py"
 OFFLOAD = "tests/unit/test_offload.py"
 SETTLE = "tests/unit/test_settle.py"
@@ -879,6 +880,20 @@ MUTANTS = (
         "    if os.getpid() != here:",
         "    if os.getpid() == -here:",
         f"{OFFLOAD}::test_what_a_handler_forks_in_its_child_answers_nothing",
+    ),
+    Mutant(
+        "what a handler forks on the loop is a second worker",
+        "runtime/forks.py",
+        "    for owner, names in steps:",
+        "    for owner, names in steps[:0]:",
+        FORKS,
+    ),
+    Mutant(
+        "what a handler forks hears signals as the worker does",
+        "runtime/forks.py",
+        "((signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler))",
+        "()",
+        FORKS,
     ),
     Mutant(
         "a child is believed whatever it answers",
