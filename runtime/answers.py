@@ -29,6 +29,8 @@ _NEVER_RUN: Final = (
     contextlib._GeneratorContextManager,  # pyright: ignore[reportPrivateUsage]
     contextlib._AsyncGeneratorContextManager,  # pyright: ignore[reportPrivateUsage]
 )
+_AWAITED: Final = (Awaitable, Future)
+_OPEN: Final = (*_AWAITED, *_NEVER_RUN)  # asked at once, since most answers are none of them
 
 
 async def finish(answer: object) -> None:
@@ -54,17 +56,18 @@ def is_to_do(answer: object) -> bool:
     Raises:
         NeverRan: nothing of the answer has run.
     """
-    if _is_a(answer, Awaitable, Future) or (_is_a(answer, GeneratorType) and inspect.isawaitable(answer)):
-        return True
-    if _is_a(answer, *_NEVER_RUN):
+    if _is_a(answer, _OPEN):
+        if _is_a(answer, _AWAITED) or (_is_a(answer, GeneratorType) and inspect.isawaitable(answer)):
+            return True
         what = _name_of(answer)
         raise NeverRan(f"the handler returned a {what}, so that nothing of it has run: call its steps, or loop over it")
-    if type(answer) in (list, tuple) and any(map(_is_unborn, cast("list[object]", answer)[:MANY])):
+    kind = type(answer)
+    if (kind is list or kind is tuple) and any(map(_is_unborn, cast("list[object]", answer)[:MANY])):
         raise NeverRan("the handler returned coroutines in a list, so that nothing of them has run: await each, or gather them")
     return False
 
 
-def _is_a(answer: object, *kinds: Any) -> bool:
+def _is_a(answer: object, kinds: Any) -> bool:
     try:
         return issubclass(type(answer), kinds)
     except Exception:  # a class of classes may refuse even that

@@ -202,7 +202,7 @@ def _own_pipes() -> Generator[None]:
         yield
     finally:
         for descriptor, original in enumerate(kept):
-            os.dup2(original, descriptor)
+            os.dup2(original, descriptor, inheritable=False)  # a command of a thread that goes on must not write to the worker
             os.close(original)
         os.close(nothing)
 

@@ -395,6 +395,13 @@ async def test_what_a_child_writes_to_its_standard_output_does_no_harm() -> None
     assert [await outcome(do) for do in ("print", "write", "command")] == [None] * 3
 
 
+async def test_what_a_thread_of_an_earlier_job_runs_writes_nothing_to_the_worker(tmp_path: Path) -> None:
+    before = await child()
+    await leaves.run(None, job("command", tmp_path / "note"))
+    await until((tmp_path / "note").exists)
+    assert await child() == before
+
+
 async def test_an_interrupt_at_the_keyboard_that_reaches_a_child_does_not_end_the_worker() -> None:
     assert not isinstance(await outcome("interrupt"), KeyboardInterrupt)
 
