@@ -341,7 +341,7 @@ class Wire:
         try:
             yield
         except _NO_CONNECTION as error:
-            why = str(error) or f"no connection in time ({type(error).__name__})"
+            why = str(error) or ("no connection in time" if isinstance(error, TimeoutError) else type(error).__name__)
             raise StoreAway(f"Redis at {without_password(self.url)}: {why}") from error
 
     async def _open_at(self, address: str, end_s: float) -> Line:

@@ -646,7 +646,7 @@ async def test_where_nobody_answers_the_error_says_so():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"redis://127.0.0.1:{silent.getsockname()[1]}"
         async with Producer.connect(url, patience_s=0.6) as producer:
-            with pytest.raises(StoreAway, match=r"no connection in time.*: not sent within 0\.6 s"):
+            with pytest.raises(StoreAway, match=r"no connection in time: not sent within 0\.6 s"):
                 await producer.send(Order(n=1))
 
 
