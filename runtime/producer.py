@@ -218,6 +218,9 @@ class Producer:
 
         Cancelled before it is on the line, it is not sent.
         """
+        options = (priority, delay_s, at, exp, key, id, attempts, group)
+        if options == _NO_OPTIONS and not isinstance(payload, Message):
+            return (await self._way(durability).send([self.pack(payload)]))[0]
         message = Message(
             payload=payload,
             priority=priority,
@@ -665,6 +668,7 @@ def _chunk(messages: Sequence[Packed]) -> Tail:
 
 
 _PRIORITIES: Final = (Priority, int)  # and no bool
+_NO_OPTIONS: Final = (None, 0.0, None, None, "", "", 0, "")  # of `send`: such messages share a head, and are packed as one run
 
 
 # Errors that are told to many: their text is all that they have.
