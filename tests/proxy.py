@@ -49,18 +49,22 @@ class Relay:
         task = asyncio.create_task(self._connect(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: self._close(writer))  # a task that is cancelled before it has begun closes nothing
         return None
 
     async def _connect(self, reader: Reader, writer: Writer) -> None:
-        ends = [writer]
-        try:
-            with contextlib.suppress(OSError):  # no server, or it went: the client hears it as it would without us
-                server_reader, server_writer = await asyncio.open_unix_connection(self.target)
-                ends.append(server_writer)
+        with contextlib.suppress(OSError):  # no server, or it went: the client hears it as it would without us
+            server_reader, server_writer = await asyncio.open_unix_connection(self.target)
+            try:
                 await self._serve(reader, writer, server_reader, server_writer)
-        finally:
-            for end in ends:
-                end.transport.abort() if self._is_over else end.close()  # what was to come still comes
+            finally:
+                self._close(server_writer)
+
+    def _close(self, end: Writer) -> None:
+        if self._is_over:
+            end.transport.abort()
+        else:
+            end.close()  # what was to come still comes
 
 
 class Line:
