@@ -36,7 +36,7 @@ DRAIN_S = 30.0
 VERBS = ("admit", "beat", "dead", "defer", "promote", "reclaim", "renew", "send", "isolate", "acquit")
 LAST = {"EXPIRE", "acquit"}  # come when all is done: what was done is counted once a second, and the isolation ends
 LOOKS = ("CLIENT", "HGETALL", "INFO", "TIME", "XPENDING", "ZRANGE", "ends")  # commands that change nothing
-CLOCKED = (*LOOKS, "SCRIPT", "XREADGROUP", "beat", "promote", "reclaim", "renew")  # come by the clock: the longer it lives, the more
+CLOCKED = (*LOOKS, "SCRIPT", "XREADGROUP", "beat", "promote", "reclaim", "renew")  # come by the clock
 STRIDE = int(os.environ.get("CRASH_STRIDE", "5"))  # all of them take six minutes a server: each long run takes others
 VOID_PART = 0.2  # commands that came later than in the unharmed run, or never
 
