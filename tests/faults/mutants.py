@@ -113,7 +113,7 @@ MUTANTS = (
     Mutant(
         "no bound on the board's connections",
         "board/site.py",
-        "if len(self._visitors) >= MAX_CONNECTIONS:",
+        "if len(staying) >= MAX_CONNECTIONS:",
         "if False:",
         "tests/faults/test_files.py::test_however_many_connect_and_are_silent_the_next_one_is_answered_and_the_oldest_leaves",
     ),
@@ -828,7 +828,7 @@ MUTANTS = (
     Mutant(
         "what stops the loop ends the worker",
         "runtime/commands/run.py",
-        "        except BaseException as error:\n            loop =",
+        "        except BaseException as error:\n            end_fork(here, error)\n            loop =",
         "        except (SystemExit, KeyboardInterrupt) as error:\n            loop =",
         "tests/unit/test_run.py::test_a_loop_that_a_callback_stops_is_run_again",
     ),

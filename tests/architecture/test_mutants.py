@@ -1,0 +1,13 @@
+"""Every mutant can still be applied: a rule that has moved on would be broken by nobody any more."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.faults.mutants import MUTANTS, Mutant
+from tests.faults.worker import ROOT
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_a_mutant_breaks_one_place(mutant: Mutant) -> None:
+    assert (ROOT / mutant.file).read_text().count(mutant.old) == 1
