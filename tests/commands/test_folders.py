@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from runtime import folders
 from runtime.folders import why_not
 from tests.commands.test_commands import one_line
 from tests.servers import wait_until
@@ -209,6 +210,13 @@ def test_no_module_is_run_that_others_may_write(folder, open_up):
         (folder / f"{decoy}.py").unlink()
     word = call(WAYS[0].values[0], "types", "--handlers", "mine", cwd=folder, PYTHONPATH=".")
     assert word.returncode == 0, "the user's own word"
+
+
+def test_each_module_is_looked_at_when_it_is_found(folder, monkeypatch):
+    monkeypatch.setattr(folders, "_looked_at", {str(folder)})
+    (folder / "mine.py").chmod(0o666)
+    with pytest.raises(ImportError, match="everybody may write it"):
+        folders._looking_finder(str(folder)).find_spec("mine")
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -136,7 +136,7 @@ MUTANTS = (
         "runtime/folders.py",
         'why = why_not(path) if path.exists() else ""',
         'why = ""',
-        "tests/commands/test_folders.py::test_no_module_is_run_that_others_may_write",
+        "tests/commands/test_folders.py::test_each_module_is_looked_at_when_it_is_found",
     ),
     Mutant(
         "any key of a MessagePack map is taken",
