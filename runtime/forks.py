@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from typing import Final, NoReturn, cast
 from weakref import WeakKeyDictionary
 
@@ -17,6 +18,16 @@ from runtime.line import disown
 from runtime.offload import leave
 
 _guarded: Final = WeakKeyDictionary[object, tuple[str, ...]]()
+_OURS: Final = (signal.SIGTERM, signal.SIGINT)  # the worker hears these
+
+
+class _Masks(threading.local):
+    """What each thread that forks held back before; forks do not nest."""
+
+    before: set[int] | None = None
+
+
+_masks: Final = _Masks()
 
 
 def guard(owner: object, *steps: str) -> None:
@@ -25,8 +36,21 @@ def guard(owner: object, *steps: str) -> None:
     It costs jobs that do not fork nothing.
     """
     if not _guarded:
-        os.register_at_fork(after_in_child=_disarm)  # once more, where all before are gone: that does no harm
+        # Once more, where all before are gone: that does no harm.
+        os.register_at_fork(before=_hold_back, after_in_parent=_let_through, after_in_child=_disarm)
     _guarded[owner] = steps
+
+
+def _hold_back() -> None:
+    """Hold signals back until the new process is its own: before, it would take one for the worker's, and do nothing."""
+    if _masks.before is None:  # else these steps were registered twice
+        _masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, _OURS)
+
+
+def _let_through() -> None:
+    before, _masks.before = _masks.before, None
+    if before is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _disarm() -> None:
@@ -35,6 +59,13 @@ def _disarm() -> None:
     Only the objects that were copied are touched: such a process may run a worker or a producer of its own, and those that
     `multiprocessing` forks never come back here.
     """
+    try:
+        _make_its_own()
+    finally:
+        _let_through()
+
+
+def _make_its_own() -> None:
     lane = getattr(BEGINS.get(), "__self__", None)
     if not isinstance(lane, Lane):  # not a handler's doing
         return
@@ -49,7 +80,7 @@ def _disarm() -> None:
             setattr(owner, name, _leave)
     disown()
     signal.set_wakeup_fd(-1)  # else the signals of this process would wake its parent's loop,
-    for number, own in ((signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+    for number, own in zip(_OURS, (signal.SIG_DFL, signal.default_int_handler), strict=True):
         signal.signal(number, own)  # and would stop a worker, not end a process
 
 

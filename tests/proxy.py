@@ -37,6 +37,11 @@ class Relay:
     async def __aexit__(self, *_: object) -> None:
         assert self._server
         self._is_over = True
+        # What was accepted and has no transport yet when the server is closed would never have one (before Python 3.12).
+        for listening in self._server.sockets:
+            asyncio.get_running_loop().remove_reader(listening.fileno())
+        for _ in range(3):
+            await asyncio.sleep(0)
         self._server.close()
         for task in list(self._tasks):
             task.cancel()

@@ -114,6 +114,11 @@ class Server:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
 
+    def last_words(self) -> str:
+        """Return the end of the log of a server that has ended by itself; nothing while it runs."""
+        has_ended = self.process is not None and self.process.poll() is not None
+        return (self.folder / "log").read_text(errors="replace")[-6000:] if has_ended else ""
+
     def stop(self) -> None:
         if self.process and self.process.poll() is None:
             self.process.kill()

@@ -95,6 +95,8 @@ def run_one(kind: str, seed: int, weather: Weather) -> int:
         client.close()
         verdict = asyncio.run(blow(server, history, weather, seed))
     finally:
+        if words := server.last_words():
+            print(f"  the server has ended by itself:\n{words}", flush=True)
         server.stop()
     problems, void = verdict.problems + figures_that_fail(verdict), why_void(verdict, weather.kinds)
     print(table(verdict))
