@@ -891,7 +891,7 @@ MUTANTS = (
     Mutant(
         "what a handler forks hears signals as the worker does",
         "runtime/forks.py",
-        "((signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler))",
+        "zip(_OURS, (signal.SIG_DFL, signal.default_int_handler), strict=True)",
         "()",
         FORKS,
     ),
