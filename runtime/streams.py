@@ -388,10 +388,15 @@ class Streams(Door):
     async def unring(self) -> None:
         """Wake the blocked `ring`, which then answers with nothing. Never cancel it: deliveries would be left to nobody.
 
+        While the server holds all writes back (CLIENT PAUSE WRITE, as at a failover), it may take the reader for blocked, and
+        releases before the middle of 2025 die of CLIENT UNBLOCK then (redis #14164, valkey #2111). So it comes with a write that
+        changes nothing, and is held back too.
+
         Raises:
             StoreAway: no answer.
         """
-        await self.ask(self._helper, ("CLIENT", "UNBLOCK", self._reader.client_id))
+        nothing = ("XACK", self.keys.streams[0], GROUP, "0-0")
+        await self.ask(self._helper, ("MULTI",), ("CLIENT", "UNBLOCK", self._reader.client_id), nothing, ("EXEC",))
 
     async def take(self, *asks: Ask) -> Fetched:
         """Lease entries of rooms, in one round trip; a haul for each that was asked, in turn.

@@ -385,6 +385,19 @@ async def test_the_bell_rings_for_one_entry_of_a_stream_and_answers_empty_when_i
     assert ringing.result().hauls == []
 
 
+async def test_a_server_that_holds_writes_back_survives_that_the_bell_is_unrung(door, raw):
+    """As at a failover. The reader waits for the end of the pause, and not at the bell."""
+    raw.client_pause(300, all=False)
+    ringing = asyncio.create_task(door.ring(60_000))
+    while not raw.info("clients")["blocked_clients"]:
+        await asyncio.sleep(0.005)
+    while not ringing.done():
+        await door.unring()
+        await asyncio.sleep(0.005)
+    assert ringing.result().hauls == []
+    assert raw.ping()
+
+
 async def test_a_released_job_comes_back_through_take_with_the_count_it_had(door, raw):
     add(raw)
     [lease] = await leases(door)

@@ -335,6 +335,13 @@ MUTANTS = (
         "tests/contract/test_engine.py::test_what_a_late_reply_brings_is_renewed_before_it_runs",
     ),
     Mutant(
+        "the bell is unrung while writes are held back",
+        "runtime/streams.py",
+        '("MULTI",), ("CLIENT", "UNBLOCK", self._reader.client_id), nothing, ("EXEC",)',
+        '("CLIENT", "UNBLOCK", self._reader.client_id)',
+        f"{STREAMS}::test_a_server_that_holds_writes_back_survives_that_the_bell_is_unrung",
+    ),
+    Mutant(
         "release that keeps the count",
         "runtime/lua/common.lua",
         "0, id, 'RETRYCOUNT', count, 'JUSTID')",
