@@ -760,6 +760,18 @@ async def test_after_a_gap_in_all_beats_nobody_is_robbed_for_one_lease(door, oth
     assert (await door.reclaim(HIGH, 30_000, 100, {})).dead == 1
 
 
+async def test_what_ends_a_moment_before_its_worker_is_no_lost_delivery(door, other, raw):
+    """A beat renews first: of a worker that dies after it, the leases are older than the row."""
+    add(raw)
+    [lease] = await leases(other)
+    await other.beat(30_000, "{}")
+    await quiet_guard(raw)
+    raw.xclaim(KEY, GROUP, OTHER, 0, [lease.entry], idle=30_500, justid=True)
+    assert (await door.reclaim(HIGH, 30_000, 100, {})).ghosts == 0
+    raw.zadd("{jobs}:workers", {OTHER: 1})
+    assert (await door.reclaim(HIGH, 30_000, 100, {})).dead == 1
+
+
 async def test_a_row_that_stands_still_is_dead_whatever_the_idle_time_says(door, other, raw):
     add(raw)
     await leases(other)

@@ -335,6 +335,13 @@ MUTANTS = (
         "tests/contract/test_engine.py::test_what_a_late_reply_brings_is_renewed_before_it_runs",
     ),
     Mutant(
+        "leases that end a moment before their worker",
+        "runtime/lua/reclaim.lua",
+        "local LATER = 1.25",
+        "local LATER = 1",
+        f"{STREAMS}::test_what_ends_a_moment_before_its_worker_is_no_lost_delivery",
+    ),
+    Mutant(
         "the bell is unrung while writes are held back",
         "runtime/streams.py",
         '("MULTI",), ("CLIENT", "UNBLOCK", self._reader.client_id), nothing, ("EXEC",)',
