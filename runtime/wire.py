@@ -96,7 +96,7 @@ async def _addresses(connection: AbstractConnection) -> list[str]:
 
 
 def _connection_to(url: str, address: str) -> AbstractConnection:
-    """Give a connection to one address of the URL's host; a certificate is compared with the host's name all the same."""
+    """Return a connection to one address of the URL's host; a certificate is compared with the host's name all the same."""
     connection = one_connection(url)
     if address and isinstance(connection, Connection):
         known = cast("dict[str, Any]", connection._connection_arguments())  # pyright: ignore[reportPrivateUsage, reportUnknownMemberType]

@@ -101,7 +101,7 @@ def forks_in_thread(message: ForksInThread, job: Job) -> None:
 
 
 class Turn:
-    """Give the loop a turn without asking for it."""
+    """Let the loop have a turn, without asking it for one."""
 
     def __await__(self):
         yield

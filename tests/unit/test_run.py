@@ -19,7 +19,7 @@ LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.
 
 @pytest.fixture(params=LOOPS)
 def runner(request: pytest.FixtureRequest) -> Iterator[asyncio.Runner]:
-    """Give what runs a loop of each kind."""
+    """Return what runs a loop of each kind."""
     runner = asyncio.Runner(loop_factory=LOOPS[request.param])
     yield runner
     with contextlib.suppress(BaseException):
