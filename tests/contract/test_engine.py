@@ -353,6 +353,29 @@ async def test_what_a_late_reply_brings_is_renewed_before_it_runs(server, raw):
         assert [entry.decode() for entry in renewed] == [late]
 
 
+async def test_after_the_bell_more_is_asked_for_at_once(server, raw):
+    async with working(server.url, work) as worker:
+        await until(lambda: worker._fetcher._is_quiet, "it waits for the bell")
+        fetch, fetches, waits = worker.streams.fetch, list[list[int]](), list[str]()
+        room_made = worker._fetcher.room_made
+        wait = room_made.wait
+
+        async def noted(shares: Sequence[int], takes: set[int]) -> Fetched:
+            fetches.append(list(ran))
+            return await fetch(shares, takes)
+
+        async def noted_wait() -> None:
+            waits.append("for room")
+            await wait()
+
+        worker.streams.fetch, room_made.wait = noted, noted_wait
+        xadd(raw, 1)
+        await until(lambda: fetches, "it asks for more")
+        assert fetches[0] == [1], "the job runs by then"
+        assert not waits, "there are idle lanes"
+        room_made.wait = wait
+
+
 async def test_what_a_beat_took_while_its_key_was_claimed_does_not_start(server, raw):
     """The process stood still, and the beat's answer was read before that of the claim: nobody had the job at hand."""
     async with working(server.url, work, lease_s=6) as worker:
