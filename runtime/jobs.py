@@ -111,7 +111,8 @@ class Job(Lease, gc=False, eq=False):
 
 def ms_of(entry: bytes, now_ms: int) -> int:
     """Return the time in an entry's id, at most now: whoever sends may choose the id, up to 2**64 - 1 ms."""
-    return min(int(entry.partition(b"-")[0]), now_ms)
+    at_ms = int(entry.partition(b"-")[0])
+    return at_ms if at_ms < now_ms else now_ms
 
 
 def default_id(stream: str, entry: str) -> str:

@@ -31,6 +31,7 @@ BREATH = 256
 # calls a blocked loop.
 TURN_S: Final = 0.05
 _NOT_BEGUN: Final = float("-inf")
+_NOT_THE_HANDLERS: Final = (GeneratorExit, CancelledError, NotStarted, LeaseLost)  # or by mistake
 
 
 class Inbox:
@@ -263,6 +264,8 @@ class Lane:
     def _error_of(self, raised: BaseException, task: asyncio.Task[Any]) -> BaseException:
         """Return what a run failed of. Asks for nothing but types: the rest of what was raised is the user's own."""
         kind = type(raised)
+        if self.cut is None and not issubclass(kind, _NOT_THE_HANDLERS):  # most
+            return raised
         if issubclass(kind, GeneratorExit) and not _is_running(task):
             raise raised  # the loop is gone, and with it all tasks: nothing may start here any more
         is_turned_away = issubclass(kind, NotStarted)

@@ -169,8 +169,8 @@ MUTANTS = (
     Mutant(
         "a time of birth that lies ahead is believed",
         "runtime/jobs.py",
-        'return min(int(entry.partition(b"-")[0]), now_ms)',
-        'return int(entry.partition(b"-")[0])',
+        "return at_ms if at_ms < now_ms else now_ms",
+        "return at_ms",
         f"{CODEC}::test_a_job_whose_id_lies_ahead_is_born_when_it_was_fetched_in_all_its_attempts",
     ),
     Mutant(
@@ -411,6 +411,13 @@ MUTANTS = (
         "                self._desk.held.remove([job])\n                continue\n",
         "                continue\n",
         f"{ENGINE}::test_a_keyed_job_that_was_taken_away_before_its_key_was_claimed_is_let_go",
+    ),
+    Mutant(
+        "after the bell the next request waits for the flush",
+        "runtime/fetcher.py",
+        "            await asyncio.sleep(0)\n        else:",
+        "        else:",
+        f"{ENGINE}::test_after_the_bell_more_is_asked_for_at_once",
     ),
     Mutant(
         "a fetch as large as there is room",
