@@ -297,7 +297,8 @@ async def worker(
             yield Worker(consumer, running, producer, lookups, streams)
     finally:
         consumer.stop()
-        await asyncio.wait_for(running, grace_s + STOP_S)
+        async with asyncio.timeout(grace_s + STOP_S):
+            await running
         await lookups.close()
         await streams.close()
 

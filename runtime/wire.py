@@ -11,7 +11,7 @@ import contextlib
 import ipaddress
 import socket
 from collections.abc import Callable, Generator, Sequence
-from itertools import groupby
+from itertools import groupby, product
 from random import shuffle
 from typing import Any, Final, NamedTuple, cast
 from urllib.parse import unquote
@@ -19,7 +19,7 @@ from urllib.parse import unquote
 from hiredis import pack_command  # pyright: ignore[reportUnknownVariableType]
 from redis.asyncio.connection import AbstractConnection, Connection, ConnectionPool
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
+from redis.asyncio.sentinel import MasterNotFoundError
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
@@ -162,20 +162,45 @@ class MasterConnection(Connection):
         ways: list[dict[str, Any]] = [{}]
         if watched.password:  # few protect their sentinels; those who do use one password for all
             ways.append({"username": watched.username, "password": watched.password})
-        for way in ways:
-            options = {"socket_timeout": SENTINEL_S, "socket_connect_timeout": SENTINEL_S, "retry": Retry(NoBackoff(), 0), **way}
-            sentinel = Sentinel(watched.sentinels, sentinel_kwargs={"protocol": 2, **options})  # pyright: ignore[reportUnknownMemberType]
-            try:
-                host, port = cast("tuple[str, int]", await sentinel.discover_master(watched.service))  # pyright: ignore[reportUnknownMemberType]
-            except MasterNotFoundError:
-                continue
-            else:
-                return host, port
-            finally:
-                await sentinel.aclose()
+        for way, (host, port) in product(ways, watched.sentinels):
+            with contextlib.suppress(RedisError, OSError):
+                master = await self._ask(host, port, way)
+                if master is not None:
+                    return master
         raise MasterNotFoundError(f"no sentinel knows a living master {watched.service!r}, or lets us ask")
 
+    async def _ask(self, host: str, port: int, way: dict[str, Any]) -> tuple[str, int] | None:
+        """Ask one sentinel where the master is.
 
+        Not by the client of redis-py: before Python 3.12 that loses a cancel that comes in the moment of an answer, and a
+        producer that is closed just then would wait for its sender for ever. But by the same command: an ACL may allow no other.
+        """
+        timeouts = {"socket_timeout": None, "socket_connect_timeout": SENTINEL_S}
+        options: dict[str, Any] = {"protocol": 2, **timeouts, **way}
+        connection = Connection(host=host, port=port, retry=Retry(NoBackoff(), 0), **options)  # pyright: ignore[reportUnknownMemberType]
+        try:
+            async with asyncio.timeout(SENTINEL_S):
+                await connection.connect()
+                (answer,) = await take_over(connection).ask(pack([("SENTINEL", "MASTERS")]), 1)
+        finally:
+            await _disconnect(connection)
+        return master_in(answer, self.watched.service.encode())
+
+
+def master_in(answer: Any, service: bytes) -> tuple[str, int] | None:
+    """Return the address of a service's master out of what a sentinel tells, if it takes it for one that lives."""
+    try:
+        masters = [dict(zip(flat[::2], flat[1::2], strict=True)) for flat in answer]
+        for told in masters:
+            flags = set(told[b"flags"].split(b","))
+            if told[b"name"] == service and b"master" in flags and not flags & _DOWN:
+                return told[b"ip"].decode(), int(told[b"port"])
+    except (TypeError, ValueError, LookupError, AttributeError):  # an error, or whatever answers there is no sentinel
+        pass
+    return None
+
+
+_DOWN: Final = {b"s_down", b"o_down"}
 _pack = cast("Callable[[tuple[Any, ...]], bytes]", pack_command)  # its own stub says one argument
 
 

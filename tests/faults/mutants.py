@@ -32,6 +32,7 @@ LANES = "tests/unit/test_lanes.py"
 OFFLOAD = "tests/unit/test_offload.py"
 SETTLE = "tests/unit/test_settle.py"
 STATUS = "tests/faults/test_crash.py::test_an_orderly_stop_has_its_status_whatever_handlers_have_left_behind"
+HANGS_S = 300
 PATIENCE_S = "15"  # a test that must fail should not wait as long as one that must not
 
 
@@ -953,7 +954,10 @@ def is_killed(mutant: Mutant, folder: Path) -> tuple[bool, str]:
     path.write_text(text.replace(mutant.old, mutant.new))
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", mutant.test]
     environment = {**os.environ, "PYTHONPATH": str(tree), "TESTS_PATIENCE_S": PATIENCE_S}
-    result = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    try:
+        result = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=HANGS_S, check=False)
+    except subprocess.TimeoutExpired:
+        return False, f"its test had no end within {HANGS_S} s"
     if result.returncode == 1:
         return True, ""
     return False, "survived" if result.returncode == 0 else result.stdout[-400:] + result.stderr[-400:]

@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import redis
+from redis.asyncio.sentinel import MasterNotFoundError
 
 from runtime import ConfigError, Message, NotDurable, Producer, StoreAway
 from runtime.lookups import Lookups
@@ -228,34 +229,72 @@ async def test_without_a_sentinel_that_answers_the_store_is_away_and_no_password
     await lookups.close()
 
 
-async def test_a_replica_that_a_sentinel_takes_for_the_master_is_not_talked_to(valkey, tmp_path):
-    """The sentinel is asked before it has heard of the failover."""
+@pytest.fixture
+def lone(valkey, tmp_path) -> Iterator[tuple[Server, str]]:
+    """A server, and the URL by which its one sentinel is asked for it."""
     port = free_ports(2)
     sentinel_port = port + 1
-    old = Server("valkey", "--port", str(port), "--bind", "127.0.0.1")
+    server = Server("valkey", "--port", str(port), "--bind", "127.0.0.1")
     settings = tmp_path / "sentinel.conf"
     settings.write_text(
         f"port {sentinel_port}\nbind 127.0.0.1\ndir {tmp_path}\nsentinel monitor kept 127.0.0.1 {port} 1\n"
         "sentinel down-after-milliseconds kept 60000\n"
     )
     sentinel = subprocess.Popen([str(binary_of("valkey")), str(settings), "--sentinel"], stdout=subprocess.DEVNULL)
-    url = f"sentinel://127.0.0.1:{sentinel_port}/kept"
     try:
-        lookups = Lookups(url, "jobs")
-        await asyncio.to_thread(wait_until, lambda: redis.Redis(port=sentinel_port).ping(), 10, "the sentinel answers")
-        assert (await lookups.server()).role == "master"
-        async with Producer.connect(url, patience_s=0.3) as producer:
-            await producer.send(Scripted(n=1))
-            old.client().replicaof("127.0.0.1", "1")
-            with pytest.raises(StoreAway, match="name a server that is a slave"):  # so it has asked again
-                await producer.send(Scripted(n=2))
-        await lookups.close()
-        with pytest.raises(StoreAway, match="slave"):
-            await lookups.server()
+        wait_until(lambda: redis.Redis(port=sentinel_port).ping(), 10, "the sentinel answers")
+        yield server, f"sentinel://127.0.0.1:{sentinel_port}/kept"
     finally:
         sentinel.kill()
         sentinel.wait()
-        old.stop()
+        server.stop()
+
+
+async def test_a_replica_that_a_sentinel_takes_for_the_master_is_not_talked_to(lone):
+    """The sentinel is asked before it has heard of the failover."""
+    server, url = lone
+    lookups = Lookups(url, "jobs")
+    assert (await lookups.server()).role == "master"
+    async with Producer.connect(url, patience_s=0.3) as producer:
+        await producer.send(Scripted(n=1))
+        server.client().replicaof("127.0.0.1", "1")
+        with pytest.raises(StoreAway, match="name a server that is a slave"):  # so it has asked again
+            await producer.send(Scripted(n=2))
+    await lookups.close()
+    with pytest.raises(StoreAway, match="slave"):
+        await lookups.server()
+
+
+async def test_a_sentinel_with_a_password_is_asked_with_that_of_the_url(lone):
+    server, url = lone
+    sentinel = redis.Redis.from_url(f"redis://{url[11:-5]}")
+    for one in (server.client(), sentinel):
+        one.execute_command("ACL", "SETUSER", "default", "resetpass", ">geheim")
+        one.close()
+    lookups = Lookups(url.replace("//", "//:geheim@"), "jobs")
+    assert (await lookups.server()).role == "master"
+    await lookups.close()
+    with pytest.raises(MasterNotFoundError, match="or lets us ask"):
+        await one_connection(url).connect()
+
+
+async def test_a_cancel_while_the_master_is_looked_for_is_never_lost(lone):
+    """In whichever turn of the loop it comes: a producer that is closed just then would wait for its sender for ever."""
+    _, url = lone
+    for turns in range(10_000):
+        connection = one_connection(url)
+        looking = asyncio.create_task(connection.connect())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        if looking.done():
+            break
+        looking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await looking
+        await connection.disconnect(nowait=True)
+    await looking
+    assert turns > 10, "it was cancelled in all of its stages"
+    await connection.disconnect(nowait=True)
 
 
 def test_the_parts_of_the_url():
