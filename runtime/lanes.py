@@ -31,7 +31,8 @@ BREATH = 256
 # calls a blocked loop.
 TURN_S: Final = 0.05
 _NOT_BEGUN: Final = float("-inf")
-_NOT_THE_HANDLERS: Final = (GeneratorExit, CancelledError, NotStarted, LeaseLost)  # or by mistake
+# What may be the runtime's or the loop's doing, and is a handler's failure only at a second look.
+_LOOKED_AT: Final = (GeneratorExit, CancelledError, NotStarted, LeaseLost)
 
 
 class Inbox:
@@ -264,7 +265,7 @@ class Lane:
     def _error_of(self, raised: BaseException, task: asyncio.Task[Any]) -> BaseException:
         """Return what a run failed of. Asks for nothing but types: the rest of what was raised is the user's own."""
         kind = type(raised)
-        if self.cut is None and not issubclass(kind, _NOT_THE_HANDLERS):  # most
+        if self.cut is None and not issubclass(kind, _LOOKED_AT):  # most
             return raised
         if issubclass(kind, GeneratorExit) and not _is_running(task):
             raise raised  # the loop is gone, and with it all tasks: nothing may start here any more

@@ -52,6 +52,7 @@ _NO_CONNECTION: Final = (
     *(ValueError, TypeError, AttributeError, StoreAway),
 )
 SENTINEL_S: Final = 0.5  # for one sentinel's answer: the others know as much
+_DOWN: Final = {b"s_down", b"o_down"}  # as this sentinel sees it, or as enough of them do
 SENTINEL_EXAMPLE: Final = "sentinel://host:26379,host:26379/mymaster"
 
 
@@ -200,7 +201,6 @@ def master_in(answer: Any, service: bytes) -> tuple[str, int] | None:
     return None
 
 
-_DOWN: Final = {b"s_down", b"o_down"}
 _pack = cast("Callable[[tuple[Any, ...]], bytes]", pack_command)  # its own stub says one argument
 
 

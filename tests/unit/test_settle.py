@@ -558,6 +558,12 @@ def test_what_was_sent_as_words_keeps_no_stack() -> None:
     assert inner.__traceback__ is None
 
 
+def test_of_a_group_the_errors_in_it_keep_no_stack_either() -> None:
+    inner = raised(ValueError("no"))
+    as_plain_words(raised(ExceptionGroup("several", [inner])))
+    assert inner.__traceback__ is None
+
+
 def test_a_dead_of_the_user_s_own_needs_no_more_than_a_code() -> None:
     class Gone(Dead):
         code = "gone"
