@@ -26,13 +26,13 @@ from hiredis import Reader
 from bench.lab import PAYLOAD
 from runtime import registry
 from runtime.codec import decode_many
-from runtime.events import Tally
 from runtime.jobs import Job
-from runtime.lanes import Inbox, Lane
-from runtime.lease import Held
 from runtime.rubbish import THRESHOLDS
 from runtime.settle import Ledger, admit
-from runtime.wire import pack, packed_value, tail_of
+from runtime.stats import Tally
+from runtime.store.connection import pack, packed_value, tail_of
+from runtime.worker.heartbeat import Held
+from runtime.worker.lanes import Inbox, Lane
 
 BATCH: Final = 500
 LANES: Final = 500

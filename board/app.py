@@ -14,7 +14,7 @@ from board.site import METRICS, Site
 from otel.metrics import Reading, render
 from runtime.consumer import Consumer
 from runtime.errors import StoreAway
-from runtime.lookups import Depth, Lookups
+from runtime.store.inspector import Depth, Lookups
 
 DEPTH_S: Final = 1.0  # scrapers and probes may ask as often as they like; Redis is asked once a second
 WAY_OUT: Final = "the way out: python -m runtime jobs reopen"

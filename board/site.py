@@ -15,7 +15,7 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from runtime.errors import ConfigError
-from runtime.words import Words
+from runtime.worker.log import Words
 
 SHUTDOWN_S: Final = 1.0
 MAX_CONNECTIONS: Final = 64  # a guess: many more than probes, scrapers and people need, few beside the 1,024 files of a process

@@ -12,8 +12,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from runtime.events import Count, Tally
-from runtime.lookups import Depth
+from runtime.stats import Count, Tally
+from runtime.store.inspector import Depth
 
 # Of the powers of two in µs that are counted, those that are shown: 128 µs, 1 ms, 8 ms, 65 ms, 0.5 s, 4 s, 33 s, 4.5 min, 36 min.
 SHOWN: Final = (7, 10, 13, 16, 19, 22, 25, 28, 31)

@@ -27,20 +27,20 @@ import msgspec
 
 from runtime import logs
 from runtime.config import Config
-from runtime.desk import Desk
 from runtime.errors import LeaseLost, SelfCancelled, StoreAway, TimedOut
-from runtime.events import Tally
-from runtime.fetcher import INBOX_BYTES, Fetcher
-from runtime.flusher import Flusher
-from runtime.forks import guard
 from runtime.jobs import Job, Registry
-from runtime.lanes import Inbox, Lane
-from runtime.lease import TICK_S, Beat, Heartbeat, Held, Watched, stacks
 from runtime.places import HANGS_S, PLACES, Hang, Places, make_places
-from runtime.scheduler import Scheduler
 from runtime.settle import Ledger, decide
+from runtime.stats import Tally
 from runtime.streams import ANSWER_S, Streams
-from runtime.words import Words
+from runtime.worker.context import Desk
+from runtime.worker.fetcher import INBOX_BYTES, Fetcher
+from runtime.worker.flusher import Flusher
+from runtime.worker.forks import guard
+from runtime.worker.heartbeat import TICK_S, Beat, Heartbeat, Held, Watched, stacks
+from runtime.worker.lanes import Inbox, Lane
+from runtime.worker.log import Words
+from runtime.worker.maintenance import Scheduler
 
 log = logs.guarded("runtime.consumer")
 P = ParamSpec("P")

@@ -37,8 +37,8 @@ from runtime.errors import (
     StoreRefuses,
 )
 from runtime.jobs import STREAMS, TYPE_NAME, Contract, Priority, contract_of, default_id
-from runtime.outlet import Durability, Outlet, durability_of
-from runtime.wire import Tail, packed_value, packed_words, without_password
+from runtime.store.connection import Tail, packed_value, packed_words, without_password
+from runtime.store.sends import Durability, Outlet, durability_of
 
 CHUNK_MESSAGES: Final = 500
 CHUNK_BYTES: Final = 1024 * 1024  # one chunk is one script call: bounded, so that others get their turn

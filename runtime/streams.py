@@ -6,77 +6,36 @@ for people, `outlet.py` the producer's verb, `wire.py` the connection.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from functools import cache
-from importlib.resources import files
 from itertools import repeat
 from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
 from runtime.codec import MAX_DATA_BYTES, MAX_OTHERS_BYTES, pack_record
-from runtime.errors import ConfigError, QueueFull, StoreRefuses
-from runtime.jobs import FREE, PLAIN, STREAMS, Batch, Deferral, Job, Lease, Letter, Parking
-from runtime.wire import ANSWER_S, Command, ServerError, Tail, Wire, tail_of
+from runtime.errors import StoreRefuses
+from runtime.jobs import FREE, PLAIN, Batch, Deferral, Job, Lease, Letter, Parking
+from runtime.store.base import (
+    GROUP,
+    Door,
+    End,
+    entry_fields,
+    is_code,
+    ms_in,
+    whole,
+    workers_of,
+)
+from runtime.store.connection import ANSWER_S, Command, ServerError, Wire, tail_of
 
 T = TypeVar("T")
 
-GROUP: Final = "workers"
 MAX_IDS = 500  # per script call: half a millisecond of the server at most
 PENDING_PAGE: Final = 1000  # leases looked at in a round trip
 MAX_ANSWER_BYTES: Final = 64 << 20  # a guess: what a worker may have in its memory at once before it has looked at it
 BELL_SLACK_S = 4.0  # a blocked read answers this much later than asked, or the connection is given up
 STATS_LIFE_S = 24 * 3600
-BROKEN_S: Final = 3.0  # a guess: between two looks at a stream that cannot be read
-MAX_MS: Final = 2.0**53
-MAX_DIGITS: Final = 15
-AHEAD_MS: Final = 3_600_000  # an id so far ahead is no clock's: a sender chose it. Clocks that are off, are off by seconds
-
-
-class Keys:
-    """The names of a queue's keys; all share its hash tag, so that every script stays on one slot."""
-
-    def __init__(self, queue: str) -> None:
-        if not queue or any(mark in queue for mark in "{}\r\n "):
-            raise ConfigError(f"queue {queue!r}: a name without spaces and braces, please")
-        self.prefix = f"{{{queue}}}:"
-        self.streams = tuple(self.prefix + name for name in STREAMS)
-        self.due = self.prefix + "due"
-        self.messages = self.prefix + "msg"
-        self.dead = self.prefix + "dead"
-        self.workers = self.prefix + "workers"
-        self.rows = self.prefix + "workers:rows"
-        self.strikes = self.prefix + "strikes"
-        self.wards = self.prefix + "wards"
-        places = (*self.streams, self.due, self.messages, self.dead)
-        self.scripted = (*places, self.workers, self.rows, self.strikes, self.wards)
-
-    def stats(self, minute: int) -> str:
-        """Give the key of the counters of one minute since the epoch."""
-        return f"{self.prefix}stats:{minute}"
-
-
-class Script(msgspec.Struct, frozen=True):
-    """A script's text, and the name under which the server remembers it."""
-
-    text: str
-    sha: str
-
-
-_PRELUDES = {"beat": ("common", "guard"), "reclaim": ("common", "guard")}
-
-
-@cache
-def script(name: str) -> Script:
-    """Give the script of one verb, with what all scripts share put between its flags and its body."""
-    folder = files("runtime") / "lua"
-    flags, _, body = (folder / f"{name}.lua").read_text("utf-8").partition("\n")
-    shared = [(folder / f"{part}.lua").read_text("utf-8") for part in _PRELUDES.get(name, ("common",))]
-    text = "\n".join([flags, *shared, body])
-    return Script(text, hashlib.sha1(text.encode()).hexdigest())  # noqa: S324 -- the server's own naming, no secret
 
 
 class Haul(msgspec.Struct, gc=False):
@@ -143,142 +102,12 @@ class Promoted(msgspec.Struct):
     cursor: str
 
 
-class End(msgspec.Struct, frozen=True):
-    """Where a stream ends: how far its last id lies ahead of the server's time, and whether jobs set aside wait to be moved."""
-
-    ahead_ms: int
-    is_aside: bool
-
-    @property
-    def is_closed(self) -> bool:
-        """Say whether somebody's id has closed this stream: all later ids lie ahead of it, and after the last of all is none."""
-        return self.ahead_ms > AHEAD_MS
-
-    @property
-    def troubles(self) -> list[str]:
-        """What is wrong with it, for people; it may be closed again while there is something set aside."""
-        found: list[str] = []
-        if self.is_closed:
-            days = self.ahead_ms / 86_400_000
-            found.append(f"is closed by an id that lies {days:,.1f} days ahead: somebody sent an entry with it")
-        if self.is_aside:
-            found.append("has entries set aside that are not moved yet")
-        return found
-
-
 class Reclaimed(msgspec.Struct):
     """One walk over one stream."""
 
     dead: int
     ghosts: int
     is_guarded: bool
-
-
-class Door:
-    """Runs scripts and commands for one queue, and makes vanished groups again.
-
-    Owns `broken`: the streams that cannot be read, since their key is of another type, with what they answered. They are left
-    out, and looked at again every few seconds; the others must not notice.
-    """
-
-    def __init__(self, url: str, queue: str) -> None:
-        self.url = url
-        self.keys = Keys(queue)
-        self.broken: dict[int, str] = {}
-        self._groupless: set[int] = set()
-        self._looked_s = 0.0
-        self._must_heal = False
-
-    def command(self, name: str, *args: str | bytes | int | float | Tail) -> Command:
-        """Give the call of a script on this queue's keys."""
-        return ("EVALSHA", script(name).sha, len(self.keys.scripted), *self.keys.scripted, *args)
-
-    async def ask(self, wire: Wire, *commands: Command, wait_s: float = 0.0, run: str = "") -> list[Any]:
-        """Call, and load scripts that the server has forgotten. Error answers stay among the answers.
-
-        Raises:
-            StoreAway: no answer.
-        """
-        await self._heal(wire)
-        answers = await wire.call(*commands, wait_s=wait_s, run=run)
-        forgotten = [at for at, answer in enumerate(answers) if is_code(answer, "NOSCRIPT")]
-        if forgotten:
-            await self.load(wire)
-            again = await wire.call(*[commands[at] for at in forgotten], wait_s=wait_s, run=run)
-            for at, answer in zip(forgotten, again, strict=True):
-                answers[at] = answer
-        return answers
-
-    async def one(self, wire: Wire, command: Command) -> Any:
-        """Call one command and give its answer.
-
-        Raises:
-            StoreAway: no answer, or an error.
-        """
-        return self.sound((await self.ask(wire, command))[0])
-
-    def sound(self, answer: Any) -> Any:
-        """Give the answer back, unless it is an error: then the store is as good as away, whatever the error says.
-
-        Raises:
-            QueueFull: memory is full.
-            StoreRefuses: any other error.
-        """
-        if not isinstance(answer, ServerError):
-            return answer
-        if answer.code == "NOGROUP" or "NOGROUP" in answer:
-            self._must_heal = True
-        if "OOM" in answer:
-            raise QueueFull(f"Redis is full: {answer}")
-        raise StoreRefuses(f"Redis answered: {answer}")
-
-    async def ends_on(self, wire: Wire) -> list[End]:
-        """Return where each stream ends; the dead letters last.
-
-        Raises:
-            StoreAway: no answer or an error.
-        """
-        _, *answer = await self.one(wire, self.command("ends"))
-        return [End(int(ahead), bool(aside)) for ahead, aside in zip(answer[::2], answer[1::2], strict=True)]
-
-    async def prepare(self, wire: Wire) -> None:
-        """Make the consumer group on all four streams, at 0: made at `$` it would skip what is there.
-
-        With memory full the server refuses this even where the group exists. Then we go on: what exists can be worked off, and
-        what does not is asked for again. A stream in whose place a key of another type stands is left out from then on.
-
-        Raises:
-            StoreAway: no answer, or no stream can be read.
-        """
-        self._looked_s = time.monotonic()
-        made = await wire.call(*[("XGROUP", "CREATE", key, GROUP, "0", "MKSTREAM") for key in self.keys.streams])
-        broken: dict[int, str] = {}
-        for stream, answer in enumerate(made):
-            if is_code(answer, "WRONGTYPE") or (is_code(answer, "OOM") and stream in self._groupless | self.broken.keys()):
-                broken[stream] = str(answer)
-            elif not (is_code(answer, "BUSYGROUP") or is_code(answer, "OOM")):
-                self.sound(answer)
-        self.broken = broken
-        self._groupless.clear()
-        if len(broken) == len(self.keys.streams):
-            raise StoreRefuses(f"Redis answered: {broken[0]} ({', '.join(self.keys.streams)})")
-
-    async def _heal(self, wire: Wire) -> None:
-        """Make the groups again where an answer said that one is missing, and look again at what is broken."""
-        if self._must_heal or (self.broken and time.monotonic() > self._looked_s + BROKEN_S):
-            self._must_heal = False
-            await self.prepare(wire)
-
-    async def load(self, wire: Wire) -> None:
-        """Load all scripts.
-
-        Raises:
-            StoreAway: no answer or an error.
-        """
-        names = [path.name[:-4] for path in (files("runtime") / "lua").iterdir() if path.name.endswith(".lua")]
-        scripts = [script(name) for name in names if name not in ("common", "guard")]
-        for answer in await wire.call(*[("SCRIPT", "LOAD", known.text) for known in scripts]):
-            self.sound(answer)
 
 
 class Streams(Door):
@@ -340,7 +169,7 @@ class Streams(Door):
                 commands.append(self._read(shares[stream], key))
             commands.append(self._peek(key))
         answers = await self.ask(self._reader, *commands)
-        fetched = Fetched(_ms(self.sound(answers[0])), self._reader.run, [], set())
+        fetched = Fetched(ms_in(self.sound(answers[0])), self._reader.run, [], set())
         for at, stream in enumerate(asked):
             entries, peek = answers[2 * at + 1], answers[2 * at + 2]
             if isinstance(entries, ServerError) and "WRONGTYPE" in entries:
@@ -383,7 +212,7 @@ class Streams(Door):
         names = [key.encode() for key in keys]
         hauls = [Haul(asked[names.index(name)], entries, repeat(1)) for name, entries in came or ()]
         free = {stream for stream, peek in zip(asked, peeks, strict=True) if peek and not isinstance(peek, ServerError)}
-        return Fetched(_ms(self.sound(now)), self._reader.run, hauls, free)
+        return Fetched(ms_in(self.sound(now)), self._reader.run, hauls, free)
 
     async def unring(self) -> None:
         """Wake the blocked `ring`, which then answers with nothing. Never cancel it: deliveries would be left to nobody.
@@ -706,43 +535,6 @@ class Streams(Door):
 
 
 # --- small shapes --------------------------------------------------------------------------------------------------------
-
-
-def is_code(answer: Any, code: str) -> bool:
-    """Say whether an answer is the error with this first word."""
-    return isinstance(answer, ServerError) and answer.code == code
-
-
-def workers_of(until: Sequence[bytes], rows: Sequence[bytes]) -> dict[str, tuple[int, str]]:
-    """Give the workers out of the raw ZRANGE WITHSCORES and HGETALL; the guard's own members begin with `~`."""
-    known = {name.decode(errors="replace"): row.decode(errors="replace") for name, row in _pairs(rows)}
-    lives = {name.decode(errors="replace"): int(min(max(float(score), 0.0), MAX_MS)) for name, score in _pairs(until)}
-    return {name: (at, known.get(name, "")) for name, at in lives.items() if not name.startswith("~")}
-
-
-def setting(answer: Any) -> str:
-    """Give the value that CONFIG GET answered, or nothing where asking is not allowed."""
-    if isinstance(answer, ServerError) or not answer:
-        return ""  # not allowed to ask: INFO has told what it tells
-    return bytes(cast("Sequence[bytes]", answer)[1]).decode()
-
-
-def whole(text: str) -> int | None:
-    """Give the whole number that a text is, or None: what stands in Redis may be a stranger's."""
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS else None
-
-
-def entry_fields(flat: Sequence[bytes]) -> dict[bytes, bytes]:
-    """Give the fields of an entry by name; the last one of a name wins, as everywhere."""
-    return dict(_pairs(flat))
-
-
-def _pairs(flat: Sequence[bytes]) -> Iterable[tuple[bytes, bytes]]:
-    return zip(flat[::2], flat[1::2], strict=True)
-
-
-def _ms(time: Sequence[bytes]) -> int:
-    return int(time[0]) * 1000 + int(time[1]) // 1000
 
 
 def _parts(items: Sequence[T]) -> list[Sequence[T]]:

@@ -18,14 +18,14 @@ from runtime.codec import decode_many
 from runtime.config import Config
 from runtime.consumer import Consumer, Report, Stage
 from runtime.errors import ConfigError, Dead, Retry, Snooze, TimedOut
-from runtime.events import Tally
 from runtime.jobs import DONE, Done, Handler, Job, Outcome, P, Park, Priority
-from runtime.lanes import Inbox, Lane
-from runtime.lookups import DeadLetter, Lookups
 from runtime.places import PLACES, make_places
 from runtime.producer import Message, Packed, Producer
 from runtime.settle import Ledger, admit
+from runtime.stats import Tally
+from runtime.store.inspector import DeadLetter, Lookups
 from runtime.streams import Streams
+from runtime.worker.lanes import Inbox, Lane
 
 __all__ = ["Clock", "DeadLetter", "Dice", "Done", "Outcome", "Park", "Worker", "run", "until", "worker"]
 

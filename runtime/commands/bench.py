@@ -26,8 +26,8 @@ from runtime.errors import ConfigError, StoreAway
 from runtime.jobs import Handler, Job, Priority, contract
 from runtime.producer import Producer
 from runtime.registry import handler
-from runtime.streams import GROUP, Keys
-from runtime.wire import Wire
+from runtime.store.base import GROUP, Keys
+from runtime.store.connection import Wire
 
 MAX_JOBS: Final = 1_000_000
 BATCH: Final = 500

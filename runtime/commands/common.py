@@ -16,9 +16,9 @@ from runtime.config import Config
 from runtime.embedded import Embedded
 from runtime.errors import ConfigError
 from runtime.folders import add_folder, hidden_in_folder
-from runtime.lookups import Lookups
 from runtime.registry import Found, find
-from runtime.wire import without_password
+from runtime.store.connection import without_password
+from runtime.store.inspector import Lookups
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from runtime.commands.common import clean, flags_of, lookups, print_json, with_store
 from runtime.config import Config
 from runtime.errors import ConfigError
-from runtime.lookups import PAGE, DeadLetter, Filter, Lookups, is_letter
+from runtime.store.inspector import PAGE, DeadLetter, Filter, Lookups, is_letter
 
 MAX_LIST = 10_000
 PROGRESS_S = 0.2

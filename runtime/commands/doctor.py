@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import time
 
-from runtime.checkup import Checkup, Finding
 from runtime.commands.common import clean, print_json, with_store
 from runtime.config import Config
-from runtime.wire import redis_cli
+from runtime.store.connection import redis_cli
+from runtime.store.doctor import Checkup, Finding
 
 SIGNS = {"ok": "ok     ", "warning": "warning", "error": "ERROR  "}
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 
-from runtime.checkup import Checkup
 from runtime.commands.common import clean, lookups, print_json, with_store
 from runtime.config import Config
 from runtime.errors import ConfigError, StoreRefuses
 from runtime.jobs import STREAMS
-from runtime.lookups import FoundJob
+from runtime.store.doctor import Checkup
+from runtime.store.inspector import FoundJob
 
 MAX_LIST = 1_000
 LOOK_AT = 10_000

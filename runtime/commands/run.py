@@ -14,22 +14,22 @@ from random import random
 from types import FrameType
 from typing import Any, Final, TypeVar, cast
 
-from runtime import fleet, logs
+from runtime import logs, supervisor
 from runtime.backoff import Backoff, delay_s
 from runtime.commands.common import find_handlers
 from runtime.config import Config, address_of
 from runtime.consumer import CANCELLED, Consumer, Report
 from runtime.embedded import Embedded
 from runtime.errors import JobsError, StoreAway
-from runtime.fleet import Alive, Ended, Fleet, Ready, Tether, Total
-from runtime.forks import guard
 from runtime.leaving import CRASHED, Leaving, has_threads
-from runtime.lookups import Lookups, Server, check_server
 from runtime.offload import end_fork
 from runtime.registry import Found
 from runtime.rubbish import Rubbish, resident_reader
 from runtime.settle import describe
-from runtime.wire import one_connection, redis_cli, without_password
+from runtime.store.connection import one_connection, redis_cli, without_password
+from runtime.store.inspector import Lookups, Server, check_server
+from runtime.supervisor import Alive, Ended, Fleet, Ready, Tether, Total
+from runtime.worker.forks import guard
 
 log = logs.guarded("runtime")
 T = TypeVar("T")
@@ -54,7 +54,7 @@ def act(config: Config) -> int:
         return _as_child(config, tether)
     found = None
     if config.processes > 1 or config.max_rss_mb > 0:
-        fleet.check(config)
+        supervisor.check(config)
     else:
         found = _find(config)
     embedded = None if config.redis else Embedded(Path(config.data_dir), config.embedded_port)
@@ -176,7 +176,7 @@ async def _supervise(config: Config, embedded: Embedded | None, leaving: Leaving
         where = "no board"
         address = address_of(config.board)
         if address is not None:
-            from board.fleet import FleetBoard  # aiohttp is loaded only when somebody listens
+            from board.supervisor import FleetBoard  # aiohttp is loaded only when somebody listens
 
             board = await stack.enter_async_context(FleetBoard(children, *address))
             where = f"board at {board.url}"
@@ -217,7 +217,7 @@ async def _work(
                 where = f"board at {board_url}"
             aides = [asyncio.create_task(embedded.keep(), name="Embedded.keep")] if embedded is not None else []
             if tether is not None:
-                ready = Ready(board_url, fleet.rss_bytes("self"))
+                ready = Ready(board_url, supervisor.rss_bytes("self"))
                 aides.append(asyncio.create_task(_report_to(consumer, tether, ready), name="report"))
             _stop_on_signals(consumer.stop, leaving, config.grace_s, HARD_S, is_child=tether is not None)
             kept = f"embedded server {url}" if embedded else without_password(url)
@@ -274,7 +274,7 @@ async def _report_to(consumer: Consumer, tether: Tether, ready: Ready) -> None:
         await asyncio.sleep(READY_TICK_S)
     tether.say(ready)
     while True:
-        await asyncio.sleep(fleet.ALIVE_S)
+        await asyncio.sleep(supervisor.ALIVE_S)
         tether.say(ALIVE)
 
 

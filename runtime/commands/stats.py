@@ -7,8 +7,8 @@ import argparse
 from runtime.commands.common import clean, lookups, print_json, with_store
 from runtime.config import Config
 from runtime.errors import ConfigError
-from runtime.events import OUTCOMES
-from runtime.lookups import Depth
+from runtime.stats import OUTCOMES
+from runtime.store.inspector import Depth
 
 Counters = dict[tuple[str, str, str], int]
 MAX_MINUTES = 1440

@@ -17,8 +17,8 @@ from runtime.commands.common import clean, lookups, with_store
 from runtime.config import Config
 from runtime.errors import ConfigError, StoreAway
 from runtime.jobs import STREAMS
-from runtime.lookups import DeadLetter, Depth, Lookups
-from runtime.scheduler import details_of
+from runtime.store.inspector import DeadLetter, Depth, Lookups
+from runtime.worker.maintenance import details_of
 
 try:
     from rich.console import Console, Group

@@ -19,48 +19,24 @@ FIRST_PARTY = ("runtime", "handlers", "board", "otel")
 
 # --- the tables --------------------------------------------------------------------------------------------------------------
 
-# Room of runtime/ → rooms it may import. A new room needs a row.
-WORDS = {"errors", "jobs"}
-DOOR = {*WORDS, "streams", "wire"}
-CORE = {"backoff", "codec", "config", "events", "plan", "settle"}
-ROOMS: dict[str, set[str]] = {
-    "errors": set(),
-    "backoff": set(),
-    "plan": set(),
-    "logs": set(),
-    "folders": set(),
-    "leaving": set(),
-    "rubbish": set(),
-    "jobs": {"errors", "backoff"},
-    "answers": {"errors"},
-    "events": WORDS,
-    "config": {"errors", "folders"},
-    "bounds": {"errors"},
-    "codec": {*WORDS, "bounds"},
-    "settle": {*WORDS, "backoff", "codec"},
-    "line": set(),
-    "wire": {"errors", "line"},
-    "streams": {*WORDS, "codec", "wire"},
-    "lookups": {*DOOR, "codec"},
-    "places": WORDS,
-    "offload": {*WORDS, "answers", "places", "settle"},
-    "registry": {*WORDS, "backoff", "codec", "offload", "settle"},
-    "outlet": DOOR,
-    "producer": {*DOOR, "outlet", "backoff", "codec"},
-    "lanes": {*WORDS, "answers", "events", "settle"},  # not streams: the hot path is tested and measured without Redis
-    "lease": {*WORDS, "streams", "words", "logs"},
-    "scheduler": {*WORDS, "events", "backoff", "streams", "words", "logs"},
-    "words": {*WORDS, "logs"},
-    "forks": {"jobs", "lanes", "line", "offload"},
-    "desk": {*DOOR, *CORE, "lanes", "lease", "places", "scheduler", "words"},
-    "ward": {*DOOR, "desk", "places"},
-    "fetcher": {*DOOR, *CORE, "desk", "places", "ward"},
-    "flusher": {*DOOR, *CORE, "desk", "words"},
-    "consumer": {*DOOR, *CORE, "desk", "fetcher", "flusher", "forks", "lanes", "lease", "places", "scheduler", "words", "logs"},
-    "embedded": {"errors", "config", "folders", "offload", "logs"},
-    "fleet": {"errors", "backoff", "config", "folders", "logs"},  # knows no job
-    "schema": {"jobs", "config"},
-    "checkup": {*DOOR, "lookups"},
+# The floors of runtime/, the lowest first: names of modules, or of a folder for all that is in it. A module imports from its own
+# floor and from lower ones.
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("errors", "backoff", "jobs", "stats"),  # words
+    ("logs", "folders", "leaving", "rubbish"),  # the process around them
+    ("config", "bounds", "codec", "settle", "schema"),  # pure
+    ("answers", "places", "offload", "registry"),  # users' code, and where it runs
+    ("store",),
+    ("streams", "producer"),
+    ("worker",),
+    ("consumer", "embedded", "supervisor"),
+)
+# Stricter than its floor, and why.
+STRICT: dict[str, tuple[set[str], str]] = {
+    "worker.lanes": ({"errors", "jobs", "stats", "answers", "settle"}, "the hot path is tested and measured without Redis"),
+    "supervisor": ({"errors", "backoff", "config", "folders", "logs"}, "knows no job"),
+    "store": ({"errors", "jobs", "backoff", "codec", "store"}, "serves producers too, which load no handler"),
+    "producer": ({"errors", "jobs", "backoff", "codec", "store"}, "a web service that only enqueues loads no worker"),
 }
 # What stands at the edge may import every room; what `__init__` names, it loads when it is first used.
 EDGE = re.compile(r"runtime\.(cli\w*|__main__|__init__|commands(\..*)?|testing|pytest_plugin)")
@@ -72,22 +48,22 @@ LOADED_LATE = {
     "runtime/pytest_plugin.py": "costs nothing in test suites that do not use it",
 }
 
-PURE = ("errors", "jobs", "events", "config", "bounds", "codec", "backoff", "plan", "settle")
+PURE = ("errors", "jobs", "stats", "config", "bounds", "codec", "backoff", "worker/plan", "settle")
 IMPURE = {"asyncio", "anyio", "threading", "subprocess", "socket", "time", "datetime", "random"}  # clock and dice are arguments
 
 # The one place on a job's path; the thread's and the child's side of the same; and start-up, where a module may do anything when
 # it is imported.
 CATCHES_CANCELS = {
-    "runtime/lanes.py",
+    "runtime/worker/lanes.py",
     "runtime/settle.py",
     "runtime/offload.py:in_thread",
     "runtime/offload.py:_run_in_child",
     "runtime/logs.py:log",
 }
-CATCHES_ALL = {"runtime/lanes.py", "runtime/offload.py", "runtime/registry.py"}
+CATCHES_ALL = {"runtime/worker/lanes.py", "runtime/offload.py", "runtime/registry.py"}
 
-SPEAKS_REDIS = {"line", "wire", "streams", "outlet", "lookups", "checkup"}
-RAW = {"runtime/commands/bench.py"}  # measures what Redis does without us
+SPEAKS_REDIS = ("runtime.store", "runtime.streams")
+RAW = ("runtime.commands.bench",)  # measures what Redis does without us
 # Words that hardly anybody writes in capitals for another reason.
 COMMANDS = re.compile(
     r"X(ADD|ACK|DEL|LEN|TRIM|READ|READGROUP|RANGE|REVRANGE|PENDING|CLAIM|AUTOCLAIM|GROUP|INFO)"
@@ -162,29 +138,37 @@ def may_import(importer: str, imported: str) -> bool:
             return may_import_inside(importer, imported)
         case "board":
             allowed = (
-                "runtime.lookups",
+                "runtime.store.inspector",
                 "runtime.consumer",
-                "runtime.events",
+                "runtime.stats",
                 "runtime.errors",
-                "runtime.fleet",
-                "runtime.words",
+                "runtime.supervisor",
+                "runtime.worker.log",
                 "otel",
                 "board",
             )
             return is_under(imported, allowed)
         case "otel":
-            return is_under(imported, ("runtime.events", "runtime.lookups", "runtime.jobs", "runtime.errors", "otel"))
+            return is_under(imported, ("runtime.stats", "runtime.store.inspector", "runtime.jobs", "runtime.errors", "otel"))
         case _ if importer.startswith("handlers.contracts"):
             return imported in ("runtime", "handlers.contracts.types")
         case _:
             return imported == "runtime" or is_under(imported, ("handlers.contracts", "handlers.kit"))
 
 
+def floor_of(inside: str) -> int:
+    """Return the floor of a module, by its name inside of `runtime`; -1 where it has none."""
+    return next((at for at, names in enumerate(FLOORS) if is_under(inside, names)), -1)
+
+
 def may_import_inside(importer: str, imported: str) -> bool:
     if EDGE.fullmatch(importer):
         return not imported.startswith("handlers")
-    room = importer.split(".")[1]
-    return imported.startswith("runtime.") and imported.split(".")[1] in ROOMS.get(room, set())
+    if not imported.startswith("runtime."):
+        return False
+    above, below = importer.removeprefix("runtime."), imported.removeprefix("runtime.")
+    allowed = [names for name, (names, _) in STRICT.items() if is_under(above, (name,))]
+    return 0 <= floor_of(below) <= floor_of(above) and all(is_under(below, tuple(names)) for names in allowed)
 
 
 def is_under(name: str, packages: tuple[str, ...]) -> bool:
@@ -194,17 +178,10 @@ def is_under(name: str, packages: tuple[str, ...]) -> bool:
 # --- floors ------------------------------------------------------------------------------------------------------------------
 
 
-def test_every_room_of_the_runtime_has_its_row_in_the_table() -> None:
-    rooms = {name_of(path).split(".")[1] for path in modules("runtime") if not EDGE.fullmatch(name_of(path))}
-    assert rooms <= set(ROOMS), f"no row for {sorted(rooms - set(ROOMS))}"
-
-
-def test_the_table_itself_has_floors() -> None:
-    left = {room: set(rooms) for room, rooms in ROOMS.items()}
-    while left:
-        floor = {room for room, rooms in left.items() if not rooms & set(left)}
-        assert floor, f"these rooms import each other in a ring: {sorted(left)}"
-        left = {room: rooms for room, rooms in left.items() if room not in floor}
+def test_every_module_of_the_runtime_has_its_floor() -> None:
+    inside = [name_of(path) for path in modules("runtime") if not EDGE.fullmatch(name_of(path))]
+    homeless = [name for name in inside if floor_of(name.removeprefix("runtime.").removesuffix(".__init__")) < 0]
+    assert not homeless, f"no floor for {homeless}"
 
 
 def test_rooms_import_only_what_the_table_allows() -> None:
@@ -264,12 +241,11 @@ def test_a_pure_room_awaits_nothing_and_has_no_clock(room: str) -> None:
 
 
 def test_only_the_door_imports_redis() -> None:
-    allowed = {f"runtime/{room}.py" for room in SPEAKS_REDIS} | {"handlers/demo.py"}
     wrong = [
         f"{short(path)}:{line}"
         for path in modules(*FIRST_PARTY)
         for line, name in imports(path)
-        if name.split(".")[0] in ("redis", "valkey", "hiredis") and short(path) not in allowed
+        if name.split(".")[0] in ("redis", "valkey", "hiredis") and not is_under(name_of(path), (*SPEAKS_REDIS, "handlers.demo"))
     ]
     assert not wrong, "\n".join(wrong)
 
@@ -277,7 +253,7 @@ def test_only_the_door_imports_redis() -> None:
 def test_only_the_door_knows_commands_of_redis() -> None:
     wrong = []
     for path in modules("runtime", "board", "otel"):
-        if (path.parent == RUNTIME and path.stem in SPEAKS_REDIS) or short(path) in RAW:
+        if is_under(name_of(path), (*SPEAKS_REDIS, *RAW)):
             continue
         for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.Constant) and isinstance(node.value, str | bytes):
@@ -421,7 +397,7 @@ def function_of(path: Path, inner: ast.ExceptHandler) -> str:
 
 def test_what_a_handler_raises_is_caught_in_one_place() -> None:
     """In the lane, whatever it is: the panics of native libraries are no Exception. The other guards the variables it left."""
-    lanes = [names for _, names in catches(RUNTIME / "lanes.py") if names & {"Exception", "BaseException"}]
+    lanes = [names for _, names in catches(RUNTIME / "worker/lanes.py") if names & {"Exception", "BaseException"}]
     assert lanes == [{"BaseException"}, {"BaseException"}]
     everything = {"Exception", "SystemExit"}
     places = [short(path) for path in modules(*FIRST_PARTY) for _, names in catches(path) if names == everything]
@@ -498,7 +474,7 @@ def heavy_in(loaded: set[str]) -> list[str]:
 def test_a_contract_loads_neither_redis_nor_the_worker() -> None:
     loaded = loaded_after("from runtime import Backoff, Dead, Job, Priority, Retry, Snooze, contract, handler")
     assert heavy_in(loaded) == []
-    assert {"runtime.streams", "runtime.lanes", "runtime.consumer", "runtime.producer"} & loaded == set()
+    assert {"runtime.streams", "runtime.worker.lanes", "runtime.consumer", "runtime.producer"} & loaded == set()
 
 
 def test_the_contracts_of_the_handlers_load_nothing_heavy() -> None:
@@ -509,12 +485,12 @@ def test_the_contracts_of_the_handlers_load_nothing_heavy() -> None:
 
 def test_a_producer_does_not_load_the_worker() -> None:
     loaded = loaded_after("from runtime import Producer")
-    assert {"runtime.lanes", "runtime.consumer", "runtime.registry", "aiohttp", "uvloop"} & loaded == set()
+    assert {"runtime.worker.lanes", "runtime.consumer", "runtime.registry", "aiohttp", "uvloop"} & loaded == set()
 
 
 # --- scripts -----------------------------------------------------------------------------------------------------------------
 
-SCRIPTS = sorted((RUNTIME / "lua").glob("*.lua"))
+SCRIPTS = sorted((RUNTIME / "store" / "lua").glob("*.lua"))
 SHARED = ("common", "guard")  # put before the scripts, and no scripts themselves
 
 

@@ -11,9 +11,10 @@ import msgspec
 import pytest
 import redis
 
-from runtime.checkup import about_clock
-from runtime.lookups import Lookups
-from runtime.streams import GROUP, Streams
+from runtime.store.base import GROUP
+from runtime.store.doctor import about_clock
+from runtime.store.inspector import Lookups
+from runtime.streams import Streams
 from tests.commands.test_commands import SCRIPTED, call, one_line
 from tests.contract.test_streams import batch, leases
 from tests.servers import Server

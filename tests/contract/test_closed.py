@@ -14,10 +14,10 @@ import redis
 
 from otel.metrics import Reading, render
 from runtime import Backoff, Dead, Job, contract, handler
-from runtime.checkup import REOPEN_IDS, Checkup
 from runtime.errors import StoreRefuses
-from runtime.lookups import Lookups
-from runtime.streams import AHEAD_MS
+from runtime.store.base import AHEAD_MS
+from runtime.store.doctor import REOPEN_IDS, Checkup
+from runtime.store.inspector import Lookups
 from tests.faults.harness import leftovers
 from tests.workers import until, working
 

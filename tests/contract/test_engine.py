@@ -12,10 +12,11 @@ import pytest
 from runtime import Backoff, Dead, Job, Retry, contract, handler
 from runtime.consumer import LATE_PART, ON_THE_WAY_S
 from runtime.errors import StoreAway
-from runtime.fetcher import INBOX_BYTES
 from runtime.jobs import Batch, Lease
-from runtime.lease import Beat, Heartbeat, Held
-from runtime.streams import GROUP, Fetched, Settled
+from runtime.store.base import GROUP
+from runtime.streams import Fetched, Settled
+from runtime.worker.fetcher import INBOX_BYTES
+from runtime.worker.heartbeat import Beat, Heartbeat, Held
 from tests.faults.harness import leftovers
 from tests.proxy import Proxy
 from tests.workers import until, working
@@ -87,7 +88,7 @@ async def test_a_move_that_always_errors_holds_up_nobody(server, raw):
 async def test_a_worker_beside_a_stream_of_another_type_starts_and_works_as_if_it_were_not_there(
     server, raw, monkeypatch, caplog
 ):
-    monkeypatch.setattr("runtime.streams.BROKEN_S", 0.1)
+    monkeypatch.setattr("runtime.store.base.BROKEN_S", 0.1)
     broken = "{jobs}:medium"
     raw.hset(broken, "not", "a stream")
     async with working(server.url, work) as worker:
@@ -138,7 +139,7 @@ async def test_a_job_that_waits_for_a_thread_past_its_deadline_has_not_started_a
 
 
 async def test_a_handler_that_swallows_its_cancel_is_cut_again_and_the_lane_lives(server, raw, monkeypatch):
-    monkeypatch.setattr("runtime.lanes.RECUT_S", 0.2)
+    monkeypatch.setattr("runtime.worker.lanes.RECUT_S", 0.2)
     cancels: list[int] = []
 
     @handler(Work, timeout_s=0.2, retry=Backoff(attempts=1))

@@ -11,8 +11,8 @@ import pytest
 
 from runtime import Backoff, Job, contract, handler
 from runtime.places import THREAD
-from runtime.streams import GROUP
-from tests.contract.test_rooms import KEY, park, ran, work
+from runtime.store.base import GROUP
+from tests.contract.test_lots import KEY, park, ran, work
 from tests.workers import until, working
 
 CRITICAL = "{jobs}:critical"
@@ -111,7 +111,7 @@ async def test_a_worker_takes_from_rooms_only_what_it_has_a_place_for(server, ra
 
 
 async def test_a_place_that_becomes_free_is_filled_at_once_from_a_room_though_no_bell_rings(server, raw, monkeypatch):
-    monkeypatch.setattr("runtime.fetcher.ROOMS_S", 1000.0)
+    monkeypatch.setattr("runtime.worker.fetcher.ROOMS_S", 1000.0)
     async with working(server.url, hold, concurrency=4, threads=1) as worker:
         send(raw, 0)
         await until(lambda: len(held) == 1, "the thread is taken")

@@ -33,8 +33,8 @@ from runtime import (
 from runtime.codec import decode_many
 from runtime.jobs import Batch
 from runtime.producer import Head, Packed
+from runtime.store.connection import KEEPALIVE, Wire
 from runtime.streams import Streams
-from runtime.wire import KEEPALIVE, Wire
 from tests.proxy import Proxy, Reader, Relay, Writer
 from tests.servers import Server, free_ports, wait_until
 
@@ -504,7 +504,7 @@ async def test_what_is_cancelled_while_there_is_no_line_is_not_sent(proxy, raw, 
         await producer.send(Order(n=0))
         [way] = producer._ways.values()
         wire = way._outlet._wire
-        monkeypatch.setattr("runtime.wire.IDLE_S", idle_s)
+        monkeypatch.setattr("runtime.store.connection.IDLE_S", idle_s)
         away(proxy)
         await asyncio.sleep(0)
         sends = [asyncio.create_task(producer.send(Order(n=n))) for n in range(1, 4)]
@@ -678,7 +678,7 @@ async def test_a_silent_line_is_left_for_another_before_patience_ends(proxy, raw
 
 async def test_a_line_that_was_cut_while_it_was_idle_is_found_by_a_question_and_nobody_hears_of_it(proxy, raw, monkeypatch):
     """The producer's, and those of a worker: no answer is waited for to its end."""
-    monkeypatch.setattr("runtime.wire.IDLE_S", 0.0)
+    monkeypatch.setattr("runtime.store.connection.IDLE_S", 0.0)
     async with proxy, Producer.connect(proxy.url, patience_s=60) as producer:
         worker = Streams(proxy.url, "jobs", "me")
         await worker.start()

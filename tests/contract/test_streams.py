@@ -16,10 +16,11 @@ import redis
 from runtime.codec import decode_many
 from runtime.errors import QueueFull, StoreAway
 from runtime.jobs import Batch, Deferral, Lease, Letter, Parking
-from runtime.lookups import Lookups
-from runtime.scheduler import lease_of, types_of
-from runtime.streams import GROUP, Ask, Door, Fetched, Streams
-from runtime.wire import Wire
+from runtime.store.base import GROUP, Door
+from runtime.store.connection import Wire
+from runtime.store.inspector import Lookups
+from runtime.streams import Ask, Fetched, Streams
+from runtime.worker.maintenance import lease_of, types_of
 from tests.contract.snapshot import snapshot
 from tests.proxy import Proxy
 from tests.servers import Server

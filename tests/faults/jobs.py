@@ -11,9 +11,9 @@ from pathlib import Path
 import msgspec
 
 from runtime import Backoff, Job, contract, handler
-from runtime.flusher import leases_of
 from runtime.jobs import Batch
 from runtime.streams import Settled, Streams
+from runtime.worker.flusher import leases_of
 from tests.faults.ledger import STARVED_S, WATCH_S
 
 HISTORY = os.environ.get("FAULTS_HISTORY", "")

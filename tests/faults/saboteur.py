@@ -18,12 +18,12 @@ import msgspec
 
 from runtime import Backoff, Job, contract, handler
 from runtime.consumer import Consumer
-from runtime.events import Tally
-from runtime.fetcher import Fetcher
-from runtime.fleet import Tether
-from runtime.flusher import Flusher
-from runtime.scheduler import Scheduler
+from runtime.stats import Tally
 from runtime.streams import Streams
+from runtime.supervisor import Tether
+from runtime.worker.fetcher import Fetcher
+from runtime.worker.flusher import Flusher
+from runtime.worker.maintenance import Scheduler
 from tests.faults.jobs import note
 
 PARTS: dict[str, tuple[type[Any], str]] = {

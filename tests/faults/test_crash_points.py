@@ -22,9 +22,9 @@ from hiredis import Reader, pack_command
 from runtime import Backoff, Dead, Job, Message, Producer, Snooze, contract, handler
 from runtime.config import Config
 from runtime.consumer import Consumer
-from runtime.streams import GROUP, Keys, script
+from runtime.store.base import GROUP, Keys, script
+from runtime.store.connection import Wire
 from runtime.testing import worker
-from runtime.wire import Wire
 from tests.faults.worker import ROOT
 from tests.proxy import Relay
 from tests.servers import Server
@@ -200,7 +200,7 @@ class Guillotine:
             await asyncio.gather(pump, return_exceptions=True)
 
 
-LUA = sorted(path.stem for path in (ROOT / "runtime" / "lua").glob("*.lua"))
+LUA = sorted(path.stem for path in (ROOT / "runtime" / "store" / "lua").glob("*.lua"))
 SCRIPTS = {script(name).sha.encode(): name for name in LUA if name != "common"}
 
 

@@ -18,8 +18,8 @@ from board.site import MAX_CONNECTIONS, Site
 from runtime import Backoff, Job, contract, handler
 from runtime.errors import NotStarted, StoreAway
 from runtime.jobs import PLAIN
-from runtime.wire import Wire
-from runtime.words import LINES_S
+from runtime.store.connection import Wire
+from runtime.worker.log import LINES_S
 from tests.faults.harness import leftovers
 from tests.workers import until, working
 

@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from runtime import Backoff, Job, Producer, contract, handler
-from runtime.forks import guard
+from runtime.worker.forks import guard
 from tests.faults.harness import hire
 from tests.faults.jobs import HISTORY
 from tests.faults.store_kit import add, ended, is_settled, second_runs
@@ -154,7 +154,7 @@ def test_what_a_handler_forks_is_no_second_worker(valkey, tmp_path, crew, kind):
 def test_a_fork_leaves_the_signals_of_its_parent_as_they_were(monkeypatch):
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     for _ in range(2):  # registered twice, where the first worker of this process is gone
-        monkeypatch.setattr("runtime.forks._guarded", WeakKeyDictionary())
+        monkeypatch.setattr("runtime.worker.forks._guarded", WeakKeyDictionary())
         guard(lambda: None)
     if not (pid := os.fork()):
         os.kill(os.getpid(), signal.SIGTERM)  # what comes after the fork ends it

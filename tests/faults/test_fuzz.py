@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from runtime import Backoff, Job, contract, handler
 from runtime.codec import unpack_record
 from runtime.jobs import STREAMS
-from runtime.streams import GROUP, Keys
+from runtime.store.base import GROUP, Keys
 from tests.servers import Server
 from tests.workers import working
 

@@ -27,10 +27,11 @@ from runtime.codec import decode_many, unpack_record
 from runtime.errors import StoreAway
 from runtime.jobs import FREE, STREAMS, UNKNOWN, Deferral, Lease, Letter, Parking, room_of
 from runtime.jobs import Job as WorkerJob
-from runtime.lookups import Lookups
 from runtime.settle import empty_batch
-from runtime.streams import GROUP, Ask, Door, Fetched, Streams
-from runtime.wire import Command, Wire
+from runtime.store.base import GROUP, Door
+from runtime.store.connection import Command, Wire
+from runtime.store.inspector import Lookups
+from runtime.streams import Ask, Fetched, Streams
 from tests.faults.model import DEAD, DUE, ENTRY, Job, Model
 from tests.servers import Server
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from runtime.errors import StoreAway
-from runtime.wire import Wire
+from runtime.store.connection import Wire
 from tests.faults.harness import LEASE_S, Worker, count, hire
 from tests.faults.store_kit import (
     AWAY,

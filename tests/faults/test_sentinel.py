@@ -18,8 +18,8 @@ import redis
 from redis.asyncio.sentinel import MasterNotFoundError
 
 from runtime import ConfigError, Message, NotDurable, Producer, StoreAway
-from runtime.lookups import Lookups
-from runtime.wire import MasterConnection, one_connection, redis_cli, without_password
+from runtime.store.connection import MasterConnection, one_connection, redis_cli, without_password
+from runtime.store.inspector import Lookups
 from tests.faults.harness import ROOT, Worker, events, hire, leftovers
 from tests.faults.jobs import Scripted
 from tests.servers import Server, binary_of, free_ports, wait_until

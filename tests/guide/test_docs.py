@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from runtime.config import KNOBS
-from runtime.events import Tally
 from runtime.jobs import DONE, PLAIN, Job
-from runtime.lookups import Depth, Lookups
+from runtime.stats import Tally
+from runtime.store.inspector import Depth, Lookups
 from tests.faults.harness import ROOT, leftovers
 from tests.servers import Server, free_ports, wait_until
 

@@ -32,11 +32,11 @@ import uvloop
 
 from runtime.backoff import Backoff
 from runtime.errors import BadPayload, Dead, LeaseLost, NeverRan, NoPlace, NotStarted, Retry, SelfCancelled, Snooze, TimedOut
-from runtime.events import BUCKETS, Tally
 from runtime.jobs import BEGINS, FREE, LOST, PLAIN, Handler, Job, Parking, contract, contract_of
-from runtime.lanes import BREATH, NEVER, RECUT_S, TURN_S, Inbox, Lane
 from runtime.places import Places
 from runtime.settle import Ledger
+from runtime.stats import BUCKETS, Tally
+from runtime.worker.lanes import BREATH, NEVER, RECUT_S, TURN_S, Inbox, Lane
 
 Run = Callable[[Any, Job], Awaitable[object]]
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}

@@ -11,7 +11,7 @@ import pytest
 from runtime import logs
 from runtime.errors import Dead, Retry, StoreAway
 from runtime.jobs import PLAIN, Job
-from runtime.words import Words
+from runtime.worker.log import Words
 
 
 class Panic(BaseException):

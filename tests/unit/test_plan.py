@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from runtime.plan import MOST_BYTES, START_BYTES, WEIGHTS, Budget, Plan, Sizes
+from runtime.worker.plan import MOST_BYTES, START_BYTES, WEIGHTS, Budget, Plan, Sizes
 
 CRITICAL, HIGH, MEDIUM, LOW = range(4)
 

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from runtime import Job, contract, handler
-from runtime.streams import GROUP, Ask, Streams
+from runtime.store.base import GROUP
+from runtime.streams import Ask, Streams
 from tests.workers import until, working
 
 KEY = "{jobs}:medium"
@@ -80,7 +81,7 @@ async def test_rooms_that_come_and_go_while_a_worker_looks_at_strange_ones_do_no
 
 
 async def test_a_room_that_gives_all_it_is_asked_for_is_asked_again_at_once(server, raw, monkeypatch):
-    monkeypatch.setattr("runtime.fetcher.ROOMS_S", 1.0)
+    monkeypatch.setattr("runtime.worker.fetcher.ROOMS_S", 1.0)
     park(raw, "~t:work@1", *range(300))
     async with working(server.url, work, concurrency=4):
         await until(lambda: len(ran) == 300, "all that was parked has run")

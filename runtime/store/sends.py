@@ -8,8 +8,8 @@ from typing import Any, Final, cast
 import msgspec
 
 from runtime.errors import ConfigError, StoreAway
-from runtime.streams import Door, setting
-from runtime.wire import ANSWER_S, Command, ServerError, Tail, Wire, without_password
+from runtime.store.base import Door, setting
+from runtime.store.connection import ANSWER_S, Command, ServerError, Tail, Wire, without_password
 
 MAX_REPLICAS: Final = 1000
 # What a server answers to a script that it does not run, or ours before it writes. Any other error may be that of a proxy, which

@@ -29,7 +29,7 @@ from runtime.config import KNOBS, Config, address_of
 from runtime.errors import ConfigError, StoreAway
 from runtime.folders import SAFE
 
-log = logs.guarded("runtime.fleet")
+log = logs.guarded("runtime.supervisor")
 
 VARIABLE: Final = "RUNTIME_CHILD"  # index and descriptor of the tether; a child takes it out of its environment
 RESTART: Final = Backoff(base_s=0.5, cap_s=30.0)

@@ -11,9 +11,9 @@ from typing import Final
 import msgspec
 
 from runtime.jobs import STREAMS, UNKNOWN
-from runtime.lookups import OLDEST_SERVER, Lookups, Server, flat_row
-from runtime.streams import AHEAD_MS, GROUP, setting, workers_of
-from runtime.wire import ServerError
+from runtime.store.base import AHEAD_MS, GROUP, setting, workers_of
+from runtime.store.connection import ServerError
+from runtime.store.inspector import OLDEST_SERVER, Lookups, Server, flat_row
 
 LOOK_AT: Final = 200  # entries of each structure: enough to find a fault that is there, cheap enough for a busy server
 MAX_SHOWN: Final = 10

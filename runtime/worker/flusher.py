@@ -10,13 +10,13 @@ from random import random
 from typing import Final
 
 from runtime.backoff import delay_s
-from runtime.desk import STORE_BACKOFF, Desk
 from runtime.errors import StoreAway, StoreRefuses
 from runtime.jobs import FREE, Batch, Deferral, Lease, Letter, Parking
-from runtime.plan import Budget
 from runtime.settle import empty_batch
 from runtime.streams import Settled
-from runtime.words import TOLD_AGAIN
+from runtime.worker.context import STORE_BACKOFF, Desk
+from runtime.worker.log import TOLD_AGAIN
+from runtime.worker.plan import Budget
 
 FLUSH_AGE_S: Final = 0.0015
 PART_S: Final = 1.0  # what a part of a flush takes, as far as the line's speed is known: whatever ends meanwhile waits for it

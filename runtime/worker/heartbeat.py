@@ -22,9 +22,9 @@ from runtime import logs
 from runtime.errors import StoreAway
 from runtime.jobs import Job, Lease
 from runtime.streams import ANSWER_S, Streams
-from runtime.words import level_of
+from runtime.worker.log import level_of
 
-log = logs.guarded("runtime.lease")
+log = logs.guarded("runtime.worker.heartbeat")
 
 TICK_S: Final = 0.05  # between two signs of life of the main loop
 WATCH_S: Final = 0.1  # between two looks at it: each wakes a thread, which an idle worker pays for

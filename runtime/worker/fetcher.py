@@ -14,15 +14,15 @@ import msgspec
 
 from runtime.backoff import delay_s
 from runtime.codec import decode_many
-from runtime.desk import STORE_BACKOFF, Desk
 from runtime.errors import Dead, StoreAway, StoreRefuses
-from runtime.events import outcome_name
 from runtime.jobs import FREE, STREAMS, UNKNOWN, BadEntry, Job, Lease, Lost, Outcome, Park, ms_of, room_of
 from runtime.places import Places
-from runtime.plan import WEIGHTS, Budget, Plan, Sizes
 from runtime.settle import admit, admit_keyed
+from runtime.stats import outcome_name
 from runtime.streams import Ask, Fetched
-from runtime.ward import Ward
+from runtime.worker.context import STORE_BACKOFF, Desk
+from runtime.worker.isolation import Ward
+from runtime.worker.plan import WEIGHTS, Budget, Plan, Sizes
 
 BELL_MS: Final = 1000
 BELL_PART: Final = 1 / 6  # of a lease, at most: what a bell brought must not be late

@@ -13,12 +13,13 @@ from typing import Any, Final, cast
 from runtime import logs
 from runtime.backoff import Backoff, delay_s
 from runtime.errors import StoreAway
-from runtime.events import Tally
 from runtime.jobs import FREE, STREAMS, SUSPECT, UNKNOWN, Lease, Letter, default_id, room_of
-from runtime.streams import End, Streams, whole
-from runtime.words import level_of
+from runtime.stats import Tally
+from runtime.store.base import End, whole
+from runtime.streams import Streams
+from runtime.worker.log import level_of
 
-log = logs.guarded("runtime.scheduler")
+log = logs.guarded("runtime.worker.maintenance")
 
 STORE_BACKOFF: Final = Backoff(base_s=0.05, cap_s=5.0)
 PROMOTE_IDS: Final = 500

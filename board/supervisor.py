@@ -10,7 +10,7 @@ from aiohttp import ClientError, ClientSession, ClientTimeout, web
 
 from board.site import METRICS, Site
 from otel.metrics import FleetReading, render_fleet
-from runtime.fleet import Fleet
+from runtime.supervisor import Fleet
 
 ANSWER_S: Final = 2.0  # a process whose loop is held answers late or not at all
 PAGE: Final = """<!doctype html><html lang="en"><meta charset="utf-8"><title>backend-jobs</title>

@@ -15,8 +15,8 @@ import msgspec
 from runtime.codec import unpack_record
 from runtime.errors import ConfigError
 from runtime.jobs import STREAMS, default_id, ms_of
-from runtime.streams import GROUP, Door, is_code, setting, whole, workers_of
-from runtime.wire import ServerError, Wire
+from runtime.store.base import GROUP, Door, is_code, setting, whole, workers_of
+from runtime.store.connection import ServerError, Wire
 
 OLDEST_SERVER: Final = (7, 0)
 PAGE: Final = 1000  # entries a round trip: a millisecond of the server

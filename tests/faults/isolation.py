@@ -1,4 +1,4 @@
-"""`python -m tests.faults.wards`: rules of isolation compared by a simulation, without Redis and in a few minutes.
+"""`python -m tests.faults.isolation`: rules of isolation compared by a simulation, without Redis and in a few minutes.
 
 A fleet whose lanes are all full is killed as a whole, and started again at once. Per rule and case is printed: `again`, when the
 last innocent was started again, and `found`, when the last poison was condemned, in seconds after the lease; how many workers
@@ -250,7 +250,7 @@ CASES: dict[str, tuple[float, tuple[float, ...], tuple[float, ...]]] = {
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(prog="python -m tests.faults.wards", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.isolation", description=__doc__)
     parser.add_argument("--workers", type=int, default=10)
     parser.add_argument("--lanes", type=int, default=100)
     parser.add_argument("--rule", default="", help="only rules with this in their name")

@@ -13,9 +13,9 @@ from typing import Final, NoReturn, cast
 from weakref import WeakKeyDictionary
 
 from runtime.jobs import BEGINS
-from runtime.lanes import Lane
-from runtime.line import disown
 from runtime.offload import leave
+from runtime.store.resp import disown
+from runtime.worker.lanes import Lane
 
 _guarded: Final = WeakKeyDictionary[object, tuple[str, ...]]()
 _OURS: Final = (signal.SIGTERM, signal.SIGINT)  # the worker hears these

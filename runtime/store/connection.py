@@ -24,7 +24,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from runtime.errors import ConfigError, StoreAway
-from runtime.line import NEVER, Limits, Line, ServerError, take_over
+from runtime.store.resp import NEVER, Limits, Line, ServerError, take_over
 
 
 class Tail(NamedTuple):

@@ -17,9 +17,9 @@ from typing import Any, Final
 
 from runtime.answers import finish
 from runtime.errors import LeaseLost, NotStarted, SelfCancelled, TimedOut
-from runtime.events import Tally
 from runtime.jobs import BEGINS, DONE, Job, Outcome, Registry
 from runtime.settle import Ledger, decide, describe, forget_stack, has_word, module_of, told_as
+from runtime.stats import Tally
 
 NEVER = float("inf")
 RECUT_S = 5.0  # a handler that swallows its cancel hears it again

@@ -7,8 +7,8 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.events import Tally
 from runtime.jobs import DONE, PLAIN, Job
+from runtime.stats import Tally
 
 RUNS_S = st.lists(st.one_of(st.floats(0, 100_000), st.integers(0, 40).map(lambda power: 2**power / 1_000_000)), max_size=50)
 

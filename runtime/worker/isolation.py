@@ -14,11 +14,12 @@ from collections.abc import Awaitable, Callable
 from random import random
 from typing import Final
 
-from runtime.desk import Desk
 from runtime.errors import StoreAway, StoreRefuses
 from runtime.jobs import STREAMS, Lease, Letter, default_id
 from runtime.places import Places
-from runtime.streams import MAX_IDS, Fetched, Isolated, entry_fields, whole
+from runtime.store.base import entry_fields, whole
+from runtime.streams import MAX_IDS, Fetched, Isolated
+from runtime.worker.context import Desk
 
 ASK_PART: Final = 0.25  # of a lease, until we ask again for a place that another worker has
 

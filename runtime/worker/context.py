@@ -8,15 +8,15 @@ from typing import Final
 
 from runtime.backoff import Backoff
 from runtime.config import Config
-from runtime.events import Tally
 from runtime.jobs import Registry
-from runtime.lanes import Inbox
-from runtime.lease import Held
 from runtime.places import Places
-from runtime.scheduler import Scheduler
 from runtime.settle import Ledger
+from runtime.stats import Tally
 from runtime.streams import Streams
-from runtime.words import Words
+from runtime.worker.heartbeat import Held
+from runtime.worker.lanes import Inbox
+from runtime.worker.log import Words
+from runtime.worker.maintenance import Scheduler
 
 STORE_BACKOFF: Final = Backoff(base_s=0.05, cap_s=5.0)
 

@@ -10,8 +10,8 @@ from hiredis import Reader
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.line import ServerError
-from runtime.wire import Tail, master_in, pack, packed_value, packed_words, tail_of
+from runtime.store.connection import Tail, master_in, pack, packed_value, packed_words, tail_of
+from runtime.store.resp import ServerError
 
 WORDS = st.lists(st.one_of(st.binary(max_size=40), st.text(max_size=10), st.integers(-9, 10**12)), min_size=1, max_size=8)
 

@@ -10,7 +10,7 @@ import pytest
 
 from runtime import Job, contract, handler
 from runtime.errors import StoreAway, StoreRefuses
-from runtime.streams import GROUP
+from runtime.store.base import GROUP
 from tests.workers import until, working
 
 KEY = "{jobs}:medium"

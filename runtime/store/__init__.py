@@ -1,0 +1,1 @@
+"""All that speaks Redis, but for a worker's verbs in `streams`."""

@@ -1,0 +1,1 @@
+"""What one consumer is made of."""
