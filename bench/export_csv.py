@@ -52,7 +52,7 @@ class Gauge:
         self.peak_bytes = self.rss_bytes
 
     async def over(self, work: Awaitable[list[Exported]]) -> list[Exported]:
-        """Give what the work gives."""
+        """Return what the work gives."""
         sampler = asyncio.create_task(self._sample())
         try:
             return await work
@@ -68,12 +68,12 @@ class Gauge:
 
 
 def rss_bytes() -> int:
-    """Give the memory of this process that is in use now."""
+    """Return the memory of this process that is in use now."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def job_of(message: ExportCsv, number: int) -> Job:
-    """Give a job as the worker would."""
+    """Return a job as the worker would."""
     return Job(2, b"1700000000123-%d" % number, 1, "run", 0.0, b"export-csv", msgspec.json.encode(message), PLAIN, 0)
 
 

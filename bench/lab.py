@@ -50,7 +50,7 @@ def wait_for(is_true: Callable[[], bool], what: str, every_s: float = POLL_S, de
 
 
 def server_binary() -> str:
-    """Give the server to measure on: the one that `RUNTIME_REDIS_SERVER` names, the system's Redis, or the bundled Valkey."""
+    """Return the server to measure on: the one that `RUNTIME_REDIS_SERVER` names, the system's Redis, or the bundled Valkey."""
     return os.environ.get("RUNTIME_REDIS_SERVER") or shutil.which("redis-server") or find_server({})
 
 
@@ -85,20 +85,20 @@ class Server:
             return False
 
     def cpu_s(self) -> float:
-        """Give the CPU time that the server has used."""
+        """Return the CPU time that the server has used."""
         used = self.client.info("cpu")
         return used["used_cpu_user"] + used["used_cpu_sys"]
 
     def used_bytes(self) -> int:
-        """Give the memory that the server's data takes."""
+        """Return the memory that the server's data takes."""
         return self.client.info("memory")["used_memory"]
 
     def waiting(self) -> int:
-        """Give how many entries are in the four streams, running ones among them."""
+        """Return how many entries are in the four streams, running ones among them."""
         return sum(self._sizes()[:-1])
 
     def left(self) -> int:
-        """Give how many jobs are not done: waiting, running or delayed."""
+        """Return how many jobs are not done: waiting, running or delayed."""
         return sum(self._sizes())
 
     def _sizes(self) -> list[int]:
@@ -118,7 +118,7 @@ class Server:
             raise BenchError(f"{waiting} jobs wait, {dead} are dead, {due} are delayed instead of {delayed}")
 
     def connect(self) -> socket.socket:
-        """Give a bare connection."""
+        """Return a bare connection."""
         connection = socket.create_connection(("127.0.0.1", self.port))
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connection
@@ -139,7 +139,7 @@ class Server:
 
 
 def xadd(stream: str, type_name: bytes, payload: bytes) -> bytes:
-    """Give the command that sends one job, as it goes over the wire."""
+    """Return the command that sends one job, as it goes over the wire."""
     words = [b"XADD", stream.encode(), b"*", b"type", type_name, b"data", payload]
     return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in words)
 
@@ -185,11 +185,11 @@ class Worker:
         wait_for(check, what, every_s)
 
     def cpu_s(self) -> float:
-        """Give the CPU time of all its processes."""
+        """Return the CPU time of all its processes."""
         return sum(_cpu_s(pid) for pid in self._processes())
 
     def rss_mb(self) -> float:
-        """Give the memory of all its processes."""
+        """Return the memory of all its processes."""
         pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self._processes())
         return pages * resource.getpagesize() / 1e6
 
@@ -230,13 +230,13 @@ def _cpu_s(pid: int) -> float:
 
 
 def cpu_model() -> str:
-    """Give the name of the processor."""
+    """Return the name of the processor."""
     found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return found[1] if found else "unknown"
 
 
 def commit() -> str:
-    """Give the commit that is measured, with a mark if files differ from it."""
+    """Return the commit that is measured, with a mark if files differ from it."""
     result = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--exclude", "*"], cwd=ROOT, capture_output=True, text=True, check=False
     )

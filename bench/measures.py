@@ -140,7 +140,7 @@ class Round:
 
 
 def has_processes() -> bool:
-    """Say whether `run` knows `--processes`."""
+    """Return whether `run` knows `--processes`."""
     command = [sys.executable, "-m", "runtime", "run", "--help"]
     return "--processes" in subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 

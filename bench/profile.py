@@ -47,7 +47,7 @@ def main() -> int:
 
 
 def own_shares(root: Any) -> Counter[str]:
-    """Give what part of the time was spent in each function itself, what it calls left out."""
+    """Return what part of the time was spent in each function itself, what it calls left out."""
     own: Counter[str] = Counter()
     frames = [root]
     for frame in frames:

@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any, Final
 
 from bench.lab import commit, cpu_model
-from bench.rows import Line, Row
+from bench.rows import RespProtocol, Row
 
 WIDTHS: Final = (36, 33, 33, 14)
 RATES: Final = ("jobs_per_s", "attempts_per_s", "sent_per_s")
@@ -38,14 +38,14 @@ class Result:
         """The median of each figure."""
         return {name: median(values) for name, values in self.figures.items()}
 
-    def is_met(self, line: Line) -> bool | None:
-        """Say whether the median meets its target; None without a target or a figure."""
+    def is_met(self, line: RespProtocol) -> bool | None:
+        """Return whether the median meets its target; None without a target or a figure."""
         values = self.figures.get(line.name)
         return line.target.is_met(median(values)) if values and line.target else None
 
 
 def header(jobs: int, runs: int, server: str, load: Sequence[float], began: str) -> dict[str, Any]:
-    """Give what the figures depend on; the load is that before the first run."""
+    """Return what the figures depend on; the load is that before the first run."""
     return {
         "commit": commit(),
         "date": began,
@@ -61,12 +61,12 @@ def header(jobs: int, runs: int, server: str, load: Sequence[float], began: str)
 
 
 def spread(values: Sequence[float], digits: int) -> str:
-    """Give the median, with the smallest and the largest value."""
+    """Return the median, with the smallest and the largest value."""
     return f"{median(values):,.{digits}f} [{min(values):,.{digits}f}, {max(values):,.{digits}f}]"
 
 
 def text(head: dict[str, Any], results: Sequence[Result], notes: Sequence[str]) -> str:
-    """Give the table."""
+    """Return the table."""
     packages = ", ".join(f"{name} {number}" for name, number in head["packages"].items())
     load = " ".join(f"{value:.2f}" for value in head["load"])
     lines = [
@@ -105,7 +105,7 @@ def _columns(*words: str) -> str:
 
 
 def as_json(head: dict[str, Any], results: Sequence[Result], notes: Sequence[str]) -> str:
-    """Give every figure of every run, with the medians of the table and their targets."""
+    """Return every figure of every run, with the medians of the table and their targets."""
     rows = {
         result.row.name: {
             "title": result.row.title,

@@ -29,7 +29,7 @@ from runtime.codec import decode_many
 from runtime.jobs import Job
 from runtime.rubbish import THRESHOLDS
 from runtime.settle import Ledger, admit
-from runtime.stats import Tally
+from runtime.stats import Stats
 from runtime.store.connection import pack, packed_value, tail_of
 from runtime.worker.heartbeat import Held
 from runtime.worker.lanes import Inbox, Lane
@@ -54,14 +54,14 @@ class Steps:
         self.seconds.setdefault(name, []).append(time.perf_counter() - began_s)
 
     def per_job_us(self) -> dict[str, float]:
-        """Give the median of each step in µs per job."""
+        """Return the median of each step in µs per job."""
         return {name: median(seconds) / BATCH * 1e6 for name, seconds in self.seconds.items()}
 
 
 async def measure(batches: int) -> Steps:
     """Take batches through a worker's steps, one after the other."""
-    steps, found, held, ledger, inbox, tally = Steps(), registry.find(["bench.noop"]).registry, Held(), Ledger(), Inbox(), Tally()
-    lanes = [Lane(inbox, ledger, tally, found, time.monotonic, random) for _ in range(LANES)]
+    steps, found, held, ledger, inbox, stats = Steps(), registry.find(["bench.noop"]).registry, Held(), Ledger(), Inbox(), Stats()
+    lanes = [Lane(inbox, ledger, stats, found, time.monotonic, random) for _ in range(LANES)]
     running = [asyncio.create_task(lane.run()) for lane in lanes]
     reader = Reader()
     for batch in range(batches):
@@ -77,9 +77,9 @@ async def measure(batches: int) -> Steps:
             ready = admit(jobs, found, NOW_MS).ready
         with steps.step("run: decode, call, count, note"):
             inbox.put(ready)
-            while tally.finished < (batch + 1) * BATCH:
+            while stats.finished < (batch + 1) * BATCH:
                 await asyncio.sleep(0)
-            tally.fold()
+            stats.fold()
         done = ledger.take().done[2]
         with steps.step("pack XACK and XDEL"):
             ids = tail_of([job.entry for job in done])
@@ -98,20 +98,20 @@ async def measure(batches: int) -> Steps:
 
 async def longest_turn_ms(jobs: int = 100) -> float:
     """Return the longest turn of the loop, in ms, beside handlers that block it."""
-    inbox, ledger, tally, longest_s = Inbox(), Ledger(), Tally(), 0.0
+    inbox, ledger, stats, longest_s = Inbox(), Ledger(), Stats(), 0.0
 
     async def block(payload: object, job: Job) -> None:
         time.sleep(BLOCK_S)
 
     noop = next(iter(registry.find(["bench.noop"]).registry.values()))
     blocking = {noop.contract.type.encode(): dataclasses.replace(noop, run=block)}
-    lanes = [Lane(inbox, ledger, tally, blocking, time.monotonic, random) for _ in range(LANES)]
+    lanes = [Lane(inbox, ledger, stats, blocking, time.monotonic, random) for _ in range(LANES)]
     for lane in lanes:
         lane.start()
     await asyncio.sleep(0)
     found, _ = decode_many(2, _rows(jobs), repeat(1), "run", time.monotonic(), NOW_MS)
     inbox.put(found)
-    while tally.finished < jobs:
+    while stats.finished < jobs:
         began_s = time.perf_counter()
         await asyncio.sleep(0)
         longest_s = max(longest_s, time.perf_counter() - began_s)
@@ -135,7 +135,7 @@ def _rows(count: int) -> list[list[object]]:
 
 
 def _reply(first: int) -> bytes:
-    """Give what Redis answers to XREADGROUP."""
+    """Return what Redis answers to XREADGROUP."""
     rows = [
         b"*2\r\n%b*4\r\n%b" % (packed_value(b"%d-%d" % (NOW_MS, first + n)), b"".join(map(packed_value, words)))
         for n, words in enumerate([(b"type", b"noop", b"data", PAYLOAD)] * BATCH)

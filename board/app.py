@@ -13,8 +13,8 @@ from aiohttp import web
 from board.site import METRICS, Site
 from otel.metrics import Reading, render
 from runtime.consumer import Consumer
-from runtime.errors import StoreAway
-from runtime.store.inspector import Depth, Lookups
+from runtime.errors import StoreUnavailable
+from runtime.store.inspector import Depth, Inspector
 
 DEPTH_S: Final = 1.0  # scrapers and probes may ask as often as they like; Redis is asked once a second
 WAY_OUT: Final = "the way out: python -m runtime jobs reopen"
@@ -28,9 +28,9 @@ PAGE: Final = """<!doctype html><html lang="en"><meta charset="utf-8"><title>bac
 class Board:
     """Owns the listening socket and one connection to Redis. An async context manager around the life of a worker."""
 
-    def __init__(self, consumer: Consumer, lookups: Lookups, host: str, port: int) -> None:
+    def __init__(self, consumer: Consumer, inspector: Inspector, host: str, port: int) -> None:
         self._consumer = consumer
-        self._lookups = lookups
+        self._inspector = inspector
         self._depth: Depth | None = None
         self._depth_until_s = 0.0
         self._looking = asyncio.Lock()
@@ -43,7 +43,7 @@ class Board:
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self._site.__aexit__(kind, error, trace)
-        await self._lookups.close()
+        await self._inspector.close()
 
     @property
     def url(self) -> str:
@@ -52,7 +52,7 @@ class Board:
 
     async def _index(self, request: web.Request) -> web.Response:
         troubles = "".join(
-            f"<p><strong>{html.escape(text)}; {WAY_OUT}</strong></p>" for text in self._consumer.scheduler.troubles
+            f"<p><strong>{html.escape(text)}; {WAY_OUT}</strong></p>" for text in self._consumer.maintenance.troubles
         )
         return web.Response(text=PAGE.replace("</html>", f"{troubles}</html>"), content_type="text/html")
 
@@ -66,14 +66,14 @@ class Board:
         reason = (self._consumer.hung or "Redis does not answer") if stage == "running" else stage
         text = "ready\n" if ready else f"not ready: {reason}\n"
         text += "".join(f"left out, since it cannot be read: {key}: {error}\n" for key, error in self._consumer.broken.items())
-        text += "".join(f"{trouble}; {WAY_OUT}\n" for trouble in self._consumer.scheduler.troubles)
+        text += "".join(f"{trouble}; {WAY_OUT}\n" for trouble in self._consumer.maintenance.troubles)
         return web.Response(text=text, status=200 if ready else 503)
 
     async def _metrics(self, request: web.Request) -> web.Response:
         consumer = self._consumer
         reading = Reading(
             consumer.config.queue,
-            consumer.tally,
+            consumer.stats,
             await self._look(),
             consumer.running,
             len(consumer.inbox),
@@ -81,7 +81,7 @@ class Board:
             len(consumer.lanes),
             consumer.is_ready,
             set(consumer.broken),
-            consumer.scheduler.ahead_s,
+            consumer.maintenance.ahead_s,
         )
         return web.Response(body=render(reading), headers=METRICS)
 
@@ -89,8 +89,8 @@ class Board:
         async with self._looking:
             if time.monotonic() >= self._depth_until_s:
                 try:
-                    self._depth = await self._lookups.depth()
-                except StoreAway:
+                    self._depth = await self._inspector.depth()
+                except StoreUnavailable:
                     self._depth = None
                 self._depth_until_s = time.monotonic() + DEPTH_S
             return self._depth

@@ -15,7 +15,7 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from runtime.errors import ConfigError
-from runtime.worker.log import Words
+from runtime.worker.log import ThrottledLog
 
 SHUTDOWN_S: Final = 1.0
 MAX_CONNECTIONS: Final = 64  # a guess: many more than probes, scrapers and people need, few beside the 1,024 files of a process
@@ -112,7 +112,7 @@ class _Complaints:
     """What aiohttp has for a logger: strangers make it speak, so it is one line within a budget, and without a stack."""
 
     def __init__(self) -> None:
-        self._words = Words()
+        self._log = ThrottledLog()
 
     def debug(self, text: str, *args: object, **more: object) -> None:
         """Say nothing of what any client may do."""
@@ -122,7 +122,7 @@ class _Complaints:
         error = exc_info if isinstance(exc_info, BaseException) else sys.exc_info()[1]
         frames = list(traceback.walk_tb(error.__traceback__)) if error is not None else []
         place = f" ({frames[-1][0].f_code.co_filename}:{frames[-1][1]})" if frames else ""
-        self._words.say("the board: %s: %s%s", text % args if args else text, ascii(error)[:MAX_TOLD], place)
+        self._log.warn("the board: %s: %s%s", text % args if args else text, ascii(error)[:MAX_TOLD], place)
 
     warning = error = exception
 

@@ -9,8 +9,8 @@ from typing import Final, Self
 from aiohttp import ClientError, ClientSession, ClientTimeout, web
 
 from board.site import METRICS, Site
-from otel.metrics import FleetReading, render_fleet
-from runtime.supervisor import Fleet
+from otel.metrics import ProcessesReading, render_processes
+from runtime.supervisor import Supervisor
 
 ANSWER_S: Final = 2.0  # a process whose loop is held answers late or not at all
 PAGE: Final = """<!doctype html><html lang="en"><meta charset="utf-8"><title>backend-jobs</title>
@@ -21,11 +21,11 @@ PAGE: Final = """<!doctype html><html lang="en"><meta charset="utf-8"><title>bac
 """
 
 
-class FleetBoard:
+class SupervisorBoard:
     """Owns the listening socket and a client of the processes' boards. An async context manager around the life of a fleet."""
 
-    def __init__(self, fleet: Fleet, host: str, port: int) -> None:
-        self._fleet = fleet
+    def __init__(self, fleet: Supervisor, host: str, port: int) -> None:
+        self._supervisor = fleet
         routes = {"/": self._index, "/healthz": self._healthz, "/readyz": self._readyz, "/metrics": self._metrics}
         self._site = Site(host, port, routes)
         self._client: ClientSession | None = None
@@ -50,11 +50,11 @@ class FleetBoard:
 
     async def _healthz(self, request: web.Request) -> web.Response:
         """The supervisor's own health: it starts again what has ended, and ends what stands still."""
-        return web.Response(text=f"alive, {len(self._fleet.boards)} of {len(self._fleet.places)} processes are up\n")
+        return web.Response(text=f"alive, {len(self._supervisor.boards)} of {len(self._supervisor.slots)} processes are up\n")
 
     async def _readyz(self, request: web.Request) -> web.Response:
-        answers = {} if self._fleet.is_stopping else await self._ask("readyz")
-        otherwise = f"not ready: {'stopping' if self._fleet.is_stopping else 'no process is up'}"
+        answers = {} if self._supervisor.is_stopping else await self._ask("readyz")
+        otherwise = f"not ready: {'stopping' if self._supervisor.is_stopping else 'no process is up'}"
         lines = [f"process {index}: {text.strip()}" for index, (_, text) in answers.items()] or [otherwise]
         is_ready = any(status == 200 for status, _ in answers.values())
         return web.Response(text="\n".join(lines) + "\n", status=200 if is_ready else 503)
@@ -62,16 +62,16 @@ class FleetBoard:
     async def _metrics(self, request: web.Request) -> web.Response:
         answers = await self._ask("metrics")
         texts = {index: text for index, (status, text) in answers.items() if status == 200}
-        total = self._fleet.total
-        reading = FleetReading(
-            texts, dict.fromkeys(self._fleet.places, 0) | dict.fromkeys(texts, 1), total.deaths, total.recycled
+        total = self._supervisor.total
+        reading = ProcessesReading(
+            texts, dict.fromkeys(self._supervisor.slots, 0) | dict.fromkeys(texts, 1), total.deaths, total.recycled
         )
-        return web.Response(body=render_fleet(reading), headers=METRICS)
+        return web.Response(body=render_processes(reading), headers=METRICS)
 
     async def _ask(self, page: str) -> dict[int, tuple[int, str]]:
         """Ask all processes at the same time; status 0 for one that does not answer."""
         async with asyncio.TaskGroup() as group:
-            asked = {index: group.create_task(self._get(f"{url}/{page}")) for index, url in self._fleet.boards.items()}
+            asked = {index: group.create_task(self._get(f"{url}/{page}")) for index, url in self._supervisor.boards.items()}
         return {index: task.result() for index, task in asked.items()}
 
     async def _get(self, url: str) -> tuple[int, str]:

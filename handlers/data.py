@@ -77,7 +77,7 @@ class _Sink(Protocol):
 
 @contextlib.contextmanager
 def _squeezed(out: Writer, compress: str) -> Generator[_Sink]:
-    """Give what to write to; without a time in its head, so that equal bytes stay equal."""
+    """Return what to write to; without a time in its head, so that equal bytes stay equal."""
     if compress == "none":
         yield out
         return

@@ -108,13 +108,13 @@ async def sink(folder: Path) -> AsyncGenerator[int]:
 
 
 class Traffic:
-    """Sends a live mix. Its dice are seeded, so that every run shows the same story."""
+    """Sends a live mix. Its jitter are seeded, so that every run shows the same story."""
 
     def __init__(self, producer: Producer, raw: redis.asyncio.Redis, folder: Path) -> None:
         self._producer = producer
         self._folder = folder
         self._raw = raw
-        self._dice = random.Random(7)  # noqa: S311 -- a story, not a secret
+        self._jitter = random.Random(7)  # noqa: S311 -- a story, not a secret
         self._number = 0
         self._acts: list[tuple[int, Callable[[], Awaitable[object]]]] = [
             (46, self._plain),
@@ -137,13 +137,13 @@ class Traffic:
         """Send for ever; a server that is away is waited for."""
         weights = [weight for weight, _ in self._acts]
         while True:
-            (_, act) = self._dice.choices(self._acts, weights)[0]
+            (_, act) = self._jitter.choices(self._acts, weights)[0]
             self._number += 1
             try:
                 await act()
             except (JobsError, RedisError) as error:
                 _say(f"not sent: {error}")
-            await asyncio.sleep(self._dice.uniform(*PAUSE_S))
+            await asyncio.sleep(self._jitter.uniform(*PAUSE_S))
 
     def _mail(self, name: str = "ada", *more: str) -> SendEmail:
         to = [f"{each}{self._number}@example.org" for each in (name, *more)]
@@ -155,7 +155,7 @@ class Traffic:
         return SendEmail(to=to, subject=f"Order {self._number}", template="order", params={"name": "Grace", **params})
 
     async def _plain(self) -> None:
-        await self._producer.send(self._mail(self._dice.choice(["ada", "grace", "alan", "edsger"])))
+        await self._producer.send(self._mail(self._jitter.choice(["ada", "grace", "alan", "edsger"])))
 
     async def _from_template(self) -> None:
         await self._producer.send(self._order(order={"number": self._number}))
@@ -164,7 +164,7 @@ class Traffic:
         await self._producer.send(self._mail("busy"), attempts=3)
 
     async def _late(self) -> None:
-        await self._producer.send(self._mail("late"), delay_s=self._dice.uniform(5, 20))
+        await self._producer.send(self._mail("late"), delay_s=self._jitter.uniform(5, 20))
 
     async def _some_refused(self) -> None:
         await self._producer.send(self._mail("ada", "refused", "alan"))
@@ -189,7 +189,7 @@ class Traffic:
             await self._producer.send(self._mail("once"), key=f"order-{self._number}", delay_s=5)
 
     async def _export(self) -> None:
-        of_one_day = [Condition(column="day", op="eq", value=self._dice.randrange(28) + 1)]
+        of_one_day = [Condition(column="day", op="eq", value=self._jitter.randrange(28) + 1)]
         columns = ["id", "day", "customer", "total"]
         source = Table(db="shop", table="orders", columns=columns, where=of_one_day, order_by=[Order(column="id")])
         to = f"exports:orders-{self._number % KEPT_EXPORTS}.csv"
@@ -206,7 +206,7 @@ class Traffic:
         await self._producer.send(CleanupLogs(root="logs-web", include=["*.log.*"], older_than="30d", force=True))
 
     async def _malformed(self) -> None:
-        fields = self._dice.choice(
+        fields = self._jitter.choice(
             [
                 {"data": "{}"},
                 {"type": "send-email", "data": '{"to": '},
@@ -259,7 +259,7 @@ def _is_ready(url: str) -> bool:
 
 
 def free_address(wanted: str) -> str:
-    """Give the address if nobody listens there, else one with a free port.
+    """Return the address if nobody listens there, else one with a free port.
 
     Raises:
         ValueError: it is no HOST:PORT of this machine.
@@ -304,8 +304,8 @@ def _shop(folder: Path) -> Path:
     """Make a database with the orders of a month, once."""
     path = _folder(folder) / "shop.db"
     if not path.exists():
-        dice = random.Random(11)  # noqa: S311 -- a story, not a secret
-        rows = [(n % 28 + 1, f"customer {dice.randrange(900)}", round(dice.uniform(5, 500), 2)) for n in range(ORDERS)]
+        jitter = random.Random(11)  # noqa: S311 -- a story, not a secret
+        rows = [(n % 28 + 1, f"customer {jitter.randrange(900)}", round(jitter.uniform(5, 500), 2)) for n in range(ORDERS)]
         with contextlib.closing(sqlite3.connect(path)) as shop:
             shop.execute("PRAGMA journal_mode = WAL")
             shop.execute("CREATE TABLE orders (id INTEGER PRIMARY KEY, day INTEGER, customer TEXT, total REAL)")
@@ -385,7 +385,7 @@ def _welcome(folder: Path, board: str) -> str:
 
 
 def _python() -> str:
-    """Give the interpreter as one would type it here."""
+    """Return the interpreter as one would type it here."""
     path = Path(sys.executable)
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 

@@ -83,7 +83,7 @@ def _judge_envelope(reply: Reply, alias: str) -> None:
 
 
 def _listed(replies: dict[str, Reply]) -> str:
-    """Give the masked addresses with the codes; the texts of one recipient only, where it is the only one."""
+    """Return the masked addresses with the codes; the texts of one recipient only, where it is the only one."""
     if len(replies) == 1:
         ((address, reply),) = replies.items()
         return f"{mask(address)} ({reply})"

@@ -57,11 +57,11 @@ def _clean(message: CleanupLogs, work: str, born_s: float, settings: Settings, s
         try:
             oldest_ns = _oldest(seen.fitting, matched)
             matched += seen.parts
-            tally = Counter(matched=len(matched), failed=seen.failed)
+            stats = Counter(matched=len(matched), failed=seen.failed)
             if not message.dry_run:
                 _brake(message, root, len(matched), seen.files)
-                oldest_ns = min(oldest_ns, _carry_out(top, matched, message, work, tally, stop))
-            result = Cleaned(**tally, oldest_left=_shown(oldest_ns), listing=message.listing)
+                oldest_ns = min(oldest_ns, _carry_out(top, matched, message, work, stats, stop))
+            result = Cleaned(**stats, oldest_left=_shown(oldest_ns), listing=message.listing)
             return result if message.listing is None else _listed(result, matched, message.listing, work, settings, stop)
         finally:
             matched.clear()
@@ -115,7 +115,7 @@ def _pattern(globs: Sequence[str]) -> re.Pattern[str]:
 
 
 def _choose(fitting: Sequence[Found], message: CleanupLogs, cutoff_s: float, quiet_s: float) -> list[Found]:
-    """Give the old files, but for those that each folder is to keep; and more, oldest first, to get below the total.
+    """Return the old files, but for those that each folder is to keep; and more, oldest first, to get below the total.
 
     Heaps, not sorts: to sort a hundred thousand files would keep the interpreter, and with it the loop, for a tenth of a second.
     """
@@ -136,7 +136,7 @@ def _choose(fitting: Sequence[Found], message: CleanupLogs, cutoff_s: float, qui
 
 
 def _without_newest(fitting: Sequence[Found], keep: int) -> list[Found]:
-    """Give the files but for so many of the newest of each folder."""
+    """Return the files but for so many of the newest of each folder."""
     free: list[Found] = []
     for files in _by_folder(fitting).values():
         if len(files) > keep:
@@ -169,7 +169,7 @@ def _brake(message: CleanupLogs, root: Root, matched: int, files: int) -> None:
 # --- doing it ------------------------------------------------------------------------------------------------------------
 
 
-def _carry_out(top: int, matched: Sequence[Found], message: CleanupLogs, work: str, tally: Counter[str], stop: Stop) -> float:
+def _carry_out(top: int, matched: Sequence[Found], message: CleanupLogs, work: str, stats: Counter[str], stop: Stop) -> float:
     """Deal with the files and count what became of them; gives when the oldest was written that is left."""
     oldest_ns = NEVER
     folders = _by_folder(matched)
@@ -180,22 +180,22 @@ def _carry_out(top: int, matched: Sequence[Found], message: CleanupLogs, work: s
                     for number, found in enumerate(files):
                         if number % STOP_EVERY == 0:
                             stop.check()
-                        word = _handle(place, found, message.action, work, tally, stop)
-                        tally[word] += 1
+                        word = _handle(place, found, message.action, work, stats, stop)
+                        stats[word] += 1
                         if word == "failed" and not found.is_part:
                             oldest_ns = min(oldest_ns, found.written_ns)
             except OSError as error:  # the folder cannot be opened any more
                 word = word_of(error)
                 if word is None:
                     raise
-                tally[word] += len(files)
+                stats[word] += len(files)
     finally:
         for files in folders.values():
             files.clear()
     return oldest_ns
 
 
-def _handle(place: int, found: Found, action: str, work: str, tally: Counter[str], stop: Stop) -> str:
+def _handle(place: int, found: Found, action: str, work: str, stats: Counter[str], stop: Stop) -> str:
     """Deal with one file, and give the word for what became of it."""
     is_packing = action == "gzip" and not found.is_part
     try:
@@ -207,7 +207,7 @@ def _handle(place: int, found: Found, action: str, work: str, tally: Counter[str
         return word
     if freed is None:
         return "skipped"
-    tally["bytes_freed"] += freed
+    stats["bytes_freed"] += freed
     return "compressed" if is_packing else "deleted"
 
 
@@ -215,7 +215,7 @@ def _handle(place: int, found: Found, action: str, work: str, tally: Counter[str
 
 
 def _oldest(fitting: Sequence[Found], due: Sequence[Found]) -> float:
-    """Give when the oldest was written of those that are not due."""
+    """Return when the oldest was written of those that are not due."""
     going = {(found.folder, found.name) for found in due}
     return min((found.written_ns for found in fitting if (found.folder, found.name) not in going), default=NEVER)
 
@@ -225,7 +225,7 @@ def _shown(written_ns: float) -> str | None:
 
 
 def _listed(result: Cleaned, matched: Sequence[Found], path: str, work: str, settings: Settings, stop: Stop) -> Cleaned:
-    """Give the result once the names are in their file, a JSON line each."""
+    """Return the result once the names are in their file, a JSON line each."""
     with target(settings, path) as place, Writer(place, work, stop) as out:
         done = out.already(Cleaned)
         if done is not None:

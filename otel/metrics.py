@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from runtime.stats import Count, Tally
+from runtime.stats import Count, Stats
 from runtime.store.inspector import Depth
 
 # Of the powers of two in µs that are counted, those that are shown: 128 µs, 1 ms, 8 ms, 65 ms, 0.5 s, 4 s, 33 s, 4.5 min, 36 min.
@@ -24,7 +24,7 @@ class Reading:
     """What the metrics are made of: this worker's counts and state, and the queue as last looked at (None: the store is away)."""
 
     queue: str
-    tally: Tally
+    stats: Stats
     depth: Depth | None
     running: int
     inbox: int
@@ -36,7 +36,7 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
-class FleetReading:
+class ProcessesReading:
     """What a supervisor's metrics are made of: each process's own text, 1 for each that answered, and its own counts."""
 
     texts: Mapping[int, str]
@@ -46,12 +46,12 @@ class FleetReading:
 
 
 def render(reading: Reading) -> bytes:
-    """Give the metrics in Prometheus' text form."""
+    """Return the metrics in Prometheus' text form."""
     return _render(list(_metrics(reading)))
 
 
-def render_fleet(reading: FleetReading) -> bytes:
-    """Give the metrics of all processes in Prometheus' text form, each sample with the process it is from."""
+def render_processes(reading: ProcessesReading) -> bytes:
+    """Return the metrics of all processes in Prometheus' text form, each sample with the process it is from."""
     merged: dict[str, Metric] = {}
     for index, text in reading.texts.items():
         for metric in text_string_to_metric_families(text):
@@ -109,8 +109,8 @@ def _metrics(reading: Reading) -> Iterator[Metric]:
         ahead.add_metric([reading.queue, priority], value)
     yield ahead
     for name, text, value in (
-        ("runtime_store_errors", "Calls that the store did not answer, or answered with an error", reading.tally.store_errors),
-        ("runtime_moves_refused", "Moves refused since another worker held the job", reading.tally.refused),
+        ("runtime_store_errors", "Calls that the store did not answer, or answered with an error", reading.stats.store_errors),
+        ("runtime_moves_refused", "Moves refused since another worker held the job", reading.stats.refused),
     ):
         counter = CounterMetricFamily(name, text, labels=["queue"])
         counter.add_metric(queue, value)
@@ -124,7 +124,7 @@ def _of_the_queue(reading: Reading) -> Iterator[Metric]:
     for name, text, value in (
         ("runtime_backlog", "Jobs that want to run now, over all workers: take the maximum, not the sum", depth.backlog),
         ("runtime_delayed", "Jobs that wait for their time", depth.delayed),
-        ("runtime_parked", "Jobs that wait in rooms, given back or of types that no worker here knows", depth.parked),
+        ("runtime_parked", "Jobs that wait in lots, given back or of types that no worker here knows", depth.parked),
         ("runtime_dead_letters", "Dead letters kept", depth.dead),
         ("runtime_workers", "Workers with a heartbeat", depth.workers),
     ):
@@ -144,7 +144,7 @@ def _of_the_jobs(reading: Reading) -> Iterator[Metric]:
     runs = HistogramMetricFamily(
         "runtime_run_seconds", "How long handlers ran", labels=["queue", "type", "priority"], unit="seconds"
     )
-    for type_name, priority, count in reading.tally.rows():
+    for type_name, priority, count in reading.stats.rows():
         labels = [reading.queue, type_name or "(unknown)", priority]
         for outcome, value in sorted(count.totals().items()):
             outcomes.add_metric([*labels, outcome], value)

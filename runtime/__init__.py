@@ -18,8 +18,8 @@ if TYPE_CHECKING:
         QueueFull,
         Retry,
         Snooze,
-        StoreAway,
-        StoreRefuses,
+        StoreError,
+        StoreUnavailable,
         UnknownType,
     )
     from runtime.jobs import Job, Priority, contract
@@ -43,8 +43,8 @@ __all__ = [
     "Retry",
     "Sent",
     "Snooze",
-    "StoreAway",
-    "StoreRefuses",
+    "StoreError",
+    "StoreUnavailable",
     "UnknownType",
     "contract",
     "handler",

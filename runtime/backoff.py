@@ -1,4 +1,4 @@
-"""From the number of failures to the seconds until the next try; no clock, no dice of its own."""
+"""From the number of failures to the seconds until the next try; no clock, no jitter of its own."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class Backoff:
 
 
 def ceiling_s(failures: int, policy: Backoff) -> float:
-    """Give the longest wait after `failures` failed attempts: `base_s` doubled each time, never above `cap_s`."""
+    """Return the longest wait after `failures` failed attempts: `base_s` doubled each time, never above `cap_s`."""
     exponent = min(max(failures, 1) - 1, MAX_EXPONENT)
     return min(policy.cap_s, policy.base_s * 2.0**exponent)
 
 
-def delay_s(failures: int, policy: Backoff, dice: Callable[[], float]) -> float:
-    """Give the wait after `failures` failed attempts, uniform in [0, ceiling].
+def delay_s(failures: int, policy: Backoff, jitter: Callable[[], float]) -> float:
+    """Return the wait after `failures` failed attempts, uniform in [0, ceiling].
 
-    Full jitter: M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015. `dice` gives [0, 1).
+    Full jitter: M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015. `jitter` gives [0, 1).
     """
-    return dice() * ceiling_s(failures, policy)
+    return jitter() * ceiling_s(failures, policy)

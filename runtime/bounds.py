@@ -236,10 +236,10 @@ def check_msgpack(data: bytes, freedom: Freedom = FREE) -> None:
     elif len(data) <= freedom.most_hashed and len(data.translate(None, _NOT_CONTAINERS)) <= MAX_DEPTH:
         return
     with contextlib.suppress(IndexError):
-        _walk(data, freedom)
+        _scan(data, freedom)
 
 
-def _walk(data: bytes, freedom: Freedom) -> None:
+def _scan(data: bytes, freedom: Freedom) -> None:
     is_hashed, most_hashed, most_objects = (
         freedom.is_hashed,
         freedom.most_hashed,

@@ -11,12 +11,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from runtime.config import KNOBS, Config, load
-from runtime.errors import ConfigError, JobsError, StoreAway
+from runtime.config import SETTINGS, Config, load
+from runtime.errors import ConfigError, JobsError, StoreUnavailable
 from runtime.leaving import leave
 
 CLEAN, FAILED, BAD_USAGE, NO_REDIS = 0, 1, 2, 3
-Act = Callable[[Config, argparse.Namespace], int]
+Main = Callable[[Config, argparse.Namespace], int]
 EPILOG: Final = """exit codes: 0 clean, 1 a command found a failure or a worker crashed, 2 bad usage or settings,
             3 Redis cannot be reached, 4 hard deadline at stop
 
@@ -61,10 +61,10 @@ def call(arguments: list[str]) -> int:
     try:
         parsed = parser().parse_args(_with_default(arguments))
         config = load(vars(parsed), os.environ, _folder())
-        return int(parsed.act(config, parsed))
+        return int(parsed.main(config, parsed))
     except ConfigError as error:
         return _say(str(error), BAD_USAGE)
-    except StoreAway as error:
+    except StoreUnavailable as error:
         return _say(str(error), NO_REDIS)
     except JobsError as error:
         return _say(str(error), BAD_USAGE)
@@ -83,7 +83,7 @@ def _folder() -> Path:
 
 
 def parser() -> Parser:
-    """Give the parser of all commands."""
+    """Return the parser of all commands."""
     every, settings = _settings(), _settings("redis", "queue", "data_dir", "handlers")
     top = Parser(
         prog="python -m runtime",
@@ -94,55 +94,55 @@ def parser() -> Parser:
     top.add_argument("--version", action="version", version=f"backend-jobs {version('backend-jobs')}")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
     run = commands.add_parser("run", parents=[every], help="run jobs until told to stop (the default command)")
-    run.set_defaults(act=_run)
+    run.set_defaults(main=_run)
     _add_enqueue(commands, settings)
     _add_dead(commands, settings)
     stats = commands.add_parser("stats", parents=[settings], help="one reading of the queue")
     stats.add_argument("--minutes", type=int, default=10, metavar="N", help="count outcomes of the last N minutes (1 to 1440)")
     stats.add_argument("--json", action="store_true", help="print JSON")
-    stats.set_defaults(act=_stats)
+    stats.set_defaults(main=_stats)
     _add_jobs(commands, settings)
     top_view = commands.add_parser("top", parents=[settings], help="a live view of the queue in the terminal")
     top_view.add_argument("--once", action="store_true", help="print one picture and end")
-    top_view.set_defaults(act=_top)
+    top_view.set_defaults(main=_top)
     doctor = commands.add_parser(
-        "doctor", parents=[settings], help="what is wrong with the server or the queue, and how to mend it; status 1 on errors"
+        "doctor", parents=[settings], help="what is wrong with the server or the queue, and how to fix it; status 1 on errors"
     )
     doctor.add_argument("--json", action="store_true", help="print JSON lines")
-    doctor.set_defaults(act=_doctor)
+    doctor.set_defaults(main=_doctor)
     types = commands.add_parser("types", parents=[settings], help="the job types this worker can run; needs no Redis")
     types.add_argument("--json", action="store_true", help="print JSON lines")
-    types.set_defaults(act=_types)
+    types.set_defaults(main=_types)
     schema = commands.add_parser(
         "schema", parents=[settings], help="the contracts, for producers in other languages; needs no Redis"
     )
     schema.add_argument("--format", choices=["json"], default="json", help="JSON Schema")
-    schema.set_defaults(act=_schema)
+    schema.set_defaults(main=_schema)
     demo = commands.add_parser("demo", parents=[_settings("board")], help="a worker with live demo jobs, to look at")
     demo.add_argument("--folder", default=".run", help="where it keeps its data, mails and settings; default .run")
-    demo.set_defaults(act=_demo)
+    demo.set_defaults(main=_demo)
     bench_help = "what one worker does on this machine, beside raw Redis; in a queue of its own, which is removed again"
     bench = commands.add_parser("bench", parents=[_settings("redis", "concurrency")], help=bench_help)
     bench.add_argument("--jobs", type=int, default=300_000, metavar="N", help="how many; default 300000")
     bench.add_argument("--json", action="store_true", help="print JSON")
-    bench.set_defaults(act=_bench)
+    bench.set_defaults(main=_bench)
     completion = commands.add_parser("completion", help="a script that completes `backend-jobs` in a shell")
     completion.add_argument("shell", choices=["bash", "zsh"])
-    completion.set_defaults(act=_completion)
+    completion.set_defaults(main=_completion)
     return top
 
 
 def _settings(*fields: str) -> Parser:
-    """Give the flags of these settings, or of all."""
+    """Return the flags of these settings, or of all."""
     parser = Parser(add_help=False)
     group = parser.add_argument_group("settings (flag, environment variable, key in runtime.toml; the first one given wins)")
     defaults = Config()
-    for knob in KNOBS:
-        if not fields or knob.field in fields:
-            default = getattr(defaults, knob.field)
+    for setting in SETTINGS:
+        if not fields or setting.field in fields:
+            default = getattr(defaults, setting.field)
             shown = f"; default {default:g}" if isinstance(default, int | float) else f"; default {default}" if default else ""
-            help_text = f"{knob.help} [{knob.variable}{shown}]"
-            group.add_argument(knob.flag, dest=knob.field, metavar=knob.metavar, help=help_text)
+            help_text = f"{setting.help} [{setting.variable}{shown}]"
+            group.add_argument(setting.flag, dest=setting.field, metavar=setting.metavar, help=help_text)
     return parser
 
 
@@ -169,7 +169,7 @@ def _add_enqueue(commands: Any, settings: Parser) -> None:
     command.add_argument("--attempts", type=int, default=0, metavar="N", help="most attempts for this job")
     command.add_argument("--durability", default="local", metavar="WORD", help="wait for it: local, fsync, replicas=1 (or more)")
     command.add_argument("--json", action="store_true", help="print JSON")
-    command.set_defaults(act=_enqueue)
+    command.set_defaults(main=_enqueue)
 
 
 def _add_dead(commands: Any, settings: Parser) -> None:
@@ -196,17 +196,17 @@ def _add_dead(commands: Any, settings: Parser) -> None:
     many.add_argument("--dry-run", action="store_true", help="only show which")
     listing = verbs.add_parser("list", parents=[settings, which], help="the newest dead letters")
     listing.add_argument("-n", type=int, default=20, metavar="N", help="how many to look at (1 to 10000)")
-    listing.set_defaults(act=_dead("listing"))
+    listing.set_defaults(main=_dead("listing"))
     show = verbs.add_parser("show", parents=[settings], help="one dead letter with its error, stack and fields")
     show.add_argument("letter", help="its place, as `dead list` prints it")
     show.add_argument("--json", action="store_true", help="print JSON")
-    show.set_defaults(act=_dead("show"))
+    show.set_defaults(main=_dead("show"))
     help_text = "send dead letters back to their streams, with a fresh count of attempts"
     replay = verbs.add_parser("replay", parents=[settings, which, many], help=help_text)
     replay.add_argument("--rate", type=float, default=0.0, metavar="N", help="at most so many per second; default: no limit")
-    replay.set_defaults(act=_dead("replay"))
+    replay.set_defaults(main=_dead("replay"))
     purge = verbs.add_parser("purge", parents=[settings, which, many], help="delete dead letters for ever")
-    purge.set_defaults(act=_dead("purge"))
+    purge.set_defaults(main=_dead("purge"))
 
 
 def _add_jobs(commands: Any, settings: Parser) -> None:
@@ -225,16 +225,16 @@ def _add_jobs(commands: Any, settings: Parser) -> None:
     listing.add_argument("--type", default="", help="only this job type")
     listing.add_argument("--state", default="", choices=["waiting", "running", "parked", "delayed"], help="only this state")
     listing.add_argument("--json", action="store_true", help="print JSON lines")
-    listing.set_defaults(act=_jobs("listing"))
+    listing.set_defaults(main=_jobs("listing"))
     show = verbs.add_parser(
         "show", parents=[settings], help="all jobs with an id, wherever they are; status 1 when there is none"
     )
     show.add_argument("id", help="the job's id")
     show.add_argument("--json", action="store_true", help="print JSON lines")
-    show.set_defaults(act=_jobs("show"))
+    show.set_defaults(main=_jobs("show"))
     help_text = "move jobs out of a stream that an id far ahead has closed (doctor tells); what runs at that moment runs again"
     reopen = verbs.add_parser("reopen", parents=[settings], help=help_text)
-    reopen.set_defaults(act=_jobs("reopen"))
+    reopen.set_defaults(main=_jobs("reopen"))
 
 
 def _with_default(arguments: list[str]) -> list[str]:
@@ -255,82 +255,82 @@ def _say(text: str, status: int) -> int:
     return status
 
 
-# --- commands: each loads its own room -----------------------------------------------------------------------------------
+# --- commands: each loads its own lot -----------------------------------------------------------------------------------
 
 
 def _run(config: Config, parsed: argparse.Namespace) -> int:
     from runtime.commands import run
 
-    return run.act(config)
+    return run.main(config)
 
 
 def _enqueue(config: Config, parsed: argparse.Namespace) -> int:
     from runtime.commands import enqueue
 
-    return enqueue.act(config, parsed)
+    return enqueue.main(config, parsed)
 
 
-def _dead(verb: str) -> Act:
-    def act(config: Config, parsed: argparse.Namespace) -> int:
+def _dead(verb: str) -> Main:
+    def main(config: Config, parsed: argparse.Namespace) -> int:
         from runtime.commands import dead
 
         return int(getattr(dead, verb)(config, parsed))
 
-    return act
+    return main
 
 
-def _jobs(verb: str) -> Act:
-    def act(config: Config, parsed: argparse.Namespace) -> int:
+def _jobs(verb: str) -> Main:
+    def main(config: Config, parsed: argparse.Namespace) -> int:
         from runtime.commands import jobs
 
         return int(getattr(jobs, verb)(config, parsed))
 
-    return act
+    return main
 
 
 def _top(config: Config, parsed: argparse.Namespace) -> int:
     from runtime.commands import top
 
-    return top.act(config, parsed)
+    return top.main(config, parsed)
 
 
 def _doctor(config: Config, parsed: argparse.Namespace) -> int:
     from runtime.commands import doctor
 
-    return doctor.act(config, parsed)
+    return doctor.main(config, parsed)
 
 
 def _schema(config: Config, parsed: argparse.Namespace) -> int:
     from runtime.commands import schema
 
-    return schema.act(config, parsed)
+    return schema.main(config, parsed)
 
 
 def _bench(config: Config, parsed: argparse.Namespace) -> int:
     from runtime.commands import bench
 
-    return bench.act(config, parsed)
+    return bench.main(config, parsed)
 
 
 def _demo(config: Config, parsed: argparse.Namespace) -> int:
     from runtime.commands import demo
 
-    return demo.act(config, parsed)
+    return demo.main(config, parsed)
 
 
 def _completion(config: Config, parsed: argparse.Namespace) -> int:
     from runtime.commands import completion
 
-    return completion.act(parser(), parsed.shell)
+    return completion.main(parser(), parsed.shell)
 
 
 def _stats(config: Config, parsed: argparse.Namespace) -> int:
     from runtime.commands import stats
 
-    return stats.act(config, parsed)
+    return stats.main(config, parsed)
 
 
 def _types(config: Config, parsed: argparse.Namespace) -> int:
     from runtime.commands import types
 
-    return types.act(config, parsed)
+    return types.main(config, parsed)

@@ -1,6 +1,6 @@
 """Stream fields to jobs, a batch at a time; payloads to contracts. Nothing in here raises on what a stranger wrote.
 
-The one Python room that knows the field names of the wire contract.
+The one Python lot that knows the field names of the wire contract.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from runtime.jobs import PLAIN, STREAMS, BadEntry, Contract, Deferral, Envelope,
 MAX_DATA_BYTES = 256 * 1024
 MAX_OTHERS_BYTES = 1024 * 1024  # of all fields beside `data`, a guess: more than any header has
 OWN_FIELDS = 8  # what retries add must not make a message too large
-MAX_FIELDS = 512  # a script's `unpack` dies near 4,000 values; 512 pairs leave room for our own fields
+MAX_FIELDS = 512  # a script's `unpack` dies near 4,000 values; 512 pairs leave space for our own fields
 MAX_KEY_BYTES = 512  # a guess: long enough for any natural key
 MAX_MS = 2**53  # times pass through Lua, whose numbers are doubles
 MAX_DIGITS = 16
@@ -31,12 +31,12 @@ def decode_many(
     stream: int,
     rows: Sequence[Row],
     counts: Iterable[int],
-    run: str,
+    run_id: str,
     taken_s: float,
     fetched_ms: int,
     max_data_bytes: int = MAX_DATA_BYTES,
 ) -> tuple[list[Job], list[BadEntry]]:
-    """Give the jobs of a batch, and beside them the entries that cannot be jobs, with the reason.
+    """Return the jobs of a batch, and beside them the entries that cannot be jobs, with the reason.
 
     `counts` has the delivery count of each row.
     """
@@ -51,17 +51,17 @@ def decode_many(
             try:
                 type_name, data, envelope = _envelope(fields, fetched_ms)
             except BadMessage as error:
-                bad.append(BadEntry(Lease(stream, entry, count, run, taken_s), error.code, str(error)))
+                bad.append(BadEntry(Lease(stream, entry, count, run_id, taken_s), error.code, str(error)))
                 continue
             if sum(map(len, fields)) > max_data_bytes + MAX_OTHERS_BYTES:
                 reason = f"more than {max_data_bytes + MAX_OTHERS_BYTES} bytes in all fields"
-                bad.append(BadEntry(Lease(stream, entry, count, run, taken_s), "too-large", reason))
+                bad.append(BadEntry(Lease(stream, entry, count, run_id, taken_s), "too-large", reason))
                 continue
         if len(data) > max_data_bytes:
             reason = f"data has {len(data)} bytes, the limit is {max_data_bytes}"
-            bad.append(BadEntry(Lease(stream, entry, count, run, taken_s), "too-large", reason))
+            bad.append(BadEntry(Lease(stream, entry, count, run_id, taken_s), "too-large", reason))
             continue
-        jobs.append(Job(stream, entry, count, run, taken_s, type_name, data, envelope, fetched_ms, others))
+        jobs.append(Job(stream, entry, count, run_id, taken_s, type_name, data, envelope, fetched_ms, others))
     return jobs, bad
 
 
@@ -109,7 +109,7 @@ def _number(message: dict[bytes, bytes], name: bytes, least: int = 0) -> int:
 
 
 def _past(message: dict[bytes, bytes], name: bytes, now_ms: int) -> int:
-    """Return a time that we noted ourselves, or 0 where it lies ahead or is none: it may be a stranger's, and condemns nobody."""
+    """Return a time that we noted ourselves, or 0 where it lies ahead or is no number: a stranger may have set it."""
     text = message[name]
     number = int(text) if text.isdigit() and len(text) <= MAX_DIGITS else 0
     return number if number <= now_ms else 0
@@ -141,7 +141,7 @@ _TYPE, _DATA, _FAILED, _FIRST_AT, _SNOOZED_AT = map(_packed_text, (b"type", b"da
 
 
 def pack_record(move: Deferral) -> bytes:
-    """Give the record of a delayed job: every field it came with, and what became of it."""
+    """Return the record of a delayed job: every field it came with, and what became of it."""
     job = move.lease
     envelope = job.envelope
     parts = [_BEGINNINGS[job.stream], _packed_text(move.job_id.encode())]
@@ -165,7 +165,7 @@ def pack_record(move: Deferral) -> bytes:
 
 
 def unpack_record(packed: bytes) -> list[bytes]:
-    """Give the flat list of a delayed job's record; empty when it is no such list. By hand: a decoder would insist on UTF-8."""
+    """Return the flat list of a delayed job's record; empty when it is no such list. By hand: a decoder would insist on UTF-8."""
     found: list[bytes] = []
     size, at = _header(packed, 0, 0x90, {0xDC: 2, 0xDD: 4})
     for _ in range(size):
@@ -178,7 +178,7 @@ def unpack_record(packed: bytes) -> list[bytes]:
 
 
 def _header(packed: bytes, at: int, fixed: int, sized: dict[int, int]) -> tuple[int, int]:
-    """Give the length that a MessagePack header says and where its content begins; a length of -1 when it is another type."""
+    """Return the length that a MessagePack header says and where its content begins; a length of -1 when it is another type."""
     if at >= len(packed):
         return -1, at
     first = packed[at]

@@ -1,4 +1,4 @@
-"""Every knob with its unit, default, bounds and meaning, in one place; checked once, at the edge.
+"""Every setting with its unit, default, bounds and meaning, in one place; checked once, at the edge.
 
 Precedence: flag, environment (`RUNTIME_*`, and `REDIS_URL`), `runtime.toml`, default. Flags, environment names and help texts are
 made from this table.
@@ -22,7 +22,7 @@ FILE: Final = "runtime.toml"
 
 
 @dataclass(frozen=True, slots=True)
-class Knob:
+class Setting:
     """One setting as people meet it: its flag, its field in Config, and what it means."""
 
     flag: str
@@ -65,41 +65,41 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     log_level: str = "info"
 
 
-KNOBS: Final = (
-    Knob(
+SETTINGS: Final = (
+    Setting(
         "--redis",
         "redis",
         "URL",
         "redis://, rediss://, unix:// or sentinel://HOST:PORT,HOST:PORT/SERVICE; without one, an embedded Valkey keeps the jobs",
     ),
-    Knob("--queue", "queue", "NAME", "the queue, that is, the hash tag of its keys"),
-    Knob("--handlers", "handlers", "MODULES", "modules with handlers, separated by commas"),
-    Knob("--concurrency", "concurrency", "N", "jobs that run at the same time"),
-    Knob("--threads", "threads", "N", "threads for handlers that are plain functions"),
-    Knob("--processes", "processes", "N", "worker processes, each with its own concurrency and threads, under one supervisor"),
-    Knob("--max-rss", "max_rss_mb", "MB", "replace a worker process that has more memory, losing no job; 0 never does"),
-    Knob("--board", "board", "HOST:PORT", "where /healthz, /readyz and /metrics are served; `off` serves nothing"),
-    Knob("--lease", "lease_s", "SECONDS", "a worker that is silent for this long has lost its jobs to others"),
-    Knob("--grace", "grace_s", "SECONDS", "how long running jobs may finish when the worker is told to stop"),
-    Knob("--max-block", "max_block_s", "SECONDS", "a loop that has not moved for this long counts as dead"),
-    Knob(
+    Setting("--queue", "queue", "NAME", "the queue, that is, the hash tag of its keys"),
+    Setting("--handlers", "handlers", "MODULES", "modules with handlers, separated by commas"),
+    Setting("--concurrency", "concurrency", "N", "jobs that run at the same time"),
+    Setting("--threads", "threads", "N", "threads for handlers that are plain functions"),
+    Setting("--processes", "processes", "N", "worker processes, each with its own concurrency and threads, under one supervisor"),
+    Setting("--max-rss", "max_rss_mb", "MB", "replace a worker process that has more memory, losing no job; 0 never does"),
+    Setting("--board", "board", "HOST:PORT", "where /healthz, /readyz and /metrics are served; `off` serves nothing"),
+    Setting("--lease", "lease_s", "SECONDS", "a worker that is silent for this long has lost its jobs to others"),
+    Setting("--grace", "grace_s", "SECONDS", "how long running jobs may finish when the worker is told to stop"),
+    Setting("--max-block", "max_block_s", "SECONDS", "a loop that has not moved for this long counts as dead"),
+    Setting(
         "--suspect",
         "suspect_s",
         "SECONDS",
         "how long what a dead worker held runs in isolation at first; doubled each time that its worker dies again",
     ),
-    Knob("--max-data", "max_data_bytes", "BYTES", "longest payload; a longer one becomes a dead letter"),
-    Knob(
+    Setting("--max-data", "max_data_bytes", "BYTES", "longest payload; a longer one becomes a dead letter"),
+    Setting(
         "--unknown-after",
         "unknown_after_s",
         "SECONDS",
         "a type that no live worker has known for this long becomes a dead letter",
     ),
-    Knob("--data-dir", "data_dir", "FOLDER", "where the embedded Valkey keeps its data"),
-    Knob("--handlers-config", "handlers_config", "FILE", "settings of the handlers (mail servers, roots, databases)"),
-    Knob("--embedded-port", "embedded_port", "PORT", "let the embedded Valkey also listen on this loopback port; 0 does not"),
-    Knob("--log", "log", "FORMAT", "`plain`, `json`, or `auto`: plain on a terminal, JSON elsewhere"),
-    Knob("--log-level", "log_level", "LEVEL", "debug, info, warning or error"),
+    Setting("--data-dir", "data_dir", "FOLDER", "where the embedded Valkey keeps its data"),
+    Setting("--handlers-config", "handlers_config", "FILE", "settings of the handlers (mail servers, roots, databases)"),
+    Setting("--embedded-port", "embedded_port", "PORT", "let the embedded Valkey also listen on this loopback port; 0 does not"),
+    Setting("--log", "log", "FORMAT", "`plain`, `json`, or `auto`: plain on a terminal, JSON elsewhere"),
+    Setting("--log-level", "log_level", "LEVEL", "debug, info, warning or error"),
 )
 
 _BOUNDS: Final[dict[str, tuple[float, float]]] = {
@@ -119,33 +119,33 @@ _CHOICES: Final = {"log": ("auto", "plain", "json"), "log_level": ("debug", "inf
 
 
 def load(flags: Mapping[str, str | None], environment: Mapping[str, str], folder: Path) -> Config:
-    """Give the settings in force: from flags (by field), environment, the file in `folder`, defaults, in that order.
+    """Return the settings in force: from flags (by field), environment, the file in `folder`, defaults, in that order.
 
     Raises:
         ConfigError: a value that cannot be used, or an unknown key in the file; the text says where it came from.
     """
     from_file = _read(folder / FILE)
     values: dict[str, Any] = {}
-    for knob in KNOBS:
-        flag = flags.get(knob.field)
+    for setting in SETTINGS:
+        flag = flags.get(setting.field)
         if flag is not None:
-            values[knob.field] = _convert(knob, flag, knob.flag)
-        elif environment.get(knob.variable):
-            values[knob.field] = _convert(knob, environment[knob.variable], knob.variable)
-        elif knob.key in from_file:
-            values[knob.field] = _convert(knob, from_file[knob.key], f"{FILE}: {knob.key}")
+            values[setting.field] = _convert(setting, flag, setting.flag)
+        elif environment.get(setting.variable):
+            values[setting.field] = _convert(setting, environment[setting.variable], setting.variable)
+        elif setting.key in from_file:
+            values[setting.field] = _convert(setting, from_file[setting.key], f"{FILE}: {setting.key}")
     config = Config(**values)
     return config if config.data_dir else msgspec.structs.replace(config, data_dir=str(default_data_dir(environment)))
 
 
 def default_data_dir(environment: Mapping[str, str]) -> Path:
-    """Give the user's folder for data that must survive, by the XDG rules."""
+    """Return the user's folder for data that must survive, by the XDG rules."""
     base = environment.get("XDG_DATA_HOME") or os.path.join(environment.get("HOME", "~"), ".local", "share")
     return Path(base).expanduser() / "backend-jobs"
 
 
 def address_of(board: str) -> tuple[str, int] | None:
-    """Give host and port of `--board`; None for `off`.
+    """Return host and port of `--board`; None for `off`.
 
     Raises:
         ConfigError: it is neither.
@@ -170,26 +170,26 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from None
-    known = {knob.key for knob in KNOBS}
+    known = {setting.key for setting in SETTINGS}
     unknown = sorted(set(found) - known)
     if unknown:
         raise ConfigError(f"{path}: unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}")
     return found
 
 
-def _convert(knob: Knob, value: Any, where: str) -> Any:
-    kind: Any = next(field.type for field in msgspec.structs.fields(Config) if field.name == knob.field)
+def _convert(setting: Setting, value: Any, where: str) -> Any:
+    kind: Any = next(field.type for field in msgspec.structs.fields(Config) if field.name == setting.field)
     try:
         converted = msgspec.convert(value, kind, strict=False)
     except msgspec.ValidationError:
         raise ConfigError(f"{where} {value!r}: a {_NAMES[kind]}, please") from None
-    low, high = _BOUNDS.get(knob.field, (None, None))
+    low, high = _BOUNDS.get(setting.field, (None, None))
     if low is not None and high is not None and not low <= converted <= high:
         raise ConfigError(f"{where} {value!r}: from {low:g} to {high:g}, please")
-    choices = _CHOICES.get(knob.field)
+    choices = _CHOICES.get(setting.field)
     if choices and converted not in choices:
         raise ConfigError(f"{where} {value!r}: one of {', '.join(choices)}, please")
-    if knob.field == "board":
+    if setting.field == "board":
         try:
             address_of(converted)
         except ConfigError as error:

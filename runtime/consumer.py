@@ -27,20 +27,20 @@ import msgspec
 
 from runtime import logs
 from runtime.config import Config
-from runtime.errors import LeaseLost, SelfCancelled, StoreAway, TimedOut
+from runtime.errors import LeaseLost, SelfCancelled, StoreUnavailable, TimedOut
 from runtime.jobs import Job, Registry
 from runtime.places import HANGS_S, PLACES, Hang, Places, make_places
 from runtime.settle import Ledger, decide
-from runtime.stats import Tally
+from runtime.stats import Stats
 from runtime.streams import ANSWER_S, Streams
-from runtime.worker.context import Desk
+from runtime.worker.context import WorkerContext
 from runtime.worker.fetcher import INBOX_BYTES, Fetcher
 from runtime.worker.flusher import Flusher
 from runtime.worker.forks import guard
-from runtime.worker.heartbeat import TICK_S, Beat, Heartbeat, Held, Watched, stacks
+from runtime.worker.heartbeat import TICK_S, Beat, Heartbeat, Held, LoopState, stacks
 from runtime.worker.lanes import Inbox, Lane
-from runtime.worker.log import Words
-from runtime.worker.maintenance import Scheduler
+from runtime.worker.log import ThrottledLog
+from runtime.worker.maintenance import Maintenance
 
 log = logs.guarded("runtime.consumer")
 P = ParamSpec("P")
@@ -58,7 +58,7 @@ LATE_PART: Final = 1 / 6
 ON_THE_WAY_S: Final = 0.2  # and so much more, on a busy machine
 CUT_S: Final = 2.0
 FLUSH_S: Final = 2.0
-UNRING_S: Final = 4.0
+UNBLOCK_S: Final = 4.0
 LOST_S: Final = 0.5
 CANCELLED: Final = "does a handler cancel what is not its own?"
 
@@ -88,7 +88,7 @@ class Report(msgspec.Struct):
 
 
 def consumer_name() -> str:
-    """Give a name that no other boot has: a name used twice would hide what the first one left."""
+    """Return a name that no other boot has: a name used twice would hide what the first one left."""
     host = "".join(char if char.isalnum() or char in "-._" else "-" for char in socket.gethostname()) or "host"
     return f"{host[:40]}-{os.getpid()}-{uuid4().hex[:8]}"
 
@@ -98,7 +98,7 @@ class Consumer:
 
     `leave` is called at the end of a stop when a handler could not be ended; it may end the process. `crashed` hears of a crash
     when it happens, in whichever thread: `run` raises it only when all handlers have ended, which they may never do.
-    `sweep` is called at each tick of a worker that is not idle.
+    `collect` is called at each tick of a worker that is not idle.
     """
 
     def __init__(
@@ -108,15 +108,15 @@ class Consumer:
         registry: Registry,
         leave: Callable[[Report], None] = lambda report: None,
         crashed: Callable[[BaseException], None] = lambda error: None,
-        sweep: Callable[[], None] = lambda: None,
+        collect: Callable[[], None] = lambda: None,
     ) -> None:
         self.config = config
         self.registry = registry
         self.name = consumer_name()
         self.stage = Stage.STARTING
-        self.tally = Tally()
+        self.stats = Stats()
         self.held = Held()
-        self.words = Words()
+        self.log = ThrottledLog()
         self.ledger = Ledger()
         self.inbox = Inbox()
         fetch_s = max(SILENT_PART * config.lease_s, ANSWER_S)  # what comes later may well be others' by then
@@ -125,18 +125,18 @@ class Consumer:
         self._url = url
         self._leave = leave
         self._crashed = crashed
-        self._sweep = sweep
+        self._collect = collect
         self._types = {handler.contract.type: handler.contract.version for handler in registry.values()}
         times = (config.lease_s, config.unknown_after_s)
-        self.scheduler = Scheduler(self.streams, self.tally, self._types, *times, self._may_reclaim)
+        self.maintenance = Maintenance(self.streams, self.stats, self._types, *times, self._may_reclaim)
         self.places = make_places(config.threads)
-        owned = (self.inbox, self.ledger, self.held, self.tally, self.words, self.places)
-        desk = Desk(config, registry, self.streams, self.scheduler, *owned)
+        owned = (self.inbox, self.ledger, self.held, self.stats, self.log, self.places)
+        ctx = WorkerContext(config, registry, self.streams, self.maintenance, *owned)
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
-        self._fetcher = Fetcher(desk, self._types, self._room, self._beside, self._is_silent, self._is_late, self._stop)
-        self._flusher = Flusher(desk, self._fetcher.room_made.set)
-        self.scheduler.on_parked = self._fetcher.look_again
+        self._fetcher = Fetcher(ctx, self._types, self._capacity, self._beside, self._is_silent, self._is_late, self._stop)
+        self._flusher = Flusher(ctx, self._fetcher.capacity_freed.set)
+        self.maintenance.on_parked = self._fetcher.look_again
         for places in self.places.values():
             places.on_wanting = partial(self._fetcher.place_free, places)
         self.ledger.on_first, self.inbox.on_idle = self._flusher.wake, self._flusher.lanes_idle
@@ -145,8 +145,8 @@ class Consumer:
         self._confirmed_s = time.monotonic()
         self._own_guard_until_s = 0.0
         self._silent_before_s = 0.0
-        self._run_heard = ""
-        self._watched = Watched(time.monotonic(), threading.get_ident(), self._running_now)
+        self._known_run_id = ""
+        self._loop_state = LoopState(time.monotonic(), threading.get_ident(), self._running_now)
         self._stopping_since_s = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._heartbeat: Heartbeat | None = None
@@ -165,7 +165,7 @@ class Consumer:
 
     @property
     def is_fetching(self) -> bool:
-        """Say whether the last fetch was answered."""
+        """Return whether the last fetch was answered."""
         return self._fetcher.is_fetching
 
     @property
@@ -190,12 +190,12 @@ class Consumer:
         return f"all {places.total} places ({places.kind}) are lost to jobs that go on past their deadline, {who}"
 
     def _handler_of(self, hang: Hang) -> str:
-        return f"handler {self.registry[hang.type].place}"
+        return f"handler {self.registry[hang.type].location}"
 
     @property
     def is_alive(self) -> bool:
-        """Say whether the loop moves; says nothing about Redis, or one outage would restart a whole fleet."""
-        return time.monotonic() - self._watched.moved_s < self.config.max_block_s
+        """Return whether the loop moves; says nothing about Redis, or one outage would restart a whole fleet."""
+        return time.monotonic() - self._loop_state.moved_s < self.config.max_block_s
 
     # --- from start to end ---------------------------------------------------------------------------------------------
 
@@ -211,7 +211,7 @@ class Consumer:
         """Run jobs until told to stop; a background loop that crashes ends the worker with its traceback, and nothing is lost.
 
         Raises:
-            StoreAway: Redis did not answer at the start.
+            StoreUnavailable: Redis did not answer at the start.
             RuntimeError: every place for a kind of handler was lost to jobs that hang; all else was given back.
         """
         loop = asyncio.get_running_loop()
@@ -220,7 +220,7 @@ class Consumer:
         await self.streams.start()
         # Before the first fetch: a consumer that reads and dies without a row would be known to nobody, and stay for ever.
         await self.streams.beat(int(self.config.lease_s * 1000), self._row())
-        self._watched.moved_s = self._confirmed_s = time.monotonic()
+        self._loop_state.moved_s = self._confirmed_s = time.monotonic()
         heartbeat = Heartbeat(
             self._url,
             self.config.queue,
@@ -228,7 +228,7 @@ class Consumer:
             self.config.lease_s,
             self.config.max_block_s,
             self.held,
-            self._watched,
+            self._loop_state,
             self._row,
             lambda beat: _tell(loop, self._judge, beat),
             self._crashed,
@@ -248,7 +248,7 @@ class Consumer:
         try:
             fetcher = self._begin(group, self._fetcher.run)
             flusher = self._begin(group, self._flusher.run)
-            loops = [self.scheduler.promote, self.scheduler.walk, self.scheduler.count]
+            loops = [self.maintenance.promote, self.maintenance.walk, self.maintenance.count]
             aides = [self._begin(group, self._watch, group), *(self._begin(group, loop) for loop in loops)]
             for _ in range(self.config.concurrency):
                 self._open_lane(group)
@@ -286,8 +286,8 @@ class Consumer:
             task.add_done_callback(self._look_at_end)
             return task
 
-        words = self.words.failure
-        lane = Lane(self.inbox, self.ledger, self.tally, self.registry, time.monotonic, random, words, open_task)
+        words = self.log.failure
+        lane = Lane(self.inbox, self.ledger, self.stats, self.registry, time.monotonic, random, words, open_task)
         lane.start()
         self.lanes.append(lane)
 
@@ -309,12 +309,12 @@ class Consumer:
         for lane in self.lanes:
             lane.stop()
 
-    # --- room and leases -------------------------------------------------------------------------------------------------
+    # --- lot and leases -------------------------------------------------------------------------------------------------
 
     def _read_ahead(self) -> int:
-        return min(self.tally.finished - self._finished_before[0], MAX_READ_AHEAD, self._fetcher.entries(INBOX_BYTES))
+        return min(self.stats.finished - self._finished_before[0], MAX_READ_AHEAD, self._fetcher.entries(INBOX_BYTES))
 
-    def _room(self) -> int:
+    def _capacity(self) -> int:
         """How many jobs may be fetched now: lanes and read-ahead, less all that is held."""
         read_ahead = self._read_ahead()
         if len(self.inbox) > TOP_UP_PART * read_ahead or self._is_silent():
@@ -349,12 +349,12 @@ class Consumer:
         now_s = time.monotonic()
         if self._is_silent():
             self._silent_before_s = now_s  # a fetch that is under way may still bring what was lost meanwhile
-        if beat.run != self._run_heard or now_s - self._confirmed_s > self.config.lease_s / 2:
-            if self._run_heard:
+        if beat.run_id != self._known_run_id or now_s - self._confirmed_s > self.config.lease_s / 2:
+            if self._known_run_id:
                 self._own_guard_until_s = now_s + self.config.lease_s
-            self._run_heard = beat.run
+            self._known_run_id = beat.run_id
         self._confirmed_s = beat.sent_s
-        self._fetcher.room_made.set()
+        self._fetcher.capacity_freed.set()
         if not beat.refused:
             return
         lanes = {id(lane.job): lane for lane in self.lanes if lane.job is not None}
@@ -367,11 +367,11 @@ class Consumer:
         if lane is not None:
             lane.interrupt(LeaseLost("another worker holds this job now"))
         elif self.inbox.remove(job):
-            self.tally.moved(job.type, job.stream, "lost")
+            self.stats.moved(job.type, job.stream, "lost")
         else:
             return  # its move waits in the ledger: the fence will say
         self.held.remove([job])
-        self.words.say("lost the lease of job %s (%s): another worker holds it now", job.id, job.type.decode())
+        self.log.warn("lost the lease of job %s (%s): another worker holds it now", job.id, job.type.decode())
 
     def _may_reclaim(self) -> bool:
         return time.monotonic() > self._own_guard_until_s and not self._is_silent()
@@ -404,8 +404,8 @@ class Consumer:
         self._loop = asyncio.get_running_loop()
         was_late = False
         while True:
-            before_s, now_s = self._watched.moved_s, time.monotonic()
-            self._watched.moved_s = now_s
+            before_s, now_s = self._loop_state.moved_s, time.monotonic()
+            self._loop_state.moved_s = now_s
             # A handler has blocked the loop: those that could have ended meanwhile have a turn before they count as overdue. Once
             # only, since a handler that blocks again and again must be cut all the same.
             was_late = now_s - before_s > LATE_S and not was_late
@@ -420,22 +420,22 @@ class Consumer:
                     for _ in range(self._settle_ended_lanes()):
                         self._open_lane(group)
                 self._flusher.retry_apart(now_s)
-                self.tally.fold()
+                self.stats.fold()
             for places in self.places.values():
                 places.tick(now_s)
                 if places.lost:
                     self._look_at_lost(places, now_s)
-            if len(self.held) or self.tally.finished != self._finished_before[-1]:
-                self._sweep()
+            if len(self.held) or self.stats.finished != self._finished_before[-1]:
+                self._collect()
             logs.wake()  # a job may configure logging
-            self._finished_before = [*self._finished_before[1:], self.tally.finished]
-            self._fetcher.room_made.set()
+            self._finished_before = [*self._finished_before[1:], self.stats.finished]
+            self._fetcher.capacity_freed.set()
             await asyncio.sleep(TICK_S)
 
     def _interrupt(self, lane: Lane, now_s: float) -> None:
         if lane.cut is not None and lane.job is not None:
             text = "job %s (%s) goes on %.0f s after its start, though it was cancelled: its handler swallows CancelledError"
-            self.words.say(text, lane.job.id, lane.job.type.decode(), now_s - lane.started_s)
+            self.log.warn(text, lane.job.id, lane.job.type.decode(), now_s - lane.started_s)
         lane.interrupt(TimedOut(f"ran longer than {now_s - lane.started_s:.1f} s"))
 
     def _look_at_lost(self, places: Places, now_s: float) -> None:
@@ -445,7 +445,7 @@ class Consumer:
                 hang.is_told = True
                 text = "the %s of job %s goes on in its %s though it was cut %.0f s ago: %d of %d places are left"
                 said = (self._handler_of(hang), hang.job_id, places.kind, now_s - hang.since_s)
-                self.words.say(text, *said, places.total - len(places.lost), places.total, level=logging.ERROR)
+                self.log.warn(text, *said, places.total - len(places.lost), places.total, level=logging.ERROR)
         if self._failure is None and self.stage is Stage.RUNNING and places.all_lost_s(now_s) > self.config.max_block_s:
             self._failure = RuntimeError(f"{self._loss_of(places)}: this worker stops, to be started again")
             log.critical("%s\n%s", self._failure, stacks())
@@ -470,8 +470,8 @@ class Consumer:
                 error = SelfCancelled("a handler cancelled the task of this one")
                 outcome = decide(self.registry[job.type], job, error, random)
                 self.ledger.add(job, outcome)
-                self.tally.ran(job, outcome, time.monotonic() - lane.started_s)
-                self.words.failure(job, error, outcome)
+                self.stats.ran(job, outcome, time.monotonic() - lane.started_s)
+                self.log.failure(job, error, outcome)
         return len(ended)
 
     # --- stop ------------------------------------------------------------------------------------------------------------
@@ -496,7 +496,7 @@ class Consumer:
         stubborn = await self._cut_lanes()
         self.stage = Stage.FLUSHING
         self._flusher.retry_apart(float("inf"))
-        await self.scheduler.count_once()
+        await self.maintenance.count_once()
         await self._until(lambda: len(self.held) <= len(stubborn), FLUSH_S)
         self._may_loops_end = True
         for task in (flusher, *aides):
@@ -505,7 +505,7 @@ class Consumer:
         heartbeat.stop()
         await self._last_words(stubborn)
         self.stage = Stage.CLOSED
-        report = Report(time.monotonic() - self._stopping_since_s, self.tally.finished, self._flusher.released, len(self.held))
+        report = Report(time.monotonic() - self._stopping_since_s, self.stats.finished, self._flusher.released, len(self.held))
         if self._failure is not None:
             raise self._failure
         if stubborn:
@@ -514,12 +514,12 @@ class Consumer:
 
     async def _end_fetching(self, fetcher: asyncio.Task[None]) -> None:
         """Wake the blocked read until the fetcher ends; a cancelled read would leave deliveries that nobody holds."""
-        self._fetcher.room_made.set()
+        self._fetcher.capacity_freed.set()
         is_away = False
-        for _ in range(int(UNRING_S / TICK_S)):
+        for _ in range(int(UNBLOCK_S / TICK_S)):
             try:
-                await self.streams.unring()
-            except StoreAway:
+                await self.streams.unblock()
+            except StoreUnavailable:
                 is_away = True
                 break
             done, _ = await asyncio.wait([fetcher], timeout=TICK_S)
@@ -533,7 +533,7 @@ class Consumer:
     async def _give_back_lost(self, fetcher: asyncio.Task[None]) -> None:
         """What an answer brings that was still on its way is nobody's suspect: we live, and have not run it."""
         await asyncio.wait([fetcher], timeout=TICK_S)
-        with contextlib.suppress(StoreAway, TimeoutError):
+        with contextlib.suppress(StoreUnavailable, TimeoutError):
             async with asyncio.timeout(LOST_S):
                 await self._fetcher.give_back_lost()
 
@@ -548,13 +548,13 @@ class Consumer:
         return [lane.job for lane in stubborn if lane.job is not None]
 
     async def _last_words(self, stubborn: list[Job]) -> None:
-        """Give back, as the very last command, what could not be cut; then leave the list of workers if nothing is held."""
+        """Return back, as the very last command, what could not be cut; then leave the list of workers if nothing is held."""
         try:
             async with asyncio.timeout(FLUSH_S):
                 self.ledger.release(stubborn)
                 await self._flusher.flush()
                 await self.streams.forget(self.name)
-        except (StoreAway, TimeoutError) as error:
+        except (StoreUnavailable, TimeoutError) as error:
             log.warning("could not say goodbye to Redis, leases will expire: %s", error)
 
     async def _until(self, is_true: Callable[[], bool], wait_s: float, hurry: asyncio.Event | None = None) -> None:

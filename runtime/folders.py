@@ -100,7 +100,7 @@ def hidden_in_folder(modules: Sequence[str]) -> tuple[str, str] | None:
 
 
 def why_not(path: Path | int) -> str:
-    """Give why a file or folder cannot be trusted, with the way out; nothing, if it can.
+    """Return why a file or folder cannot be trusted, with the way out; nothing, if it can.
 
     Its owner must be root, we ourselves, or who owns this installation, and nobody else may write it: a group only that is its
     owner's own, as of those whose umask is 002.
@@ -126,7 +126,7 @@ def _here() -> str | None:
 
 
 def _is_own_group(user_id: int, group_id: int) -> bool:
-    """Say whether a group is the first one of a user, and has no other members."""
+    """Return whether a group is the first one of a user, and has no other members."""
     try:
         user, group = pwd.getpwuid(user_id), grp.getgrgid(group_id)
     except KeyError:  # as in a container without accounts: then only the number can be known

@@ -36,13 +36,13 @@ class Lease(msgspec.Struct, gc=False, eq=False):
     """The right to move one stream entry, as long as the pending list shows our name and `count`.
 
     Compared by identity on purpose: the same entry may be leased twice, and a report about the first must not hit the second.
-    `stream` is an index into STREAMS, `run` names the server (and group) that handed the entry out.
+    `stream` is an index into STREAMS, `run_id` names the server (and group) that handed the entry out.
     """
 
     stream: int
     entry: bytes
     count: int
-    run: str
+    run_id: str
     taken_s: float
 
 
@@ -116,7 +116,7 @@ def ms_of(entry: bytes, now_ms: int) -> int:
 
 
 def default_id(stream: str, entry: str) -> str:
-    """Give the id of a job whose message carries none."""
+    """Return the id of a job whose message carries none."""
     return f"{stream}-{entry}"
 
 
@@ -140,9 +140,9 @@ class Release(msgspec.Struct, frozen=True):
 
 
 class Park(msgspec.Struct, frozen=True, gc=False):
-    """May not run here now: to the room of its type."""
+    """May not run here now: to the lot of its type."""
 
-    room: str
+    lot: str
 
 
 class Postpone(msgspec.Struct, frozen=True, gc=False):
@@ -162,7 +162,7 @@ LOST: Final = Lost()
 Outcome = Done | Retry | Snooze | Dead | Release | Park | Postpone | Lost
 
 
-# --- what a process asks the door to write -----------------------------------------------------------------------------------
+# --- what a process asks the store to write -----------------------------------------------------------------------------------
 
 
 class Deferral(msgspec.Struct, frozen=True, gc=False):
@@ -187,10 +187,10 @@ class Letter(msgspec.Struct, frozen=True, gc=False):
 
 
 class Parking(msgspec.Struct, frozen=True, gc=False):
-    """A held entry to a room."""
+    """A held entry to a lot."""
 
     lease: Lease
-    room: str
+    lot: str
 
 
 class Batch(msgspec.Struct, gc=False):
@@ -218,8 +218,8 @@ SUSPECT: Final = "~suspect"
 UNKNOWN: Final = "~t:"
 
 
-def room_of(type_name: str, version: int) -> str:
-    """Give the room where jobs of this type and version wait for a worker that can run them."""
+def lot_of(type_name: str, version: int) -> str:
+    """Return the lot where jobs of this type and version wait for a worker that can run them."""
     return f"{UNKNOWN}{type_name}@{version}"
 
 
@@ -271,7 +271,7 @@ def contract(
 
 
 def contract_of(payload: type[msgspec.Struct]) -> Contract:
-    """Give the contract that was declared on exactly this class.
+    """Return the contract that was declared on exactly this class.
 
     Raises:
         ConfigError: there is none.
@@ -303,7 +303,7 @@ class Handler(Generic[P]):
         return self.function(payload, job)
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """Where the function stands, for people: `module:name`."""
         return f"{self.function.__module__}:{self.function.__qualname__}"
 

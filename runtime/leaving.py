@@ -147,7 +147,7 @@ def leave(status: int) -> NoReturn:
 
 
 def has_threads() -> bool:
-    """Say whether a thread runs that would keep the process: such as a handler's that does not end."""
+    """Return whether a thread runs that would keep the process: such as a handler's that does not end."""
     return any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread())
 
 

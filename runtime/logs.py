@@ -56,7 +56,7 @@ class Plain(logging.Formatter):
     """One line per record; continuation lines (stacks) are indented by what they are."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Give the record as a line."""
+        """Return the record as a line."""
         stamp = time.strftime("%H:%M:%S", time.localtime(record.created))
         text = record.getMessage()
         if record.exc_info:
@@ -68,7 +68,7 @@ class Json(logging.Formatter):
     """One JSON object per record."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Give the record as a line of JSON."""
+        """Return the record as a line of JSON."""
         line: dict[str, object] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),

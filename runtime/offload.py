@@ -47,7 +47,7 @@ anyio.to_process.open_process = _open_safely  # pyright: ignore[reportPrivateImp
 
 
 def in_thread(function: Callable[[Any, Job], object]) -> Callable[[Any, Job], Awaitable[object]]:
-    """Give a coroutine function that runs `function` in a thread.
+    """Return a coroutine function that runs `function` in a thread.
 
     A thread cannot be cut: past its deadline the job is counted as timed out, and the thread keeps its place until it ends, so
     that hanging handlers cannot pile up threads without bound.
@@ -112,7 +112,7 @@ def _free_slot(loop: asyncio.AbstractEventLoop, places: Places, slot: object) ->
 def in_process(
     function: Callable[[Any, Job], object], memory_bytes: int | None = None
 ) -> Callable[[Any, Job], Awaitable[object]]:
-    """Give a coroutine function that runs the handler of this name in a child process, killed when the job is cut.
+    """Return a coroutine function that runs the handler of this name in a child process, killed when the job is cut.
 
     The child imports the handler by the name that we declared ourselves, and gets the job as it came from the wire.
     """

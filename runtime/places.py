@@ -1,6 +1,6 @@
 """Places: the threads and child processes in which handlers run here, who waits for one, and which are lost to jobs that hang.
 
-A lane is for a job that runs. So no more jobs wait for a place than have ended in the last second; the others wait in the room of
+A lane is for a job that runs. So no more jobs wait for a place than have ended in the last second; the others wait in the lot of
 their type, where every worker finds them.
 """
 
@@ -125,18 +125,18 @@ class Places:
 
     @property
     def is_wanting(self) -> bool:
-        """Say whether places stand empty, or soon will: fewer wait than half of what ends in a moment."""
+        """Return whether places stand empty, or soon will: fewer wait than half of what ends in a moment."""
         return self.taken < self.total or 2 * len(self._waiting) < self._ended - self._ended_at[-SOON_TICKS]
 
-    def room_soon(self, coming: int) -> int:
+    def capacity_soon(self, coming: int) -> int:
         """Return how many more would begin in a moment, beside what waits and is `coming`; 0 while it is not worth asking."""
-        return max(0, self._room(coming, self._ended - self._ended_at[-SOON_TICKS])) if self.is_wanting else 0
+        return max(0, self._capacity(coming, self._ended - self._ended_at[-SOON_TICKS])) if self.is_wanting else 0
 
-    def room_within_a_second(self, coming: int) -> int:
+    def capacity_within_a_second(self, coming: int) -> int:
         """Return how many more would begin within a second, at the pace of the last, beside what waits and is `coming`."""
-        return max(0, self._room(coming, self._ended - self._ended_at[0]))
+        return max(0, self._capacity(coming, self._ended - self._ended_at[0]))
 
-    def _room(self, coming: int, ending: int) -> int:
+    def _capacity(self, coming: int, ending: int) -> int:
         return self.total - self.taken - len(self._waiting) - coming + ending
 
     # --- what hangs --------------------------------------------------------------------------------------------------

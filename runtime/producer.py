@@ -1,8 +1,8 @@
 """Enqueue: one, many, later. Imports no handler code. A lost reply never enqueues twice.
 
-Sends of concurrent tasks share a round trip: whoever comes while one is under way goes with the next. A chunk carries a mark,
+Sends of concurrent tasks share a round trip: whoever comes while one is under sender goes with the next. A chunk carries a mark,
 so a chunk that is sent again after a lost reply answers what it answered the first time. Sends of another durability go another
-way: nobody waits for a disk or a replica that he did not ask for. Each event loop has ways of its own, which end with it.
+sender: nobody waits for a disk or a replica that he did not ask for. Each event loop has senders of its own, which end with it.
 """
 
 from __future__ import annotations
@@ -33,18 +33,20 @@ from runtime.errors import (
     NotDurable,
     PartlySent,
     QueueFull,
-    StoreAway,
-    StoreRefuses,
+    StoreError,
+    StoreUnavailable,
 )
 from runtime.jobs import STREAMS, TYPE_NAME, Contract, Priority, contract_of, default_id
 from runtime.store.connection import Tail, packed_value, packed_words, without_password
-from runtime.store.sends import Durability, Outlet, durability_of
+from runtime.store.sends import Durability, SendStore, durability_of
 
 CHUNK_MESSAGES: Final = 500
 CHUNK_BYTES: Final = 1024 * 1024  # one chunk is one script call: bounded, so that others get their turn
 RESEND: Final = Backoff(base_s=0.05, cap_s=1.0)  # a guess: often enough that a short patience meets a Redis that came back
 SHOWN_CHARS: Final = 80  # of a wrong option, in its error
-BREATH: Final = 50  # messages packed in one turn of the loop: the chunk before goes out, and the loop's other tasks get on
+PACKED_PER_TURN: Final = (
+    50  # messages packed in one turn of the loop: the chunk before goes out, and the loop's other tasks get on
+)
 LEAST_WAIT_S: Final = 0.1  # for a confirmation, however long Redis was away before
 CONFIRMED_S: Final = 0.5  # a guess, for the answer of a server that has waited for its disk or replicas to the end
 LEAST_ANSWER_S: Final = 0.25  # a guess: a busy machine needs that long now and then, and a second line would be no faster
@@ -145,17 +147,17 @@ class Producer:
         self._encode = msgspec.json.Encoder().encode
         self._heads: dict[type[msgspec.Struct], Head] = {}
         self._needles: dict[type[msgspec.Struct], tuple[bytes, ...]] = {}
-        self._ways: dict[tuple[asyncio.AbstractEventLoop, Durability], _Way] = {}
-        self._inherited: list[dict[tuple[asyncio.AbstractEventLoop, Durability], _Way]] = []
+        self._senders: dict[tuple[asyncio.AbstractEventLoop, Durability], Sender] = {}
+        self._inherited: list[dict[tuple[asyncio.AbstractEventLoop, Durability], Sender]] = []
         self._pid = os.getpid()
         self._is_closed = False
-        Outlet(url, queue)  # a bad name is said here
+        SendStore(url, queue)  # a bad name is said here
 
     @classmethod
     def connect(
         cls, url: str, *, queue: str = "jobs", source: str = "", patience_s: float = 5.0, durability: str = "local"
     ) -> Producer:
-        """Give a producer for this Redis; it connects with its first send.
+        """Return a producer for this Redis; it connects with its first send.
 
         Raises:
             ConfigError: the durability or the patience is none, or the queue's name cannot be one.
@@ -163,7 +165,7 @@ class Producer:
         return cls(url, queue=queue, source=source, patience_s=patience_s, durability=durability)
 
     def __repr__(self) -> str:
-        return f"<Producer to {without_password(self._url)}, {sum(map(len, self._ways.values()))} sends wait>"
+        return f"<Producer to {without_password(self._url)}, {sum(map(len, self._senders.values()))} sends wait>"
 
     async def __aenter__(self) -> Self:
         self._is_closed = False
@@ -176,18 +178,18 @@ class Producer:
         """Close the connections. Whoever still waits for a send, in any event loop, hears of it by an error."""
         self._is_closed = True
         here = asyncio.get_running_loop()
-        ways, self._ways = self._ways, {}
-        for (loop, _), way in ways.items():
+        senders, self._senders = self._senders, {}
+        for (loop, _), sender in senders.items():
             if loop is here:
-                await way.close()
+                await sender.close()
             else:
-                _end_there(loop, way)
+                _end_there(loop, sender)
 
     def __del__(self) -> None:
         # Made in a function and forgotten: without this its connections would stay open as long as their loop.
-        if getattr(self, "_ways", None) and self._pid == os.getpid():
-            for (loop, _), way in self._ways.items():
-                _end_there(loop, way)
+        if getattr(self, "_senders", None) and self._pid == os.getpid():
+            for (loop, _), sender in self._senders.items():
+                _end_there(loop, sender)
 
     async def send(
         self,
@@ -213,14 +215,14 @@ class Producer:
                 written.
             NotDurable: it is stored, but was not confirmed in `patience_s`.
             QueueFull: Redis has no memory left; nothing was written.
-            StoreRefuses: Redis cannot store this message, as where a key of another type stands in the stream's place.
-            StoreAway: Redis did not answer for `patience_s`; the text says whether it may have been stored, once.
+            StoreError: Redis cannot store this message, as where a key of another type stands in the stream's place.
+            StoreUnavailable: Redis did not answer for `patience_s`; the text says whether it may have been stored, once.
 
         Cancelled before it is on the line, it is not sent.
         """
         options = (priority, delay_s, at, exp, key, id, attempts, group)
         if options == _NO_OPTIONS and not isinstance(payload, Message):
-            return (await self._way(durability).send([self.pack(payload)]))[0]
+            return (await self._sender_for(durability).send([self.pack(payload)]))[0]
         message = Message(
             payload=payload,
             priority=priority,
@@ -232,7 +234,7 @@ class Producer:
             attempts=attempts,
             group=group,
         )
-        return (await self._way(durability).send([self.pack(message)]))[0]
+        return (await self._sender_for(durability).send([self.pack(message)]))[0]
 
     async def send_many(
         self,
@@ -251,9 +253,9 @@ class Producer:
             NotDurable: a chunk is stored, but was not confirmed; the chunks before are confirmed.
             PartlySent: Redis refused some messages; `sent` says what became of each one up to the end of their chunk.
             QueueFull: Redis has no memory left; the chunks before are stored.
-            StoreAway: Redis did not answer for `patience_s`.
+            StoreUnavailable: Redis did not answer for `patience_s`.
         """
-        way = self._way(durability)
+        sender = self._sender_for(durability)
         sent: list[Sent] = []
         chunk: list[Packed] = []
         size_bytes = 0
@@ -276,17 +278,17 @@ class Producer:
                     progress(len(sent))
 
         try:
-            async for some in _breaths(messages):
+            async for some in _in_turns(messages):
                 for message in some:
                     packed = pack(message)
                     if chunk and (len(chunk) >= CHUNK_MESSAGES or size_bytes + len(packed.data) > CHUNK_BYTES):
                         await arrived(1)
-                        under_way.append(asyncio.create_task(way.send(chunk, flow)))
+                        under_way.append(asyncio.create_task(sender.send(chunk, flow)))
                         chunk, size_bytes = [], 0
                     chunk.append(packed)
                     size_bytes += len(packed.data)
             if chunk:
-                under_way.append(asyncio.create_task(way.send(chunk, flow)))
+                under_way.append(asyncio.create_task(sender.send(chunk, flow)))
             await arrived()
         except Exception:
             if not has_failed:  # the source of the messages failed, or one of them: what was handed over before is stored first
@@ -299,7 +301,7 @@ class Producer:
         return sent
 
     def pack(self, message: msgspec.Struct | Message) -> Packed:
-        """Give a message in wire form.
+        """Return a message in wire form.
 
         Raises:
             BadPayload: the payload is no contract's, is too large, or an option is out of its range.
@@ -319,7 +321,7 @@ class Producer:
         return Packed(self._heads[kind], data)
 
     def pack_raw(self, type_name: str, data: bytes, message: Message, version: int, priority: Priority) -> Packed:
-        """Give a message in wire form, whose payload is JSON already; `message.payload` is not looked at.
+        """Return a message in wire form, whose payload is JSON already; `message.payload` is not looked at.
 
         Raises:
             BadPayload: as in `pack`.
@@ -383,68 +385,70 @@ class Producer:
 
     async def send_packed(self, packed: Sequence[Packed], durability: str = "") -> list[Sent]:
         """Store up to CHUNK_MESSAGES messages in wire form; raises as `send`."""
-        return await self._way(durability).send(packed)
+        return await self._sender_for(durability).send(packed)
 
-    def _way(self, durability: str) -> _Way:
+    def _sender_for(self, durability: str) -> Sender:
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             raise ConfigError(f"a Producer sends from a running event loop, and here is none{_FORKED}") from None
         wanted = durability_of(durability) if durability else self._durability
-        way = self._ways.get((loop, wanted))
-        if way is None or way.is_over or self._is_closed or self._pid != os.getpid():
-            way = self._open(loop, wanted)
-        return way
+        sender = self._senders.get((loop, wanted))
+        if sender is None or sender.is_over or self._is_closed or self._pid != os.getpid():
+            sender = self._open(loop, wanted)
+        return sender
 
-    def _open(self, loop: asyncio.AbstractEventLoop, durability: Durability) -> _Way:
+    def _open(self, loop: asyncio.AbstractEventLoop, durability: Durability) -> Sender:
         if self._is_closed:
             raise ConfigError("this Producer is closed: `async with` opens it again")
         if self._pid != os.getpid():
             # Kept and never touched: closing them here would reach into the parent's connections and its event loop.
-            self._inherited.append(self._ways)
-            self._ways, self._pid = {}, os.getpid()
+            self._inherited.append(self._senders)
+            self._senders, self._pid = {}, os.getpid()
         if any(loop is known for known, _ in chain(*self._inherited)):
             raise ConfigError(f"this event loop was used before the fork, and belongs to the parent{_FORKED}")
-        for key in [key for key in list(self._ways) if key[0].is_closed()]:
-            self._ways.pop(key, None)
-        way = _Way(Outlet(self._url, self._queue, durability, max(self._patience_s / 3, LEAST_ANSWER_S)), self._patience_s)
-        self._ways[loop, durability] = way
-        return way
+        for key in [key for key in list(self._senders) if key[0].is_closed()]:
+            self._senders.pop(key, None)
+        sender = Sender(
+            SendStore(self._url, self._queue, durability, max(self._patience_s / 3, LEAST_ANSWER_S)), self._patience_s
+        )
+        self._senders[loop, durability] = sender
+        return sender
 
 
 _FORKED: Final = ": a forked process runs a new one, as by asyncio.run"
 
 
-def _end_there(loop: asyncio.AbstractEventLoop, way: _Way) -> None:
-    """End a way from outside of its loop, or while nobody can wait for it."""
+def _end_there(loop: asyncio.AbstractEventLoop, sender: Sender) -> None:
+    """End a sender from outside of its loop, or while nobody can wait for it."""
     with contextlib.suppress(RuntimeError):  # that loop is closed: its connections are gone, or go with it
-        loop.call_soon_threadsafe(way.end)
+        loop.call_soon_threadsafe(sender.end)
 
 
-class _Way:
-    """Owns the sends of one durability in one loop: those that wait, the chunk on the line, and its outlet.
+class Sender:
+    """Owns the sends of one durability in one loop: those that wait, the chunk on the line, and its store.
 
     Callers give up in the order in which they came, so one timer serves them all.
     """
 
-    def __init__(self, outlet: Outlet, patience_s: float) -> None:
-        self._outlet = outlet
+    def __init__(self, store: SendStore, patience_s: float) -> None:
+        self._store = store
         self._patience_s = patience_s
         self._unsent = f": not sent within {patience_s:g} s"
         self._mark_ms = round((patience_s + MARK_MARGIN_S) * 1000)
         self._waiting: deque[_Waiting] = deque()
         self._on_line: _Chunk | None = None
-        self._trouble: StoreAway | None = None  # why nothing is stored, as far as is known
+        self._trouble: StoreUnavailable | None = None  # why nothing is stored, as far as is known
         self._timer: asyncio.TimerHandle | None = None
         self._awake = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self.is_over = False
         # Not in the context of whoever happens to send first: it would be kept as long as this task.
-        name = f"producer {outlet.durability}"
-        self._sender = self._loop.create_task(self._send_for_ever(), name=name, context=Context())
-        self._sender.add_done_callback(self._ended)
+        name = f"producer {store.durability}"
+        self._task = self._loop.create_task(self._send_for_ever(), name=name, context=Context())
+        self._task.add_done_callback(self._ended)
         # It waits for ever and ends with its loop: no mistake of those who close a loop by hand, as asyncio would tell them.
-        self._sender._log_destroy_pending = False  # pyright: ignore[reportAttributeAccessIssue]
+        self._task._log_destroy_pending = False  # pyright: ignore[reportAttributeAccessIssue]
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -452,12 +456,12 @@ class _Way:
     def end(self) -> None:
         """End soon; whoever still waits gets an error."""
         self.is_over = True
-        self._sender.cancel()
+        self._task.cancel()
 
     async def close(self) -> None:
         """End, and wait until the connection is closed."""
         self.end()
-        await asyncio.wait([self._sender])
+        await asyncio.wait([self._task])
 
     async def send(self, packed: Sequence[Packed], flow: _Flow | None = None) -> list[Sent]:
         """Go with the next chunk, and return what became of these. Those of one flow are stored in order, or not at all."""
@@ -483,7 +487,7 @@ class _Way:
                 await self._send_all()
                 self._awake.clear()
         except asyncio.CancelledError:
-            await self._outlet.close()
+            await self._store.close()
             raise
 
     async def _send_all(self) -> None:
@@ -492,7 +496,7 @@ class _Way:
         while self._is_awaited():
             try:
                 # First a connection, then a chunk: what is given up before there is a connection was never sent.
-                await self._outlet.ready()
+                await self._store.ready()
                 if self._is_awaited():  # still: it may have taken seconds
                     await self._send_one_chunk()
                 failures, self._trouble = 0, None
@@ -500,7 +504,7 @@ class _Way:
             except QueueFull as error:
                 self._trouble = error
                 self._refuse(error)
-            except StoreAway as error:
+            except StoreUnavailable as error:
                 self._trouble = error
             except Exception as error:  # this server can never confirm, or our own mistake: the next ones are tried all the same
                 self._refuse(error)
@@ -530,13 +534,13 @@ class _Way:
             chunk.tail = _chunk(chunk.messages)
         was_doubtful, chunk.is_doubtful = chunk.is_doubtful, True  # from now on only its mark tells a repeat from a second one
         try:
-            reply = await self._outlet.store(chunk.mark, self._mark_ms, chunk.tail)
-        except StoreRefuses:
+            reply = await self._store.store(chunk.mark, self._mark_ms, chunk.tail)
+        except StoreError:
             chunk.is_doubtful = was_doubtful  # nothing was written by this try
             raise
         chunk.stored = _sent(chunk.messages, reply)
         end_s = max(waiting.end_s for waiting in chunk.taken)
-        doubt = await self._outlet.confirm(max(end_s - self._loop.time(), LEAST_WAIT_S))
+        doubt = await self._store.confirm(max(end_s - self._loop.time(), LEAST_WAIT_S))
         self._answer(chunk, chunk.stored, doubt)
         self._on_line = None
 
@@ -567,14 +571,14 @@ class _Way:
         return self._on_line
 
     def _refuse(self, error: Exception) -> None:
-        """Tell those on the line of an error that no repeat will mend; where nobody is there, all who wait."""
+        """Tell those on the line of an error that no repeat will fix; where nobody is there, all who wait."""
         chunk, self._on_line = self._on_line, None
         refused = chunk.taken if chunk is not None else []
         if not refused:
             refused = list(self._waiting)
             self._waiting.clear()
         if chunk is not None and chunk.is_doubtful:
-            error = StoreAway(f"{error}; an earlier try had no answer: it {MAYBE}")
+            error = StoreUnavailable(f"{error}; an earlier try had no answer: it {MAYBE}")
         for waiting in refused:
             self._fail(waiting, error)
 
@@ -599,11 +603,11 @@ class _Way:
         if chunk.stored is not None:
             self._answer(chunk, chunk.stored, f"stored, but not confirmed within {self._patience_s:g} s", until_s)
             return
-        why = self._trouble or f"Redis at {without_password(self._outlet.url)} has not answered"
+        why = self._trouble or f"Redis at {without_password(self._store.url)} has not answered"
         over = f", and {self._patience_s:g} s are over: it {MAYBE}"
         for waiting in chunk.taken:
             if waiting.end_s <= until_s:
-                self._fail(waiting, StoreAway(f"{why}{over if chunk.is_doubtful else self._unsent}"))
+                self._fail(waiting, StoreUnavailable(f"{why}{over if chunk.is_doubtful else self._unsent}"))
 
     def _fail(self, waiting: _Waiting, error: Exception) -> None:
         """Tell a caller, also for what would have come next of the same flow."""
@@ -632,7 +636,7 @@ class _Way:
             next_s = min((end_s for end_s in ends_s if end_s > now_s), default=math.inf)
         while self._waiting and (self._waiting[0].end_s <= now_s or self._waiting[0].done.done()):
             why = self._trouble or "its turn has not come"
-            self._fail(self._waiting.popleft(), StoreAway(f"{why}{self._unsent}"))
+            self._fail(self._waiting.popleft(), StoreUnavailable(f"{why}{self._unsent}"))
         if self._waiting:
             next_s = min(next_s, self._waiting[0].end_s)
         self._timer = self._loop.call_at(next_s, self._expire, next_s) if next_s < math.inf else None
@@ -647,7 +651,7 @@ class _Way:
             self._answer(chunk, chunk.stored, f"stored, but not confirmed before {closed}")
         elif chunk is not None and chunk.is_doubtful:
             for waiting in chunk.taken:
-                self._fail(waiting, StoreAway(f"{closed} before Redis had answered: it {MAYBE}"))
+                self._fail(waiting, StoreUnavailable(f"{closed} before Redis had answered: it {MAYBE}"))
         elif chunk is not None:
             self._waiting.extendleft(reversed(chunk.taken))
         while self._waiting:
@@ -655,7 +659,7 @@ class _Way:
 
 
 def _chunk(messages: Sequence[Packed]) -> Tail:
-    """Give the arguments of send.lua; messages of one head, as those without options have, say it once."""
+    """Return the arguments of send.lua; messages of one head, as those without options have, say it once."""
     size, parts = 0, list[bytes]()
     for _, alike in groupby(messages, lambda message: id(message.head)):
         run = list(alike)
@@ -672,7 +676,7 @@ _NO_OPTIONS: Final = (None, 0.0, None, None, "", "", 0, "")  # of `send`: such m
 
 
 # Errors that are told to many: their text is all that they have.
-_ONE_TEXT: Final = (StoreAway, StoreRefuses, QueueFull, ConfigError)
+_ONE_TEXT: Final = (StoreUnavailable, StoreError, QueueFull, ConfigError)
 
 
 def _error_of(own: Sequence[Sent | JobsError], doubt: str) -> Exception | None:
@@ -695,42 +699,42 @@ def _sent(messages: Sequence[Packed], reply: Sequence[Any]) -> list[Sent | JobsE
         stamp, _, number = bytes(first).decode().partition("-")
         stamps.append(default_id(STREAMS[stream], f"{stamp}-"))
         numbers.append(int(number or -1))
-    copies, refused = set(reply[4]), dict(zip(reply[5][::2], reply[5][1::2], strict=True))
+    duplicates, refused = set(reply[4]), dict(zip(reply[5][::2], reply[5][1::2], strict=True))
     sent: list[Sent | JobsError] = []
     for position, message in enumerate(messages):
         head = message.head
-        if position in copies:
+        if position in duplicates:
             sent.append(Sent(head.id, new=False))
         elif position in refused:
             text = bytes(refused[position]).decode(errors="replace")
-            sent.append(QueueFull(f"Redis is full: {text}") if "OOM" in text else StoreRefuses(f"Redis refused it: {text}"))
+            sent.append(QueueFull(f"Redis is full: {text}") if "OOM" in text else StoreError(f"Redis refused it: {text}"))
         elif head.due_ms:
             sent.append(Sent(head.id))
         else:
             number = numbers[head.stream]
             if number < 0:
-                raise StoreAway("Redis answered no entry id for what it stored")
+                raise StoreUnavailable("Redis answered no entry id for what it stored")
             numbers[head.stream] = number + 1
             sent.append(Sent(head.id or f"{stamps[head.stream]}{number}"))
     return sent
 
 
-async def _breaths(
+async def _in_turns(
     messages: Iterable[msgspec.Struct | Message] | AsyncIterable[msgspec.Struct | Message],
 ) -> AsyncIterable[Iterable[msgspec.Struct | Message]]:
-    """Give the messages a few at a time, with a turn of the loop between."""
+    """Return the messages a few at a time, with a turn of the loop between."""
     if isinstance(messages, AsyncIterable):
         several: list[msgspec.Struct | Message] = []
         async for message in messages:
             several.append(message)
-            if len(several) == BREATH:
+            if len(several) == PACKED_PER_TURN:
                 yield several
                 several = []
                 await asyncio.sleep(0)
         yield several
         return
     rest = iter(messages)
-    while some := list(islice(rest, BREATH)):
+    while some := list(islice(rest, PACKED_PER_TURN)):
         yield some
         await asyncio.sleep(0)
 

@@ -52,7 +52,7 @@ def jobs_url(_jobs_server: Embedded) -> str:
 
 @pytest.fixture
 def jobs_worker(jobs_url: str) -> Callable[..., AbstractAsyncContextManager[Worker]]:
-    """Give `runtime.testing.worker` on this test's server: `async with jobs_worker(handler, …) as worker:`."""
+    """Return `runtime.testing.worker` on this test's server: `async with jobs_worker(handler, …) as worker:`."""
     from runtime.testing import worker
 
     return partial(worker, jobs_url)

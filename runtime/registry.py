@@ -54,7 +54,7 @@ def handler(
 
     def declare(function: Callable[[P, Job], object]) -> Handler[P]:
         if isinstance(function, Handler):
-            raise ConfigError(f"handler {function.place}: declared twice")
+            raise ConfigError(f"handler {function.location}: declared twice")
         if not hasattr(function, "__qualname__"):
             raise ConfigError(f"handler of {contract.type!r}: {function!r} is no function of its own name; wrap it in a def")
         where = f"handler {function.__module__}:{function.__qualname__}"
@@ -182,7 +182,7 @@ def _import(name: str) -> ModuleType:
 
 
 def _place(error: BaseException) -> str:
-    """Give file and line of what went wrong, in the user's code; a SyntaxError says it by itself."""
+    """Return file and line of what went wrong, in the user's code; a SyntaxError says it by itself."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
     if isinstance(error, SyntaxError) or len(frames) < 3:  # ours and importlib's come first
         return ""
@@ -196,5 +196,5 @@ def _collect(found: Found, module: ModuleType) -> None:
         known = found.registry.setdefault(value.contract.type.encode(), cast("Handler[Any]", value))
         if known is not value:
             raise ConfigError(
-                f"two handlers for type {value.contract.type!r}: {known.place} and {cast('Handler[Any]', value).place}"
+                f"two handlers for type {value.contract.type!r}: {known.location} and {cast('Handler[Any]', value).location}"
             )

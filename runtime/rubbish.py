@@ -60,7 +60,7 @@ class Rubbish:
 
 
 def resident_reader() -> Callable[[], int]:
-    """Give a function that gives the resident bytes of this process; 0 where the system does not tell. Owns a descriptor."""
+    """Return a function that gives the resident bytes of this process; 0 where the system does not tell. Owns a descriptor."""
     with contextlib.suppress(OSError):
         descriptor, page_bytes = os.open(STATM, os.O_RDONLY | os.O_CLOEXEC), os.sysconf("SC_PAGE_SIZE")
         return lambda: int(os.pread(descriptor, 100, 0).split()[1]) * page_bytes

@@ -33,7 +33,7 @@ from runtime.jobs import (
     Postpone,
     Registry,
     Release,
-    room_of,
+    lot_of,
 )
 
 E = TypeVar("E", bound=BaseException)
@@ -73,12 +73,12 @@ def admit(jobs: Sequence[Job], registry: Registry, now_ms: int) -> Admitted:
 
 
 def admit_keyed(admitted: Admitted, verdicts: Sequence[str], now_ms: int) -> list[Job]:
-    """Sort the keyed jobs by what the door said of their keys; give those that are copies of a live job."""
+    """Sort the keyed jobs by what the store said of their keys; give those that are copies of a live job."""
     copies: list[Job] = []
     for job, verdict in zip(admitted.keyed, verdicts, strict=True):
         if verdict == "mine":
             _admit_by_time(admitted, job, now_ms)
-        elif verdict == "copy":
+        elif verdict == "duplicate":
             copies.append(job)
         elif verdict == "refused":
             admitted.turned_away.append((job, LOST))
@@ -94,7 +94,7 @@ def _turn_away(job: Job, handler: Handler[Any] | None, now_ms: int) -> Outcome |
     if envelope.exp_ms and envelope.exp_ms <= now_ms:
         return Dead(f"expired at {envelope.exp_ms}, met at {now_ms}", "expired")
     if handler is None or envelope.version > handler.contract.version:
-        return Park(room_of(job.type.decode(), envelope.version))
+        return Park(lot_of(job.type.decode(), envelope.version))
     return None
 
 
@@ -121,7 +121,7 @@ _WORDS: Final = (Dead, Retry, Snooze)  # the hardest first
 _SPEAK_FOR_THEMSELVES: Final = (*_WORDS, BadMessage)
 
 
-def decide(handler: Handler[Any], job: Job, error: BaseException | None, dice: Callable[[], float]) -> Outcome:
+def decide(handler: Handler[Any], job: Job, error: BaseException | None, jitter: Callable[[], float]) -> Outcome:
     """Return what becomes of a job after a run: nothing raised is Done, what a handler raised is its word, all else a failure.
 
     A word that cannot be read is a failure too, told together with the error that reading it raised.
@@ -130,9 +130,9 @@ def decide(handler: Handler[Any], job: Job, error: BaseException | None, dice: C
         return DONE
     try:
         word = _word_in(error)
-        return _fail(handler, job, dice, error) if word is None else _hear(handler, job, dice, word)
+        return _fail(handler, job, jitter, error) if word is None else _hear(handler, job, jitter, word)
     except BaseException as second:
-        return _fail(handler, job, dice, error, second)
+        return _fail(handler, job, jitter, error, second)
 
 
 def as_plain_words(error: BaseException) -> tuple[Any, ...]:
@@ -215,12 +215,12 @@ def _leaves_of(group: BaseException) -> list[BaseException]:
     return leaves
 
 
-def _hear(handler: Handler[Any], job: Job, dice: Callable[[], float], word: JobsError) -> Outcome:
+def _hear(handler: Handler[Any], job: Job, jitter: Callable[[], float], word: JobsError) -> Outcome:
     if _is(word, LeaseLost):
         return LOST
     if _is(word, NoPlace) and job.count == 1:
-        return Park(room_of(handler.contract.type, job.envelope.version))
-    if _is(word, NotStarted):  # and a suspect, which only the ward hands out
+        return Park(lot_of(handler.contract.type, job.envelope.version))
+    if _is(word, NotStarted):  # and a suspect, which only the isolation hands out
         return RELEASE
     if _is(word, Dead):  # it ran: its letter counts this run, and has its stack
         return _dead(describe(word), _code(word.code), stack_of(_cause_of(word)))
@@ -229,8 +229,8 @@ def _hear(handler: Handler[Any], job: Job, dice: Callable[[], float], word: Jobs
     if _is(word, Snooze):
         return _snooze(job, word)
     if _is(word, Retry):
-        return _fail(handler, job, dice, word, wait_s=_seconds(word.delay_s))
-    return _fail(handler, job, dice, word)
+        return _fail(handler, job, jitter, word, wait_s=_seconds(word.delay_s))
+    return _fail(handler, job, jitter, word)
 
 
 def _cause_of(word: Dead) -> BaseException:
@@ -241,14 +241,14 @@ def _cause_of(word: Dead) -> BaseException:
 def _fail(
     handler: Handler[Any],
     job: Job,
-    dice: Callable[[], float],
+    jitter: Callable[[], float],
     error: BaseException,
     second: BaseException | None = None,
     wait_s: float | None = None,
 ) -> Outcome:
     """Return what the policy says of a failed run. `second` is what reading the first error raised."""
     text = describe(error) if second is None else _both(error, second)
-    attempts, policy_s = _policy(handler, job, dice)
+    attempts, policy_s = _policy(handler, job, jitter)
     if job.attempt >= attempts:
         return _dead(text, "timeout" if issubclass(type(error), TimedOut) else "attempts", _stacks(error, second))
     return Retry(policy_s if wait_s is None else wait_s, text)
@@ -263,13 +263,13 @@ def _stacks(*errors: BaseException | None) -> str:
     return "\n".join(stack for stack in map(stack_of, errors) if stack)[-MAX_STACK_CHARS:]
 
 
-def _policy(handler: Handler[Any], job: Job, dice: Callable[[], float]) -> tuple[int, float]:
+def _policy(handler: Handler[Any], job: Job, jitter: Callable[[], float]) -> tuple[int, float]:
     """Return how many attempts the job has, and the wait after this one; a policy of the user's own that raises is as none."""
     try:
-        return int(job.envelope.attempts or handler.retry.attempts), clamp_s(float(delay_s(job.attempt, handler.retry, dice)))
+        return int(job.envelope.attempts or handler.retry.attempts), clamp_s(float(delay_s(job.attempt, handler.retry, jitter)))
     except BaseException:
         policy = Backoff()
-        return job.envelope.attempts or policy.attempts, delay_s(job.attempt, policy, dice)
+        return job.envelope.attempts or policy.attempts, delay_s(job.attempt, policy, jitter)
 
 
 def _dead(text: str, code: str, stack: str, *, is_failure: bool = True) -> Dead:
@@ -416,7 +416,7 @@ class Ledger:
             self._wake()
 
     def take(self) -> Batch:
-        """Give all that is noted, and begin anew."""
+        """Return all that is noted, and begin anew."""
         batch, self._batch = self._batch, empty_batch()
         self._is_empty = True
         return batch
@@ -449,7 +449,7 @@ class Ledger:
                     Letter(job, plain(outcome.code, MAX_CODE_CHARS), describe(outcome), outcome.stack, tried, job.id)
                 )
             case Park():
-                batch.park.append(Parking(job, outcome.room))
+                batch.park.append(Parking(job, outcome.lot))
             case Release():
                 batch.park.append(Parking(job, FREE))
             case Lost():
@@ -457,5 +457,5 @@ class Ledger:
 
 
 def empty_batch() -> Batch:
-    """Give a batch with nothing in it."""
+    """Return a batch with nothing in it."""
     return Batch([[], [], [], []], [], [], [])

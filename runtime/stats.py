@@ -18,9 +18,9 @@ OUTCOMES: Final = (
     "parked",
     "postponed",
     "lost",
-    "copy",
+    "duplicate",
     "reclaimed",
-    "ghost",
+    "undelivered",
 )
 _NAMES: Final[dict[type, str]] = {
     Done: "done",
@@ -61,11 +61,11 @@ class Count:
         fresh_s.clear()
 
     def totals(self) -> dict[str, int]:
-        """Give all outcomes with their number."""
+        """Return all outcomes with their number."""
         return {"done": self.done, **self.outcomes} if self.done else dict(self.outcomes)
 
 
-class Tally:
+class Stats:
     """Owns the counts of this process since it started; they only grow."""
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ class Tally:
             count.outcomes[name] = count.outcomes.get(name, 0) + 1
 
     def moved(self, type_name: bytes, stream: int, name: str, by: int = 1) -> None:
-        """Count jobs that were moved without a run: `copy`, `parked`, `released`, `dead`, …"""
+        """Count jobs that were moved without a run: `duplicate`, `parked`, `released`, `dead`, …"""
         outcomes = self._of(type_name)[stream].outcomes
         outcomes[name] = outcomes.get(name, 0) + by
 
@@ -108,7 +108,7 @@ class Tally:
         self.waits[stream][max(0, wait_ms).bit_length()] += jobs
 
     def totals(self) -> Iterator[tuple[str, int]]:
-        """Give every counter with its name in the shared statistics: `type priority outcome`, `type priority run<k>` (runs of
+        """Return every counter with its name in the shared statistics: `type priority outcome`, `type priority run<k>` (runs of
         less than 2**k µs), ` priority wait<k>` (waits of less than 2**k ms).
         """
         for type_name, priority, count in self.rows():
@@ -123,7 +123,7 @@ class Tally:
                     yield f" {priority} wait{power}", total
 
     def rows(self) -> Iterator[tuple[str, str, Count]]:
-        """Give type, priority and counts of all that was seen."""
+        """Return type, priority and counts of all that was seen."""
         self.fold()
         for type_name, counts in list(self._counts.items()):
             for priority, count in zip(STREAMS, counts, strict=True):
@@ -132,5 +132,5 @@ class Tally:
 
 
 def outcome_name(outcome: Outcome) -> str:
-    """Give the word for an outcome, as in metrics and statistics; handlers may raise subclasses of `Retry`, `Snooze`, `Dead`."""
+    """Return the label of an outcome in metrics and statistics; handlers may raise subclasses of `Retry`, `Snooze`, `Dead`."""
     return _NAMES.get(type(outcome)) or next(_NAMES[kind] for kind in type(outcome).__mro__ if kind in _NAMES)

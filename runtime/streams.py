@@ -1,7 +1,7 @@
-"""The door: every key, command and script of a worker, in the words of the domain. Knows leases, no jobs.
+"""The store: every key, command and script of a worker, in the words of the domain. Knows leases, no jobs.
 
-Each transition is one atomic step on the server: destination first, source last, fenced on the lease. `lookups.py` has the reads
-for people, `outlet.py` the producer's verb, `wire.py` the connection.
+Each transition is one atomic step on the server: destination first, source last, fenced on the lease. Of `store/`,
+`inspector.py` has the reads for people, `sends.py` a producer's verb, `connection.py` the connection.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import Any, Final, TypeVar, cast
 import msgspec
 
 from runtime.codec import MAX_DATA_BYTES, MAX_OTHERS_BYTES, pack_record
-from runtime.errors import StoreRefuses
+from runtime.errors import StoreError
 from runtime.jobs import FREE, PLAIN, Batch, Deferral, Job, Lease, Letter, Parking
 from runtime.store.base import (
     GROUP,
-    Door,
     End,
+    Store,
     entry_fields,
     is_code,
     ms_in,
-    whole,
+    parse_int,
     workers_of,
 )
-from runtime.store.connection import ANSWER_S, Command, ServerError, Wire, tail_of
+from runtime.store.connection import ANSWER_S, Command, Connection, ServerError, tail_of
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ BELL_SLACK_S = 4.0  # a blocked read answers this much later than asked, or the 
 STATS_LIFE_S = 24 * 3600
 
 
-class Haul(msgspec.Struct, gc=False):
+class Delivery(msgspec.Struct, gc=False):
     """Entries of one stream that are now leased to us: `rows` as the parser gave them, the delivery count of each.
 
     `oversized` are those that are too large to be handed out: entry, delivery count, and how many bytes they have. `is_cut` says
@@ -53,28 +53,28 @@ class Haul(msgspec.Struct, gc=False):
 
 
 class Fetched(msgspec.Struct):
-    """What one fetch brought: the server's time, the hauls, in whose `~free` something waits, and the error of a stream."""
+    """What one fetch brought: the server's time, the deliveries, in whose `~free` something waits, and the error of a stream."""
 
     now_ms: int
-    run: str
-    hauls: list[Haul]
+    run_id: str
+    deliveries: list[Delivery]
     free: set[int]
     refused: str = ""
 
 
 class Ask(msgspec.Struct, frozen=True):
-    """How many entries of a room are asked for; `types`, each with its newest version, chooses among those of the shared room."""
+    """How many entries of a lot are asked for; `types`, each with its newest version, chooses among those of the shared lot."""
 
     stream: int
-    room: str
+    lot: str
     n: int
     types: Mapping[str, int] | None = None
 
 
 class Isolated(msgspec.Struct):
-    """What the ward answered: `word` as isolate.lua has it, the time it speaks of, and what was handed out.
+    """What the isolation answered: `word` as isolate.lua has it, the time it speaks of, and what was handed out.
 
-    `names` are the workers that died of the one entry that is handed out to be condemned.
+    `names` are the workers that died of the one entry that is handed out to be dead-lettered.
     """
 
     word: str
@@ -106,14 +106,14 @@ class Reclaimed(msgspec.Struct):
     """One walk over one stream."""
 
     dead: int
-    ghosts: int
+    undelivered: int
     is_guarded: bool
 
 
-class Streams(Door):
+class Streams(Store):
     """A worker's verbs. Owns three connections: one that may block, one that writes, one for all the rest.
 
-    A fetch is given up where it takes longer than `fetch_s`. `budget_bytes` is how much may be taken out of rooms at once.
+    A fetch is given up where it takes longer than `fetch_s`. `budget_bytes` is how much may be taken out of lots at once.
     """
 
     def __init__(
@@ -129,33 +129,33 @@ class Streams(Door):
         self.consumer = consumer
         self.budget_bytes = MAX_ANSWER_BYTES
         self.max_entry_bytes = max_data_bytes + MAX_OTHERS_BYTES
-        self._reader = Wire(url, f"{consumer}:fetch", answer_s, fetch_s, MAX_ANSWER_BYTES + 4 * self.max_entry_bytes)
-        self._writer = Wire(url, f"{consumer}:settle", answer_s)
-        self._helper = Wire(url, f"{consumer}:helper", answer_s)
+        self._reader = Connection(url, f"{consumer}:fetch", answer_s, fetch_s, MAX_ANSWER_BYTES + 4 * self.max_entry_bytes)
+        self._writer = Connection(url, f"{consumer}:settle", answer_s)
+        self._helper = Connection(url, f"{consumer}:helper", answer_s)
 
     async def close(self) -> None:
         """Close the connections."""
-        for wire in (self._reader, self._writer, self._helper):
-            await wire.close()
+        for connection in (self._reader, self._writer, self._helper):
+            await connection.close()
 
     async def start(self) -> None:
         """Make the groups, so that the first fetch finds them.
 
         Raises:
-            StoreAway: no answer, or a wrong one.
+            StoreUnavailable: no answer, or a wrong one.
         """
         await self.prepare(self._helper)
 
     # --- fetch and take ----------------------------------------------------------------------------------------------
 
     async def fetch(self, shares: Sequence[int], takes: set[int]) -> Fetched:
-        """Lease up to `shares[s]` entries of each stream; where `takes` names a stream, from its room `~free` instead.
+        """Lease up to `shares[s]` entries of each stream; where `takes` names a stream, from its lot `~free` instead.
 
         One round trip. A stream with a share of 0 is not asked: COUNT 0 would deliver all of it; nor is one that is broken. Any
         other error that one stream answers is told in `refused`, beside what the others brought.
 
         Raises:
-            StoreAway: no answer, or an error and no entries; what was delivered meanwhile is found by the walk.
+            StoreUnavailable: no answer, or an error and no entries; what was delivered meanwhile is found by the walk.
         """
         commands: list[Command] = [("TIME",)]
         await self._heal(self._reader)
@@ -169,7 +169,7 @@ class Streams(Door):
                 commands.append(self._read(shares[stream], key))
             commands.append(self._peek(key))
         answers = await self.ask(self._reader, *commands)
-        fetched = Fetched(ms_in(self.sound(answers[0])), self._reader.run, [], set())
+        fetched = Fetched(ms_in(self.checked(answers[0])), self._reader.run_id, [], set())
         for at, stream in enumerate(asked):
             entries, peek = answers[2 * at + 1], answers[2 * at + 2]
             if isinstance(entries, ServerError) and "WRONGTYPE" in entries:
@@ -181,22 +181,22 @@ class Streams(Door):
                     self._must_heal = True
                     self._groupless.add(stream)
             elif stream in takes:
-                fetched.hauls.append(_taken(stream, entries))
+                fetched.deliveries.append(_taken(stream, entries))
             elif entries:
-                fetched.hauls.append(Haul(stream, entries[0][1], repeat(1)))
+                fetched.deliveries.append(Delivery(stream, entries[0][1], repeat(1)))
             if peek and not isinstance(peek, ServerError):
                 fetched.free.add(stream)
-        if fetched.refused and not fetched.hauls:
-            raise StoreRefuses(fetched.refused)
+        if fetched.refused and not fetched.deliveries:
+            raise StoreError(fetched.refused)
         return fetched
 
-    async def ring(self, block_ms: int, but_not: Collection[int] = ()) -> Fetched:
+    async def wait_for_entry(self, block_ms: int, but_not: Collection[int] = ()) -> Fetched:
         """Wait at most `block_ms` for a first entry on any stream except some; up to one of each may come.
 
         Only a doorbell: COUNT is per stream, and a woken read answers in signal order.
 
         Raises:
-            StoreAway: no answer or an error.
+            StoreUnavailable: no answer or an error.
         """
         await self._heal(self._reader)
         left_out = {*but_not, *self.broken}  # one broken stream would silence the bell for all
@@ -208,13 +208,13 @@ class Streams(Door):
         wait_s = block_ms / 1000 + BELL_SLACK_S
         *peeks, rung, now = await self.ask(self._reader, *map(self._peek, keys), bell, ("TIME",), wait_s=wait_s)
         self._must_heal = self._must_heal or is_code(rung, "WRONGTYPE")  # it does not say which
-        came = self.sound(rung)
+        came = self.checked(rung)
         names = [key.encode() for key in keys]
-        hauls = [Haul(asked[names.index(name)], entries, repeat(1)) for name, entries in came or ()]
+        deliveries = [Delivery(asked[names.index(name)], entries, repeat(1)) for name, entries in came or ()]
         free = {stream for stream, peek in zip(asked, peeks, strict=True) if peek and not isinstance(peek, ServerError)}
-        return Fetched(ms_in(self.sound(now)), self._reader.run, hauls, free)
+        return Fetched(ms_in(self.checked(now)), self._reader.run_id, deliveries, free)
 
-    async def unring(self) -> None:
+    async def unblock(self) -> None:
         """Wake the blocked `ring`, which then answers with nothing. Never cancel it: deliveries would be left to nobody.
 
         While the server holds all writes back (CLIENT PAUSE WRITE, as at a failover), it may take the reader for blocked, and
@@ -222,39 +222,39 @@ class Streams(Door):
         changes nothing, and is held back too.
 
         Raises:
-            StoreAway: no answer.
+            StoreUnavailable: no answer.
         """
         nothing = ("XACK", self.keys.streams[0], GROUP, "0-0")
         await self.ask(self._helper, ("MULTI",), ("CLIENT", "UNBLOCK", self._reader.client_id), nothing, ("EXEC",))
 
     async def take(self, *asks: Ask) -> Fetched:
-        """Lease entries of rooms, in one round trip; a haul for each that was asked, in turn.
+        """Lease entries of lots, in one round trip; a delivery for each that was asked, in turn.
 
         An error that one of them answers is told in `refused`, beside what the others brought.
 
         Raises:
-            StoreAway: no answer, or an error and no entries.
+            StoreUnavailable: no answer, or an error and no entries.
         """
         parts = [(at, min(MAX_IDS, ask.n - begin)) for at, ask in enumerate(asks) for begin in range(0, ask.n, MAX_IDS)]
         answers = await self.ask(self._reader, *[self._take(asks[at], n, len(parts)) for at, n in parts])
-        hauls = [Haul(ask.stream, [], list[int]()) for ask in asks]
-        fetched = Fetched(0, self._reader.run, hauls, set())
+        deliveries = [Delivery(ask.stream, [], list[int]()) for ask in asks]
+        fetched = Fetched(0, self._reader.run_id, deliveries, set())
         for (at, _), answer in zip(parts, answers, strict=True):
             if isinstance(answer, ServerError):
                 fetched.refused = f"Redis answered: {answer} ({self.keys.streams[asks[at].stream]})"
                 self._must_heal = self._must_heal or "NOGROUP" in answer
                 continue
             fetched.now_ms, taken = answer[0], _taken(asks[at].stream, answer)
-            hauls[at] = _together(hauls[at], taken)
-        if fetched.refused and not any(haul.rows or haul.oversized for haul in hauls):
-            raise StoreRefuses(fetched.refused)
+            deliveries[at] = _together(deliveries[at], taken)
+        if fetched.refused and not any(delivery.rows or delivery.oversized for delivery in deliveries):
+            raise StoreError(fetched.refused)
         return fetched
 
     def _take(self, ask: Ask, n: int, beside: int) -> Command:
-        """Return the call that takes from a room; as one of `beside` in its round trip, it may bring its part of the bytes."""
+        """Return the call that takes from a lot; as one of `beside` in its round trip, it may bring its part of the bytes."""
         bounds = (n, max(1, self.budget_bytes // beside), self.max_entry_bytes)
         chosen = [part for item in (ask.types or {}).items() for part in item]
-        return self.command("take", self.consumer, ask.stream + 1, ask.room, *bounds, *chosen)
+        return self.command("take", self.consumer, ask.stream + 1, ask.lot, *bounds, *chosen)
 
     @property
     def came(self) -> tuple[int, float]:
@@ -262,10 +262,10 @@ class Streams(Door):
         return self._reader.came
 
     async def leased(self) -> list[Lease]:
-        """Give all that is pending with us, whether we know it or not: the answer that brought it may have been lost.
+        """Return all that is pending with us, whether we know it or not: the answer that brought it may have been lost.
 
         Raises:
-            StoreAway: no answer.
+            StoreUnavailable: no answer.
         """
         found: list[Lease] = []
         now_s = time.monotonic()
@@ -275,48 +275,48 @@ class Streams(Door):
                 page = ("XPENDING", key, GROUP, start, "+", PENDING_PAGE, self.consumer)
                 rows = (await self.ask(self._reader, page))[0]
                 rows = [] if isinstance(rows, ServerError) else cast("list[Any]", rows)
-                found += [Lease(stream, row[0], row[3], self._reader.run, now_s) for row in rows]
+                found += [Lease(stream, row[0], row[3], self._reader.run_id, now_s) for row in rows]
                 start = f"({bytes(rows[-1][0]).decode()}" if len(rows) == PENDING_PAGE else ""
         return found
 
     async def isolate(
         self, lease_ms: int, calm_ms: int, base_ms: int, n: int, types: Mapping[str, tuple[int, int]], is_clean: bool = True
     ) -> Isolated:
-        """Ask for a place in the ward, and for suspects of these types (each with its newest version and timeout in ms).
+        """Ask for a place in the isolation, and for suspects of these types (each with its newest version and timeout in ms).
 
         `calm_ms` is for how long the youngest job here has run, -1 where none runs; up to `n` may start; -1 gives the place up.
         `is_clean` says that no former suspect runs here.
 
         Raises:
-            StoreAway: no answer or an error.
+            StoreUnavailable: no answer or an error.
         """
         runnable = [part for name, bounds in types.items() for part in (name, *bounds)]
         args = (self.consumer, lease_ms, calm_ms, base_ms, n, int(is_clean), *runnable)
-        now_ms, word, for_ms, *rows = await self.one(self._reader, self.command("isolate", *args))
-        hauls = [Haul(row[0] - 1, [(row[1], row[2])], [row[3]]) for row in rows]
+        now_ms, word, for_ms, *rows = await self.call_one(self._reader, self.command("isolate", *args))
+        deliveries = [Delivery(row[0] - 1, [(row[1], row[2])], [row[3]]) for row in rows]
         names = cast("bytes", rows[0][4]).decode(errors="replace").split() if rows else []
-        return Isolated(word.decode(), for_ms, Fetched(now_ms, self._reader.run, hauls, set()), names)
+        return Isolated(word.decode(), for_ms, Fetched(now_ms, self._reader.run_id, deliveries, set()), names)
 
     async def acquit(self, alone: Sequence[tuple[int, bytes]]) -> None:
         """Say that an isolation is over and this process lives; `alone` is what ran alone in it, its stream and entry.
 
         Raises:
-            StoreAway: no answer or an error.
+            StoreUnavailable: no answer or an error.
         """
         args = [part for stream, entry in alone for part in (stream + 1, entry)]
-        await self.one(self._reader, self.command("acquit", self.consumer, *args))
+        await self.call_one(self._reader, self.command("acquit", self.consumer, *args))
 
     async def admit(self, keyed: Sequence[tuple[Lease, bytes]]) -> list[str]:
-        """Claim the key of each job: `mine`, `copy` (a live job owns it: dropped), `refused`, or an error text.
+        """Claim the key of each job: `mine`, `duplicate` (a live job owns it: dropped), `refused`, or an error text.
 
         Raises:
-            StoreAway: no answer or an error.
+            StoreUnavailable: no answer or an error.
         """
         verdicts: list[str] = []
         for part in _parts(keyed):
             args = [arg for lease, key in part for arg in (*_token(lease), key)]
-            for answer in await self.one(self._reader, self.command("admit", self.consumer, *args)):
-                verdicts.append({1: "mine", 2: "copy", 0: "refused"}.get(answer) or answer.decode(errors="replace"))
+            for answer in await self.call_one(self._reader, self.command("admit", self.consumer, *args)):
+                verdicts.append({1: "mine", 2: "duplicate", 0: "refused"}.get(answer) or answer.decode(errors="replace"))
         return verdicts
 
     def _read(self, count: int, key: str) -> Command:
@@ -334,11 +334,11 @@ class Streams(Door):
         May be repeated whole: what moved already is refused by the fence.
 
         Raises:
-            StoreAway: no answer, or one that says that nothing can be written now.
+            StoreUnavailable: no answer, or one that says that nothing can be written now.
         """
         await self._writer.ready()
-        server = self._writer.run
-        plain, again, old = _by_kind(batch.done, self._writer.run)
+        server = self._writer.run_id
+        plain, again, old = _by_kind(batch.done, self._writer.run_id)
         commands: list[Command] = []
         if any(plain):
             commands += self._finish(plain)
@@ -347,12 +347,12 @@ class Streams(Door):
         unfenced = len(moves)
         moves += [*self._moves("defer", batch.defer), *self._moves("dead", batch.dead), *self._moves("park", batch.park)]
         moves += self._done_by_script(self.consumer, old)
-        answers = await self.ask(self._writer, *commands, *[command for _, command in moves], run=server)
+        answers = await self.ask(self._writer, *commands, *[command for _, command in moves], run_id=server)
         settled = Settled(0, 0, Batch([[], [], [], []], [], [], []), "")
         if commands:
             settled.shortfall = await self._finished(plain, answers[:finish_size], server)
         for at, ((items, _), answer) in enumerate(zip(moves, answers[finish_size:], strict=True)):
-            for item, verdict in zip(items, self.sound(answer), strict=True):
+            for item, verdict in zip(items, self.checked(answer), strict=True):
                 if verdict == 0 and at < unfenced:
                     settled.shortfall += 1
                 elif verdict == 0:
@@ -381,7 +381,7 @@ class Streams(Door):
         # Redis 7.0 refuses every command inside MULTI when memory is full; a script of the same two commands may run.
         shortfall = 0
         for _, command in self._done_by_script("", [job for jobs in done for job in jobs]):
-            verdicts = self.sound((await self.ask(self._writer, command, run=server))[0])
+            verdicts = self.checked((await self.ask(self._writer, command, run_id=server))[0])
             shortfall += sum(1 for verdict in verdicts if verdict == 0)
         return shortfall
 
@@ -402,18 +402,18 @@ class Streams(Door):
             for part in _parts(moves)
         ]
 
-    # --- leases, rooms, delayed jobs ---------------------------------------------------------------------------------
+    # --- leases, lots, delayed jobs ---------------------------------------------------------------------------------
 
     async def renew(self, leases: Sequence[tuple[int, bytes, int]]) -> list[int]:
         """Renew leases (stream, entry, count); give the positions of those that are no longer ours.
 
         Raises:
-            StoreAway: no answer or an error.
+            StoreUnavailable: no answer or an error.
         """
         refused: list[int] = []
         for start in range(0, len(leases), MAX_IDS):
             args = [arg for stream, entry, count in leases[start : start + MAX_IDS] for arg in (stream + 1, entry, count)]
-            answer = await self.one(self._helper, self.command("renew", self.consumer, *args))
+            answer = await self.call_one(self._helper, self.command("renew", self.consumer, *args))
             refused += [start + position for position in answer]
         return refused
 
@@ -421,76 +421,76 @@ class Streams(Door):
         """Say that this worker lives and what it is; give the name of the server that heard it.
 
         Raises:
-            StoreAway: no answer or an error.
+            StoreUnavailable: no answer or an error.
         """
         try:
-            await self.one(self._helper, self.command("beat", self.consumer, lease_ms, f"{lease_ms} {row}"))
-        except StoreRefuses as error:
-            raise StoreRefuses(f"{error} ({self.keys.workers}, {self.keys.rows}; `doctor` looks at both)") from None
-        return self._helper.run
+            await self.call_one(self._helper, self.command("beat", self.consumer, lease_ms, f"{lease_ms} {row}"))
+        except StoreError as error:
+            raise StoreError(f"{error} ({self.keys.workers}, {self.keys.rows}; `doctor` looks at both)") from None
+        return self._helper.run_id
 
     async def workers(self) -> dict[str, tuple[int, str]]:
-        """Give the known workers: until when each lives (ms), and its row.
+        """Return the known workers: until when each lives (ms), and its row.
 
         Raises:
-            StoreAway: no answer or an error.
+            StoreUnavailable: no answer or an error.
         """
         until, rows = await self.ask(
             self._helper, ("ZRANGE", self.keys.workers, 0, -1, "WITHSCORES"), ("HGETALL", self.keys.rows)
         )
-        return workers_of(self.sound(until), self.sound(rows))
+        return workers_of(self.checked(until), self.checked(rows))
 
-    async def rooms(self) -> tuple[dict[tuple[int, str], int], set[int]]:
-        """Give the rooms that hold something, by stream and name, with their sizes; and the streams of which workers hold some.
+    async def lots(self) -> tuple[dict[tuple[int, str], int], set[int]]:
+        """Return the lots that hold something, by stream and name, with their sizes; and the streams of which workers hold some.
 
         Raises:
-            StoreAway: no answer or an error.
+            StoreUnavailable: no answer or an error.
         """
         answers = await self.ask(self._helper, *[("XPENDING", key, GROUP) for key in self.keys.streams])
-        rooms: dict[tuple[int, str], int] = {}
+        lots: dict[tuple[int, str], int] = {}
         busy: set[int] = set()
         for stream, answer in enumerate(answers):
             if is_code(answer, "WRONGTYPE") or is_code(answer, "NOGROUP"):
                 self._must_heal = self._must_heal or is_code(answer, "NOGROUP")
                 continue  # the fetcher tells of it; what is on the other streams must not wait for it
-            for name, count in self.sound(answer)[3] or ():
+            for name, count in self.checked(answer)[3] or ():
                 if name.startswith(b"~"):
-                    rooms[stream, name.decode(errors="replace")] = int(count)
+                    lots[stream, name.decode(errors="replace")] = int(count)
                 else:
                     busy.add(stream)
-        return rooms, busy
+        return lots, busy
 
-    async def waiting_longest(self, stream: int, room: str, idle_ms: int, n: int) -> list[tuple[bytes, int, bytes, int]]:
-        """Give up to `n` entries that sat in a room longer than `idle_ms`: entry, count, type, version.
+    async def waiting_longest(self, stream: int, lot: str, idle_ms: int, n: int) -> list[tuple[bytes, int, bytes, int]]:
+        """Return up to `n` entries that sat in a lot longer than `idle_ms`: entry, count, type, version.
 
         Raises:
-            StoreAway: no answer or an error.
+            StoreUnavailable: no answer or an error.
         """
         key = self.keys.streams[stream]
-        rows = await self.one(self._helper, ("XPENDING", key, GROUP, "IDLE", idle_ms, "-", "+", n, room))
+        rows = await self.call_one(self._helper, ("XPENDING", key, GROUP, "IDLE", idle_ms, "-", "+", n, lot))
         if not rows:
             return []
         entries = await self.ask(self._helper, *[("XRANGE", key, row[0], row[0]) for row in rows])
-        types = [_type_in(self.sound(found)) for found in entries]
+        types = [_type_in(self.checked(found)) for found in entries]
         return [(row[0], row[3], *type_and_version) for row, type_and_version in zip(rows, types, strict=True)]
 
-    async def condemn(self, room: str, letters: Sequence[Letter]) -> int:
-        """Move entries of a room to the dead letters; one that was taken meanwhile is left alone. Gives how many moved.
+    async def dead_letter(self, lot: str, letters: Sequence[Letter]) -> int:
+        """Move entries of a lot to the dead letters; one that was taken meanwhile is left alone. Gives how many moved.
 
         Raises:
-            StoreAway: no answer or an error.
+            StoreUnavailable: no answer or an error.
         """
         args = [arg for letter in letters for arg in _arguments(letter)]
-        verdicts = await self.one(self._helper, self.command("dead", room, *args))
+        verdicts = await self.call_one(self._helper, self.command("dead", lot, *args))
         return sum(1 for verdict in verdicts if verdict == 1)
 
     async def promote(self, n: int, cursor: str) -> Promoted:
         """Move up to `n` delayed jobs whose time has come to their streams.
 
         Raises:
-            StoreAway: no answer or an error.
+            StoreUnavailable: no answer or an error.
         """
-        moved, bad, wait_ms, is_full, after = await self.one(self._helper, self.command("promote", n, cursor))
+        moved, bad, wait_ms, is_full, after = await self.call_one(self._helper, self.command("promote", n, cursor))
         return Promoted(moved, bad, wait_ms, bool(is_full), bytes(after).decode())
 
     async def reclaim(self, stream: int, lease_ms: int, n: int, still: Mapping[str, int]) -> Reclaimed:
@@ -498,16 +498,18 @@ class Streams(Door):
         whose row stands where it is said to stand, all is taken, whatever the server's clock says.
 
         Raises:
-            StoreAway: no answer or an error.
+            StoreUnavailable: no answer or an error.
         """
-        answer = await self.one(self._helper, self.command("reclaim", stream + 1, lease_ms, n, *itertools.chain(*still.items())))
+        answer = await self.call_one(
+            self._helper, self.command("reclaim", stream + 1, lease_ms, n, *itertools.chain(*still.items()))
+        )
         return Reclaimed(answer[0], answer[1], bool(answer[2]))
 
     async def ends(self) -> list[End]:
         """Return where each stream ends.
 
         Raises:
-            StoreAway: no answer or an error.
+            StoreUnavailable: no answer or an error.
         """
         return await self.ends_on(self._helper)
 
@@ -517,16 +519,16 @@ class Streams(Door):
         Of a worker that was seen standing still, only where its row still stands there.
 
         Raises:
-            StoreAway: no answer or an error.
+            StoreUnavailable: no answer or an error.
         """
         where = () if stood_at_ms is None else (stood_at_ms,)
-        return await self.one(self._helper, self.command("forget", consumer, *where)) == 1
+        return await self.call_one(self._helper, self.command("forget", consumer, *where)) == 1
 
     async def count(self, minute: int, counts: Sequence[tuple[str, int]]) -> None:
         """Add to the counters of a minute. Never repeated: what is lost here is lost.
 
         Raises:
-            StoreAway: no answer.
+            StoreUnavailable: no answer.
         """
         key = self.keys.stats(minute)
         counters: list[Command] = [("HINCRBY", key, name, by) for name, by in counts]
@@ -545,22 +547,22 @@ def _token(lease: Lease) -> tuple[int, bytes, int]:
     return lease.stream + 1, lease.entry, lease.count
 
 
-def _taken(stream: int, answer: list[Any]) -> Haul:
+def _taken(stream: int, answer: list[Any]) -> Delivery:
     rows = answer[2:]
     whole_ones = [row for row in rows if not isinstance(row[1], int)]
     oversized = [(row[0], row[2], row[1]) for row in rows if isinstance(row[1], int)] if len(whole_ones) < len(rows) else ()
-    return Haul(stream, [(row[0], row[1]) for row in whole_ones], [row[2] for row in whole_ones], oversized, bool(answer[1]))
+    return Delivery(stream, [(row[0], row[1]) for row in whole_ones], [row[2] for row in whole_ones], oversized, bool(answer[1]))
 
 
-def _together(haul: Haul, more: Haul) -> Haul:
-    counts, oversized = [*haul.counts, *more.counts], [*haul.oversized, *more.oversized]
-    return Haul(haul.stream, haul.rows + more.rows, counts, oversized, haul.is_cut or more.is_cut)
+def _together(delivery: Delivery, more: Delivery) -> Delivery:
+    counts, oversized = [*delivery.counts, *more.counts], [*delivery.oversized, *more.oversized]
+    return Delivery(delivery.stream, delivery.rows + more.rows, counts, oversized, delivery.is_cut or more.is_cut)
 
 
 def _type_in(found: list[Any]) -> tuple[bytes, int]:
     fields = entry_fields(found[0][1]) if found else {}
     # A version that is no number keeps it from nobody who knows the type, and who then finds it unreadable.
-    return fields.get(b"type", b""), whole(fields.get(b"v", b"1").decode(errors="replace")) or 1
+    return fields.get(b"type", b""), parse_int(fields.get(b"v", b"1").decode(errors="replace")) or 1
 
 
 def _arguments(move: Deferral | Letter | Parking) -> tuple[str | bytes | int, ...]:
@@ -568,7 +570,7 @@ def _arguments(move: Deferral | Letter | Parking) -> tuple[str | bytes | int, ..
         return (*_token(move.lease), move.kind, move.when_ms, move.job_id, move.lease.envelope.key, pack_record(move))
     if isinstance(move, Letter):
         return (*_token(move.lease), move.code, move.error, move.stack, move.attempts, move.job_id)
-    return (*_token(move.lease), move.room)
+    return (*_token(move.lease), move.lot)
 
 
 def _put_back(batch: Batch, item: Job | Deferral | Letter | Parking) -> None:
@@ -583,17 +585,17 @@ def _put_back(batch: Batch, item: Job | Deferral | Letter | Parking) -> None:
             batch.done[item.stream].append(item)
 
 
-def _by_kind(done: Sequence[Sequence[Job]], run: str) -> tuple[list[Sequence[Job]], list[Job], list[Job]]:
+def _by_kind(done: Sequence[Sequence[Job]], run_id: str) -> tuple[list[Sequence[Job]], list[Job], list[Job]]:
     """Return what goes in one transaction, what takes strikes or a key's mark along, and what was fetched before a restart."""
     plain: list[Sequence[Job]] = []
     again: list[Job] = []
     old: list[Job] = []
     for jobs in done:
-        if not [job for job in jobs if job.run != run or job.count != 1 or job.envelope is not PLAIN]:
+        if not [job for job in jobs if job.run_id != run_id or job.count != 1 or job.envelope is not PLAIN]:
             plain.append(jobs)
             continue
-        ours = [job for job in jobs if job.run == run]
+        ours = [job for job in jobs if job.run_id == run_id]
         plain.append([job for job in ours if job.count == 1 and not job.envelope.key])
         again += [job for job in ours if job.count != 1 or job.envelope.key]
-        old += [job for job in jobs if job.run != run]
+        old += [job for job in jobs if job.run_id != run_id]
     return plain, again, old

@@ -25,8 +25,8 @@ import msgspec
 
 from runtime import logs
 from runtime.backoff import Backoff, delay_s
-from runtime.config import KNOBS, Config, address_of
-from runtime.errors import ConfigError, StoreAway
+from runtime.config import SETTINGS, Config, address_of
+from runtime.errors import ConfigError, StoreUnavailable
 from runtime.folders import SAFE
 
 log = logs.guarded("runtime.supervisor")
@@ -40,7 +40,7 @@ LATE_S: Final = 1.0  # past a child's own hard deadline: then it is killed
 LAST_LINES_S: Final = 1.0  # a child of a child may hold the tether open
 MAX_TEXT: Final = 10_000  # characters of a child's complaint
 MB: Final = 1024 * 1024
-CANNOT_START, STORE_AWAY, HARD_DEADLINE = 2, 3, 4  # exit statuses, as the command line has them
+CANNOT_START, STORE_UNAVAILABLE, HARD_DEADLINE = 2, 3, 4  # exit statuses, as the command line has them
 BOARD_HOST: Final = "127.0.0.1"
 
 
@@ -70,8 +70,8 @@ class Ended(msgspec.Struct, frozen=True, tag=True):
     left: int
 
 
-Word = Ready | Alive | Failed | Ended
-_DECODER: Final = msgspec.json.Decoder(Word)
+ChildMessage = Ready | Alive | Failed | Ended
+_DECODER: Final = msgspec.json.Decoder(ChildMessage)
 
 
 class Tether:
@@ -85,19 +85,19 @@ class Tether:
 
     @classmethod
     def taken(cls) -> Self | None:
-        """Give the tether that the supervisor left in the environment; None in a process that has no supervisor."""
+        """Return the tether that the supervisor left in the environment; None in a process that has no supervisor."""
         given = os.environ.pop(VARIABLE, "")
         return cls(*map(int, given.split(":"))) if given else None
 
-    def say(self, word: Word) -> None:
+    def tell(self, message: ChildMessage) -> None:
         """Tell the supervisor. It may have gone, and one that listens no more must not hold the loop."""
         with contextlib.suppress(OSError):
-            self._socket.send(msgspec.json.encode(word) + b"\n", socket.MSG_DONTWAIT)
+            self._socket.send(msgspec.json.encode(message) + b"\n", socket.MSG_DONTWAIT)
 
     def fail(self, error: Exception) -> int:
         """Tell why this process cannot start; gives its exit status."""
-        status = STORE_AWAY if isinstance(error, StoreAway) else CANNOT_START
-        self.say(Failed(str(error)[:MAX_TEXT], status))
+        status = STORE_UNAVAILABLE if isinstance(error, StoreUnavailable) else CANNOT_START
+        self.tell(Failed(str(error)[:MAX_TEXT], status))
         return status
 
     def _wait(self) -> None:
@@ -145,23 +145,23 @@ class Child:
             async for line in self._reader:
                 self.silent_looks = 0
                 try:
-                    word: Word = _DECODER.decode(line)
+                    message: ChildMessage = _DECODER.decode(line)
                 except msgspec.DecodeError as error:  # another version was installed under us: it lives, and no more is known
                     log.warning("pid %d says what is not understood here: %s", self.pid, error)
                     continue
-                match word:
+                match message:
                     case Alive():
                         pass
                     case Ready():
-                        self.ready = word
+                        self.ready = message
                         on_ready()
                     case Failed():
-                        self.failed = word
+                        self.failed = message
                     case Ended():
-                        self.ended = word
+                        self.ended = message
 
 
-class Place:
+class Slot:
     """A number among the processes of a fleet: one child after another holds it, and with it a port for health and metrics."""
 
     def __init__(self, index: int) -> None:
@@ -196,37 +196,37 @@ class Total(msgspec.Struct):
         return f"stopped in {self.seconds:.1f} s: {work}{deaths}{recycled}"
 
 
-class Fleet:
+class Supervisor:
     """Owns the children. `hard_s` is how long a child's own hard deadline lies after its grace, or after a second signal."""
 
     def __init__(self, config: Config, url: str, hard_s: float) -> None:
         self.total = Total()
-        self.places: dict[int, Place] = {}
+        self.slots: dict[int, Slot] = {}
         self._config = config
         self._url = url
         self._hard_s = hard_s
         self._stop = asyncio.Event()
         self._stopping_since_s = 0.0
         self._leave_by_s = float("inf")
-        self._error: ConfigError | StoreAway | None = None
+        self._error: ConfigError | StoreUnavailable | None = None
         self._has_started = False
 
     def __repr__(self) -> str:
-        ready = sum(1 for place in self.places.values() if place.child and place.child.ready)
-        return f"<Fleet of {len(self.places)}, {ready} ready{', stopping' if self._stop.is_set() else ''}>"
+        ready = sum(1 for slot in self.slots.values() if slot.child and slot.child.ready)
+        return f"<Supervisor of {len(self.slots)}, {ready} ready{', stopping' if self._stop.is_set() else ''}>"
 
     @property
     def is_stopping(self) -> bool:
-        """Say whether it has been told to stop."""
+        """Return whether it has been told to stop."""
         return self._stop.is_set()
 
     @property
     def boards(self) -> dict[int, str]:
-        """The boards of the children that have been ready, by place."""
+        """The boards of the children that have been ready, by slot."""
         return {
-            index: place.child.ready.url
-            for index, place in sorted(self.places.items())
-            if place.child is not None and place.child.ready is not None
+            index: slot.child.ready.url
+            for index, slot in sorted(self.slots.items())
+            if slot.child is not None and slot.child.ready is not None
         }
 
     def stop(self) -> None:
@@ -245,7 +245,7 @@ class Fleet:
         """Keep the children until told to stop, and until all have ended.
 
         Raises:
-            ConfigError, StoreAway: a child could not start, before all had; the text is the child's.
+            ConfigError, StoreUnavailable: a child could not start, before all had; the text is the child's.
         """
         async with asyncio.TaskGroup() as group:
             for index in range(self._config.processes):
@@ -263,7 +263,7 @@ class Fleet:
         return self.total
 
     async def _see_them_end(self) -> None:
-        while any(place.keeper and not place.keeper.done() for place in self.places.values()):
+        while any(slot.keeper and not slot.keeper.done() for slot in self.slots.values()):
             if time.monotonic() > self._leave_by_s:
                 if self.total.status != HARD_DEADLINE:
                     log.critical("the hard deadline is over: killing what still runs, leases will expire by themselves")
@@ -272,44 +272,44 @@ class Fleet:
             await asyncio.sleep(0.02)
 
     def _tell_all(self, which: signal.Signals) -> None:
-        for place in self.places.values():
-            place.tell(which)
+        for slot in self.slots.values():
+            slot.tell(which)
 
-    # --- one place -------------------------------------------------------------------------------------------------------
+    # --- one slot -------------------------------------------------------------------------------------------------------
 
-    def _open(self, group: asyncio.TaskGroup, index: int) -> Place:
-        place = self.places[index] = Place(index)
-        place.keeper = group.create_task(self._keep(place))
-        return place
+    def _open(self, group: asyncio.TaskGroup, index: int) -> Slot:
+        slot = self.slots[index] = Slot(index)
+        slot.keeper = group.create_task(self._keep(slot))
+        return slot
 
-    async def _keep(self, place: Place) -> None:
-        """Have a child in this place, one after another, until the fleet stops or the place is given up."""
+    async def _keep(self, slot: Slot) -> None:
+        """Have a child in this slot, one after another, until the fleet stops or the slot is given up."""
         failures = 0
-        while not (self._stop.is_set() or place.is_retired):
+        while not (self._stop.is_set() or slot.is_retired):
             began_s = time.monotonic()
-            how = await self._one_life(place)
-            if self._stop.is_set() or place.is_retired:
+            how = await self._one_life(slot)
+            if self._stop.is_set() or slot.is_retired:
                 return
             lived_s = time.monotonic() - began_s
             failures = 1 if lived_s >= STEADY_S else failures + 1
             self.total.deaths += 1
             pause_s = delay_s(failures, RESTART, random)
-            log.error("process %d %s after %.1f s: another starts in %.1f s", place.index, how, lived_s, pause_s)
+            log.error("process %d %s after %.1f s: another starts in %.1f s", slot.index, how, lived_s, pause_s)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self._stop.wait()
 
-    async def _one_life(self, place: Place) -> str:
+    async def _one_life(self, slot: Slot) -> str:
         """Run one child; gives how it ended, in words."""
         try:
-            child = await self._start(place.index)
+            child = await self._start(slot.index)
         except OSError as error:
             return f"could not be started ({error.strerror})"
-        place.child = child
-        if self._stop.is_set() or place.is_retired:
+        slot.child = child
+        if self._stop.is_set() or slot.is_retired:
             child.tell(signal.SIGTERM)
-        status = await child.live(lambda: self._hear_ready(place, child))
-        place.child = None
+        status = await child.live(lambda: self._hear_ready(slot, child))
+        slot.child = None
         self._add_up(child, status)
         why = f": {child.failed.text}" if child.failed else ""
         how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
@@ -332,22 +332,22 @@ class Fleet:
         return Child(process, *await asyncio.open_unix_connection(sock=ours))
 
     def _environment(self, index: int, descriptor: int) -> dict[str, str]:
-        """Give a child's environment: settings go there, since a URL may hold a password and anybody may read arguments."""
+        """Return a child's environment: settings go there, since a URL may hold a password and anybody may read arguments."""
         address = address_of(self._config.board)
         board = "off" if address is None else f"{BOARD_HOST}:{address[1] + 1 + index if address[1] else 0}"
         config = msgspec.structs.replace(self._config, redis=self._url, board=board, processes=1, max_rss_mb=0)
-        settings = {knob.variable: str(getattr(config, knob.field)) for knob in KNOBS}
+        settings = {setting.variable: str(getattr(config, setting.field)) for setting in SETTINGS}
         return {**os.environ, **settings, VARIABLE: f"{index}:{descriptor}"}
 
-    def _hear_ready(self, place: Place, child: Child) -> None:
-        place.ready.set()
-        if not self._has_started and all(place.ready.is_set() for place in self.places.values()):
+    def _hear_ready(self, slot: Slot, child: Child) -> None:
+        slot.ready.set()
+        if not self._has_started and all(slot.ready.is_set() for slot in self.slots.values()):
             self._has_started = True
-            log.info("all %d processes are ready", len(self.places))
+            log.info("all %d processes are ready", len(self.slots))
         base_bytes = child.ready.base_bytes if child.ready else 0
         if 0 < self._config.max_rss_mb * MB < base_bytes:
             text = "process %d has %d MB before its first job, more than --max-rss %d: it is not recycled"
-            log.warning(text, place.index, base_bytes // MB, self._config.max_rss_mb)
+            log.warning(text, slot.index, base_bytes // MB, self._config.max_rss_mb)
 
     def _add_up(self, child: Child, status: int) -> None:
         self.total.finished += child.ended.finished
@@ -356,7 +356,7 @@ class Fleet:
         if self._stop.is_set():
             self.total.status = max(self.total.status, status)  # negative when it was told to stop before it could hear
         elif child.failed is not None and not self._has_started:
-            kind = StoreAway if child.failed.status == STORE_AWAY else ConfigError
+            kind = StoreUnavailable if child.failed.status == STORE_UNAVAILABLE else ConfigError
             self._error = kind(child.failed.text)
             self.stop()
             self.stop()
@@ -367,13 +367,13 @@ class Fleet:
         """Kill a child whose loop has stood still for `max_block_s`: its heartbeat has ended, and it can give nothing back."""
         while True:
             await asyncio.sleep(LOOK_S)
-            for place in self.places.values():
-                child = place.child
+            for slot in self.slots.values():
+                child = slot.child
                 if child is None or child.ready is None:
                     continue
                 child.silent_looks += 1
                 if child.silent_looks * LOOK_S > self._config.max_block_s:
-                    log.error("process %d has not moved for %g s: killing it", place.index, self._config.max_block_s)
+                    log.error("process %d has not moved for %g s: killing it", slot.index, self._config.max_block_s)
                     child.tell(signal.SIGKILL)
 
     async def _recycle(self, group: asyncio.TaskGroup) -> None:
@@ -383,33 +383,33 @@ class Fleet:
             old = self._overgrown()
             if old is None:
                 continue
-            free = next(index for index in range(self._config.processes + 1) if index not in self.places)
-            log.info("process %d is over %d MB: process %d takes its place", old.index, self._config.max_rss_mb, free)
+            free = next(index for index in range(self._config.processes + 1) if index not in self.slots)
+            log.info("process %d is over %d MB: process %d takes its slot", old.index, self._config.max_rss_mb, free)
             await self._open(group, free).ready.wait()
             self.total.recycled += 1
             await self._retire(old)
 
-    def _overgrown(self) -> Place | None:
+    def _overgrown(self) -> Slot | None:
         limit_bytes = self._config.max_rss_mb * MB
-        for place in self.places.values():
-            child = place.child
+        for slot in self.slots.values():
+            child = slot.child
             if child and child.ready and child.ready.base_bytes <= limit_bytes < rss_bytes(child.pid):
-                return place
+                return slot
         return None
 
-    async def _retire(self, place: Place) -> None:
-        place.is_retired = True
-        place.tell(signal.SIGTERM)
-        if place.keeper is not None:
-            _, late = await asyncio.wait([place.keeper], timeout=self._config.grace_s + self._hard_s + LATE_S)
+    async def _retire(self, slot: Slot) -> None:
+        slot.is_retired = True
+        slot.tell(signal.SIGTERM)
+        if slot.keeper is not None:
+            _, late = await asyncio.wait([slot.keeper], timeout=self._config.grace_s + self._hard_s + LATE_S)
             if late:
-                place.tell(signal.SIGKILL)
+                slot.tell(signal.SIGKILL)
                 await asyncio.wait(late)
-        del self.places[place.index]
+        del self.slots[slot.index]
 
 
 def rss_bytes(pid: int | str) -> int:
-    """Give the resident memory of a process; 0 when it has gone, or where the system has no /proc."""
+    """Return the resident memory of a process; 0 when it has gone, or where the system has no /proc."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError):

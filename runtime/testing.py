@@ -1,4 +1,4 @@
-"""Tests of handlers: one run without Redis, a clock and dice of one's own, and a worker inside of the test's loop."""
+"""Tests of handlers: one run without Redis, a clock and jitter of one's own, and a worker inside of the test's loop."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from runtime.jobs import DONE, Done, Handler, Job, Outcome, P, Park, Priority
 from runtime.places import PLACES, make_places
 from runtime.producer import Message, Packed, Producer
 from runtime.settle import Ledger, admit
-from runtime.stats import Tally
-from runtime.store.inspector import DeadLetter, Lookups
+from runtime.stats import Stats
+from runtime.store.inspector import DeadLetter, Inspector
 from runtime.streams import Streams
 from runtime.worker.lanes import Inbox, Lane
 
-__all__ = ["Clock", "DeadLetter", "Dice", "Done", "Outcome", "Park", "Worker", "run", "until", "worker"]
+__all__ = ["Clock", "DeadLetter", "Done", "Jitter", "Outcome", "Park", "Worker", "run", "until", "worker"]
 
 POLL_S: Final = 0.005
 DEADLINE_S: Final = 15.0  # a guess: longer than anything a test waits for on a busy machine
@@ -53,8 +53,8 @@ class Clock:
         self.now_s += by_s
 
 
-class Dice:
-    """Dice that fall as they are told, in turn and over again. Call it for the next fall: 0 is the shortest wait, 1 the longest.
+class Jitter:
+    """Jitter that you choose: each call returns the next of its values, over and over. 0 is the shortest wait, 1 the longest.
 
     Raises:
         ValueError: no fall is given, or one is not from 0 to 1.
@@ -62,18 +62,18 @@ class Dice:
 
     def __init__(self, *falls: float) -> None:
         if not falls or not all(0 <= fall <= 1 for fall in falls):
-            raise ValueError(f"Dice need falls from 0 to 1, got {falls}")
+            raise ValueError(f"Jitter need falls from 0 to 1, got {falls}")
         self.falls = falls
         self._next = cycle(falls)
 
     def __repr__(self) -> str:
-        return f"<Dice {', '.join(f'{fall:g}' for fall in self.falls)}>"
+        return f"<Jitter {', '.join(f'{fall:g}' for fall in self.falls)}>"
 
     def __call__(self) -> float:
         return next(self._next)
 
 
-LONGEST: Final = Dice(1.0)
+LONGEST: Final = Jitter(1.0)
 
 
 # --- one run, without Redis ------------------------------------------------------------------------------------------------
@@ -95,7 +95,7 @@ async def run(
     attempts: int = 0,
     version: int = 0,
     timeout_s: float | None = None,
-    dice: Callable[[], float] = LONGEST,
+    jitter: Callable[[], float] = LONGEST,
     clock: Callable[[], float] = time.time,
 ) -> Outcome:
     """Run a handler once, as a worker runs it, and give what would become of the job.
@@ -119,7 +119,7 @@ async def run(
         return admitted.turned_away[0][1]
     if timeout_s is not None:
         handler = dataclasses.replace(handler, timeout_s=timeout_s)
-    return await _run(handler, job, dice, clock)
+    return await _run(handler, job, jitter, clock)
 
 
 def _pack(handler: Handler[P], message: P | bytes, version: int, options: Message) -> Packed:
@@ -129,19 +129,19 @@ def _pack(handler: Handler[P], message: P | bytes, version: int, options: Messag
             contract.type, message, options, version or contract.version, options.priority or contract.priority
         )
     if type(message) is not contract.payload:
-        raise ConfigError(f"{handler.place} runs {contract.payload.__name__}, not {type(message).__name__}")
+        raise ConfigError(f"{handler.location} runs {contract.payload.__name__}, not {type(message).__name__}")
     return producer.pack(msgspec.structs.replace(options, payload=message))
 
 
 def _receive(packed: Packed, now_s: float) -> Job:
-    """Give the job that a worker would make of this message, were it fetched now."""
+    """Return the job that a worker would make of this message, were it fetched now."""
     now_ms = round(now_s * 1000)
     fields = [*[str(field).encode() for field in packed.head.fields], b"data", packed.data]
     [job], _ = decode_many(packed.head.stream, [(f"{now_ms}-0".encode(), fields)], [1], NOWHERE, now_s, now_ms)
     return job
 
 
-async def _run(handler: Handler[Any], job: Job, dice: Callable[[], float], clock: Callable[[], float]) -> Outcome:
+async def _run(handler: Handler[Any], job: Job, jitter: Callable[[], float], clock: Callable[[], float]) -> Outcome:
     """Run the job in a lane that ends with it, and watch its deadline, as a worker's watchdog does."""
     failures: list[tuple[BaseException, Outcome]] = []
 
@@ -152,7 +152,7 @@ async def _run(handler: Handler[Any], job: Job, dice: Callable[[], float], clock
         failures.append((error, cast("Outcome", outcome)))
 
     inbox, ledger = Inbox(), Ledger(end)
-    lane = Lane(inbox, ledger, Tally(), {job.type: handler}, clock, dice, note, forget=lambda error: None)
+    lane = Lane(inbox, ledger, Stats(), {job.type: handler}, clock, jitter, note, forget=lambda error: None)
     inbox.put([job])
     context = copy_context()
     context.run(PLACES.set, make_places())  # one's own: a thread that hangs in one test takes no place from the next
@@ -190,7 +190,7 @@ class _Dead(Dead):
 
 
 def _shown(cause: BaseException, outcome: Outcome) -> Outcome:
-    """Give the same outcome with a repr that says all it carries, and with its cause."""
+    """Return the same outcome with a repr that says all it carries, and with its cause."""
     match outcome:
         case Retry():
             shown = _Retry(outcome.delay_s, str(outcome))
@@ -211,12 +211,12 @@ class Worker:
     """Owns a worker that runs in the test's loop; `producer` sends to its queue, `consumer` is its inside."""
 
     def __init__(
-        self, consumer: Consumer, running: asyncio.Task[Report], producer: Producer, lookups: Lookups, streams: Streams
+        self, consumer: Consumer, running: asyncio.Task[Report], producer: Producer, inspector: Inspector, streams: Streams
     ) -> None:
         self.consumer = consumer
         self.producer = producer
         self._running = running
-        self._lookups = lookups
+        self._inspector = inspector
         self._streams = streams
 
     def __repr__(self) -> str:
@@ -229,7 +229,7 @@ class Worker:
 
         Raises:
             AssertionError: something is left at the deadline; the text says what.
-            StoreAway: Redis did not answer.
+            StoreUnavailable: Redis did not answer.
         """
         loop = asyncio.get_running_loop()
         end_s, finished_before = loop.time() + deadline_s, -1
@@ -238,7 +238,7 @@ class Worker:
                 self._running.result()
             if self.consumer.stage is not Stage.RUNNING:
                 raise AssertionError(f"somebody has stopped the worker: {self.consumer!r}")
-            finished = self.consumer.tally.finished
+            finished = self.consumer.stats.finished
             left = await self._left(delayed)
             # One look takes several answers, and a job may move between them: it is found by the second, or was run meanwhile.
             if not left and finished == finished_before:
@@ -250,23 +250,23 @@ class Worker:
             await asyncio.sleep(POLL_S)
 
     async def _left(self, delayed: bool) -> dict[str, int]:
-        depth = await self._lookups.depth()
-        rooms, _ = await self._streams.rooms()
+        depth = await self._inspector.depth()
+        lots, _ = await self._streams.lots()
         left = {
             "waiting": sum(depth.waiting.values()),
             "running": sum(depth.running.values()),
-            "given back": sum(count for (_, room), count in rooms.items() if self.consumer.scheduler.can_run(room)),
+            "given back": sum(count for (_, lot), count in lots.items() if self.consumer.maintenance.can_run(lot)),
             "delayed" if delayed else "due": depth.delayed if delayed else depth.due_now,
         }
         return {name: count for name, count in left.items() if count}
 
     async def dead_letters(self) -> list[DeadLetter]:
-        """Give the dead letters in the order in which they died, the newest 1000 at most.
+        """Return the dead letters in the order in which they died, the newest 1000 at most.
 
         Raises:
-            StoreAway: Redis did not answer.
+            StoreUnavailable: Redis did not answer.
         """
-        return (await self._lookups.dead_letters(LETTERS))[::-1]
+        return (await self._inspector.dead_letters(LETTERS))[::-1]
 
 
 @contextlib.asynccontextmanager
@@ -279,14 +279,14 @@ async def worker(
 
     Raises:
         ConfigError: two handlers run the same type.
-        StoreAway: Redis did not answer at the start.
+        StoreUnavailable: Redis did not answer at the start.
     """
     config = Config(concurrency=concurrency, lease_s=lease_s, grace_s=grace_s, **settings)
     registry = {handler.contract.type.encode(): handler for handler in handlers}
     if len(registry) < len(handlers):
-        raise ConfigError(f"two handlers run the same type: {', '.join(handler.place for handler in handlers)}")
+        raise ConfigError(f"two handlers run the same type: {', '.join(handler.location for handler in handlers)}")
     consumer = Consumer(config, url, registry)
-    lookups, streams = Lookups(url, config.queue, "test"), Streams(url, config.queue, "test")
+    inspector, streams = Inspector(url, config.queue, "test"), Streams(url, config.queue, "test")
     running = asyncio.create_task(consumer.run(), name="worker")
     try:
         # Not `is_fetching`: that is known only after the first wait at an empty queue, a second later.
@@ -294,12 +294,12 @@ async def worker(
         if running.done():
             running.result()
         async with Producer.connect(url, queue=config.queue) as producer:
-            yield Worker(consumer, running, producer, lookups, streams)
+            yield Worker(consumer, running, producer, inspector, streams)
     finally:
         consumer.stop()
         async with asyncio.timeout(grace_s + STOP_S):
             await running
-        await lookups.close()
+        await inspector.close()
         await streams.close()
 
 

@@ -35,7 +35,7 @@ def valkey(_servers: dict[str, Server]) -> Server:
 
 @pytest.fixture
 def raw(server: Server) -> Iterator[redis.Redis]:
-    """A plain client to look behind the door."""
+    """A plain client to look behind the store."""
     client = server.client()
     yield client
     client.close()
@@ -139,5 +139,5 @@ class Reruns:
             terminalreporter.section(f"RUN AGAIN: {name}", "!", red=True, bold=True)
             terminalreporter.line(text)
         if self.failed:
-            verdict = "at most one is allowed: FAILED" if len(self.failed) > MOST_RERUNS else "one is allowed: mend it"
+            verdict = "at most one is allowed: FAILED" if len(self.failed) > MOST_RERUNS else "one is allowed: fix it"
             terminalreporter.section(f"{len(self.failed)} had to be run again, {verdict}", "!", red=True, bold=True)

@@ -25,7 +25,7 @@ HOW_TO_GET = {
 
 
 def binary_of(kind: str) -> str | None:
-    """Give the server binary of a kind; `RUNTIME_REDIS_SERVER` and `RUNTIME_REDIS8_SERVER` choose the Redis."""
+    """Return the server binary of a kind; `RUNTIME_REDIS_SERVER` and `RUNTIME_REDIS8_SERVER` choose the Redis."""
     if kind == "valkey":
         environment = {name: value for name, value in os.environ.items() if name != "RUNTIME_REDIS_SERVER"}
         return find_server(environment)

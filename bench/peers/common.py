@@ -35,7 +35,7 @@ _counts, _starts = _marks[:JOBS], _marks[-(-JOBS // 8) * 8 :].cast("q")
 
 
 def payload(n: int) -> dict[str, Any]:
-    """Give the payload of job `n`."""
+    """Return the payload of job `n`."""
     return {"to": "a@b.c", "subject": "hi", "n": n}
 
 

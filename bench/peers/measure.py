@@ -199,12 +199,12 @@ class Run:
 
 
 def _session(leader: int) -> list[int]:
-    """Give the processes of a session that this program began."""
+    """Return the processes of a session that this program began."""
     return [pid for pid, fields in _processes() if int(fields[3]) == leader]
 
 
 def _cpu_s(leader: int) -> float:
-    """Give the CPU time of a worker with all its processes, also those that have ended."""
+    """Return the CPU time of a worker with all its processes, also those that have ended."""
     return sum(sum(map(int, fields[11:15])) for _, fields in _processes() if int(fields[3]) == leader) / os.sysconf("SC_CLK_TCK")
 
 

@@ -35,7 +35,7 @@ FAULTS = {
 def report(
     peers: Sequence[Peer], facts: dict[str, str], runs: dict[str, list[Figures]], absent: dict[str, str]
 ) -> tuple[str, dict[str, Any]]:
-    """Give the same as text and as data."""
+    """Return the same as text and as data."""
     peers = [peer for peer in peers if runs[peer.name]]
     lines = [f"{name:<10} {value}" for name, value in facts.items()]
     data: dict[str, Any] = {"facts": facts, "absent": absent, "peers": {}}
@@ -81,7 +81,7 @@ def _median(runs: list[Figures], key: str) -> float:
 
 
 def facts_of(client: redis.Redis, runs: int) -> dict[str, str]:
-    """Give what a reader must know of this run."""
+    """Return what a reader must know of this run."""
     info = client.info("server")
     kind = "Valkey" if "valkey_version" in info else "Redis"
     is_changed = " with changes" if git("status", "--porcelain") not in ("", "unknown") else ""

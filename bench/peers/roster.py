@@ -82,7 +82,7 @@ def install(peer: Peer) -> None:
 
 
 def _python_for(peer: Peer) -> str:
-    """Give an interpreter that the peer can use; a name on PATH may be a shim that finds nothing."""
+    """Return an interpreter that the peer can use; a name on PATH may be a shim that finds nothing."""
     if not peer.newer_python or sys.version_info >= (3, 12):
         return sys.executable
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
@@ -103,7 +103,7 @@ def call_or_raise(command: list[str], folder: Path) -> None:
 
 
 def version_of(peer: Peer) -> str:
-    """Give the version that is pinned."""
+    """Return the version that is pinned."""
     if peer.is_ours:
         return git("rev-parse", "--short", "HEAD")
     if peer.name == "bullmq":

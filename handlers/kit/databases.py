@@ -45,7 +45,7 @@ class Rows(msgspec.Struct, frozen=True):
 
 @contextlib.contextmanager
 def snapshot(settings: Settings, source: Source, stop: Stop) -> Generator[Rows]:
-    """Give the rows that the source has at this moment; what is written meanwhile is not among them.
+    """Return the rows that the source has at this moment; what is written meanwhile is not among them.
 
     Raises:
         Dead: no such table or column, or the values do not fit the query, `bad-query`; a row is `too-large`; a text is not UTF-8,
@@ -85,7 +85,10 @@ def _open(settings: Settings, alias: str, database: Database) -> sqlite3.Connect
 
 
 def _path(settings: Settings, alias: str, database: Database) -> str:
-    """Give the path of the file, which leads over no link. The file is only looked at: to close one ends SQLite's locks on it."""
+    """Return the path of the file, which leads over no link.
+
+    The file is only looked at: closing it would end SQLite's locks on it.
+    """
     root_alias, _, rest = database.sqlite.partition(":")
     root = settings.root(root_alias)
     *parts, name = rest.split("/")
@@ -101,7 +104,7 @@ def _path(settings: Settings, alias: str, database: Database) -> str:
 
 
 def _meaning(error: sqlite3.Error, alias: str) -> Exception | None:
-    """Give the word for whoever must act; None for what time may heal. SQLite's own texts may hold text of a row."""
+    """Return the word for whoever must act; None for what time may heal. SQLite's own texts may hold text of a row."""
     code = getattr(error, "sqlite_errorcode", None)
     if code is None:  # said by Python: a text cannot be decoded, or the values do not fit the query
         if isinstance(error, sqlite3.OperationalError):
@@ -126,7 +129,7 @@ def _meaning(error: sqlite3.Error, alias: str) -> Exception | None:
 
 
 def _statement(connection: sqlite3.Connection, source: Table) -> tuple[str, list[Any]]:
-    """Give the statement with quoted names that the catalogue has, and the values to bind.
+    """Return the statement with quoted names that the catalogue has, and the values to bind.
 
     SQLite takes a quoted name that it does not find for a text, so each is looked up.
     """
@@ -161,7 +164,7 @@ def _quoted(name: str) -> str:
 
 
 def _condition(condition: Condition) -> tuple[str, list[Any]]:
-    """Give the text of a condition with its question marks, and their values."""
+    """Return the text of a condition with its question marks, and their values."""
     column, values = _quoted(condition.column), condition.values
     match condition.op:
         case "in":
@@ -178,7 +181,7 @@ def _condition(condition: Condition) -> tuple[str, list[Any]]:
 
 
 def _named_query(source: Query, database: Database) -> tuple[str, Mapping[str, Any]]:
-    """Give the text of the query, and the values of the parameters that it declares: `-- :since text`, one a line."""
+    """Return the text of the query, and the values of the parameters that it declares: `-- :since text`, one a line."""
     subject = f"databases.{source.db}"
     path = Path(database.queries, f"{source.query}.sql")
     if not database.queries:

@@ -69,7 +69,7 @@ def blamed(alias: str) -> Generator[None]:
 
 @contextlib.contextmanager
 def open_root(alias: str, root: Root) -> Generator[int]:
-    """Give a descriptor of the root's folder; whether that is a link is up to the operator.
+    """Return a descriptor of the root's folder; whether that is a link is up to the operator.
 
     Raises:
         Snooze: there is no such folder on this host; `alias-missing`.
@@ -88,7 +88,7 @@ def open_root(alias: str, root: Root) -> Generator[int]:
 
 @contextlib.contextmanager
 def open_below(top: int, parts: Sequence[str], *, create: bool = False) -> Generator[int]:
-    """Give a descriptor of the folder that these names lead to, one by one and over no link; `top` stays open."""
+    """Return a descriptor of the folder that these names lead to, one by one and over no link; `top` stays open."""
     folder = os.dup(top)
     try:
         for part in parts:
@@ -124,7 +124,7 @@ class Target:
 
 @contextlib.contextmanager
 def target(settings: Settings, path: str) -> Generator[Target]:
-    """Give the place where a job may write this file; folders on the way are made.
+    """Return the place where a job may write this file; folders on the way are made.
 
     Raises:
         Dead: it may not be written, or leads over a link; `bad-path`.
@@ -145,7 +145,7 @@ def target(settings: Settings, path: str) -> Generator[Target]:
 
 
 def open_file(folder: int, name: str) -> int | None:
-    """Give a descriptor to read a plain file by; None if there is none of that name, or it is something else."""
+    """Return a descriptor to read a plain file by; None if there is none of that name, or it is something else."""
     try:
         file = os.open(name, _READ, dir_fd=folder)
     except OSError as error:
@@ -159,14 +159,14 @@ def open_file(folder: int, name: str) -> int | None:
 
 
 def chunks_of(file: int, stop: Stop) -> Iterator[bytes]:
-    """Give the bytes from where the descriptor stands."""
+    """Return the bytes from where the descriptor stands."""
     while chunk := os.read(file, CHUNK_BYTES):
         stop.check()
         yield chunk
 
 
 def _fingerprint(folder: int, name: str, stop: Stop) -> tuple[int, str] | None:
-    """Give size and SHA-256 of a plain file."""
+    """Return size and SHA-256 of a plain file."""
     file = open_file(folder, name)
     if file is None:
         return None
@@ -212,7 +212,7 @@ class Part:
             os.close(file)
 
     def _is_ours(self, file: int) -> bool:
-        """Say whether we hold the lock of a plain file that has this name and no other."""
+        """Return whether we hold the lock of a plain file that has this name and no other."""
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -309,7 +309,7 @@ class Sidecar(msgspec.Struct, frozen=True, kw_only=True):
 class Writer(Part):
     """A part with a sidecar. `already` first, then `write`, then `finish`.
 
-    The sidecar lies ready under a name of its own before the file gets its name, so that a crash between the two is mended by the
+    The sidecar lies ready under a name of its own before the file gets its name, so that a crash between the two is fixed by the
     next run, and does not leave a file that nobody knows.
     """
 
@@ -332,7 +332,7 @@ class Writer(Part):
             super().__exit__(kind, error, trace)
 
     def already(self, kind: type[T]) -> T | None:
-        """Give the result if this work is done: its file and sidecar are there and fit. None if it is to be done.
+        """Return the result if this work is done: its file and sidecar are there and fit. None if it is to be done.
 
         Raises:
             Dead: the name belongs to something else that may not be replaced; `output-exists`.

@@ -75,7 +75,7 @@ def compose(
     work: str,
     born_s: float,
 ) -> Letter:
-    """Give the letter of a job: equal arguments, equal bytes. Date, Message-ID and boundary come from `born_s` and `work`.
+    """Return the letter of a job: equal arguments, equal bytes. Date, Message-ID and boundary come from `born_s` and `work`.
 
     Raises:
         BadPayload: an address cannot be written in ASCII, or the subject on one line.
@@ -113,24 +113,24 @@ class _Ready(str):
     name: str
 
     def __new__(cls, name: str, value: str) -> Self:
-        """Give the value, with the name of its header."""
+        """Return the value, with the name of its header."""
         ready = super().__new__(cls, value)
         ready.name = name
         return ready
 
     def fold(self, *, policy: object) -> str:
-        """Give the header with its line ends."""
+        """Return the header with its line ends."""
         return f"{self.name}: {self}\r\n"
 
 
 def _encoded(text: str, header: str) -> str:
-    """Give one line of text as it may stand in a header: as it is where that is safe, else in encoded words (RFC 2047)."""
+    """Return one line of text as it may stand in a header: as it is where that is safe, else in encoded words (RFC 2047)."""
     is_plain = text.isascii() and len(text) <= PLAIN_CHARS and "=?" not in text and text == " ".join(text.split())
     return text if is_plain else Header(text, "utf-8", 76, header).encode(linesep="\r\n")
 
 
 def _mailbox(address: Address) -> str:
-    """Give an address with its display name."""
+    """Return an address with its display name."""
     name = _encoded(address.display_name, "From")
     return str(address) if name == address.display_name else f"{name}\r\n <{address.addr_spec}>"
 
@@ -147,7 +147,7 @@ def _author(sender: Sender) -> Address:
 
 
 def _addresses(texts: Sequence[str], field: str) -> list[Address]:
-    """Give each address once, in order."""
+    """Return each address once, in order."""
     found: dict[str, Address] = {}
     for position, text in enumerate(texts):
         try:
@@ -159,7 +159,7 @@ def _addresses(texts: Sequence[str], field: str) -> list[Address]:
 
 
 def _address(text: str, name: str = "") -> Address:
-    """Give the address with its domain in ASCII; raises ValueError without the value."""
+    """Return the address with its domain in ASCII; raises ValueError without the value."""
     local, _, domain = text.rpartition("@")
     domain = domain if domain.isascii() else _idna(domain)
     try:
@@ -169,7 +169,7 @@ def _address(text: str, name: str = "") -> Address:
 
 
 def _idna(domain: str) -> str:
-    """Give a domain in ASCII.
+    """Return a domain in ASCII.
 
     Python's IDNA is that of 2003, which writes some letters as others (ß as ss), and that may be somebody else's domain: what
     does not come back unchanged is refused.
@@ -184,13 +184,13 @@ def _idna(domain: str) -> str:
 
 
 def mask(address: str) -> str:
-    """Give an address as logs and errors may show it: a***@example.org."""
+    """Return an address as logs and errors may show it: a***@example.org."""
     local, _, domain = address.rpartition("@")
     return f"{local[:1]}***@{domain}"
 
 
 def shown(addresses: Sequence[str]) -> str:
-    """Give a few of the addresses, masked, and the number of the rest."""
+    """Return a few of the addresses, masked, and the number of the rest."""
     rest = f" and {len(addresses) - 5} more" if len(addresses) > 5 else ""
     return ", ".join(mask(address) for address in addresses[:5]) + rest
 
@@ -210,7 +210,7 @@ class Reply(msgspec.Struct, frozen=True):
 
     @property
     def is_final(self) -> bool:
-        """Say whether asking again is pointless."""
+        """Return whether asking again is pointless."""
         return not self.is_ok and 500 <= self.code <= 599
 
 
@@ -228,7 +228,7 @@ class Receipt(msgspec.Struct, frozen=True):
 
 
 async def _ask(verb: str, command: Awaitable[aiosmtplib.SMTPResponse]) -> Reply:
-    """Give the server's answer.
+    """Return the server's answer.
 
     Raises:
         TemporaryFailure: there was none, or nonsense.
@@ -245,7 +245,7 @@ async def _ask(verb: str, command: Awaitable[aiosmtplib.SMTPResponse]) -> Reply:
 
 
 def _note(verb: str, message: str) -> str:
-    """Give what may be shown of an answer. The one to DATA may quote the mail: of that, only the enhanced code (RFC 3463)."""
+    """Return what may be shown of an answer. The one to DATA may quote the mail: of that, only the enhanced code (RFC 3463)."""
     if verb == "DATA":
         found = _ENHANCED.match(message)
         return found.group() if found else ""
@@ -307,7 +307,7 @@ class Pool:
         return f"<Pool {self.alias}: {len(self._idle)} idle, {self.smtp!r}>"
 
     async def send(self, letter: Letter) -> Receipt:
-        """Give the server's answers to this letter.
+        """Return the server's answers to this letter.
 
         Raises:
             TemporaryFailure: the server cannot be reached, or the connection was lost on the way; it may have taken the letter.
@@ -343,7 +343,7 @@ class Pool:
             raise Snooze(BUSY_S, f"rate-limited: smtp.{self.alias}: all {self.smtp.connections} connections are in use") from None
 
     async def _take(self) -> _Line:
-        """Give an open connection with an empty envelope: the last one used if it still answers, else a new one."""
+        """Return an open connection with an empty envelope: the last one used if it still answers, else a new one."""
         while self._idle:
             line = self._idle.pop()
             is_sound = False
@@ -418,11 +418,11 @@ class Pool:
             return self._locked_out(f"TLS: {error.__cause__ or error}")
         match error:
             case aiosmtplib.SMTPResponseException(code=421):
-                return Snooze(CLOSING_S, f"rate-limited: smtp.{self.alias} answered 421 at the door")
+                return Snooze(CLOSING_S, f"rate-limited: smtp.{self.alias} answered 421 at the store")
             case aiosmtplib.SMTPResponseException(code=code) if 500 <= code <= 599 or self._is_starttls(error):
                 return self._locked_out(f"the server refuses us with {code} {_note('connect', error.message)}")
             case aiosmtplib.SMTPResponseException(code=code):
-                return TemporaryFailure(f"smtp.{self.alias} answered {code} at the door")
+                return TemporaryFailure(f"smtp.{self.alias} answered {code} at the store")
             case OSError():
                 return TemporaryFailure(f"smtp.{self.alias}: {error}")
             case _:  # STARTTLS or AUTH is not on offer, or the host's name is none
@@ -430,7 +430,7 @@ class Pool:
 
     @staticmethod
     def _is_starttls(error: aiosmtplib.SMTPResponseException) -> bool:
-        """Say whether STARTTLS was refused: the one refusal at the door that has no class of its own."""
+        """Return whether STARTTLS was refused: the one refusal at the store that has no class of its own."""
         return type(error) is aiosmtplib.SMTPResponseException and error.code > 0
 
     def _locked_out(self, text: str) -> Snooze:
@@ -438,7 +438,7 @@ class Pool:
 
 
 def _look_around(is_plain: bool) -> tuple[str, ssl.SSLContext | None]:
-    """Give this host's name and the certificates it trusts; both may take a while to find."""
+    """Return this host's name and the certificates it trusts; both may take a while to find."""
     name = socket.getfqdn()
     is_name = name.isascii() and name.isprintable() and " " not in name
     return name if is_name and name else "localhost", None if is_plain else ssl.create_default_context()
@@ -448,7 +448,7 @@ _pools: dict[asyncio.AbstractEventLoop, dict[str, Pool]] = {}
 
 
 def pool(alias: str, smtp: Smtp) -> Pool:
-    """Give the running loop's pool for a mail server; a new one when its settings have changed."""
+    """Return the running loop's pool for a mail server; a new one when its settings have changed."""
     loop = asyncio.get_running_loop()
     if loop not in _pools:
         for closed in [each for each in _pools if each.is_closed()]:

@@ -20,14 +20,14 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 from msgspec import Meta
 
-from handlers.contracts.types import Address, Alias, Line, RootPath, check_path
+from handlers.contracts.types import Address, Alias, RespProtocol, RootPath, check_path
 from runtime import ConfigError, Snooze
 
 log = logging.getLogger("handlers")
 
 VARIABLE: Final = "RUNTIME_HANDLERS_CONFIG"
 PREFIX: Final = "RUNTIME_HANDLERS__"
-WAIT_S: Final = 60.0  # how soon a waiting job looks again whether somebody has mended the settings
+WAIT_S: Final = 60.0  # how soon a waiting job looks again whether somebody has fixed the settings
 LOUD_S: Final = 60.0
 MAX_SUBJECTS: Final = 1000  # aliases come from payloads: what is remembered of them is bounded
 _PORTS: Final = {"smtp": 25, "smtp+starttls": 587, "smtps": 465}
@@ -87,7 +87,7 @@ class Smtp(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return _endpoint(self.url)
 
     def read_password(self) -> str | None:
-        """Give the password as it is now; None if there is none to give.
+        """Return the password as it is now; None if there is none to give.
 
         Raises:
             ConfigError: its file or variable cannot be read.
@@ -111,7 +111,7 @@ class Sender(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     smtp: Alias
     address: Address
-    name: Line = ""
+    name: RespProtocol = ""
 
 
 class Templates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -150,7 +150,7 @@ class Root(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return _size_bytes(self.max_bytes)
 
     def allows(self, mode: Literal["read", "write", "purge"]) -> bool:
-        """Say whether jobs may do this here."""
+        """Return whether jobs may do this here."""
         return _MODES.index(mode) <= _MODES.index(self.mode)
 
 
@@ -180,7 +180,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     databases: dict[str, Database] = {}
 
     def sender(self, alias: str) -> Sender:
-        """Give a sender.
+        """Return a sender.
 
         Raises:
             Snooze: there is none of that name.
@@ -188,7 +188,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return self.senders.get(alias) or _missing("senders", alias)
 
     def server(self, alias: str) -> Smtp:
-        """Give a mail server.
+        """Return a mail server.
 
         Raises:
             Snooze: there is none of that name.
@@ -196,7 +196,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return self.smtp.get(alias) or _missing("smtp", alias)
 
     def template_folder(self, alias: str) -> str:
-        """Give the folder in which the template of that name should be.
+        """Return the folder in which the template of that name should be.
 
         Raises:
             Snooze: no folder is configured.
@@ -204,7 +204,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return self.templates.path if self.templates else _missing("templates", alias)
 
     def root(self, alias: str) -> Root:
-        """Give a root.
+        """Return a root.
 
         Raises:
             Snooze: there is none of that name.
@@ -212,7 +212,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return self.roots.get(alias) or _missing("roots", alias)
 
     def database(self, alias: str) -> Database:
-        """Give a database.
+        """Return a database.
 
         Raises:
             Snooze: there is none of that name.
@@ -221,7 +221,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def wait_for_operator(subject: str, code: str, text: str) -> Snooze:
-    """Give the word for a fault of the settings, to be raised: the job waits. Logged once a minute per subject."""
+    """Return the word for a fault of the settings, to be raised: the job waits. Logged once a minute per subject."""
     now_s = time.monotonic()
     if now_s - _said.get(subject, -LOUD_S) >= LOUD_S:
         if len(_said) >= MAX_SUBJECTS:
@@ -243,7 +243,7 @@ def _missing(section: str, alias: str) -> NoReturn:
 
 
 def current() -> Settings:
-    """Give the settings in force; the file is read again when it has changed, so that a mended alias needs no restart.
+    """Return the settings in force; the file is read again when it has changed, so that a fixed alias needs no restart.
 
     Raises:
         Snooze: the file cannot be used.
@@ -269,7 +269,7 @@ def _version(path: str) -> tuple[int, ...]:
 
 
 def load(path: str, environment: Mapping[str, str]) -> Settings:
-    """Give the settings of this file with the overrides of this environment; a file that is not there says nothing.
+    """Return the settings of this file with the overrides of this environment; a file that is not there says nothing.
 
     Raises:
         ConfigError: the file cannot be read, or a key or value in it cannot be used; values are not shown.
@@ -350,7 +350,7 @@ def _endpoint(url: str) -> Endpoint:
 
 
 def _size_bytes(text: int | str) -> int:
-    """Give a size in bytes; 0 if the text is none."""
+    """Return a size in bytes; 0 if the text is none."""
     found = _SIZE.fullmatch(str(text))
     return int(found[1]) * _UNITS[found[2] or ""] if found else 0
 

@@ -45,12 +45,12 @@ class Found(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def is_part(self) -> bool:
-        """Say whether it is a file on its way, of ours or of somebody else."""
+        """Return whether it is a file on its way, of ours or of somebody else."""
         return self.name.endswith(PART)
 
     @property
     def is_our_part(self) -> bool:
-        """Say whether a job of ours was writing it."""
+        """Return whether a job of ours was writing it."""
         return _OURS.fullmatch(self.name) is not None
 
 
@@ -62,7 +62,7 @@ def word_of(error: OSError) -> Literal["skipped", "failed"] | None:
 
 
 def below(top: int, folder: str) -> contextlib.AbstractContextManager[int]:
-    """Give a descriptor of a folder by its path below `top`."""
+    """Return a descriptor of a folder by its path below `top`."""
     return open_below(top, folder.split("/") if folder else [])
 
 
@@ -117,7 +117,7 @@ class Walk:
 
 
 def is_still(place: int, found: Found) -> bool:
-    """Say whether the name still leads to the file that was seen, and nobody has written to it since."""
+    """Return whether the name still leads to the file that was seen, and nobody has written to it since."""
     try:
         now = os.stat(found.name, dir_fd=place, follow_symlinks=False)
     except FileNotFoundError:
@@ -126,7 +126,7 @@ def is_still(place: int, found: Found) -> bool:
 
 
 def delete(place: int, found: Found) -> int | None:
-    """Give the bytes freed; None if the file was not there any more, or is another one by now."""
+    """Return the bytes freed; None if the file was not there any more, or is another one by now."""
     if not is_still(place, found):
         return None
     os.unlink(found.name, dir_fd=place)
@@ -134,7 +134,7 @@ def delete(place: int, found: Found) -> int | None:
 
 
 def compress(place: int, found: Found, work: str, stop: Stop) -> int | None:
-    """Give the bytes freed, once `name.gz` is on the disk, was read back, and stands in for the file; None as for `delete`.
+    """Return the bytes freed, once `name.gz` is on the disk, was read back, and stands in for the file; None as for `delete`.
 
     After a crash between the two, the next run finds that both have one content, and deletes the file.
 
@@ -176,7 +176,7 @@ def _pack(source: int, part: Part, stop: Stop) -> bytes:
 
 
 def _digest_unpacked(file: int, limit_bytes: int, stop: Stop) -> bytes | None:
-    """Give the digest of what a gzip file holds; None if it is none, or holds more than that."""
+    """Return the digest of what a gzip file holds; None if it is none, or holds more than that."""
     digest, size_bytes = hashlib.sha256(), 0
     os.lseek(file, 0, os.SEEK_SET)
     try:
@@ -203,7 +203,7 @@ def _digest_of_name(place: int, name: str, limit_bytes: int, stop: Stop) -> byte
 
 
 def _dress(file: int, like: os.stat_result) -> None:
-    """Give a file the owner, rights and times of another, so that whoever could read that can read this."""
+    """Return a file the owner, rights and times of another, so that whoever could read that can read this."""
     with contextlib.suppress(PermissionError):
         os.fchown(file, like.st_uid, like.st_gid)
     os.fchmod(file, stat.S_IMODE(like.st_mode) & 0o777)

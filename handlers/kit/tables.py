@@ -33,14 +33,14 @@ class CsvText:
         self._bom = BOM if encoding == "utf-8-sig" else b""
 
     def head(self, names: Sequence[str]) -> bytes:
-        """Give the first line, after the byte order mark if there is to be one."""
+        """Return the first line, after the byte order mark if there is to be one."""
         buffer = io.StringIO(newline="")
         csv.writer(buffer, delimiter=self._delimiter, lineterminator="\r\n").writerow(self._cells(names))
         self.escaped = 0  # of rows, that is
         return self._bom + buffer.getvalue().encode()
 
     def chunks(self, rows: Iterable[Sequence[Any]]) -> Iterator[bytes]:
-        """Give the lines of the rows, many at a time, as long as there are rows.
+        """Return the lines of the rows, many at a time, as long as there are rows.
 
         Raises:
             Dead: a text begins like a formula, and such are to be refused; `bad-rows`.
@@ -59,7 +59,7 @@ class CsvText:
         yield buffer.getvalue().encode()
 
     def _cells(self, row: Sequence[Any]) -> list[Any]:
-        """Give what stands for the values; texts, nearly all there is, cost no call (`bench/export_csv.py`)."""
+        """Return what stands for the values; texts, nearly all there is, cost no call (`bench/export_csv.py`)."""
         formula, plain = self._formula, self._plain
         return [
             (cell if cell[:1] not in formula else self._escape(cell)) if cell.__class__ is str else plain(cell) for cell in row

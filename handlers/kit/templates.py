@@ -19,7 +19,7 @@ _FAULTS: Final = (TemplateError, ArithmeticError, LookupError, TypeError, ValueE
 
 
 def render(folder: str, name: str, params: Mapping[str, Any]) -> tuple[str, str | None]:
-    """Give the text body and the HTML body, if the template has one; values are escaped in the latter.
+    """Return the text body and the HTML body, if the template has one; values are escaped in the latter.
 
     Raises:
         Snooze: the folder has no text template of that name.

@@ -47,7 +47,7 @@ class Stop:
 
 
 async def in_thread(work: Callable[[Stop], T]) -> T:
-    """Give what the work gives in its thread; a cancel returns at once, and tells the thread to stop.
+    """Return what the work gives in its thread; a cancel returns at once, and tells the thread to stop.
 
     Raises:
         Snooze: no thread was free for a while; no attempt is burnt.

@@ -1,1 +1,1 @@
-"""One room per command."""
+"""One lot per command."""

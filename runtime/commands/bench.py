@@ -22,12 +22,12 @@ from runtime.commands.common import print_json, with_store
 from runtime.commands.run import loop_factory
 from runtime.config import Config
 from runtime.consumer import Consumer, Stage
-from runtime.errors import ConfigError, StoreAway
+from runtime.errors import ConfigError, StoreUnavailable
 from runtime.jobs import Handler, Job, Priority, contract
 from runtime.producer import Producer
 from runtime.registry import handler
 from runtime.store.base import GROUP, Keys
-from runtime.store.connection import Wire
+from runtime.store.connection import Connection
 
 MAX_JOBS: Final = 1_000_000
 BATCH: Final = 500
@@ -76,7 +76,7 @@ class Figures(msgspec.Struct):
         return self.drained_per_s / self.raw_per_s
 
 
-def act(config: Config, parsed: argparse.Namespace) -> int:
+def main(config: Config, parsed: argparse.Namespace) -> int:
     """Time single jobs, send many, drain one half raw and the other by a worker; print the figures."""
     if not 1_000 <= parsed.jobs <= MAX_JOBS:
         raise ConfigError(f"--jobs {parsed.jobs}: from 1000 to {MAX_JOBS}, please")
@@ -98,22 +98,22 @@ def act(config: Config, parsed: argparse.Namespace) -> int:
 
 async def _measure(url: str, config: Config, jobs: int) -> Figures:
     config = msgspec.structs.replace(config, queue=f"bench-{secrets.token_hex(4)}")
-    keys, wire = Keys(config.queue), Wire(url, "bench")
+    keys, connection = Keys(config.queue), Connection(url, "bench")
     try:
         waits_ms = [wait_s * 1000 for wait_s in await _time_single_jobs(url, config)]
         parts = quantiles(waits_ms, n=100)
         sent, sent_s = await _fill(url, config.queue, jobs)
-        raw, raw_s = await _drain_raw(wire, keys, sent // 2)
+        raw, raw_s = await _drain_raw(connection, keys, sent // 2)
         drained, drained_s = await _drain(url, config, sent - raw)
         return Figures(sent, config.concurrency, sent / sent_s, drained / drained_s, raw / raw_s, parts[49], parts[98])
     finally:
-        await _remove(wire, keys)
-        await wire.close()
+        await _remove(connection, keys)
+        await connection.close()
         _progress("", 0, 0)
 
 
 async def _time_single_jobs(url: str, config: Config) -> list[float]:
-    """Give the seconds from each send to its handler's start, for jobs that come to an idle worker one by one."""
+    """Return the seconds from each send to its handler's start, for jobs that come to an idle worker one by one."""
     waits_s: list[float] = []
 
     @handler(Timed)
@@ -130,7 +130,7 @@ async def _time_single_jobs(url: str, config: Config) -> list[float]:
         while len(waits_s) < sent and time.perf_counter() - begin_s < 2 * STEP_S and not running.done():
             await asyncio.sleep(TICK_S)
     if len(waits_s) < 2:
-        raise StoreAway("bench: no job came back")
+        raise StoreUnavailable("bench: no job came back")
     return waits_s
 
 
@@ -148,7 +148,7 @@ async def _fill(url: str, queue: str, jobs: int) -> tuple[int, float]:
     return len(sent), time.perf_counter() - began_s
 
 
-async def _drain_raw(wire: Wire, keys: Keys, jobs: int) -> tuple[int, float]:
+async def _drain_raw(connection: Connection, keys: Keys, jobs: int) -> tuple[int, float]:
     key = keys.streams[Priority.MEDIUM - 1]
     began_s, done, ids = time.perf_counter(), 0, list[bytes]()
     while True:
@@ -156,7 +156,7 @@ async def _drain_raw(wire: Wire, keys: Keys, jobs: int) -> tuple[int, float]:
         commands: list[tuple[Any, ...]] = [("XACK", key, GROUP, *ids), ("XDEL", key, *ids)] if ids else []
         if not is_over:
             commands.append(("XREADGROUP", "GROUP", GROUP, "raw", "COUNT", min(BATCH, jobs - done), "STREAMS", key, ">"))
-        answers = await wire.call(*commands) if commands else []
+        answers = await connection.call(*commands) if commands else []
         if is_over:
             return done, time.perf_counter() - began_s
         ids = [row[0] for row in answers[-1][0][1]] if answers[-1] else []
@@ -167,20 +167,20 @@ async def _drain_raw(wire: Wire, keys: Keys, jobs: int) -> tuple[int, float]:
 async def _drain(url: str, config: Config, jobs: int) -> tuple[int, float]:
     async with _worker(url, config, noop) as (consumer, running):
         began_s = time.perf_counter()
-        while (consumer.tally.finished < jobs or consumer.held) and not running.done():
+        while (consumer.stats.finished < jobs or consumer.held) and not running.done():
             if time.perf_counter() - began_s > STEP_S:
                 break
-            _progress("running", consumer.tally.finished, jobs)
+            _progress("running", consumer.stats.finished, jobs)
             await asyncio.sleep(TICK_S)
-        return consumer.tally.finished, time.perf_counter() - began_s
+        return consumer.stats.finished, time.perf_counter() - began_s
 
 
 @asynccontextmanager
 async def _worker(url: str, config: Config, run: Handler[Any]) -> AsyncGenerator[tuple[Consumer, asyncio.Task[Any]]]:
-    """Give a worker that has begun to fetch, and end it with the block.
+    """Return a worker that has begun to fetch, and end it with the block.
 
     Raises:
-        StoreAway: it could not begin, or ended on its own.
+        StoreUnavailable: it could not begin, or ended on its own.
     """
     consumer = Consumer(config, url, {run.contract.type.encode(): run})
     running = asyncio.create_task(consumer.run())
@@ -198,12 +198,12 @@ async def _worker(url: str, config: Config, run: Handler[Any]) -> AsyncGenerator
         raise failure
 
 
-async def _remove(wire: Wire, keys: Keys) -> None:
+async def _remove(connection: Connection, keys: Keys) -> None:
     cursor = b"0"
     while True:
-        [[cursor, names]] = await wire.call(("SCAN", cursor, "MATCH", f"{keys.prefix}*", "COUNT", 1000))
+        [[cursor, names]] = await connection.call(("SCAN", cursor, "MATCH", f"{keys.prefix}*", "COUNT", 1000))
         if names:
-            await wire.call(("UNLINK", *names))
+            await connection.call(("UNLINK", *names))
         if cursor == b"0":
             return
 

@@ -18,7 +18,7 @@ from runtime.errors import ConfigError
 from runtime.folders import add_folder, hidden_in_folder
 from runtime.registry import Found, find
 from runtime.store.connection import without_password
-from runtime.store.inspector import Lookups
+from runtime.store.inspector import Inspector
 
 T = TypeVar("T")
 
@@ -49,7 +49,7 @@ def with_store(
 
 
 def find_handlers(config: Config) -> Found:
-    """Give the handlers of the modules in force.
+    """Return the handlers of the modules in force.
 
     Raises:
         ConfigError: a module cannot be used, or there is no handler.
@@ -69,9 +69,9 @@ def find_handlers(config: Config) -> Found:
 
 
 @contextlib.asynccontextmanager
-async def lookups(url: str, queue: str) -> AsyncGenerator[Lookups]:
-    """Give the reads for people, and close their connection."""
-    opened = Lookups(url, queue)
+async def inspector(url: str, queue: str) -> AsyncGenerator[Inspector]:
+    """Return the reads for people, and close their connection."""
+    opened = Inspector(url, queue)
     try:
         yield opened
     finally:
@@ -79,7 +79,7 @@ async def lookups(url: str, queue: str) -> AsyncGenerator[Lookups]:
 
 
 def flags_of(config: Config) -> str:
-    """Give the flags that lead another command to the same queue, with a space before each."""
+    """Return the flags that lead another command to the same queue, with a space before each."""
     where = "" if config.redis else f" --data-dir {shlex.quote(config.data_dir)}"
     redis = f" --redis {shlex.quote(config.redis)}" if config.redis and without_password(config.redis) == config.redis else ""
     return f"{where}{redis}" + (f" --queue {shlex.quote(config.queue)}" if config.queue != Config().queue else "")
@@ -91,6 +91,6 @@ def print_json(value: Any) -> None:
 
 
 def clean(text: str, width: int = 0) -> str:
-    """Give text from strangers as it may go to a terminal: no control characters, cut to `width`."""
+    """Return text from strangers as it may go to a terminal: no control characters, cut to `width`."""
     printable = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
     return printable if not width or len(printable) <= width else printable[: width - 1] + "…"

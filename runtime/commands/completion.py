@@ -18,7 +18,7 @@ complete -o default -F _backend_jobs backend-jobs
 ZSH_HEAD = "autoload -U +X bashcompinit && bashcompinit\n"
 
 
-def act(top: argparse.ArgumentParser, shell: str) -> int:
+def main(top: argparse.ArgumentParser, shell: str) -> int:
     """Print the script for a shell; the command is completed as `backend-jobs`."""
     commands = subparsers(top)
     cases: list[str] = []
@@ -34,7 +34,7 @@ def act(top: argparse.ArgumentParser, shell: str) -> int:
 
 
 def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    """Give the commands of a parser by name."""
+    """Return the commands of a parser by name."""
     for action in parser._actions:  # pyright: ignore[reportPrivateUsage] -- argparse has no public way
         if isinstance(action, argparse._SubParsersAction):  # pyright: ignore[reportPrivateUsage]
             choices: Any = action.choices  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
@@ -43,5 +43,5 @@ def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentPa
 
 
 def flags(parser: argparse.ArgumentParser) -> list[str]:
-    """Give the long flags of a parser."""
+    """Return the long flags of a parser."""
     return [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]  # pyright: ignore[reportPrivateUsage]

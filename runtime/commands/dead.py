@@ -8,10 +8,10 @@ import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
-from runtime.commands.common import clean, flags_of, lookups, print_json, with_store
+from runtime.commands.common import clean, flags_of, inspector, print_json, with_store
 from runtime.config import Config
 from runtime.errors import ConfigError
-from runtime.store.inspector import PAGE, DeadLetter, Filter, Lookups, is_letter
+from runtime.store.inspector import PAGE, DeadLetter, Filter, Inspector, is_letter
 
 MAX_LIST = 10_000
 PROGRESS_S = 0.2
@@ -29,7 +29,7 @@ def listing(config: Config, parsed: argparse.Namespace) -> int:
         raise ConfigError(f"-n {parsed.n}: from 1 to {MAX_LIST}, please")
 
     async def look(url: str) -> list[DeadLetter]:
-        async with lookups(url, config.queue) as found:
+        async with inspector(url, config.queue) as found:
             return await found.dead_letters(parsed.n)
 
     looked_at = with_store(config, look)
@@ -47,7 +47,7 @@ def show(config: Config, parsed: argparse.Namespace) -> int:
     _check(parsed.letter)
 
     async def look(url: str) -> DeadLetter | None:
-        async with lookups(url, config.queue) as found:
+        async with inspector(url, config.queue) as found:
             return await found.dead_letter(parsed.letter)
 
     letter = with_store(config, look)
@@ -76,7 +76,7 @@ def replay(config: Config, parsed: argparse.Namespace) -> int:
     if parsed.rate < 0:
         raise ConfigError(f"--rate {parsed.rate:g}: letters per second, 0 for as fast as it goes")
 
-    async def send_back(found: Lookups, letter: str) -> bool:
+    async def send_back(found: Inspector, letter: str) -> bool:
         answer = await found.replay(letter)
         if parsed.json:
             print_json({"letter": letter, "replayed": answer not in WORDS, "answer": answer})
@@ -92,23 +92,23 @@ def purge(config: Config, parsed: argparse.Namespace) -> int:
     """Delete dead letters for ever, those named or those that fit; status 1 when one of them was not there."""
     _check_choice(parsed)
 
-    async def delete(found: Lookups, letter: str) -> bool:
+    async def delete(found: Inspector, letter: str) -> bool:
         return await found.purge([letter]) == 1
 
     return _for_each(config, parsed, "deleted", delete)
 
 
-def _for_each(config: Config, parsed: argparse.Namespace, word: str, act: Callable[[Lookups, str], Awaitable[bool]]) -> int:
+def _for_each(config: Config, parsed: argparse.Namespace, word: str, main: Callable[[Inspector, str], Awaitable[bool]]) -> int:
     """Do it for all letters that are meant, with a progress line at a terminal; `--dry-run` only names them."""
 
     async def work(url: str) -> tuple[int, int]:
         done, failed, next_s = 0, 0, 0.0
-        async with lookups(url, config.queue) as found:
+        async with inspector(url, config.queue) as found:
             async for letter in _meant(found, parsed):
                 if parsed.dry_run:
                     print_json(letter) if parsed.json else print(_line(letter))
                     done += 1
-                elif await act(found, letter.letter):
+                elif await main(found, letter.letter):
                     done += 1
                 else:
                     failed += 1
@@ -123,8 +123,8 @@ def _for_each(config: Config, parsed: argparse.Namespace, word: str, act: Callab
     return 1 if failed else 0
 
 
-async def _meant(found: Lookups, parsed: argparse.Namespace) -> AsyncGenerator[DeadLetter]:
-    """Give the letters named, or page by page those that fit and were there when we began: a replay may die again meanwhile."""
+async def _meant(found: Inspector, parsed: argparse.Namespace) -> AsyncGenerator[DeadLetter]:
+    """Return the letters named, or page by page those that fit and were there when we began: a replay may die again meanwhile."""
     if parsed.letters:
         for place in parsed.letters:
             yield await found.dead_letter(place) or DeadLetter(place, "", "", "gone", "", 0, "", 0.0, "", {})

@@ -1,4 +1,4 @@
-"""`doctor`: what is wrong with the server or the queue, each finding with the command that mends it."""
+"""`doctor`: what is wrong with the server or the queue, each finding with the command that fixes it."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ import time
 from runtime.commands.common import clean, print_json, with_store
 from runtime.config import Config
 from runtime.store.connection import redis_cli
-from runtime.store.doctor import Checkup, Finding
+from runtime.store.doctor import Doctor, Finding
 
 SIGNS = {"ok": "ok     ", "warning": "warning", "error": "ERROR  "}
 
 
-def act(config: Config, parsed: argparse.Namespace) -> int:
+def main(config: Config, parsed: argparse.Namespace) -> int:
     """Print all findings; status 1 when one of them is an error."""
 
     async def examine(url: str) -> list[Finding]:
-        checkup = Checkup(url, config.queue, "doctor")
+        doctor = Doctor(url, config.queue, "doctor")
         try:
-            findings = await checkup.examine(int(time.time() * 1000))
+            findings = await doctor.examine(int(time.time() * 1000))
             return [
-                Finding(finding.level, finding.what, finding.mend.replace("redis-cli", redis_cli(url))) for finding in findings
+                Finding(finding.level, finding.what, finding.fix.replace("redis-cli", redis_cli(url))) for finding in findings
             ]
         finally:
-            await checkup.close()
+            await doctor.close()
 
     findings = with_store(config, examine)
     for finding in findings:
@@ -32,6 +32,6 @@ def act(config: Config, parsed: argparse.Namespace) -> int:
             print_json(finding)
             continue
         print(f"{SIGNS[finding.level]}  {clean(finding.what)}")
-        if finding.mend:
-            print(f"         mend it: {clean(finding.mend)}")
+        if finding.fix:
+            print(f"         fix it: {clean(finding.fix)}")
     return 1 if any(finding.level == "error" for finding in findings) else 0

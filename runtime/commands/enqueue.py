@@ -20,7 +20,7 @@ from runtime.producer import CHUNK_MESSAGES, Message, Packed, Producer
 PROGRESS_S = 0.1
 
 
-def act(config: Config, parsed: argparse.Namespace) -> int:
+def main(config: Config, parsed: argparse.Namespace) -> int:
     """Send one payload, or one per line of standard input."""
     registry = find_handlers(config).registry
     handler = registry.get(parsed.type.encode())

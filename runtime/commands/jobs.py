@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 
-from runtime.commands.common import clean, lookups, print_json, with_store
+from runtime.commands.common import clean, inspector, print_json, with_store
 from runtime.config import Config
-from runtime.errors import ConfigError, StoreRefuses
+from runtime.errors import ConfigError, StoreError
 from runtime.jobs import STREAMS
-from runtime.store.doctor import Checkup
+from runtime.store.doctor import Doctor
 from runtime.store.inspector import FoundJob
 
 MAX_LIST = 1_000
@@ -23,7 +23,7 @@ def listing(config: Config, parsed: argparse.Namespace) -> int:
         raise ConfigError(f"-n {parsed.n}: from 1 to {MAX_LIST}, please")
 
     async def look(url: str) -> list[FoundJob]:
-        async with lookups(url, config.queue) as found:
+        async with inspector(url, config.queue) as found:
             return await found.newest_jobs(parsed.n)
 
     looked_at = with_store(config, look)
@@ -45,7 +45,7 @@ def show(config: Config, parsed: argparse.Namespace) -> int:
     """Print all jobs with an id; status 1 when there is none where we looked."""
 
     async def look(url: str) -> list[FoundJob]:
-        async with lookups(url, config.queue) as found:
+        async with inspector(url, config.queue) as found:
             return await found.find_job(parsed.id, LOOK_AT)
 
     jobs = with_store(config, look)
@@ -67,17 +67,17 @@ def reopen(config: Config, parsed: argparse.Namespace) -> int:
     """Move what is in closed streams to fresh keys; may be stopped and called again. Status 1 when one cannot be opened."""
 
     async def move(url: str) -> tuple[dict[str, int], dict[str, str]]:
-        checkup = Checkup(url, config.queue, "reopen")
+        doctor = Doctor(url, config.queue, "reopen")
         done: dict[str, int] = {}
         failed: dict[str, str] = {}
         try:
             for stream, name in enumerate((*STREAMS, DEAD)):
                 try:
-                    await _move_all(checkup, stream, name, done)
-                except StoreRefuses as error:  # one stream's trouble: the others must not wait for it
+                    await _move_all(doctor, stream, name, done)
+                except StoreError as error:  # one stream's trouble: the others must not wait for it
                     failed[name] = str(error)
         finally:
-            await checkup.close()
+            await doctor.close()
         return done, failed
 
     done, failed = with_store(config, move)
@@ -93,11 +93,11 @@ def reopen(config: Config, parsed: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-async def _move_all(checkup: Checkup, stream: int, name: str, done: dict[str, int]) -> None:
+async def _move_all(doctor: Doctor, stream: int, name: str, done: dict[str, int]) -> None:
     """Note in `done` what is moved. Set aside once at most: who closes a stream again and again must not keep us for ever."""
-    moved, left, was_closed = await checkup.reopen(stream)
+    moved, left, was_closed = await doctor.reopen(stream)
     if moved or left or was_closed:
         done[name] = moved
     while left:
-        moved, left, _ = await checkup.reopen(stream, may_set_aside=False)
+        moved, left, _ = await doctor.reopen(stream, may_set_aside=False)
         done[name] += moved

@@ -20,15 +20,15 @@ from runtime.commands.common import find_handlers
 from runtime.config import Config, address_of
 from runtime.consumer import CANCELLED, Consumer, Report
 from runtime.embedded import Embedded
-from runtime.errors import JobsError, StoreAway
+from runtime.errors import JobsError, StoreUnavailable
 from runtime.leaving import CRASHED, Leaving, has_threads
 from runtime.offload import end_fork
 from runtime.registry import Found
 from runtime.rubbish import Rubbish, resident_reader
 from runtime.settle import describe
 from runtime.store.connection import one_connection, redis_cli, without_password
-from runtime.store.inspector import Lookups, Server, check_server
-from runtime.supervisor import Alive, Ended, Fleet, Ready, Tether, Total
+from runtime.store.inspector import Inspector, Server, check_server
+from runtime.supervisor import Alive, Ended, Ready, Supervisor, Tether, Total
 from runtime.worker.forks import guard
 
 log = logs.guarded("runtime")
@@ -44,7 +44,7 @@ START_TRIES: Final = 5
 START_BACKOFF: Final = Backoff(base_s=0.2, cap_s=2.0)
 
 
-def act(config: Config) -> int:
+def main(config: Config) -> int:
     """Run jobs until a signal says stop; gives the exit status."""
     tether = Tether.taken()
     logs.setup(config.log, config.log_level)
@@ -154,14 +154,14 @@ def _end(report: Report | Total, leaving: Leaving, tether: Tether | None = None)
     status = report.status if isinstance(report, Total) else 0
     leaving.done(status)
     if tether is not None and isinstance(report, Report):
-        tether.say(Ended(report.finished, report.released, report.left))
+        tether.tell(Ended(report.finished, report.released, report.left))
     else:
         leaving.say(f"runtime: {report}")
     return status
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    """Give what makes the loop that workers run on."""
+    """Return what makes the loop that workers run on."""
     try:
         import uvloop
     except ImportError:  # not there on Windows
@@ -171,14 +171,14 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
 
 async def _supervise(config: Config, embedded: Embedded | None, leaving: Leaving) -> Total:
     url = config.redis or (embedded.url if embedded else "")
-    children = Fleet(config, url, HARD_S)
+    children = Supervisor(config, url, HARD_S)
     async with contextlib.AsyncExitStack() as stack:
         where = "no board"
         address = address_of(config.board)
         if address is not None:
-            from board.supervisor import FleetBoard  # aiohttp is loaded only when somebody listens
+            from board.supervisor import SupervisorBoard  # aiohttp is loaded only when somebody listens
 
-            board = await stack.enter_async_context(FleetBoard(children, *address))
+            board = await stack.enter_async_context(SupervisorBoard(children, *address))
             where = f"board at {board.url}"
         aides = [asyncio.create_task(embedded.keep(), name="Embedded.keep")] if embedded is not None else []
         _stop_on_signals(children.stop, leaving, config.grace_s, 2 * HARD_S)  # the children's own hard deadlines come first
@@ -200,9 +200,9 @@ async def _work(
             logging.shutdown()
         os._exit(status)
 
-    lookups = Lookups(url, config.queue, "board")
+    inspector = Inspector(url, config.queue, "board")
     try:
-        for warning in check_server(await _reach(lookups), redis_cli(url)):
+        for warning in check_server(await _reach(inspector), redis_cli(url)):
             log.log(logging.WARNING if tether is None or tether.index == 0 else logging.DEBUG, "%s", warning)
         rubbish = Rubbish(time.monotonic, resident_reader())
         consumer = Consumer(config, url, found.registry, leave, leaving.crashed, rubbish.look)
@@ -212,7 +212,7 @@ async def _work(
             if address is not None:
                 from board.app import Board  # aiohttp is loaded only when somebody listens
 
-                board = await stack.enter_async_context(Board(consumer, lookups, *address))
+                board = await stack.enter_async_context(Board(consumer, inspector, *address))
                 board_url = board.url
                 where = f"board at {board_url}"
             aides = [asyncio.create_task(embedded.keep(), name="Embedded.keep")] if embedded is not None else []
@@ -233,7 +233,7 @@ async def _work(
             rubbish.begin()
             return await _beside(aides, consumer.run(), leaving)
     finally:
-        await lookups.close()
+        await inspector.close()
 
 
 async def _beside(aides: list[asyncio.Task[None]], work: Coroutine[Any, Any, T], leaving: Leaving) -> T:
@@ -255,27 +255,27 @@ async def _beside(aides: list[asyncio.Task[None]], work: Coroutine[Any, Any, T],
             aide.cancel()
 
 
-async def _reach(lookups: Lookups) -> Server:
+async def _reach(inspector: Inspector) -> Server:
     failures = 0
     while True:
         try:
-            return await lookups.server()
-        except StoreAway as error:
+            return await inspector.server()
+        except StoreUnavailable as error:
             is_loading = "loading" in str(error).lower()  # it lives, and reads its file: no failure, only not yet
             failures += not is_loading
             if failures == START_TRIES:
                 hint = "is it running? --redis or REDIS_URL names it; without either, the embedded server is used"
-                raise StoreAway(f"{error} (tried {START_TRIES} times); {hint}") from None
+                raise StoreUnavailable(f"{error} (tried {START_TRIES} times); {hint}") from None
             await asyncio.sleep(delay_s(max(failures, 1), START_BACKOFF, random))
 
 
 async def _report_to(consumer: Consumer, tether: Tether, ready: Ready) -> None:
     while not consumer.is_ready:
         await asyncio.sleep(READY_TICK_S)
-    tether.say(ready)
+    tether.tell(ready)
     while True:
         await asyncio.sleep(supervisor.ALIVE_S)
-        tether.say(ALIVE)
+        tether.tell(ALIVE)
 
 
 def _stop_on_signals(

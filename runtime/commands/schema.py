@@ -11,7 +11,7 @@ from runtime.config import Config
 from runtime.schema import json_schemas
 
 
-def act(config: Config, parsed: argparse.Namespace) -> int:
+def main(config: Config, parsed: argparse.Namespace) -> int:
     """Print one JSON document with all contracts."""
     found = find_handlers(config)
     document = json_schemas(handler.contract for handler in found.registry.values())

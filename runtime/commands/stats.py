@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from runtime.commands.common import clean, lookups, print_json, with_store
+from runtime.commands.common import clean, inspector, print_json, with_store
 from runtime.config import Config
 from runtime.errors import ConfigError
 from runtime.stats import OUTCOMES
@@ -14,13 +14,13 @@ Counters = dict[tuple[str, str, str], int]
 MAX_MINUTES = 1440
 
 
-def act(config: Config, parsed: argparse.Namespace) -> int:
+def main(config: Config, parsed: argparse.Namespace) -> int:
     """Print waiting, running, delayed and dead jobs, and outcomes by type."""
     if not 1 <= parsed.minutes <= MAX_MINUTES:
         raise ConfigError(f"--minutes {parsed.minutes}: from 1 to {MAX_MINUTES}, please")
 
     async def look(url: str) -> tuple[Depth, Counters]:
-        async with lookups(url, config.queue) as found:
+        async with inspector(url, config.queue) as found:
             counted = await found.counters(parsed.minutes)
             return await found.depth(), {name: count for name, count in counted.items() if name[2] in OUTCOMES}
 

@@ -13,11 +13,11 @@ from typing import Any, Final, cast
 
 import msgspec
 
-from runtime.commands.common import clean, lookups, with_store
+from runtime.commands.common import clean, inspector, with_store
 from runtime.config import Config
-from runtime.errors import ConfigError, StoreAway
+from runtime.errors import ConfigError, StoreUnavailable
 from runtime.jobs import STREAMS
-from runtime.store.inspector import DeadLetter, Depth, Lookups
+from runtime.store.inspector import DeadLetter, Depth, Inspector
 from runtime.worker.maintenance import details_of
 
 try:
@@ -47,7 +47,7 @@ class Screen(msgspec.Struct):
     failures: list[DeadLetter]
 
 
-def act(config: Config, parsed: argparse.Namespace) -> int:
+def main(config: Config, parsed: argparse.Namespace) -> int:
     """Show the queue until Ctrl-C; with `--once`, one picture."""
     return with_store(config, lambda url: _show(url, config.queue, parsed.once))
 
@@ -56,7 +56,7 @@ async def _show(url: str, queue: str, is_once: bool) -> int:
     console = Console()
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console = Console(width=WIDE)
-    async with lookups(url, queue) as found:
+    async with inspector(url, queue) as found:
         if is_once:
             console.print(picture(queue, await look(found)))
             return 0
@@ -67,17 +67,17 @@ async def _show(url: str, queue: str, is_once: bool) -> int:
             while True:
                 try:
                     live.update(picture(queue, await look(found)), refresh=True)
-                except StoreAway as error:
+                except StoreUnavailable as error:
                     live.update(Text(f"{error}; trying again", style="red"), refresh=True)
                 await asyncio.sleep(EVERY_S)
     return 0
 
 
-async def look(found: Lookups) -> Screen:
+async def look(found: Inspector) -> Screen:
     """Read what a picture shows.
 
     Raises:
-        StoreAway: no answer or an error.
+        StoreUnavailable: no answer or an error.
     """
     now_s = time.time()
     rows = await found.workers()
@@ -169,7 +169,7 @@ def total(counters: Counters, type_name: str, word: str) -> int:
 
 
 def buckets(counters: Counters, word: str, *, type_name: str = "", priority: str = "") -> dict[int, int]:
-    """Give a histogram: power of two → count."""
+    """Return a histogram: power of two → count."""
     found: dict[int, int] = {}
     for (name, of, outcome), count in counters.items():
         if outcome.startswith(word) and outcome[len(word) :].isdigit() and name == type_name and priority in ("", of):
@@ -179,7 +179,7 @@ def buckets(counters: Counters, word: str, *, type_name: str = "", priority: str
 
 
 def percentile(histogram: Mapping[int, int], part: float) -> float:
-    """Give the upper bound of the bucket in which the part of all counts is reached; 0 without any."""
+    """Return the upper bound of the bucket in which the part of all counts is reached; 0 without any."""
     powers = sorted(histogram)
     sums = list(accumulate(histogram[power] for power in powers))
     return next((2.0**power for power, reached in zip(powers, sums, strict=True) if reached >= part * sums[-1]), 0.0)

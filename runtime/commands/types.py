@@ -9,7 +9,7 @@ from runtime.commands.common import find_handlers, print_json
 from runtime.config import Config
 
 
-def act(config: Config, parsed: argparse.Namespace) -> int:
+def main(config: Config, parsed: argparse.Namespace) -> int:
     """Print a line per type, and what is missing for others."""
     found = find_handlers(config)
     for _, handler in sorted(found.registry.items()):
@@ -22,13 +22,13 @@ def act(config: Config, parsed: argparse.Namespace) -> int:
                 "timeout_s": handler.timeout_s,
                 "attempts": retry.attempts,
                 "runs": handler.runs,
-                "handler": handler.place,
+                "handler": handler.location,
             }
             print_json(row)
         else:
             tries = f"{retry.attempts} tries, {retry.base_s:g} to {retry.cap_s:g} s apart"
             where = f"v{contract.version} {contract.priority.name.lower():8} {handler.runs:7}"
-            print(f"{contract.type:28} {where} {handler.timeout_s:>6g} s  {tries}  {handler.place}")
+            print(f"{contract.type:28} {where} {handler.timeout_s:>6g} s  {tries}  {handler.location}")
     for module, extra in found.missing:
         print(f"{module} is not offered here: pip install '{extra}'", file=sys.stderr)
     return 0

@@ -1,4 +1,4 @@
-"""What everything that speaks Redis shares: the names of keys, the scripts, and the door they go through."""
+"""What everything that speaks Redis shares: the names of keys, the scripts, and the store they go through."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any, Final, cast
 
 import msgspec
 
-from runtime.errors import ConfigError, QueueFull, StoreRefuses
+from runtime.errors import ConfigError, QueueFull, StoreError
 from runtime.jobs import STREAMS
-from runtime.store.connection import Command, Tail, Wire
+from runtime.store.connection import Command, Connection, Tail
 from runtime.store.resp import ServerError
 
 GROUP: Final = "workers"
@@ -37,12 +37,12 @@ class Keys:
         self.workers = self.prefix + "workers"
         self.rows = self.prefix + "workers:rows"
         self.strikes = self.prefix + "strikes"
-        self.wards = self.prefix + "wards"
+        self.isolations = self.prefix + "wards"
         places = (*self.streams, self.due, self.messages, self.dead)
-        self.scripted = (*places, self.workers, self.rows, self.strikes, self.wards)
+        self.scripted = (*places, self.workers, self.rows, self.strikes, self.isolations)
 
     def stats(self, minute: int) -> str:
-        """Give the key of the counters of one minute since the epoch."""
+        """Return the key of the counters of one minute since the epoch."""
         return f"{self.prefix}stats:{minute}"
 
 
@@ -58,7 +58,7 @@ _PRELUDES = {"beat": ("common", "guard"), "reclaim": ("common", "guard")}
 
 @cache
 def script(name: str) -> Script:
-    """Give the script of one verb, with what all scripts share put between its flags and its body."""
+    """Return the script of one verb, with what all scripts share put between its flags and its body."""
     folder = files("runtime.store") / "lua"
     flags, _, body = (folder / f"{name}.lua").read_text("utf-8").partition("\n")
     shared = [(folder / f"{part}.lua").read_text("utf-8") for part in _PRELUDES.get(name, ("common",))]
@@ -74,7 +74,7 @@ class End(msgspec.Struct, frozen=True):
 
     @property
     def is_closed(self) -> bool:
-        """Say whether somebody's id has closed this stream: all later ids lie ahead of it, and after the last of all is none."""
+        """Return whether a sender's id far ahead has closed this stream: no later id is possible."""
         return self.ahead_ms > AHEAD_MS
 
     @property
@@ -89,7 +89,7 @@ class End(msgspec.Struct, frozen=True):
         return found
 
 
-class Door:
+class Store:
     """Runs scripts and commands for one queue, and makes vanished groups again.
 
     Owns `broken`: the streams that cannot be read, since their key is of another type, with what they answered. They are left
@@ -105,39 +105,39 @@ class Door:
         self._must_heal = False
 
     def command(self, name: str, *args: str | bytes | int | float | Tail) -> Command:
-        """Give the call of a script on this queue's keys."""
+        """Return the call of a script on this queue's keys."""
         return ("EVALSHA", script(name).sha, len(self.keys.scripted), *self.keys.scripted, *args)
 
-    async def ask(self, wire: Wire, *commands: Command, wait_s: float = 0.0, run: str = "") -> list[Any]:
+    async def ask(self, connection: Connection, *commands: Command, wait_s: float = 0.0, run_id: str = "") -> list[Any]:
         """Call, and load scripts that the server has forgotten. Error answers stay among the answers.
 
         Raises:
-            StoreAway: no answer.
+            StoreUnavailable: no answer.
         """
-        await self._heal(wire)
-        answers = await wire.call(*commands, wait_s=wait_s, run=run)
+        await self._heal(connection)
+        answers = await connection.call(*commands, wait_s=wait_s, run_id=run_id)
         forgotten = [at for at, answer in enumerate(answers) if is_code(answer, "NOSCRIPT")]
         if forgotten:
-            await self.load(wire)
-            again = await wire.call(*[commands[at] for at in forgotten], wait_s=wait_s, run=run)
+            await self.load(connection)
+            again = await connection.call(*[commands[at] for at in forgotten], wait_s=wait_s, run_id=run_id)
             for at, answer in zip(forgotten, again, strict=True):
                 answers[at] = answer
         return answers
 
-    async def one(self, wire: Wire, command: Command) -> Any:
+    async def call_one(self, connection: Connection, command: Command) -> Any:
         """Call one command and give its answer.
 
         Raises:
-            StoreAway: no answer, or an error.
+            StoreUnavailable: no answer, or an error.
         """
-        return self.sound((await self.ask(wire, command))[0])
+        return self.checked((await self.ask(connection, command))[0])
 
-    def sound(self, answer: Any) -> Any:
-        """Give the answer back, unless it is an error: then the store is as good as away, whatever the error says.
+    def checked(self, answer: Any) -> Any:
+        """Return the answer back, unless it is an error: then the store is as good as away, whatever the error says.
 
         Raises:
             QueueFull: memory is full.
-            StoreRefuses: any other error.
+            StoreError: any other error.
         """
         if not isinstance(answer, ServerError):
             return answer
@@ -145,86 +145,86 @@ class Door:
             self._must_heal = True
         if "OOM" in answer:
             raise QueueFull(f"Redis is full: {answer}")
-        raise StoreRefuses(f"Redis answered: {answer}")
+        raise StoreError(f"Redis answered: {answer}")
 
-    async def ends_on(self, wire: Wire) -> list[End]:
+    async def ends_on(self, connection: Connection) -> list[End]:
         """Return where each stream ends; the dead letters last.
 
         Raises:
-            StoreAway: no answer or an error.
+            StoreUnavailable: no answer or an error.
         """
-        _, *answer = await self.one(wire, self.command("ends"))
+        _, *answer = await self.call_one(connection, self.command("ends"))
         return [End(int(ahead), bool(aside)) for ahead, aside in zip(answer[::2], answer[1::2], strict=True)]
 
-    async def prepare(self, wire: Wire) -> None:
+    async def prepare(self, connection: Connection) -> None:
         """Make the consumer group on all four streams, at 0: made at `$` it would skip what is there.
 
         With memory full the server refuses this even where the group exists. Then we go on: what exists can be worked off, and
         what does not is asked for again. A stream in whose place a key of another type stands is left out from then on.
 
         Raises:
-            StoreAway: no answer, or no stream can be read.
+            StoreUnavailable: no answer, or no stream can be read.
         """
         self._looked_s = time.monotonic()
-        made = await wire.call(*[("XGROUP", "CREATE", key, GROUP, "0", "MKSTREAM") for key in self.keys.streams])
+        made = await connection.call(*[("XGROUP", "CREATE", key, GROUP, "0", "MKSTREAM") for key in self.keys.streams])
         broken: dict[int, str] = {}
         for stream, answer in enumerate(made):
             if is_code(answer, "WRONGTYPE") or (is_code(answer, "OOM") and stream in self._groupless | self.broken.keys()):
                 broken[stream] = str(answer)
             elif not (is_code(answer, "BUSYGROUP") or is_code(answer, "OOM")):
-                self.sound(answer)
+                self.checked(answer)
         self.broken = broken
         self._groupless.clear()
         if len(broken) == len(self.keys.streams):
-            raise StoreRefuses(f"Redis answered: {broken[0]} ({', '.join(self.keys.streams)})")
+            raise StoreError(f"Redis answered: {broken[0]} ({', '.join(self.keys.streams)})")
 
-    async def _heal(self, wire: Wire) -> None:
+    async def _heal(self, connection: Connection) -> None:
         """Make the groups again where an answer said that one is missing, and look again at what is broken."""
         if self._must_heal or (self.broken and time.monotonic() > self._looked_s + BROKEN_S):
             self._must_heal = False
-            await self.prepare(wire)
+            await self.prepare(connection)
 
-    async def load(self, wire: Wire) -> None:
+    async def load(self, connection: Connection) -> None:
         """Load all scripts.
 
         Raises:
-            StoreAway: no answer or an error.
+            StoreUnavailable: no answer or an error.
         """
         names = [path.name[:-4] for path in (files("runtime.store") / "lua").iterdir() if path.name.endswith(".lua")]
         scripts = [script(name) for name in names if name not in ("common", "guard")]
-        for answer in await wire.call(*[("SCRIPT", "LOAD", known.text) for known in scripts]):
-            self.sound(answer)
+        for answer in await connection.call(*[("SCRIPT", "LOAD", known.text) for known in scripts]):
+            self.checked(answer)
 
 
 # --- small shapes --------------------------------------------------------------------------------------------------------
 
 
 def is_code(answer: Any, code: str) -> bool:
-    """Say whether an answer is the error with this first word."""
+    """Return whether an answer is the error with this first word."""
     return isinstance(answer, ServerError) and answer.code == code
 
 
 def workers_of(until: Sequence[bytes], rows: Sequence[bytes]) -> dict[str, tuple[int, str]]:
-    """Give the workers out of the raw ZRANGE WITHSCORES and HGETALL; the guard's own members begin with `~`."""
+    """Return the workers out of the raw ZRANGE WITHSCORES and HGETALL; the guard's own members begin with `~`."""
     known = {name.decode(errors="replace"): row.decode(errors="replace") for name, row in pairs(rows)}
     lives = {name.decode(errors="replace"): int(min(max(float(score), 0.0), MAX_MS)) for name, score in pairs(until)}
     return {name: (at, known.get(name, "")) for name, at in lives.items() if not name.startswith("~")}
 
 
 def setting(answer: Any) -> str:
-    """Give the value that CONFIG GET answered, or nothing where asking is not allowed."""
+    """Return the value that CONFIG GET answered, or nothing where asking is not allowed."""
     if isinstance(answer, ServerError) or not answer:
         return ""  # not allowed to ask: INFO has told what it tells
     return bytes(cast("Sequence[bytes]", answer)[1]).decode()
 
 
-def whole(text: str) -> int | None:
-    """Give the whole number that a text is, or None: what stands in Redis may be a stranger's."""
+def parse_int(text: str) -> int | None:
+    """Return the whole number that a text is, or None: what stands in Redis may be a stranger's."""
     return int(text) if text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS else None
 
 
 def entry_fields(flat: Sequence[bytes]) -> dict[bytes, bytes]:
-    """Give the fields of an entry by name; the last one of a name wins, as everywhere."""
+    """Return the fields of an entry by name; the last one of a name wins, as everywhere."""
     return dict(pairs(flat))
 
 

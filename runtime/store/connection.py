@@ -1,7 +1,7 @@
 """One connection of redis-py, used below its command layer: raw commands in, raw replies out, many per round trip.
 
 redis-py's commands cost 3 to 5 µs per job in parsing replies into dictionaries, and its defaults repeat what must not be
-repeated; its connections give TLS, ACL users and unix sockets. Behind the door only.
+repeated; its connections give TLS, ACL users and unix sockets. Behind the store only.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from typing import Any, Final, NamedTuple, cast
 from urllib.parse import unquote
 
 from hiredis import pack_command  # pyright: ignore[reportUnknownVariableType]
-from redis.asyncio.connection import AbstractConnection, Connection, ConnectionPool
+from redis.asyncio.connection import AbstractConnection, ConnectionPool
+from redis.asyncio.connection import Connection as RedisConnection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from runtime.errors import ConfigError, StoreAway
-from runtime.store.resp import NEVER, Limits, Line, ServerError, take_over
+from runtime.errors import ConfigError, StoreUnavailable
+from runtime.store.resp import NEVER, Limits, RespProtocol, ServerError, take_over
 
 
 class Tail(NamedTuple):
@@ -49,7 +50,7 @@ LEAST_PART_S: Final = 0.25  # a guess, of the time to connect, for each address 
 # answers may be no Redis at all, nor a name one.
 _NO_CONNECTION: Final = (
     *(RedisError, OSError, RuntimeError, LookupError, ImportError),
-    *(ValueError, TypeError, AttributeError, StoreAway),
+    *(ValueError, TypeError, AttributeError, StoreUnavailable),
 )
 SENTINEL_S: Final = 0.5  # for one sentinel's answer: the others know as much
 _DOWN: Final = {b"s_down", b"o_down"}  # as this sentinel sees it, or as enough of them do
@@ -57,7 +58,7 @@ SENTINEL_EXAMPLE: Final = "sentinel://host:26379,host:26379/mymaster"
 
 
 def one_connection(url: str) -> AbstractConnection:
-    """Give a connection for this URL, not yet open: no retries of its own, no timeouts of its own, bytes in and out.
+    """Return a connection for this URL, not yet open: no retries of its own, no timeouts of its own, bytes in and out.
 
     Raises:
         ConfigError: the URL is none of redis://, rediss://, unix://, sentinel://.
@@ -86,7 +87,7 @@ def one_connection(url: str) -> AbstractConnection:
 
 async def _addresses(connection: AbstractConnection) -> list[str]:
     """Return the addresses that the name of a connection's host stands for; just "" where it has none to look up."""
-    if not isinstance(connection, Connection) or isinstance(connection, MasterConnection):
+    if not isinstance(connection, RedisConnection) or isinstance(connection, MasterConnection):
         return [""]
     with contextlib.suppress(ValueError):
         ipaddress.ip_address(connection.host)
@@ -99,7 +100,7 @@ async def _addresses(connection: AbstractConnection) -> list[str]:
 def _connection_to(url: str, address: str) -> AbstractConnection:
     """Return a connection to one address of the URL's host; a certificate is compared with the host's name all the same."""
     connection = one_connection(url)
-    if address and isinstance(connection, Connection):
+    if address and isinstance(connection, RedisConnection):
         known = cast("dict[str, Any]", connection._connection_arguments())  # pyright: ignore[reportPrivateUsage, reportUnknownMemberType]
         arguments = {**known, "host": address}
         if "ssl" in arguments:
@@ -108,7 +109,7 @@ def _connection_to(url: str, address: str) -> AbstractConnection:
     return connection
 
 
-class Watched(NamedTuple):
+class SentinelUrl(NamedTuple):
     """A `sentinel://` URL in its parts: who is asked for which service, and how its servers are entered."""
 
     sentinels: list[tuple[str, int]]
@@ -118,8 +119,8 @@ class Watched(NamedTuple):
     password: str | None
 
 
-def watched_by(url: str) -> Watched:
-    """Give the parts of `sentinel://[user:pass@]host:port[,host:port...]/service[/db]`.
+def parse_sentinel_url(url: str) -> SentinelUrl:
+    """Return the parts of `sentinel://[user:pass@]host:port[,host:port...]/service[/db]`.
 
     Raises:
         ConfigError: it is no such URL.
@@ -134,18 +135,18 @@ def watched_by(url: str) -> Watched:
         sentinels = [(host.strip("[]"), int(port)) for host, _, port in pairs]
         if not service or not all(host for host, _ in sentinels) or "?" in url or "#" in url:
             raise ValueError
-        return Watched(sentinels, unquote(service), int(db or 0), username or None, password or None)
+        return SentinelUrl(sentinels, unquote(service), int(db or 0), username or None, password or None)
     except ValueError:
         raise ConfigError(f"Redis URL {without_password(url)!r}: write it as {SENTINEL_EXAMPLE}") from None
 
 
-class MasterConnection(Connection):
+class MasterConnection(RedisConnection):
     """A connection to whichever server the sentinels call the master at the moment it is opened."""
 
     def __init__(self, url: str, options: dict[str, Any]) -> None:
-        self.watched = watched_by(url)
-        watched = self.watched
-        super().__init__(db=watched.db, username=watched.username, password=watched.password, **options)  # pyright: ignore[reportUnknownMemberType]
+        self.sentinel_url = parse_sentinel_url(url)
+        sentinel_url = self.sentinel_url
+        super().__init__(db=sentinel_url.db, username=sentinel_url.username, password=sentinel_url.password, **options)  # pyright: ignore[reportUnknownMemberType]
 
     async def connect(self) -> None:
         """Find the master and connect to it.
@@ -158,17 +159,17 @@ class MasterConnection(Connection):
 
     async def _find(self) -> tuple[str, int]:
         """Ask the sentinels, in another order each time: one that is cut off may know an old master, or nothing."""
-        watched = self.watched
-        shuffle(watched.sentinels)
+        sentinel_url = self.sentinel_url
+        shuffle(sentinel_url.sentinels)
         ways: list[dict[str, Any]] = [{}]
-        if watched.password:  # few protect their sentinels; those who do use one password for all
-            ways.append({"username": watched.username, "password": watched.password})
-        for way, (host, port) in product(ways, watched.sentinels):
+        if sentinel_url.password:  # few protect their sentinels; those who do use one password for all
+            ways.append({"username": sentinel_url.username, "password": sentinel_url.password})
+        for way, (host, port) in product(ways, sentinel_url.sentinels):
             with contextlib.suppress(RedisError, OSError):
                 master = await self._ask(host, port, way)
                 if master is not None:
                     return master
-        raise MasterNotFoundError(f"no sentinel knows a living master {watched.service!r}, or lets us ask")
+        raise MasterNotFoundError(f"no sentinel knows a living master {sentinel_url.service!r}, or lets us ask")
 
     async def _ask(self, host: str, port: int, way: dict[str, Any]) -> tuple[str, int] | None:
         """Ask one sentinel where the master is.
@@ -178,14 +179,14 @@ class MasterConnection(Connection):
         """
         timeouts = {"socket_timeout": None, "socket_connect_timeout": SENTINEL_S}
         options: dict[str, Any] = {"protocol": 2, **timeouts, **way}
-        connection = Connection(host=host, port=port, retry=Retry(NoBackoff(), 0), **options)  # pyright: ignore[reportUnknownMemberType]
+        connection = RedisConnection(host=host, port=port, retry=Retry(NoBackoff(), 0), **options)  # pyright: ignore[reportUnknownMemberType]
         try:
             async with asyncio.timeout(SENTINEL_S):
                 await connection.connect()
                 (answer,) = await take_over(connection).ask(pack([("SENTINEL", "MASTERS")]), 1)
         finally:
             await _disconnect(connection)
-        return master_in(answer, self.watched.service.encode())
+        return master_in(answer, self.sentinel_url.service.encode())
 
 
 def master_in(answer: Any, service: bytes) -> tuple[str, int] | None:
@@ -205,21 +206,21 @@ _pack = cast("Callable[[tuple[Any, ...]], bytes]", pack_command)  # its own stub
 
 
 def redis_cli(url: str) -> str:
-    """Give the redis-cli call that reaches this server, as one would type it; a password is left to the environment."""
+    """Return the redis-cli call that reaches this server, as one would type it; a password is left to the environment."""
     if url.startswith("unix://"):
         return f"redis-cli -s {url[7:].partition('?')[0]}"
     if url.startswith("sentinel://"):
-        watched = watched_by(url)
-        host, port = watched.sentinels[0]
-        ask = f"redis-cli -h {host} -p {port} SENTINEL GET-MASTER-ADDR-BY-NAME {watched.service}"
-        enter = 'REDISCLI_AUTH="$REDIS_PASSWORD" ' if watched.password else ""
-        user = f"--user {watched.username} " if watched.username else ""
+        sentinel_url = parse_sentinel_url(url)
+        host, port = sentinel_url.sentinels[0]
+        ask = f"redis-cli -h {host} -p {port} SENTINEL GET-MASTER-ADDR-BY-NAME {sentinel_url.service}"
+        enter = 'REDISCLI_AUTH="$REDIS_PASSWORD" ' if sentinel_url.password else ""
+        user = f"--user {sentinel_url.username} " if sentinel_url.username else ""
         return f"{enter}redis-cli {user}$({ask} | xargs printf -- '-h %s -p %s')"
     return 'redis-cli -u "$REDIS_URL"' if without_password(url) != url else f"redis-cli -u {url}"
 
 
 def pack(commands: Sequence[Command]) -> bytes:
-    """Give the commands as they go over the wire, packed in C: redis-py's own packing is a fifth of a drain's time."""
+    """Return the commands as they go over the wire, packed in C: redis-py's own packing is a fifth of a drain's time."""
     return b"".join([_pack_one(command) for command in commands])
 
 
@@ -232,17 +233,17 @@ def _pack_one(command: Command) -> bytes:
 
 
 def packed_words(words: Sequence[Any]) -> bytes:
-    """Give arguments as they stand inside of a command."""
+    """Return arguments as they stand inside of a command."""
     return _pack(tuple(words)).partition(b"\r\n")[2]  # without the count of words
 
 
 def packed_value(value: bytes) -> bytes:
-    """Give one argument as it stands inside of a command."""
+    """Return one argument as it stands inside of a command."""
     return b"$%d\r\n%b\r\n" % (len(value), value)
 
 
 def tail_of(values: Sequence[bytes]) -> Tail:
-    """Give many short arguments as a tail, for a third of the time: those of one length are joined in C. In no order."""
+    """Return many short arguments as a tail, for a third of the time: those of one length are joined in C. In no order."""
     parts: list[bytes] = []
     for length, alike in groupby(sorted(values, key=len), len):
         head = b"$%d\r\n" % length
@@ -251,17 +252,17 @@ def tail_of(values: Sequence[bytes]) -> Tail:
 
 
 def without_password(url: str) -> str:
-    """Give the URL as it may be shown to people and logs."""
+    """Return the URL as it may be shown to people and logs."""
     head, at, tail = url.rpartition("@")
     scheme, slashes, _ = head.partition("://")
     return f"{scheme}{slashes}***@{tail}" if at else url
 
 
-class Wire:
+class Connection:
     """Owns one connection and opens it again when it is gone. One caller at a time; whoever comes second waits.
 
-    `run` names the server process behind it: ids and leases from before a restart carry another name. `came` says of the newest
-    call how many bytes of an answer came, and in how many seconds from the first to the last of them.
+    `run_id` names the server process behind it: ids and leases from before a restart carry another name. `came` says
+    of the newest call how many bytes of an answer came, and in how many seconds from the first to the last of them.
     """
 
     def __init__(self, url: str, name: str, answer_s: float = ANSWER_S, most_s: float = 0.0, most_bytes: float = NEVER) -> None:
@@ -270,73 +271,73 @@ class Wire:
         self._limits = Limits(answer_s, most_s or MOST_ANSWERS * answer_s, most_bytes)
         self.came = (0, 0.0)
         self.name = name
-        self.run = ""
+        self.run_id = ""
         self.client_id = 0
-        self._connection: AbstractConnection | None = None
-        self._line: Line | None = None
+        self._redis: AbstractConnection | None = None
+        self._protocol: RespProtocol | None = None
         self._busy = asyncio.Lock()
         self._unanswered = False
         self._heard_s = 0.0  # when it answered last, by the loop's clock
 
     def __repr__(self) -> str:
-        state = "open" if self._connection is not None else "closed"
-        return f"<Wire {self.name} {state} to {without_password(self.url)}>"
+        state = "open" if self._redis is not None else "closed"
+        return f"<Connection {self.name} {state} to {without_password(self.url)}>"
 
     async def ready(self) -> None:
-        """Open the connection if it is closed, was lost or has become silent, so that `run` is true.
+        """Open the connection if it is closed, was lost or has become silent, so that `run_id` is true.
 
         A call that follows at once awaits nothing before its request is written.
 
         Raises:
-            StoreAway: no connection.
+            StoreUnavailable: no connection.
         """
-        line = self._line
-        if line is not None and not (self._busy.locked() or line.is_lost or self._is_idle()):
+        protocol = self._protocol
+        if protocol is not None and not (self._busy.locked() or protocol.is_lost or self._is_idle()):
             return
         async with self._busy:
-            line = self._line
-            if line is None or line.is_lost:
+            protocol = self._protocol
+            if protocol is None or protocol.is_lost:
                 await self._drop()
-                line = await self._open()
+                protocol = await self._open()
             elif self._is_idle():
-                line = await self._proven(line)
-            if line.is_lost:  # already: its answer and its end came together
+                protocol = await self._proven(protocol)
+            if protocol.is_lost:  # already: its answer and its end came together
                 await self._drop()
-                raise StoreAway(f"Redis at {without_password(self.url)}: the connection was closed")
+                raise StoreUnavailable(f"Redis at {without_password(self.url)}: the connection was closed")
 
-    async def call(self, *commands: Command, wait_s: float = 0.0, run: str = "") -> list[Any]:
+    async def call(self, *commands: Command, wait_s: float = 0.0, run_id: str = "") -> list[Any]:
         """Send the commands in one write and give their answers in order; an error answer is a ServerError among them.
 
         The answers are given up when nothing moves for `wait_s`, or what this wire was made with: a large one may take its time.
-        With `run`, nothing is sent to any other server process than that.
+        With `run_id`, nothing is sent to any other server process than that.
 
         Raises:
-            StoreAway: no connection, or not every answer came in time; what was sent may or may not have happened. Or the server
-                is a replica by now: its new master may undo what it did, and the next call looks for that one.
+            StoreUnavailable: no connection, or not every answer came in time; what was sent may or may not have happened. Or
+                the server is a replica by now: its new master may undo what it did, and the next call looks for that one.
         """
         async with self._busy:
-            line = self._line or await self._open()
+            protocol = self._protocol or await self._open()
             if self._is_idle():
-                line = await self._proven(line)
-            if run and run != self.run:
-                raise StoreAway(f"Redis at {without_password(self.url)} was restarted")
+                protocol = await self._proven(protocol)
+            if run_id and run_id != self.run_id:
+                raise StoreUnavailable(f"Redis at {without_password(self.url)} was restarted")
             self._unanswered = True
             limits = self._limits if not wait_s else self._limits._replace(silent_s=wait_s)
             try:
-                answers = await line.ask(pack(commands), len(commands), limits)
+                answers = await protocol.ask(pack(commands), len(commands), limits)
             except (RedisError, OSError) as error:
                 await self._drop()
-                raise StoreAway(f"Redis at {without_password(self.url)}: {str(error) or type(error).__name__}") from error
+                raise StoreUnavailable(f"Redis at {without_password(self.url)}: {str(error) or type(error).__name__}") from error
             except BaseException:
                 await self._drop()  # an answer may still be on its way: nobody may read it as his own
                 raise
             finally:
-                self.came = (line.received, line.newest_s - line.first_s)
+                self.came = (protocol.received, protocol.newest_s - protocol.first_s)
             self._unanswered = False
             self._heard_s = asyncio.get_running_loop().time()
             if any(isinstance(answer, ServerError) and answer.code == "READONLY" for answer in answers):
                 await self._drop()
-                raise StoreAway(f"Redis at {without_password(self.url)} is a replica now")
+                raise StoreUnavailable(f"Redis at {without_password(self.url)} is a replica now")
             return answers
 
     async def close(self) -> None:
@@ -347,7 +348,7 @@ class Wire:
     def _is_idle(self) -> bool:
         return asyncio.get_running_loop().time() - self._heard_s > IDLE_S
 
-    async def _open(self) -> Line:
+    async def _open(self) -> RespProtocol:
         """Open a connection, to the first address of its host that answers; each has its part of the time."""
         loop = asyncio.get_running_loop()
         end_s = loop.time() + min(CONNECT_S, self._answer_s)
@@ -356,7 +357,7 @@ class Wire:
                 addresses = await _addresses(one_connection(self.url))  # reads redis-py's own version from a file
         for left in range(len(addresses), 1, -1):
             part_s = max((end_s - loop.time()) / left, LEAST_PART_S)
-            with contextlib.suppress(StoreAway):
+            with contextlib.suppress(StoreUnavailable):
                 return await self._open_at(addresses[-left], min(loop.time() + part_s, end_s))
         return await self._open_at(addresses[-1], end_s)
 
@@ -367,58 +368,58 @@ class Wire:
             yield
         except _NO_CONNECTION as error:
             why = str(error) or ("no connection in time" if isinstance(error, TimeoutError) else type(error).__name__)
-            raise StoreAway(f"Redis at {without_password(self.url)}: {why}") from error
+            raise StoreUnavailable(f"Redis at {without_password(self.url)}: {why}") from error
 
-    async def _open_at(self, address: str, end_s: float) -> Line:
+    async def _open_at(self, address: str, end_s: float) -> RespProtocol:
         connection: AbstractConnection | None = None
         try:
             with self._told():
                 async with asyncio.timeout_at(end_s):
                     connection = _connection_to(self.url, address)
                     await connection.connect()
-                    line = take_over(connection)
+                    protocol = take_over(connection)
                     hello = [("CLIENT", "SETNAME", self.name), ("CLIENT", "ID"), ("INFO", "server")]
-                    _, client_id, info = map(_sound, await line.ask(pack(hello), len(hello)))
-                    run = _named(b"run_id", info)
+                    _, client_id, info = map(_checked, await protocol.ask(pack(hello), len(hello)))
+                    run_id = _named(b"run_id", info)
                     if isinstance(connection, MasterConnection):
-                        await self._check_role(line)
-                    if self._unanswered and run == self.run:
+                        await self._check_role(protocol)
+                    if self._unanswered and run_id == self.run_id:
                         # The old connection's last call may still be running: end it before anything is repeated.
-                        await line.ask(pack([("CLIENT", "KILL", "ID", self.client_id)]), 1)
+                        await protocol.ask(pack([("CLIENT", "KILL", "ID", self.client_id)]), 1)
         except BaseException:
             await _disconnect(connection)
             raise
-        self._connection, self._line = connection, line
-        self.client_id, self.run, self._unanswered = client_id, run, False
+        self._redis, self._protocol = connection, protocol
+        self.client_id, self.run_id, self._unanswered = client_id, run_id, False
         self._heard_s = asyncio.get_running_loop().time()
-        return line
+        return protocol
 
-    async def _proven(self, line: Line) -> Line:
-        """Return the line, or a new one where it has become silent: middleboxes forget idle connections, and tell nobody.
+    async def _proven(self, protocol: RespProtocol) -> RespProtocol:
+        """Return the protocol, or a new one where it has become silent: middleboxes forget idle connections, and tell nobody.
 
         Raises:
-            StoreAway: no new connection.
+            StoreUnavailable: no new connection.
         """
         try:
             async with asyncio.timeout(min(PROOF_S, self._answer_s)):
-                await line.ask(pack([("PING",)]), 1)
+                await protocol.ask(pack([("PING",)]), 1)
         except (RedisError, OSError):
             await self._drop()
             return await self._open()
         except BaseException:
             await self._drop()  # its answer may still be on its way
             raise
-        return line
+        return protocol
 
-    async def _check_role(self, line: Line) -> None:
+    async def _check_role(self, protocol: RespProtocol) -> None:
         """Sentinels learn of a failover one after the other: never take a replica for the master that it was."""
-        (info,) = await line.ask(pack([("INFO", "replication")]), 1)
+        (info,) = await protocol.ask(pack([("INFO", "replication")]), 1)
         role = _named(b"role", info)
         if role != "master":
             raise MasterNotFoundError(f"the sentinels name a server that is a {role or 'server without a role'}")
 
     async def _drop(self) -> None:
-        connection, self._connection, self._line = self._connection, None, None
+        connection, self._redis, self._protocol = self._redis, None, None
         if connection is not None:
             await _disconnect(connection)
 
@@ -430,19 +431,19 @@ async def _disconnect(connection: AbstractConnection | None) -> None:
         await connection.disconnect(nowait=True)
 
 
-def _sound(answer: Any) -> Any:
-    """Give the answer back. A busy server tells neither the connection's id nor its own name: nobody could wake it, or fence.
+def _checked(answer: Any) -> Any:
+    """Return the answer back. A busy server tells neither the connection's id nor its own name: nobody could wake it, or fence.
 
     Raises:
-        StoreAway: it is an error, and not a matter of permissions.
+        StoreUnavailable: it is an error, and not a matter of permissions.
     """
     if isinstance(answer, ServerError) and answer.code != "NOPERM":
-        raise StoreAway(answer)
+        raise StoreUnavailable(answer)
     return answer
 
 
 def _named(name: bytes, info: Any) -> str:
-    """Give a value of INFO, or nothing."""
+    """Return a value of INFO, or nothing."""
     if not isinstance(info, bytes):
         return ""
     for line in info.splitlines():

@@ -13,7 +13,7 @@ import msgspec
 from runtime.jobs import STREAMS, UNKNOWN
 from runtime.store.base import AHEAD_MS, GROUP, setting, workers_of
 from runtime.store.connection import ServerError
-from runtime.store.inspector import OLDEST_SERVER, Lookups, Server, flat_row
+from runtime.store.inspector import OLDEST_SERVER, Inspector, Server, flat_row
 
 LOOK_AT: Final = 200  # entries of each structure: enough to find a fault that is there, cheap enough for a busy server
 MAX_SHOWN: Final = 10
@@ -23,15 +23,15 @@ CLOCK_ERROR_MS: Final = 10_000
 OVERDUE_MS: Final = 60_000
 REOPEN_IDS: Final = 500  # entries a call: a few milliseconds of the server
 MEMORY_PART: Final = 0.9
-MEND_END: Final = "python -m runtime jobs reopen (jobs that run at that moment run again)"
+FIX_END: Final = "python -m runtime jobs reopen (jobs that run at that moment run again)"
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One thing found: `level` is `error`, `warning` or `ok`; `mend` is the command that mends it."""
+    """One thing found: `level` is `error`, `warning` or `ok`; `fix` is the command that fixes it."""
 
     level: str
     what: str
-    mend: str = ""
+    fix: str = ""
 
 
 class Facts(msgspec.Struct):
@@ -45,14 +45,14 @@ class Facts(msgspec.Struct):
     server_ms: int
 
 
-class Checkup(Lookups):
+class Doctor(Inspector):
     """A doctor's verbs, on one connection."""
 
     async def examine(self, local_ms: int) -> list[Finding]:
-        """Give all findings; `local_ms` is this host's clock.
+        """Return all findings; `local_ms` is this host's clock.
 
         Raises:
-            StoreAway: no answer.
+            StoreUnavailable: no answer.
         """
         facts = await self.facts()
         findings = [*about_server(facts), *about_clock(facts.server_ms, local_ms)]
@@ -75,27 +75,27 @@ class Checkup(Lookups):
         May be called again, also by others: nothing is lost, and what ran when the key was set aside runs again.
 
         Raises:
-            StoreAway: no answer or an error.
+            StoreUnavailable: no answer or an error.
         """
         place = stream + 1 if stream < len(STREAMS) else self.keys.scripted.index(self.keys.dead) + 1
         command = self.command("reopen", place, AHEAD_MS, REOPEN_IDS, int(may_set_aside))
-        moved, left, is_new = await self.one(self._wire, command)
+        moved, left, is_new = await self.call_one(self._connection, command)
         return moved, left, bool(is_new)
 
     async def _about_ends(self) -> list[Finding]:
-        ends = zip((*self.keys.streams, self.keys.dead), await self.ends_on(self._wire), strict=True)
-        return [Finding("error", f"{key} {trouble}", MEND_END) for key, end in ends for trouble in end.troubles]
+        ends = zip((*self.keys.streams, self.keys.dead), await self.ends_on(self._connection), strict=True)
+        return [Finding("error", f"{key} {trouble}", FIX_END) for key, end in ends for trouble in end.troubles]
 
     async def facts(self) -> Facts:
         """Read what the server says of itself.
 
         Raises:
-            StoreAway: no answer.
+            StoreUnavailable: no answer.
         """
         server = await self.server()
         memory = await self.info("memory")
         fsync, timeout, now = await self.ask(
-            self._wire, ("CONFIG", "GET", "appendfsync"), ("CONFIG", "GET", "timeout"), ("TIME",)
+            self._connection, ("CONFIG", "GET", "appendfsync"), ("CONFIG", "GET", "timeout"), ("TIME",)
         )
         return Facts(
             server,
@@ -111,8 +111,8 @@ class Checkup(Lookups):
         keys = self.keys
         wanted = dict.fromkeys((*keys.streams, keys.dead), b"stream")
         wanted |= {keys.due: b"zset", keys.messages: b"hash", keys.workers: b"zset", keys.rows: b"hash"}
-        wanted |= {keys.strikes: b"hash", keys.wards: b"hash"}
-        found = await self.ask(self._wire, *[("TYPE", key) for key in wanted])
+        wanted |= {keys.strikes: b"hash", keys.isolations: b"hash"}
+        found = await self.ask(self._connection, *[("TYPE", key) for key in wanted])
         return {
             key: Finding(
                 "error", f"{key} has the type {kind.decode()}, not {right.decode()}", f"redis-cli RENAME '{key}' '{key}:was'"
@@ -123,20 +123,22 @@ class Checkup(Lookups):
 
     async def _about_stream(self, stream: int, now_ms: int) -> list[Finding]:
         key = self.keys.streams[stream]
-        info, groups = await self.ask(self._wire, ("XINFO", "STREAM", key), ("XINFO", "GROUPS", key))
+        info, groups = await self.ask(self._connection, ("XINFO", "STREAM", key), ("XINFO", "GROUPS", key))
         if isinstance(info, ServerError):
             return []  # nobody has sent anything yet
         group = next((row for row in map(flat_row, groups) if row.get("name") == GROUP.encode()), None)
         if group is None:
-            mend = f"start a worker, or: redis-cli XGROUP CREATE '{key}' {GROUP} 0 MKSTREAM"
-            return [Finding("error", f"{key} has no consumer group: nothing of it is fetched", mend)]
+            fix = f"start a worker, or: redis-cli XGROUP CREATE '{key}' {GROUP} 0 MKSTREAM"
+            return [Finding("error", f"{key} has no consumer group: nothing of it is fetched", fix)]
         findings = await self._about_skipped(key, bytes(group["last-delivered-id"]).decode())
         return findings + await self._about_pending(stream)
 
     async def _about_skipped(self, key: str, delivered: str) -> list[Finding]:
         """Entries that were passed over: before the last delivered one, and pending with nobody. Nothing ever reads them."""
-        entries = await self.one(self._wire, ("XRANGE", key, "-", delivered, "COUNT", LOOK_AT))
-        pending = await self.ask(self._wire, *[("XPENDING", key, GROUP, row[0], row[0], 1) for row in entries]) if entries else []
+        entries = await self.call_one(self._connection, ("XRANGE", key, "-", delivered, "COUNT", LOOK_AT))
+        pending = (
+            await self.ask(self._connection, *[("XPENDING", key, GROUP, row[0], row[0], 1) for row in entries]) if entries else []
+        )
         skipped = [row[0] for row, held in zip(entries, pending, strict=True) if not held]
         if not skipped:
             return []
@@ -148,14 +150,14 @@ class Checkup(Lookups):
 
     async def _about_pending(self, stream: int) -> list[Finding]:
         key = self.keys.streams[stream]
-        old = await self.one(self._wire, ("XPENDING", key, GROUP, "IDLE", STALE_MS, "-", "+", LOOK_AT))
-        until = await self.one(self._wire, ("ZRANGE", self.keys.workers, 0, -1, "WITHSCORES"))
+        old = await self.call_one(self._connection, ("XPENDING", key, GROUP, "IDLE", STALE_MS, "-", "+", LOOK_AT))
+        until = await self.call_one(self._connection, ("ZRANGE", self.keys.workers, 0, -1, "WITHSCORES"))
         known = workers_of(until, [])
         stale = sorted(
             {name for _, consumer, *_ in old if (name := consumer.decode(errors="replace"))[0] != "~" and name not in known}
         )
-        rooms = (await self.one(self._wire, ("XPENDING", key, GROUP)))[3] or ()
-        parked = [(name.decode(errors="replace")[len(UNKNOWN) :], int(count)) for name, count in rooms if name.startswith(b"~t:")]
+        lots = (await self.call_one(self._connection, ("XPENDING", key, GROUP)))[3] or ()
+        parked = [(name.decode(errors="replace")[len(UNKNOWN) :], int(count)) for name, count in lots if name.startswith(b"~t:")]
         findings = [
             Finding(
                 "error",
@@ -172,7 +174,7 @@ class Checkup(Lookups):
     async def _about_delayed(self, now_ms: int) -> list[Finding]:
         keys = self.keys
         messages, times, first, sample = await self.ask(
-            self._wire,
+            self._connection,
             ("HLEN", keys.messages),
             ("ZCARD", keys.due),
             ("ZRANGE", keys.due, 0, 0, "WITHSCORES"),
@@ -180,7 +182,7 @@ class Checkup(Lookups):
         )
         findings: list[Finding] = []
         if messages != times:
-            scores = await self.ask(self._wire, *[("ZSCORE", keys.due, member) for member in sample]) if sample else []
+            scores = await self.ask(self._connection, *[("ZSCORE", keys.due, member) for member in sample]) if sample else []
             lost = sum(1 for score in scores if score is None)
             what = f"{messages} delayed messages and {times} times do not match ({lost} of {len(scores)} looked at have no time)"
             findings.append(Finding("error", what, "start a worker: it gives lost ones the time now"))

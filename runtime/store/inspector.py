@@ -15,8 +15,8 @@ import msgspec
 from runtime.codec import unpack_record
 from runtime.errors import ConfigError
 from runtime.jobs import STREAMS, default_id, ms_of
-from runtime.store.base import GROUP, Door, is_code, setting, whole, workers_of
-from runtime.store.connection import ServerError, Wire
+from runtime.store.base import GROUP, Store, is_code, parse_int, setting, workers_of
+from runtime.store.connection import Connection, ServerError
 
 OLDEST_SERVER: Final = (7, 0)
 PAGE: Final = 1000  # entries a round trip: a millisecond of the server
@@ -24,7 +24,7 @@ _NOTES: Final = ("dead_reason", "dead_error", "dead_stack", "dead_attempts", "de
 
 
 class Depth(msgspec.Struct):
-    """The queue at one moment. `waiting` and `running` by priority; `parked` waits in rooms."""
+    """The queue at one moment. `waiting` and `running` by priority; `parked` waits in lots."""
 
     waiting: dict[str, int]
     running: dict[str, int]
@@ -64,13 +64,13 @@ class Filter(msgspec.Struct, frozen=True):
     before: float = 0.0
 
     def fits(self, letter: DeadLetter) -> bool:
-        """Say whether a letter is meant."""
+        """Return whether a letter is meant."""
         is_old = not self.before or letter.died_at <= self.before
         return is_old and self.type in ("", letter.type) and self.reason in ("", letter.reason)
 
 
 class FoundJob(msgspec.Struct):
-    """A job where it is now: `state` is waiting, running, parked, delayed or dead; `where` is its holder, room or due time."""
+    """A job where it is now: `state` is waiting, running, parked, delayed or dead; `where` is its holder, lot or due time."""
 
     id: str
     type: str
@@ -92,25 +92,25 @@ class Server(msgspec.Struct):
     role: str
 
 
-class Lookups(Door):
+class Inspector(Store):
     """A person's verbs. Owns one connection."""
 
-    def __init__(self, url: str, queue: str, name: str = "lookups") -> None:
+    def __init__(self, url: str, queue: str, name: str = "inspector") -> None:
         super().__init__(url, queue)
-        self._wire = Wire(url, name)
+        self._connection = Connection(url, name)
 
     async def close(self) -> None:
         """Close the connection."""
-        await self._wire.close()
+        await self._connection.close()
 
     async def server(self) -> Server:
-        """Give what the server is and how it is set.
+        """Return what the server is and how it is set.
 
         Raises:
-            StoreAway: no answer.
+            StoreUnavailable: no answer.
         """
         found = await self.info()
-        policy, append = await self.ask(self._wire, ("CONFIG", "GET", "maxmemory-policy"), ("CONFIG", "GET", "appendonly"))
+        policy, append = await self.ask(self._connection, ("CONFIG", "GET", "maxmemory-policy"), ("CONFIG", "GET", "appendonly"))
         name = "valkey" if "valkey_version" in found else "redis"
         return Server(
             name,
@@ -121,23 +121,23 @@ class Lookups(Door):
         )
 
     async def info(self, section: str = "default") -> dict[str, str]:
-        """Give the server's INFO, or a section of it.
+        """Return the server's INFO, or a section of it.
 
         Raises:
-            StoreAway: no answer or an error.
+            StoreUnavailable: no answer or an error.
         """
-        text = bytes(await self.one(self._wire, ("INFO", section))).decode(errors="replace")
+        text = bytes(await self.call_one(self._connection, ("INFO", section))).decode(errors="replace")
         return dict(re.findall(r"^([a-z_]+):(.*?)\r?$", text, re.MULTILINE))
 
     async def depth(self) -> Depth:
-        """Give the size of everything in the queue, in one round trip; nothing of what is of another type than it should be.
+        """Return the size of everything in the queue, in one round trip; nothing of what is of another type than it should be.
 
         Raises:
-            StoreAway: no answer or an error.
+            StoreUnavailable: no answer or an error.
         """
         keys = self.keys
         answers = await self.ask(
-            self._wire,
+            self._connection,
             *[("XLEN", key) for key in keys.streams],
             *[("XPENDING", key, GROUP) for key in keys.streams],
             ("ZCARD", keys.due),
@@ -150,13 +150,13 @@ class Lookups(Door):
         for stream, pending in enumerate(answers[4:8]):
             if is_code(pending, "NOGROUP") or is_code(pending, "WRONGTYPE"):
                 continue  # nobody has worked here yet, or nobody can
-            for name, count in self.sound(pending)[3] or ():
+            for name, count in self.checked(pending)[3] or ():
                 (parked if name.startswith(b"~") else running)[stream] += int(count)
         delayed, dead = map(self._size, answers[8:10])
-        until, now = answers[10], self.sound(answers[11])
+        until, now = answers[10], self.checked(answers[11])
         now_ms = int(now[0]) * 1000 + int(now[1]) // 1000
-        due_now = self._size((await self.ask(self._wire, ("ZCOUNT", keys.due, "-inf", now_ms)))[0])
-        rows: list[bytes] = [] if is_code(until, "WRONGTYPE") else self.sound(until)
+        due_now = self._size((await self.ask(self._connection, ("ZCOUNT", keys.due, "-inf", now_ms)))[0])
+        rows: list[bytes] = [] if is_code(until, "WRONGTYPE") else self.checked(until)
         alive = sum(1 for at, _ in workers_of(rows, []).values() if at > now_ms)
         waiting = [lengths[stream] - running[stream] - parked[stream] for stream in range(4)]
         return Depth(
@@ -170,107 +170,109 @@ class Lookups(Door):
         )
 
     def _size(self, answer: Any) -> int:
-        return 0 if is_code(answer, "WRONGTYPE") else int(self.sound(answer))
+        return 0 if is_code(answer, "WRONGTYPE") else int(self.checked(answer))
 
     async def oldest_waiting_s(self) -> dict[str, float]:
-        """Give for each priority how long its oldest job that nobody has fetched has waited; 0 where none waits.
+        """Return for each priority how long its oldest job that nobody has fetched has waited; 0 where none waits.
 
         Raises:
-            StoreAway: no answer or an error.
+            StoreUnavailable: no answer or an error.
         """
-        groups = await self.ask(self._wire, *[("XINFO", "GROUPS", key) for key in self.keys.streams], ("TIME",))
+        groups = await self.ask(self._connection, *[("XINFO", "GROUPS", key) for key in self.keys.streams], ("TIME",))
         now_ms = int(groups[-1][0]) * 1000 + int(groups[-1][1]) // 1000
         ages: dict[str, float] = {}
         for stream, found in enumerate(groups[:4]):
             rows = [] if isinstance(found, ServerError) else [flat_row(row) for row in found]  # no stream yet
             last = next((row["last-delivered-id"] for row in rows if row.get("name") == GROUP.encode()), None)
             start = "-" if last is None else f"({bytes(last).decode()}"
-            oldest = await self.one(self._wire, ("XRANGE", self.keys.streams[stream], start, "+", "COUNT", 1))
+            oldest = await self.call_one(self._connection, ("XRANGE", self.keys.streams[stream], start, "+", "COUNT", 1))
             ages[STREAMS[stream]] = (now_ms - ms_of(bytes(oldest[0][0]), now_ms)) / 1000 if oldest else 0.0
         return ages
 
     async def workers(self) -> dict[str, tuple[int, str]]:
-        """Give the known workers: until when each lives (ms), and its row.
+        """Return the known workers: until when each lives (ms), and its row.
 
         Raises:
-            StoreAway: no answer or an error.
+            StoreUnavailable: no answer or an error.
         """
-        until, rows = await self.ask(self._wire, ("ZRANGE", self.keys.workers, 0, -1, "WITHSCORES"), ("HGETALL", self.keys.rows))
-        return workers_of(self.sound(until), self.sound(rows))
+        until, rows = await self.ask(
+            self._connection, ("ZRANGE", self.keys.workers, 0, -1, "WITHSCORES"), ("HGETALL", self.keys.rows)
+        )
+        return workers_of(self.checked(until), self.checked(rows))
 
     async def counters(self, minutes: int) -> dict[tuple[str, str, str], int]:
-        """Give what all workers counted in the last minutes: (type, priority, outcome) → number.
+        """Return what all workers counted in the last minutes: (type, priority, outcome) → number.
 
         Raises:
-            StoreAway: no answer or an error.
+            StoreUnavailable: no answer or an error.
         """
         now = int(time.time() // 60)
-        answers = await self.ask(self._wire, *[("HGETALL", self.keys.stats(now - ago)) for ago in range(minutes)])
+        answers = await self.ask(self._connection, *[("HGETALL", self.keys.stats(now - ago)) for ago in range(minutes)])
         totals: dict[tuple[str, str, str], int] = {}
         for answer in answers:
-            flat: list[bytes] = self.sound(answer)
+            flat: list[bytes] = self.checked(answer)
             for name, value in zip(flat[::2], flat[1::2], strict=True):
                 type_name, priority, outcome = name.decode(errors="replace").rsplit(" ", 2)
                 totals[type_name, priority, outcome] = totals.get((type_name, priority, outcome), 0) + int(value)
         return totals
 
     async def dead_letters(self, n: int, before: str = "+") -> list[DeadLetter]:
-        """Give up to `n` dead letters, newest first; `before` is a letter to go on from.
+        """Return up to `n` dead letters, newest first; `before` is a letter to go on from.
 
         Raises:
-            StoreAway: no answer or an error.
+            StoreUnavailable: no answer or an error.
         """
         end = before if before == "+" else f"({before}"
-        rows = await self.one(self._wire, ("XREVRANGE", self.keys.dead, end, "-", "COUNT", n))
+        rows = await self.call_one(self._connection, ("XREVRANGE", self.keys.dead, end, "-", "COUNT", n))
         return [_letter(row) for row in rows]
 
     async def dead_letter(self, letter: str) -> DeadLetter | None:
-        """Give one dead letter by its place, or None.
+        """Return one dead letter by its place, or None.
 
         Raises:
-            StoreAway: no answer or an error.
+            StoreUnavailable: no answer or an error.
         """
-        rows = await self.one(self._wire, ("XRANGE", self.keys.dead, letter, letter))
+        rows = await self.call_one(self._connection, ("XRANGE", self.keys.dead, letter, letter))
         return _letter(rows[0]) if rows else None
 
     async def letters_page(self, after: str, n: int) -> list[DeadLetter]:
-        """Give up to `n` dead letters after a place, oldest first; `-` begins.
+        """Return up to `n` dead letters after a place, oldest first; `-` begins.
 
         Raises:
-            StoreAway: no answer or an error.
+            StoreUnavailable: no answer or an error.
         """
         start = after if after == "-" else f"({after}"
-        return [_letter(row) for row in await self.one(self._wire, ("XRANGE", self.keys.dead, start, "+", "COUNT", n))]
+        return [_letter(row) for row in await self.call_one(self._connection, ("XRANGE", self.keys.dead, start, "+", "COUNT", n))]
 
     async def purge(self, letters: Sequence[str]) -> int:
         """Delete dead letters by their places; gives how many were there.
 
         Raises:
-            StoreAway: no answer or an error.
+            StoreUnavailable: no answer or an error.
         """
-        return int(await self.one(self._wire, ("XDEL", self.keys.dead, *letters))) if letters else 0
+        return int(await self.call_one(self._connection, ("XDEL", self.keys.dead, *letters))) if letters else 0
 
     async def newest_jobs(self, n: int) -> list[FoundJob]:
-        """Give the newest `n` jobs of each stream and the next `n` delayed ones; never walks a whole structure.
+        """Return the newest `n` jobs of each stream and the next `n` delayed ones; never walks a whole structure.
 
         Raises:
-            StoreAway: no answer or an error.
+            StoreUnavailable: no answer or an error.
         """
         found: list[FoundJob] = []
         for stream, key in enumerate(self.keys.streams):
-            rows = await self.one(self._wire, ("XREVRANGE", key, "+", "-", "COUNT", n))
+            rows = await self.call_one(self._connection, ("XREVRANGE", key, "+", "-", "COUNT", n))
             found += await self._placed(stream, rows)
-        members = await self.one(self._wire, ("ZRANGE", self.keys.due, 0, n - 1, "WITHSCORES"))
+        members = await self.call_one(self._connection, ("ZRANGE", self.keys.due, 0, n - 1, "WITHSCORES"))
         return found + await self._delayed(members)
 
     async def find_job(self, job_id: str, n: int) -> list[FoundJob]:
-        """Give all jobs with this id among the delayed ones, the newest `n` of each stream, and the newest `n` dead letters.
+        """Return all jobs with this id among the delayed ones, the newest `n` of each stream, and the newest `n` dead letters.
 
         Raises:
-            StoreAway: no answer or an error.
+            StoreUnavailable: no answer or an error.
         """
         found: list[FoundJob] = []
-        score = await self.one(self._wire, ("ZSCORE", self.keys.due, job_id))
+        score = await self.call_one(self._connection, ("ZSCORE", self.keys.due, job_id))
         if score is not None:
             found += await self._delayed([job_id.encode(), score])
         for stream, key in enumerate(self.keys.streams):
@@ -286,13 +288,13 @@ class Lookups(Door):
     async def _entries_of(self, key: str, job_id: str, n: int) -> list[Any]:
         name, _, entry = job_id.partition("-")
         if key.endswith(f":{name}") and is_letter(entry):  # a default id says where it is
-            rows = await self.one(self._wire, ("XRANGE", key, entry, entry))
+            rows = await self.call_one(self._connection, ("XRANGE", key, entry, entry))
             if rows:
                 return rows
         found: list[Any] = []
         last, left, wanted = "+", n, job_id.encode()
         while left > 0:
-            rows: list[Any] = await self.one(self._wire, ("XREVRANGE", key, last, "-", "COUNT", min(left, PAGE)))
+            rows: list[Any] = await self.call_one(self._connection, ("XREVRANGE", key, last, "-", "COUNT", min(left, PAGE)))
             found += [row for row in rows if wanted in row[1][1::2]]
             if len(rows) < min(left, PAGE):
                 break
@@ -301,7 +303,7 @@ class Lookups(Door):
 
     async def _placed(self, stream: int, rows: Sequence[Any]) -> list[FoundJob]:
         key = self.keys.streams[stream]
-        held = await self.ask(self._wire, *[("XPENDING", key, GROUP, row[0], row[0], 1) for row in rows]) if rows else []
+        held = await self.ask(self._connection, *[("XPENDING", key, GROUP, row[0], row[0], 1) for row in rows]) if rows else []
         found: list[FoundJob] = []
         for (entry, flat), pending in zip(rows, held, strict=True):
             fields = _fields(flat)
@@ -316,7 +318,7 @@ class Lookups(Door):
                     STREAMS[stream],
                     state,
                     consumer,
-                    (whole(fields.get("a", "")) or 0) + 1,
+                    (parse_int(fields.get("a", "")) or 0) + 1,
                     f"{STREAMS[stream]}/{place}",
                     fields,
                 )
@@ -327,7 +329,7 @@ class Lookups(Door):
         names = members[::2]
         if not names:
             return []
-        records: list[bytes | None] = await self.one(self._wire, ("HMGET", self.keys.messages, *names))
+        records: list[bytes | None] = await self.call_one(self._connection, ("HMGET", self.keys.messages, *names))
         found: list[FoundJob] = []
         for name, score, record in zip(names, members[1::2], records, strict=True):
             flat = unpack_record(record or b"")
@@ -335,7 +337,7 @@ class Lookups(Door):
             due = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(score) / 1000))
             priority = flat[1].decode(errors="replace") if flat else ""
             member = name.decode(errors="replace")
-            attempt = (whole(fields.get("a", "")) or 0) + 1
+            attempt = (parse_int(fields.get("a", "")) or 0) + 1
             job_id = fields.get("id", member)
             found.append(FoundJob(job_id, fields.get("type", ""), priority, "delayed", due, attempt, f"due/{member}", fields))
         return found
@@ -345,16 +347,16 @@ class Lookups(Door):
 
         Raises:
             QueueFull: memory is full; the letter is where it was.
-            StoreAway: no answer or an error.
+            StoreUnavailable: no answer or an error.
         """
-        return bytes(await self.one(self._wire, self.command("replay", letter))).decode()
+        return bytes(await self.call_one(self._connection, self.command("replay", letter))).decode()
 
 
 def check_server(server: Server, redis_cli: str = "redis-cli") -> list[str]:
     """Say what a worker should warn of at its start; `redis_cli` reaches this server.
 
     Raises:
-        ConfigError: jobs would be lost on this server; the text has the command that mends it.
+        ConfigError: jobs would be lost on this server; the text has the command that fixes it.
     """
     version = tuple(int(part) for part in server.version.split(".")[:2] if part.isdigit())
     if version < OLDEST_SERVER:
@@ -362,7 +364,7 @@ def check_server(server: Server, redis_cli: str = "redis-cli") -> list[str]:
     if server.policy.startswith("allkeys-"):
         raise ConfigError(
             f"maxmemory-policy is {server.policy}: the server may throw away streams with jobs. "
-            f"Mend it: {redis_cli} CONFIG SET maxmemory-policy noeviction"
+            f"Fix it: {redis_cli} CONFIG SET maxmemory-policy noeviction"
         )
     if server.role and server.role != "master":
         raise ConfigError(f"this server is a {server.role}: jobs are written to the master; give its URL")
@@ -370,13 +372,13 @@ def check_server(server: Server, redis_cli: str = "redis-cli") -> list[str]:
     if server.policy.startswith("volatile-"):
         warnings.append(f"maxmemory-policy is {server.policy}: noeviction is what a queue needs")
     if not server.appendonly:
-        mend = f"{redis_cli} CONFIG SET appendonly yes"
-        warnings.append(f"append-only file is off: jobs are lost when the server ends. Mend it: {mend}")
+        fix = f"{redis_cli} CONFIG SET appendonly yes"
+        warnings.append(f"append-only file is off: jobs are lost when the server ends. Fix it: {fix}")
     return warnings
 
 
 def flat_row(flat: Any) -> dict[str, Any]:
-    """Give a reply of names and values in turn as a dictionary."""
+    """Return a reply of names and values in turn as a dictionary."""
     return {bytes(name).decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
 
 
@@ -389,9 +391,9 @@ def _letter(row: Sequence[Any]) -> DeadLetter:
         id=fields.get("id", ""),
         reason=notes["dead_reason"],
         error=notes["dead_error"],
-        attempts=whole(notes["dead_attempts"]) or 0,
+        attempts=parse_int(notes["dead_attempts"]) or 0,
         priority=notes["dead_from"].partition("/")[0],
-        died_at=(whole(notes["dead_at"]) or 0) / 1000,
+        died_at=(parse_int(notes["dead_at"]) or 0) / 1000,
         stack=notes["dead_stack"],
         message=fields,
         left_out=notes["dead_left_out"],
@@ -406,5 +408,5 @@ def _fields(flat: Sequence[bytes]) -> dict[str, str]:
 
 
 def is_letter(text: str) -> bool:
-    """Say whether this may be the place of a dead letter."""
+    """Return whether this may be the place of a dead letter."""
     return re.fullmatch(r"\d{1,20}-\d{1,20}", text) is not None

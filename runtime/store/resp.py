@@ -34,7 +34,7 @@ class Limits(NamedTuple):
 
 
 PATIENT: Final = Limits(NEVER)
-_lines: Final = WeakSet["Line"]()
+_lines: Final = WeakSet["RespProtocol"]()
 
 
 class ServerError(str):
@@ -46,7 +46,7 @@ class ServerError(str):
         return self.partition(" ")[0]
 
 
-class Line(asyncio.Protocol):
+class RespProtocol(asyncio.Protocol):
     """Owns the bytes between a request and its last answer. One request at a time.
 
     `received` are the bytes of the answer so far, which came from `first_s` to `newest_s`.
@@ -70,7 +70,7 @@ class Line(asyncio.Protocol):
         _lines.add(self)
 
     def __repr__(self) -> str:
-        return f"<Line {'lost' if self._lost else 'open'}, {self._expected - len(self._answers)} answers to come>"
+        return f"<RespProtocol {'lost' if self._lost else 'open'}, {self._expected - len(self._answers)} answers to come>"
 
     @property
     def is_lost(self) -> bool:
@@ -108,7 +108,7 @@ class Line(asyncio.Protocol):
         self._timer = self._loop.call_at(self._look_s, self._look)
 
     def _look(self) -> None:
-        """Give the answer up, if nothing has moved for too long: an answer that comes slowly is no silence."""
+        """Return the answer up, if nothing has moved for too long: an answer that comes slowly is no silence."""
         if self._waiter is None or self._waiter.done():
             return
         now_s = self._loop.time()
@@ -182,9 +182,9 @@ def disown() -> None:
     os.close(nothing)
 
 
-def take_over(connection: AbstractConnection) -> Line:
+def take_over(connection: AbstractConnection) -> RespProtocol:
     """Read from now on what redis-py has connected, authenticated and, where asked, encrypted."""
     writer = cast("asyncio.StreamWriter", connection._writer)  # pyright: ignore[reportPrivateUsage, reportUnknownMemberType]
-    line = Line(writer.transport)
+    line = RespProtocol(writer.transport)
     writer.transport.set_protocol(line)
     return line

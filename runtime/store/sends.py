@@ -1,4 +1,4 @@
-"""The producer's side of the door: store a chunk, and learn whether it is as durable as was asked."""
+"""The producer's side of the store: store a chunk, and learn whether it is as durable as was asked."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any, Final, cast
 
 import msgspec
 
-from runtime.errors import ConfigError, StoreAway
-from runtime.store.base import Door, setting
-from runtime.store.connection import ANSWER_S, Command, ServerError, Tail, Wire, without_password
+from runtime.errors import ConfigError, StoreUnavailable
+from runtime.store.base import Store, setting
+from runtime.store.connection import ANSWER_S, Command, Connection, ServerError, Tail, without_password
 
 MAX_REPLICAS: Final = 1000
 # What a server answers to a script that it does not run, or ours before it writes. Any other error may be that of a proxy, which
@@ -38,7 +38,7 @@ LOCAL: Final = Durability()
 
 
 def durability_of(text: str) -> Durability:
-    """Give the durability that a word names: `local`, `fsync`, `replicas=2`.
+    """Return the durability that a word names: `local`, `fsync`, `replicas=2`.
 
     Raises:
         ConfigError: it names none.
@@ -51,38 +51,38 @@ def durability_of(text: str) -> Durability:
     return Durability(fsync=text == "fsync")
 
 
-class Outlet(Door):
+class SendStore(Store):
     """A producer's verb. Owns one connection, over which every chunk is stored with the same durability."""
 
     def __init__(self, url: str, queue: str, durability: Durability = LOCAL, answer_s: float = ANSWER_S) -> None:
         super().__init__(url, queue)
         self.durability = durability
         self._answer_s = answer_s
-        self._wire = Wire(url, "producer", answer_s)
+        self._connection = Connection(url, "producer", answer_s)
         self._asked = ("", 0)  # the connection that was asked whether its server can confirm
         self._confirms = durability != LOCAL
 
     async def close(self) -> None:
         """Close the connection."""
-        await self._wire.close()
+        await self._connection.close()
 
     async def ready(self) -> None:
         """Open the connection if it is closed, and ask its server whether it can confirm what it stores.
 
         Raises:
             ConfigError: this server can never confirm as is asked; nothing was written.
-            StoreAway: no connection, no answer or an error.
+            StoreUnavailable: no connection, no answer or an error.
         """
-        await self._wire.ready()
+        await self._connection.ready()
         if self.durability.fsync:
             await self._ask()
-            await self._wire.ready()  # it is open still, or we hear of it now: from here to the line nobody waits
+            await self._connection.ready()  # it is open still, or we hear of it now: from here to the line nobody waits
 
     async def _ask(self) -> None:
         """Ask each new connection once whether its server can confirm."""
-        connection = (self._wire.run, self._wire.client_id)
+        connection = (self._connection.run_id, self._connection.client_id)
         if connection != self._asked:
-            answer = (await self._wire.call(("WAITAOF", 1, 0, 1)))[0]  # nothing was written yet: answers at once
+            answer = (await self._connection.call(("WAITAOF", 1, 0, 1)))[0]  # nothing was written yet: answers at once
             self._confirms = not isinstance(answer, ServerError)
             if isinstance(answer, ServerError):
                 await self._check_always(answer)
@@ -93,34 +93,34 @@ class Outlet(Door):
 
         Raises:
             QueueFull: memory is full; nothing was written.
-            StoreRefuses: another error of which it is known that nothing was written.
-            StoreAway: no answer, or one that does not say what became of it.
+            StoreError: another error of which it is known that nothing was written.
+            StoreUnavailable: no answer, or one that does not say what became of it.
         """
-        answer = (await self.ask(self._wire, self.command("send", mark, mark_ms, messages)))[0]
+        answer = (await self.ask(self._connection, self.command("send", mark, mark_ms, messages)))[0]
         if isinstance(answer, ServerError):
             if answer.code in NOTHING_WRITTEN:
-                self.sound(answer)
-            raise StoreAway(f"Redis answered: {answer}")
+                self.checked(answer)
+            raise StoreUnavailable(f"Redis answered: {answer}")
         if not _is_reply(answer):
             raise self._strange(answer)
         return answer
 
-    def _strange(self, answer: Any) -> StoreAway:
-        return StoreAway(f"Redis at {without_password(self.url)} answered what is no answer to this: {repr(answer)[:80]}")
+    def _strange(self, answer: Any) -> StoreUnavailable:
+        return StoreUnavailable(f"Redis at {without_password(self.url)} answered what is no answer to this: {repr(answer)[:80]}")
 
     async def confirm(self, wait_s: float) -> str:
-        """Wait until what was stored last is as durable as this outlet's sends are; return why it is not, or nothing.
+        """Wait until what was stored last is as durable as this store's sends are; return why it is not, or nothing.
 
         A round trip of its own: an idle server that gets both at once finds out 100 ms later that its disk has long been done.
         It is asked for this connection's last write: over another one it would confirm what was never written.
 
         Raises:
-            StoreAway: no answer, or the server is no master any more.
+            StoreUnavailable: no answer, or the server is no master any more.
         """
         if not self._confirms:
             return ""
         confirmation = self._confirmation(max(1, round(wait_s * 1000)))  # 0 would wait for ever
-        answers = await self._wire.call(confirmation, wait_s=wait_s + self._answer_s)
+        answers = await self._connection.call(confirmation, wait_s=wait_s + self._answer_s)
         return self._doubt(answers[0], wait_s)
 
     def _confirmation(self, wait_ms: int) -> Command:
@@ -130,22 +130,22 @@ class Outlet(Door):
 
     async def _check_always(self, refusal: ServerError) -> None:
         if refusal.code != "ERR":
-            self.sound(refusal)  # LOADING and the like: for now, not for ever
-        appendonly, fsync = await self._wire.call(("CONFIG", "GET", "appendonly"), ("CONFIG", "GET", "appendfsync"))
+            self.checked(refusal)  # LOADING and the like: for now, not for ever
+        appendonly, fsync = await self._connection.call(("CONFIG", "GET", "appendonly"), ("CONFIG", "GET", "appendfsync"))
         if (setting(appendonly), setting(fsync)) == ("yes", "always"):
             return
         where = f"Redis at {without_password(self.url)}"
         if setting(appendonly) == "no":
-            why, mend = "has no append-only file", "CONFIG SET appendonly yes"
+            why, fix = "has no append-only file", "CONFIG SET appendonly yes"
         else:
-            why, mend = "is older than 7.2 and cannot confirm single sends", "CONFIG SET appendfsync always confirms every send"
-        raise ConfigError(f"durability fsync: {where} {why}; nothing was sent. Way out: {mend}, or durability local")
+            why, fix = "is older than 7.2 and cannot confirm single sends", "CONFIG SET appendfsync always confirms every send"
+        raise ConfigError(f"durability fsync: {where} {why}; nothing was sent. Way out: {fix}, or durability local")
 
     def _doubt(self, confirmed: Any, waited_s: float) -> str:
         """Compare what was confirmed with what was asked."""
         if isinstance(confirmed, ServerError):
             if confirmed.code != "ERR":
-                self.sound(confirmed)  # UNBLOCKED: this server is no master any more, and what it stored may go
+                self.checked(confirmed)  # UNBLOCKED: this server is no master any more, and what it stored may go
             return f"stored, but not confirmed on disk: {confirmed}"
         wanted = self.durability.replicas or 1
         # WAIT answers a number, WAITAOF two of them, that of the server's own disk first.

@@ -10,11 +10,11 @@ from random import random
 from typing import Final
 
 from runtime.backoff import delay_s
-from runtime.errors import StoreAway, StoreRefuses
+from runtime.errors import StoreError, StoreUnavailable
 from runtime.jobs import FREE, Batch, Deferral, Lease, Letter, Parking
 from runtime.settle import empty_batch
 from runtime.streams import Settled
-from runtime.worker.context import STORE_BACKOFF, Desk
+from runtime.worker.context import STORE_BACKOFF, WorkerContext
 from runtime.worker.log import TOLD_AGAIN
 from runtime.worker.plan import Budget
 
@@ -27,8 +27,8 @@ MOVE_BYTES: Final = 200  # of a move, beside the message and the texts in it
 class Flusher:
     """Owns the moves that the server answered with an error, which wait apart, and the moment of the next flush."""
 
-    def __init__(self, desk: Desk, on_written: Callable[[], None]) -> None:
-        self._desk = desk
+    def __init__(self, ctx: WorkerContext, on_written: Callable[[], None]) -> None:
+        self._ctx = ctx
         self._on_written = on_written
         self._to_flush = asyncio.Event()
         self._flush_now = asyncio.Event()
@@ -39,7 +39,7 @@ class Flusher:
         self.released = 0
 
     def __repr__(self) -> str:
-        return f"<Flusher {self._desk.ledger!r}, {len(self._apart)} moves apart>"
+        return f"<Flusher {self._ctx.ledger!r}, {len(self._apart)} moves apart>"
 
     def wake(self) -> None:
         """Something is in the ledger."""
@@ -47,7 +47,7 @@ class Flusher:
 
     def lanes_idle(self) -> None:
         """A lane has nothing to do; when it was the last one, what is in the ledger need not wait for company."""
-        if self._desk.inbox.idle >= self._desk.config.concurrency:
+        if self._ctx.inbox.idle >= self._ctx.config.concurrency:
             self._flush_now.set()
 
     async def run(self) -> None:
@@ -60,16 +60,16 @@ class Flusher:
             try:
                 await self.flush()
                 failures = 0
-            except StoreAway as error:
+            except StoreUnavailable as error:
                 failures += 1
-                self._desk.tally.store_errors += 1
-                self._desk.words.store_away(error, failures)
+                self._ctx.stats.store_errors += 1
+                self._ctx.log.store_unavailable(error, failures)
                 await asyncio.sleep(delay_s(failures, STORE_BACKOFF, random))
 
     async def _gather(self) -> None:
         """Wait until a flush is worth its round trip: all lanes idle, or the oldest outcome is old enough."""
         self._flush_now.clear()
-        if not self._desk.inbox.jobs and self._desk.inbox.idle >= self._desk.config.concurrency:
+        if not self._ctx.inbox.jobs and self._ctx.inbox.idle >= self._ctx.config.concurrency:
             return
         try:
             async with asyncio.timeout(FLUSH_AGE_S):
@@ -83,7 +83,7 @@ class Flusher:
 
         A move that the server answers with an error concerns that move alone: it waits apart, and holds up nobody.
         """
-        batch = self._desk.ledger.take()
+        batch = self._ctx.ledger.take()
         if not len(batch):
             return
         parts = deque(parts_of(batch, self._budget.bytes))
@@ -91,33 +91,33 @@ class Flusher:
             while parts:
                 await self._write(*parts[0])
                 parts.popleft()
-        except StoreAway as error:
-            if not isinstance(error, StoreRefuses):
+        except StoreUnavailable as error:
+            if not isinstance(error, StoreError):
                 self._budget.failed()
             raise
         finally:
             for _, part in parts:
-                self._desk.ledger.put_back(part)
+                self._ctx.ledger.put_back(part)
 
     async def _write(self, size: int, batch: Batch) -> None:
         parked_s = [move.lease.taken_s for move in batch.park]
         began_s = time.monotonic()
-        settled = await self._desk.streams.settle(batch)
+        settled = await self._ctx.streams.settle(batch)
         self._budget.passed(size, time.monotonic() - began_s)
         self._keep_apart(settled)
         kept = {id(lease) for lease in leases_of(settled.left)}
         # Given back and taken again by ourselves before the answer was read: that lease is new, and nobody runs it yet.
         again = [move.lease for move, taken_s in zip(batch.park, parked_s, strict=True) if move.lease.taken_s != taken_s]
-        self._desk.ledger.release(again)
+        self._ctx.ledger.release(again)
         kept |= {id(lease) for lease in again}
-        self._desk.held.remove([lease for lease in leases_of(batch) if id(lease) not in kept] if kept else leases_of(batch))
-        self._desk.tally.refused += settled.refused
-        self._desk.tally.shortfall += settled.shortfall
-        self.released += sum(1 for move in batch.park if move.room == FREE)
-        self._desk.scheduler.parked([(move.lease.stream, move.room) for move in batch.park])
+        self._ctx.held.remove([lease for lease in leases_of(batch) if id(lease) not in kept] if kept else leases_of(batch))
+        self._ctx.stats.refused += settled.refused
+        self._ctx.stats.shortfall += settled.shortfall
+        self.released += sum(1 for move in batch.park if move.lot == FREE)
+        self._ctx.maintenance.parked([(move.lease.stream, move.lot) for move in batch.park])
         for move in batch.defer:
             if move.kind != "at":
-                self._desk.scheduler.due_within(move.when_ms / 1000)
+                self._ctx.maintenance.due_within(move.when_ms / 1000)
         self._on_written()
 
     def _keep_apart(self, settled: Settled) -> None:
@@ -128,16 +128,16 @@ class Flusher:
         self._apart.add(settled.left)
         self._apart_failures += 1
         self._apart_until_s = time.monotonic() + delay_s(self._apart_failures, STORE_BACKOFF, random)
-        self._desk.tally.store_errors += 1
+        self._ctx.stats.store_errors += 1
         if self._apart_failures == 1 or self._apart_failures % TOLD_AGAIN == 0:
             text = "%d moves were answered with an error and will be tried again: %s"
-            self._desk.words.say(text, len(settled.left), settled.error)
+            self._ctx.log.warn(text, len(settled.left), settled.error)
 
     def retry_apart(self, now_s: float) -> None:
         """Note again the moves that wait apart, when their time has come."""
         if len(self._apart) and self._apart_until_s < now_s:
             apart, self._apart = self._apart, empty_batch()
-            self._desk.ledger.put_back(apart)
+            self._ctx.ledger.put_back(apart)
 
 
 def parts_of(batch: Batch, most_bytes: int) -> list[tuple[int, Batch]]:
@@ -169,7 +169,7 @@ def _size_of(move: Deferral | Letter | Parking) -> int:
 
 
 def leases_of(batch: Batch) -> list[Lease]:
-    """Give all leases of a batch."""
+    """Return all leases of a batch."""
     leases = [lease for done in batch.done for lease in done]
     for moves in (batch.defer, batch.dead, batch.park):
         leases += [move.lease for move in moves]

@@ -19,7 +19,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from runtime import logs
-from runtime.errors import StoreAway
+from runtime.errors import StoreUnavailable
 from runtime.jobs import Job, Lease
 from runtime.streams import ANSWER_S, Streams
 from runtime.worker.log import level_of
@@ -52,7 +52,7 @@ class Held:
         return self._leases[lease.stream].get(lease.entry) is lease
 
     def has(self, stream: int, entry: bytes) -> bool:
-        """Say whether this entry is held."""
+        """Return whether this entry is held."""
         return entry in self._leases[stream]
 
     def add(self, stream: int, leases: list[L]) -> list[L]:
@@ -68,7 +68,7 @@ class Held:
                 return leases
             for entry in known.keys() & new.keys():
                 ours, again = known[entry], new.pop(entry)
-                ours.count, ours.run, ours.taken_s = again.count, again.run, again.taken_s
+                ours.count, ours.run_id, ours.taken_s = again.count, again.run_id, again.taken_s
             known.update(new)
         return list(new.values())
 
@@ -82,7 +82,7 @@ class Held:
                     del known[lease.entry]
 
     def older_than(self, age_s: float, now_s: float) -> list[tuple[Lease, int]]:
-        """Give the leases taken longer than `age_s` ago, each with the count it has now."""
+        """Return the leases taken longer than `age_s` ago, each with the count it has now."""
         before_s = now_s - age_s
         with self._lock:
             return [(lease, lease.count) for known in self._leases for lease in known.values() if lease.taken_s < before_s]
@@ -94,11 +94,11 @@ class Beat(msgspec.Struct, frozen=True):
     """
 
     sent_s: float
-    run: str
+    run_id: str
     refused: list[tuple[Lease, int]]
 
 
-class Watched(msgspec.Struct):
+class LoopState(msgspec.Struct):
     """What the heartbeat may look at in the main loop's thread; written there, read here."""
 
     moved_s: float
@@ -119,7 +119,7 @@ class Heartbeat(threading.Thread):
         lease_s: float,
         max_block_s: float,
         held: Held,
-        watched: Watched,
+        loop_state: LoopState,
         row: Callable[[], str],
         report: Callable[[Beat], None],
         crashed: Callable[[BaseException], None],
@@ -129,7 +129,7 @@ class Heartbeat(threading.Thread):
         self._lease_s = lease_s
         self._max_block_s = max_block_s
         self._held = held
-        self._watched = watched
+        self._loop_state = loop_state
         self._row = row
         self._report = report
         self._crashed = crashed
@@ -155,40 +155,40 @@ class Heartbeat(threading.Thread):
         self._stopping.set()
 
     async def _live(self) -> None:
-        door = Streams(*self._streams, answer_s=min(ANSWER_S, self._lease_s / 4))  # a silent line must not cost the lease
+        store = Streams(*self._streams, answer_s=min(ANSWER_S, self._lease_s / 4))  # a silent line must not cost the lease
         async with asyncio.TaskGroup() as group:
-            beats = group.create_task(self._beats(door))
+            beats = group.create_task(self._beats(store))
             await self._watch()
             beats.cancel()
-        await door.close()
+        await store.close()
 
-    async def _beats(self, door: Streams) -> None:
+    async def _beats(self, store: Streams) -> None:
         failures = 0
         while True:
             wait_s = self._lease_s / 3 * (0.8 + 0.4 * random())  # noqa: S311 -- spreads beats, guards nothing
-            if time.monotonic() - self._watched.moved_s <= self._max_block_s:
+            if time.monotonic() - self._loop_state.moved_s <= self._max_block_s:
                 try:
-                    await self._beat(door)
+                    await self._beat(store)
                     failures = 0
-                except StoreAway as error:
+                except StoreUnavailable as error:
                     failures += 1
                     log.log(level_of(error, failures), "no heartbeat, and nothing is fetched without one: %s", error)
                     wait_s /= 6  # the lease runs: try again well before the next beat would be due
             await asyncio.sleep(wait_s)
 
-    async def _beat(self, door: Streams) -> None:
+    async def _beat(self, store: Streams) -> None:
         sent_s = time.monotonic()
         leases = self._held.older_than(self._lease_s / 6, sent_s)
-        refused = await door.renew([(lease.stream, lease.entry, count) for lease, count in leases])
-        run = await door.beat(int(self._lease_s * 1000), self._row())
-        self._report(Beat(sent_s, run, [leases[position] for position in refused]))
+        refused = await store.renew([(lease.stream, lease.entry, count) for lease, count in leases])
+        run_id = await store.beat(int(self._lease_s * 1000), self._row())
+        self._report(Beat(sent_s, run_id, [leases[position] for position in refused]))
 
     async def _watch(self) -> None:
         reported_s, next_s = 0.0, BLOCKED_S
         while not self._stopping.is_set():
             await asyncio.sleep(WATCH_S)
             now_s = time.monotonic()
-            still_s = now_s - self._watched.moved_s - TICK_S
+            still_s = now_s - self._loop_state.moved_s - TICK_S
             if still_s < BLOCKED_S:
                 next_s = BLOCKED_S
                 self._dumped = False
@@ -200,8 +200,8 @@ class Heartbeat(threading.Thread):
                 log.critical("the loop has not moved for %.0f s: the heartbeat falls silent\n%s", still_s, stacks())
 
     def _name_the_blocker(self, still_s: float) -> None:
-        job = self._watched.running()
-        frame = _frames().get(self._watched.thread_id)
+        job = self._loop_state.running()
+        frame = _frames().get(self._loop_state.thread_id)
         where = place_of(frame) if frame is not None else "unknown place"
         who = f"handler of {job.type.decode(errors='replace')} (job {job.id})" if job else "code outside of handlers"
         log.warning("the event loop is blocked for %.0f ms by the %s at %s", still_s * 1000, who, where)
@@ -212,7 +212,7 @@ def _frames() -> dict[int, FrameType]:
 
 
 def place_of(frame: FrameType) -> str:
-    """Give file, line and function where a thread stands; beside a library's innermost line also the one that called it."""
+    """Return file, line and function where a thread stands; beside a library's innermost line also the one that called it."""
     inner = traceback.extract_stack(frame)
     last = inner[-1]
     ours = next((at for at in reversed(inner) if not _is_library(at.filename)), last)
@@ -225,7 +225,7 @@ def _is_library(filename: str) -> bool:
 
 
 def stacks() -> str:
-    """Give the stacks of all threads, for the log."""
+    """Return the stacks of all threads, for the log."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     return "\n".join(
         f"thread {names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}" for ident, frame in _frames().items()

@@ -1,8 +1,8 @@
 """Isolation of suspects: what some worker held when it died runs again beside nothing young, so that the guilty job is found and
-no innocent is condemned with it.
+no innocent is dead-lettered with it.
 
-Half of the workers, at least one, may have a place in the ward; the script sees to it. If this process dies, others find what it
-held with a higher count: that runs in smaller groups, at last alone. Against what ran alone a death is evidence, from the step
+Half of the workers, at least one, may isolate at a time; the script sees to it. If this process dies, others find what it held
+with a higher count: that runs in smaller groups, at last alone. Against what ran alone a death is evidence, from the step
 that hands it out until the store has confirmed that the isolation is over; nothing else starts here before.
 """
 
@@ -14,17 +14,17 @@ from collections.abc import Awaitable, Callable
 from random import random
 from typing import Final
 
-from runtime.errors import StoreAway, StoreRefuses
+from runtime.errors import StoreError, StoreUnavailable
 from runtime.jobs import STREAMS, Lease, Letter, default_id
 from runtime.places import Places
-from runtime.store.base import entry_fields, whole
+from runtime.store.base import entry_fields, parse_int
 from runtime.streams import MAX_IDS, Fetched, Isolated
-from runtime.worker.context import Desk
+from runtime.worker.context import WorkerContext
 
 ASK_PART: Final = 0.25  # of a lease, until we ask again for a place that another worker has
 
 
-class Ward:
+class Isolation:
     """Owns what is isolated here, and says when ordinary fetching rests.
 
     `beside` says for how long the youngest job of this process has run, infinite when none does, and that no former suspect runs.
@@ -32,17 +32,17 @@ class Ward:
 
     def __init__(
         self,
-        desk: Desk,
+        ctx: WorkerContext,
         beside: Callable[[], tuple[float, bool]],
         receive: Callable[[Fetched, float], Awaitable[None]],
     ) -> None:
-        self._desk = desk
+        self._ctx = ctx
         self._beside = beside
         self._receive = receive
         self._types = {
-            handler.contract.type: (handler.contract.version, int(handler.timeout_s * 1000)) for handler in desk.registry.values()
+            handler.contract.type: (handler.contract.version, int(handler.timeout_s * 1000)) for handler in ctx.registry.values()
         }
-        self._kinds = {name: desk.places.get(handler.runs) for name, handler in desk.registry.items()}
+        self._kinds = {name: ctx.places.get(handler.runs) for name, handler in ctx.registry.items()}
         self._isolated: list[tuple[int, bytes]] = []
         self._rests_since_s = 0.0
         self._until_s = 0.0
@@ -53,17 +53,17 @@ class Ward:
         self._may_be_named = False  # the store may name a job that runs alone here: our death would be evidence against it
 
     def __repr__(self) -> str:
-        return f"<Ward {len(self._isolated)} isolated>"
+        return f"<Isolation {len(self._isolated)} isolated>"
 
     async def is_resting(self) -> bool:
         """Hand out suspects when they may run; say whether ordinary fetching must rest meanwhile.
 
         Raises:
-            StoreAway: no answer or an error.
+            StoreUnavailable: no answer or an error.
         """
         now_s = time.monotonic()
         if self._isolated:
-            if now_s < self._until_s and any(self._desk.held.has(*place) for place in self._isolated):
+            if now_s < self._until_s and any(self._ctx.held.has(*place) for place in self._isolated):
                 return True
             await self._end_isolation()
             self._turn_until_s = 2 * now_s - self._rests_since_s  # ordinary work gets as long as the isolation took
@@ -71,11 +71,11 @@ class Ward:
         if self._may_be_named:  # a reply was lost: what it named never ran here
             await self._end_isolation()
         is_ours = self._needed_s is not None
-        if now_s < max(self._ask_at_s, self._turn_until_s) or not (self._desk.scheduler.has_suspects or is_ours):
+        if now_s < max(self._ask_at_s, self._turn_until_s) or not (self._ctx.maintenance.has_suspects or is_ours):
             return False
-        lanes = self._desk.inbox.idle
+        lanes = self._ctx.inbox.idle
         if self._needed_s is not None and (self._beside()[0] < self._needed_s or not lanes):
-            self._patient_until_s = self._patient_until_s or now_s + max(self._desk.config.lease_s, 2 * self._needed_s)
+            self._patient_until_s = self._patient_until_s or now_s + max(self._ctx.config.lease_s, 2 * self._needed_s)
             if now_s < self._patient_until_s:
                 return True
             await self._leave(now_s)
@@ -84,18 +84,18 @@ class Ward:
 
     @property
     def next_ask_s(self) -> float:
-        """For how long nothing need be asked of the ward; infinite where no suspects are."""
+        """For how long nothing need be asked of the isolation; infinite where no suspects are."""
         if self._needed_s is not None:
             return 0.0
-        if not self._desk.scheduler.has_suspects:
+        if not self._ctx.maintenance.has_suspects:
             return float("inf")
         # While it is the turn of ordinary work, a short bell tells whether any is there.
         return max(0.0, self._ask_at_s - time.monotonic())
 
     async def close(self) -> None:
-        """Give the place up at a stop: what is isolated here may run on for the whole grace, and be killed at its end."""
+        """Return the place up at a stop: what is isolated here may run on for the whole grace, and be killed at its end."""
         if self._needed_s is not None or self._may_be_named:
-            with contextlib.suppress(StoreAway):
+            with contextlib.suppress(StoreUnavailable):
                 await self._leave(time.monotonic())
 
     def is_quiet(self) -> None:
@@ -103,13 +103,13 @@ class Ward:
         self._turn_until_s = 0.0
 
     async def _ask(self, n: int, now_s: float) -> bool:
-        config, (calm_s, is_clean) = self._desk.config, self._beside()
+        config, (calm_s, is_clean) = self._ctx.config, self._beside()
         calm_ms = -1 if calm_s == float("inf") else int(calm_s * 1000)
         lease_ms, base_ms = int(config.lease_s * 1000), int(config.suspect_s * 1000)
         self._may_be_named = True
         try:
-            found = await self._desk.streams.isolate(lease_ms, calm_ms, base_ms, n, self._startable(), is_clean)
-        except StoreRefuses:  # its last step is to name us
+            found = await self._ctx.streams.isolate(lease_ms, calm_ms, base_ms, n, self._startable(), is_clean)
+        except StoreError:  # its last step is to name us
             self._may_be_named = False
             self._ask_at_s = now_s + ASK_PART * config.lease_s  # ordinary work goes on, though suspects cannot
             raise
@@ -118,12 +118,12 @@ class Ward:
         self._needed_s, self._patient_until_s = None, 0.0
         match found.word:
             case "run":
-                self._isolated = [(haul.stream, entry) for haul in found.fetched.hauls for entry, _ in haul.rows]
+                self._isolated = [(delivery.stream, entry) for delivery in found.fetched.deliveries for entry, _ in delivery.rows]
                 self._rests_since_s = rests_since_s
                 self._until_s = now_s + found.for_ms / 1000
                 try:
                     await self._receive(found.fetched, now_s)
-                except StoreAway:
+                except StoreUnavailable:
                     if len(self._isolated) == 1:  # it has not run: that it is still here speaks for nobody
                         self._isolated.clear()
                     raise
@@ -133,13 +133,13 @@ class Ward:
                 self._needed_s, self._rests_since_s = found.for_ms / 1000, rests_since_s
                 return True
             case "dead":
-                await self._condemn(found)
+                await self._dead_letter(found)
                 return True
             case "busy":
                 self._ask_at_s = now_s + min(found.for_ms / 1000, ASK_PART * config.lease_s) * (0.5 + random())  # noqa: S311
                 return False
             case _:
-                self._desk.scheduler.has_suspects = False
+                self._ctx.maintenance.has_suspects = False
                 self._ask_at_s = now_s + found.for_ms / 1000
                 return False
 
@@ -150,30 +150,30 @@ class Ward:
         return {name: bounds for name, bounds in self._types.items() if self._may_start(self._kinds[name.encode()])}
 
     def _may_start(self, places: Places | None) -> bool:
-        return places is None or places.room_within_a_second(0) > 0
+        return places is None or places.capacity_within_a_second(0) > 0
 
     async def _end_isolation(self) -> None:
         """Let others run beside what is left here, once the store has confirmed that our death would be no evidence any more."""
-        await self._desk.streams.acquit(self._isolated if len(self._isolated) == 1 else ())
+        await self._ctx.streams.acquit(self._isolated if len(self._isolated) == 1 else ())
         self._may_be_named = False
         self._isolated.clear()
 
     async def _leave(self, now_s: float) -> None:
-        """Give the place up for a lease: another worker may have a free lane sooner."""
-        await self._desk.streams.isolate(0, 0, 0, -1, {})
+        """Return the place up for a lease: another worker may have a free lane sooner."""
+        await self._ctx.streams.isolate(0, 0, 0, -1, {})
         self._needed_s, self._patient_until_s, self._may_be_named = None, 0.0, False
-        self._ask_at_s = now_s + self._desk.config.lease_s
+        self._ask_at_s = now_s + self._ctx.config.lease_s
 
-    async def _condemn(self, found: Isolated) -> None:
+    async def _dead_letter(self, found: Isolated) -> None:
         """A job that killed three workers while it ran alone is dead without another run."""
-        (haul,) = found.fetched.hauls
-        entry, fields = haul.rows[0]
+        (delivery,) = found.fetched.deliveries
+        entry, fields = delivery.rows[0]
         told = entry_fields(fields)
-        failed = whole(told.get(b"a", b"0").decode(errors="replace")) or 0
+        failed = parse_int(told.get(b"a", b"0").decode(errors="replace")) or 0
         text = f"killed its process {len(found.names)} times while it ran alone: {', '.join(found.names)}"
-        lease = Lease(haul.stream, entry, next(iter(haul.counts)), found.fetched.run, 0.0)
-        letter = Letter(lease, "poison", text, "", failed, default_id(STREAMS[haul.stream], entry.decode()))
-        if await self._desk.streams.condemn(self._desk.streams.consumer, [letter]):
-            self._desk.tally.moved(told.get(b"type", b""), haul.stream, "dead")
+        lease = Lease(delivery.stream, entry, next(iter(delivery.counts)), found.fetched.run_id, 0.0)
+        letter = Letter(lease, "poison", text, "", failed, default_id(STREAMS[delivery.stream], entry.decode()))
+        if await self._ctx.streams.dead_letter(self._ctx.streams.consumer, [letter]):
+            self._ctx.stats.moved(told.get(b"type", b""), delivery.stream, "dead")
             job_id = told[b"id"].decode(errors="replace") if b"id" in told else letter.job_id
-            self._desk.words.say("job %s is dead: it %s", job_id, text)
+            self._ctx.log.warn("job %s is dead: it %s", job_id, text)

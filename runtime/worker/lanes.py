@@ -19,14 +19,14 @@ from runtime.answers import finish
 from runtime.errors import LeaseLost, NotStarted, SelfCancelled, TimedOut
 from runtime.jobs import BEGINS, DONE, Job, Outcome, Registry
 from runtime.settle import Ledger, decide, describe, forget_stack, has_word, module_of, told_as
-from runtime.stats import Tally
+from runtime.stats import Stats
 
 NEVER = float("inf")
 RECUT_S = 5.0  # a handler that swallows its cancel hears it again
 FIRST_WAKE = 8
 # Jobs started in one turn of the loop, by all lanes together: so that flush and fetch go on beside handlers that never suspend.
 # Without it a whole fetch ran in one turn, and worker and server waited for each other.
-BREATH = 256
+JOBS_PER_TURN = 256
 # For so long at most; else 256 handlers that block for 20 ms each would hold the loop for 5 s. A guess: half of what the watchdog
 # calls a blocked loop.
 TURN_S: Final = 0.05
@@ -45,7 +45,7 @@ class Inbox:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self.on_idle = on_idle
         self.may_start: Callable[[float], bool] = lambda now_s: True
-        self._breath = BREATH
+        self._turn = JOBS_PER_TURN
         self._turn_ends_s = _NOT_BEGUN  # known with the first job of a turn: it brings the time along
         self._is_winded = False
 
@@ -68,12 +68,12 @@ class Inbox:
     def _wake(self, lanes: int) -> None:
         """Wake a few lanes, and twice as many in the next turn of the loop if jobs are left then.
 
-        Handlers that never suspend need a lane per BREATH jobs, and waking one lane per job would be a sixth of their time.
+        Handlers that never suspend need a lane per JOBS_PER_TURN jobs; waking one lane per job would be a sixth of their time.
         """
-        if not self._breath:
-            self._call_for_breath()
+        if not self._turn:
+            self._call_for_turn()
             return
-        lanes = min(lanes, len(self.jobs), len(self._waiting), self._breath)
+        lanes = min(lanes, len(self.jobs), len(self._waiting), self._turn)
         for _ in range(lanes):
             turn = self._waiting.popleft()
             if not turn.done():  # a lane that was stopped this very moment
@@ -81,28 +81,28 @@ class Inbox:
         if lanes and self._waiting:
             asyncio.get_running_loop().call_soon(self._wake, 2 * lanes)
 
-    def _call_for_breath(self) -> None:
+    def _call_for_turn(self) -> None:
         if not self._is_winded:
             self._is_winded = True
-            asyncio.get_running_loop().call_soon(self._breathe)
+            asyncio.get_running_loop().call_soon(self._give_turn)
 
-    def _breathe(self) -> None:
-        self._is_winded, self._breath, self._turn_ends_s = False, BREATH, _NOT_BEGUN
+    def _give_turn(self) -> None:
+        self._is_winded, self._turn, self._turn_ends_s = False, JOBS_PER_TURN, _NOT_BEGUN
         self._wake(FIRST_WAKE)
 
     def take(self, now_s: float) -> Job | None:
         """Return a job at once; None when there is none, or when it is time to let the loop breathe."""
-        if self.jobs and self._breath:
+        if self.jobs and self._turn:
             if now_s >= self._turn_ends_s and not self._begin_turn(now_s):
                 return None
-            self._breath -= 1
+            self._turn -= 1
             return self.jobs.popleft()
         return None
 
     def _begin_turn(self, now_s: float) -> bool:
         """Return whether this is the first job since the loop has breathed, and may start; else the turn is over."""
         if self._turn_ends_s != _NOT_BEGUN:
-            self._breath = 0
+            self._turn = 0
             return False
         if not self.may_start(now_s):
             return False
@@ -129,7 +129,7 @@ class Inbox:
         turn = loop.create_future()
         self._waiting.append(turn)
         if self.jobs:
-            self._call_for_breath()
+            self._call_for_turn()
         else:
             self._turn_ends_s = _NOT_BEGUN  # what comes next comes in another turn
             self.on_idle()
@@ -156,20 +156,20 @@ class Lane:
         self,
         inbox: Inbox,
         ledger: Ledger,
-        tally: Tally,
+        stats: Stats,
         registry: Registry,
         clock: Callable[[], float],
-        dice: Callable[[], float],
+        jitter: Callable[[], float],
         on_failure: Callable[[Job, BaseException, object], None] = lambda job, error, outcome: None,
         open_task: Callable[[Coroutine[Any, Any, None], Context | None], asyncio.Task[Any]] = _open_task,
         forget: Callable[[BaseException], None] = forget_stack,
     ) -> None:
         self.inbox = inbox
         self.ledger = ledger
-        self.tally = tally
+        self.stats = stats
         self.registry = registry
         self.clock = clock
-        self.dice = dice
+        self.jitter = jitter
         self.on_failure = on_failure
         self.open_task = open_task
         self.forget = forget
@@ -217,7 +217,7 @@ class Lane:
         BEGINS.set(self.begin)
         decimals = _Decimals.of_this_task()
         first = copy_context()
-        inbox, ledger, tally, registry, clock = self.inbox, self.ledger, self.tally, self.registry, self.clock
+        inbox, ledger, stats, registry, clock = self.inbox, self.ledger, self.stats, self.registry, self.clock
         now_s = clock()
         while True:
             job = inbox.take(now_s)
@@ -246,12 +246,12 @@ class Lane:
             if error is not None:
                 if self.is_stopped:
                     return  # debris of a stop, not a failure: released with the rest
-                outcome = decide(handler, job, error, self.dice)
+                outcome = decide(handler, job, error, self.jitter)
                 self.on_failure(job, error, outcome)
                 self.forget(error)
                 error = None  # a traceback that ends in this frame would hold itself, and all that its frames hold
             ledger.add(job, outcome)
-            tally.ran(job, outcome, now_s - self.started_s)
+            stats.ran(job, outcome, now_s - self.started_s)
             self.job = None
             try:
                 # Contexts in which no variable was set share one root: that is seen at once, in 0.05 µs.

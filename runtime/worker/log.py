@@ -7,7 +7,7 @@ import time
 from typing import Final
 
 from runtime import logs
-from runtime.errors import Dead, Retry, StoreAway, StoreRefuses
+from runtime.errors import Dead, Retry, StoreError, StoreUnavailable
 from runtime.jobs import Job
 
 log = logs.guarded("runtime")
@@ -18,27 +18,28 @@ TOLD: Final = (Dead, Retry)
 TOLD_AGAIN: Final = 60  # and so many more: every few minutes, at the longest back-off
 
 
-def level_of(error: StoreAway, failures: int) -> int:
-    """Give the level at which a loop that nobody watches tells of a failed call: an outage has its line elsewhere, but of errors
-    that a living Redis answers nobody else would say a word.
+def level_of(error: StoreUnavailable, failures: int) -> int:
+    """Return the level at which a background loop logs a failed call.
+
+    An outage is logged by the fetcher; errors that a living Redis answers are logged by nobody else.
     """
     is_time = failures == FIRST_TOLD or failures % TOLD_AGAIN == 0
-    return logging.ERROR if is_time and isinstance(error, StoreRefuses) else logging.DEBUG
+    return logging.ERROR if is_time and isinstance(error, StoreError) else logging.DEBUG
 
 
-class Words:
+class ThrottledLog:
     """Owns the number of lines that may still be written this second, so that a broken type does not drown the log."""
 
     def __init__(self) -> None:
         self._second = 0
         self._spent = 0
 
-    def say(self, text: str, *args: object, level: int = logging.WARNING) -> None:
+    def warn(self, text: str, *args: object, level: int = logging.WARNING) -> None:
         """Write a line, if this second's budget has one left; what it has not is counted."""
-        if self._may_say():
+        if self._may_log():
             log.log(level, text, *args)
 
-    def _may_say(self) -> bool:
+    def _may_log(self) -> bool:
         second = int(time.monotonic())
         if second != self._second:
             if self._spent > LINES_S:
@@ -49,7 +50,7 @@ class Words:
 
     def failure(self, job: Job, error: BaseException, outcome: object) -> None:
         """Tell of a run that failed, and what becomes of the job; nothing is worked out for a line that will not be written."""
-        if not isinstance(outcome, TOLD) or not self._may_say():
+        if not isinstance(outcome, TOLD) or not self._may_log():
             return
         if isinstance(outcome, Dead):
             log.warning("job %s (%s) is dead after attempt %d: %s", job.id, job.type.decode(), job.attempt, outcome)
@@ -57,15 +58,15 @@ class Words:
             text = "job %s (%s) failed attempt %d, again in %.1f s: %s"
             log.warning(text, job.id, job.type.decode(), job.attempt, outcome.delay_s, outcome)
 
-    def store_away(self, error: StoreAway, failures: int) -> None:
+    def store_unavailable(self, error: StoreUnavailable, failures: int) -> None:
         """Tell of an outage: one line when it is one, then one every few minutes."""
         if failures == FIRST_TOLD or (failures > FIRST_TOLD and failures % TOLD_AGAIN == 0):
             log.error("the store is away, jobs wait and leases stay in mind; trying on: %s", error)
 
     def stream_broken(self, key: str, error: str) -> None:
-        """Tell of a stream that cannot be read, and how to mend it."""
-        mend = f"Mend it: redis-cli RENAME '{key}' '{key}:was'"
-        log.error("%s cannot be read and is left out, the other priorities go on: %s. %s", key, error, mend)
+        """Tell of a stream that cannot be read, and how to fix it."""
+        fix = f"Fix it: redis-cli RENAME '{key}' '{key}:was'"
+        log.error("%s cannot be read and is left out, the other priorities go on: %s. %s", key, error, fix)
 
     def stream_whole(self, key: str) -> None:
         """Tell that a broken stream is read again."""

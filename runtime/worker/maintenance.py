@@ -1,5 +1,5 @@
 """Work that no job asked for, done by every worker without a leader, since the scripts arbitrate: delayed jobs to their streams,
-the leases of the dead to whoever lives, rooms, and the counters."""
+the leases of the dead to whoever lives, lots, and the counters."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any, Final, cast
 
 from runtime import logs
 from runtime.backoff import Backoff, delay_s
-from runtime.errors import StoreAway
-from runtime.jobs import FREE, STREAMS, SUSPECT, UNKNOWN, Lease, Letter, default_id, room_of
-from runtime.stats import Tally
-from runtime.store.base import End, whole
+from runtime.errors import StoreUnavailable
+from runtime.jobs import FREE, STREAMS, SUSPECT, UNKNOWN, Lease, Letter, default_id, lot_of
+from runtime.stats import Stats
+from runtime.store.base import End, parse_int
 from runtime.streams import Streams
 from runtime.worker.log import level_of
 
@@ -29,32 +29,32 @@ STUCK_S: Final = 0.25  # something is due and cannot be moved: memory is full
 RECLAIM_IDS: Final = 100
 MAX_LEASE_S: Final = 3600.0
 FAR: Final = 10**18  # a version that nobody knows
-WALK_S: Final = (2.0, 5.0)
-SWEEP_ROWS: Final = 20
+SWEEP_S: Final = (2.0, 5.0)
+FORGET_ROWS: Final = 20
 ENDS_S: Final = 20.0  # a guess: what closes a stream stays, and jobs go on running meanwhile
 ENDS_TOLD_S: Final = 300.0
-MAX_UNKNOWN: Final = 256  # rooms of unknown names; a producer with a typo per message must not make a consumer each
+MAX_UNKNOWN: Final = 256  # lots of unknown names; a producer with a typo per message must not make a consumer each
 
 
 def jitter_s(low_s: float, high_s: float) -> float:
-    """Give a wait between the two, so that a fleet does not walk in step."""
+    """Return a wait between the two, so that a fleet does not walk in step."""
     return low_s + (high_s - low_s) * random()  # noqa: S311
 
 
-class Scheduler:
-    """Owns three loops: promote, walk, count. `rooms` is what the last walk saw, for the fetcher to take from."""
+class Maintenance:
+    """Owns three loops: promote, walk, count. `lots` is what the last walk saw, for the fetcher to take from."""
 
     def __init__(
         self,
         streams: Streams,
-        tally: Tally,
+        stats: Stats,
         types: dict[str, int],
         lease_s: float,
         unknown_after_s: float,
         may_reclaim: Callable[[], bool],
     ) -> None:
         self._streams = streams
-        self._tally = tally
+        self._stats = stats
         self._types = types
         self._lease_s = lease_s
         self._unknown_after_s = unknown_after_s
@@ -66,9 +66,9 @@ class Scheduler:
         self._began_s = time.monotonic()
         self._known_s: dict[tuple[str, int], float] = {}  # when a live worker was last seen that knows this type and version
         self._promote_now = asyncio.Event()
-        self._new_rooms: set[tuple[int, str]] = set()
-        self.rooms: dict[tuple[int, str], int] = {}
-        self.unknown_rooms: set[str] = set()
+        self._new_lots: set[tuple[int, str]] = set()
+        self.lots: dict[tuple[int, str], int] = {}
+        self.unknown_lots: set[str] = set()
         self.has_suspects = False
         self._next_ends_s = self._tell_ends_s = 0.0
         self.ends: list[End] = []
@@ -82,7 +82,7 @@ class Scheduler:
         while True:
             try:
                 run = await self._streams.promote(PROMOTE_IDS, self._cursor)
-            except StoreAway as error:
+            except StoreUnavailable as error:
                 failures += 1
                 log.log(level_of(error, failures), "delayed jobs do not move: %s (`doctor` looks at them)", error)
                 await asyncio.sleep(delay_s(failures, STORE_BACKOFF, random))
@@ -111,28 +111,28 @@ class Scheduler:
     # --- the walk ------------------------------------------------------------------------------------------------
 
     async def walk(self) -> None:
-        """Look every few seconds for rooms, for what the dead left, and for the dead themselves, for ever."""
+        """Look every few seconds for lots, for what the dead left, and for the dead themselves, for ever."""
         failures = 0
-        low_s, high_s = (min(bound_s, self._lease_s * part) for bound_s, part in zip(WALK_S, (0.2, 0.5), strict=True))
+        low_s, high_s = (min(bound_s, self._lease_s * part) for bound_s, part in zip(SWEEP_S, (0.2, 0.5), strict=True))
         while True:
             try:
-                await self.walk_once()
-            except StoreAway as error:
+                await self.sweep_once()
+            except StoreUnavailable as error:
                 failures += 1
                 log.log(level_of(error, failures), "what dead workers left is not looked for: %s", error)
             else:
                 failures = 0
             await asyncio.sleep(jitter_s(low_s, high_s))
 
-    async def walk_once(self) -> None:
+    async def sweep_once(self) -> None:
         """Do one round of the walk.
 
         Raises:
-            StoreAway: the store did not answer; the next round does what is left.
+            StoreUnavailable: the store did not answer; the next round does what is left.
         """
         await self._look_at_ends()
-        busy = await self._look_for_rooms()
-        await self._adopt_strange_rooms()
+        busy = await self._look_for_lots()
+        await self._adopt_strange_lots()
         workers = await self._streams.workers()
         still = self._standing_still(workers)
         if not self._may_reclaim():
@@ -142,14 +142,14 @@ class Scheduler:
                 found = await self._streams.reclaim(stream, int(self._lease_s * 1000), RECLAIM_IDS, still)
                 if found.is_guarded:
                     return
-                if found.dead or found.ghosts:
+                if found.dead or found.undelivered:
                     self.has_suspects = self.has_suspects or found.dead > 0
-                    self._tally.moved(b"", stream, "reclaimed", found.dead)
-                    self._tally.moved(b"", stream, "ghost", found.ghosts)
-                    log.info("took back %d jobs of dead workers and %d lost deliveries", found.dead, found.ghosts)
-                if found.dead + found.ghosts < RECLAIM_IDS:
+                    self._stats.moved(b"", stream, "reclaimed", found.dead)
+                    self._stats.moved(b"", stream, "undelivered", found.undelivered)
+                    log.info("took back %d jobs of dead workers and %d lost deliveries", found.dead, found.undelivered)
+                if found.dead + found.undelivered < RECLAIM_IDS:
                     break
-        await self._condemn_unknown([row for name, (_, row) in workers.items() if name not in still])
+        await self._dead_letter_unknown([row for name, (_, row) in workers.items() if name not in still])
         await self._forget_the_dead(workers)
 
     async def _look_at_ends(self) -> None:
@@ -175,32 +175,32 @@ class Scheduler:
         """How far the last id of each stream lay ahead when we last looked."""
         return {name: end.ahead_ms / 1000 for name, end in zip((*STREAMS, "dead"), self.ends, strict=False)}
 
-    async def _look_for_rooms(self) -> set[int]:
-        """Look what is parked; give the streams of which workers hold something, else one with a room, to hear of the guard."""
-        before, self._new_rooms = self._new_rooms, set()
-        rooms, busy = await self._streams.rooms()
-        # What was to be parked just now may not be written yet: its room counts all the same.
-        self.rooms = {**dict.fromkeys(before | self._new_rooms, 0), **rooms}
-        self.unknown_rooms = {name for _, name in self.rooms if name.startswith(UNKNOWN) and not self.can_run(name)}
-        self.has_suspects = any(name == SUSPECT for _, name in rooms)
-        return busy or {stream for stream, _ in list(rooms)[:1]}
+    async def _look_for_lots(self) -> set[int]:
+        """Look what is parked; give the streams of which workers hold something, else one with a lot, to hear of the guard."""
+        before, self._new_lots = self._new_lots, set()
+        lots, busy = await self._streams.lots()
+        # What was to be parked just now may not be written yet: its lot counts all the same.
+        self.lots = {**dict.fromkeys(before | self._new_lots, 0), **lots}
+        self.unknown_lots = {name for _, name in self.lots if name.startswith(UNKNOWN) and not self.can_run(name)}
+        self.has_suspects = any(name == SUSPECT for _, name in lots)
+        return busy or {stream for stream, _ in list(lots)[:1]}
 
-    def room_for(self, room: str) -> str:
-        """Give this room of an unknown type, or the shared one where there are too many: producers can invent any name."""
-        if room not in self.unknown_rooms:
-            if len(self.unknown_rooms) >= MAX_UNKNOWN:
+    def lot_for(self, lot: str) -> str:
+        """Return this lot of an unknown type, or the shared one where there are too many: producers can invent any name."""
+        if lot not in self.unknown_lots:
+            if len(self.unknown_lots) >= MAX_UNKNOWN:
                 return UNKNOWN
-            self.unknown_rooms.add(room)
-            self._new_rooms.update((stream, room) for stream in range(4))
-            self.rooms.update(dict.fromkeys([(stream, room) for stream in range(4)], 0))
-        return room
+            self.unknown_lots.add(lot)
+            self._new_lots.update((stream, lot) for stream in range(4))
+            self.lots.update(dict.fromkeys([(stream, lot) for stream in range(4)], 0))
+        return lot
 
     def parked(self, places: Iterable[tuple[int, str]]) -> None:
-        """Note rooms, by stream and name, into which this worker has just put jobs: what it can run is taken from there again."""
+        """Note lots, by stream and name, into which this worker has just put jobs: what it can run is taken from there again."""
         new = {at for at in places if at[1] != FREE and self.can_run(at[1])}
-        self._new_rooms |= new
+        self._new_lots |= new
         if new:
-            self.rooms = dict.fromkeys(new, 0) | self.rooms
+            self.lots = dict.fromkeys(new, 0) | self.lots
             self.on_parked()
 
     def _standing_still(self, workers: dict[str, tuple[int, str]]) -> dict[str, int]:
@@ -226,24 +226,24 @@ class Scheduler:
             for name, (_, row) in workers.items()
             if name != self._streams.consumer and now_s - self._seen_rows[name][1] > 2 * max(self._lease_s, lease_of(row))
         ]
-        for name in dead[:SWEEP_ROWS]:
+        for name in dead[:FORGET_ROWS]:
             if await self._streams.forget(name, workers[name][0]):
                 log.info("forgot the dead worker %s", name)
 
-    async def _adopt_strange_rooms(self) -> None:
+    async def _adopt_strange_lots(self) -> None:
         """A `~` name that no rule of ours knows (a newer version made it) is anybody's once it has stood for a lease.
 
-        Asked of the rooms there are now: the next walk meets one that comes meanwhile, and one that goes answers with nothing.
+        Asked of the lots there are now: the next walk meets one that comes meanwhile, and one that goes answers with nothing.
         """
-        for stream, room in list(self.rooms):
-            is_strange = room not in (FREE, SUSPECT) and not room.startswith(UNKNOWN)
-            if is_strange and await self._streams.waiting_longest(stream, room, int(self._lease_s * 1000), 1):
-                self._adopted.add(room)
+        for stream, lot in list(self.lots):
+            is_strange = lot not in (FREE, SUSPECT) and not lot.startswith(UNKNOWN)
+            if is_strange and await self._streams.waiting_longest(stream, lot, int(self._lease_s * 1000), 1):
+                self._adopted.add(lot)
 
-    async def _condemn_unknown(self, live_rows: list[str]) -> None:
+    async def _dead_letter_unknown(self, live_rows: list[str]) -> None:
         """Bury what no live worker has known for long.
 
-        How long a job has stood in its room does not tell: it may have waited for a thread, and its workers be starting again. So
+        How long a job has stood in its lot does not tell: it may have waited for a thread, and its workers be starting again. So
         each walker counts from when it last saw one that knows it, or from its own start.
         """
         known = set[tuple[str, int]]().union(*map(types_of, live_rows))
@@ -254,32 +254,32 @@ class Scheduler:
         if now_s < self._began_s + self._unknown_after_s:
             return
         idle_ms = int(self._unknown_after_s * 1000)
-        for (stream, room), _ in list(self.rooms.items()):
-            is_shared = room in (UNKNOWN, SUSPECT)
-            if not is_shared and (not room.startswith(UNKNOWN) or room_is_known(room, known)):
+        for (stream, lot), _ in list(self.lots.items()):
+            is_shared = lot in (UNKNOWN, SUSPECT)
+            if not is_shared and (not lot.startswith(UNKNOWN) or lot_is_known(lot, known)):
                 continue
             letters: list[Letter] = []
-            for entry, count, type_name, version in await self._streams.waiting_longest(stream, room, idle_ms, RECLAIM_IDS):
+            for entry, count, type_name, version in await self._streams.waiting_longest(stream, lot, idle_ms, RECLAIM_IDS):
                 name = type_name.decode(errors="replace")
-                if not is_shared or not room_is_known(room_of(name, version), known):
-                    what = f"{name}@{version}" if is_shared else room[len(UNKNOWN) :]
+                if not is_shared or not lot_is_known(lot_of(name, version), known):
+                    what = f"{name}@{version}" if is_shared else lot[len(UNKNOWN) :]
                     reason = f"no live worker has known {what} for {self._unknown_after_s:g} s"
                     lease = Lease(stream, entry, count, "", 0.0)
                     letters.append(Letter(lease, "unknown-type", reason, "", 0, default_id(STREAMS[stream], entry.decode())))
             if letters:
-                moved = await self._streams.condemn(room, letters)
-                await self._streams.forget(room)  # a room that is empty now is seen by nobody any more
-                self._tally.moved(b"", stream, "dead", moved)
-                log.warning("%d jobs of unknown type are among the dead letters (%s)", moved, room)
+                moved = await self._streams.dead_letter(lot, letters)
+                await self._streams.forget(lot)  # a lot that is empty now is seen by nobody any more
+                self._stats.moved(b"", stream, "dead", moved)
+                log.warning("%d jobs of unknown type are among the dead letters (%s)", moved, lot)
 
-    def can_run(self, room: str) -> bool:
-        """Say whether this worker may take from a room: its type and version, or the shared room."""
-        if room in (FREE, UNKNOWN):
+    def can_run(self, lot: str) -> bool:
+        """Return whether this worker may take from a lot: its type and version, or the shared lot."""
+        if lot in (FREE, UNKNOWN):
             return True
-        if not room.startswith(UNKNOWN):
-            return room in self._adopted
-        name, _, version = room[len(UNKNOWN) :].rpartition("@")
-        return (whole(version) or FAR) <= self._types.get(name, 0)
+        if not lot.startswith(UNKNOWN):
+            return lot in self._adopted
+        name, _, version = lot[len(UNKNOWN) :].rpartition("@")
+        return (parse_int(version) or FAR) <= self._types.get(name, 0)
 
     # --- counters ------------------------------------------------------------------------------------------------
 
@@ -292,19 +292,19 @@ class Scheduler:
     async def count_once(self) -> None:
         """Write what was counted since the last time."""
         counts: list[tuple[str, int]] = []
-        for name, total in self._tally.totals():
+        for name, total in self._stats.totals():
             if total != self._counted.get(name, 0):
                 counts.append((name, total - self._counted.get(name, 0)))
                 self._counted[name] = total
         if counts:
             try:
                 await self._streams.count(int(time.time() // 60), counts)
-            except StoreAway as error:
+            except StoreUnavailable as error:
                 log.debug("a second of statistics is lost: %s", error)
 
 
 def details_of(row: str) -> dict[str, Any]:
-    """Give what a worker says of itself in its row; nothing, where that cannot be read."""
+    """Return what a worker says of itself in its row; nothing, where that cannot be read."""
     try:
         found = json.loads(row.partition(" ")[2] or "{}")
     except (ValueError, RecursionError):
@@ -313,19 +313,19 @@ def details_of(row: str) -> dict[str, Any]:
 
 
 def lease_of(row: str) -> float:
-    """Give the lease of a worker in seconds, out of its row; 0 when the row does not say."""
-    return min((whole(row.partition(" ")[0]) or 0) / 1000, MAX_LEASE_S)
+    """Return the lease of a worker in seconds, out of its row; 0 when the row does not say."""
+    return min((parse_int(row.partition(" ")[0]) or 0) / 1000, MAX_LEASE_S)
 
 
 def types_of(row: str) -> set[tuple[str, int]]:
-    """Give the types a worker can run, each with the newest version it knows, out of its row."""
+    """Return the types a worker can run, each with the newest version it knows, out of its row."""
     types = details_of(row).get("types")
     if not isinstance(types, dict):
         return set()
     return {(name, version) for name, version in cast("dict[str, Any]", types).items() if isinstance(version, int)}
 
 
-def room_is_known(room: str, known: set[tuple[str, int]]) -> bool:
-    """Say whether a live worker can run what waits in this room of a type."""
-    name, _, version = room[len(UNKNOWN) :].rpartition("@")
-    return any(name == known_name and (whole(version) or FAR) <= newest for known_name, newest in known)
+def lot_is_known(lot: str, known: set[tuple[str, int]]) -> bool:
+    """Return whether a live worker can run what waits in this lot of a type."""
+    name, _, version = lot[len(UNKNOWN) :].rpartition("@")
+    return any(name == known_name and (parse_int(version) or FAR) <= newest for known_name, newest in known)

@@ -9,7 +9,7 @@ START_BYTES: Final = 1 << 20  # a guess: a second of a slow line, and more than 
 MOST_BYTES: Final = 16 << 20  # a guess: so much at once that the round trip no longer counts
 LEAST_BYTES: Final = 4096  # less than this says nothing of how fast a line is
 UNKNOWN_BYTES: Final = 64 * 1024  # what an entry is taken for before any has come, a guess: 16 are asked for at first
-SAMPLE: Final = 8  # entries of a haul that are weighed
+SAMPLE: Final = 8  # entries of a delivery that are weighed
 ENTRY_BYTES: Final = 40  # beside its fields, in an answer
 WEIGHTS: Final = (8, 4, 2, 1)  # critical, high, medium, low: nobody starves, and critical gets more than half
 
@@ -17,8 +17,8 @@ WEIGHTS: Final = (8, 4, 2, 1)  # critical, high, medium, low: nobody starves, an
 class Plan:
     """Owns what is owed to each stream, and which of them answered with less than they were asked for.
 
-    A stream that ran dry is only probed, with one entry; the others share the room by weight. So a fetch may bring up to three
-    entries more than there is room for, when room is nearly gone and dry streams wake up.
+    A stream that ran dry is only probed, with one entry; the others share the capacity by weight. So a fetch may bring
+    up to three entries more than the capacity, when it is nearly used up and dry streams wake up.
     """
 
     def __init__(self, weights: Sequence[int] = WEIGHTS) -> None:
@@ -29,13 +29,13 @@ class Plan:
     def __repr__(self) -> str:
         return f"<Plan owed={[round(owed, 2) for owed in self._owed]} loaded={self._is_loaded}>"
 
-    def shares(self, room: int) -> list[int]:
-        """Give how many entries to ask of each stream for `room` of them, at least 1."""
+    def shares(self, capacity: int) -> list[int]:
+        """Return how many entries to ask of each stream for `capacity` of them, at least 1."""
         loaded = [at for at, is_loaded in enumerate(self._is_loaded) if is_loaded]
         shares = [0 if self._is_loaded[at] else 1 for at in range(len(self._weights))]
         if not loaded:  # nothing is known to wait: ask all, by weight
             loaded, shares = list(range(len(self._weights))), [0] * len(self._weights)
-        left = max(1, room - sum(shares))
+        left = max(1, capacity - sum(shares))
         total = sum(self._weights[at] for at in loaded)
         for at in loaded:
             self._owed[at] += left * self._weights[at] / total
@@ -44,17 +44,17 @@ class Plan:
             shares[at] += share
         return shares
 
-    def part_beside(self, rooms: Collection[int]) -> float:
-        """Return which part is due to what waits in rooms of these streams: by weight, as to the streams that are loaded.
+    def part_beside(self, lots: Collection[int]) -> float:
+        """Return which part is due to what waits in lots of these streams: by weight, as to the streams that are loaded.
 
         Never all: where streams have run dry, somebody must look whether that is still so.
         """
-        theirs = sum(self._weights[at] for at in rooms)
+        theirs = sum(self._weights[at] for at in lots)
         others = sum(weight for weight, is_loaded in zip(self._weights, self._is_loaded, strict=True) if is_loaded)
         return theirs / (theirs + (others or min(self._weights)))
 
     def parts(self) -> list[float]:
-        """Return which part of a large room each stream would get."""
+        """Return which part of a large capacity each stream would get."""
         loaded = self._is_loaded if any(self._is_loaded) else [True] * len(self._weights)
         weights = [weight * is_loaded for weight, is_loaded in zip(self._weights, loaded, strict=True)]
         return [weight / sum(weights) for weight in weights]
@@ -109,9 +109,9 @@ class Sizes:
         sizes = [unknown if size is None else size for size in self._known]
         return max(1, int(most_bytes / sum(part * size for part, size in zip(parts, sizes, strict=True))))
 
-    def learn(self, hauls: Sequence[tuple[int, Sequence[tuple[bytes, Sequence[bytes]]]]], size: int) -> None:
+    def learn(self, deliveries: Sequence[tuple[int, Sequence[tuple[bytes, Sequence[bytes]]]]], size: int) -> None:
         """Note what came: of each stream its rows, a few of which are weighed, and the size of all together."""
-        found = [(stream, len(rows), _mean_size(rows)) for stream, rows in hauls if rows]
+        found = [(stream, len(rows), _mean_size(rows)) for stream, rows in deliveries if rows]
         together = sum(n * mean for _, n, mean in found)
         scale = max(1.0, size / together) if found else 1.0  # the sample may have missed the large ones
         for stream, _, mean in found:

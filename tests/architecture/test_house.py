@@ -1,4 +1,4 @@
-"""The house: who imports whom, which rooms do no I/O, where errors are caught, what is public. Sizes are shown, not judged."""
+"""The house: who imports whom, which lots do no I/O, where errors are caught, what is public. Sizes are shown, not judged."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ STRICT: dict[str, tuple[set[str], str]] = {
     "store": ({"errors", "jobs", "backoff", "codec", "store"}, "serves producers too, which load no handler"),
     "producer": ({"errors", "jobs", "backoff", "codec", "store"}, "a web service that only enqueues loads no worker"),
 }
-# What stands at the edge may import every room; what `__init__` names, it loads when it is first used.
+# What stands at the edge may import every lot; what `__init__` names, it loads when it is first used.
 EDGE = re.compile(r"runtime\.(cli\w*|__main__|__init__|commands(\..*)?|testing|pytest_plugin)")
 
-# Modules that may import rooms inside of their functions, and why.
+# Modules that may import lots inside of their functions, and why.
 LOADED_LATE = {
     "runtime/cli.py": "loads only the command that was asked for",
     "runtime/commands/run.py": "loads the board, and with it aiohttp, only when it is on",
@@ -49,7 +49,7 @@ LOADED_LATE = {
 }
 
 PURE = ("errors", "jobs", "stats", "config", "bounds", "codec", "backoff", "worker/plan", "settle")
-IMPURE = {"asyncio", "anyio", "threading", "subprocess", "socket", "time", "datetime", "random"}  # clock and dice are arguments
+IMPURE = {"asyncio", "anyio", "threading", "subprocess", "socket", "time", "datetime", "random"}  # clock and jitter are arguments
 
 # The one place on a job's path; the thread's and the child's side of the same; and start-up, where a module may do anything when
 # it is imported.
@@ -92,7 +92,7 @@ def modules(*packages: str) -> list[Path]:
 
 
 def name_of(path: Path) -> str:
-    """Give the dotted name of a module; a package's own file keeps `__init__`."""
+    """Return the dotted name of a module; a package's own file keeps `__init__`."""
     return short(path).removesuffix(".py").replace("/", ".")
 
 
@@ -102,7 +102,7 @@ def is_module(dotted: str) -> bool:
 
 
 def imported_by(node: ast.AST, importer: str) -> list[str]:
-    """Give the modules that an import statement loads, dotted; `from runtime import offload` is `runtime.offload`."""
+    """Return the modules that an import statement loads, dotted; `from runtime import offload` is `runtime.offload`."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     if isinstance(node, ast.ImportFrom):
@@ -116,7 +116,7 @@ def imported_by(node: ast.AST, importer: str) -> list[str]:
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
-    """Give line and name of each module that a file imports, wherever the statement stands."""
+    """Return line and name of each module that a file imports, wherever the statement stands."""
     for node in ast.walk(tree_of(path)):
         for name in imported_by(node, name_of(path)):
             yield node.lineno, name
@@ -131,7 +131,7 @@ def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]
 
 
 def may_import(importer: str, imported: str) -> bool:
-    """Say whether the table lets one module import the other; names are dotted, `runtime` alone is its public names."""
+    """Return whether the table lets one module import the other; names are dotted, `runtime` alone is its public names."""
     package = importer.split(".")[0]
     match package:
         case "runtime":
@@ -184,7 +184,7 @@ def test_every_module_of_the_runtime_has_its_floor() -> None:
     assert not homeless, f"no floor for {homeless}"
 
 
-def test_rooms_import_only_what_the_table_allows() -> None:
+def test_modules_import_only_what_the_table_allows() -> None:
     wrong = [
         f"{short(path)}:{line} imports {name}"
         for path in modules(*FIRST_PARTY)
@@ -204,7 +204,7 @@ def test_nothing_is_imported_in_a_ring() -> None:
         left = {name: names for name, names in left.items() if name not in floor}
 
 
-def test_no_room_is_imported_inside_of_a_function() -> None:
+def test_no_module_is_imported_inside_of_a_function() -> None:
     wrong: set[str] = set()
     for path in modules(*FIRST_PARTY):
         if short(path) in LOADED_LATE:
@@ -215,7 +215,7 @@ def test_no_room_is_imported_inside_of_a_function() -> None:
     assert not wrong, "\n".join(sorted(wrong))
 
 
-def test_no_room_is_imported_by_a_name_in_a_text() -> None:
+def test_no_module_is_imported_by_a_name_in_a_text() -> None:
     """`runtime/__init__.py` does, to load its names when they are first used; handlers are found by names from the settings."""
     wrong = []
     for path in modules(*FIRST_PARTY):
@@ -229,12 +229,12 @@ def test_no_room_is_imported_by_a_name_in_a_text() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-# --- rooms without I/O, and who speaks Redis -----------------------------------------------------------------------------------
+# --- lots without I/O, and who speaks Redis -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("room", PURE)
-def test_a_pure_room_awaits_nothing_and_has_no_clock(room: str) -> None:
-    path = RUNTIME / f"{room}.py"
+@pytest.mark.parametrize("lot", PURE)
+def test_a_pure_module_awaits_nothing_and_has_no_clock(lot: str) -> None:
+    path = RUNTIME / f"{lot}.py"
     waits = (ast.Await, ast.AsyncFunctionDef, ast.AsyncFor, ast.AsyncWith)
     assert [node.lineno for node in ast.walk(tree_of(path)) if isinstance(node, waits)] == []
     assert [name for _, name in imports(path) if name.split(".")[0] in IMPURE] == []
@@ -271,7 +271,7 @@ WALKS = {"enumerate", "reversed", "zip", "map", "filter", "iter", "chain", "isli
 
 
 def is_shared(node: ast.expr, aliases: set[str]) -> bool:
-    """Say whether this is what an object keeps, or a view of it, and no copy: `self.rooms`, `self.desk.rooms.items()`, …"""
+    """Return whether this is what an object keeps, or a view of it, and no copy: `self.lots`, `self.ctx.lots.items()`, …"""
     match node:
         case ast.Name():
             return node.id in aliases
@@ -300,7 +300,7 @@ def _belongs_to_self(node: ast.expr) -> bool:
 
 
 def waits(*parts: ast.AST) -> bool:
-    """Say whether this code gives others a turn; that of a function defined in it runs elsewhere."""
+    """Return whether this code gives others a turn; that of a function defined in it runs elsewhere."""
     left = list(parts)
     while left:
         node = left.pop()
@@ -314,7 +314,7 @@ def waits(*parts: ast.AST) -> bool:
 
 
 def loops_that_wait_in_shared_state(tree: ast.AST) -> list[int]:
-    """Give the lines of loops over what an object keeps, with an await inside: others may change it meanwhile."""
+    """Return the lines of loops over what an object keeps, with an await inside: others may change it meanwhile."""
     wrong: set[int] = set()
     for function in functions(tree):
         aliases: set[str] = set()
@@ -354,24 +354,24 @@ def test_no_loop_over_shared_state_waits() -> None:
 @pytest.mark.parametrize(
     ("is_refused", "code"),
     [
-        (True, "for room in self.rooms: await look(room)"),
-        (True, "for at, room in enumerate(self.desk.rooms.items()):\n        if room: await look(room)"),
-        (True, "for room in self.rooms[stream].values():\n        async with lock: look(room)"),
-        (True, "for room in self.rooms:\n        [x async for x in look(room)]"),
-        (True, "for room in (at for at in self.rooms if at):\n        if room and await look(room): pass"),
-        (True, "return [await look(room) for room in self.rooms]"),
-        (True, "return {stream: await look(room) for stream, room in self.rooms.items()}"),
-        (True, "rooms = self.rooms\n    for room in rooms: await look(room)"),
-        (True, "for room in self.rooms or ():\n        await look(room)"),
+        (True, "for lot in self.lots: await look(lot)"),
+        (True, "for at, lot in enumerate(self.ctx.lots.items()):\n        if lot: await look(lot)"),
+        (True, "for lot in self.lots[stream].values():\n        async with lock: look(lot)"),
+        (True, "for lot in self.lots:\n        [x async for x in look(lot)]"),
+        (True, "for lot in (at for at in self.lots if at):\n        if lot and await look(lot): pass"),
+        (True, "return [await look(lot) for lot in self.lots]"),
+        (True, "return {stream: await look(lot) for stream, lot in self.lots.items()}"),
+        (True, "lots = self.lots\n    for lot in lots: await look(lot)"),
+        (True, "for lot in self.lots or ():\n        await look(lot)"),
         (False, "async for line in self.reader: await hear(line)"),  # it is asked for each, and knows what is next
-        (False, "for room in list(self.rooms): await look(room)"),
-        (False, "for room in sorted(self.rooms): await look(room)"),
-        (False, "for room in self.rooms: look(room)"),
-        (False, "for room in await self.look(): look(room)"),
-        (False, "for room in self.open_rooms(): await look(room)"),
-        (False, "for room in self.rooms:\n        async def later(): await look(room)"),
-        (False, "return [look(room) for room in self.rooms]"),
-        (False, "return [await look(room) for room in list(self.rooms)]"),
+        (False, "for lot in list(self.lots): await look(lot)"),
+        (False, "for lot in sorted(self.lots): await look(lot)"),
+        (False, "for lot in self.lots: look(lot)"),
+        (False, "for lot in await self.look(): look(lot)"),
+        (False, "for lot in self.open_lots(): await look(lot)"),
+        (False, "for lot in self.lots:\n        async def later(): await look(lot)"),
+        (False, "return [look(lot) for lot in self.lots]"),
+        (False, "return [await look(lot) for lot in list(self.lots)]"),
     ],
 )
 def test_the_rule_of_loops_that_wait_tells_the_two_apart(is_refused: bool, code: str) -> None:
@@ -383,7 +383,7 @@ def test_the_rule_of_loops_that_wait_tells_the_two_apart(is_refused: bool, code:
 
 
 def catches(path: Path) -> Iterator[tuple[ast.ExceptHandler, set[str]]]:
-    """Give each except clause with the names it catches; a bare one catches BaseException."""
+    """Return each except clause with the names it catches; a bare one catches BaseException."""
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.ExceptHandler):
             kinds = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type] if node.type else []
@@ -432,7 +432,7 @@ def test_a_cancel_is_never_swallowed() -> None:
 
 
 def public(node: ast.Module | ast.ClassDef) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
-    """Give public classes and functions, and the public methods of public classes."""
+    """Return public classes and functions, and the public methods of public classes."""
     for child in node.body:
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not child.name.startswith("_"):
             yield child
@@ -461,7 +461,7 @@ def test_the_public_names_are_sorted_and_can_be_imported() -> None:
 
 
 def loaded_after(code: str) -> set[str]:
-    """Give the modules that a fresh interpreter has loaded after it ran some code."""
+    """Return the modules that a fresh interpreter has loaded after it ran some code."""
     script = f"import sys\n{code}\nprint(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     return set(done.stdout.split())
@@ -538,7 +538,7 @@ def lines_of(path: Path) -> int:
 
 
 def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Give the lines of a function without its docstring."""
+    """Return the lines of a function without its docstring."""
     told = function.body[0] if ast.get_docstring(function) else None
     docstring = told.end_lineno - told.lineno + 1 if told is not None and told.end_lineno else 0
     return (function.end_lineno or function.lineno) - function.lineno + 1 - docstring

@@ -162,7 +162,7 @@ def test_json_lines_are_enqueued_from_standard_input(server, raw):
     assert "500 messages were refused" in refused.stderr
 
 
-def test_a_server_that_can_evict_jobs_is_refused_with_the_command_that_mends_it(server, raw):
+def test_a_server_that_can_evict_jobs_is_refused_with_the_command_that_fixes_it(server, raw):
     raw.config_set("maxmemory-policy", "allkeys-lru")
     try:
         result = call("run", "--redis", server.url, *SCRIPTED, "--board", "off")

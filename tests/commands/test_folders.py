@@ -254,7 +254,7 @@ def test_settings_that_others_may_write_are_refused_in_one_line(folder, which):
 
 
 def has_own_group() -> bool:
-    """Say whether this user is alone in the group of what it makes."""
+    """Return whether this user is alone in the group of what it makes."""
     user, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(os.getegid())
     return user.pw_gid == group.gr_gid and set(group.gr_mem) <= {user.pw_name}
 

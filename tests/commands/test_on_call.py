@@ -13,7 +13,7 @@ import redis
 
 from runtime.store.base import GROUP
 from runtime.store.doctor import about_clock
-from runtime.store.inspector import Lookups
+from runtime.store.inspector import Inspector
 from runtime.streams import Streams
 from tests.commands.test_commands import SCRIPTED, call, one_line
 from tests.contract.test_streams import batch, leases
@@ -36,11 +36,11 @@ def findings(server: Server, *options: str) -> tuple[int, list[dict[str, str]]]:
 
 
 def found(server: Server, *words: str) -> dict[str, str]:
-    """Give the one error that speaks of all these words."""
+    """Return the one error that speaks of all these words."""
     status, all_of_them = findings(server)
     assert status == 1
     [one] = [row for row in all_of_them if row["level"] == "error" and all(word in row["what"] for word in words)]
-    assert one["mend"]
+    assert one["fix"]
     return one
 
 
@@ -59,23 +59,23 @@ def test_a_healthy_server_has_no_errors(sick):
 
 def test_doctor_finds_an_eviction_policy_that_can_evict_jobs(sick):
     sick.client().config_set("maxmemory-policy", "allkeys-lru")
-    assert "maxmemory-policy noeviction" in found(sick, "allkeys-lru")["mend"]
+    assert "maxmemory-policy noeviction" in found(sick, "allkeys-lru")["fix"]
 
 
 def test_doctor_finds_a_missing_append_only_file(sick):
     sick.client().config_set("appendonly", "no")
-    assert "CONFIG SET appendonly yes" in found(sick, "append-only")["mend"]
+    assert "CONFIG SET appendonly yes" in found(sick, "append-only")["fix"]
 
 
-def test_doctor_finds_a_group_made_at_the_end_and_its_command_mends_it(sick):
+def test_doctor_finds_a_group_made_at_the_end_and_its_command_fixes_it(sick):
     raw = sick.client()
     work_here(raw)
     raw.xgroup_destroy(KEY, GROUP)
     for _ in range(3):
         raw.xadd(KEY, {"type": "scripted", "data": '{"n":1}'})
     raw.xgroup_create(KEY, GROUP, "$")
-    mend = found(sick, KEY, "delivered to nobody")["mend"].split(f"redis-cli -s {sick.socket} ")[1].replace("'", "")
-    raw.execute_command(*mend.split(" "))
+    fix = found(sick, KEY, "delivered to nobody")["fix"].split(f"redis-cli -s {sick.socket} ")[1].replace("'", "")
+    raw.execute_command(*fix.split(" "))
     assert findings(sick)[1][-1]["what"].startswith("3 jobs wait and no worker lives")
     [[_, entries]] = raw.xreadgroup(GROUP, "me", {KEY: ">"})
     assert len(entries) == 3
@@ -133,7 +133,7 @@ def test_doctor_finds_an_id_far_ahead_that_closes_a_stream(sick):
 
 def test_doctor_finds_a_clock_that_is_30_seconds_off():
     [finding] = about_clock(1_700_000_000_000, 1_700_000_030_000)
-    assert (finding.level, "30.0 s off" in finding.what, bool(finding.mend)) == ("error", True, True)
+    assert (finding.level, "30.0 s off" in finding.what, bool(finding.fix)) == ("error", True, True)
     assert list(about_clock(1_700_000_000_000, 1_700_000_000_400)) == []
 
 
@@ -144,7 +144,7 @@ def test_doctor_without_redis_is_one_line_and_status_3():
 
 
 @pytest.fixture
-async def door(server: Server):
+async def store(server: Server):
     opened = Streams(server.url, "jobs", "worker-1")
     await opened.start()
     yield opened
@@ -158,14 +158,14 @@ def jobs(server: Server, *arguments: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
-async def test_jobs_are_shown_where_they_are(server, raw, door):
+async def test_jobs_are_shown_where_they_are(server, raw, store):
     from runtime.jobs import Deferral, Letter, Parking
 
     ids = ("running", "parked", "delayed", "dead", "waiting")
     for name in ids[:4]:
         raw.xadd(KEY, {"type": "scripted", "data": '{"n":1}', "id": name})
-    held = await leases(door)
-    await door.settle(
+    held = await leases(store)
+    await store.settle(
         batch(
             Parking(held[1], "~t:scripted@9"),
             Deferral(held[2], "retry", 60_000, "delayed", 2),
@@ -290,12 +290,12 @@ async def test_lists_never_walk_a_whole_structure(valkey):
         if n % 10_000 == 9_999:
             pipe.execute()
     bury(raw, 20_000)
-    lookups = Lookups(valkey.url, "jobs")
+    inspector = Inspector(valkey.url, "jobs")
     raw.config_resetstat()
-    assert len(await lookups.newest_jobs(20)) == 20
-    assert len(await lookups.dead_letters(20)) == 20
+    assert len(await inspector.newest_jobs(20)) == 20
+    assert len(await inspector.dead_letters(20)) == 20
     usec = sum(row["usec"] for name, row in raw.info("commandstats").items() if name.split("_")[1] in ("xrevrange", "zrange"))
-    await lookups.close()
+    await inspector.close()
     raw.close()
     assert usec < 50_000
 

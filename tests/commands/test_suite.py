@@ -59,7 +59,7 @@ def test_one_rerun_is_allowed_where_it_is_asked_for_and_told_loudly(tmp_path: Pa
     assert done.returncode == 0, done.stdout
     assert "! RUN AGAIN: test_it.py::test_fails_the_first_time[once] !" in done.stdout
     assert "AssertionError: once was not there" in done.stdout
-    assert "! 1 had to be run again, one is allowed: mend it !" in done.stdout
+    assert "! 1 had to be run again, one is allowed: fix it !" in done.stdout
 
 
 @PARALLEL

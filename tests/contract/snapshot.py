@@ -11,7 +11,7 @@ VOLATILE = {"dead_at", "first_at", "snoozed_at"}
 
 
 def snapshot(raw: redis.Redis, queue: str = "jobs") -> dict[str, Any]:
-    """Give entries, pending lists, delayed jobs, dead letters and marks."""
+    """Return entries, pending lists, delayed jobs, dead letters and marks."""
     state: dict[str, Any] = {}
     for name in STREAMS:
         key = f"{{{queue}}}:{name}"

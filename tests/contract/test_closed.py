@@ -14,10 +14,10 @@ import redis
 
 from otel.metrics import Reading, render
 from runtime import Backoff, Dead, Job, contract, handler
-from runtime.errors import StoreRefuses
+from runtime.errors import StoreError
 from runtime.store.base import AHEAD_MS
-from runtime.store.doctor import REOPEN_IDS, Checkup
-from runtime.store.inspector import Lookups
+from runtime.store.doctor import REOPEN_IDS, Doctor
+from runtime.store.inspector import Inspector
 from tests.faults.harness import leftovers
 from tests.workers import until, working
 
@@ -68,7 +68,7 @@ async def test_every_job_of_a_closed_stream_fails_retries_and_ends_as_any_other(
     before_s = now_s(raw)
     async with working(server.url, seen.handler) as worker:
         await until(lambda: len(seen.jobs) == 6 and not leftovers(raw), "two jobs, three runs each")
-        assert not any(sum(waits[20:]) for waits in worker.tally.waits)  # none of them has waited for 17 minutes
+        assert not any(sum(waits[20:]) for waits in worker.stats.waits)  # none of them has waited for 17 minutes
     assert raw.xlen(DEAD) == 0
     for n in (1, 2):
         runs = [job for job in seen.jobs if job[0] == n]
@@ -95,7 +95,7 @@ async def test_a_retry_whose_stream_cannot_take_one_more_entry_waits_and_is_not_
 
 
 @pytest.mark.parametrize("first_at", ["9007199254740993", "18446744073709551615", "x", "-1"])
-async def test_a_time_of_birth_out_of_range_condemns_nobody_and_is_replaced(server, raw, seen, first_at):
+async def test_a_time_of_birth_out_of_range_dead_letters_nobody_and_is_replaced(server, raw, seen, first_at):
     raw.xadd(KEY, {"type": "note", "data": '{"n":1,"fail":1}', "first_at": first_at, "snoozed_at": first_at})
     async with working(server.url, seen.handler):
         await until(lambda: len(seen.jobs) == 2 and not leftovers(raw), "both runs")
@@ -106,21 +106,21 @@ async def test_a_time_of_birth_out_of_range_condemns_nobody_and_is_replaced(serv
 @pytest.mark.parametrize(("entry", "first_at"), [(FAR[0], ""), (FAR[2], ""), ("1700000000000-0", FAR[0][:-2])])
 async def test_a_letter_from_a_closed_stream_is_replayed_with_a_birth_that_has_been(server, raw, seen, entry, first_at):
     letter = {"type": "note", "data": "{}", "dead_reason": "attempts", "dead_from": f"high/{entry}", "dead_at": "1"}
-    condemned = letter | {
+    dead_lettered = letter | {
         "dead_reason": "unreadable",
         "dead_error": "`first_at` is not a whole number from 0 to 9007199254740992",
     }
     given = {"first_at": first_at} if first_at else {}
-    door = Lookups(server.url, "jobs")
-    for message in (letter | given, condemned | given):
-        answer = await door.replay(raw.xadd(DEAD, message))
+    store = Inspector(server.url, "jobs")
+    for message in (letter | given, dead_lettered | given):
+        answer = await store.replay(raw.xadd(DEAD, message))
         [(_, fields)] = raw.xrange(KEY, answer, answer)
         assert 0 < int(fields["first_at"]) <= now_s(raw) * 1000
     assert (
-        await door.replay(raw.xadd(DEAD, letter | {"dead_reason": "unreadable", "dead_error": "`v` is no number"}))
+        await store.replay(raw.xadd(DEAD, letter | {"dead_reason": "unreadable", "dead_error": "`v` is no number"}))
         == "unreadable"
     )
-    await door.close()
+    await store.close()
 
 
 # --- it is told of -----------------------------------------------------------------------------------------------------------
@@ -132,12 +132,12 @@ async def test_a_closed_stream_is_an_error_in_the_log_for_the_doctor_in_the_metr
     close(raw, FAR[1], '{"n":1}')
     with caplog.at_level(logging.ERROR):
         async with working(server.url, seen.handler) as worker:
-            await until(lambda: worker.scheduler.troubles, "the walk has seen it")
-            [trouble] = worker.scheduler.troubles
-            ahead_s = {"high": worker.scheduler.ends[1].ahead_ms / 1000}
+            await until(lambda: worker.maintenance.troubles, "the walk has seen it")
+            [trouble] = worker.maintenance.troubles
+            ahead_s = {"high": worker.maintenance.ends[1].ahead_ms / 1000}
     assert "high is closed by an id that lies" in trouble
     assert [record.message for record in caplog.records if "jobs reopen" in record.message and trouble in record.message]
-    text = render(Reading("jobs", worker.tally, None, 0, 0, 0, 1, True, ahead_s=ahead_s)).decode()
+    text = render(Reading("jobs", worker.stats, None, 0, 0, 0, 1, True, ahead_s=ahead_s)).decode()
     assert 'runtime_stream_ahead_seconds{priority="high",queue="jobs"} 1.8' in text
     assert "is closed by an id" in await errors(server)
     await reopen(server)
@@ -145,10 +145,10 @@ async def test_a_closed_stream_is_an_error_in_the_log_for_the_doctor_in_the_metr
 
 
 async def errors(server) -> str:
-    doctor = Checkup(server.url, "jobs")
+    doctor = Doctor(server.url, "jobs")
     findings = await doctor.examine(int(time.time() * 1000))
     await doctor.close()
-    return " ".join(f"{finding.what} {finding.mend}" for finding in findings if finding.level == "error")
+    return " ".join(f"{finding.what} {finding.fix}" for finding in findings if finding.level == "error")
 
 
 async def test_an_id_within_the_hour_closes_nothing(server, raw):
@@ -164,14 +164,14 @@ async def test_an_id_within_the_hour_closes_nothing(server, raw):
 
 async def reopen(server, stop_after: int = 1000, stream: int = 1) -> int:
     """Reopen `high` as the command does; `stop_after` so many calls, as one that is killed."""
-    door = Checkup(server.url, "jobs")
+    store = Doctor(server.url, "jobs")
     total = 0
     for call in range(stop_after):
-        moved, left, _ = await door.reopen(stream, may_set_aside=call == 0)
+        moved, left, _ = await store.reopen(stream, may_set_aside=call == 0)
         total += moved
         if not left:
             break
-    await door.close()
+    await store.close()
     return total
 
 
@@ -276,13 +276,13 @@ async def test_whoever_closes_a_stream_again_and_again_does_not_keep_the_command
     for at in range(2 * REOPEN_IDS):
         raw.xadd(KEY, {"type": "note", "data": f'{{"n":{at}}}'})
     close(raw, FAR[0])
-    door = Checkup(server.url, "jobs")
-    assert await door.reopen(1) == (REOPEN_IDS, REOPEN_IDS + 1, True)
+    store = Doctor(server.url, "jobs")
+    assert await store.reopen(1) == (REOPEN_IDS, REOPEN_IDS + 1, True)
     close(raw, f"{LAST}-{LAST}")
-    with pytest.raises(StoreRefuses, match="last possible"):
-        await door.reopen(1, may_set_aside=False)
+    with pytest.raises(StoreError, match="last possible"):
+        await store.reopen(1, may_set_aside=False)
     assert raw.xlen(KEY) + raw.xlen(ASIDE) == 2 * REOPEN_IDS + 2
-    await door.close()
+    await store.close()
     await reopen(server)
     assert raw.xlen(KEY) == 2 * REOPEN_IDS + 2
     assert not raw.keys("*closed*")
@@ -317,7 +317,7 @@ async def test_dead_letters_that_take_no_more_are_told_of_and_opened_with_all_th
     raw.execute_command("XSETID", DEAD, f"{LAST}-{LAST}")
     raw.xadd(KEY, {"type": "note", "data": "{}"})
     async with working(server.url, dies) as worker:
-        await until(lambda: [text for text in worker.scheduler.troubles if "dead is closed" in text], "the walk has seen it")
+        await until(lambda: [text for text in worker.maintenance.troubles if "dead is closed" in text], "the walk has seen it")
         assert "{jobs}:dead is closed by an id" in await errors(server)
         assert raw.xlen(KEY) == 1
         result = await asyncio.to_thread(command, server, "jobs", "reopen")
@@ -330,7 +330,7 @@ async def test_dead_letters_that_take_no_more_are_told_of_and_opened_with_all_th
     assert long["dead_reason"] == "bad-payload"
     assert "raw" in long
     assert new["dead_error"] == "for ever"
-    door = Lookups(server.url, "jobs")
-    assert (await door.replay(first)).partition("-")[0].isdigit()
-    await door.close()
+    store = Inspector(server.url, "jobs")
+    assert (await store.replay(first)).partition("-")[0].isdigit()
+    await store.close()
     assert "closed" not in await errors(server)

@@ -11,7 +11,7 @@ import pytest
 
 from runtime import Backoff, Dead, Job, Retry, contract, handler
 from runtime.consumer import LATE_PART, ON_THE_WAY_S
-from runtime.errors import StoreAway
+from runtime.errors import StoreUnavailable
 from runtime.jobs import Batch, Lease
 from runtime.store.base import GROUP
 from runtime.streams import Fetched, Settled
@@ -82,7 +82,7 @@ async def test_a_move_that_always_errors_holds_up_nobody(server, raw):
         await until(lambda: len(ran) == 2000 and raw.xlen(KEY) == 1, "all others are done")
         await until(lambda: len(worker.held) == 1, "the bad one alone keeps its lease")
         raw.delete("{jobs}:dead")
-        await until(lambda: raw.exists("{jobs}:dead") and not leftovers(raw), "it is written when the server is mended")
+        await until(lambda: raw.exists("{jobs}:dead") and not leftovers(raw), "it is written when the server is fixed")
 
 
 async def test_a_worker_beside_a_stream_of_another_type_starts_and_works_as_if_it_were_not_there(
@@ -98,7 +98,7 @@ async def test_a_worker_beside_a_stream_of_another_type_starts_and_works_as_if_i
         await until(lambda: worker._fetcher._is_quiet, "it waits at the bell")
         xadd(raw, 2000)
         await until(lambda: len(ran) == 2001, "the bell rings")
-        assert worker.tally.store_errors == 0, "no fetch failed, so none was put off"
+        assert worker.stats.store_errors == 0, "no fetch failed, so none was put off"
         assert worker.is_ready
         assert list(worker.broken) == [broken]
         raw.delete(broken)
@@ -198,7 +198,7 @@ async def test_jobs_that_run_while_their_group_is_lost_run_once(server, raw):
     assert sorted(ran) == [0, 1]
 
 
-async def test_a_large_room_is_emptied_without_waiting_for_the_next_walk(server, raw):
+async def test_a_large_lot_is_emptied_without_waiting_for_the_next_walk(server, raw):
     async with working(server.url, work, concurrency=1000, lease_s=10.0):
         pipe = raw.pipeline(transaction=False)
         for n in range(3000):
@@ -218,7 +218,7 @@ async def test_a_large_room_is_emptied_without_waiting_for_the_next_walk(server,
         seen.append(message.n)
 
     async with working(server.url, later, concurrency=1000, lease_s=100.0):
-        await until(lambda: len(seen) == 3000, "all of the room is run")
+        await until(lambda: len(seen) == 3000, "all of the lot is run")
 
 
 @pytest.mark.parametrize("concurrency", [1, 2])
@@ -265,23 +265,23 @@ async def test_a_handler_that_cancels_itself_while_the_worker_stops_does_not_use
 async def test_what_a_late_reply_brings_is_not_run(server, raw):
     """Its line stood still for more than a lease, while its heartbeat went on: another one has run the job by now."""
     async with working(server.url, work, lease_s=0.9) as worker:
-        read = worker.streams.ring
+        read = worker.streams.wait_for_entry
 
         async def slow_line(*asked):
             asked_s = time.monotonic()
             rung = await read(*asked)
-            if rung.hauls:
+            if rung.deliveries:
                 await until(lambda: held_by(raw) == ["~free"], "it is taken back as a lost delivery")
                 await until(lambda: time.monotonic() - asked_s > LATE_PART * 0.9 + ON_THE_WAY_S, "the answer is late")
                 raw.xack(KEY, GROUP, late)
                 raw.xdel(KEY, late)
-                worker.streams.ring = read
+                worker.streams.wait_for_entry = read
             return rung
 
-        worker.streams.ring = slow_line
+        worker.streams.wait_for_entry = slow_line
         await until(lambda: worker._fetcher._is_quiet, "it waits for the bell")
         late = xadd(raw, 1)
-        await until(lambda: worker.streams.ring == read, "the reply comes")
+        await until(lambda: worker.streams.wait_for_entry == read, "the reply comes")
         xadd(raw, 2)
         await until(lambda: ran == [2], "the worker goes on, and has not run the other's job")
 
@@ -312,7 +312,7 @@ async def test_a_lost_delivery_that_is_given_back_twice_runs_once(server, raw):
             if len(parks) == 1:
                 [move] = batch.park
                 await until(lambda: ran or [move.lease.taken_s] != taken_s, "it is taken again")
-                raise StoreAway("the answer got lost")
+                raise StoreUnavailable("the answer got lost")
             return settled
 
         worker.streams.settle = deaf
@@ -329,14 +329,14 @@ async def test_a_lost_delivery_that_is_given_back_twice_runs_once(server, raw):
 async def test_what_a_late_reply_brings_is_renewed_before_it_runs(server, raw):
     """The next beat would leave alone what is new, and the one after it would come too late."""
     async with working(server.url, work, lease_s=6) as worker:
-        read, renew = worker.streams.ring, worker.streams.renew
+        read, renew = worker.streams.wait_for_entry, worker.streams.renew
         renewed: list[bytes] = []
 
         async def slow_line(*asked):
             asked_s = time.monotonic()
             rung = await read(*asked)
-            if rung.hauls:
-                worker.streams.ring = read
+            if rung.deliveries:
+                worker.streams.wait_for_entry = read
                 await until(lambda: time.monotonic() - asked_s > LATE_PART * 6 + ON_THE_WAY_S, "the answer is late")
             return rung
 
@@ -345,7 +345,7 @@ async def test_what_a_late_reply_brings_is_renewed_before_it_runs(server, raw):
             renewed.extend(entry for _, entry, _ in leases)
             return await renew(leases)
 
-        worker.streams.ring, worker.streams.renew = slow_line, noted
+        worker.streams.wait_for_entry, worker.streams.renew = slow_line, noted
         await until(lambda: worker._fetcher._is_quiet, "it waits for the bell")
         late = xadd(raw, 1)
         await until(lambda: ran == [1], "it runs")
@@ -358,23 +358,23 @@ async def test_after_the_bell_more_is_asked_for_at_once(server, raw):
     async with working(server.url, work) as worker:
         await until(lambda: worker._fetcher._is_quiet, "it waits for the bell")
         fetch, fetches, waits = worker.streams.fetch, list[list[int]](), list[str]()
-        room_made = worker._fetcher.room_made
-        wait = room_made.wait
+        capacity_freed = worker._fetcher.capacity_freed
+        wait = capacity_freed.wait
 
         async def noted(shares: Sequence[int], takes: set[int]) -> Fetched:
             fetches.append(list(ran))
             return await fetch(shares, takes)
 
         async def noted_wait() -> None:
-            waits.append("for room")
+            waits.append("for lot")
             await wait()
 
-        worker.streams.fetch, room_made.wait = noted, noted_wait
+        worker.streams.fetch, capacity_freed.wait = noted, noted_wait
         xadd(raw, 1)
         await until(lambda: fetches, "it asks for more")
         assert fetches[0] == [1], "the job runs by then"
         assert not waits, "there are idle lanes"
-        room_made.wait = wait
+        capacity_freed.wait = wait
 
 
 async def test_what_a_beat_took_while_its_key_was_claimed_does_not_start(server, raw):
@@ -388,7 +388,7 @@ async def test_what_a_beat_took_while_its_key_was_claimed_does_not_start(server,
             raw.xclaim(KEY, GROUP, "somebody-else", 0, [job.entry])
             worker._confirmed_s -= 6
             job.taken_s -= 6
-            worker._judge(Beat(time.monotonic(), worker._run_heard, [(job, job.count)]))
+            worker._judge(Beat(time.monotonic(), worker._known_run_id, [(job, job.count)]))
             worker.streams.admit = admit
             return verdicts
 
@@ -430,7 +430,7 @@ def test_what_was_lost_and_taken_anew_is_held_when_the_old_move_is_refused():
 async def test_a_worker_is_known_before_it_reads(server, raw, monkeypatch):
     """One that died between its first read and its first beat would leave a consumer that nobody forgets."""
 
-    async def not_yet(self, door):
+    async def not_yet(self, store):
         pass
 
     monkeypatch.setattr(Heartbeat, "_beat", not_yet)
@@ -511,7 +511,7 @@ async def test_read_ahead_is_bounded_by_bytes(server, raw):
     async with working(server.url, work, concurrency=10) as worker:
         add_large(raw, 40, 200_000)
         await until(lambda: len(ran) == 40, "they run")
-        worker.tally.finished += 1_000_000  # as if it were very fast
+        worker.stats.finished += 1_000_000  # as if it were very fast
         assert worker._read_ahead() * 200_000 <= INBOX_BYTES
 
 
@@ -532,7 +532,7 @@ async def test_a_flush_that_is_too_large_for_the_line_goes_in_parts_that_are_not
         async def narrow(batch: Batch) -> Settled:
             writes.append(len(batch.defer))
             if len(batch.defer) > 7:
-                raise StoreAway("no answer")
+                raise StoreUnavailable("no answer")
             return await settle(batch)
 
         worker.streams.settle = narrow
@@ -565,17 +565,17 @@ async def test_a_flush_takes_as_long_as_the_line_needs(server, raw, monkeypatch)
 
 
 async def test_what_an_answer_was_still_bringing_when_the_worker_stops_is_given_back(server, raw, monkeypatch):
-    monkeypatch.setattr("runtime.consumer.UNRING_S", 0.2)
+    monkeypatch.setattr("runtime.consumer.UNBLOCK_S", 0.2)
     async with working(server.url, work) as worker:
-        read = worker.streams.ring
+        read = worker.streams.wait_for_entry
 
         async def slow_line(*asked: object) -> object:
             rung = await read(*asked)
-            if rung.hauls:
+            if rung.deliveries:
                 await asyncio.sleep(60)
             return rung
 
-        worker.streams.ring = slow_line
+        worker.streams.wait_for_entry = slow_line
         await until(lambda: worker._fetcher._is_quiet, "it waits for the bell")
         xadd(raw, 1)
         await until(lambda: held_by(raw) == [worker.name], "it is delivered, and the answer is on its way")

@@ -1,4 +1,4 @@
-"""The ward of a worker in this process: suspects and ordinary work both get their turn, whatever stands beside them."""
+"""The isolation of a worker in this process: suspects and ordinary work both get their turn, whatever stands beside them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from runtime import Job, contract, handler
-from runtime.errors import StoreAway, StoreRefuses
+from runtime.errors import StoreError, StoreUnavailable
 from runtime.store.base import GROUP
 from tests.workers import until, working
 
@@ -65,31 +65,31 @@ async def test_where_suspects_cannot_be_had_ordinary_work_goes_on(server, raw):
     async with working(server.url, guarded) as worker:
 
         async def refused(*_):
-            raise StoreRefuses("Redis answered: an error")
+            raise StoreError("Redis answered: an error")
 
         worker.streams.isolate = refused
-        await until(lambda: worker.tally.store_errors > 0, "it was asked")
+        await until(lambda: worker.stats.store_errors > 0, "it was asked")
         add(raw, 7)
         await until(lambda: 7 in ran, "other work goes on")
 
 
-async def test_a_worker_that_drains_gives_the_ward_up_and_its_death_is_no_evidence_from_then_on(server, raw):
+async def test_a_worker_that_drains_gives_the_isolation_up_and_its_death_is_no_evidence_from_then_on(server, raw):
     suspects(raw, range(1), 60_000)
     async with working(server.url, guarded, grace_s=4) as worker:
         await until(lambda: ran == [0] and raw.exists("{jobs}:wards"), "the suspect runs")
         worker.stop()
-        await until(lambda: not raw.exists("{jobs}:wards"), "others can have the ward")
+        await until(lambda: not raw.exists("{jobs}:wards"), "others can have the isolation")
         assert worker.running == 1, "while it still runs here"
 
 
 def away(verb):
-    """Give a verb whose reply is lost while the first word of the list is true, and the list."""
+    """Return a verb whose reply is lost while the first word of the list is true, and the list."""
     is_away = [True]
 
     async def called(*arguments: object) -> object:
         answer = await verb(*arguments)
         if is_away[0]:
-            raise StoreAway("the reply was lost")
+            raise StoreUnavailable("the reply was lost")
         return answer
 
     return called, is_away
@@ -101,7 +101,7 @@ async def test_nothing_starts_beside_what_outlived_its_isolation_before_the_stor
         worker.streams.acquit, is_away = away(worker.streams.acquit)
         await until(lambda: ran == [0], "the suspect runs")
         add(raw, 7)
-        await until(lambda: worker.tally.store_errors >= 3, "the end of the isolation was told, in vain")
+        await until(lambda: worker.stats.store_errors >= 3, "the end of the isolation was told, in vain")
         assert ran == [0]
         is_away[0] = False
         await until(lambda: ran == [0, 7], "others run beside it")
@@ -114,14 +114,14 @@ async def test_a_suspect_that_was_handed_out_by_a_lost_reply_is_named_no_more_be
         acquit = worker.streams.acquit
 
         async def refused(*_):
-            raise StoreAway("not there")
+            raise StoreUnavailable("not there")
 
         worker.streams.acquit = refused
         suspects(raw, range(1))
-        await until(lambda: worker.tally.store_errors >= 2, "a suspect was handed out, and nobody knows")
+        await until(lambda: worker.stats.store_errors >= 2, "a suspect was handed out, and nobody knows")
         assert raw.hvals("{jobs}:wards")[0].endswith("medium/1-0")
         add(raw, 7)
-        await until(lambda: worker.tally.store_errors >= 4, "it could not say so")
+        await until(lambda: worker.stats.store_errors >= 4, "it could not say so")
         assert ran == []
         is_away[0], worker.streams.acquit = False, acquit
         await until(lambda: ran == [7], "ordinary work goes on")
@@ -144,9 +144,9 @@ async def test_a_suspect_that_nobody_knows_makes_no_idle_worker_ask_in_haste(ser
         return int(raw.info("commandstats").get("cmdstat_xreadgroup", {}).get("calls", 0))
 
     async with working(server.url, guarded, lease_s=30.0) as worker:
-        await until(lambda: worker.scheduler.has_suspects, "it was seen")
-        await until(lambda: not worker.scheduler.has_suspects, "it cannot run here")
-        await until(lambda: worker.scheduler.has_suspects, "it is seen again")
+        await until(lambda: worker.maintenance.has_suspects, "it was seen")
+        await until(lambda: not worker.maintenance.has_suspects, "it cannot run here")
+        await until(lambda: worker.maintenance.has_suspects, "it is seen again")
         before, began_s = bells(), time.monotonic()
         await until(lambda: time.monotonic() - began_s > 1.5, "a while")
         assert bells() - before <= 5
@@ -198,7 +198,7 @@ async def test_a_suspect_that_was_handed_out_and_did_not_run_keeps_its_strikes(s
         acquitted: list[int] = []
 
         async def silent(batch):
-            raise StoreAway("not there")
+            raise StoreUnavailable("not there")
 
         async def counted(alone):
             await acquit(alone)
@@ -225,6 +225,6 @@ async def test_a_silent_worker_asks_for_no_suspects(server, raw):
         worker.streams.isolate = noted
         worker._confirmed_s -= 6
         suspects(raw, range(1))
-        worker.scheduler.has_suspects = True
+        worker.maintenance.has_suspects = True
         await until(lambda: ran == [0], "it runs after the next beat")
         assert not any(asked)

@@ -1,4 +1,4 @@
-"""Rooms: what is parked is found and taken again, whoever made the room, and however much of it there is."""
+"""Lots: what is parked is found and taken again, whoever made the lot, and however much of it there is."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def _forget_runs():
 serial = count(1000)  # beyond those of the same millisecond
 
 
-def park(raw, room: str, *numbers: int, type_name: str = "work", key: str = KEY) -> None:
-    """Put jobs into a room, as somebody else's worker would; in one step, so that no worker meets them before."""
+def park(raw, lot: str, *numbers: int, type_name: str = "work", key: str = KEY) -> None:
+    """Put jobs into a lot, as somebody else's worker would; in one step, so that no worker meets them before."""
     if not raw.exists(key):
         raw.xgroup_create(key, GROUP, "0", mkstream=True)
     seconds, micros = raw.time()
@@ -56,32 +56,32 @@ def park(raw, room: str, *numbers: int, type_name: str = "work", key: str = KEY)
     with raw.pipeline(transaction=True) as pipe:
         for entry, n in zip(entries, numbers, strict=True):
             pipe.xadd(key, {"type": type_name, "data": f'{{"n":{n}}}'}, id=entry)
-        pipe.xreadgroup(GROUP, room, {key: ">"}, count=len(entries))
-        pipe.execute_command("XCLAIM", key, GROUP, room, 0, *entries, "RETRYCOUNT", 0, "JUSTID")
+        pipe.xreadgroup(GROUP, lot, {key: ">"}, count=len(entries))
+        pipe.execute_command("XCLAIM", key, GROUP, lot, 0, *entries, "RETRYCOUNT", 0, "JUSTID")
         pipe.execute()
 
 
-async def test_rooms_that_come_and_go_while_a_worker_looks_at_strange_ones_do_not_end_it(server, raw):
+async def test_lots_that_come_and_go_while_a_worker_looks_at_strange_ones_do_not_end_it(server, raw):
     for n in range(3):
         park(raw, f"~new-kind-{n}", n)
     async with working(server.url, work, lease_s=1.0) as worker:
         real, looks = worker.streams.waiting_longest, 0
 
-        async def meanwhile(stream, room, idle_ms, n):
+        async def meanwhile(stream, lot, idle_ms, n):
             nonlocal looks
             looks += 1
-            worker.scheduler.room_for(f"~t:unheard-of-{looks}@1")  # as the fetcher does beside the walk
+            worker.maintenance.lot_for(f"~t:unheard-of-{looks}@1")  # as the fetcher does beside the walk
             if looks == 1:
-                worker.scheduler.rooms.pop((2, "~new-kind-2"), None)
-            return await real(stream, room, idle_ms, n)
+                worker.maintenance.lots.pop((2, "~new-kind-2"), None)
+            return await real(stream, lot, idle_ms, n)
 
         worker.streams.waiting_longest = meanwhile
         await until(lambda: sorted(ran) == [0, 1, 2], "they are adopted, and run")
     assert looks >= 3
 
 
-async def test_a_room_that_gives_all_it_is_asked_for_is_asked_again_at_once(server, raw, monkeypatch):
-    monkeypatch.setattr("runtime.worker.fetcher.ROOMS_S", 1.0)
+async def test_a_lot_that_gives_all_it_is_asked_for_is_asked_again_at_once(server, raw, monkeypatch):
+    monkeypatch.setattr("runtime.worker.fetcher.LOTS_S", 1.0)
     park(raw, "~t:work@1", *range(300))
     async with working(server.url, work, concurrency=4):
         await until(lambda: len(ran) == 300, "all that was parked has run")
@@ -89,7 +89,7 @@ async def test_a_room_that_gives_all_it_is_asked_for_is_asked_again_at_once(serv
 
 
 @pytest.mark.parametrize(("parked", "waiting"), [("low", "critical"), ("critical", "low")])
-async def test_a_room_and_the_streams_share_by_weight_and_neither_starves(server, raw, parked, waiting):
+async def test_a_lot_and_the_streams_share_by_weight_and_neither_starves(server, raw, parked, waiting):
     at = {"critical": 1000, "low": 2000}
     park(raw, "~t:work@1", *range(at[parked], at[parked] + 400), key=f"{{jobs}}:{parked}")
     for n in range(at[waiting], at[waiting] + 400):
@@ -100,7 +100,7 @@ async def test_a_room_and_the_streams_share_by_weight_and_neither_starves(server
     assert 120 <= critical <= 195, ran
 
 
-async def test_several_rooms_of_one_stream_have_each_its_turn(server, raw):
+async def test_several_lots_of_one_stream_have_each_its_turn(server, raw):
     for v in range(3):
         park(raw, f"~t:grown@{v + 1}", *range(1000 * v, 1000 * v + 100), type_name="grown")
     async with working(server.url, grown, concurrency=1):
@@ -116,34 +116,34 @@ async def test_a_take_brings_each_entry_with_its_own_fields_wherever_it_stands(s
     ours = dict(enumerate(entries[::every]))
     raw.execute_command("XCLAIM", KEY, GROUP, "~t:work@1", 0, *ours.values(), "RETRYCOUNT", 0, "JUSTID")
     raw.xdel(KEY, ours.pop(1))
-    door = Streams(server.url, "jobs", "taker")
-    await door.start()
+    store = Streams(server.url, "jobs", "taker")
+    await store.start()
     try:
-        fetched = await door.take(Ask(2, "~t:work@1", 701), Ask(3, "~t:none@1", 5))
+        fetched = await store.take(Ask(2, "~t:work@1", 701), Ask(3, "~t:none@1", 5))
     finally:
-        await door.close()
-    came = {bytes(entry).decode(): bytes(fields[3]).decode() for entry, fields in fetched.hauls[0].rows}
+        await store.close()
+    came = {bytes(entry).decode(): bytes(fields[3]).decode() for entry, fields in fetched.deliveries[0].rows}
     assert came == {entry: f'{{"n":{every * k}}}' for k, entry in ours.items()}
-    assert set(fetched.hauls[0].counts) == {1}
-    assert fetched.hauls[1].rows == []
+    assert set(fetched.deliveries[0].counts) == {1}
+    assert fetched.deliveries[1].rows == []
     pending = raw.xpending_range(KEY, GROUP, "-", "+", 701, consumername="taker")
     assert {row["message_id"]: row["times_delivered"] for row in pending} == dict.fromkeys(ours.values(), 1)
 
 
-async def test_a_room_is_buried_only_when_nobody_has_known_its_type_for_long_however_old_it_is(server, raw):
+async def test_a_lot_is_buried_only_when_nobody_has_known_its_type_for_long_however_old_it_is(server, raw):
     park(raw, "~t:later@1", 1, type_name="later")
     (row,) = raw.xpending_range(KEY, GROUP, "-", "+", 1)
     aged = ("XCLAIM", KEY, GROUP, "~t:later@1", 0, row["message_id"], "IDLE", 3_600_000, "RETRYCOUNT", 0, "JUSTID")
     raw.execute_command(*aged)
     async with working(server.url, work, unknown_after_s=900) as worker:
-        await until(lambda: worker.scheduler.rooms, "the walk has seen it")
-        await worker.scheduler._condemn_unknown([])
+        await until(lambda: worker.maintenance.lots, "the walk has seen it")
+        await worker.maintenance._dead_letter_unknown([])
         assert raw.xlen("{jobs}:dead") == 0, "it may have waited for a thread, and its worker be starting"
-        worker.scheduler._began_s -= 1000
-        worker.scheduler._known_s["later", 1] = time.monotonic() - 800
-        await worker.scheduler._condemn_unknown([])
+        worker.maintenance._began_s -= 1000
+        worker.maintenance._known_s["later", 1] = time.monotonic() - 800
+        await worker.maintenance._dead_letter_unknown([])
         assert raw.xlen("{jobs}:dead") == 0, "a worker that knew it was there a while ago"
-        worker.scheduler._known_s["later", 1] -= 200
-        await worker.scheduler._condemn_unknown([])
+        worker.maintenance._known_s["later", 1] -= 200
+        await worker.maintenance._dead_letter_unknown([])
         assert raw.xlen("{jobs}:dead") == 1
-        assert "~t:later@1" not in [row["name"] for row in raw.xinfo_consumers(KEY, "workers")], "the room is gone with it"
+        assert "~t:later@1" not in [row["name"] for row in raw.xinfo_consumers(KEY, "workers")], "the lot is gone with it"

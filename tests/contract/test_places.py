@@ -16,7 +16,7 @@ from tests.contract.test_lots import KEY, park, ran, work
 from tests.workers import until, working
 
 CRITICAL = "{jobs}:critical"
-ROOM = "~t:hold@1"
+LOT = "~t:hold@1"
 
 let_go = threading.Event()
 held: list[tuple[int, int]] = []  # number of the job, attempt
@@ -53,17 +53,17 @@ def send(raw, *numbers: int) -> None:
         raw.xadd(KEY, {"type": "hold", "data": f'{{"n":{n}}}'})
 
 
-def in_rooms(raw, room: str = ROOM) -> list[int]:
-    """Give how often each entry in a room was delivered, in the eyes of the server."""
-    return [row["times_delivered"] for row in raw.xpending_range(KEY, GROUP, "-", "+", 100, consumername=room)]
+def in_lots(raw, lot: str = LOT) -> list[int]:
+    """Return how often each entry in a lot was delivered, in the eyes of the server."""
+    return [row["times_delivered"] for row in raw.xpending_range(KEY, GROUP, "-", "+", 100, consumername=lot)]
 
 
 async def test_what_finds_no_thread_leaves_its_lane_and_another_worker_runs_it(server, raw, monkeypatch):
     monkeypatch.setattr("runtime.places.WAIT_S", 60.0)  # at once, and not when it has waited
     async with working(server.url, hold, work, concurrency=4, threads=1) as busy:
         send(raw, *range(8))
-        await until(lambda: len(in_rooms(raw)) == 7, "all but the one that runs are parked")
-        assert set(in_rooms(raw)) == {0}, "and none of these deliveries counts"
+        await until(lambda: len(in_lots(raw)) == 7, "all but the one that runs are parked")
+        assert set(in_lots(raw)) == {0}, "and none of these deliveries counts"
         await until(lambda: (busy.running, len(busy.held)) == (1, 1), "they hold no lane")
         raw.xadd(CRITICAL, {"type": "work", "data": "{}"})
         await until(lambda: ran == [0], "others have their lanes")
@@ -78,19 +78,19 @@ async def test_what_waits_in_a_lane_leaves_it_after_a_second(server, raw):
     async with working(server.url, hold, concurrency=4, threads=1) as worker:
         send(raw, 0)
         await until(lambda: len(held) == 1, "the thread is taken")
-        worker.places[THREAD].room_within_a_second = lambda coming: 1  # as if they were short
+        worker.places[THREAD].capacity_within_a_second = lambda coming: 1  # as if they were short
         send(raw, 1)
-        await until(lambda: in_rooms(raw) == [0], "it is parked, though it was taken for short")
+        await until(lambda: in_lots(raw) == [0], "it is parked, though it was taken for short")
         let_go.set()
         await until(lambda: raw.xlen(KEY) == 0, "both are done")
     assert held == [(0, 1), (1, 1)]
 
 
-async def test_a_worker_takes_from_rooms_only_what_it_has_a_place_for(server, raw):
+async def test_a_worker_takes_from_lots_only_what_it_has_a_place_for(server, raw):
     async with working(server.url, hold, work, concurrency=8, threads=2, lease_s=0.5) as worker:
         send(raw, 0)
         await until(lambda: len(held) == 1, "one thread is taken")
-        park(raw, ROOM, *range(1, 6), type_name="hold")
+        park(raw, LOT, *range(1, 6), type_name="hold")
         await until(lambda: len(held) == 2, "the other thread is taken too")
         real = worker.streams.take
         asked = []
@@ -104,19 +104,19 @@ async def test_a_worker_takes_from_rooms_only_what_it_has_a_place_for(server, ra
             raw.xadd(KEY, {"type": "work", "data": f'{{"n":{n}}}'})
             await until(lambda n=n: len(ran) == n + 1, "the worker fetches")
         await until(lambda: len(worker.held) == 2, "no more is held than runs")
-        assert (len(in_rooms(raw)), asked) == (4, [])
+        assert (len(in_lots(raw)), asked) == (4, [])
         let_go.set()
         await until(lambda: raw.xlen(KEY) == 0, "all are done")
     assert sorted(held) == [(n, 1) for n in range(6)]
 
 
-async def test_a_place_that_becomes_free_is_filled_at_once_from_a_room_though_no_bell_rings(server, raw, monkeypatch):
-    monkeypatch.setattr("runtime.worker.fetcher.ROOMS_S", 1000.0)
+async def test_a_place_that_becomes_free_is_filled_at_once_from_a_lot_though_no_bell_rings(server, raw, monkeypatch):
+    monkeypatch.setattr("runtime.worker.fetcher.LOTS_S", 1000.0)
     async with working(server.url, hold, concurrency=4, threads=1) as worker:
         send(raw, 0)
         await until(lambda: len(held) == 1, "the thread is taken")
         send(raw, *range(1, 4))
-        await until(lambda: len(in_rooms(raw)) == 3 and worker.scheduler.rooms, "the others are parked")
+        await until(lambda: len(in_lots(raw)) == 3 and worker.maintenance.lots, "the others are parked")
         let_go.set()
         await until(lambda: raw.xlen(KEY) == 0, "all are done")
 
@@ -125,11 +125,11 @@ async def test_what_waits_for_a_thread_at_a_stop_is_given_back_and_does_not_star
     async with working(server.url, hold, concurrency=4, threads=1) as worker:
         send(raw, 0)
         await until(lambda: len(held) == 1, "the thread is taken")
-        worker.places[THREAD].room_within_a_second = lambda coming: 1  # as if they were short
+        worker.places[THREAD].capacity_within_a_second = lambda coming: 1  # as if they were short
         send(raw, 1)
         await until(lambda: worker.places[THREAD].waiting == 1, "the next one waits for it")
         worker.stop()
-        await until(lambda: len(in_rooms(raw, "~free")) == 1, "it is given back while the first one runs")
+        await until(lambda: len(in_lots(raw, "~free")) == 1, "it is given back while the first one runs")
         let_go.set()
         await until(lambda: raw.xlen(KEY) == 1, "the first one may finish")
     assert held == [(0, 1)]

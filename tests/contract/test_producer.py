@@ -26,14 +26,14 @@ from runtime import (
     Priority,
     Producer,
     QueueFull,
-    StoreAway,
-    StoreRefuses,
+    StoreError,
+    StoreUnavailable,
     contract,
 )
 from runtime.codec import decode_many
 from runtime.jobs import Batch
 from runtime.producer import Head, Packed
-from runtime.store.connection import KEEPALIVE, Wire
+from runtime.store.connection import KEEPALIVE, Connection
 from runtime.streams import Streams
 from tests.proxy import Proxy, Reader, Relay, Writer
 from tests.servers import Server, free_ports, wait_until
@@ -98,10 +98,10 @@ async def test_a_delayed_message_waits_among_the_delayed_jobs(producer, raw, ser
     assert member == sent.id
     assert abs(due - time.time() * 1000 - 30_000) < 5000
     raw.zadd("{jobs}:due", {member: 1})
-    door = Streams(server.url, "jobs", "me")
-    await door.start()
-    assert (await door.promote(10, "0")).moved == 1
-    await door.close()
+    store = Streams(server.url, "jobs", "me")
+    await store.start()
+    assert (await store.promote(10, "0")).moved == 1
+    await store.close()
     [(_, fields)] = raw.xrange(KEY)
     assert (fields["id"], fields["type"]) == (sent.id, "order")
 
@@ -212,7 +212,7 @@ async def test_a_message_that_cannot_be_stored_is_its_senders_error_and_nobody_e
         before, bad, behind = await asyncio.gather(
             producer.send(Order(n=1)), producer.send(Order(n=2), **options), producer.send(Order(n=3)), return_exceptions=True
         )
-    assert isinstance(bad, StoreRefuses)
+    assert isinstance(bad, StoreError)
     assert [f"high-{entry}" for entry, _ in raw.xrange(KEY)] == [before.id, behind.id], "each once, and nothing between them"
     assert raw.hlen("{jobs}:msg") == 0
     assert len(raw.keys("{jobs}:seen:c:*")) == 1, "one call, which was not repeated"
@@ -227,7 +227,7 @@ async def test_a_repeated_chunk_of_which_some_were_refused_answers_the_same_and_
         proxy.drop_next_reply(b"EVALSHA")
         sent, bad = await asyncio.gather(producer.send(Order(n=1)), producer.send(Order(n=2), **options), return_exceptions=True)
         assert proxy.dropped == 1
-    assert isinstance(bad, StoreRefuses)
+    assert isinstance(bad, StoreError)
     assert [f"high-{entry}" for entry, _ in raw.xrange(KEY)][1:] == [sent.id]
 
 
@@ -267,14 +267,14 @@ async def test_a_chunk_that_fails_while_the_next_one_is_packed_is_the_last_one(s
 async def test_what_redis_refuses_as_a_whole_is_told_when_the_patience_is_over(server, raw):
     raw.execute_command("ACL", "SETUSER", "reader", "on", ">secret", "~*", "+@all", "-evalsha")
     async with Producer.connect(f"{server.url}?username=reader&password=secret", patience_s=0.3) as producer:
-        with pytest.raises(StoreAway, match="NOPERM"):
+        with pytest.raises(StoreUnavailable, match="NOPERM"):
             await producer.send(Order(n=1))
     raw.execute_command("ACL", "DELUSER", "reader")
 
 
 async def test_a_server_that_is_not_there_is_a_typed_error():
     async with Producer.connect("redis://127.0.0.1:1", patience_s=0.2) as producer:
-        with pytest.raises(StoreAway, match=r"127\.0\.0\.1:1"):
+        with pytest.raises(StoreUnavailable, match=r"127\.0\.0\.1:1"):
             await producer.send(Order(n=1))
 
 
@@ -429,7 +429,7 @@ async def test_a_password_is_never_shown():
     producer = Producer.connect("redis://user:geheim@127.0.0.1:1", patience_s=0.1)
     assert "geheim" not in repr(producer)
     async with producer:
-        with pytest.raises(StoreAway) as caught:
+        with pytest.raises(StoreUnavailable) as caught:
             await producer.send(Order(n=1))
     assert "geheim" not in str(caught.value)
 
@@ -448,7 +448,7 @@ async def test_all_who_wait_give_up_when_their_own_patience_is_over(proxy):
 
         async def patience_of(n: int) -> float:
             since_s = time.monotonic()
-            with pytest.raises(StoreAway, match="not sent within 1 s"):
+            with pytest.raises(StoreUnavailable, match="not sent within 1 s"):
                 await producer.send(Order(n=n))
             return time.monotonic() - since_s
 
@@ -476,7 +476,7 @@ async def test_what_was_on_the_line_when_patience_ended_is_stored_at_most_once(p
     async with proxy, Producer.connect(proxy.url, patience_s=0.5) as producer:
         await producer.send(Order(n=0))
         proxy.stall()
-        with pytest.raises(StoreAway, match="may have been stored, once"):
+        with pytest.raises(StoreUnavailable, match="may have been stored, once"):
             await producer.send(Order(n=1))
         proxy.calm()
         await producer.send(Order(n=2))
@@ -502,14 +502,14 @@ async def test_what_is_cancelled_while_there_is_no_line_is_not_sent(proxy, raw, 
     """While the idle line is asked whether it still is one, while another is opened, and before a repeat."""
     async with proxy, Producer.connect(proxy.url, patience_s=3) as producer:
         await producer.send(Order(n=0))
-        [way] = producer._ways.values()
-        wire = way._outlet._wire
+        [sender] = producer._senders.values()
+        connection = sender._store._connection
         monkeypatch.setattr("runtime.store.connection.IDLE_S", idle_s)
         away(proxy)
         await asyncio.sleep(0)
         sends = [asyncio.create_task(producer.send(Order(n=n))) for n in range(1, 4)]
         sends.append(asyncio.create_task(producer.send_many(Order(n=n) for n in range(4, 1200))))
-        await until(lambda: wire._busy.locked() and (not idle_s or wire._connection is None), "there is no line")
+        await until(lambda: connection._busy.locked() and (not idle_s or connection._redis is None), "there is no line")
         for send in sends:
             send.cancel()
         await asyncio.wait(sends)
@@ -561,7 +561,7 @@ UNKNOWN = [
 async def test_what_an_answer_of_somebody_between_says_nothing_of_is_stored_once_and_told_so(valkey):
     async def send_to(n: int, reply: bytes) -> str:
         async with answering(valkey, reply) as between, Producer.connect(f"unix://{between.socket}", patience_s=1) as producer:
-            with pytest.raises(StoreAway) as caught:
+            with pytest.raises(StoreUnavailable) as caught:
                 await producer.send(Order(n=n))
         return str(caught.value)
 
@@ -636,7 +636,7 @@ async def test_a_certificate_is_compared_with_the_name_whatever_address_it_leads
     listening = await asyncio.start_server(listen, "127.0.0.1", 0)
     port = listening.sockets[0].getsockname()[1]
     async with Producer.connect(f"rediss://redis.example:{port}", patience_s=0.5) as producer:
-        with pytest.raises(StoreAway, match=r"redis\.example"):
+        with pytest.raises(StoreUnavailable, match=r"redis\.example"):
             await producer.send(Order(n=1))
     assert b"redis.example" in await heard
     listening.close()
@@ -646,7 +646,7 @@ async def test_where_nobody_answers_the_error_says_so():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"redis://127.0.0.1:{silent.getsockname()[1]}"
         async with Producer.connect(url, patience_s=0.6) as producer:
-            with pytest.raises(StoreAway, match=r"no connection in time: not sent within 0\.6 s"):
+            with pytest.raises(StoreUnavailable, match=r"no connection in time: not sent within 0\.6 s"):
                 await producer.send(Order(n=1))
 
 
@@ -661,9 +661,9 @@ async def test_whoever_waits_for_an_answer_at_the_end_hears_of_the_end(proxy):
         await producer.send(Order(n=0))
         proxy.stall()
         sending = asyncio.create_task(producer.send(Order(n=1)))
-        await until(lambda: any(way._on_line for way in producer._ways.values()), "it is on the line")
+        await until(lambda: any(sender._on_line for sender in producer._senders.values()), "it is on the line")
         await producer.close()
-        with pytest.raises(StoreAway, match=r"closed.*may have been stored, once") as caught:
+        with pytest.raises(StoreUnavailable, match=r"closed.*may have been stored, once") as caught:
             await sending
     assert "are over" not in str(caught.value)
 
@@ -684,8 +684,8 @@ async def test_a_line_that_was_cut_while_it_was_idle_is_found_by_a_question_and_
         await worker.start()
         await producer.send(Order(n=1))
         fetched = await worker.fetch([0, 1, 0, 0], set())
-        [haul] = fetched.hauls
-        jobs, _ = decode_many(haul.stream, haul.rows, haul.counts, fetched.run, time.monotonic(), fetched.now_ms)
+        [delivery] = fetched.deliveries
+        jobs, _ = decode_many(delivery.stream, delivery.rows, delivery.counts, fetched.run_id, time.monotonic(), fetched.now_ms)
         await worker._writer.ready()
         async with asyncio.timeout(4.5):  # a lost answer takes a worker five seconds, and this producer twenty
             assert proxy.deafen() == 4
@@ -703,13 +703,13 @@ async def test_the_kernel_asks_whether_a_connection_still_is_one():
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         server.client().config_set("port", port)
-        wire = Wire(f"redis://127.0.0.1:{port}", "asks")
-        await wire.ready()
-        ours = wire._line._transport.get_extra_info("socket")
+        connection = Connection(f"redis://127.0.0.1:{port}", "asks")
+        await connection.ready()
+        ours = connection._protocol._transport.get_extra_info("socket")
         assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         for option, value in KEEPALIVE.items():
             assert ours.getsockopt(socket.IPPROTO_TCP, option) == value
-        await wire.close()
+        await connection.close()
     finally:
         server.stop()
 
@@ -719,7 +719,7 @@ async def test_of_a_cancelled_send_many_no_further_chunk_is_sent(proxy, raw):
         await producer.send(Order(n=-1))
         proxy.stall()
         sending = asyncio.create_task(producer.send_many(Order(n=n) for n in range(3000)))
-        while not any(way._on_line for way in producer._ways.values()):
+        while not any(sender._on_line for sender in producer._senders.values()):
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.05)  # the next chunk is packed, and waits behind
         sending.cancel()

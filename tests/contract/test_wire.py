@@ -116,7 +116,7 @@ async def test_a_second_message_with_the_key_of_a_live_one_is_dropped(server, ra
         await until(lambda: seen.runs and not leftovers(raw), "all are settled")
         xadd(raw, '{"n":9}', key="report-7")
         await until(lambda: len(seen.runs) == 2, "a later one runs")
-        assert sum(count.totals().get("copy", 0) for _, _, count in worker.tally.rows()) == 2
+        assert sum(count.totals().get("duplicate", 0) for _, _, count in worker.stats.rows()) == 2
     assert [n for n, _, _ in seen.runs] == [0, 9]
 
 
@@ -127,7 +127,7 @@ async def test_messagepack_is_read_when_ct_says_so(server, raw, seen):
     assert seen.runs[0][0] == 5
 
 
-async def test_a_newer_version_waits_in_a_room_for_a_worker_that_knows_it(server, raw, seen):
+async def test_a_newer_version_waits_in_a_lot_for_a_worker_that_knows_it(server, raw, seen):
     async with working(server.url, seen.handler):
         xadd(raw, v="3")
         xadd(raw, '{"n":2}', v="1")
@@ -158,11 +158,11 @@ async def test_an_unknown_type_waits_for_a_worker_that_knows_it_and_burns_no_att
 async def test_an_unknown_type_that_nobody_learns_becomes_a_dead_letter(server, raw, seen):
     async with working(server.url, seen.handler, lease_s=0.3, unknown_after_s=1.0):
         raw.xadd(KEY, {"type": "typo", "data": "{}"})
-        await until(lambda: dead(raw) and not leftovers(raw), "it is condemned")
+        await until(lambda: dead(raw) and not leftovers(raw), "it is dead-lettered")
     assert (dead(raw)[0]["dead_reason"], dead(raw)[0]["type"]) == ("unknown-type", "typo")
 
 
-async def test_inventing_type_names_makes_no_more_than_257_rooms(server, raw, seen):
+async def test_inventing_type_names_makes_no_more_than_257_lots(server, raw, seen):
     async with working(server.url, seen.handler, concurrency=400):
         for n in range(400):
             raw.xadd(KEY, {"type": f"typo-{n}", "data": "{}"})
@@ -228,7 +228,7 @@ async def test_whatever_a_stranger_writes_the_worker_lives_and_nothing_vanishes(
             raw.xadd(KEY, fields)
             sent += 1
 
-    write()  # before the worker's threads begin: they roll dice of their own, which hypothesis would take for its own
+    write()  # before the worker's threads begin: they roll jitter of their own, which hypothesis would take for its own
     xadd(raw, '{"n":4242}')
     async with working(valkey.url, seen.handler, concurrency=50) as worker:
         await until(lambda: any(n == 4242 for n, _, _ in seen.runs), "a good job still runs")
@@ -238,8 +238,8 @@ async def test_whatever_a_stranger_writes_the_worker_lives_and_nothing_vanishes(
             return not len(worker.held) and all(row["name"].startswith(b"~") for row in rows)
 
         await until(settled, "all are settled")
-        copies = sum(count.totals().get("copy", 0) for _, _, count in worker.tally.rows())
-        done = sum(count.totals().get("done", 0) for _, _, count in worker.tally.rows())
+        copies = sum(count.totals().get("duplicate", 0) for _, _, count in worker.stats.rows())
+        done = sum(count.totals().get("done", 0) for _, _, count in worker.stats.rows())
         waiting = raw.xlen(KEY) + raw.zcard("{jobs}:due")
         assert done + copies + raw.xlen("{jobs}:dead") + waiting == sent + 1
     raw.close()

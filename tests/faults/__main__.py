@@ -115,7 +115,7 @@ def run_one(kind: str, seed: int, weather: Weather) -> int:
 
 
 def figures_that_fail(verdict: Verdict) -> list[str]:
-    """Give the figures that are beyond their bounds; what must be zero is among the checker's problems already."""
+    """Return the figures that are beyond their bounds; what must be zero is among the checker's problems already."""
     failing: list[str] = []
     if verdict.duplicate_runs > verdict.in_flight_at_hits:
         failing.append(f"{verdict.duplicate_runs} second runs, of {verdict.in_flight_at_hits} jobs in flight at the hits")
@@ -136,13 +136,13 @@ def why_void(verdict: Verdict, kinds: Sequence[str]) -> list[str]:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """Give the smallest value that this percentage do not exceed; 0 without any."""
+    """Return the smallest value that this percentage do not exceed; 0 without any."""
     ordered = sorted(values)
     return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)] if ordered else 0.0
 
 
 def table(verdict: Verdict) -> str:
-    """Give all figures of a run."""
+    """Return all figures of a run."""
     share = 100 * verdict.duplicate_runs / max(1, verdict.runs)
     causes = ", ".join(f"{cause} {times}" for cause, times in sorted(verdict.duplicates_by_cause.items())) or "none"
     rows = [

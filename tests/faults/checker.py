@@ -309,7 +309,7 @@ def _check_deliveries(verdict: Verdict, story: Story, knows_faults: bool) -> Non
 
 
 def _cause(run: Run, following: Run, by_pid: dict[int, list[Fault]]) -> str:
-    """Give the fault behind a second run; '' when there is none.
+    """Return the fault behind a second run; '' when there is none.
 
     Where the second run has the older delivery (a lower count), that delivery came late: then the fault is one of its process.
     """
@@ -331,7 +331,7 @@ def _cause(run: Run, following: Run, by_pid: dict[int, list[Fault]]) -> str:
 
 
 def letters_of(raw: redis.Redis) -> tuple[dict[int, list[dict[str, str]]], list[dict[str, str]]]:
-    """Give the dead letters by number, and those that bear none."""
+    """Return the dead letters by number, and those that bear none."""
     numbered: dict[int, list[dict[str, str]]] = defaultdict(list)
     anonymous: list[dict[str, str]] = []
     for _, fields in raw.xrange(f"{TAG}:dead"):
@@ -344,7 +344,7 @@ def letters_of(raw: redis.Redis) -> tuple[dict[int, list[dict[str, str]]], list[
 
 
 def number_of(fields: dict[str, str]) -> int | None:
-    """Give the number of a message: of its payload, or of the field `x-n` where the payload cannot be read."""
+    """Return the number of a message: of its payload, or of the field `x-n` where the payload cannot be read."""
     if fields.get("x-n", "").isdigit():
         return int(fields["x-n"])
     try:
@@ -356,7 +356,7 @@ def number_of(fields: dict[str, str]) -> int | None:
 
 
 def stored_numbers(raw: redis.Redis) -> set[int]:
-    """Give the numbers that still wait in a stream or among the delayed ones: not lost, though left over."""
+    """Return the numbers that still wait in a stream or among the delayed ones: not lost, though left over."""
     stored = {number_of(fields) for name in STREAMS for _, fields in raw.xrange(f"{TAG}:{name}")}
     stored |= {_number_in(packed) for packed in raw.hvals(f"{TAG}:msg")}
     return {n for n in stored if n is not None}
@@ -390,8 +390,8 @@ def leftovers(raw: redis.Redis) -> dict[str, int]:
 
 
 def leftovers_everywhere(raw: redis.Redis, live_pids: Collection[int] | None = None) -> dict[str, int]:
-    """Give what is left in every structure of the queue: jobs, strikes, workers and consumers that are gone, immortal marks, and
-    keys that nobody knows.
+    """Return what is left in every structure of the queue: jobs, strikes, workers and consumers that are gone, marks without
+    an end, and keys that nobody knows.
     """
     left = leftovers(raw)
     left |= {name: raw.hlen(f"{TAG}:{name}") for name in ("strikes", "wards")}
@@ -406,7 +406,7 @@ def leftovers_everywhere(raw: redis.Redis, live_pids: Collection[int] | None = N
 
 
 def _foreign_workers(raw: redis.Redis, live_pids: Collection[int]) -> dict[str, int]:
-    """Count workers and consumers that are no live process; a consumer of a room may stay only while it holds something."""
+    """Count workers and consumers that are no live process; a consumer of a lot may stay only while it holds something."""
     rows: dict[str, str] = raw.hgetall(f"{TAG}:workers:rows")
     live = {name for name, row in rows.items() if json.loads(row.partition(" ")[2]).get("pid") in live_pids}
     listed = {name for name in raw.zrange(WORKERS, 0, -1) if not name.startswith("~")}

@@ -72,5 +72,5 @@ def hire(crew: list[Worker], server: Server, history: Path, *options: str, **mor
 
 
 def count(history: Path, kind: str) -> int:
-    """Give how many events of a kind all workers have written down."""
+    """Return how many events of a kind all workers have written down."""
     return sum(1 for event in events(history) if event.kind == kind)

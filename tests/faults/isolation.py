@@ -1,9 +1,9 @@
 """`python -m tests.faults.isolation`: rules of isolation compared by a simulation, without Redis and in a few minutes.
 
 A fleet whose lanes are all full is killed as a whole, and started again at once. Per rule and case is printed: `again`, when the
-last innocent was started again, and `found`, when the last poison was condemned, in seconds after the lease; how many workers
+last innocent was started again, and `found`, when the last poison was dead_lettered, in seconds after the lease; how many workers
 died after that; how often one innocent was delivered at most; how many deliveries beyond the second there were (`more`);
-innocents condemned; and which part of the lanes of the fleet ran something, in the worst half minute and on average.
+innocents dead-lettered; and which part of the lanes of the fleet ran something, in the worst half minute and on average.
 Ordinary jobs of about the same length wait all the time (`busy`) or not at all (`idle`).
 """
 
@@ -95,7 +95,7 @@ def root(lanes: int, suspects: int) -> int:
 
 
 RULES = (
-    Rule("one ward; 20, 1", (fixed(20),), lambda workers: 1),
+    Rule("one isolation; 20, 1", (fixed(20),), lambda workers: 1),
     Rule("half; 20, 1", (fixed(20),), half),
     Rule("half; lanes, 1", (all_lanes,), half),
     Rule("half; lanes, 20, 1", (all_lanes, fixed(20)), half),
@@ -111,7 +111,7 @@ class Result:
     """What a run showed."""
 
     again_s: float
-    condemned_s: float
+    dead_lettered_s: float
     deaths: int
     most: int
     too_many: int
@@ -131,14 +131,14 @@ def simulate(
     seed: int = 0,
 ) -> Result:
     """Kill a fleet that holds these jobs, and again at each of `kills`; run until all are settled."""
-    dice = random.Random(seed)
+    jitter = random.Random(seed)
     suspects, found = list[Job](), deque[tuple[float, list[Job]]]()
-    dice.shuffle(jobs)
+    jitter.shuffle(jobs)
     for job in jobs:
         job.count = 1
     found.append((0.0, jobs))
     fleet = [Worker() for _ in range(workers)]
-    left, condemned_s, deaths, innocents_dead = len(jobs), 0.0, 0, 0
+    left, dead_lettered_s, deaths, innocents_dead = len(jobs), 0.0, 0, 0
     busy, kills_left, now_s, last_s = list[float](), deque(kills), 0.0, 0.0
 
     def end_isolation(worker: Worker) -> None:
@@ -196,8 +196,8 @@ def simulate(
             suspects.remove(job)
             left -= 0 if job.is_ordinary else 1
             innocents_dead += not job.kills_s
-            condemned_s = now_s
-        for worker in dice.sample(fleet, workers):
+            dead_lettered_s = now_s
+        for worker in jitter.sample(fleet, workers):
             if worker.up_s > now_s or worker.isolated:
                 continue
             places = rule.places(sum(other.up_s <= now_s for other in fleet))
@@ -224,7 +224,7 @@ def simulate(
                 worker.waits_since_s = -1.0
             if is_busy and not worker.has_place:
                 for _ in range(lanes - len(worker.running)):
-                    job = Job(length_s * dice.uniform(0.5, 1.5), is_ordinary=True)
+                    job = Job(length_s * jitter.uniform(0.5, 1.5), is_ordinary=True)
                     start(worker, job)
         busy.append(sum(len(worker.running) for worker in fleet) / workers / lanes)
         now_s += TICK_S
@@ -232,7 +232,7 @@ def simulate(
     window = int(30 / TICK_S)
     sums = [sum(busy[at : at + window]) / window for at in range(0, max(1, len(busy) - window), 10)]
     return Result(
-        last_s, condemned_s, deaths, max(job.count for job in innocents), sum(job.count - 2 for job in innocents),
+        last_s, dead_lettered_s, deaths, max(job.count for job in innocents), sum(job.count - 2 for job in innocents),
         innocents_dead, min(sums), sum(busy) / len(busy),
     )  # fmt: skip
 
@@ -259,14 +259,14 @@ def main() -> None:
     workers, lanes = options.workers, options.lanes
     for name, (length_s, kills_s, again) in CASES.items():
         print(f"\n{name} ({workers} workers of {lanes})")
-        print(f"{'rule':28} {'':4} {'again':>6} {'found':>6} {'deaths':>6} {'most':>4} {'more':>5} condemned worst mean")
+        print(f"{'rule':28} {'':4} {'again':>6} {'found':>6} {'deaths':>6} {'most':>4} {'more':>5} dead-lettered worst mean")
         for rule in RULES:
             for is_busy in (False, True) if options.rule in rule.name else ():
                 jobs = [Job(length_s) for _ in range(workers * lanes - len(kills_s))]
                 jobs += [Job(length_s, kill_s) for kill_s in kills_s]
                 r = simulate(rule, jobs, workers, lanes, is_busy, length_s, again, options.seed)
                 print(
-                    f"{rule.name:28} {'busy' if is_busy else 'idle'} {r.again_s:6.0f} {r.condemned_s:6.0f} {r.deaths:6} "
+                    f"{rule.name:28} {'busy' if is_busy else 'idle'} {r.again_s:6.0f} {r.dead_lettered_s:6.0f} {r.deaths:6} "
                     f"{r.most:4} {r.too_many:5} {r.innocents_dead:9} {r.worst:5.2f} {r.mean:4.2f}",
                     flush=True,
                 )

@@ -88,8 +88,8 @@ class Drained(msgspec.Struct, tag="drained", frozen=True):
     seconds: float
 
 
-Line = Seed | Try | Answer | Fault | Starved | Back | Exit | Drained
-_decode = msgspec.json.Decoder(Line).decode
+RespProtocol = Seed | Try | Answer | Fault | Starved | Back | Exit | Drained
+_decode = msgspec.json.Decoder(RespProtocol).decode
 
 
 class Pen:
@@ -98,7 +98,7 @@ class Pen:
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
-    def note(self, *lines: Line) -> None:
+    def note(self, *lines: RespProtocol) -> None:
         os.write(self._file, b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
 
     def close(self) -> None:
@@ -136,7 +136,7 @@ class Run:
         return self.end_s if self.outcome == "cut" and self.settled_s == float("inf") else self.settled_s
 
     def overlaps(self, fault: Fault | Starved) -> bool:
-        """Say whether the fault met this run while it was in flight."""
+        """Return whether the fault met this run while it was in flight."""
         return self.start_s <= fault.to_s and fault.from_s <= self.until_s
 
 
@@ -170,7 +170,7 @@ class Story:
 
 
 def histories(folder: Path) -> Iterator[tuple[int, list[list[str]]]]:
-    """Give the words of each worker's history, line by line; a line that a kill cut short has no end and is left out."""
+    """Return the words of each worker's history, line by line; a line that a kill cut short has no end and is left out."""
     for path in sorted(folder.glob("*.log")):
         if path.stem.isdigit():
             text, _, _ = path.read_text().rpartition("\n")
@@ -178,7 +178,7 @@ def histories(folder: Path) -> Iterator[tuple[int, list[list[str]]]]:
 
 
 def events(folder: Path) -> Iterator[Event]:
-    """Give all that the handlers wrote down, process by process."""
+    """Return all that the handlers wrote down, process by process."""
     for pid, lines in histories(folder):
         for kind, n, attempt, *rest in lines:
             if kind in RUNS:
@@ -186,7 +186,7 @@ def events(folder: Path) -> Iterator[Event]:
 
 
 def read(folder: Path) -> Story:
-    """Give the whole story of a run."""
+    """Return the whole story of a run."""
     story = Story()
     for name in (NEMESIS, SENDER):
         path = folder / name
@@ -252,5 +252,5 @@ def _add_worker(story: Story, pid: int, lines: list[list[str]]) -> None:
 
 
 def now_s() -> float:
-    """Give the time of the histories."""
+    """Return the time of the histories."""
     return time.monotonic()

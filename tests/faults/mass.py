@@ -4,7 +4,7 @@ Three runs: nothing else waits; one job of them is poison; the same with ordinar
 end of the lease on, when the last innocent ran again, when all was settled, and which share of the fleet's lane seconds went into
 runs that came to their end: on average, and in the worst window. `--full` has the constants of production, else all times are a
 sixth: what the machine needs for itself, such as starting a process, weighs six times as much then. Exit status 1 when an
-innocent was condemned, or the poison was not.
+innocent was dead_lettered, or the poison was not.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ class Figures:
     settled_s: float
     deaths: int
     most_deliveries: int
-    condemned: list[int]
+    dead_lettered: list[int]
     mean: float
     worst: float
 
 
-class Fleet:
+class Supervisor:
     """Workers that are started again when they have died."""
 
     def __init__(self, server: Server, folder: Path, scale: Scale) -> None:
@@ -77,7 +77,7 @@ class Fleet:
     def wait_ready(self) -> None:
         wait_until(lambda: all(worker.is_ready for worker in self.now), START_S, "all workers start")
 
-    def mend(self) -> None:
+    def fix(self) -> None:
         for place, worker in enumerate(self.now):
             if worker.process.poll() is not None:
                 self.deaths += 1
@@ -104,7 +104,7 @@ def send(raw: redis.Redis, kind: str, numbers: range, to: str = KEY, **payload: 
 def mass_kill(server: Server, folder: Path, scale: Scale, has_poison: bool, is_busy: bool) -> Figures:
     """Kill a fleet whose lanes are full, start another, and look until all is settled."""
     size = scale.workers * scale.lanes - has_poison
-    fleet = Fleet(server, folder, scale)
+    fleet = Supervisor(server, folder, scale)
     try:
         with server.client() as raw:
             fleet.wait_ready()
@@ -119,7 +119,7 @@ def mass_kill(server: Server, folder: Path, scale: Scale, has_poison: bool, is_b
             fleet.wait_ready()
             sent, end_s, settled_s = FILLER, time.monotonic() + DEADLINE_S, 0.0
             while not settled_s:
-                fleet.mend()
+                fleet.fix()
                 lacking = 2 * scale.workers * scale.lanes - raw.xlen("{jobs}:medium") if is_busy else 0
                 if lacking > 0:
                     send(raw, "lasting", range(sent, sent + lacking), "{jobs}:medium", ms=scale.filler_s * 1000)
@@ -137,12 +137,12 @@ def mass_kill(server: Server, folder: Path, scale: Scale, has_poison: bool, is_b
 
 
 def started(folder: Path) -> int:
-    """Give how many jobs have started."""
+    """Return how many jobs have started."""
     return sum(path.read_bytes().count(b"start ") for path in folder.glob("*.log"))
 
 
 def judge(history: list[Event], scale: Scale, lease_s: float, settled_s: float, deaths: int, letters: list[int]) -> Figures:
-    """Give the figures out of what the handlers wrote down."""
+    """Return the figures out of what the handlers wrote down."""
     first = dict[int, float]()
     opened = dict[tuple[int, int], float]()
     runs, deliveries, again_s = list[tuple[float, float]](), dict[int, int](), lease_s
@@ -192,12 +192,12 @@ def main(arguments: list[str] | None = None) -> int:
             finally:
                 server.stop()
                 shutil.rmtree(folder)
-            is_good = figures.condemned == [POISON] * has_poison
+            is_good = figures.dead_lettered == [POISON] * has_poison
             status = status if is_good else 1
-            innocents = len(set(figures.condemned) - {POISON})
+            innocents = len(set(figures.dead_lettered) - {POISON})
             print(
                 f"  {name:32} last innocent again after {figures.again_s:.0f} s, settled after {figures.settled_s:.0f} s; "
-                f"{figures.deaths} more deaths, most deliveries {figures.most_deliveries}, innocents condemned {innocents}; "
+                f"{figures.deaths} more deaths, most deliveries {figures.most_deliveries}, innocents dead-lettered {innocents}; "
                 f"useful share of the lanes {figures.mean:.2f}, worst {figures.worst:.2f}{'' if is_good else '  FAILED'}",
                 flush=True,
             )

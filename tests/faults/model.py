@@ -1,4 +1,4 @@
-"""What the door must do, as a small model in Python: one record per job, one method per verb, no server.
+"""What the store must do, as a small model in Python: one record per job, one method per verb, no server.
 
 What only a server can choose (entry ids, times) the model is told: `told` is what was seen on the server after the verb, and the
 model takes from it the reference and the clock of a job that it has itself put into that place, nothing else.
@@ -58,7 +58,7 @@ class Job:
 
 
 class Model:
-    """Owns what should be on the server. A verb changes it and gives the answer that the door should give."""
+    """Owns what should be on the server. A verb changes it and gives the answer that the store should give."""
 
     def __init__(self) -> None:
         self.jobs: dict[int, Job] = {}
@@ -72,21 +72,21 @@ class Model:
     # --- looking -------------------------------------------------------------------------------------------------------------
 
     def entries(self, stream: int, holder: str) -> list[Job]:
-        """Give what a holder has on a stream, in the stream's order; the holder '' has what is unread."""
+        """Return what a holder has on a stream, in the stream's order; the holder '' has what is unread."""
         found = [job for job in self.jobs.values() if (job.place, job.stream, job.holder) == (ENTRY, stream, holder)]
         return sorted(found, key=lambda job: job.order)
 
     def holders(self, stream: int) -> list[str]:
-        """Give who holds something on a stream: workers and rooms."""
+        """Return who holds something on a stream: workers and lots."""
         return sorted({job.holder for job in self.jobs.values() if job.place == ENTRY and job.stream == stream and job.holder})
 
     def find(self, lease: Lease) -> Job | None:
-        """Give the job that stands at the entry of a lease, whoever has it."""
+        """Return the job that stands at the entry of a lease, whoever has it."""
         where = (ENTRY, lease.stream, lease.entry.decode())
         return next((job for job in self.jobs.values() if (job.place, job.stream, job.ref) == where), None)
 
     def held(self, consumer: str, lease: Lease) -> Job | None:
-        """Give the job of a lease, if this consumer still has it by that count: the fence."""
+        """Return the job of a lease, if this consumer still has it by that count: the fence."""
         job = self.find(lease)
         return job if job and (job.holder, job.count) == (consumer, lease.count) else None
 
@@ -179,9 +179,9 @@ class Model:
         """Lease what nobody has read: number and delivery count of each."""
         return self._lease(self.entries(stream, "")[:share], consumer)
 
-    def take(self, consumer: str, stream: int, room: str, most: int, types: Mapping[str, int] | None) -> list[tuple[int, int]]:
-        """Lease out of a room."""
-        looked_at = self.entries(stream, room) if types is not None else self.entries(stream, room)[:most]
+    def take(self, consumer: str, stream: int, lot: str, most: int, types: Mapping[str, int] | None) -> list[tuple[int, int]]:
+        """Lease out of a lot."""
+        looked_at = self.entries(stream, lot) if types is not None else self.entries(stream, lot)[:most]
         for job in looked_at:
             if job.count:
                 self._put(job, SUSPECT, job.count)
@@ -199,9 +199,9 @@ class Model:
         return self._lease([job for job in suspects[:size] if job.count == count], consumer)
 
     @staticmethod
-    def _put(job: Job, room: str, count: int) -> None:
-        """Into a room; what some worker held when it died is a suspect wherever it is given back."""
-        job.holder, job.count, job.idle_ms = SUSPECT if room == FREE and count else room, count, 0
+    def _put(job: Job, lot: str, count: int) -> None:
+        """Into a lot; what some worker held when it died is a suspect wherever it is given back."""
+        job.holder, job.count, job.idle_ms = SUSPECT if lot == FREE and count else lot, count, 0
 
     def admit(self, consumer: str, lease: Lease, key: str) -> str:
         """Claim the key of a job, or drop it as a copy."""
@@ -212,7 +212,7 @@ class Model:
             self.marks[key] = job.spot
             return "mine"
         del self.jobs[job.n]
-        return "copy"
+        return "duplicate"
 
     # --- from a worker: moves say whether the fence let them pass ------------------------------------------------------------
 
@@ -251,11 +251,11 @@ class Model:
             job.reason, job.attempts, job.id = reason, attempts, job.id or given_id
         return job is not None
 
-    def park(self, consumer: str, lease: Lease, room: str) -> bool:
-        """To a room, as if it had not been handed out."""
+    def park(self, consumer: str, lease: Lease, lot: str) -> bool:
+        """To a lot, as if it had not been handed out."""
         job = self.held(consumer, lease)
         if job:
-            self._put(job, room, job.count - 1)
+            self._put(job, lot, job.count - 1)
         return job is not None
 
     def renew(self, consumer: str, leases: Sequence[Lease]) -> list[int]:
@@ -284,18 +284,18 @@ class Model:
         self.is_guarded = self.is_guarded or self.has_gap
         if self.is_guarded:
             return 0, 0, True
-        dead = ghosts = 0
+        dead = undelivered = 0
         for holder in self.holders(stream):
             lease = 0 if holder in still else self.leases_ms.get(holder) or max(lease_ms, *self.leases_ms.values(), 0)
             late = [job for job in self.entries(stream, holder) if job.idle_ms >= lease and not holder.startswith("~")]
-            for job in late[: most - dead - ghosts]:
+            for job in late[: most - dead - undelivered]:
                 if self.is_alive.get(holder) and holder not in still:
                     self._put(job, FREE, max(0, job.count - 1))
-                    ghosts += 1
+                    undelivered += 1
                 else:
                     self._put(job, SUSPECT, max(1, job.count))
                     dead += 1
-        return dead, ghosts, False
+        return dead, undelivered, False
 
     def forget(self, consumer: str) -> bool:
         """Strike a worker off the list, if it holds nothing."""
@@ -312,5 +312,5 @@ class Model:
                 job.holder, job.count, job.idle_ms = "", 0, 0
 
     def copy(self) -> dict[int, Job]:
-        """Give the jobs as they are now."""
+        """Return the jobs as they are now."""
         return {n: replace(job) for n, job in self.jobs.items()}

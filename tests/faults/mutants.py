@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 STREAMS = "tests/contract/test_streams.py"
 BOUNDS = "tests/unit/test_bounds.py"
 CODEC = "tests/unit/test_codec.py"
-WARD = "tests/contract/test_isolation.py"
+ISOLATION = "tests/contract/test_isolation.py"
 ENGINE = "tests/contract/test_engine.py"
 PRODUCER = "tests/contract/test_producer.py"
 MODEL = "tests/faults/test_model.py::test_any_verbs_in_any_order_do_what_the_model_says"
@@ -224,32 +224,32 @@ MUTANTS = (
         f"{STREAMS}::test_a_delivery_that_a_live_worker_never_saw_does_not_count",
     ),
     Mutant(
-        "a room that is full waits for its next look",
+        "a lot that is full waits for its next look",
         "runtime/worker/fetcher.py",
-        "                self._rooms_are_full = True\n",
-        "                self._rooms_are_full = False\n",
-        "tests/contract/test_lots.py::test_a_room_that_gives_all_it_is_asked_for_is_asked_again_at_once",
+        "                self._lots_are_full = True\n",
+        "                self._lots_are_full = False\n",
+        "tests/contract/test_lots.py::test_a_lot_that_gives_all_it_is_asked_for_is_asked_again_at_once",
     ),
     Mutant(
-        "rooms before everything",
+        "lots before everything",
         "runtime/worker/fetcher.py",
-        "self._owed + room * self._plan.part_beside({opening.stream for opening in openings})",
-        "self._owed + room",
-        "tests/contract/test_lots.py::test_a_room_and_the_streams_share_by_weight_and_neither_starves",
+        "self._owed + capacity * self._plan.part_beside({opening.stream for opening in openings})",
+        "self._owed + capacity",
+        "tests/contract/test_lots.py::test_a_lot_and_the_streams_share_by_weight_and_neither_starves",
     ),
     Mutant(
         "a job without a place is given back",
         "runtime/settle.py",
-        "        return Park(room_of(handler.contract.type, job.envelope.version))\n    if _is",
+        "        return Park(lot_of(handler.contract.type, job.envelope.version))\n    if _is",
         "        return RELEASE\n    if _is",
         "tests/unit/test_settle.py::test_a_job_without_a_place_is_parked_for_whoever_has_one_but_a_suspect_goes_back_to_the_suspects",
     ),
     Mutant(
-        "taken from rooms without a place",
+        "taken from lots without a place",
         "runtime/worker/fetcher.py",
-        "wanted[places] = places.room_soon(self._coming(places))",
+        "wanted[places] = places.capacity_soon(self._coming(places))",
         "wanted[places] = ANY_NUMBER",
-        "tests/contract/test_places.py::test_a_worker_takes_from_rooms_only_what_it_has_a_place_for",
+        "tests/contract/test_places.py::test_a_worker_takes_from_lots_only_what_it_has_a_place_for",
     ),
     Mutant(
         "who waits for a place keeps his lane",
@@ -263,14 +263,14 @@ MUTANTS = (
         "runtime/worker/fetcher.py",
         "        if places in self._awaited:\n            self.look_again()",
         "        pass",
-        "tests/contract/test_places.py::test_a_place_that_becomes_free_is_filled_at_once_from_a_room_though_no_bell_rings",
+        "tests/contract/test_places.py::test_a_place_that_becomes_free_is_filled_at_once_from_a_lot_though_no_bell_rings",
     ),
     Mutant(
-        "old rooms are buried by whoever comes first",
+        "old lots are buried by whoever comes first",
         "runtime/worker/maintenance.py",
         "        if now_s < self._began_s + self._unknown_after_s:\n            return\n",
         "",
-        "tests/contract/test_lots.py::test_a_room_is_buried_only_when_nobody_has_known_its_type_for_long_however_old_it_is",
+        "tests/contract/test_lots.py::test_a_lot_is_buried_only_when_nobody_has_known_its_type_for_long_however_old_it_is",
     ),
     Mutant(
         "guard off",
@@ -296,7 +296,7 @@ MUTANTS = (
     Mutant(
         "a lost delivery is not held while it is given back",
         "runtime/worker/fetcher.py",
-        "            self._desk.held.add(lease.stream, [lease])\n",
+        "            self._ctx.held.add(lease.stream, [lease])\n",
         "            pass\n",
         "tests/contract/test_engine.py::test_a_lost_delivery_that_is_given_back_twice_runs_once",
     ),
@@ -343,7 +343,7 @@ MUTANTS = (
         f"{STREAMS}::test_what_ends_a_moment_before_its_worker_is_no_lost_delivery",
     ),
     Mutant(
-        "the bell is unrung while writes are held back",
+        "the bell is unblocked while writes are held back",
         "runtime/streams.py",
         '("MULTI",), ("CLIENT", "UNBLOCK", self._reader.client_id), nothing, ("EXEC",)',
         '("CLIENT", "UNBLOCK", self._reader.client_id)',
@@ -388,14 +388,14 @@ MUTANTS = (
     Mutant(
         "done without a fence after a restart",
         "runtime/streams.py",
-        "if job.run != run or job.count != 1",
+        "if job.run_id != run_id or job.count != 1",
         "if job.count != 1",
         f"{STREAMS}::test_done_after_a_server_restart_is_fenced_since_entry_ids_can_recur",
     ),
     Mutant(
         "flusher drops a batch on error",
         "runtime/worker/flusher.py",
-        "                self._desk.ledger.put_back(part)",
+        "                self._ctx.ledger.put_back(part)",
         "                pass",
         "tests/contract/test_wire.py::test_a_flush_without_an_answer_is_written_again_and_no_lease_stays_behind",
     ),
@@ -409,7 +409,7 @@ MUTANTS = (
     Mutant(
         "a keyed job refused at admit stays held",
         "runtime/worker/fetcher.py",
-        "                self._desk.held.remove([job])\n                continue\n",
+        "                self._ctx.held.remove([job])\n                continue\n",
         "                continue\n",
         f"{ENGINE}::test_a_keyed_job_that_was_taken_away_before_its_key_was_claimed_is_let_go",
     ),
@@ -421,10 +421,10 @@ MUTANTS = (
         f"{ENGINE}::test_after_the_bell_more_is_asked_for_at_once",
     ),
     Mutant(
-        "a fetch as large as there is room",
+        "a fetch as large as there is capacity",
         "runtime/worker/fetcher.py",
-        "self._plan.shares(min(room, self.entries(self._budget.bytes)))",
-        "self._plan.shares(room)",
+        "self._plan.shares(min(capacity, self.entries(self._budget.bytes)))",
+        "self._plan.shares(capacity)",
         f"{ENGINE}::test_large_messages_over_a_slow_line_are_all_done",
     ),
     Mutant(
@@ -459,7 +459,7 @@ MUTANTS = (
         "a move that errs fails the flush",
         "runtime/worker/flusher.py",
         "        self._keep_apart(settled)\n",
-        '        self._keep_apart(settled)\n        if settled.error:\n            raise StoreAway("all wait for one")\n',
+        '        self._keep_apart(settled)\n        if settled.error:\n            raise StoreUnavailable("all wait for one")\n',
         f"{ENGINE}::test_a_move_that_always_errors_holds_up_nobody",
     ),
     Mutant(
@@ -603,16 +603,16 @@ MUTANTS = (
         f"{STREAMS}::test_beside_a_suspect_runs_only_what_has_run_as_long_as_the_isolation",
     ),
     Mutant(
-        "condemned at the second strike",
+        "dead-lettered at the second strike",
         "runtime/store/lua/isolate.lua",
         "STRIKES_OUT = 500, 3",
         "STRIKES_OUT = 500, 2",
-        f"{STREAMS}::test_three_strikes_are_handed_out_to_be_condemned_without_calm",
+        f"{STREAMS}::test_three_strikes_are_handed_out_to_be_dead_lettered_without_calm",
     ),
     Mutant(
         "a death after the isolation is evidence",
         "runtime/store/lua/acquit.lua",
-        "redis.pcall('HDEL', WARDS, consumer)\n",
+        "redis.pcall('HDEL', ISOLATIONS, consumer)\n",
         "",
         f"{STREAMS}::test_a_death_after_the_isolation_is_no_evidence",
     ),
@@ -621,10 +621,10 @@ MUTANTS = (
         "runtime/worker/isolation.py",
         "            await self._end_isolation()\n            self._turn_until_s",
         "            self._isolated.clear()\n            self._turn_until_s",
-        f"{WARD}::test_nothing_starts_beside_what_outlived_its_isolation_before_the_store_has_confirmed_that",
+        f"{ISOLATION}::test_nothing_starts_beside_what_outlived_its_isolation_before_the_store_has_confirmed_that",
     ),
     Mutant(
-        "one place in the ward of all workers",
+        "one place in the isolation of all workers",
         "runtime/store/lua/isolate.lua",
         "'(' .. ms(now), '+inf') / 2",
         "'(' .. ms(now), '+inf') / 1000",
@@ -759,8 +759,8 @@ MUTANTS = (
     Mutant(
         "the confirmation is asked for over another connection",
         "runtime/store/sends.py",
-        "await self._wire.call(confirmation,",
-        'await Wire(self.url, "another").call(confirmation,',
+        "await self._connection.call(confirmation,",
+        'await Connection(self.url, "another").call(confirmation,',
         f"{DURABILITY}::test_a_frozen_replica_is_an_error_in_time_and_a_repeat_with_the_key_makes_no_second_job",
     ),
     Mutant(
@@ -815,8 +815,8 @@ MUTANTS = (
     Mutant(
         "what a handler raised is read without a guard",
         "runtime/settle.py",
-        "    except BaseException as second:\n        return _fail(handler, job, dice, error, second)",
-        "    except ZeroDivisionError as second:\n        return _fail(handler, job, dice, error, second)",
+        "    except BaseException as second:\n        return _fail(handler, job, jitter, error, second)",
+        "    except ZeroDivisionError as second:\n        return _fail(handler, job, jitter, error, second)",
         f"{SETTLE}::test_a_word_that_cannot_be_read_is_a_failure_by_the_policy_with_both_errors_in_its_letter",
     ),
     Mutant(
@@ -934,7 +934,7 @@ MUTANTS = (
     Mutant(
         "a turn of the loop takes as long as its jobs",
         "runtime/worker/lanes.py",
-        "            self._breath = 0\n            return False",
+        "            self._turn = 0\n            return False",
         "            return True",
         f"{LANES}::test_handlers_that_block_let_the_loop_breathe_after_a_while",
     ),

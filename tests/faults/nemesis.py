@@ -15,7 +15,7 @@ from typing import Any
 
 import redis
 
-from tests.faults.ledger import NEMESIS, RUNS, STARVED_S, WATCH_S, Back, Exit, Fault, Line, Pen, Starved, now_s
+from tests.faults.ledger import NEMESIS, RUNS, STARVED_S, WATCH_S, Back, Exit, Fault, Pen, RespProtocol, Starved, now_s
 from tests.faults.worker import LEASE_S, Worker
 from tests.proxy import Proxy
 from tests.servers import Server
@@ -36,11 +36,11 @@ SENDS = b"EVALSHA"
 AT_SENDER = 0.25  # of the faults of lines
 
 
-def deck(kinds: Sequence[str], dice: Random) -> Iterator[str]:
-    """Give all kinds in a random order, again and again: each comes as often as the others."""
+def deck(kinds: Sequence[str], jitter: Random) -> Iterator[str]:
+    """Return all kinds in a random order, again and again: each comes as often as the others."""
     while True:
         cards = list(kinds)
-        dice.shuffle(cards)
+        jitter.shuffle(cards)
         yield from cards
 
 
@@ -60,7 +60,7 @@ class Nemesis:
         self,
         server: Server,
         history: Path,
-        dice: Random,
+        jitter: Random,
         slots: list[Slot],
         sender: Proxy | None,
         options: Sequence[str] = (),
@@ -74,13 +74,13 @@ class Nemesis:
         self._sender = sender
         self._options = options
         self._has_killers = has_killers
-        self._dice = dice
+        self._jitter = jitter
         self._leaving: set[asyncio.Task[None]] = set()
         self._leaving_pids: set[int] = set()
         self.is_over = False  # the hands finish what they are at
         self.strange: list[str] = []
 
-    def note(self, *lines: Line) -> None:
+    def note(self, *lines: RespProtocol) -> None:
         self.pen.note(*lines)
 
     @property
@@ -121,18 +121,18 @@ class Nemesis:
                 self.note(Starved(pids, from_s, now_s()))
 
     async def _pick(self) -> Slot:
-        """Give a worker that has jobs to lose, and is not in our hands already."""
+        """Return a worker that has jobs to lose, and is not in our hands already."""
         while True:
             ready = [slot for slot in self.slots if not slot.is_busy and slot.worker and self._runs(slot.worker) > 0]
             if ready or self.is_over:
-                return self._dice.choice(ready or self.slots)
+                return self._jitter.choice(ready or self.slots)
             await asyncio.sleep(0.05)
 
     def _has_worked(self, worker: Worker) -> bool:
         return "start" in self._kinds(worker)
 
     def _runs(self, worker: Worker) -> int:
-        """Give how many jobs a worker runs now, by what it has written down."""
+        """Return how many jobs a worker runs now, by what it has written down."""
         return sum(1 if kind == "start" else -1 for kind in self._kinds(worker) if kind in RUNS)
 
     def _kinds(self, worker: Worker) -> list[str]:
@@ -142,8 +142,8 @@ class Nemesis:
 
     async def harm_processes(self, kinds: Sequence[str], gap_s: float) -> None:
         """Kill, freeze and replace workers, until it is over."""
-        for kind in deck(kinds, self._dice):
-            await asyncio.sleep(self._dice.uniform(0.5, 1.5) * gap_s)
+        for kind in deck(kinds, self._jitter):
+            await asyncio.sleep(self._jitter.uniform(0.5, 1.5) * gap_s)
             if self.is_over:
                 return
             slot = await self._pick()
@@ -165,7 +165,7 @@ class Nemesis:
         worker, at_s = slot.worker, now_s()
         worker.send(signal.SIGSTOP)
         try:
-            await asyncio.sleep(self._dice.uniform(0.5, 2) * LEASE_S)
+            await asyncio.sleep(self._jitter.uniform(0.5, 2) * LEASE_S)
         finally:
             worker.send(signal.SIGCONT)
             self.note(Fault("stop", [worker.pid], at_s, now_s()))
@@ -210,8 +210,8 @@ class Nemesis:
 
     async def harm_server(self, kinds: Sequence[str], gap_s: float) -> None:
         """Kill, pause and squeeze the server, and make it forget, until it is over."""
-        for kind in deck(kinds, self._dice):
-            await asyncio.sleep(self._dice.uniform(0.5, 1.5) * gap_s)
+        for kind in deck(kinds, self._jitter):
+            await asyncio.sleep(self._jitter.uniform(0.5, 1.5) * gap_s)
             if self.is_over:
                 return
             pids, at_s = self.pids, now_s()
@@ -219,10 +219,10 @@ class Nemesis:
             self.note(Fault(kind, pids, at_s, now_s(), at_sender=True))
 
     async def _server_kill_short(self) -> None:
-        await self._server_kill(self._dice.uniform(0.1, 0.7) * LEASE_S)
+        await self._server_kill(self._jitter.uniform(0.1, 0.7) * LEASE_S)
 
     async def _server_kill_long(self) -> None:
-        await self._server_kill(self._dice.uniform(1.2, 2) * LEASE_S)
+        await self._server_kill(self._jitter.uniform(1.2, 2) * LEASE_S)
 
     async def _server_kill(self, outage_s: float) -> None:
         self.server.kill()
@@ -233,12 +233,12 @@ class Nemesis:
         self.note(Back(now_s()))
 
     async def _pause(self) -> None:
-        wait_s = self._dice.uniform(0.3, 2) * LEASE_S
-        await self._tell("CLIENT", "PAUSE", int(wait_s * 1000), self._dice.choice(["ALL", "WRITE"]))
+        wait_s = self._jitter.uniform(0.3, 2) * LEASE_S
+        await self._tell("CLIENT", "PAUSE", int(wait_s * 1000), self._jitter.choice(["ALL", "WRITE"]))
         await asyncio.sleep(wait_s)
 
     async def _debug_sleep(self) -> None:
-        await self._tell("DEBUG", "SLEEP", f"{self._dice.uniform(0.3, 2) * LEASE_S:.2f}")
+        await self._tell("DEBUG", "SLEEP", f"{self._jitter.uniform(0.3, 2) * LEASE_S:.2f}")
 
     async def _client_kill(self) -> None:
         await self._tell("CLIENT", "KILL", "TYPE", "normal")
@@ -251,7 +251,7 @@ class Nemesis:
         used = (await self._tell("INFO", "memory"))["used_memory"]
         await self._tell("CONFIG", "SET", "maxmemory", used // 2)
         try:
-            await asyncio.sleep(self._dice.uniform(0.5, 1.5) * LEASE_S)
+            await asyncio.sleep(self._jitter.uniform(0.5, 1.5) * LEASE_S)
         finally:
             await self._tell("CONFIG", "SET", "maxmemory", 0)
 
@@ -269,15 +269,15 @@ class Nemesis:
 
     async def harm_lines(self, kinds: Sequence[str], gap_s: float) -> None:
         """Drop replies, stall, delay and break lines, until it is over."""
-        for kind in deck(kinds, self._dice):
-            await asyncio.sleep(self._dice.uniform(0.5, 1.5) * gap_s)
+        for kind in deck(kinds, self._jitter):
+            await asyncio.sleep(self._jitter.uniform(0.5, 1.5) * gap_s)
             if self.is_over:
                 return
             await self._harm_a_line(kind)
 
     async def _harm_a_line(self, kind: str) -> None:
         """One client's line suffers: of a worker that works, or of the sender."""
-        if self._sender is not None and self._dice.random() < AT_SENDER:
+        if self._sender is not None and self._jitter.random() < AT_SENDER:
             acted_from = await self._harm(kind, self._sender)
             self.note(Fault(kind, [], acted_from[0], now_s(), acted_from[1], at_sender=True))
             return
@@ -294,13 +294,13 @@ class Nemesis:
         try:
             match kind:
                 case "drop-reply" | "cut-reply":
-                    acted = await self._cut_a_reply(proxy, 0 if kind == "drop-reply" else self._dice.randint(1, 8))
+                    acted = await self._cut_a_reply(proxy, 0 if kind == "drop-reply" else self._jitter.randint(1, 8))
                 case "stall":
                     proxy.stall()
-                    await asyncio.sleep(self._dice.uniform(0.3, 2) * LEASE_S)
+                    await asyncio.sleep(self._jitter.uniform(0.3, 2) * LEASE_S)
                 case "latency":
                     proxy.latency_s = LATENCY_S
-                    await asyncio.sleep(self._dice.uniform(0.5, 1.5) * LEASE_S)
+                    await asyncio.sleep(self._jitter.uniform(0.5, 1.5) * LEASE_S)
                 case "half-open":
                     acted = proxy.deafen() > 0
                     end_s = now_s() + DEAF_S
@@ -314,7 +314,7 @@ class Nemesis:
 
     async def _cut_a_reply(self, proxy: Proxy, cut_at_bytes: int) -> bool:
         before, end_s = proxy.dropped, now_s() + ARMED_S
-        to = SENDS if proxy is self._sender else self._dice.choice(REQUESTS)
+        to = SENDS if proxy is self._sender else self._jitter.choice(REQUESTS)
         proxy.drop_next_reply(to, cut_at_bytes)
         while proxy.dropped == before and now_s() < end_s:
             await asyncio.sleep(0.01)

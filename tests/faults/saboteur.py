@@ -18,24 +18,24 @@ import msgspec
 
 from runtime import Backoff, Job, contract, handler
 from runtime.consumer import Consumer
-from runtime.stats import Tally
+from runtime.stats import Stats
 from runtime.streams import Streams
 from runtime.supervisor import Tether
 from runtime.worker.fetcher import Fetcher
 from runtime.worker.flusher import Flusher
-from runtime.worker.maintenance import Scheduler
+from runtime.worker.maintenance import Maintenance
 from tests.faults.jobs import note
 
 PARTS: dict[str, tuple[type[Any], str]] = {
     "fetcher": (Fetcher, "_fetch"),
     "flusher": (Flusher, "flush"),
-    "watchdog": (Tally, "fold"),
+    "watchdog": (Stats, "fold"),
     "promote": (Streams, "promote"),
-    "walk": (Scheduler, "walk_once"),
-    "count": (Scheduler, "count_once"),
+    "walk": (Maintenance, "sweep_once"),
+    "count": (Maintenance, "count_once"),
     "heartbeat": (Streams, "renew"),
-    "lane": (Tally, "ran"),
-    "report": (Tether, "say"),
+    "lane": (Stats, "ran"),
+    "report": (Tether, "tell"),
     "stop": (Consumer, "_cut_lanes"),
 }
 

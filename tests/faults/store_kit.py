@@ -34,7 +34,7 @@ Fault = Callable[[Server, float], None]
 
 @contextlib.contextmanager
 def own_server(kind: str, *options: str, made: type[S] = Server) -> Iterator[S]:
-    """Give a server of this test alone, with an append-only file as in production; skip where there is none of that kind."""
+    """Return a server of this test alone, with an append-only file as in production; skip where there is none of that kind."""
     if not binary_of(kind):
         pytest.skip(HOW_TO_GET[kind])
     server = made(kind, "--enable-debug-command", "local", "--busy-reply-threshold", "100", *options, appendonly=True)
@@ -45,7 +45,7 @@ def own_server(kind: str, *options: str, made: type[S] = Server) -> Iterator[S]:
 
 
 def on_each(short: str = "valkey") -> pytest.MarkDecorator:
-    """Give the parameter `kind`; only the kind named `short` is run outside of the long fault run."""
+    """Return the parameter `kind`; only the kind named `short` is run outside of the long fault run."""
     return pytest.mark.parametrize(
         "kind", [pytest.param(kind, marks=() if kind == short else pytest.mark.long) for kind in KINDS]
     )
@@ -70,22 +70,22 @@ def add(
 
 
 def starts_of(history: Path) -> Counter[int]:
-    """Give how often each number has started."""
+    """Return how often each number has started."""
     return Counter(event.n for event in events(history) if event.kind == "start")
 
 
 def ended(history: Path) -> set[int]:
-    """Give the numbers that have ended well."""
+    """Return the numbers that have ended well."""
     return {event.n for event in events(history) if event.kind == "end"}
 
 
 def second_runs(history: Path) -> int:
-    """Give how many starts were not the first of their number."""
+    """Return how many starts were not the first of their number."""
     return sum(starts_of(history).values()) - len(starts_of(history))
 
 
 def lines_of(crew: list[Worker]) -> list[str]:
-    """Give all lines that the workers have logged."""
+    """Return all lines that the workers have logged."""
     return [line for worker in crew for line in worker.log.splitlines()]
 
 
@@ -93,7 +93,7 @@ class Spawned(Server):
     """A server whose process is made in a way of its own."""
 
     def how(self) -> dict[str, Any]:
-        """Give further arguments of Popen."""
+        """Return further arguments of Popen."""
         return {}
 
     def start(self) -> None:
@@ -137,7 +137,7 @@ class SmallDisk(Spawned):
         self._limit(size)
 
     def enlarge(self) -> None:
-        """Make room again."""
+        """Make lot again."""
         self._limit(resource.RLIM_INFINITY)
 
     def _limit(self, size: int) -> None:
@@ -147,7 +147,7 @@ class SmallDisk(Spawned):
 
 
 def is_settled(raw: redis.Redis) -> bool:
-    """Say whether nothing is left; while groups are still to be made, it is not."""
+    """Return whether nothing is left; while groups are still to be made, it is not."""
     try:
         return not leftovers(raw)
     except redis.ResponseError:
@@ -169,7 +169,7 @@ def refusal(server: Server, patience_s: float = 0.3) -> JobsError | None:
 
 
 def calls(raw: redis.Redis, command: str) -> int:
-    """Give how often the server has run a command since its counts were reset."""
+    """Return how often the server has run a command since its counts were reset."""
     return int(raw.info("commandstats").get(f"cmdstat_{command}", {}).get("calls", 0))
 
 

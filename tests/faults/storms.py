@@ -51,7 +51,7 @@ class Weather:
     line_bytes_per_s: float = 0.0  # of each line; 0: as fast as it can
 
     def of(self, kinds: Sequence[str]) -> list[str]:
-        """Give what there is of these kinds."""
+        """Return what there is of these kinds."""
         return [kind for kind in self.kinds if kind in kinds]
 
 
@@ -88,7 +88,7 @@ LARGE: Final = Weather(
 
 async def blow(server: Server, history: Path, weather: Weather, seed: int) -> Verdict:
     """Run one storm on an empty server, and give what the checker says."""
-    dice = Random(seed)
+    jitter = Random(seed)
     raw = server.client()
     async with contextlib.AsyncExitStack() as stack:
         through_proxies = bool(weather.of(LINE_KINDS) or weather.line_bytes_per_s)
@@ -101,7 +101,7 @@ async def blow(server: Server, history: Path, weather: Weather, seed: int) -> Ve
 
         slots = [Slot(await line()) for _ in range(WORKERS)]
         to_sender = await line()
-        nemesis = Nemesis(server, history, dice, slots, to_sender, weather.options, has_killers=bool(weather.killers_ms))
+        nemesis = Nemesis(server, history, jitter, slots, to_sender, weather.options, has_killers=bool(weather.killers_ms))
         nemesis.note(Seed(seed, commit(), version_of(raw)))
         url = to_sender.url if to_sender else server.url
         sender = Sender(url, history, Random(seed + 1), weather.styles, weather.long_ms, weather.killers_ms, weather.pad_bytes)
@@ -165,13 +165,13 @@ async def _until(is_true: Callable[[], bool], deadline_s: float, what: str) -> N
 
 
 def commit() -> str:
-    """Give the commit that is tested, with a mark where the tree differs from it."""
+    """Return the commit that is tested, with a mark where the tree differs from it."""
     found = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
     return found.stdout.strip() or "unknown"
 
 
 def version_of(raw: redis.Redis) -> str:
-    """Give name and version of a server."""
+    """Return name and version of a server."""
     facts = raw.info("server")
     if "valkey_version" in facts:
         return f"Valkey {facts['valkey_version']}"

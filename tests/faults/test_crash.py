@@ -240,7 +240,7 @@ def test_a_fleet_replaces_a_process_that_has_crashed_beside_what_keeps_it(valkey
 def test_a_supervisor_that_crashes_ends_with_its_traceback_and_its_processes_follow(valkey, tmp_path):
     log = tmp_path / "supervisor.log"
     broken = "def broken(*given): raise RuntimeError('sabotage of the supervisor')"
-    code = f"from runtime import cli, supervisor\n{broken}\nsupervisor.Fleet._overgrown = broken\ncli.main()"
+    code = f"from runtime import cli, supervisor\n{broken}\nsupervisor.Supervisor._overgrown = broken\ncli.main()"
     options = ["--processes", "1", "--max-rss", "100000", "--grace", "0", "--board", "off", "--log", "plain"]
     command = [sys.executable, "-c", code, "run", *BOTH, "--redis", valkey.url, *options]
     environment = {**os.environ, "FAULTS_HISTORY": str(tmp_path), "PYTHONPATH": str(ROOT)}

@@ -23,7 +23,7 @@ from runtime import Backoff, Dead, Job, Message, Producer, Snooze, contract, han
 from runtime.config import Config
 from runtime.consumer import Consumer
 from runtime.store.base import GROUP, Keys, script
-from runtime.store.connection import Wire
+from runtime.store.connection import Connection
 from runtime.testing import worker
 from tests.faults.worker import ROOT
 from tests.proxy import Relay
@@ -205,7 +205,7 @@ SCRIPTS = {script(name).sha.encode(): name for name in LUA if name != "common"}
 
 
 def name_of(command: list[bytes]) -> str:
-    """Give the verb of a script, or the first word."""
+    """Return the verb of a script, or the first word."""
     return SCRIPTS[command[1]] if command[0] == b"EVALSHA" else command[0].decode()
 
 
@@ -226,16 +226,16 @@ class Point(msgspec.Struct):
     reruns: int
 
 
-async def left_over(wire: Wire, keys: Keys) -> int:
+async def left_over(connection: Connection, keys: Keys) -> int:
     """Return how much is in any place but the dead letters, all at one moment: a job that moves would be in none of them."""
     sizes = [("XLEN", key) for key in keys.streams]
-    answers = await wire.call(("MULTI",), *sizes, ("HLEN", keys.messages), ("ZCARD", keys.due), ("EXEC",))
+    answers = await connection.call(("MULTI",), *sizes, ("HLEN", keys.messages), ("ZCARD", keys.due), ("EXEC",))
     return sum(answers[-1])
 
 
-async def drained(wire: Wire, keys: Keys) -> bool:
+async def drained(connection: Connection, keys: Keys) -> bool:
     end_s = asyncio.get_running_loop().time() + DRAIN_S
-    while await left_over(wire, keys):
+    while await left_over(connection, keys):
         if asyncio.get_running_loop().time() > end_s:
             return False
         await asyncio.sleep(POLL_S)
@@ -248,7 +248,7 @@ async def run_point(server: Server, folder: Path, at: tuple[str, int], is_after:
     keys, history = Keys(queue), folder / f"{queue}.history"
     history.touch()
     prepare(server, queue, history)
-    eye = Wire(server.url, "eye")
+    eye = Connection(server.url, "eye")
     victims: list[Any] = []
     wrong: list[str] = []
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from runtime import ConfigError, Message, NotDurable, Producer, StoreAway, contract
+from runtime import ConfigError, Message, NotDurable, Producer, StoreUnavailable, contract
 from tests.faults.harness import ROOT
 from tests.proxy import Proxy
 from tests.servers import Server, binary_of, free_ports, wait_until
@@ -168,7 +168,7 @@ async def test_a_repeat_after_a_lost_reply_is_not_confirmed_by_a_replica_that_la
         await producer.send(Kept(n=0))
         pair.freeze()
         proxy.drop_next_reply(b"EVALSHA")
-        with pytest.raises((NotDurable, StoreAway)) as caught:
+        with pytest.raises((NotDurable, StoreUnavailable)) as caught:
             await producer.send(Kept(n=1))
         assert isinstance(caught.value, NotDurable)
         assert proxy.dropped == 1
@@ -249,7 +249,7 @@ SEND_S = 4.0
 
 async def _send_until_cut(url: str, durability: str, acknowledged: set[str]) -> None:
     async with Producer.connect(url, durability=durability, patience_s=2) as producer:
-        with contextlib.suppress(StoreAway, NotDurable):
+        with contextlib.suppress(StoreUnavailable, NotDurable):
             while True:
                 size = 500 if durability == "local" else 50
                 chunk = [Message(payload=Kept(n=n), id=f"{durability}-{len(acknowledged) + n}") for n in range(size)]

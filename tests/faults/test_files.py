@@ -16,9 +16,9 @@ from aiohttp import web
 import board.site
 from board.site import MAX_CONNECTIONS, Site
 from runtime import Backoff, Job, contract, handler
-from runtime.errors import NotStarted, StoreAway
+from runtime.errors import NotStarted, StoreUnavailable
 from runtime.jobs import PLAIN
-from runtime.store.connection import Wire
+from runtime.store.connection import Connection
 from runtime.worker.log import LINES_S
 from tests.faults.harness import leftovers
 from tests.workers import until, working
@@ -65,7 +65,7 @@ def close(*lines: tuple[asyncio.StreamReader, asyncio.StreamWriter]) -> None:
 
 
 async def test_however_many_connect_and_are_silent_the_next_one_is_answered_and_the_oldest_leaves(monkeypatch):
-    for limit in ("HEAD_S", "KEEP_ALIVE_S"):  # nobody leaves for its silence, only for want of room
+    for limit in ("HEAD_S", "KEEP_ALIVE_S"):  # nobody leaves for its silence, only for want of lot
         monkeypatch.setattr(board.site, limit, 1e6)
     async with Site("127.0.0.1", 0, {"/": hello}) as site:
         lines = [await connect(site) for _ in range(3 * MAX_CONNECTIONS)]
@@ -193,9 +193,9 @@ def no_files() -> Iterator[None]:
     ["redis://localhost:1", "redis://nowhere.invalid:1", "rediss://localhost:1", "unix:///nowhere", "sentinel://localhost:1/m"],
 )
 async def test_without_a_file_the_store_is_away(url):
-    wire = Wire(url, "test")
-    with no_files(), pytest.raises(StoreAway):
-        await wire.call(("PING",))
+    connection = Connection(url, "test")
+    with no_files(), pytest.raises(StoreUnavailable):
+        await connection.call(("PING",))
 
 
 async def test_a_worker_that_cannot_connect_again_for_want_of_a_file_goes_on_when_there_is_one(valkey):
@@ -209,10 +209,10 @@ async def test_a_worker_that_cannot_connect_again_for_want_of_a_file_goes_on_whe
     async with working(valkey.url, note) as worker:
         raw.xadd("{jobs}:high", {"type": "note", "data": '{"n":1}'})
         await until(lambda: ran == [1] and not leftovers(raw), "it works")
-        before = worker.tally.store_errors
+        before = worker.stats.store_errors
         with no_files():
             raw.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-            await until(lambda: worker.tally.store_errors > before + 2, "it cannot connect")
+            await until(lambda: worker.stats.store_errors > before + 2, "it cannot connect")
         raw.xadd("{jobs}:high", {"type": "note", "data": '{"n":2}'})
         await until(lambda: ran == [1, 2] and not leftovers(raw), "it works again", 30)
     raw.close()

@@ -200,16 +200,16 @@ class Fuzz:
                 self.raw.set(KEYS.prefix.encode() + b"seen:k:" + name, value)
 
     def is_quiet(self) -> bool:
-        """Say whether all entries are in a room, and all delayed records have a later time."""
+        """Return whether all entries are in a lot, and all delayed records have a later time."""
         waiting = 0
         for key in KEYS.streams:
-            rooms = self.raw.xpending(key, GROUP)["consumers"]
-            waiting += self.raw.xlen(key) - sum(room["pending"] for room in rooms if room["name"].startswith(b"~t:"))
+            lots = self.raw.xpending(key, GROUP)["consumers"]
+            waiting += self.raw.xlen(key) - sum(lot["pending"] for lot in lots if lot["name"].startswith(b"~t:"))
         now_ms = self.raw.time()[0] * 1000
         return waiting == 0 and not self.raw.zcount(KEYS.due, "-inf", now_ms)
 
     def fate(self, place: str, fields: list[tuple[bytes, bytes]]) -> str:
-        """Say how an entry ended: it ran, died, waits in a room or for its time, or was a copy."""
+        """Say how an entry ended: it ran, died, waits in a lot or for its time, or was a copy."""
         stream, entry = place.split("/")
         if place in ran:
             return "ran"
@@ -221,7 +221,7 @@ class Fuzz:
         if any(first_at in unpack_record(packed) for packed in self.raw.hvals(KEYS.messages)):
             return "delayed"
         if b"key" in dict(fields):
-            return "copy"
+            return "duplicate"
         message = dict(fields)  # its time came at once, and it ran or died as another entry
         return "moved" if message.get(b"at", b"").isdigit() or b"at" in message else "vanished"
 

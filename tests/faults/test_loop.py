@@ -1,4 +1,4 @@
-"""Handlers that hold the loop, and workers that do not know what others know: the heartbeat's thread and the rooms at work."""
+"""Handlers that hold the loop, and workers that do not know what others know: the heartbeat's thread and the lots at work."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ async def test_jobs_beside_one_that_blocks_the_loop_past_their_deadline_have_a_t
     async with working(valkey.url, ran.handler) as consumer, Producer.connect(valkey.url) as producer:
         await producer.send_many([*[Brief(asleep_s=0.1)] * 5, Brief(blocks_s=1)])
         await until(lambda: len(ran.ended) == 6, "all end")
-        assert consumer.tally.finished == 6
+        assert consumer.stats.finished == 6
     assert (ran.ended, ran.cut) == ([1] * 6, 0)
 
 
@@ -135,7 +135,7 @@ async def test_a_handler_that_blocks_the_loop_again_and_again_is_cut_all_the_sam
     ran = Ran()
     async with working(valkey.url, ran.handler) as consumer, Producer.connect(valkey.url) as producer:
         await producer.send(Brief(asleep_s=0.001, blocks_s=0.4, times=50), attempts=1)
-        await until(lambda: consumer.tally.finished == 1, "it is cut")
+        await until(lambda: consumer.stats.finished == 1, "it is cut")
     assert (ran.ended, ran.cut) == ([], 1)
 
 

@@ -1,4 +1,4 @@
-"""The door against a model: any verbs in any order, by three workers of which some are zombies, with replies that get lost.
+"""The store against a model: any verbs in any order, by three workers of which some are zombies, with replies that get lost.
 
 After each step the server must hold what the model says, and the invariants hold on the server by themselves.
 """
@@ -24,13 +24,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 import runtime.producer
 from runtime import Backoff, Message, Priority, Producer, contract
 from runtime.codec import decode_many, unpack_record
-from runtime.errors import StoreAway
-from runtime.jobs import FREE, STREAMS, UNKNOWN, Deferral, Lease, Letter, Parking, room_of
+from runtime.errors import StoreUnavailable
+from runtime.jobs import FREE, STREAMS, UNKNOWN, Deferral, Lease, Letter, Parking, lot_of
 from runtime.jobs import Job as WorkerJob
 from runtime.settle import empty_batch
-from runtime.store.base import GROUP, Door
-from runtime.store.connection import Command, Wire
-from runtime.store.inspector import Lookups
+from runtime.store.base import GROUP, Store
+from runtime.store.connection import Command, Connection
+from runtime.store.inspector import Inspector
 from runtime.streams import Ask, Fetched, Streams
 from tests.faults.model import DEAD, DUE, ENTRY, Job, Model
 from tests.servers import Server
@@ -41,7 +41,7 @@ AGES_MS = (0, 60_000, 200_000)  # below both leases, between them, above both
 LEASES_MS = (30_000, 120_000)
 LONG_AGO_MS = 10**8
 FAR_MS = 10**14
-ROOMS = (FREE, UNKNOWN, room_of("t", 1), room_of("u", 2))
+LOTS = (FREE, UNKNOWN, lot_of("t", 1), lot_of("u", 2))
 ALL_TYPES = {"t": 1, "u": 2}
 
 SAME = settings(  # no shrinking: that takes minutes, and forty steps can be read
@@ -67,33 +67,33 @@ class Urn(msgspec.Struct, frozen=True):
     n: int
 
 
-class ForgetfulWire(Wire):
+class ForgetfulConnection(Connection):
     """A connection that loses the replies of one call when told to: the server did it all, nobody hears of it."""
 
     loses_next = False
 
-    async def call(self, *commands: Command, wait_s: float = 0.0, run: str = "") -> list[Any]:
-        answers = await super().call(*commands, wait_s=wait_s, run=run)
+    async def call(self, *commands: Command, wait_s: float = 0.0, run_id: str = "") -> list[Any]:
+        answers = await super().call(*commands, wait_s=wait_s, run_id=run_id)
         if self.loses_next:
             self.loses_next = False
-            raise StoreAway("the reply was lost")
+            raise StoreUnavailable("the reply was lost")
         return answers
 
 
 class Bench:
-    """Owns a loop, three workers' doors, a producer and a person's lookups on one server, kept over all examples."""
+    """Owns a loop, three workers' stores, a producer and a person's inspector on one server, kept over all examples."""
 
     def __init__(self, server: Server) -> None:
         self.loop = asyncio.new_event_loop()
-        self.doors = {name: Streams(server.url, "jobs", name) for name in WORKERS}
-        for door in self.doors.values():
-            door._reader = ForgetfulWire(server.url, "fetch")
-            door._writer = ForgetfulWire(server.url, "settle")
-            door._helper = ForgetfulWire(server.url, "helper")
-        self.lookups = Lookups(server.url, "jobs")
-        self.lookups._wire = ForgetfulWire(server.url, "lookups")
-        self.eye = Wire(server.url, "eye")
-        self.keys = self.lookups.keys
+        self.stores = {name: Streams(server.url, "jobs", name) for name in WORKERS}
+        for store in self.stores.values():
+            store._reader = ForgetfulConnection(server.url, "fetch")
+            store._writer = ForgetfulConnection(server.url, "settle")
+            store._helper = ForgetfulConnection(server.url, "helper")
+        self.inspector = Inspector(server.url, "jobs")
+        self.inspector._connection = ForgetfulConnection(server.url, "inspector")
+        self.eye = Connection(server.url, "eye")
+        self.keys = self.inspector.keys
         self.producer = self.do(self._producer(server.url))
         self.steps = 0
         self.examples = 0
@@ -102,7 +102,7 @@ class Bench:
     @staticmethod
     async def _producer(url: str) -> Producer:
         producer = await Producer.connect(url).__aenter__()
-        producer._wire = ForgetfulWire(url, "producer")
+        producer._connection = ForgetfulConnection(url, "producer")
         return producer
 
     def do(self, what: Awaitable[Any]) -> Any:
@@ -114,12 +114,12 @@ class Bench:
             assert not isinstance(answer, str), answer
         return answers
 
-    def repeated(self, wire: Wire, call: Callable[[], Awaitable[Any]], loses: bool) -> Any:
+    def repeated(self, connection: Connection, call: Callable[[], Awaitable[Any]], loses: bool) -> Any:
         """Call; with `loses`, the first reply is lost, and the call is made again as every caller does."""
         if loses:
-            assert isinstance(wire, ForgetfulWire)
-            wire.loses_next = True
-            with pytest.raises(StoreAway):
+            assert isinstance(connection, ForgetfulConnection)
+            connection.loses_next = True
+            with pytest.raises(StoreUnavailable):
                 self.do(call())
         return self.do(call())
 
@@ -129,13 +129,13 @@ class Bench:
 
     def clear(self) -> None:
         self.ask(("FLUSHALL",))
-        self.do(Door.prepare(self.lookups, self.eye))
+        self.do(Store.prepare(self.inspector, self.eye))
         self.examples += 1
 
     def close(self) -> None:
         self.do(self.producer.__aexit__(None, None, None))
-        for door in (*self.doors.values(), self.lookups, self.eye):
-            self.do(door.close())
+        for store in (*self.stores.values(), self.inspector, self.eye):
+            self.do(store.close())
         self.loop.close()
 
 
@@ -262,7 +262,7 @@ messages = st.tuples(
 )
 
 
-class DoorMachine(RuleBasedStateMachine):
+class StoreMachine(RuleBasedStateMachine):
     """Each rule does one verb on the server and in the model, and compares the answers."""
 
     def __init__(self, bench: Bench) -> None:
@@ -294,7 +294,7 @@ class DoorMachine(RuleBasedStateMachine):
         self.letters += [(n, job.ref) for n, job in self.seen.jobs.items() if job.place == DEAD and job.ref not in known]
 
     def pick(self, back: int) -> tuple[str, WorkerJob]:
-        """Give a lease: even numbers choose among those that hold, odd ones among zombies, whose job somebody else has."""
+        """Return a lease: even numbers choose among those that hold, odd ones among zombies, whose job somebody else has."""
         held = [(name, job) for name, job in self.leases if self.model.held(name, job)]
         zombies = [(name, job) for name, job in self.leases if self.model.find(job) and not self.model.held(name, job)]
         chosen = (zombies if back % 2 else held) or self.leases
@@ -310,9 +310,9 @@ class DoorMachine(RuleBasedStateMachine):
     def receive(self, name: str, fetched: Fetched) -> list[tuple[int, int]]:
         """Read what was handed out as a worker reads it, and keep the leases for ever."""
         got: list[tuple[int, int]] = []
-        for haul in fetched.hauls:
+        for delivery in fetched.deliveries:
             now_s = time.monotonic()
-            jobs, bad = decode_many(haul.stream, haul.rows, haul.counts, fetched.run, now_s, fetched.now_ms)
+            jobs, bad = decode_many(delivery.stream, delivery.rows, delivery.counts, fetched.run_id, now_s, fetched.now_ms)
             assert not bad
             self.leases += [(name, job) for job in jobs]
             got += [(json.loads(job.data)["n"], job.count) for job in jobs]
@@ -333,8 +333,8 @@ class DoorMachine(RuleBasedStateMachine):
             sent.append(
                 (Job(self.n, stream=stream, type="t" if version == 1 else "u", version=version, key=key, id=job_id), is_due)
             )
-        assert isinstance(self.bench.producer._wire, ForgetfulWire)
-        self.bench.producer._wire.loses_next = loses
+        assert isinstance(self.bench.producer._connection, ForgetfulConnection)
+        self.bench.producer._connection.loses_next = loses
         answers = self.bench.do(self.bench.producer.send_many(wanted))
         self.look()
         for (job, is_due), answer in zip(sent, answers, strict=True):
@@ -366,8 +366,8 @@ class DoorMachine(RuleBasedStateMachine):
     def promote(self, name: str, most: int, loses: bool) -> None:
         if not any(job.place == DUE and job.is_due for job in self.model.jobs.values()):
             self.settle([(0, "retry now"), (2, "snooze now")], False)
-        door = self.bench.doors[name]
-        answer = self.bench.repeated(door._helper, lambda: door.promote(most, "0"), loses)
+        store = self.bench.stores[name]
+        answer = self.bench.repeated(store._helper, lambda: store.promote(most, "0"), loses)
         self.look()
         moved = [self.model.promote(most) for _ in range(2 if loses else 1)][-1]
         assert (answer.moved, answer.bad, answer.is_full) == (moved, 0, False)
@@ -378,7 +378,7 @@ class DoorMachine(RuleBasedStateMachine):
     @rule(back=which, loses=loses)
     def replay(self, back: int, loses: bool) -> None:
         n, letter = self.letters[-1 - back % len(self.letters)]
-        answer = self.bench.repeated(self.bench.lookups._wire, lambda: self.bench.lookups.replay(letter), loses)
+        answer = self.bench.repeated(self.bench.inspector._connection, lambda: self.bench.inspector.replay(letter), loses)
         self.look()
         answers = [self.model.replay(n, letter) for _ in range(2 if loses else 1)]
         assert answer == answers[-1]
@@ -396,14 +396,14 @@ class DoorMachine(RuleBasedStateMachine):
         loses=loses,
     )
     def fetch(self, name: str, shares: tuple[int, ...], takes: set[int], admits: bool, loses: bool) -> None:
-        door = self.bench.doors[name]
+        store = self.bench.stores[name]
         fetched = None
         if loses:  # nobody repeats a fetch: what was handed out is held by a worker that does not know it
-            door._reader.loses_next = True
-            with pytest.raises(StoreAway):
-                self.bench.do(door.fetch(shares, takes))
+            store._reader.loses_next = True
+            with pytest.raises(StoreUnavailable):
+                self.bench.do(store.fetch(shares, takes))
         else:
-            fetched = self.bench.do(door.fetch(shares, takes))
+            fetched = self.bench.do(store.fetch(shares, takes))
         self.look()
         expected: list[tuple[int, int]] = []
         free: set[int] = set()
@@ -420,20 +420,20 @@ class DoorMachine(RuleBasedStateMachine):
             if admits:
                 self._admit(name, [job for _, job in self.leases[len(self.leases) - len(expected) :]], False)
 
-    @rule(name=who, stream=streams, room=st.sampled_from(ROOMS), most=st.integers(1, 3), knows=st.sampled_from(("t", "u")))
-    def take(self, name: str, stream: int, room: str, most: int, knows: str) -> None:
-        types = {knows: ALL_TYPES[knows]} if room == UNKNOWN else None
-        fetched = self.bench.do(self.bench.doors[name].take(Ask(stream, room, most, types)))
+    @rule(name=who, stream=streams, lot=st.sampled_from(LOTS), most=st.integers(1, 3), knows=st.sampled_from(("t", "u")))
+    def take(self, name: str, stream: int, lot: str, most: int, knows: str) -> None:
+        types = {knows: ALL_TYPES[knows]} if lot == UNKNOWN else None
+        fetched = self.bench.do(self.bench.stores[name].take(Ask(stream, lot, most, types)))
         self.look()
-        assert self.receive(name, fetched) == self.model.take(name, stream, room, most, types)
+        assert self.receive(name, fetched) == self.model.take(name, stream, lot, most, types)
 
     @rule(name=who, most=st.integers(1, 3), knows=st.sampled_from(("t", "u")))
     def isolate(self, name: str, most: int, knows: str) -> None:
-        door, version = self.bench.doors[name], ALL_TYPES[knows]
-        found = self.bench.do(door.isolate(30_000, -1, 10_000, most, {knows: (version, 30_000)}))
+        store, version = self.bench.stores[name], ALL_TYPES[knows]
+        found = self.bench.do(store.isolate(30_000, -1, 10_000, most, {knows: (version, 30_000)}))
         self.look()
         assert self.receive(name, found.fetched) == self.model.isolate(name, most, {knows: version})
-        self.bench.do(door.isolate(0, 0, 0, -1, {}))  # the ward is free for whoever comes next
+        self.bench.do(store.isolate(0, 0, 0, -1, {}))  # the isolation is free for whoever comes next
 
     @rule(backs=st.lists(which, min_size=1, max_size=4), loses=loses)
     def admit(self, backs: list[int], loses: bool) -> None:
@@ -444,8 +444,8 @@ class DoorMachine(RuleBasedStateMachine):
         asked = [(job, job.envelope.key) for job in jobs if job.envelope.key]
         if not asked:
             return
-        door = self.bench.doors[name]
-        answer = self.bench.repeated(door._reader, lambda: door.admit(asked), loses)
+        store = self.bench.stores[name]
+        answer = self.bench.repeated(store._reader, lambda: store.admit(asked), loses)
         self.look()
         for _ in range(2 if loses else 1):
             answers = []
@@ -454,7 +454,7 @@ class DoorMachine(RuleBasedStateMachine):
                 answers.append(self.model.admit(name, job, text(key)))
                 if answers[-1] == "mine" and there:
                     self.owners.add(there.n)
-                if answers[-1] == "copy" and there:
+                if answers[-1] == "duplicate" and there:
                     self.owed.remove(there.n)
         assert answer == answers
 
@@ -464,7 +464,7 @@ class DoorMachine(RuleBasedStateMachine):
     def settle(self, moves: list[tuple[int, str]], loses: bool) -> None:
         self.have_work()
         name = self.pick(moves[0][0])[0]
-        door = self.bench.doors[name]
+        store = self.bench.stores[name]
         batch, chosen = empty_batch(), [(self.pick(back)[1], move) for back, move in moves]
         for job, move in chosen:
             verb, _, how = move.partition(" ")
@@ -472,7 +472,7 @@ class DoorMachine(RuleBasedStateMachine):
                 case "done":
                     batch.done[job.stream].append(job)
                 case "old":
-                    batch.done[job.stream].append(msgspec.structs.replace(job, run="another server"))
+                    batch.done[job.stream].append(msgspec.structs.replace(job, run_id="another server"))
                 case "at":
                     when_ms = 1 if how == "past" else FAR_MS
                     batch.defer.append(Deferral(job, "at", when_ms, job.id, job.envelope.failed))
@@ -485,9 +485,9 @@ class DoorMachine(RuleBasedStateMachine):
                 case "release":
                     batch.park.append(Parking(job, FREE))
                 case _:
-                    room = UNKNOWN if how else room_of(text(job.type), job.envelope.version)
-                    batch.park.append(Parking(job, room))
-        answer = self.bench.repeated(door._writer, lambda: door.settle(batch), loses)
+                    lot = UNKNOWN if how else lot_of(text(job.type), job.envelope.version)
+                    batch.park.append(Parking(job, lot))
+        answer = self.bench.repeated(store._writer, lambda: store.settle(batch), loses)
         self.look()
         for _ in range(2 if loses else 1):
             refused = shortfall = 0
@@ -533,16 +533,16 @@ class DoorMachine(RuleBasedStateMachine):
             case "release":
                 return self.model.park(name, job, FREE)
             case _:
-                return self.model.park(name, job, UNKNOWN if how else room_of(text(job.type), job.envelope.version))
+                return self.model.park(name, job, UNKNOWN if how else lot_of(text(job.type), job.envelope.version))
 
     @rule(backs=st.lists(which, min_size=1, max_size=4), loses=loses)
     def renew(self, backs: list[int], loses: bool) -> None:
         self.have_work()
         name = self.pick(backs[0])[0]
         picked = [self.pick(back)[1] for back in backs]
-        door = self.bench.doors[name]
+        store = self.bench.stores[name]
         asked = [(job.stream, job.entry, job.count) for job in picked]
-        answer = self.bench.repeated(door._helper, lambda: door.renew(asked), loses)
+        answer = self.bench.repeated(store._helper, lambda: store.renew(asked), loses)
         self.look()
         assert answer == self.model.renew(name, picked)
 
@@ -550,8 +550,8 @@ class DoorMachine(RuleBasedStateMachine):
 
     @rule(name=who, lease_ms=st.sampled_from(LEASES_MS), loses=loses)
     def beat(self, name: str, lease_ms: int, loses: bool) -> None:
-        door = self.bench.doors[name]
-        self.bench.repeated(door._helper, lambda: door.beat(lease_ms, "{}"), loses)
+        store = self.bench.stores[name]
+        self.bench.repeated(store._helper, lambda: store.beat(lease_ms, "{}"), loses)
         self.look()
         self.model.beat(name, lease_ms)
 
@@ -576,7 +576,7 @@ class DoorMachine(RuleBasedStateMachine):
                 self.bench.ask(("ZREM", keys.due, delayed[0].ref))
             case "the group is lost" if back == 0:
                 self.bench.ask(*[("XGROUP", "DESTROY", key, GROUP) for key in keys.streams])
-                self.bench.do(Door.prepare(self.bench.lookups, self.bench.eye))
+                self.bench.do(Store.prepare(self.bench.inspector, self.bench.eye))
                 self.model.lose_group()
         self.look()
 
@@ -597,15 +597,15 @@ class DoorMachine(RuleBasedStateMachine):
             long_ago_ms = self.seen.now_ms - LONG_AGO_MS
             self.bench.ask(("ZADD", self.bench.keys.workers, long_ago_ms, "~since", look_at_clock(self.bench), "~last"))
             self.model.has_gap = self.model.is_guarded = False
-        door = self.bench.doors[name]
+        store = self.bench.stores[name]
         stood_at = {worker: int(self.bench.ask(("ZSCORE", self.bench.keys.workers, worker))[0] or 0) for worker in still}
         if has_moved:  # the walker saw it where it stood before
             stood_at = {worker: at_ms - 1 for worker, at_ms in stood_at.items()}
             still = []
-        answer = self.bench.repeated(door._helper, lambda: door.reclaim(stream, lease_ms, most, stood_at), loses)
+        answer = self.bench.repeated(store._helper, lambda: store.reclaim(stream, lease_ms, most, stood_at), loses)
         self.look()
         answers = [self.model.reclaim(stream, lease_ms, most, still) for _ in range(2 if loses else 1)]
-        assert (answer.dead, answer.ghosts, answer.is_guarded) == answers[-1]
+        assert (answer.dead, answer.undelivered, answer.is_guarded) == answers[-1]
 
     @rule(heir=who, back=which, is_alive=st.booleans())
     def inherit(self, heir: str, back: int, is_alive: bool) -> None:
@@ -625,30 +625,30 @@ class DoorMachine(RuleBasedStateMachine):
 
     @rule(name=who, about=who, loses=loses)
     def forget(self, name: str, about: str, loses: bool) -> None:
-        door = self.bench.doors[name]
-        answer = self.bench.repeated(door._helper, lambda: door.forget(about), loses)
+        store = self.bench.stores[name]
+        answer = self.bench.repeated(store._helper, lambda: store.forget(about), loses)
         self.look()
         assert answer == self.model.forget(about)
 
-    @rule(name=who, stream=streams, room=st.sampled_from(ROOMS[1:]), is_late=st.booleans())
-    def condemn(self, name: str, stream: int, room: str, is_late: bool) -> None:
-        """What sat too long in a room dies, but for what was taken since it was looked at."""
-        door = self.bench.doors[name]
-        found = self.bench.do(door.waiting_longest(stream, room, AGES_MS[1], 10))
-        old = [job for job in self.model.entries(stream, room) if job.idle_ms >= AGES_MS[1]]
+    @rule(name=who, stream=streams, lot=st.sampled_from(LOTS[1:]), is_late=st.booleans())
+    def dead_letter(self, name: str, stream: int, lot: str, is_late: bool) -> None:
+        """What sat too long in a lot dies, but for what was taken since it was looked at."""
+        store = self.bench.stores[name]
+        found = self.bench.do(store.waiting_longest(stream, lot, AGES_MS[1], 10))
+        old = [job for job in self.model.entries(stream, lot) if job.idle_ms >= AGES_MS[1]]
         assert [(text(entry), count, text(type_name)) for entry, count, type_name, _ in found] == [
             (job.ref, job.count, job.type) for job in old
         ]
         if is_late:
-            taken = self.bench.do(door.take(Ask(stream, room, 1, ALL_TYPES if room == UNKNOWN else None)))
+            taken = self.bench.do(store.take(Ask(stream, lot, 1, ALL_TYPES if lot == UNKNOWN else None)))
             got = self.receive(name, taken)
-            assert got == self.model.take(name, stream, room, 1, ALL_TYPES if room == UNKNOWN else None)
+            assert got == self.model.take(name, stream, lot, 1, ALL_TYPES if lot == UNKNOWN else None)
         letters = [
             Letter(Lease(stream, entry, count, "", 0.0), "unknown-type", "e", "", 0, "given") for entry, count, _, _ in found
         ]
-        moved = self.bench.do(door.condemn(room, letters)) if letters else 0
+        moved = self.bench.do(store.dead_letter(lot, letters)) if letters else 0
         self.look()
-        passed = [self.model.dead(room, letter.lease, "unknown-type", 0, "given") for letter in letters]
+        passed = [self.model.dead(lot, letter.lease, "unknown-type", 0, "given") for letter in letters]
         assert moved == sum(passed)
         self.owners -= {job.n for job in old if job.place == DEAD}
 
@@ -719,7 +719,7 @@ def bench(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
 
 
 def test_any_verbs_in_any_order_do_what_the_model_says(bench: Bench) -> None:
-    run_state_machine_as_test(partial(DoorMachine, bench), settings=SAME)
+    run_state_machine_as_test(partial(StoreMachine, bench), settings=SAME)
     print(bench)
 
 
@@ -729,5 +729,5 @@ def test_many_verbs_in_any_order_do_what_the_model_says(bench: Bench) -> None:
     """Elsewhere each time; MODEL_SEED repeats a run."""
     number = int(os.environ.get("MODEL_SEED") or secrets.randbits(32))
     print(f"MODEL_SEED={number}")
-    run_state_machine_as_test(seed(number)(partial(DoorMachine, bench)), settings=WIDE)
+    run_state_machine_as_test(seed(number)(partial(StoreMachine, bench)), settings=WIDE)
     print(bench)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime.errors import StoreAway
-from runtime.store.connection import Wire
+from runtime.errors import StoreUnavailable
+from runtime.store.connection import Connection
 from tests.faults.harness import LEASE_S, Worker, count, hire
 from tests.faults.store_kit import (
     AWAY,
@@ -125,24 +125,24 @@ def status(url: str) -> int:
 def test_a_connection_opened_while_the_server_is_busy_is_none(kind, tmp_path):
     """It would have no id, so that nobody could wake it, and no server's name, so that no lease of it could be fenced."""
     with own_server(kind) as server:
-        wire = Wire(server.url, "test")
+        connection = Connection(server.url, "test")
         script = threading.Thread(target=endless_script, args=(server, 0.5))
         script.start()
         with contextlib.closing(server.client()) as raw:
             wait_until(lambda: is_busy(raw), what="the server is busy")
-        asyncio.run(answers(wire))
+        asyncio.run(answers(connection))
         script.join()
 
 
-async def answers(wire: Wire) -> None:
-    with pytest.raises(StoreAway, match="BUSY"):
-        await wire.call(("TIME",))
+async def answers(connection: Connection) -> None:
+    with pytest.raises(StoreUnavailable, match="BUSY"):
+        await connection.call(("TIME",))
     loop = asyncio.get_running_loop()
     end_s = loop.time() + 10
     while loop.time() < end_s:
-        with contextlib.suppress(StoreAway):
-            await wire.call(("TIME",))
+        with contextlib.suppress(StoreUnavailable):
+            await connection.call(("TIME",))
             break
-    assert isinstance(wire.client_id, int)
-    assert len(wire.run) == 40
-    await wire.close()
+    assert isinstance(connection.client_id, int)
+    assert len(connection.run_id) == 40
+    await connection.close()

@@ -18,7 +18,7 @@ WEIGHTS = (8, 4, 2, 1)
 
 
 def starts_in_order(history: Path) -> list[tuple[float, int]]:
-    """Give when each number started, in order."""
+    """Return when each number started, in order."""
     return sorted((float(event.rest[2]), event.n) for event in events(history) if event.kind == "start")
 
 

@@ -1,4 +1,4 @@
-"""A job that ends its process is found and condemned; no innocent is condemned with it, and none is lost."""
+"""A job that ends its process is found and dead-lettered; no innocent is dead-lettered with it, and none is lost."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Crew:
         self.all.append(worker)
         return worker
 
-    def mend(self) -> None:
+    def fix(self) -> None:
         """Replace who has died; a loop that stands still fails its liveness probe, and dies as well."""
         for place, worker in enumerate(self.now):
             if "falls silent" in worker.log and worker.process.poll() is None:
@@ -52,7 +52,7 @@ def add(raw: redis.Redis, kind: str, numbers: range, **payload: object) -> None:
 
 
 def deliveries(history: Path) -> Counter[int]:
-    """Give how often each number has started."""
+    """Return how often each number has started."""
     return Counter(event.n for event in events(history) if event.kind == "start")
 
 
@@ -75,7 +75,7 @@ def run_with_poison(
     add(raw, "scripted", range(innocents // 2, innocents), ms=ms)
 
     def is_over() -> bool:
-        crew.mend()
+        crew.fix()
         return not leftovers(raw)
 
     wait_until(is_over, 100, "all is settled")
@@ -86,10 +86,10 @@ def run_with_poison(
         assert len(set(letter["dead_error"].partition(": ")[2].split(", "))) == 3, "it names the three workers that died of it"
     assert {event.n for event in events(history) if event.kind == "end"} == set(range(innocents)), "every innocent ran"
     runs = deliveries(history)
-    crew.mend()  # the last to die of it may not have been buried yet
+    crew.fix()  # the last to die of it may not have been buried yet
     assert max(runs[n] for n in range(innocents)) <= 1 + crew.deaths, (crew.deaths, runs.most_common(5))
     assert raw.exists("{jobs}:strikes") == 0
-    wait_until(lambda: not raw.exists("{jobs}:wards"), what="the ward is given up")
+    wait_until(lambda: not raw.exists("{jobs}:wards"), what="the isolation is given up")
     again = sum(runs[n] - 1 for n in range(innocents))
     print(f"{len(poison)} poison, {innocents} innocents: {crew.deaths} deaths, {again} innocents ran again")
     return crew
@@ -139,7 +139,7 @@ def test_a_slow_killer_is_found_and_no_long_job_beside_it_is_condemned(valkey, t
         add(raw, "scripted", range(3, 6), ms=3600)
 
         def is_over() -> bool:
-            workers.mend()
+            workers.fix()
             return not leftovers(raw)
 
         wait_until(is_over, 200, "all is settled")

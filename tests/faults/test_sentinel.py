@@ -17,9 +17,9 @@ import pytest
 import redis
 from redis.asyncio.sentinel import MasterNotFoundError
 
-from runtime import ConfigError, Message, NotDurable, Producer, StoreAway
+from runtime import ConfigError, Message, NotDurable, Producer, StoreUnavailable
 from runtime.store.connection import MasterConnection, one_connection, redis_cli, without_password
-from runtime.store.inspector import Lookups
+from runtime.store.inspector import Inspector
 from tests.faults.harness import ROOT, Worker, events, hire, leftovers
 from tests.faults.jobs import Scripted
 from tests.servers import Server, binary_of, free_ports, wait_until
@@ -136,7 +136,7 @@ class Sender:
                 try:
                     await producer.send_many([Message(payload=Scripted(n=n, ms=20), delay_s=n % 2 * 3) for n in numbers])
                     self.acknowledged |= set(numbers)
-                except (StoreAway, NotDurable) as error:
+                except (StoreUnavailable, NotDurable) as error:
                     self.refusals.append(str(error))
                 await asyncio.sleep(0.005)
 
@@ -146,7 +146,7 @@ async def held(is_true, deadline_s: float = 20.0, what: str = "the condition") -
 
 
 def lost(sender: Sender, history: Path, raw: redis.Redis) -> set[int]:
-    """Give the acknowledged jobs that neither ended nor died."""
+    """Return the acknowledged jobs that neither ended nor died."""
     done = {event.n for event in events(history) if event.kind == "end"}
     done |= {msgspec.json.decode(fields["data"])["n"] for _, fields in raw.xrange("{jobs}:dead")}
     return sender.acknowledged - done
@@ -222,11 +222,11 @@ def doctor(watch: Watch) -> subprocess.CompletedProcess[str]:
 
 
 async def test_without_a_sentinel_that_answers_the_store_is_away_and_no_password_is_shown():
-    lookups = Lookups("sentinel://jobs:geheim@127.0.0.1:1,127.0.0.1:2/kept", "jobs")
-    with pytest.raises(StoreAway, match="no sentinel knows a living master 'kept'") as caught:
-        await lookups.server()
+    inspector = Inspector("sentinel://jobs:geheim@127.0.0.1:1,127.0.0.1:2/kept", "jobs")
+    with pytest.raises(StoreUnavailable, match="no sentinel knows a living master 'kept'") as caught:
+        await inspector.server()
     assert "geheim" not in str(caught.value)
-    await lookups.close()
+    await inspector.close()
 
 
 @pytest.fixture
@@ -253,16 +253,16 @@ def lone(valkey, tmp_path) -> Iterator[tuple[Server, str]]:
 async def test_a_replica_that_a_sentinel_takes_for_the_master_is_not_talked_to(lone):
     """The sentinel is asked before it has heard of the failover."""
     server, url = lone
-    lookups = Lookups(url, "jobs")
-    assert (await lookups.server()).role == "master"
+    inspector = Inspector(url, "jobs")
+    assert (await inspector.server()).role == "master"
     async with Producer.connect(url, patience_s=0.3) as producer:
         await producer.send(Scripted(n=1))
         server.client().replicaof("127.0.0.1", "1")
-        with pytest.raises(StoreAway, match="name a server that is a slave"):  # so it has asked again
+        with pytest.raises(StoreUnavailable, match="name a server that is a slave"):  # so it has asked again
             await producer.send(Scripted(n=2))
-    await lookups.close()
-    with pytest.raises(StoreAway, match="slave"):
-        await lookups.server()
+    await inspector.close()
+    with pytest.raises(StoreUnavailable, match="slave"):
+        await inspector.server()
 
 
 async def test_a_sentinel_with_a_password_is_asked_with_that_of_the_url(lone):
@@ -271,9 +271,9 @@ async def test_a_sentinel_with_a_password_is_asked_with_that_of_the_url(lone):
     for one in (server.client(), sentinel):
         one.execute_command("ACL", "SETUSER", "default", "resetpass", ">geheim")
         one.close()
-    lookups = Lookups(url.replace("//", "//:geheim@"), "jobs")
-    assert (await lookups.server()).role == "master"
-    await lookups.close()
+    inspector = Inspector(url.replace("//", "//:geheim@"), "jobs")
+    assert (await inspector.server()).role == "master"
+    await inspector.close()
     with pytest.raises(MasterNotFoundError, match="or lets us ask"):
         await one_connection(url).connect()
 
@@ -301,8 +301,8 @@ def test_the_parts_of_the_url():
     connection = one_connection("sentinel://jobs:ge%40heim@a:1,[::1]:2,c:3/kept/4")
     assert isinstance(connection, MasterConnection)
     assert (connection.username, connection.password, connection.db) == ("jobs", "ge@heim", 4)
-    assert connection.watched.sentinels == [("a", 1), ("::1", 2), ("c", 3)]
-    assert connection.watched.service == "kept"
+    assert connection.sentinel_url.sentinels == [("a", 1), ("::1", 2), ("c", 3)]
+    assert connection.sentinel_url.service == "kept"
 
 
 @pytest.mark.parametrize(

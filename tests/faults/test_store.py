@@ -8,7 +8,7 @@ import time
 import pytest
 import redis
 
-from runtime.errors import QueueFull, StoreAway, StoreRefuses
+from runtime.errors import QueueFull, StoreError, StoreUnavailable
 from runtime.streams import Streams
 from tests.faults.harness import LEASE_S, count, hire
 from tests.faults.store_kit import (
@@ -68,7 +68,7 @@ def test_with_the_disk_full_for_two_leases_nothing_is_lost_and_nothing_runs_twic
         wait_until(lambda: is_refused(raw), what="the server refuses to write")
         time.sleep(2 * BRIEF_S)
         error = refusal(server)
-        assert isinstance(error, StoreAway)
+        assert isinstance(error, StoreUnavailable)
         assert "MISCONF" in str(error)
         assert len(ended(tmp_path)) > 100, "handlers run on"
         server.enlarge()
@@ -165,7 +165,7 @@ def test_a_string_in_a_streams_place_is_named_once_and_the_other_streams_are_ser
     raw.config_resetstat()
     time.sleep(3)
     fetches = calls(raw, "xreadgroup")  # a fetch asks each of the four streams
-    assert fetches <= 4 * 4 * 2, "about once a second, with dice"
+    assert fetches <= 4 * 4 * 2, "about once a second, with jitter"
     raw.delete(KEY)
     add(raw, 20, lambda n: 0, first=20)
     wait_until(lambda: len(ended(tmp_path)) == 40, what="all run when it is gone")
@@ -180,12 +180,16 @@ async def test_a_stream_of_another_type_is_left_out_and_named_and_the_others_are
     raw.set(KEY, "not a stream")
     add(raw, 1, lambda n: 0, to="high")
     fetched = await streams.fetch([1, 1, 1, 1], set())
-    assert [(haul.stream, len(haul.rows)) for haul in fetched.hauls] == [(1, 1)]
+    assert [(delivery.stream, len(delivery.rows)) for delivery in fetched.deliveries] == [(1, 1)]
     assert "WRONGTYPE" in streams.broken[2]
     add(raw, 1, lambda n: 0, to="low")
-    assert [haul.stream for haul in (await streams.fetch([1, 1, 1, 1], set())).hauls] == [3], "no error among the answers"
+    assert [delivery.stream for delivery in (await streams.fetch([1, 1, 1, 1], set())).deliveries] == [3], (
+        "no error among the answers"
+    )
     add(raw, 1, lambda n: 0, to="high")
-    assert [haul.stream for haul in (await streams.ring(1000)).hauls] == [1], "the bell rings for the others"
+    assert [delivery.stream for delivery in (await streams.wait_for_entry(1000)).deliveries] == [1], (
+        "the bell rings for the others"
+    )
     await streams.close()
 
 
@@ -193,7 +197,7 @@ async def test_where_no_stream_can_be_read_all_keys_are_named(server, raw):
     streams = Streams(server.url, "jobs", "me")
     for name in ("critical", "high", "medium", "low"):
         raw.set(f"{{jobs}}:{name}", "not a stream")
-    with pytest.raises(StoreRefuses, match=KEY):
+    with pytest.raises(StoreError, match=KEY):
         await streams.start()
     await streams.close()
 
@@ -204,7 +208,7 @@ async def test_an_error_of_one_stream_that_may_pass_is_told_beside_what_the_othe
     raw.xgroup_destroy(KEY, "workers")
     add(raw, 1, lambda n: 0, to="high")
     fetched = await streams.fetch([1, 1, 1, 1], set())
-    assert [(haul.stream, len(haul.rows)) for haul in fetched.hauls] == [(1, 1)]
+    assert [(delivery.stream, len(delivery.rows)) for delivery in fetched.deliveries] == [(1, 1)]
     assert KEY in fetched.refused
     assert not (await streams.fetch([1, 1, 1, 1], set())).refused, "the group is made again"
     assert not streams.broken

@@ -88,7 +88,7 @@ def raw(valkey: Server) -> Iterator[redis.Redis]:
 
 
 def runs(pid: int) -> bool:
-    """Say whether a process is there and no zombie."""
+    """Return whether a process is there and no zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -114,54 +114,54 @@ def reports(log: str) -> list[str]:
 
 
 def test_all_work_and_one_that_is_killed_is_replaced_and_loses_nothing(hire, raw, tmp_path):
-    fleet = hire(processes=3)
-    victim = fleet.children[1]
+    supervisor = hire(processes=3)
+    victim = supervisor.children[1]
     send(raw, 300, ms=50)
     wait_until(lambda: len({event.pid for event in events(tmp_path)}) == 3, what="all three work")
     os.kill(victim, signal.SIGKILL)
     wait_until(lambda: not leftovers(raw), what="everything is done")
     assert set(ended(tmp_path)) == set(range(300))
-    wait_until(lambda: len(fleet.children) == 4, what="another one has started")
-    assert re.search(rf"process \d \(pid {victim}\) was ended by signal 9", fleet.log)
-    assert fleet.stop() == 0
-    assert "processes that died and were replaced: 1" in fleet.log.splitlines()[-1]
+    wait_until(lambda: len(supervisor.children) == 4, what="another one has started")
+    assert re.search(rf"process \d \(pid {victim}\) was ended by signal 9", supervisor.log)
+    assert supervisor.stop() == 0
+    assert "processes that died and were replaced: 1" in supervisor.log.splitlines()[-1]
 
 
 def test_one_whose_loop_stands_still_is_replaced(hire, raw, tmp_path):
-    fleet = hire("--max-block", "1")
+    supervisor = hire("--max-block", "1")
     send(raw, 1, ms=60_000, kind="blocking")
     wait_until(lambda: count(tmp_path, "start") == 1, what="it blocks")
     [hung] = {event.pid for event in events(tmp_path)}
     wait_until(lambda: not runs(hung), what="it is killed")
     raw.xtrim(KEY, 0)
-    wait_until(lambda: len(fleet.children) >= 3, what="another one has started")
-    assert "has not moved for 1 s" in fleet.log
+    wait_until(lambda: len(supervisor.children) >= 3, what="another one has started")
+    assert "has not moved for 1 s" in supervisor.log
     send(raw, 20)
     wait_until(lambda: len(ended(tmp_path)) == 20, what="the others work")
 
 
 def test_one_that_has_grown_too_large_is_replaced_and_loses_nothing(hire, raw, tmp_path):
-    fleet = hire("--handlers", "tests.faults.greedy", "--max-rss", "130", "--concurrency", "2")
+    supervisor = hire("--handlers", "tests.faults.greedy", "--max-rss", "130", "--concurrency", "2")
     for n in range(60):
         raw.xadd(KEY, {"type": "greedy", "data": f'{{"n":{n},"mb":8}}'})
-    wait_until(lambda: "takes its place" in fleet.log and not leftovers(raw), what="recycled, and all is done")
-    wait_until(lambda: len(fleet.children) >= 3 and not runs_all(fleet.children), what="the old one has ended")
-    assert fleet.stop() == 0
+    wait_until(lambda: "takes its slot" in supervisor.log and not leftovers(raw), what="recycled, and all is done")
+    wait_until(lambda: len(supervisor.children) >= 3 and not runs_all(supervisor.children), what="the old one has ended")
+    assert supervisor.stop() == 0
     assert ended(tmp_path) == list(range(60)), "each once"
     assert {event.attempt for event in events(tmp_path)} == {1}
-    [report] = reports(fleet.log)
+    [report] = reports(supervisor.log)
     assert "60 runs finished" in report
     assert re.search(r"; recycled: \d+$", report)
     assert "died" not in report
 
 
 def test_one_that_is_too_large_from_the_start_is_left_alone_with_a_warning(hire, raw, tmp_path):
-    fleet = hire("--max-rss", "1", processes=1)
+    supervisor = hire("--max-rss", "1", processes=1)
     send(raw, 1, ms=1500)
     wait_until(lambda: len(ended(tmp_path)) == 1, what="several looks at its memory later")
-    assert fleet.log.count("more than --max-rss 1: it is not recycled") == 1
-    assert len(fleet.children) == 1
-    assert fleet.stop() == 0
+    assert supervisor.log.count("more than --max-rss 1: it is not recycled") == 1
+    assert len(supervisor.children) == 1
+    assert supervisor.stop() == 0
 
 
 def runs_all(pids: list[int]) -> bool:
@@ -173,53 +173,53 @@ def runs_all(pids: list[int]) -> bool:
 
 @pytest.mark.parametrize("how", ["sigterm to all", "ctrl-c"])
 def test_all_finish_their_jobs_within_the_grace_and_one_report_adds_up(hire, raw, tmp_path, how):
-    fleet = hire("--grace", "10")
+    supervisor = hire("--grace", "10")
     send(raw, 60, ms=700)
     wait_until(lambda: count(tmp_path, "start") >= 20, what="all lanes run")
     if how == "ctrl-c":
-        os.killpg(fleet.process.pid, signal.SIGINT)
+        os.killpg(supervisor.process.pid, signal.SIGINT)
     else:  # as a service manager does: each process hears it from there, and the children once more from the supervisor
-        for pid in (*fleet.children, fleet.process.pid):
+        for pid in (*supervisor.children, supervisor.process.pid):
             os.kill(pid, signal.SIGTERM)
-    assert fleet.process.wait(60) == 0
+    assert supervisor.process.wait(60) == 0
     started, done = count(tmp_path, "start"), len(ended(tmp_path))
     assert started == done, "none was cut"
     assert raw.xlen(KEY) == 60 - done
-    [report] = reports(fleet.log)
+    [report] = reports(supervisor.log)
     assert f": {done} runs finished" in report
-    assert not any(map(runs, fleet.children))
+    assert not any(map(runs, supervisor.children))
     assert raw.exists("{jobs}:workers:rows") == 0, "all are forgotten"
 
 
 def test_a_second_signal_skips_the_grace_of_all(hire, raw, tmp_path):
-    fleet = hire("--grace", "60")
+    supervisor = hire("--grace", "60")
     send(raw, 20, ms=20_000)
     wait_until(lambda: count(tmp_path, "start") == 20, what="all lanes run")
-    fleet.send(signal.SIGTERM)
-    wait_until(lambda: fleet.log.count("stopping: ") == 2, what="all begin to stop")
-    assert fleet.process.poll() is None
-    fleet.send(signal.SIGTERM)
-    assert fleet.process.wait(60) == 0
+    supervisor.send(signal.SIGTERM)
+    wait_until(lambda: supervisor.log.count("stopping: ") == 2, what="all begin to stop")
+    assert supervisor.process.poll() is None
+    supervisor.send(signal.SIGTERM)
+    assert supervisor.process.wait(60) == 0
     rows = raw.xpending_range(KEY, "workers", "-", "+", 100)
     assert {(row["consumer"], row["times_delivered"]) for row in rows} == {("~free", 0)}
     assert len(rows) == 20
 
 
 def test_one_that_does_not_end_is_killed_after_the_hard_deadline(hire, raw):
-    fleet = hire("--grace", "0")
-    os.kill(fleet.children[0], signal.SIGSTOP)
-    assert fleet.stop(12) == 4
-    assert "hard deadline" in fleet.log
-    assert not any(map(runs, fleet.children))
+    supervisor = hire("--grace", "0")
+    os.kill(supervisor.children[0], signal.SIGSTOP)
+    assert supervisor.stop(12) == 4
+    assert "hard deadline" in supervisor.log
+    assert not any(map(runs, supervisor.children))
 
 
 def test_when_the_supervisor_is_killed_all_stop_and_nothing_is_lost(hire, raw, tmp_path):
-    fleet = hire("--grace", "10")
+    supervisor = hire("--grace", "10")
     send(raw, 60, ms=700)
     wait_until(lambda: count(tmp_path, "start") >= 20, what="all lanes run")
-    fleet.process.kill()
-    fleet.process.wait()
-    wait_until(lambda: not any(map(runs, fleet.children)), what="the children end")
+    supervisor.process.kill()
+    supervisor.process.wait()
+    wait_until(lambda: not any(map(runs, supervisor.children)), what="the children end")
     assert count(tmp_path, "start") == len(ended(tmp_path)), "within their grace"
     assert raw.xlen(KEY) == 60 - len(ended(tmp_path))
     assert set(raw.xpending(KEY, "workers")["consumers"] or []) <= {"~free"}
@@ -227,11 +227,11 @@ def test_when_the_supervisor_is_killed_all_stop_and_nothing_is_lost(hire, raw, t
 
 def test_the_embedded_server_ends_last(hire, tmp_path):
     data = tmp_path / "data"
-    fleet = hire("--data-dir", str(data), redis=False)
+    supervisor = hire("--data-dir", str(data), redis=False)
     server = redis.Redis(unix_socket_path=str(data / "s.sock"), decode_responses=True)
     send(server, 20, ms=500)
     wait_until(lambda: count(tmp_path, "start") == 20, what="they run")
-    assert fleet.stop() == 0
+    assert supervisor.stop() == 0
     with socket.socket(socket.AF_UNIX) as probe, pytest.raises((ConnectionRefusedError, FileNotFoundError)):
         probe.connect(str(data / "s.sock"))
     again = Embedded(data)
@@ -248,16 +248,16 @@ def test_the_embedded_server_ends_last(hire, tmp_path):
 
 def test_handlers_that_cannot_be_imported_end_it_with_one_clear_line(hire, tmp_path):
     (tmp_path / "broken_jobs.py").write_text("raise RuntimeError('no database')\n")
-    fleet = hire("--handlers", "broken_jobs", wait=False)
-    assert fleet.process.wait(60) == 2
-    assert fleet.log.count("no database") == 1
-    assert "module broken_jobs cannot be imported: RuntimeError: no database" in fleet.log.splitlines()[-1]
+    supervisor = hire("--handlers", "broken_jobs", wait=False)
+    assert supervisor.process.wait(60) == 2
+    assert supervisor.log.count("no database") == 1
+    assert "module broken_jobs cannot be imported: RuntimeError: no database" in supervisor.log.splitlines()[-1]
 
 
 def test_a_store_that_is_away_ends_it_with_one_clear_line(hire, tmp_path):
-    fleet = hire("--redis", f"unix://{tmp_path}/nobody.sock", wait=False)
-    assert fleet.process.wait(60) == 3
-    assert fleet.log.count("is it running?") == 1
+    supervisor = hire("--redis", f"unix://{tmp_path}/nobody.sock", wait=False)
+    assert supervisor.process.wait(60) == 3
+    assert supervisor.log.count("is it running?") == 1
 
 
 # --- ports -------------------------------------------------------------------------------------------------------------------
@@ -280,7 +280,7 @@ def port() -> int:
 
 
 def test_health_and_metrics_of_all_are_on_the_port_and_of_each_on_its_own(hire, raw, port, tmp_path):
-    fleet = hire("--board", f"127.0.0.1:{port}")
+    supervisor = hire("--board", f"127.0.0.1:{port}")
     send(raw, 40, ms=50)
     wait_until(lambda: not leftovers(raw), what="all is done")
     assert get(port, "healthz") == (200, "alive, 2 of 2 processes are up\n")
@@ -293,11 +293,11 @@ def test_health_and_metrics_of_all_are_on_the_port_and_of_each_on_its_own(hire, 
     assert metrics.count("# TYPE runtime_outcomes_total") == 1
     for index in (0, 1):
         assert get(port + 1 + index, "readyz") == (200, "ready\n")
-    victim = fleet.children[0]
+    victim = supervisor.children[0]
     os.kill(victim, signal.SIGKILL)
     wait_until(lambda: "runtime_process_deaths_total 1.0" in get(port, "metrics")[1], what="the death is counted")
     assert get(port, "readyz")[0] == 200, "the other one is ready"
-    wait_until(lambda: len(fleet.children) == 3 and "2 of 2" in get(port, "healthz")[1], what="it is up again")
+    wait_until(lambda: len(supervisor.children) == 3 and "2 of 2" in get(port, "healthz")[1], what="it is up again")
     assert 'runtime_process_up{process="0"} 1.0' in get(port, "metrics")[1]
 
 
@@ -305,6 +305,6 @@ def test_a_port_of_a_process_that_is_taken_is_named(hire, port):
     with socket.socket() as other:
         other.bind(("127.0.0.1", port + 2))
         other.listen()
-        fleet = hire("--board", f"127.0.0.1:{port}", wait=False)
-        assert fleet.process.wait(60) == 2
-    assert f"127.0.0.1:{port + 2}" in fleet.log.splitlines()[-1]
+        supervisor = hire("--board", f"127.0.0.1:{port}", wait=False)
+        assert supervisor.process.wait(60) == 2
+    assert f"127.0.0.1:{port + 2}" in supervisor.log.splitlines()[-1]

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from runtime.config import KNOBS
+from runtime.config import SETTINGS
 from runtime.jobs import DONE, PLAIN, Job
-from runtime.stats import Tally
-from runtime.store.inspector import Depth, Lookups
+from runtime.stats import Stats
+from runtime.store.inspector import Depth, Inspector
 from tests.faults.harness import ROOT, leftovers
 from tests.servers import Server, free_ports, wait_until
 
@@ -96,9 +96,9 @@ def test_every_command_of_a_page_runs(page, tcp_server, tmp_path):
 
 def test_every_setting_is_on_the_page_for_operators():
     page = (ROOT / "docs" / "operate.md").read_text()
-    for knob in KNOBS:
-        assert f"`{knob.flag}`" in page, knob.flag
-        assert f"`{knob.variable}`" in page, knob.variable
+    for setting in SETTINGS:
+        assert f"`{setting.flag}`" in page, setting.flag
+        assert f"`{setting.variable}`" in page, setting.variable
 
 
 def test_every_field_of_a_message_is_on_the_page_for_producers():
@@ -123,13 +123,13 @@ def test_every_exit_status_and_command_is_on_the_page_for_operators():
 
 
 def test_every_metric_is_on_the_page_for_operators():
-    from otel.metrics import FleetReading, Reading, render, render_fleet
+    from otel.metrics import ProcessesReading, Reading, render, render_processes
 
-    tally = Tally()
-    tally.ran(Job(0, b"1-1", 1, "", 0.0, b"t", b"{}", PLAIN, 0), DONE, 0.1)
+    stats = Stats()
+    stats.ran(Job(0, b"1-1", 1, "", 0.0, b"t", b"{}", PLAIN, 0), DONE, 0.1)
     depth = Depth({"high": 1}, {"high": 0}, 0, 0, 0, 0, 1)
-    text = render(Reading("jobs", tally, depth, 0, 0, 0, 1, True)).decode()
-    text += render_fleet(FleetReading({}, {0: 1}, 0, 0)).decode()
+    text = render(Reading("jobs", stats, depth, 0, 0, 0, 1, True)).decode()
+    text += render_processes(ProcessesReading({}, {0: 1}, 0, 0)).decode()
     page = (ROOT / "docs" / "operate.md").read_text()
     for name in re.findall(r"^# TYPE (\S+)", text, re.MULTILINE):
         assert f"`{name}`" in page, name
@@ -138,7 +138,7 @@ def test_every_metric_is_on_the_page_for_operators():
 def test_every_public_name_of_the_door_for_people_is_used(tmp_path):
     """A verb that no command and no board uses is dead weight."""
     texts = "".join(path.read_text() for folder in ("runtime", "board") for path in (ROOT / folder).rglob("*.py"))
-    for name in vars(Lookups):
+    for name in vars(Inspector):
         if not name.startswith("_"):
             assert texts.count(f".{name}(") >= 1, name
 

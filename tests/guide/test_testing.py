@@ -13,9 +13,22 @@ from typing import Any
 import msgspec
 import pytest
 
-from runtime import Backoff, BadPayload, ConfigError, Dead, Job, Priority, Retry, Snooze, StoreAway, contract, handler, testing
+from runtime import (
+    Backoff,
+    BadPayload,
+    ConfigError,
+    Dead,
+    Job,
+    Priority,
+    Retry,
+    Snooze,
+    StoreUnavailable,
+    contract,
+    handler,
+    testing,
+)
 from runtime.errors import SelfCancelled, TimedOut
-from runtime.testing import Clock, Dice, Done, Park, run, until, worker
+from runtime.testing import Clock, Done, Jitter, Park, run, until, worker
 from tests.unit.in_child import Work, work
 
 ROOT = Path(__file__).parents[2]
@@ -149,10 +162,10 @@ async def test_a_deadline_is_measured_by_the_clock_that_you_give() -> None:
     assert repr(outcome) == "Dead(reason='TimedOut: ran longer than 600 s', code='timeout')"
 
 
-async def test_dice_fall_as_they_are_told() -> None:
-    """Each wait is spread by dice; `Dice` give the same falls in every run of the test."""
-    dice = Dice(0.25, 0.75)
-    outcomes = [await run(greet, Greet(name="error"), dice=dice) for _ in range(3)]
+async def test_jitter_fall_as_they_are_told() -> None:
+    """Each wait is spread by jitter; `Jitter` give the same falls in every run of the test."""
+    jitter = Jitter(0.25, 0.75)
+    outcomes = [await run(greet, Greet(name="error"), jitter=jitter) for _ in range(3)]
     assert [getattr(outcome, "delay_s", None) for outcome in outcomes] == [0.25, 0.75, 0.25]
 
 
@@ -222,17 +235,17 @@ async def test_mistakes_of_a_test_are_told_to_the_test() -> None:
         await run(greet, Greet(name="x" * 300_000))
     for falls in ((), (1.5,)):
         with pytest.raises(ValueError, match="from 0 to 1"):
-            Dice(*falls)
+            Jitter(*falls)
 
 
-def test_clock_and_dice_are_plain_callables_for_your_own_code() -> None:
+def test_clock_and_jitter_are_plain_callables_for_your_own_code() -> None:
     """Hand them to whatever takes `time.time` or `random.random`."""
-    clock, dice = Clock(1_750_000_000), Dice(0.5, 0)
+    clock, jitter = Clock(1_750_000_000), Jitter(0.5, 0)
     clock.jump(60.5)
     assert clock() == 1_750_000_060.5
-    assert [dice(), dice(), dice()] == [0.5, 0, 0.5]
+    assert [jitter(), jitter(), jitter()] == [0.5, 0, 0.5]
     assert repr(clock) == "<Clock at 2025-06-15 15:07:40.500000>"
-    assert repr(dice) == "<Dice 0.5, 0>"
+    assert repr(jitter) == "<Jitter 0.5, 0>"
 
 
 # --- in a worker, on a real server -------------------------------------------------------------------------------------------
@@ -269,7 +282,7 @@ async def test_a_worker_that_is_settled_may_have_retries_to_come(jobs_worker: An
     async with jobs_worker(wave_back) as worker:
         await worker.producer.send_many(Wave(n=n) for n in range(10))
         await worker.settled(delayed=True)
-        [count] = [count.totals() for _, _, count in worker.consumer.tally.rows()]
+        [count] = [count.totals() for _, _, count in worker.consumer.stats.rows()]
     assert count == {"done": 10, "retry": 5}
 
 
@@ -289,7 +302,7 @@ async def test_jobs_of_other_handlers_are_not_waited_for(jobs_worker: Any) -> No
         await worker.settled()
         await worker.producer.send(Wave())
         await worker.settled()
-        assert worker.consumer.tally.finished == 1
+        assert worker.consumer.stats.finished == 1
 
 
 async def test_dead_letters_can_be_read(jobs_worker: Any) -> None:
@@ -339,7 +352,7 @@ async def test_two_queues_do_not_meet(jobs_url: str) -> None:
 
 async def test_a_worker_that_cannot_work_says_so(jobs_url: str, tmp_path: Path) -> None:
     """No server, two handlers for one type, or somebody has stopped it."""
-    with pytest.raises(StoreAway, match="nobody"):
+    with pytest.raises(StoreUnavailable, match="nobody"):
         async with worker(f"unix://{tmp_path}/nobody", wave_back):
             pass
     with pytest.raises(ConfigError, match="two handlers run the same type"):

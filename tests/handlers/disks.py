@@ -46,7 +46,7 @@ class Disk:
         return self.folder / "db" / "shop.db"
 
     def settings(self, **more: str) -> str:
-        """Give the text of the settings; `more` adds to what is said of `out`, `logs` and `shop`."""
+        """Return the text of the settings; `more` adds to what is said of `out`, `logs` and `shop`."""
         return (
             f"roots.out = {{ path = '{self.out}', mode = 'write'{more.get('out', '')} }}\n"
             f"roots.logs = {{ path = '{self.logs}', mode = 'purge'{more.get('logs', '')} }}\n"
@@ -82,18 +82,18 @@ class Disk:
         return path
 
     def names(self, folder: Path) -> list[str]:
-        """Give all names below a folder, hidden ones too."""
+        """Return all names below a folder, hidden ones too."""
         return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
 def state(folder: Path) -> dict[str, tuple[int, int, int]]:
-    """Give inode, size and time of each file of a folder; reading changes none of them."""
+    """Return inode, size and time of each file of a folder; reading changes none of them."""
     found = {path.name: path.stat() for path in folder.iterdir()}
     return {name: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in found.items()}
 
 
 def job_of(message: msgspec.Struct, number: int = 0) -> Job:
-    """Give a job as the worker would; another number is another job."""
+    """Return a job as the worker would; another number is another job."""
     contract = contract_of(type(message))
     entry = b"%d-%d" % (BORN_MS, number)
     data = msgspec.json.encode(message)
@@ -101,12 +101,12 @@ def job_of(message: msgspec.Struct, number: int = 0) -> Job:
 
 
 def export(*columns: str, to: str = "out:t.csv", table: str = "t", **fields: Any) -> ExportCsv:
-    """Give an export of columns of the table `t`."""
+    """Return an export of columns of the table `t`."""
     return ExportCsv(**{"source": Table(db="shop", table=table, columns=list(columns)), "to": to, **fields})
 
 
 def cleanup(**fields: Any) -> CleanupLogs:
-    """Give a cleanup of `logs`: everything older than a week, without brake."""
+    """Return a cleanup of `logs`: everything older than a week, without brake."""
     return CleanupLogs(**{"root": "logs", "include": ["*"], "older_than": "7d", "force": True, **fields})
 
 
@@ -119,7 +119,7 @@ def child(disk: Disk, message: msgspec.Struct, **options: Any) -> subprocess.Pop
 
 
 def outcome(process: subprocess.Popen[str]) -> str:
-    """Give what the child says once it has ended."""
+    """Return what the child says once it has ended."""
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 0
     return said.strip()

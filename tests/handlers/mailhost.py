@@ -21,12 +21,12 @@ HANG = "never answer"
 
 
 def job_of(message: SendEmail, *, entry: bytes = b"1700000000123-0", envelope: Envelope = PLAIN) -> Job:
-    """Give a job as the worker would hand it to the handler."""
+    """Return a job as the worker would hand it to the handler."""
     return Job(1, entry, 1, "run", 0.0, b"send-email", msgspec.json.encode(message), envelope, FETCHED_MS)
 
 
 def mail(to: str | list[str] = "ada@example.org", **fields: Any) -> SendEmail:
-    """Give a plain mail; `fields` replace what is in it."""
+    """Return a plain mail; `fields` replace what is in it."""
     return SendEmail(**{"to": to, "subject": "Hi", "text": "Hello.\n", **fields})
 
 
@@ -150,7 +150,7 @@ class Doorkeeper:
 
 
 def server_context(certificate: str) -> ssl.SSLContext:
-    """Give the server's side of TLS."""
+    """Return the server's side of TLS."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     return context

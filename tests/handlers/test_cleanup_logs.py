@@ -50,7 +50,7 @@ def decode(payload: dict[str, Any]) -> CleanupLogs:
 
 
 def files(disk: Disk) -> list[str]:
-    """Give the names of the files and links that are left."""
+    """Return the names of the files and links that are left."""
     return [name for name in disk.names(disk.logs) if not (disk.logs / name).is_dir() or (disk.logs / name).is_symlink()]
 
 
@@ -339,14 +339,14 @@ async def test_what_has_the_name_already_is_not_overwritten(disk: Disk, other: b
     assert (disk.logs / "a.log.gz").read_bytes() == other
 
 
-async def test_a_crash_between_the_two_names_is_mended(disk: Disk) -> None:
+async def test_a_crash_between_the_two_names_is_fixed(disk: Disk) -> None:
     disk.old("a.log", b"line\n" * 100)
     disk.old("a.log.gz", gzip.compress(b"line\n" * 100))
     assert (await run(action="gzip")).compressed == 1
     assert files(disk) == ["a.log.gz"]
 
 
-async def test_a_kill_at_any_call_to_the_file_system_is_mended_by_the_next_run(
+async def test_a_kill_at_any_call_to_the_file_system_is_fixed_by_the_next_run(
     disk: Disk, configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     contents = {"a.log": b"line\n" * 5000}

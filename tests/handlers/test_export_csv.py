@@ -94,7 +94,7 @@ async def rows_of(disk: Disk, message: ExportCsv, delimiter: str = ",", number: 
 
 
 async def code_of(message: ExportCsv) -> str:
-    """Give the code with which the job dies."""
+    """Return the code with which the job dies."""
     with pytest.raises(Dead) as caught:
         await run(message)
     return caught.value.code
@@ -536,7 +536,7 @@ def test_a_kill_half_way_leaves_no_visible_file(disk: Disk) -> None:
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-async def test_a_kill_at_any_call_to_the_file_system_is_mended_by_the_next_run(
+async def test_a_kill_at_any_call_to_the_file_system_is_fixed_by_the_next_run(
     disk: Disk, configure: Configure, monkeypatch: pytest.MonkeyPatch, overwrite: bool
 ) -> None:
     disk.table("a TEXT", [("x" * 100,)] * 3000)

@@ -377,7 +377,7 @@ def test_a_part_of_a_killed_run_is_begun_again(disk: Disk) -> None:
     assert disk.names(disk.out) == ["x.csv", "x.csv.job.json"]
 
 
-def test_a_crash_between_name_and_sidecar_is_mended(disk: Disk) -> None:
+def test_a_crash_between_name_and_sidecar_is_fixed(disk: Disk) -> None:
     write(disk)
     os.rename(disk.out / "x.csv.job.json", disk.out / f".x.csv.{WORK}.job.json.part")
     os.link(disk.out / "x.csv", disk.out / f".x.csv.{WORK}.part")

@@ -1,4 +1,4 @@
-"""The settings: refused when wrong, never a secret in them, mended without a restart."""
+"""The settings: refused when wrong, never a secret in them, fixed without a restart."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_a_secret_that_cannot_be_read_is_a_fault_of_the_settings(tmp_path: Path)
             smtp.read_password()
 
 
-def test_a_mended_file_is_read_without_a_restart(configure: Configure) -> None:
+def test_a_fixed_file_is_read_without_a_restart(configure: Configure) -> None:
     with pytest.raises(Snooze, match=r"alias-missing: senders.default"):
         current().sender("default")
     configure(GOOD)

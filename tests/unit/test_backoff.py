@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from runtime.backoff import Backoff, ceiling_s, delay_s
 
 FAILURES = st.integers(-10, 10**9)
-DICE = st.floats(0, 1, exclude_max=True)
+JITTER = st.floats(0, 1, exclude_max=True)
 
 
 @st.composite
@@ -21,18 +21,18 @@ def policies(draw: st.DrawFn) -> Backoff:
     return Backoff(base_s=base_s, cap_s=draw(st.floats(base_s, 1e8)), attempts=draw(st.integers(1, 1_000_000)))
 
 
-@given(policies(), FAILURES, DICE)
+@given(policies(), FAILURES, JITTER)
 def test_a_delay_is_never_negative_and_never_above_the_cap(policy: Backoff, failures: int, roll: float) -> None:
     assert 0 <= delay_s(failures, policy, lambda: roll) <= policy.cap_s
 
 
 @given(policies(), FAILURES)
-def test_without_dice_the_wait_never_shrinks(policy: Backoff, failures: int) -> None:
+def test_without_jitter_the_wait_never_shrinks(policy: Backoff, failures: int) -> None:
     assert ceiling_s(failures, policy) <= ceiling_s(failures + 1, policy)
 
 
 @given(policies(), FAILURES)
-def test_without_dice_the_wait_is_at_least_the_base(policy: Backoff, failures: int) -> None:
+def test_without_jitter_the_wait_is_at_least_the_base(policy: Backoff, failures: int) -> None:
     assert policy.base_s <= ceiling_s(failures, policy)
 
 
@@ -51,7 +51,7 @@ def test_a_job_that_never_failed_counts_as_one_that_failed_once() -> None:
     assert ceiling_s(0, policy) == ceiling_s(-5, policy) == 3
 
 
-def test_the_dice_spread_the_wait_over_the_whole_range() -> None:
+def test_the_jitter_spread_the_wait_over_the_whole_range() -> None:
     policy = Backoff(base_s=8, cap_s=100)
     assert [delay_s(2, policy, lambda roll=roll: roll) for roll in (0.0, 0.25, 0.5)] == [0, 4, 8]
 

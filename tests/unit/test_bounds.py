@@ -44,7 +44,7 @@ class Numbered(msgspec.Struct):
     members: set[int] = set()
 
 
-class Line(msgspec.Struct):
+class RespProtocol(msgspec.Struct):
     n: int = 0
     parts: list[int] = []
     by_name: dict[str, int] = {}
@@ -59,7 +59,7 @@ class Point:
 class Full(msgspec.Struct):
     """Closed, and with much in it that costs more to make than to write."""
 
-    deep: list[Line] = []
+    deep: list[RespProtocol] = []
     points: list[Point] = []
     wide: list[msgspec.defstruct("Wide", [(f"f{n}", int, 0) for n in range(200)])] = []  # pyright: ignore[reportInvalidTypeForm]
     words: list[str] = []
@@ -87,7 +87,7 @@ READERS = {
 
 
 def filled(head: bytes, part: bytes, tail: bytes) -> bytes:
-    """Return JSON of nearly the largest size, with `part` as often as there is room."""
+    """Return JSON of nearly the largest size, with `part` as often as there is capacity."""
     return head + part * ((MAX_DATA_BYTES - len(head) - len(tail)) // len(part)) + tail
 
 
@@ -210,7 +210,7 @@ def test_up_to_1000_numbers_near_the_ends_of_a_float_are_taken_and_all_others_wi
         assert len(READERS["free"](many).deep) == 10_000
     unknown = b'{"else":[%b]}' % b",".join([b"1e308"] * 10_000)
     assert READERS["numbered"](b'{"n":1}') == Numbered(1)
-    assert decoder(Line)(unknown) == Line()  # nothing of it is made
+    assert decoder(RespProtocol)(unknown) == RespProtocol()  # nothing of it is made
 
 
 @pytest.mark.parametrize("is_msgpack", [False, True])
@@ -371,7 +371,7 @@ values = st.recursive(
 
 
 @given(values)
-def test_every_messagepack_of_texts_and_numbers_is_walked_to_its_end(value: Any) -> None:
+def test_every_messagepack_of_texts_and_numbers_is_scanned_to_its_end(value: Any) -> None:
     data = msgspec.msgpack.encode([value] + [None] * MAX_HASHED)  # long enough to be walked
     check_msgpack(data)
     check_msgpack(data[:-1])
@@ -381,7 +381,7 @@ def test_every_messagepack_of_texts_and_numbers_is_walked_to_its_end(value: Any)
 
 
 @given(st.binary(max_size=300))
-def test_the_walk_takes_any_bytes(tail: bytes) -> None:
+def test_the_scan_takes_any_bytes(tail: bytes) -> None:
     try:
         check_msgpack(b"\xdd\xff\xff\xff\xff" + b"\xc0" * MAX_HASHED + tail)
     except BadPayload as error:

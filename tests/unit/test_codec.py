@@ -44,7 +44,7 @@ def flat(fields: dict[bytes, bytes]) -> list[bytes]:
 
 
 def message(**fields: bytes) -> list[bytes]:
-    """Give the flat fields of a message; `x_origin` stands for `x-origin`."""
+    """Return the flat fields of a message; `x_origin` stands for `x-origin`."""
     known = {b"type": b"greet", b"data": b'{"name":"Ada"}'}
     return flat(known | {name.replace("_origin", "-origin").encode(): value for name, value in fields.items()})
 
@@ -67,7 +67,7 @@ def refusal(fields: Sequence[bytes], **limits: int) -> BadEntry:
 def test_a_message_of_type_and_data_is_a_job_with_the_shared_plain_envelope() -> None:
     (job,), bad = decode_many(MEDIUM, [(ENTRY, [b"type", b"greet", b"data", b"{}"])], [3], "run/0", 12.5, 1_700_000_001_000)
     assert (job.type, job.data, job.entry, job.stream, job.count) == (b"greet", b"{}", ENTRY, MEDIUM, 3)
-    assert (job.run, job.taken_s, job.fetched_ms) == ("run/0", 12.5, 1_700_000_001_000)
+    assert (job.run_id, job.taken_s, job.fetched_ms) == ("run/0", 12.5, 1_700_000_001_000)
     assert job.envelope is PLAIN
     assert bad == []
 
@@ -100,7 +100,7 @@ def test_bad_entries_stand_beside_the_good_ones() -> None:
     assert [job.entry for job in jobs] == [b"1-0", b"3-0"]
     assert [entry.lease.entry for entry in bad] == [b"2-0", b"4-0"]
     lease = bad[0].lease
-    assert (lease.stream, lease.count, lease.run, lease.taken_s) == (MEDIUM, 1, "run/0", 12.5)
+    assert (lease.stream, lease.count, lease.run_id, lease.taken_s) == (MEDIUM, 1, "run/0", 12.5)
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from runtime.config import FILE, KNOBS, Config, Knob, address_of, default_data_dir, load
+from runtime.config import FILE, SETTINGS, Config, Setting, address_of, default_data_dir, load
 from runtime.errors import ConfigError
 
-# Four different good values of each knob: by flag, by environment, in the file, and what they become.
+# Four different good values of each setting: by flag, by environment, in the file, and what they become.
 SAMPLES: dict[str, list[tuple[str, Any]]] = {
     "redis": [("redis://a", "redis://a"), ("redis://b", "redis://b"), ("redis://c", "redis://c")],
     "queue": [("a", "a"), ("b", "b"), ("c", "c")],
@@ -49,7 +49,7 @@ BELOW_AND_ABOVE: dict[str, tuple[str, str]] = {
 NUMBERS = [name for name in Config.__struct_fields__ if isinstance(getattr(Config(), name), int | float)]
 WHOLE = [name for name in NUMBERS if isinstance(getattr(Config(), name), int)]
 
-every_knob = pytest.mark.parametrize("knob", KNOBS, ids=lambda knob: knob.field)
+every_setting = pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.field)
 
 
 def settings(folder: Path, flags: dict[str, str | None] | None = None, **environment: str) -> Config:
@@ -60,13 +60,13 @@ def toml(folder: Path, text: str) -> None:
     (folder / FILE).write_text(text, "utf-8")
 
 
-def in_toml(knob: Knob, text: str) -> str:
+def in_toml(setting: Setting, text: str) -> str:
     """Write a value as TOML would have it."""
-    return f"{knob.key} = {text}" if knob.field in NUMBERS else f'{knob.key} = "{text}"'
+    return f"{setting.key} = {text}" if setting.field in NUMBERS else f'{setting.key} = "{text}"'
 
 
 def complaint(folder: Path, flags: dict[str, str | None] | None = None, **environment: str) -> str:
-    """Give the message of a refusal: one line, whatever was wrong."""
+    """Return the message of a refusal: one line, whatever was wrong."""
     with pytest.raises(ConfigError) as caught:
         settings(folder, flags, **environment)
     message = str(caught.value)
@@ -78,27 +78,27 @@ def complaint(folder: Path, flags: dict[str, str | None] | None = None, **enviro
 # --- precedence --------------------------------------------------------------------------------------------------------------
 
 
-@every_knob
-def test_a_flag_wins_over_the_environment_over_the_file_over_the_default(knob: Knob, tmp_path: Path) -> None:
-    (flag, from_flag), (variable, from_environment), (text, from_file) = SAMPLES[knob.field]
-    toml(tmp_path, in_toml(knob, text))
-    by_flag, by_environment = {knob.field: flag}, {knob.variable: variable}
-    assert getattr(settings(tmp_path, by_flag, **by_environment), knob.field) == from_flag
-    assert getattr(settings(tmp_path, {}, **by_environment), knob.field) == from_environment
-    assert getattr(settings(tmp_path, {knob.field: None}), knob.field) == from_file
+@every_setting
+def test_a_flag_wins_over_the_environment_over_the_file_over_the_default(setting: Setting, tmp_path: Path) -> None:
+    (flag, from_flag), (variable, from_environment), (text, from_file) = SAMPLES[setting.field]
+    toml(tmp_path, in_toml(setting, text))
+    by_flag, by_environment = {setting.field: flag}, {setting.variable: variable}
+    assert getattr(settings(tmp_path, by_flag, **by_environment), setting.field) == from_flag
+    assert getattr(settings(tmp_path, {}, **by_environment), setting.field) == from_environment
+    assert getattr(settings(tmp_path, {setting.field: None}), setting.field) == from_file
     (tmp_path / FILE).unlink()
-    if knob.field != "data_dir":
-        assert getattr(settings(tmp_path), knob.field) == getattr(Config(), knob.field)
+    if setting.field != "data_dir":
+        assert getattr(settings(tmp_path), setting.field) == getattr(Config(), setting.field)
 
 
-@every_knob
-def test_the_type_of_a_value_is_the_same_wherever_it_came_from(knob: Knob, tmp_path: Path) -> None:
-    kind = type(getattr(Config(), knob.field))
-    (flag, _), (variable, _), (text, _) = SAMPLES[knob.field]
-    toml(tmp_path, in_toml(knob, text))
-    by_flag, by_environment = {knob.field: flag}, {knob.variable: variable}
+@every_setting
+def test_the_type_of_a_value_is_the_same_wherever_it_came_from(setting: Setting, tmp_path: Path) -> None:
+    kind = type(getattr(Config(), setting.field))
+    (flag, _), (variable, _), (text, _) = SAMPLES[setting.field]
+    toml(tmp_path, in_toml(setting, text))
+    by_flag, by_environment = {setting.field: flag}, {setting.variable: variable}
     for config in (settings(tmp_path, by_flag), settings(tmp_path, {}, **by_environment), settings(tmp_path)):
-        assert type(getattr(config, knob.field)) is kind
+        assert type(getattr(config, setting.field)) is kind
 
 
 def test_an_empty_variable_counts_as_none(tmp_path: Path) -> None:
@@ -136,13 +136,13 @@ def test_every_number_has_bounds() -> None:
 @pytest.mark.parametrize("name", BELOW_AND_ABOVE)
 @pytest.mark.parametrize("side", [0, 1], ids=["below", "above"])
 def test_a_number_out_of_its_bounds_is_refused_wherever_it_came_from(name: str, side: int, tmp_path: Path) -> None:
-    knob = next(knob for knob in KNOBS if knob.field == name)
+    setting = next(setting for setting in SETTINGS if setting.field == name)
     text = BELOW_AND_ABOVE[name][side]
     low, high = SAMPLES[name][0][0], SAMPLES[name][2][0]  # the samples of numbers begin and end at their bounds
     told = f"from {float(low):g} to {float(high):g}"
     assert told in complaint(tmp_path, {name: text})
-    assert told in complaint(tmp_path, {}, **{knob.variable: text})
-    toml(tmp_path, in_toml(knob, text))
+    assert told in complaint(tmp_path, {}, **{setting.variable: text})
+    toml(tmp_path, in_toml(setting, text))
     assert told in complaint(tmp_path)
 
 
@@ -159,10 +159,10 @@ def test_half_a_thing_is_refused(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", NUMBERS)
 def test_what_is_no_number_in_the_file_is_refused(name: str, tmp_path: Path) -> None:
-    knob = next(knob for knob in KNOBS if knob.field == name)
+    setting = next(setting for setting in SETTINGS if setting.field == name)
     for value in ("true", "[1]", "{a = 1}", "nan", "inf", "1979-05-27", '"x"'):
-        toml(tmp_path, f"{knob.key} = {value}")
-        assert f"{FILE}: {knob.key}" in complaint(tmp_path)
+        toml(tmp_path, f"{setting.key} = {value}")
+        assert f"{FILE}: {setting.key}" in complaint(tmp_path)
 
 
 @pytest.mark.parametrize(("name", "text"), [("log", "xml"), ("log", "Plain"), ("log_level", "loud"), ("log_level", "")])
@@ -183,16 +183,16 @@ BAD = {"concurrency": "many", "lease_s": "0", "log": "xml", "board": "nowhere", 
 
 @pytest.mark.parametrize("name", BAD)
 def test_a_message_names_the_source_of_the_bad_value_and_the_value(name: str, tmp_path: Path) -> None:
-    knob = next(knob for knob in KNOBS if knob.field == name)
+    setting = next(setting for setting in SETTINGS if setting.field == name)
     text = BAD[name]
     by_flag = complaint(tmp_path, {name: text})
-    assert by_flag.startswith(knob.flag)
+    assert by_flag.startswith(setting.flag)
     assert repr(text) in by_flag
-    by_environment = complaint(tmp_path, {}, **{knob.variable: text})
-    assert by_environment.startswith(knob.variable)
+    by_environment = complaint(tmp_path, {}, **{setting.variable: text})
+    assert by_environment.startswith(setting.variable)
     assert repr(text) in by_environment
-    toml(tmp_path, f'{knob.key} = "{text}"')
-    assert complaint(tmp_path).startswith(f"{FILE}: {knob.key}")
+    toml(tmp_path, f'{setting.key} = "{text}"')
+    assert complaint(tmp_path).startswith(f"{FILE}: {setting.key}")
 
 
 def test_a_value_with_line_breaks_makes_no_second_line(tmp_path: Path) -> None:
@@ -229,24 +229,28 @@ def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
     assert str(tmp_path / FILE) in complaint(tmp_path)
 
 
-# --- the table of knobs ------------------------------------------------------------------------------------------------------
+# --- the table of settings ------------------------------------------------------------------------------------------------------
 
 
-def test_every_field_has_one_knob_and_every_knob_its_field() -> None:
-    assert sorted(knob.field for knob in KNOBS) == sorted(Config.__struct_fields__) == sorted(SAMPLES)
+def test_every_field_has_one_setting_and_every_setting_its_field() -> None:
+    assert sorted(setting.field for setting in SETTINGS) == sorted(Config.__struct_fields__) == sorted(SAMPLES)
 
 
 def test_flags_variables_and_keys_are_told_apart() -> None:
-    for names in ([knob.flag for knob in KNOBS], [knob.variable for knob in KNOBS], [knob.key for knob in KNOBS]):
+    for names in (
+        [setting.flag for setting in SETTINGS],
+        [setting.variable for setting in SETTINGS],
+        [setting.key for setting in SETTINGS],
+    ):
         assert len(set(names)) == len(names)
 
 
-@every_knob
-def test_flag_variable_and_key_are_one_name(knob: Knob) -> None:
-    assert knob.flag == "--" + knob.key.replace("_", "-")
-    assert knob.variable == ("REDIS_URL" if knob.field == "redis" else f"RUNTIME_{knob.key.upper()}")
-    assert knob.help
-    assert knob.metavar.isupper()
+@every_setting
+def test_flag_variable_and_key_are_one_name(setting: Setting) -> None:
+    assert setting.flag == "--" + setting.key.replace("_", "-")
+    assert setting.variable == ("REDIS_URL" if setting.field == "redis" else f"RUNTIME_{setting.key.upper()}")
+    assert setting.help
+    assert setting.metavar.isupper()
 
 
 # --- addresses and folders -----------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from runtime.jobs import (
     contract,
     contract_of,
     default_id,
-    room_of,
+    lot_of,
 )
 
 
@@ -188,14 +188,14 @@ def test_a_handler_can_be_called_as_the_function_it_is() -> None:
 
     handler = Handler(contract_of(Greet), run, lambda job: None, greet, 1.0, Backoff(), "thread")
     assert handler(Greet("Ada"), job()) == "Ada"
-    assert handler.place == f"{__name__}:{greet.__qualname__}"
+    assert handler.location == f"{__name__}:{greet.__qualname__}"
 
 
 # --- small shapes ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_room_is_named_after_type_and_version() -> None:
-    assert room_of("greet", 3) == "~t:greet@3"
+def test_a_lot_is_named_after_type_and_version() -> None:
+    assert lot_of("greet", 3) == "~t:greet@3"
 
 
 def test_a_batch_counts_all_that_is_to_be_written() -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from runtime import logs
-from runtime.errors import Dead, Retry, StoreAway
+from runtime.errors import Dead, Retry, StoreUnavailable
 from runtime.jobs import PLAIN, Job
-from runtime.worker.log import Words
+from runtime.worker.log import ThrottledLog
 
 
 class Panic(BaseException):
@@ -47,7 +47,7 @@ def untold(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=[ValueError, Panic, KeyboardInterrupt])
 def broken(request: pytest.FixtureRequest) -> Iterator[Broken]:
-    """Give the logger of the worker a filter that raises."""
+    """Return the logger of the worker a filter that raises."""
     found = Broken(request.param)
     logging.getLogger("runtime").addFilter(found)
     yield found
@@ -69,13 +69,13 @@ def test_a_filter_that_raises_costs_its_line_and_no_more(broken: Broken, capsys:
 
 
 def test_whatever_a_worker_has_to_say_a_filter_that_raises_ends_nothing(broken: Broken) -> None:
-    words = Words()
+    log = ThrottledLog()
     for _ in range(30):
-        words.failure(job(), ValueError("no"), Retry(1))
-        words.failure(job(), ValueError("no"), Dead("no"))
-        words.say("a line")
-    words.store_away(StoreAway("no"), 3)
-    words.store_back(3)
+        log.failure(job(), ValueError("no"), Retry(1))
+        log.failure(job(), ValueError("no"), Dead("no"))
+        log.warn("a line")
+    log.store_unavailable(StoreUnavailable("no"), 3)
+    log.store_back(3)
 
 
 def test_a_record_factory_that_raises_ends_nothing() -> None:

@@ -35,7 +35,7 @@ def job(do: str = "", note: Path | str = "", **fields: Any) -> Job:
 
 
 async def until(is_true: Callable[[], bool]) -> None:
-    """Give the loop turns until a condition holds; threads and processes take their time."""
+    """Return the loop turns until a condition holds; threads and processes take their time."""
     async with asyncio.timeout(60):
         while not is_true():
             await asyncio.sleep(0)
@@ -46,7 +46,7 @@ async def until(is_true: Callable[[], bool]) -> None:
 
 @pytest.fixture(autouse=True)
 def places() -> Iterator[dict[str, Places]]:
-    """Give each test places of its own, which are free again at its end."""
+    """Return each test places of its own, which are free again at its end."""
     own = make_places(threads=40)
     token = PLACES.set(own)
     yield own
@@ -258,7 +258,7 @@ def quick_children(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def outcome(do: str, run: Run = work.run) -> BaseException | None:
-    """Give what came out of a run in the child."""
+    """Return what came out of a run in the child."""
     try:
         await run(None, job(do))
     except BaseException as error:
@@ -518,22 +518,22 @@ async def test_who_is_cut_when_he_just_has_his_place_gives_it_on(turns: int) -> 
     assert (kind.taken, kind.waiting) == (1, 0)
 
 
-async def test_no_more_may_wait_than_end_in_a_second_and_fewer_beside_a_room() -> None:
+async def test_no_more_may_wait_than_end_in_a_second_and_fewer_beside_a_lot() -> None:
     kind = Places(THREAD, 4)
-    assert (kind.room_within_a_second(0), kind.room_soon(0), kind.room_soon(3)) == (4, 4, 1)
+    assert (kind.capacity_within_a_second(0), kind.capacity_soon(0), kind.capacity_soon(3)) == (4, 4, 1)
     for _ in range(4):
         await kind.take()
-    assert (kind.room_within_a_second(0), kind.room_soon(0)) == (0, 0), "nothing is known of how long they run"
+    assert (kind.capacity_within_a_second(0), kind.capacity_soon(0)) == (0, 0), "nothing is known of how long they run"
     for _ in range(6):  # they end, and as many begin
         kind.give_back()
         await kind.take()
-    assert (kind.room_within_a_second(2), kind.room_soon(2)) == (4, 4)
+    assert (kind.capacity_within_a_second(2), kind.capacity_soon(2)) == (4, 4)
     for _ in range(SOON_TICKS):
         kind.tick(0.0)
-    assert (kind.room_within_a_second(2), kind.room_soon(0)) == (4, 0), "these ended a while ago"
+    assert (kind.capacity_within_a_second(2), kind.capacity_soon(0)) == (4, 0), "these ended a while ago"
     for _ in range(SECOND_TICKS):
         kind.tick(0.0)
-    assert kind.room_within_a_second(0) == 0
+    assert kind.capacity_within_a_second(0) == 0
 
 
 async def test_a_place_is_lost_from_the_cut_until_its_thread_ends() -> None:

@@ -10,79 +10,81 @@ from runtime.worker.plan import MOST_BYTES, START_BYTES, WEIGHTS, Budget, Plan, 
 
 CRITICAL, HIGH, MEDIUM, LOW = range(4)
 
-# One round: the room, and which streams have as much as they are asked for.
+# One round: the capacity, and which streams have as much as they are asked for.
 Round = tuple[int, tuple[bool, bool, bool, bool]]
 ROUNDS = st.lists(st.tuples(st.integers(1, 12) | st.integers(1, 5000), st.tuples(*[st.booleans()] * 4)), max_size=30)
 
 
 def rounds(text: str) -> list[Round]:
     """Read rounds such as `7:--ML 5:CH--`."""
-    return [(int(room), tuple(mark != "-" for mark in marks)) for room, marks in (word.split(":") for word in text.split())]
+    return [
+        (int(capacity), tuple(mark != "-" for mark in marks)) for capacity, marks in (word.split(":") for word in text.split())
+    ]
 
 
-def play(plan: Plan, room: int, full: tuple[bool, bool, bool, bool]) -> list[int]:
+def play(plan: Plan, capacity: int, full: tuple[bool, bool, bool, bool]) -> list[int]:
     """Play one round; a stream that is not full lacks one entry of what it is asked for."""
-    shares = plan.shares(room)
+    shares = plan.shares(capacity)
     plan.learn(shares, [share if is_full else max(share - 1, 0) for share, is_full in zip(shares, full, strict=True)])
     return shares
 
 
-def totals(plan: Plan, room: int, full: tuple[bool, bool, bool, bool], times: int) -> list[int]:
-    """Give what each stream was asked for over many rounds."""
-    asked = [play(plan, room, full) for _ in range(times)]
+def totals(plan: Plan, capacity: int, full: tuple[bool, bool, bool, bool], times: int) -> list[int]:
+    """Return what each stream was asked for over many rounds."""
+    asked = [play(plan, capacity, full) for _ in range(times)]
     return [sum(column) for column in zip(*asked, strict=True)]
 
 
 @given(ROUNDS)
 @example(rounds("7:--ML 5:CH-- 1:-H-- 2:CH-- 1:---- 1:-HML 1:----"))
 @example(rounds("7:CHML 7:C--- 2:CHML 5:--M- 1:--M- 2:---- 1:-H-L 1:----"))
-def test_a_fetch_brings_at_most_three_more_than_there_is_room_for(story: list[Round]) -> None:
+def test_a_fetch_brings_at_most_three_more_than_there_is_capacity_for(story: list[Round]) -> None:
     plan = Plan()
-    for room, full in story:
-        assert sum(play(plan, room, full)) <= room + 3
+    for capacity, full in story:
+        assert sum(play(plan, capacity, full)) <= capacity + 3
 
 
 @given(ROUNDS)
 @example(rounds("500:C-M- 7:CHML 50:C-M- 500:CH-L 500:CHML"))
-def test_the_room_is_used_to_the_last_place(story: list[Round]) -> None:
+def test_the_capacity_is_used_to_the_last_place(story: list[Round]) -> None:
     plan = Plan()
-    for room, full in story:
-        assert sum(play(plan, room, full)) >= room
+    for capacity, full in story:
+        assert sum(play(plan, capacity, full)) >= capacity
 
 
 @given(ROUNDS)
 def test_no_share_is_negative(story: list[Round]) -> None:
     plan = Plan()
-    for room, full in story:
-        assert min(play(plan, room, full)) >= 0
+    for capacity, full in story:
+        assert min(play(plan, capacity, full)) >= 0
 
 
 @given(ROUNDS)
 @settings(max_examples=30)
 def test_whatever_went_before_nobody_starves(story: list[Round]) -> None:
     plan = Plan()
-    for room, full in story:
-        play(plan, room, full)
+    for capacity, full in story:
+        play(plan, capacity, full)
     assert min(totals(plan, 1, (True, True, True, True), 3 * sum(WEIGHTS))) > 0
 
 
-@pytest.mark.parametrize("room", [1, 2, 3, 4, 7, 15, 50, 500])
-def test_loaded_streams_share_the_room_by_weight(room: int) -> None:
-    times = 6000 // room + 60
-    asked = totals(Plan(), room, (True, True, True, True), times)
-    fair = [times * room * weight / sum(WEIGHTS) for weight in WEIGHTS]
+@pytest.mark.parametrize("capacity", [1, 2, 3, 4, 7, 15, 50, 500])
+def test_loaded_streams_share_the_capacity_by_weight(capacity: int) -> None:
+    times = 6000 // capacity + 60
+    asked = totals(Plan(), capacity, (True, True, True, True), times)
+    fair = [times * capacity * weight / sum(WEIGHTS) for weight in WEIGHTS]
     assert asked == pytest.approx(fair, rel=0.03, abs=2)
-    assert sum(asked) == pytest.approx(times * room, abs=3)
+    assert sum(asked) == pytest.approx(times * capacity, abs=3)
 
 
-@pytest.mark.parametrize("room", [1, 2, 3, 7, 50])
-def test_no_stream_is_ever_more_than_one_entry_away_from_its_due(room: int) -> None:
+@pytest.mark.parametrize("capacity", [1, 2, 3, 7, 50])
+def test_no_stream_is_ever_more_than_one_entry_away_from_its_due(capacity: int) -> None:
     plan = Plan()
     plan.learn([1] * 4, [1] * 4)
     got = [0] * 4
     for turn in range(1, 100):
-        got = [sum(pair) for pair in zip(got, play(plan, room, (True, True, True, True)), strict=True)]
-        due = [turn * room * weight / sum(WEIGHTS) for weight in WEIGHTS]
+        got = [sum(pair) for pair in zip(got, play(plan, capacity, (True, True, True, True)), strict=True)]
+        due = [turn * capacity * weight / sum(WEIGHTS) for weight in WEIGHTS]
         assert max(abs(mine - fair) for mine, fair in zip(got, due, strict=True)) < 1
 
 
@@ -106,12 +108,12 @@ def test_a_share_without_a_taker_is_split_by_the_weights_of_the_rest() -> None:
     assert asked[MEDIUM] / asked[LOW] == pytest.approx(2, rel=0.03)
 
 
-def test_nobody_starves_when_there_is_room_for_one() -> None:
+def test_nobody_starves_when_there_is_capacity_for_one() -> None:
     asked = totals(Plan(), 1, (True, True, True, True), 150)
     assert asked == pytest.approx([80, 40, 20, 10], abs=3)
 
 
-def test_nobody_starves_at_room_for_one_beside_streams_that_run_dry() -> None:
+def test_nobody_starves_at_capacity_for_one_beside_streams_that_run_dry() -> None:
     assert min(totals(Plan(), 1, (False, True, False, True), 60)[at] for at in (HIGH, LOW)) >= 10
 
 
@@ -124,11 +126,11 @@ def test_a_stream_that_ran_dry_is_only_probed() -> None:
 
 
 @given(ROUNDS, st.integers(1, 100))
-def test_a_stream_that_answers_with_less_than_it_was_asked_for_is_owed_nothing(story: list[Round], room: int) -> None:
+def test_a_stream_that_answers_with_less_than_it_was_asked_for_is_owed_nothing(story: list[Round], capacity: int) -> None:
     plan = Plan()
     for before, full in story:
         play(plan, before, full)
-    shares = play(plan, room, (False, False, False, False))
+    shares = play(plan, capacity, (False, False, False, False))
     assert [owed for owed, share in zip(plan._owed, shares, strict=True) if share] == [0] * sum(map(bool, shares))
 
 
@@ -166,7 +168,7 @@ def test_a_plan_says_what_it_owes_and_who_is_loaded() -> None:
 
 
 @pytest.mark.parametrize(
-    ("full", "rooms", "part"),
+    ("full", "lots", "part"),
     [
         ("----", {LOW}, 1 / 2),
         ("----", {CRITICAL}, 8 / 9),
@@ -176,11 +178,11 @@ def test_a_plan_says_what_it_owes_and_who_is_loaded() -> None:
         ("C---", {CRITICAL, LOW}, 9 / 17),
     ],
 )
-def test_rooms_have_their_part_by_weight_and_never_all(full: str, rooms: set[int], part: float) -> None:
+def test_lots_have_their_part_by_weight_and_never_all(full: str, lots: set[int], part: float) -> None:
     plan = Plan()
     for round_ in rounds(f"100:{full} 100:{full}"):
         play(plan, *round_)
-    assert plan.part_beside(rooms) == pytest.approx(part)
+    assert plan.part_beside(lots) == pytest.approx(part)
 
 
 # --- how many bytes ----------------------------------------------------------------------------------------------------

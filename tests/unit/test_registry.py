@@ -114,7 +114,7 @@ def test_a_contract_may_be_declared_inside_of_a_function() -> None:
 
 
 def refusal(declare: Callable[[], object]) -> str:
-    """Give the one line with which a declaration is refused."""
+    """Return the one line with which a declaration is refused."""
     with pytest.raises(ConfigError) as caught:
         declare()
     message = str(caught.value)
@@ -381,7 +381,7 @@ def test_a_policy_that_is_none_is_refused() -> None:
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], None]]:
-    """Give a function that writes a module where it can be imported; `pkg/__init__` is a package."""
+    """Return a function that writes a module where it can be imported; `pkg/__init__` is a package."""
     monkeypatch.syspath_prepend(tmp_path)
     before = set(sys.modules)
 
@@ -414,7 +414,7 @@ def test_a_module_offers_the_handlers_in_its_attributes(write: Write) -> None:
     write("one", declaring("greet") + "also = run\nnot_a_handler = 7\n" + declaring("wave", "run2"))
     found = find(["one"])
     assert sorted(found.registry) == [b"greet", b"wave"]
-    assert found.registry[b"greet"].place == "one:run"
+    assert found.registry[b"greet"].location == "one:run"
     assert found.missing == []
 
 

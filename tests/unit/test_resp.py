@@ -9,14 +9,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from runtime.store.resp import Limits, Line
+from runtime.store.resp import Limits, RespProtocol
 
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 SILENT_S = 0.5
 
 
 @contextlib.asynccontextmanager
-async def line_to(answer: Answer) -> AsyncIterator[Line]:
+async def line_to(answer: Answer) -> AsyncIterator[RespProtocol]:
     """A line to a server that does as it is told."""
 
     served: set[asyncio.Task[None]] = set()
@@ -36,7 +36,7 @@ async def line_to(answer: Answer) -> AsyncIterator[Line]:
     end.bind(("127.0.0.1", 0))
     server = await asyncio.start_server(serve, sock=end)
     transport, _ = await asyncio.get_running_loop().create_connection(Holder, *server.sockets[0].getsockname()[:2])
-    line = Line(transport)
+    line = RespProtocol(transport)
     transport.set_protocol(line)
     try:
         yield line

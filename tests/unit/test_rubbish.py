@@ -46,7 +46,7 @@ class Process:
 
 
 def old_cycle() -> weakref.ref[Node]:
-    """Give a cycle that is garbage, and has survived so long that only a collection of everything finds it."""
+    """Return a cycle that is garbage, and has survived so long that only a collection of everything finds it."""
     node = Node()
     for _ in range(3):
         gc.collect()

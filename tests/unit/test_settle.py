@@ -29,7 +29,7 @@ from runtime.errors import (
     Retry,
     SelfCancelled,
     Snooze,
-    StoreAway,
+    StoreUnavailable,
     TimedOut,
 )
 from runtime.jobs import (
@@ -91,7 +91,7 @@ def job(type_name: bytes = b"greet", stream: int = 1, entry: bytes = b"170000000
 
 
 def verdict(one: Job) -> Outcome | str:
-    """Give `ready`, `keyed`, or the outcome a job was turned away with."""
+    """Return `ready`, `keyed`, or the outcome a job was turned away with."""
     admitted = admit([one], REGISTRY, NOW_MS)
     if admitted.turned_away:
         assert not admitted.ready
@@ -103,7 +103,7 @@ def verdict(one: Job) -> Outcome | str:
 
 
 def as_raised(make: Callable[[], BaseException]) -> BaseException:
-    """Give what a handler raises that says `raise make()`."""
+    """Return what a handler raises that says `raise make()`."""
     try:
         return make()
     except Exception as error:
@@ -111,7 +111,7 @@ def as_raised(make: Callable[[], BaseException]) -> BaseException:
 
 
 def raised(error: BaseException) -> BaseException:
-    """Give the error with a stack, as a handler would raise it."""
+    """Return the error with a stack, as a handler would raise it."""
     try:
         raise error
     except BaseException as caught:
@@ -145,7 +145,7 @@ def test_a_job_that_expires_later_may_start() -> None:
     assert verdict(job(exp_ms=NOW_MS + 1)) == "ready"
 
 
-def test_an_unknown_type_is_parked_in_the_room_of_its_type_and_version() -> None:
+def test_an_unknown_type_is_parked_in_the_lot_of_its_type_and_version() -> None:
     assert verdict(job(b"send-fax")) == Park("~t:send-fax@1")
     assert verdict(job(b"send-fax", version=7)) == Park("~t:send-fax@7")
 
@@ -195,7 +195,7 @@ def test_keyed_jobs_go_where_the_door_and_their_time_send_them() -> None:
         job(key=b"k"), job(key=b"k", at_ms=NOW_MS + 9), job(key=b"k"), job(key=b"k"), job(key=b"k")
     )  # fmt: skip
     admitted = admit([mine, later, copy, refused, failed], REGISTRY, NOW_MS)
-    copies = admit_keyed(admitted, ["mine", "mine", "copy", "refused", "WRONGTYPE of a mark"], NOW_MS)
+    copies = admit_keyed(admitted, ["mine", "mine", "duplicate", "refused", "WRONGTYPE of a mark"], NOW_MS)
     assert copies == [copy]
     assert admitted.ready == [mine]
     turned = {id(one): outcome for one, outcome in admitted.turned_away}
@@ -271,7 +271,7 @@ def test_a_message_that_cannot_be_read_is_dead_at_once(error: BadMessage, code: 
     assert str(error) in str(word)
 
 
-@pytest.mark.parametrize("error", [ValueError("no"), SystemExit(3), StoreAway("no"), SelfCancelled("no"), TimedOut("no")])
+@pytest.mark.parametrize("error", [ValueError("no"), SystemExit(3), StoreUnavailable("no"), SelfCancelled("no"), TimedOut("no")])
 def test_any_other_error_is_a_failure_and_waits_by_the_policy(error: BaseException) -> None:
     assert as_retry(decided(error)).delay_s == 5
     assert as_retry(decided(error, failed=1)).delay_s == 10
@@ -825,7 +825,7 @@ def test_an_entry_that_is_no_job_goes_to_the_dead_letters_as_it_is() -> None:
     assert ledger.take().dead == [Letter(lease, "too-large", "x" * 1000, "", 0, "")]
 
 
-def test_a_parked_job_goes_to_its_room_and_a_released_one_to_the_free() -> None:
+def test_a_parked_job_goes_to_its_lot_and_a_released_one_to_the_free() -> None:
     one, other, third = job(), job(), job()
     ledger = Ledger()
     ledger.add(one, Park("~t:greet@3"))

@@ -8,21 +8,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.jobs import DONE, PLAIN, Job
-from runtime.stats import Tally
+from runtime.stats import Stats
 
 RUNS_S = st.lists(st.one_of(st.floats(0, 100_000), st.integers(0, 40).map(lambda power: 2**power / 1_000_000)), max_size=50)
 
 
 @given(st.lists(RUNS_S, max_size=3))
 def test_a_run_is_counted_below_the_next_power_of_two_microseconds(batches: list[list[float]]) -> None:
-    tally = Tally()
+    stats = Stats()
     job = Job(2, b"1-0", 1, "", 0.0, b"note", b"{}", PLAIN, 0)
     for batch in batches:
         for run_s in batch:
-            tally.ran(job, DONE, run_s)
-        tally.fold()
+            stats.ran(job, DONE, run_s)
+        stats.fold()
     runs_s = [run_s for batch in batches for run_s in batch]
-    counts = [count for _, _, count in tally.rows()]
+    counts = [count for _, _, count in stats.rows()]
     assert sum(count.done for count in counts) == len(runs_s)
     for count in counts:
         assert math.isclose(count.run_s, sum(runs_s), rel_tol=1e-9, abs_tol=1e-9)

@@ -6,7 +6,7 @@
 
 local consumer = ARGV[1]
 
-redis.pcall('HDEL', WARDS, consumer)
+redis.pcall('HDEL', ISOLATIONS, consumer)
 for i = 2, #ARGV, 2 do
   local s, id = tonumber(ARGV[i]), ARGV[i + 1]
   local row = redis.pcall('XPENDING', KEYS[s], GROUP, id, id, 1)[1]

@@ -1,11 +1,11 @@
--- What all scripts share; put before each of them by the door.
--- KEYS: 1-4 the streams critical, high, medium, low; 5 due; 6 msg; 7 dead; 8 workers; 9 workers:rows; 10 strikes; 11 wards.
+-- What all scripts share; put before each of them by the store.
+-- KEYS: 1-4 the streams critical, high, medium, low; 5 due; 6 msg; 7 dead; 8 workers; 9 workers:rows; 10 strikes; 11 isolations.
 -- Streams are numbered from 1 here. Ids are strings, times are milliseconds, payloads are never parsed.
 
 local GROUP = 'workers'
 local STREAMS = {'critical', 'high', 'medium', 'low'}
 local DUE, MSG, DEAD, WORKERS, ROWS = KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9]
-local STRIKES, WARDS = KEYS[10], KEYS[11]
+local STRIKES, ISOLATIONS = KEYS[10], KEYS[11]
 local FREE, SUSPECT = '~free', '~suspect'
 local PREFIX = string.sub(KEYS[1], 1, -9) -- without 'critical'
 local KEY_LIFE_MS = 604800000 -- 7 days
@@ -141,10 +141,10 @@ local function leave(s)
   redis.call('XDEL', KEYS[s], unpack(leaving[s]))
 end
 
--- Into a room, where it is listed with this count: from 1 on it is a suspect, which ordinary takes leave alone.
-local function park(s, id, room, count)
-  if room == FREE and count > 0 then room = SUSPECT end
-  redis.call('XCLAIM', KEYS[s], GROUP, room, 0, id, 'RETRYCOUNT', count, 'JUSTID')
+-- Into a lot, where it is listed with this count: from 1 on it is a suspect, which ordinary takes leave alone.
+local function park(s, id, lot, count)
+  if lot == FREE and count > 0 then lot = SUSPECT end
+  redis.call('XCLAIM', KEYS[s], GROUP, lot, 0, id, 'RETRYCOUNT', count, 'JUSTID')
   known[s][id] = false
 end
 

@@ -19,6 +19,6 @@ end
 if gone == 1 then
   redis.call('ZREM', WORKERS, consumer)
   redis.call('HDEL', ROWS, consumer)
-  redis.pcall('HDEL', WARDS, consumer)
+  redis.pcall('HDEL', ISOLATIONS, consumer)
 end
 return gone

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Hand out suspects, entries that some worker held when it died, to a consumer that has a place in the ward.
+-- Hand out suspects, entries that some worker held when it died, to a consumer that has a place in the isolation.
 -- ARGV: consumer, its lease in ms, for how long the youngest job that runs there has run in ms (-1: none runs), base of the isolation
 -- time in ms, n (how many may start; -1 gives the place up), 1 if no former suspect runs there, then in turn type, newest version and
 -- timeout in ms of what may run there.
@@ -7,7 +7,7 @@
 -- 'none'  no suspect that may run there now: the place is given up; ask again after this time for those that are there all the same
 -- 'busy'  others have all places, half of the workers that live, at least one; one may be free after this time
 -- 'wait'  the place is yours, but what runs beside must first have run for this time, or have ended
--- 'run'   these are yours, for this time in isolation              'dead'  this one is yours, to be condemned
+-- 'run'   these are yours, for this time in isolation              'dead'  this one is yours, to be dead-lettered
 -- Most deaths are no job's fault: suspects run together at first, n of them. Who dies again runs in small groups twice, then alone.
 -- What runs alone is written down beside its consumer in the same step as the lease: if that one dies before it has said that the
 -- isolation is over, `reclaim` counts it as evidence. Of whom a worker died alone runs next where no other former suspect does, so that
@@ -25,7 +25,7 @@ for i = 7, #ARGV, 3 do
 end
 
 local function leave(ask_after_ms)
-  redis.pcall('HDEL', WARDS, consumer)
+  redis.pcall('HDEL', ISOLATIONS, consumer)
   return {now, 'none', ask_after_ms}
 end
 if n < 0 then return leave(0) end
@@ -35,11 +35,11 @@ local function suspects_on(s, n)
   return redis.pcall('XPENDING', KEYS[s], GROUP, '-', '+', n, SUSPECT)
 end
 
-local function forget_room(s)
+local function forget_lot(s)
   if #suspects_on(s, 1) == 0 then redis.pcall('XGROUP', 'DELCONSUMER', KEYS[s], GROUP, SUSPECT) end
 end
 
--- Strikes whose entry is gone (a stream was deleted, or an unfenced XACK) concern nobody, nor do wards of workers that are forgotten.
+-- Strikes whose entry is gone (a stream was deleted, or an unfenced XACK) concern nobody, nor do isolations of workers that are forgotten.
 local function sweep()
   local page = redis.pcall('HSCAN', STRIKES, '0', 'COUNT', 20)
   for i = 1, #(page[2] or {}), 2 do
@@ -50,20 +50,20 @@ local function sweep()
     end
     if not is_there then redis.call('HDEL', STRIKES, page[2][i]) end
   end
-  for _, name in ipairs(redis.pcall('HKEYS', WARDS)) do
-    if not redis.call('ZSCORE', WORKERS, name) then redis.call('HDEL', WARDS, name) end
+  for _, name in ipairs(redis.pcall('HKEYS', ISOLATIONS)) do
+    if not redis.call('ZSCORE', WORKERS, name) then redis.call('HDEL', ISOLATIONS, name) end
   end
 end
 
--- In ms, until a place may be free; 0 when one is. A ward holds its place as long as it said, and no longer than its worker lives.
+-- In ms, until a place may be free; 0 when one is. A isolation holds its place as long as it said, and no longer than its worker lives.
 local function wait_for_place()
   local places = math.max(1, math.floor(redis.call('ZCOUNT', WORKERS, '(' .. ms(now), '+inf') / 2))
   local taken, soonest = 0, math.huge
-  local wards = redis.pcall('HGETALL', WARDS)
-  for i = 1, #wards, 2 do
-    local ends = tonumber(string.match(wards[i + 1], '^%d+')) or 0
-    local lives_until = tonumber(redis.call('ZSCORE', WORKERS, wards[i]) or '0')
-    if wards[i] ~= consumer and math.min(ends, lives_until) > now then
+  local isolations = redis.pcall('HGETALL', ISOLATIONS)
+  for i = 1, #isolations, 2 do
+    local ends = tonumber(string.match(isolations[i + 1], '^%d+')) or 0
+    local lives_until = tonumber(redis.call('ZSCORE', WORKERS, isolations[i]) or '0')
+    if isolations[i] ~= consumer and math.min(ends, lives_until) > now then
       taken, soonest = taken + 1, math.min(soonest, ends)
     end
   end
@@ -71,11 +71,11 @@ local function wait_for_place()
 end
 
 local function hold_place(for_ms, alone)
-  redis.call('HSET', WARDS, consumer, ms(now + for_ms) .. ' ' .. alone)
+  redis.call('HSET', ISOLATIONS, consumer, ms(now + for_ms) .. ' ' .. alone)
 end
 
--- To be condemned first; then, who has a strike, where it may run at all; then the least suspect.
-local CONDEMNED, STRUCK, UNSTRUCK = 1, 2, 3
+-- To be dead-lettered first; then, who has a strike, where it may run at all; then the least suspect.
+local GUILTY, STRUCK, UNSTRUCK = 1, 2, 3
 
 -- The names that each suspect of a stream has, in order; most often nobody has any.
 local function names_on(s, rows)
@@ -107,7 +107,7 @@ for s = 1, 4 do
   for position, row in ipairs(rows) do
     local count, rank = math.max(1, row[4]), UNSTRUCK
     local _, strikes = string.gsub(names[position] or '', '%S+', '')
-    if count > 1 and strikes > 0 then rank = strikes >= STRIKES_OUT and CONDEMNED or STRUCK end
+    if count > 1 and strikes > 0 then rank = strikes >= STRIKES_OUT and GUILTY or STRUCK end
     if rank ~= STRUCK or is_clean then
       listed[#listed + 1] = {
         s = s, id = row[1], count = count, rank = rank, place = s * LOOK_AT + position, names = names[position] or '',
@@ -122,8 +122,8 @@ table.sort(listed, function(a, b)
 end)
 
 local wait_ms = wait_for_place()
-if wait_ms > 0 and listed[1] and listed[1].rank ~= CONDEMNED then
-  redis.pcall('HDEL', WARDS, consumer)
+if wait_ms > 0 and listed[1] and listed[1].rank ~= GUILTY then
+  redis.pcall('HDEL', ISOLATIONS, consumer)
   return {now, 'busy', wait_ms}
 end
 
@@ -136,7 +136,7 @@ for _, suspect in ipairs(listed) do
   local known = kind and newest[kind]
   if not fields then
     redis.call('XACK', stream, GROUP, id)
-  elseif not kind or (known and (tonumber(field(fields, 'v') or '1') or 0) <= known) then -- without a type, anybody can condemn it
+  elseif not kind or (known and (tonumber(field(fields, 'v') or '1') or 0) <= known) then -- without a type, anybody can dead-letter it
     suspect.fields = fields
     chosen[#chosen + 1] = suspect
     isolation_ms = math.max(isolation_ms, math.min(base_ms * 2 ^ (suspect.count - 1), timeouts[kind or ''] or 0))
@@ -146,22 +146,22 @@ for _, suspect in ipairs(listed) do
 end
 if #chosen == 0 then
   sweep()
-  for s = 1, 4 do forget_room(s) end
+  for s = 1, 4 do forget_lot(s) end
   return leave(is_any and lease_ms or 0)
 end
 
-local is_condemned = chosen[1].rank == CONDEMNED
-if not is_condemned and wait_ms > 0 then return leave(wait_ms) end -- what is to be condemned cannot be read here
-if not is_condemned and (n == 0 or (calm_ms >= 0 and calm_ms < isolation_ms)) then
+local is_guilty = chosen[1].rank == GUILTY
+if not is_guilty and wait_ms > 0 then return leave(wait_ms) end -- what is to be dead-lettered cannot be read here
+if not is_guilty and (n == 0 or (calm_ms >= 0 and calm_ms < isolation_ms)) then
   hold_place(math.max(lease_ms, 2 * isolation_ms), '')
   return {now, 'wait', isolation_ms}
 end
 
-local reply = {now, is_condemned and 'dead' or 'run', isolation_ms}
+local reply = {now, is_guilty and 'dead' or 'run', isolation_ms}
 for _, suspect in ipairs(chosen) do
   redis.call('XCLAIM', KEYS[suspect.s], GROUP, consumer, 0, suspect.id, 'RETRYCOUNT', suspect.count + 1, 'JUSTID')
   reply[#reply + 1] = {suspect.s, suspect.id, suspect.fields, suspect.count + 1, suspect.names}
 end
-for s = 1, 4 do forget_room(s) end
-if not is_condemned then hold_place(isolation_ms, #chosen == 1 and stands_at(chosen[1].s, chosen[1].id) or '') end
+for s = 1, 4 do forget_lot(s) end
+if not is_guilty then hold_place(isolation_ms, #chosen == 1 and stands_at(chosen[1].s, chosen[1].id) or '') end
 return reply

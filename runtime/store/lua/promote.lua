@@ -11,7 +11,7 @@ local moved, bad, full = 0, 0, 0
 local DELAY_AFTER_ERROR_MS = 60000
 
 local left = {} -- members to be removed at the end, all at once
-local function condemn(member, packed)
+local function dead_letter(member, packed)
   add_letter({'raw', packed}, {
     'dead_reason', 'unreadable', 'dead_error', 'a delayed record that is no message', 'dead_stack', '', 'dead_attempts', '0',
     'dead_from', 'due/' .. member, 'dead_at', ms(now),
@@ -31,7 +31,7 @@ local function promote(member, packed)
   for i = 1, 4 do
     if record and record[2] == STREAMS[i] then s = i end
   end
-  if not s or #record < 4 or #record > 2 * MAX_FIELDS + 16 then return condemn(member, packed) end
+  if not s or #record < 4 or #record > 2 * MAX_FIELDS + 16 then return dead_letter(member, packed) end
   local fields, size = {}, 0
   for i = 3, #record, 2 do
     if record[i] ~= 'at' then
@@ -39,7 +39,7 @@ local function promote(member, packed)
       size = size + 2
     end
   end
-  if size == 0 then return condemn(member, packed) end
+  if size == 0 then return dead_letter(member, packed) end
   local id = redis.call('XADD', KEYS[s], '*', unpack(fields))
   move_key(fields, 'due ' .. member, STREAMS[s] .. ' ' .. id)
   left[#left + 1] = member

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Take what nobody renews from real consumers of one stream and put it into a room, at most n.
+-- Take what nobody renews from real consumers of one stream and put it into a lot, at most n.
 -- ARGV: stream, walker's lease in ms, n, then the consumers whose row has stood still for two leases of the walker's own clock, each
 -- with the time at which it stood: one that has moved since is alive.
 -- Reply: number taken from the dead, number of lost replies found, 1 while the guard holds (then nothing is taken).
@@ -31,24 +31,24 @@ local function longest_lease()
   return longest
 end
 
-local dead, ghosts = 0, 0
+local dead, undelivered = 0, 0
 for _, row in ipairs(redis.call('XPENDING', stream, GROUP)[4] or {}) do
   local consumer = row[1]
-  if string.sub(consumer, 1, 1) ~= '~' and dead + ghosts < n then
+  if string.sub(consumer, 1, 1) ~= '~' and dead + undelivered < n then
     local lives_until = stands_until(consumer)
     local is_still = still[consumer] == lives_until
     local is_alive = lives_until > now and not is_still
     local idle = is_still and 0 or lease_in(redis.call('HGET', ROWS, consumer)) or longest_lease()
-    local ward = redis.pcall('HGET', WARDS, consumer)
-    local alone = type(ward) == 'string' and string.match(ward, '^%d+ (.+)$')
+    local isolation = redis.pcall('HGET', ISOLATIONS, consumer)
+    local alone = type(isolation) == 'string' and string.match(isolation, '^%d+ (.+)$')
     -- A beat renews before it says that its worker lives: of one that dies now, leases end a moment before its row does.
     if is_alive then idle = idle * LATER end
-    local held = redis.call('XPENDING', stream, GROUP, 'IDLE', ms(idle), '-', '+', n - dead - ghosts, consumer)
+    local held = redis.call('XPENDING', stream, GROUP, 'IDLE', ms(idle), '-', '+', n - dead - undelivered, consumer)
     for _, entry in ipairs(held) do
       if is_alive then
         park(s, entry[1], FREE, math.max(0, entry[4] - 1))
         acquit(s, entry[1], consumer)
-        ghosts = ghosts + 1
+        undelivered = undelivered + 1
       else
         if alone == stands_at(s, entry[1]) then strike(s, entry[1], consumer) end
         park(s, entry[1], SUSPECT, math.max(1, entry[4]))
@@ -57,4 +57,4 @@ for _, row in ipairs(redis.call('XPENDING', stream, GROUP)[4] or {}) do
     end
   end
 end
-return {dead, ghosts, 0}
+return {dead, undelivered, 0}

@@ -1,15 +1,15 @@
 #!lua flags=allow-oom
--- Hand out entries of a room to one consumer, at most n, in one step: as two commands a second taker would steal a running job.
--- ARGV: consumer, stream, room, n, how many bytes may come together (at least one entry does), how many one entry may have, then in
--- turn type and newest version this worker can run (only for the shared room of unknown types).
+-- Hand out entries of a lot to one consumer, at most n, in one step: as two commands a second taker would steal a running job.
+-- ARGV: consumer, stream, lot, n, how many bytes may come together (at least one entry does), how many one entry may have, then in
+-- turn type and newest version this worker can run (only for the shared lot of unknown types).
 -- Reply: now in ms, 1 if more is there that would have been too many bytes (else 0), then per entry {id, fields, delivery count}; of
--- one that is too large its bytes in the place of the fields. A room left empty is forgotten.
--- What was in the hands of a dead worker (listed count from 1) runs in isolation only: it moves on to the room of suspects.
+-- one that is too large its bytes in the place of the fields. A lot left empty is forgotten.
+-- What was in the hands of a dead worker (listed count from 1) runs in isolation only: it moves on to the lot of suspects.
 
-local consumer, s, room, n = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
+local consumer, s, lot, n = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
 local most, most_of_one = tonumber(ARGV[5]), tonumber(ARGV[6])
 local stream = KEYS[s]
-local LOOK_AT = 2000 -- entries of the shared room looked at for ones that fit
+local LOOK_AT = 2000 -- entries of the shared lot looked at for ones that fit
 local newest
 if #ARGV > 6 then
   newest = {}
@@ -24,7 +24,7 @@ local function fits(id)
 end
 
 local ids = {}
-for _, row in ipairs(redis.call('XPENDING', stream, GROUP, '-', '+', newest and LOOK_AT or n, room)) do
+for _, row in ipairs(redis.call('XPENDING', stream, GROUP, '-', '+', newest and LOOK_AT or n, lot)) do
   if row[4] > 0 then
     park(s, row[1], SUSPECT, row[4])
   elseif #ids < n and (not newest or fits(row[1])) then
@@ -64,7 +64,7 @@ if at > 1 then
   redis.call(unpack(claim))
 end
 if at <= #ids then reply[2] = 1 end
-if #redis.call('XPENDING', stream, GROUP, '-', '+', 1, room) == 0 then
-  redis.call('XGROUP', 'DELCONSUMER', stream, GROUP, room)
+if #redis.call('XPENDING', stream, GROUP, '-', '+', 1, lot) == 0 then
+  redis.call('XGROUP', 'DELCONSUMER', stream, GROUP, lot)
 end
 return reply
