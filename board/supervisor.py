@@ -22,10 +22,10 @@ PAGE: Final = """<!doctype html><html lang="en"><meta charset="utf-8"><title>bac
 
 
 class SupervisorBoard:
-    """Owns the listening socket and a client of the processes' boards. An async context manager around the life of a fleet."""
+    """Owns the listening socket and a client of the processes' boards. An async context manager around the life of a supervisor."""
 
-    def __init__(self, fleet: Supervisor, host: str, port: int) -> None:
-        self._supervisor = fleet
+    def __init__(self, supervisor: Supervisor, host: str, port: int) -> None:
+        self._supervisor = supervisor
         routes = {"/": self._index, "/healthz": self._healthz, "/readyz": self._readyz, "/metrics": self._metrics}
         self._site = Site(host, port, routes)
         self._client: ClientSession | None = None

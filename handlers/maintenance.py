@@ -18,7 +18,7 @@ import msgspec
 from handlers.contracts.maintenance import Cleaned, CleanupLogs
 from handlers.kit.files import Writer, blamed, open_root, target
 from handlers.kit.settings import Root, Settings, current
-from handlers.kit.sweep import PACKED, STOP_EVERY, Found, Walk, below, compress, delete, word_of
+from handlers.kit.sweep import PACKED, STOP_EVERY, Found, Tree, below, compress, delete, word_of
 from handlers.kit.threads import Stop, in_thread
 from runtime import Backoff, Dead, Job, handler
 
@@ -88,11 +88,11 @@ class Survey(msgspec.Struct, frozen=True):
 
 def _survey(top: int, message: CleanupLogs, part_cutoff_s: float, stop: Stop) -> Survey:
     includes, excludes = _pattern(message.include), _pattern(message.exclude)
-    walk = Walk(top, recurse=message.recurse, enters=lambda name: not excludes.match(name), stop=stop)
+    tree = Tree(top, recurse=message.recurse, enters=lambda name: not excludes.match(name), stop=stop)
     files = 0
     fitting: list[Found] = []
     parts: list[Found] = []
-    for found in walk:
+    for found in tree:
         files += 1
         if excludes.match(found.name):
             continue
@@ -104,7 +104,7 @@ def _survey(top: int, message: CleanupLogs, part_cutoff_s: float, stop: Stop) ->
             if len(fitting) > MAX_FITTING:
                 _let_go(fitting)
                 raise Dead(f"more than {MAX_FITTING} files fit: narrow `include`", "too-large")
-    return Survey(files, fitting, parts, walk.failed)
+    return Survey(files, fitting, parts, tree.failed)
 
 
 def _pattern(globs: Sequence[str]) -> re.Pattern[str]:

@@ -1,8 +1,8 @@
 """A worker: fetch, decode, admit, run, decide, settle. One task group owns it all, and stopping has named stages.
 
-What happens when the process dies: before a fetch's reply, the walk of others finds entries that nobody renews; with jobs in the
+What happens when the process dies: before a fetch's reply, the sweep of another worker finds entries that nobody renews; with jobs in the
 inbox or in lanes, the same; after a handler ended and before its flush, the job runs once more; during a flush, the server did
-all of it or the walk finds it. No await stands between reading and writing Inbox, Ledger, Held or Stage.
+all of it or the sweep finds it. No await stands between reading and writing Inbox, Ledger, Held or Stage.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ class Consumer:
 
     @property
     def is_alive(self) -> bool:
-        """Return whether the loop moves; says nothing about Redis, or one outage would restart a whole fleet."""
+        """Return whether the loop moves; says nothing about Redis, or one outage would restart all workers."""
         return time.monotonic() - self._loop_state.moved_s < self.config.max_block_s
 
     # --- from start to end ---------------------------------------------------------------------------------------------
@@ -248,7 +248,7 @@ class Consumer:
         try:
             fetcher = self._begin(group, self._fetcher.run)
             flusher = self._begin(group, self._flusher.run)
-            loops = [self.maintenance.promote, self.maintenance.walk, self.maintenance.count]
+            loops = [self.maintenance.promote, self.maintenance.sweep, self.maintenance.count]
             aides = [self._begin(group, self._watch, group), *(self._begin(group, loop) for loop in loops)]
             for _ in range(self.config.concurrency):
                 self._open_lane(group)

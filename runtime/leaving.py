@@ -63,9 +63,9 @@ class Leaving:
     def _say_untold(self) -> None:
         error, self._untold = self._untold, None
         if error is not None:
-            self.say("".join(traceback.format_exception(error)))
+            self.tell("".join(traceback.format_exception(error)))
 
-    def say(self, text: str) -> None:
+    def tell(self, text: str) -> None:
         """Write a line to the standard error that there was at the start; handlers may have closed or replaced `sys.stderr`."""
         try:
             print(text, file=self._stderr, flush=True)

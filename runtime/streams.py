@@ -103,7 +103,7 @@ class Promoted(msgspec.Struct):
 
 
 class Reclaimed(msgspec.Struct):
-    """One walk over one stream."""
+    """What one sweep of one stream moved."""
 
     dead: int
     undelivered: int
@@ -155,7 +155,7 @@ class Streams(Store):
         other error that one stream answers is told in `refused`, beside what the others brought.
 
         Raises:
-            StoreUnavailable: no answer, or an error and no entries; what was delivered meanwhile is found by the walk.
+            StoreUnavailable: no answer, or an error and no entries; what was delivered meanwhile is found by the sweep.
         """
         commands: list[Command] = [("TIME",)]
         await self._heal(self._reader)

@@ -162,7 +162,7 @@ class Child:
 
 
 class Slot:
-    """A number among the processes of a fleet: one child after another holds it, and with it a port for health and metrics."""
+    """A number among the processes of a supervisor: one child after another holds it, and with it a port for health and metrics."""
 
     def __init__(self, index: int) -> None:
         self.index = index
@@ -178,7 +178,7 @@ class Slot:
 
 
 class Total(msgspec.Struct):
-    """What all children did, and how the fleet ended."""
+    """What all children did, and how the supervisor ended."""
 
     seconds: float = 0.0
     finished: int = 0
@@ -283,7 +283,7 @@ class Supervisor:
         return slot
 
     async def _keep(self, slot: Slot) -> None:
-        """Have a child in this slot, one after another, until the fleet stops or the slot is given up."""
+        """Have a child in this slot, one after another, until the supervisor stops or the slot is given up."""
         failures = 0
         while not (self._stop.is_set() or slot.is_retired):
             began_s = time.monotonic()
@@ -417,7 +417,7 @@ def rss_bytes(pid: int | str) -> int:
 
 
 def check(config: Config) -> None:
-    """Refuse what a fleet cannot do.
+    """Refuse what a supervisor cannot do.
 
     Raises:
         ConfigError: the text says what.

@@ -66,7 +66,7 @@ def below(top: int, folder: str) -> contextlib.AbstractContextManager[int]:
     return open_below(top, folder.split("/") if folder else [])
 
 
-class Walk:
+class Tree:
     """Gives the plain files below a folder, of this file system and over no link; counts the folders that it could not enter."""
 
     def __init__(self, top: int, *, recurse: bool, enters: Callable[[str], bool], stop: Stop) -> None:

@@ -1,4 +1,4 @@
-"""`run`: the worker or a fleet of them, the board, the embedded server, and the signals that stop them."""
+"""`run`: the worker, or a supervisor of several, the board, the embedded server, and the signals that stop them."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def main(config: Config) -> int:
 
 
 def _as_child(config: Config, tether: Tether) -> int:
-    """Run jobs as one of a fleet: what must be said at the end, and once, is said by the supervisor."""
+    """Run jobs as a child of the supervisor: what must be said at the end, and once, is said by the supervisor."""
     leaving = Leaving()
     try:
         return _live(_work(config, _find(config, tether), None, leaving, tether), leaving, tether)
@@ -156,7 +156,7 @@ def _end(report: Report | Total, leaving: Leaving, tether: Tether | None = None)
     if tether is not None and isinstance(report, Report):
         tether.tell(Ended(report.finished, report.released, report.left))
     else:
-        leaving.say(f"runtime: {report}")
+        leaving.tell(f"runtime: {report}")
     return status
 
 
@@ -281,7 +281,7 @@ async def _report_to(consumer: Consumer, tether: Tether, ready: Ready) -> None:
 def _stop_on_signals(
     stop: Callable[[], None], leaving: Leaving, grace_s: float, hard_s: float, *, is_child: bool = False
 ) -> None:
-    """A first signal stops, a second one skips the grace; in a fleet's child only SIGINT does, and SIGTERM may come twice.
+    """A first signal stops, a second one skips the grace; in a supervisor's child only SIGINT does, and SIGTERM may come twice.
 
     Plain signal handlers, not the loop's: they run even while a handler blocks the loop, and a thread then sees to the deadline.
     """

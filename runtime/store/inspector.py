@@ -253,7 +253,7 @@ class Inspector(Store):
         return int(await self.call_one(self._connection, ("XDEL", self.keys.dead, *letters))) if letters else 0
 
     async def newest_jobs(self, n: int) -> list[FoundJob]:
-        """Return the newest `n` jobs of each stream and the next `n` delayed ones; never walks a whole structure.
+        """Return the newest `n` jobs of each stream and the next `n` delayed ones; never reads a whole structure.
 
         Raises:
             StoreUnavailable: no answer or an error.

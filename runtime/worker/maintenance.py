@@ -37,12 +37,12 @@ MAX_UNKNOWN: Final = 256  # lots of unknown names; a producer with a typo per me
 
 
 def jitter_s(low_s: float, high_s: float) -> float:
-    """Return a wait between the two, so that a fleet does not walk in step."""
+    """Return a wait between the two, so that workers do not sweep in step."""
     return low_s + (high_s - low_s) * random()  # noqa: S311
 
 
 class Maintenance:
-    """Owns three loops: promote, walk, count. `lots` is what the last walk saw, for the fetcher to take from."""
+    """Owns three loops: promote, sweep, count. `lots` is what the last sweep saw, for the fetcher to take from."""
 
     def __init__(
         self,
@@ -108,9 +108,9 @@ class Maintenance:
         self._promote_now.clear()
         await asyncio.sleep(SOON_S)  # at most 200 looks a second, however many jobs are delayed
 
-    # --- the walk ------------------------------------------------------------------------------------------------
+    # --- the sweep ------------------------------------------------------------------------------------------------
 
-    async def walk(self) -> None:
+    async def sweep(self) -> None:
         """Look every few seconds for lots, for what the dead left, and for the dead themselves, for ever."""
         failures = 0
         low_s, high_s = (min(bound_s, self._lease_s * part) for bound_s, part in zip(SWEEP_S, (0.2, 0.5), strict=True))
@@ -125,7 +125,7 @@ class Maintenance:
             await asyncio.sleep(jitter_s(low_s, high_s))
 
     async def sweep_once(self) -> None:
-        """Do one round of the walk.
+        """Do one round of the sweep.
 
         Raises:
             StoreUnavailable: the store did not answer; the next round does what is left.
@@ -233,7 +233,7 @@ class Maintenance:
     async def _adopt_strange_lots(self) -> None:
         """A `~` name that no rule of ours knows (a newer version made it) is anybody's once it has stood for a lease.
 
-        Asked of the lots there are now: the next walk meets one that comes meanwhile, and one that goes answers with nothing.
+        Asked of the lots there are now: the next sweep meets one that comes meanwhile, and one that goes answers with nothing.
         """
         for stream, lot in list(self.lots):
             is_strange = lot not in (FREE, SUSPECT) and not lot.startswith(UNKNOWN)
@@ -244,7 +244,7 @@ class Maintenance:
         """Bury what no live worker has known for long.
 
         How long a job has stood in its lot does not tell: it may have waited for a thread, and its workers be starting again. So
-        each walker counts from when it last saw one that knows it, or from its own start.
+        each worker counts from when it last saw one that knows it, or from its own start.
         """
         known = set[tuple[str, int]]().union(*map(types_of, live_rows))
         now_s = time.monotonic()

@@ -221,7 +221,7 @@ def test_health_readiness_and_metrics(own_valkey, tmp_path):
         assert "take another port" in busy.stderr.splitlines()[-1]
         own_valkey.kill()
         wait_until(lambda: get(f"{url}/readyz")[0] == 503, what="not ready while the store is away")
-        assert get(f"{url}/healthz")[0] == 200, "an outage of Redis is no reason to restart the fleet"
+        assert get(f"{url}/healthz")[0] == 200, "an outage of Redis is no reason to restart all workers"
         own_valkey.start()
         wait_until(lambda: get(f"{url}/readyz")[0] == 200, what="ready again")
     finally:

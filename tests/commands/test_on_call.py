@@ -281,7 +281,7 @@ def test_every_command_says_in_one_line_that_redis_is_away(command):
     assert "127.0.0.1:1" in one_line(result)
 
 
-async def test_lists_never_walk_a_whole_structure(valkey):
+async def test_lists_never_sweep_a_whole_structure(valkey):
     """With 200,000 waiting and 20,000 dead, what the server works for a list does not grow with them."""
     raw = valkey.client()
     pipe = raw.pipeline(transaction=False)

@@ -132,7 +132,7 @@ async def test_a_closed_stream_is_an_error_in_the_log_for_the_doctor_in_the_metr
     close(raw, FAR[1], '{"n":1}')
     with caplog.at_level(logging.ERROR):
         async with working(server.url, seen.handler) as worker:
-            await until(lambda: worker.maintenance.troubles, "the walk has seen it")
+            await until(lambda: worker.maintenance.troubles, "the sweep has seen it")
             [trouble] = worker.maintenance.troubles
             ahead_s = {"high": worker.maintenance.ends[1].ahead_ms / 1000}
     assert "high is closed by an id that lies" in trouble
@@ -317,7 +317,7 @@ async def test_dead_letters_that_take_no_more_are_told_of_and_opened_with_all_th
     raw.execute_command("XSETID", DEAD, f"{LAST}-{LAST}")
     raw.xadd(KEY, {"type": "note", "data": "{}"})
     async with working(server.url, dies) as worker:
-        await until(lambda: [text for text in worker.maintenance.troubles if "dead is closed" in text], "the walk has seen it")
+        await until(lambda: [text for text in worker.maintenance.troubles if "dead is closed" in text], "the sweep has seen it")
         assert "{jobs}:dead is closed by an id" in await errors(server)
         assert raw.xlen(KEY) == 1
         result = await asyncio.to_thread(command, server, "jobs", "reopen")

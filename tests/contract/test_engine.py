@@ -198,7 +198,7 @@ async def test_jobs_that_run_while_their_group_is_lost_run_once(server, raw):
     assert sorted(ran) == [0, 1]
 
 
-async def test_a_large_lot_is_emptied_without_waiting_for_the_next_walk(server, raw):
+async def test_a_large_lot_is_emptied_without_waiting_for_the_next_sweep(server, raw):
     async with working(server.url, work, concurrency=1000, lease_s=10.0):
         pipe = raw.pipeline(transaction=False)
         for n in range(3000):

@@ -160,7 +160,7 @@ async def test_a_suspect_of_a_version_that_nobody_knows_dies_as_any_job_of_it(se
     assert (letter["dead_reason"], ran) == ("unknown-type", [])
 
 
-async def test_a_string_in_the_place_of_critical_ends_no_walk(server, raw):
+async def test_a_string_in_the_place_of_critical_ends_no_sweep(server, raw):
     async with working(server.url, guarded, unknown_after_s=1):
         raw.delete("{jobs}:critical")
         raw.set("{jobs}:critical", "a string in the place of a stream")

@@ -203,7 +203,7 @@ async def test_nobody_asks_for_the_isolation_who_cannot_run_what_is_there(store,
     assert pending(raw) == [("~suspect", 1)], "what was deleted leaves the list"
 
 
-async def test_a_suspect_that_is_no_message_goes_to_whoever_asks_to_be_condemned(store, raw):
+async def test_a_suspect_that_is_no_message_goes_to_whoever_asks_to_be_dead_lettered(store, raw):
     raw.xadd(KEY, {"foo": "bar"})
     raw.xreadgroup(GROUP, "dead", {KEY: ">"})
     [row] = raw.xpending_range(KEY, GROUP, "-", "+", 1)
@@ -668,7 +668,7 @@ async def test_a_late_renewal_does_not_steal_the_job_back(store, raw):
 
 
 async def quiet_guard(raw: redis.Redis) -> None:
-    """A fleet that has beaten all along: the guard of the store is off."""
+    """Workers that have beaten all along: the guard of the store is off."""
     now = int(time.time() * 1000)
     raw.zadd("{jobs}:workers", {"~last": now, "~since": now - 10**7})
 
@@ -694,7 +694,7 @@ async def test_a_delivery_that_a_live_worker_never_saw_does_not_count(store, oth
     assert pending(raw) == [("~free", 0)]
 
 
-async def test_a_row_with_an_enormous_lease_does_not_stop_the_walk(store, other, raw):
+async def test_a_row_with_an_enormous_lease_does_not_stop_the_sweep(store, other, raw):
     add(raw)
     [lease] = await leases(other)
     await quiet_guard(raw)
@@ -714,7 +714,7 @@ async def test_a_lease_whose_group_was_made_again_is_not_lost_but_one_that_was_s
 
 
 @pytest.mark.parametrize("row", ["\u00b2 {}", "9" * 400 + " {}", "30000 " + "[" * 100_000, "", "{}", "30000 []"])
-async def test_whatever_stands_in_a_row_the_walk_goes_on(store, raw, row):
+async def test_whatever_stands_in_a_row_the_sweep_goes_on(store, raw, row):
     raw.zadd("{jobs}:workers", {"a stranger": float("inf"), "another": 1e300})
     raw.hset("{jobs}:workers:rows", "a stranger", row)
     workers = await store.workers()
@@ -740,7 +740,7 @@ async def test_what_is_renewed_in_time_is_left_alone(store, other, raw):
     assert pending(raw) == [(OTHER, 1)]
 
 
-async def test_the_lease_of_the_holder_counts_and_not_the_walkers(store, other, raw):
+async def test_the_lease_of_the_holder_counts_and_not_the_sweepers(store, other, raw):
     add(raw)
     [lease] = await leases(other)
     await other.beat(120_000, "{}")
@@ -783,7 +783,7 @@ async def test_a_row_that_stands_still_is_dead_whatever_the_idle_time_says(store
     assert (await store.reclaim(HIGH, 30_000, 100, {OTHER: until_ms})).dead == 1
 
 
-async def test_the_walk_finds_idle_entries_behind_1200_fresh_ones_of_live_workers(store, other, raw):
+async def test_the_sweep_finds_idle_entries_behind_1200_fresh_ones_of_live_workers(store, other, raw):
     for _ in range(1201):
         add(raw)
     held = await leases(store, 1200)

@@ -1,9 +1,9 @@
 """`python -m tests.faults.isolation`: rules of isolation compared by a simulation, without Redis and in a few minutes.
 
-A fleet whose lanes are all full is killed as a whole, and started again at once. Per rule and case is printed: `again`, when the
+Workers whose lanes are all full are killed at once, and started again at once. Per rule and case is printed: `again`, when the
 last innocent was started again, and `found`, when the last poison was dead_lettered, in seconds after the lease; how many workers
 died after that; how often one innocent was delivered at most; how many deliveries beyond the second there were (`more`);
-innocents dead-lettered; and which part of the lanes of the fleet ran something, in the worst half minute and on average.
+innocents dead-lettered; and which part of all lanes ran something, in the worst half minute and on average.
 Ordinary jobs of about the same length wait all the time (`busy`) or not at all (`idle`).
 """
 
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 TICK_S = 0.5
 LEASE_S = 30.0
-FOUND_S = 33.0  # a lease and a walk: from a death until what it held waits for isolation
+FOUND_S = 33.0  # a lease and a sweep: from a death until what it held waits for isolation
 RESTART_S = 3.0
 BASE_S = 10.0
 TIMEOUT_S = 600.0
@@ -75,7 +75,7 @@ class Rule:
 
 
 def half(workers: int) -> int:
-    """At most half of the fleet, at least one."""
+    """At most half of the workers, at least one."""
     return max(1, workers // 2)
 
 
@@ -130,14 +130,14 @@ def simulate(
     kills: tuple[float, ...] = (),
     seed: int = 0,
 ) -> Result:
-    """Kill a fleet that holds these jobs, and again at each of `kills`; run until all are settled."""
+    """Kill workers that hold these jobs, and again at each of `kills`; run until all are settled."""
     jitter = random.Random(seed)
     suspects, found = list[Job](), deque[tuple[float, list[Job]]]()
     jitter.shuffle(jobs)
     for job in jobs:
         job.count = 1
     found.append((0.0, jobs))
-    fleet = [Worker() for _ in range(workers)]
+    everyone = [Worker() for _ in range(workers)]
     left, dead_lettered_s, deaths, innocents_dead = len(jobs), 0.0, 0, 0
     busy, kills_left, now_s, last_s = list[float](), deque(kills), 0.0, 0.0
 
@@ -179,9 +179,9 @@ def simulate(
             suspects += found.popleft()[1]
         if kills_left and kills_left[0] <= now_s:
             kills_left.popleft()
-            for worker in fleet:
+            for worker in everyone:
                 die(worker)
-        for worker in fleet:
+        for worker in everyone:
             while worker.running and worker.running[0][0] <= now_s:
                 _, job = heapq.heappop(worker.running)
                 if job.kills_s:
@@ -197,11 +197,11 @@ def simulate(
             left -= 0 if job.is_ordinary else 1
             innocents_dead += not job.kills_s
             dead_lettered_s = now_s
-        for worker in jitter.sample(fleet, workers):
+        for worker in jitter.sample(everyone, workers):
             if worker.up_s > now_s or worker.isolated:
                 continue
-            places = rule.places(sum(other.up_s <= now_s for other in fleet))
-            is_free = worker.has_place or sum(other.has_place for other in fleet) < places
+            places = rule.places(sum(other.up_s <= now_s for other in everyone))
+            is_free = worker.has_place or sum(other.has_place for other in everyone) < places
             if suspects and is_free and now_s >= worker.turn_s:
                 chosen = choose(worker)
                 if chosen:
@@ -226,7 +226,7 @@ def simulate(
                 for _ in range(lanes - len(worker.running)):
                     job = Job(length_s * jitter.uniform(0.5, 1.5), is_ordinary=True)
                     start(worker, job)
-        busy.append(sum(len(worker.running) for worker in fleet) / workers / lanes)
+        busy.append(sum(len(worker.running) for worker in everyone) / workers / lanes)
         now_s += TICK_S
     innocents = [job for job in jobs if not job.kills_s]
     window = int(30 / TICK_S)

@@ -1,7 +1,7 @@
-"""`python -m tests.faults.mass`: a whole fleet is killed with all its lanes full. How soon does it all run again?
+"""`python -m tests.faults.mass`: all workers are killed at once with all its lanes full. How soon does it all run again?
 
 Three runs: nothing else waits; one job of them is poison; the same with ordinary work that always waits. Printed are, from the
-end of the lease on, when the last innocent ran again, when all was settled, and which share of the fleet's lane seconds went into
+end of the lease on, when the last innocent ran again, when all was settled, and which share of all workers' lane seconds went into
 runs that came to their end: on average, and in the worst window. `--full` has the constants of production, else all times are a
 sixth: what the machine needs for itself, such as starting a process, weighs six times as much then. Exit status 1 when an
 innocent was dead_lettered, or the poison was not.
@@ -60,7 +60,7 @@ class Figures:
     worst: float
 
 
-class Supervisor:
+class Workers:
     """Workers that are started again when they have died."""
 
     def __init__(self, server: Server, folder: Path, scale: Scale) -> None:
@@ -102,24 +102,24 @@ def send(raw: redis.Redis, kind: str, numbers: range, to: str = KEY, **payload: 
 
 
 def mass_kill(server: Server, folder: Path, scale: Scale, has_poison: bool, is_busy: bool) -> Figures:
-    """Kill a fleet whose lanes are full, start another, and look until all is settled."""
+    """Kill workers whose lanes are full, start another, and look until all is settled."""
     size = scale.workers * scale.lanes - has_poison
-    fleet = Supervisor(server, folder, scale)
+    workers = Workers(server, folder, scale)
     try:
         with server.client() as raw:
-            fleet.wait_ready()
+            workers.wait_ready()
             send(raw, "lasting", range(size), ms=scale.job_s * 1000)
             if has_poison:  # it is the last to come, and kills within its first isolation
                 wait_until(lambda: started(folder) >= size, START_S, "all run")
                 send(raw, "deadly", range(POISON, POISON + 1), how="kill", ms=scale.suspect_s * 300)
             wait_until(lambda: started(folder) == size + has_poison, START_S, "all run")
-            fleet.kill()
+            workers.kill()
             lease_s = time.monotonic() + scale.lease_s
-            fleet.replace()
-            fleet.wait_ready()
+            workers.replace()
+            workers.wait_ready()
             sent, end_s, settled_s = FILLER, time.monotonic() + DEADLINE_S, 0.0
             while not settled_s:
-                fleet.fix()
+                workers.fix()
                 lacking = 2 * scale.workers * scale.lanes - raw.xlen("{jobs}:medium") if is_busy else 0
                 if lacking > 0:
                     send(raw, "lasting", range(sent, sent + lacking), "{jobs}:medium", ms=scale.filler_s * 1000)
@@ -132,8 +132,8 @@ def mass_kill(server: Server, folder: Path, scale: Scale, has_poison: bool, is_b
                 time.sleep(0.1)
             letters = [msgspec.json.decode(fields["data"])["n"] for _, fields in raw.xrange("{jobs}:dead")]
     finally:
-        fleet.kill()
-    return judge(events(folder), scale, lease_s, settled_s, fleet.deaths, letters)
+        workers.kill()
+    return judge(events(folder), scale, lease_s, settled_s, workers.deaths, letters)
 
 
 def started(folder: Path) -> int:
@@ -160,7 +160,7 @@ def judge(history: list[Event], scale: Scale, lease_s: float, settled_s: float, 
     lanes, window_s = scale.workers * scale.lanes, scale.window_s
     shares = list[float]()
     for at in range(int(max(1, (settled_s - lease_s - window_s) / window_s))):
-        from_s = lease_s + window_s * (0.5 + at)  # the walk that finds what the dead left takes a while
+        from_s = lease_s + window_s * (0.5 + at)  # the sweep that finds what the dead left takes a while
         to_s = from_s + window_s
         done_s = sum(max(0.0, min(end_s, to_s) - max(start_s, from_s)) for start_s, end_s in runs)
         shares.append(done_s / lanes / window_s)

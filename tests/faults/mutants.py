@@ -217,7 +217,7 @@ MUTANTS = (
         f"{STREAMS}::test_the_group_is_made_again_at_the_beginning_and_what_was_there_is_delivered",
     ),
     Mutant(
-        "a walk that skips live consumers",
+        "a sweep that skips live consumers",
         "runtime/store/lua/reclaim.lua",
         "if string.sub(consumer, 1, 1) ~= '~' and",
         "if string.sub(consumer, 1, 1) ~= '~' and tonumber(redis.call('ZSCORE', WORKERS, consumer) or '0') <= now and",

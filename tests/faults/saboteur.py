@@ -31,7 +31,7 @@ PARTS: dict[str, tuple[type[Any], str]] = {
     "flusher": (Flusher, "flush"),
     "watchdog": (Stats, "fold"),
     "promote": (Streams, "promote"),
-    "walk": (Maintenance, "sweep_once"),
+    "sweep": (Maintenance, "sweep_once"),
     "count": (Maintenance, "count_once"),
     "heartbeat": (Streams, "renew"),
     "lane": (Stats, "ran"),

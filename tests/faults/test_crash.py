@@ -21,7 +21,7 @@ from tests.servers import Server, wait_until
 KEY = "{jobs}:medium"
 BOTH = ("--handlers", "tests.faults.jobs,tests.faults.saboteur")
 DEADLINE_S = 20  # for a machine that is busy with other things; 5 s are promised
-SLOW = [pytest.param(part, marks=pytest.mark.long) for part in ("promote", "walk", "count")]  # they have long pauses
+SLOW = [pytest.param(part, marks=pytest.mark.long) for part in ("promote", "sweep", "count")]  # they have long pauses
 LOOPS = ("fetcher", "flusher", "watchdog", "heartbeat", "lane", *SLOW)
 
 
@@ -213,7 +213,7 @@ def test_a_crash_takes_the_embedded_server_along(tmp_path, crew):
 
 
 @pytest.mark.parametrize("part", ["flusher", "report"])
-def test_a_fleet_replaces_a_process_that_has_crashed_beside_what_keeps_it(valkey, tmp_path, part):
+def test_a_supervisor_replaces_a_process_that_has_crashed_beside_what_keeps_it(valkey, tmp_path, part):
     log = tmp_path / "supervisor.log"
     command = [sys.executable, "-m", "runtime", "run", *BOTH, "--board", "off", "--log", "plain", "--redis", valkey.url]
     environment = {**os.environ, "FAULTS_HISTORY": str(tmp_path), "PYTHONPATH": str(ROOT)}

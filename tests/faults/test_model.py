@@ -599,7 +599,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.model.has_gap = self.model.is_guarded = False
         store = self.bench.stores[name]
         stood_at = {worker: int(self.bench.ask(("ZSCORE", self.bench.keys.workers, worker))[0] or 0) for worker in still}
-        if has_moved:  # the walker saw it where it stood before
+        if has_moved:  # the sweep saw it where it stood before
             stood_at = {worker: at_ms - 1 for worker, at_ms in stood_at.items()}
             still = []
         answer = self.bench.repeated(store._helper, lambda: store.reclaim(stream, lease_ms, most, stood_at), loses)

@@ -127,7 +127,7 @@ def test_fast_and_slow_poison_among_innocents(valkey, tmp_path, crew):
 @pytest.mark.long
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("size", [1, 2])
-def test_a_slow_killer_is_found_and_no_long_job_beside_it_is_condemned(valkey, tmp_path, crew, size):
+def test_a_slow_killer_is_found_and_no_long_job_beside_it_is_dead_lettered(valkey, tmp_path, crew, size):
     """It kills six isolations late at first; the innocents take three times as long, and start again at each death."""
     options = ("--suspect", "0.2")
     with valkey.client() as raw:

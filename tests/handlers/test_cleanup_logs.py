@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from handlers.contracts.maintenance import Cleaned, CleanupLogs
-from handlers.kit.sweep import Found, Walk, compress, delete
+from handlers.kit.sweep import Found, Tree, compress, delete
 from handlers.kit.threads import THREADS, Stop, in_thread
 from handlers.maintenance import cleanup_logs
 from runtime import BadPayload, Dead, Priority, Snooze
@@ -249,8 +249,8 @@ async def test_folders_that_become_links_at_any_moment_lead_nowhere(disk: Disk, 
 def test_another_file_system_is_not_entered() -> None:
     assert os.stat("/proc").st_dev != os.stat("/").st_dev
     top = os.open("/", os.O_RDONLY)
-    walk = Walk(top, recurse=True, enters=lambda name: name == "proc", stop=Stop())
-    assert {found.folder for found in walk} <= {""}
+    tree = Tree(top, recurse=True, enters=lambda name: name == "proc", stop=Stop())
+    assert {found.folder for found in tree} <= {""}
     os.close(top)
 
 

@@ -361,7 +361,7 @@ class Tree(msgspec.Struct):
     branches: list[Tree] = []
 
 
-# --- the walk ----------------------------------------------------------------------------------------------------------------
+# --- the scan ----------------------------------------------------------------------------------------------------------------
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text() | st.binary(),
@@ -372,7 +372,7 @@ values = st.recursive(
 
 @given(values)
 def test_every_messagepack_of_texts_and_numbers_is_scanned_to_its_end(value: Any) -> None:
-    data = msgspec.msgpack.encode([value] + [None] * MAX_HASHED)  # long enough to be walked
+    data = msgspec.msgpack.encode([value] + [None] * MAX_HASHED)  # long enough to be scanned
     check_msgpack(data)
     check_msgpack(data[:-1])
     deep = b"\x91" * (MAX_DEPTH + 1) + b"\xc0"
