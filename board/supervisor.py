@@ -22,7 +22,7 @@ PAGE: Final = """<!doctype html><html lang="en"><meta charset="utf-8"><title>bac
 
 
 class SupervisorBoard:
-    """Owns the listening socket and a client of the processes' boards. An async context manager around the life of a supervisor."""
+    """Owns the listening socket and a client of the processes' boards; an async context manager around a supervisor's life."""
 
     def __init__(self, supervisor: Supervisor, host: str, port: int) -> None:
         self._supervisor = supervisor

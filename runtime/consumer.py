@@ -1,8 +1,8 @@
 """A worker: fetch, decode, admit, run, decide, settle. One task group owns it all, and stopping has named stages.
 
-What happens when the process dies: before a fetch's reply, the sweep of another worker finds entries that nobody renews; with jobs in the
-inbox or in lanes, the same; after a handler ended and before its flush, the job runs once more; during a flush, the server did
-all of it or the sweep finds it. No await stands between reading and writing Inbox, Ledger, Held or Stage.
+What happens when the process dies: before a fetch's reply, the sweep of another worker finds entries that nobody renews; with
+jobs in the inbox or in lanes, the same; after a handler ended and before its flush, the job runs once more; during a flush, the
+server did all of it or the sweep finds it. No await stands between reading and writing Inbox, Ledger, Held or Stage.
 """
 
 from __future__ import annotations

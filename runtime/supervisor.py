@@ -162,7 +162,7 @@ class Child:
 
 
 class Slot:
-    """A number among the processes of a supervisor: one child after another holds it, and with it a port for health and metrics."""
+    """A number among a supervisor's processes: one child after another holds it, and with it a port for health and metrics."""
 
     def __init__(self, index: int) -> None:
         self.index = index

@@ -1,8 +1,8 @@
 """`python -m tests.faults.mass`: all workers are killed at once with all its lanes full. How soon does it all run again?
 
 Three runs: nothing else waits; one job of them is poison; the same with ordinary work that always waits. Printed are, from the
-end of the lease on, when the last innocent ran again, when all was settled, and which share of all workers' lane seconds went into
-runs that came to their end: on average, and in the worst window. `--full` has the constants of production, else all times are a
+end of the lease on, when the last innocent ran again, when all was settled, and which share of all lane seconds went into runs
+that came to their end: on average, and in the worst window. `--full` has the constants of production, else all times are a
 sixth: what the machine needs for itself, such as starting a process, weighs six times as much then. Exit status 1 when an
 innocent was dead_lettered, or the poison was not.
 """
