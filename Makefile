@@ -20,7 +20,8 @@ help: ## list the verbs
 
 install: $(STAMP) ## make .venv with everything in it
 
-$(STAMP): pyproject.toml constraints.txt
+# `runtime/__init__.py` has the version, which the command line reads out of what is installed.
+$(STAMP): pyproject.toml constraints.txt runtime/__init__.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11 …"; exit 2; }
 	@$(PYTHON) -m venv $(VENV) || { $(APT) update -q && $(APT) install -q -y python3-venv && $(PYTHON) -m venv --clear $(VENV); }
 	@echo "installing into $(VENV), about a minute"

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from runtime.producer import Message, Producer, Sent
     from runtime.registry import handler
 
+__version__ = "0.1.0"  # the only place: the wheel's metadata is made from it
+
 __all__ = [
     "Backoff",
     "BadMessage",
