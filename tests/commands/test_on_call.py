@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from collections.abc import Iterator
 
@@ -259,17 +258,6 @@ def test_bench_measures_and_leaves_nothing_behind(server, raw):
     assert min(figures["sent_per_s"], figures["drained_per_s"], figures["raw_per_s"]) > 0
     assert 0 < figures["latency_p50_ms"] <= figures["latency_p99_ms"]
     assert raw.keys("*") == []
-
-
-def test_completion_knows_the_commands_and_their_flags(tmp_path):
-    script = call("completion", "bash").stdout
-    probe = "COMP_WORDS=(backend-jobs dead replay --dry); COMP_CWORD=3; _backend_jobs; echo ${COMPREPLY[@]}"
-    answer = subprocess.run(["bash", "-c", f"{script}\n{probe}"], capture_output=True, text=True, timeout=10)
-    assert answer.stdout.split() == ["--dry-run"]
-    probe = "COMP_WORDS=(backend-jobs do); COMP_CWORD=1; _backend_jobs; echo ${COMPREPLY[@]}"
-    assert subprocess.run(["bash", "-c", f"{script}\n{probe}"], capture_output=True, text=True, timeout=10).stdout.split() == [
-        "doctor"
-    ]
 
 
 @pytest.mark.parametrize(
