@@ -13,7 +13,8 @@ unexport PYTHONDONTWRITEBYTECODE
 APT := $(if $(filter 0,$(shell id -u)),,sudo )apt-get
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check bench bench-peers profile faults mutants second-server third-server raw-client
+.PHONY: help install run test check format coverage clean bench bench-peers profile faults mutants \
+  second-server third-server raw-client
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -40,11 +41,26 @@ check: install ## lint, strict types, architecture
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest -q -s tests/architecture
 
+format: install ## put the code into its form, and mend what the linter can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Unit and contract tests alone: all others ask processes of their own, which are killed with what they have counted.
+# The plugin for tests of users is left out, since pytest would load it, and the package, before anything is measured.
+coverage: install second-server third-server ## branches that unit and contract tests reach, per module; lines in build/coverage/html
+	$(BIN)/python -m pytest -q -r fE -m 'not long' -n $(WORKERS) --maxschedchunk 2 --reruns 1 -p no:backend-jobs \
+	  --cov --cov-report term --cov-report html $(ARGS) tests/unit tests/contract
+
 faults: install second-server third-server ## storms of every fault with fresh seeds: make faults SEEDS=5 JOBS=100000
 	$(BIN)/python -m tests.faults $(if $(SEEDS),--seeds $(SEEDS)) $(if $(JOBS),--jobs $(JOBS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 mutants: install second-server ## break the rules one by one; a named test must turn red for each
 	$(BIN)/python -m tests.faults.mutants
+
+clean: ## remove what make makes: environments, packages, caches, figures, the demo's data
+	rm -rf .venv .venv-3.* .run build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf bench/raw bench/raw.[0-9]* bench/out bench/results bench/peers/.envs bench/peers/bullmq/node_modules
+	find runtime board otel handlers tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 bench: $(BENCH_STAMP) second-server raw-client ## measure all rows, up to 20 minutes, beside a C client; ARGS="--rows drain --runs 1"
 	@$(BIN)/python -m bench $(ARGS)
