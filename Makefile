@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 APT := $(if $(filter 0,$(shell id -u)),,sudo )apt-get
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check format coverage clean bench bench-peers profile faults mutants \
+.PHONY: help install run test check format coverage build clean bench bench-peers profile faults mutants \
   second-server third-server raw-client
 
 help: ## list the verbs
@@ -56,6 +56,12 @@ faults: install second-server third-server ## storms of every fault with fresh s
 
 mutants: install second-server ## break the rules one by one; a named test must turn red for each
 	$(BIN)/python -m tests.faults.mutants
+
+# The wheel is made from the sdist, so what is missing from that is missed. The smoke test installs packages: `make test` does not.
+build: install ## the sdist and the wheel in dist/, tried out in an empty environment
+	@rm -rf dist
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m tests.wheel.smoke dist
 
 clean: ## remove what make makes: environments, packages, caches, figures, the demo's data
 	rm -rf .venv .venv-3.* .run build dist .pytest_cache .ruff_cache .hypothesis
