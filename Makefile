@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 APT := $(if $(filter 0,$(shell id -u)),,sudo )apt-get
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check format coverage build clean bench bench-peers profile faults mutants \
+.PHONY: help install run test check format coverage build clean pythons bench bench-peers profile faults mutants \
   second-server third-server raw-client
 
 help: ## list the verbs
@@ -67,6 +67,9 @@ clean: ## remove what make makes: environments, packages, caches, figures, the d
 	rm -rf .venv .venv-3.* .run build dist .pytest_cache .ruff_cache .hypothesis
 	rm -rf bench/raw bench/raw.[0-9]* bench/out bench/results bench/peers/.envs bench/peers/bullmq/node_modules
 	find runtime board otel handlers tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+pythons: second-server ## checks, unit and contract tests on every other Python from 3.11 to 3.14 that is found
+	@.ci/pythons
 
 bench: $(BENCH_STAMP) second-server raw-client ## measure all rows, up to 20 minutes, beside a C client; ARGS="--rows drain --runs 1"
 	@$(BIN)/python -m bench $(ARGS)
