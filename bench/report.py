@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any, Final
 
 from bench.lab import commit, cpu_model
-from bench.rows import RespProtocol, Row
+from bench.rows import Line, Row
 
 WIDTHS: Final = (36, 33, 33, 14)
 RATES: Final = ("jobs_per_s", "attempts_per_s", "sent_per_s")
@@ -38,7 +38,7 @@ class Result:
         """The median of each figure."""
         return {name: median(values) for name, values in self.figures.items()}
 
-    def is_met(self, line: RespProtocol) -> bool | None:
+    def is_met(self, line: Line) -> bool | None:
         """Return whether the median meets its target; None without a target or a figure."""
         values = self.figures.get(line.name)
         return line.target.is_met(median(values)) if values and line.target else None

@@ -32,7 +32,7 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class RespProtocol:
+class Line:
     """One figure of a row: its label and name, with the raw figure that stands beside it."""
 
     label: str
@@ -49,20 +49,20 @@ class Row:
     name: str
     title: str
     measure: Callable[[Round], Figures]
-    lines: tuple[RespProtocol, ...]
+    lines: tuple[Line, ...]
     why_not: Callable[[], str] = lambda: ""
     remark: Callable[[Figures], str] = lambda medians: ""
 
 
 WITHIN_15_PERCENT: Final = Target(at_least=0.85)
 CPU: Final = (
-    RespProtocol("worker CPU, µs/job", "worker_us", 1),
-    RespProtocol("server CPU, µs/job", "server_us", 1, "raw_server_us"),
+    Line("worker CPU, µs/job", "worker_us", 1),
+    Line("server CPU, µs/job", "server_us", 1, "raw_server_us"),
 )
-SEND_CPU: Final = (RespProtocol("producer CPU, µs/job", "producer_us", 1), CPU[1])
-RATE: Final = RespProtocol("jobs/s", "jobs_per_s", raw="raw_per_s")
+SEND_CPU: Final = (Line("producer CPU, µs/job", "producer_us", 1), CPU[1])
+RATE: Final = Line("jobs/s", "jobs_per_s", raw="raw_per_s")
 BUSY: Final = 0.9  # of a core: what the samples and the start leave of a full one
-LIKE_PLAIN: Final = RespProtocol("part of the plain drain", "of_plain", 2, target=WITHIN_15_PERCENT)
+LIKE_PLAIN: Final = Line("part of the plain drain", "of_plain", 2, target=WITHIN_15_PERCENT)
 
 
 def bound_by(processes: int) -> Callable[[Figures], str]:
@@ -108,10 +108,10 @@ ROWS: Final = (
         "drain of a no-op handler, 100-byte payload, no persistence",
         lambda run: run.plain,
         (
-            RespProtocol("jobs/s", "jobs_per_s", raw="raw_per_s", target=Target(at_least=150_000)),
-            RespProtocol("part of the C client", "of_raw", 2, target=Target(at_least=0.5)),
+            Line("jobs/s", "jobs_per_s", raw="raw_per_s", target=Target(at_least=150_000)),
+            Line("part of the C client", "of_raw", 2, target=Target(at_least=0.5)),
             *CPU,
-            RespProtocol("start to first job, s", "start_s", 2),
+            Line("start to first job, s", "start_s", 2),
         ),
         remark=bound_by(1),
     ),
@@ -119,7 +119,7 @@ ROWS: Final = (
         "aof",
         "the same with the append-only file, everysec",
         Round.drain_durably,
-        (RATE, RespProtocol("part of the C client", "of_raw", 2, target=Target(at_least=0.5)), *CPU),
+        (RATE, Line("part of the C client", "of_raw", 2, target=Target(at_least=0.5)), *CPU),
     ),
     Row("priorities", "the same with all four priorities loaded", Round.priorities, (RATE, LIKE_PLAIN, *CPU)),
     Row("few", "the same with a hundredth as many waiting, for an idle worker", Round.few, (RATE, LIKE_PLAIN, *CPU)),
@@ -129,13 +129,13 @@ ROWS: Final = (
         "sleep",
         "handlers that sleep for 10 ms, concurrency 500 (aim 45,000, ideal 50,000)",
         Round.naps,
-        (RespProtocol("jobs/s", "jobs_per_s", target=Target(at_least=40_000)), *CPU),
+        (Line("jobs/s", "jobs_per_s", target=Target(at_least=40_000)), *CPU),
     ),
     Row(
         "retry",
         "every job fails and is retried once",
         Round.failures,
-        (RespProtocol("attempts/s", "attempts_per_s", target=Target(at_least=40_000)), *CPU),
+        (Line("attempts/s", "attempts_per_s", target=Target(at_least=40_000)), *CPU),
         remark=busy("worker", "jobs_per_s"),
     ),
     Row("traced", "drain with tracing", _nothing, (), _not_yet),
@@ -144,9 +144,9 @@ ROWS: Final = (
         "XADD to handler's start, 200 jobs/s",
         lambda run: run.latency,
         (
-            RespProtocol("p50, ms", "p50_ms", 2, target=Target(below=1)),
-            RespProtocol("p99, ms", "p99_ms", 2, target=Target(below=5)),
-            RespProtocol("worst, ms", "worst_ms", 1),
+            Line("p50, ms", "p50_ms", 2, target=Target(below=1)),
+            Line("p99, ms", "p99_ms", 2, target=Target(below=5)),
+            Line("worst, ms", "worst_ms", 1),
         ),
     ),
     Row(
@@ -154,10 +154,10 @@ ROWS: Final = (
         "the same at half of the capacity",
         lambda run: run.busy_latency,
         (
-            RespProtocol("sent, jobs/s", "rate_per_s"),
-            RespProtocol("p50, ms", "p50_ms", 2),
-            RespProtocol("p99, ms", "p99_ms", 2, target=Target(below=20)),
-            RespProtocol("worst, ms", "worst_ms", 1),
+            Line("sent, jobs/s", "rate_per_s"),
+            Line("p50, ms", "p50_ms", 2),
+            Line("p99, ms", "p99_ms", 2, target=Target(below=20)),
+            Line("worst, ms", "worst_ms", 1),
         ),
     ),
     Row("critical", "a CRITICAL job while LOW holds all lanes with jobs of 1 s", _nothing, (), _not_yet),
@@ -165,22 +165,22 @@ ROWS: Final = (
         "send-many",
         "Producer.send_many, beside pipelined XADD",
         Round.sends,
-        (RespProtocol("jobs/s", "sent_per_s", raw="raw_per_s", target=Target(at_least=200_000)), *SEND_CPU),
+        (Line("jobs/s", "sent_per_s", raw="raw_per_s", target=Target(at_least=200_000)), *SEND_CPU),
         remark=busy("producer", "sent_per_s"),
     ),
     Row(
         "send",
         "Producer.send from 100 tasks",
         Round.single_sends,
-        (RespProtocol("jobs/s", "sent_per_s", target=Target(at_least=20_000)), *SEND_CPU),
+        (Line("jobs/s", "sent_per_s", target=Target(at_least=20_000)), *SEND_CPU),
     ),
     Row(
         "rss",
         "memory of the worker with 500 lanes, after all jobs of `many`",
         lambda run: run.many,
         (
-            RespProtocol("RSS, MB", "rss_mb", 1, target=Target(below=80)),
-            RespProtocol("growth over the last 4/5, MB", "rss_growth_mb", 1, target=Target(below=2)),
+            Line("RSS, MB", "rss_mb", 1, target=Target(below=80)),
+            Line("growth over the last 4/5, MB", "rss_growth_mb", 1, target=Target(below=2)),
         ),
     ),
     Row(
@@ -188,24 +188,24 @@ ROWS: Final = (
         "memory of the worker while each job leaves half a megabyte in a cycle",
         Round.litter,
         (
-            RespProtocol("peak RSS, MB", "peak_mb"),
-            RespProtocol("a plain interpreter's, MB", "plain_mb"),
-            RespProtocol("times a plain interpreter's", "of_plain", 2, target=Target(at_most=1.5)),
+            Line("peak RSS, MB", "peak_mb"),
+            Line("a plain interpreter's, MB", "plain_mb"),
+            Line("times a plain interpreter's", "of_plain", 2, target=Target(at_most=1.5)),
         ),
     ),
     Row(
         "memory",
         "memory of the server per waiting job, 100-byte payload",
         Round.memory,
-        (RespProtocol("bytes/job", "bytes_per_job", target=Target(below=140)),),
+        (Line("bytes/job", "bytes_per_job", target=Target(below=140)),),
     ),
     Row(
         "server-cpu",
         "CPU of the server per job, against the C client",
         lambda run: run.plain,
         (
-            RespProtocol("µs/job", "server_us", 1, "raw_server_us"),
-            RespProtocol("times the C client's", "server_of_raw", 2, target=Target(at_most=1.5)),
+            Line("µs/job", "server_us", 1, "raw_server_us"),
+            Line("times the C client's", "server_of_raw", 2, target=Target(at_most=1.5)),
         ),
     ),
     Row(
@@ -213,17 +213,17 @@ ROWS: Final = (
         "an idle worker with 500 lanes",
         Round.idle,
         (
-            RespProtocol("CPU, % of a core", "cpu_percent", 1, target=Target(below=1)),
-            RespProtocol("commands sent per second", "commands_per_s", 1, target=Target(below=10)),
-            RespProtocol("commands inside of scripts, per s", "inner_per_s", 1),
-            RespProtocol("RSS, MB", "rss_mb", 1),
+            Line("CPU, % of a core", "cpu_percent", 1, target=Target(below=1)),
+            Line("commands sent per second", "commands_per_s", 1, target=Target(below=10)),
+            Line("commands inside of scripts, per s", "inner_per_s", 1),
+            Line("RSS, MB", "rss_mb", 1),
         ),
     ),
     Row(
         "processes",
         "drain with --processes 2",
         Round.processes,
-        (RATE, RespProtocol("times one process", "of_plain", 2), *CPU),
+        (RATE, Line("times one process", "of_plain", 2), *CPU),
         lambda: "" if has_processes() else "not yet",
         bound_by(2),
     ),

@@ -72,7 +72,7 @@ class Relay:
             end.close()  # what was to come still comes
 
 
-class RespProtocol:
+class Connection:
     """One client's connection through the proxy. A deaf one looks open at both ends, and nothing comes through any more."""
 
     def __init__(self, client: asyncio.StreamWriter, server: asyncio.StreamWriter) -> None:
@@ -97,7 +97,7 @@ class Proxy:
         self.dropped = 0
         self.latency_s = 0.0
         self.bytes_per_s = 0.0  # of each line in each direction; 0: as fast as it can
-        self.lines: set[RespProtocol] = set()
+        self.lines: set[Connection] = set()
         self.armed_for: bytes = b""
         self._flows = asyncio.Event()
         self._flows.set()
@@ -142,7 +142,7 @@ class Proxy:
         await self._relay.__aexit__(*what)
 
     async def _serve(self, reader: Reader, writer: Writer, server_reader: Reader, server_writer: Writer) -> None:
-        line = RespProtocol(writer, server_writer)
+        line = Connection(writer, server_writer)
         self.lines.add(line)
 
         async def request(data: bytes) -> bool:
@@ -170,7 +170,7 @@ class Proxy:
                 pump.cancel()
             self.lines.discard(line)
 
-    async def _pump(self, line: RespProtocol, source: asyncio.StreamReader, pass_on: Callable[[bytes], Awaitable[bool]]) -> None:
+    async def _pump(self, line: Connection, source: asyncio.StreamReader, pass_on: Callable[[bytes], Awaitable[bool]]) -> None:
         """Relay one direction until an end closes, or the line is cut."""
         with contextlib.suppress(OSError):
             while data := await source.read(SLOW_CHUNK_BYTES if self.bytes_per_s else CHUNK_BYTES):

@@ -7,7 +7,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from handlers.contracts.types import Alias, Ident, Params, RespProtocol, RootPath, check_params, check_path
+from handlers.contracts.types import Alias, Ident, Line, Params, RootPath, check_params, check_path
 from runtime import Priority, contract
 
 MAX_COLUMNS: Final = 200
@@ -103,8 +103,8 @@ class ExportCsv(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     to: RootPath
     delimiter: Literal[",", ";", "tab", "|"] = ","
     encoding: Literal["utf-8", "utf-8-sig"] = "utf-8"
-    headers: Annotated[dict[RespProtocol, RespProtocol], Meta(max_length=MAX_COLUMNS)] = {}
-    null: RespProtocol = ""
+    headers: Annotated[dict[Line, Line], Meta(max_length=MAX_COLUMNS)] = {}
+    null: Line = ""
     compress: Literal["none", "gzip"] = "none"
     formulas: Literal["escape", "keep", "reject"] = "escape"
     max_rows: Annotated[int, Meta(ge=1, le=100_000_000)] = 10_000_000

@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from handlers.contracts.types import Address, Alias, LoneAddress, Params, RespProtocol, Text, check_params, is_address
+from handlers.contracts.types import Address, Alias, Line, LoneAddress, Params, Text, check_params, is_address
 from runtime import Priority, contract
 
 
@@ -20,7 +20,7 @@ class SendEmail(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """
 
     to: LoneAddress | Annotated[list[Address], Meta(min_length=1, max_length=50)]
-    subject: RespProtocol
+    subject: Line
     text: Text | None = None
     html: Text | None = None
     template: Alias | None = None

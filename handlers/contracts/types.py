@@ -36,7 +36,7 @@ _IDENT: Final = r"^[A-Za-z_][A-Za-z0-9_]{0,62}(?![\s\S])"
 _GLOB: Final = rf"^[^/\x00-\x1f{_FORBIDDEN}]+(?![\s\S])"
 
 Alias = Annotated[str, Meta(pattern=_ALIAS, description="a name that the worker's configuration knows")]
-RespProtocol = Annotated[str, Meta(pattern=_LINE, max_length=MAX_LINE_CHARS, description="one line of text")]
+Line = Annotated[str, Meta(pattern=_LINE, max_length=MAX_LINE_CHARS, description="one line of text")]
 Text = Annotated[str, Meta(pattern=_TEXT, max_length=MAX_TEXT_CHARS, description="text with tabs and line ends")]
 Address = Annotated[str, Meta(pattern=_ADDRESS, max_length=254, description="one mail address, without a display name")]
 # For a union with a list. msgspec (0.22) takes the pattern of a text that shares a union with a list or a dict for something

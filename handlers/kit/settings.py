@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 from msgspec import Meta
 
-from handlers.contracts.types import Address, Alias, RespProtocol, RootPath, check_path
+from handlers.contracts.types import Address, Alias, Line, RootPath, check_path
 from runtime import ConfigError, Snooze
 
 log = logging.getLogger("handlers")
@@ -111,7 +111,7 @@ class Sender(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     smtp: Alias
     address: Address
-    name: RespProtocol = ""
+    name: Line = ""
 
 
 class Templates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -13,7 +13,7 @@ from bench import raw
 from bench.lab import ROOT, STREAM, BenchError, Server, Worker
 from bench.noop import Noop
 from bench.report import Result, text
-from bench.rows import ROWS, RespProtocol, Row, Target, bound_by
+from bench.rows import ROWS, Line, Row, Target, bound_by
 from tests.servers import binary_of
 
 
@@ -102,9 +102,7 @@ def test_what_fills_the_stream_are_the_jobs_of_the_benchmark():
 
 
 def test_the_table_judges_the_median_and_shows_the_spread():
-    row = Row(
-        "made-up", "a row", lambda run: {}, (RespProtocol("things/s", "things_per_s", raw="raw", target=Target(at_least=20)),)
-    )
+    row = Row("made-up", "a row", lambda run: {}, (Line("things/s", "things_per_s", raw="raw", target=Target(at_least=20)),))
     result = Result(row)
     for value in (30.0, 10.0, 20.0):
         result.add({"things_per_s": value, "raw": 40.0})

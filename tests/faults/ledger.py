@@ -88,8 +88,8 @@ class Drained(msgspec.Struct, tag="drained", frozen=True):
     seconds: float
 
 
-RespProtocol = Seed | Try | Answer | Fault | Starved | Back | Exit | Drained
-_decode = msgspec.json.Decoder(RespProtocol).decode
+Line = Seed | Try | Answer | Fault | Starved | Back | Exit | Drained
+_decode = msgspec.json.Decoder(Line).decode
 
 
 class Pen:
@@ -98,7 +98,7 @@ class Pen:
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
-    def note(self, *lines: RespProtocol) -> None:
+    def note(self, *lines: Line) -> None:
         os.write(self._file, b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
 
     def close(self) -> None:

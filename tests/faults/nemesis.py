@@ -15,7 +15,7 @@ from typing import Any
 
 import redis
 
-from tests.faults.ledger import NEMESIS, RUNS, STARVED_S, WATCH_S, Back, Exit, Fault, Pen, RespProtocol, Starved, now_s
+from tests.faults.ledger import NEMESIS, RUNS, STARVED_S, WATCH_S, Back, Exit, Fault, Line, Pen, Starved, now_s
 from tests.faults.worker import LEASE_S, Worker
 from tests.proxy import Proxy
 from tests.servers import Server
@@ -80,7 +80,7 @@ class Nemesis:
         self.is_over = False  # the hands finish what they are at
         self.strange: list[str] = []
 
-    def note(self, *lines: RespProtocol) -> None:
+    def note(self, *lines: Line) -> None:
         self.pen.note(*lines)
 
     @property

@@ -44,7 +44,7 @@ class Numbered(msgspec.Struct):
     members: set[int] = set()
 
 
-class RespProtocol(msgspec.Struct):
+class Line(msgspec.Struct):
     n: int = 0
     parts: list[int] = []
     by_name: dict[str, int] = {}
@@ -59,7 +59,7 @@ class Point:
 class Full(msgspec.Struct):
     """Closed, and with much in it that costs more to make than to write."""
 
-    deep: list[RespProtocol] = []
+    deep: list[Line] = []
     points: list[Point] = []
     wide: list[msgspec.defstruct("Wide", [(f"f{n}", int, 0) for n in range(200)])] = []  # pyright: ignore[reportInvalidTypeForm]
     words: list[str] = []
@@ -210,7 +210,7 @@ def test_up_to_1000_numbers_near_the_ends_of_a_float_are_taken_and_all_others_wi
         assert len(READERS["free"](many).deep) == 10_000
     unknown = b'{"else":[%b]}' % b",".join([b"1e308"] * 10_000)
     assert READERS["numbered"](b'{"n":1}') == Numbered(1)
-    assert decoder(RespProtocol)(unknown) == RespProtocol()  # nothing of it is made
+    assert decoder(Line)(unknown) == Line()  # nothing of it is made
 
 
 @pytest.mark.parametrize("is_msgpack", [False, True])
