@@ -15,51 +15,25 @@ import secrets
 import time
 from collections import deque
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
-from contextvars import Context
-from itertools import chain, groupby, islice
-from random import random
+from itertools import chain, islice
 from types import TracebackType
 from typing import Any, Final, Self, cast
 
 import msgspec
 from msgspec import inspect
 
-from runtime.backoff import Backoff, delay_s
 from runtime.codec import JOB_ID, MAX_DATA_BYTES, MAX_KEY_BYTES, MAX_MS
-from runtime.errors import (
-    BadPayload,
-    ConfigError,
-    JobsError,
-    NotDurable,
-    PartlySent,
-    QueueFull,
-    StoreError,
-    StoreUnavailable,
-)
-from runtime.jobs import STREAMS, TYPE_NAME, Contract, Priority, contract_of, default_id
-from runtime.store.connection import Tail, packed_value, packed_words, without_password
+from runtime.errors import BadPayload, ConfigError, JobsError, PartlySent
+from runtime.jobs import STREAMS, TYPE_NAME, Contract, Priority, contract_of
+from runtime.sender import CHUNK_BYTES, CHUNK_MESSAGES, Flow, Head, Packed, Sender, Sent
+from runtime.store.connection import without_password
 from runtime.store.sends import Durability, SendStore, durability_of
 
-CHUNK_MESSAGES: Final = 500
-CHUNK_BYTES: Final = 1024 * 1024  # one chunk is one script call: bounded, so that others get their turn
-RESEND: Final = Backoff(base_s=0.05, cap_s=1.0)  # a guess: often enough that a short patience meets a Redis that came back
 SHOWN_CHARS: Final = 80  # of a wrong option, in its error
 PACKED_PER_TURN: Final = (
     50  # messages packed in one turn of the loop: the chunk before goes out, and the loop's other tasks get on
 )
-LEAST_WAIT_S: Final = 0.1  # for a confirmation, however long Redis was away before
-CONFIRMED_S: Final = 0.5  # a guess, for the answer of a server that has waited for its disk or replicas to the end
 LEAST_ANSWER_S: Final = 0.25  # a guess: a busy machine needs that long now and then, and a second line would be no faster
-MARK_MARGIN_S: Final = 60.0  # a chunk's mark outlives the last repeat by this much: clocks and stalled hosts
-MAYBE: Final = "may have been stored, once"
-STOOD_STILL_S: Final = 0.25  # a guess: a timer that late means that our loop was blocked, and Redis' answers lie unread
-
-
-class Sent(msgspec.Struct, frozen=True, gc=False):
-    """A message that is stored: the job's id, and whether it is new (False: a live job owns its key, and it was dropped)."""
-
-    id: str
-    new: bool = True
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,55 +48,6 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     id: str = ""
     attempts: int = 0
     group: str = ""
-
-
-class Head(msgspec.Struct, frozen=True, gc=False):
-    """All of a message but its payload; `due_ms` 0 = now."""
-
-    stream: int
-    due_ms: int
-    id: str
-    fields: tuple[str | int, ...]
-
-
-class Packed(msgspec.Struct, frozen=True, gc=False):
-    """A message in wire form."""
-
-    head: Head
-    data: bytes
-
-
-class _Flow(msgspec.Struct, eq=False):
-    """What several chunks are part of, in order: where one of them fails, those behind it are not sent."""
-
-    error: Exception | None = None
-
-
-class _Waiting(msgspec.Struct, eq=False):
-    """Messages of one caller, who waits until `end_s`."""
-
-    packed: Sequence[Packed]
-    done: asyncio.Future[list[Sent]]
-    flow: _Flow | None
-    end_s: float
-
-
-class _Chunk(msgspec.Struct, eq=False):
-    """What is on the line in one call, and is repeated as it is under its mark until there is an answer.
-
-    `is_doubtful`: it may have been stored. `stored` has an answer for each message, once there is one.
-    """
-
-    mark: str
-    taken: list[_Waiting]
-    messages: list[Packed]
-    tail: Tail | None = None
-    is_doubtful: bool = False
-    stored: list[Sent | JobsError] | None = None
-
-    def is_awaited(self) -> bool:
-        """Return whether any caller still waits for it."""
-        return any(not waiting.done.done() for waiting in self.taken)
 
 
 class Producer:
@@ -261,7 +186,7 @@ class Producer:
         size_bytes = 0
         pack = self.pack
         under_way: deque[asyncio.Task[list[Sent]]] = deque()  # one chunk is stored, one waits behind it, the next one is packed
-        flow, has_failed = _Flow(), False
+        flow, has_failed = Flow(), False
 
         async def arrived(left: int = 0) -> None:
             nonlocal has_failed
@@ -425,298 +350,8 @@ def _end_there(loop: asyncio.AbstractEventLoop, sender: Sender) -> None:
         loop.call_soon_threadsafe(sender.end)
 
 
-class Sender:
-    """Owns the sends of one durability in one loop: those that wait, the chunk on the line, and its store.
-
-    Callers give up in the order in which they came, so one timer serves them all.
-    """
-
-    def __init__(self, store: SendStore, patience_s: float) -> None:
-        self._store = store
-        self._patience_s = patience_s
-        self._unsent = f": not sent within {patience_s:g} s"
-        self._mark_ms = round((patience_s + MARK_MARGIN_S) * 1000)
-        self._waiting: deque[_Waiting] = deque()
-        self._on_line: _Chunk | None = None
-        self._trouble: StoreUnavailable | None = None  # why nothing is stored, as far as is known
-        self._timer: asyncio.TimerHandle | None = None
-        self._awake = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-        self.is_over = False
-        # Not in the context of whoever happens to send first: it would be kept as long as this task.
-        name = f"producer {store.durability}"
-        self._task = self._loop.create_task(self._send_for_ever(), name=name, context=Context())
-        self._task.add_done_callback(self._ended)
-        # It waits for ever and ends with its loop: no mistake of those who close a loop by hand, as asyncio would tell them.
-        self._task._log_destroy_pending = False  # pyright: ignore[reportAttributeAccessIssue]
-
-    def __len__(self) -> int:
-        return len(self._waiting)
-
-    def end(self) -> None:
-        """End soon; whoever still waits gets an error."""
-        self.is_over = True
-        self._task.cancel()
-
-    async def close(self) -> None:
-        """End, and wait until the connection is closed."""
-        self.end()
-        await asyncio.wait([self._task])
-
-    async def send(self, packed: Sequence[Packed], flow: _Flow | None = None) -> list[Sent]:
-        """Go with the next chunk, and return what became of these. Those of one flow are stored in order, or not at all."""
-        if self.is_over:
-            raise ConfigError("this Producer is closed: nothing was sent")
-        if flow is not None and flow.error is not None:
-            raise flow.error  # the chunk before has failed while this one was packed
-        end_s = self._loop.time() + self._patience_s
-        waiting = _Waiting(packed, self._loop.create_future(), flow, end_s)
-        self._waiting.append(waiting)
-        self._awake.set()
-        if self._timer is None:
-            self._timer = self._loop.call_at(end_s, self._expire, end_s)
-        return await waiting.done
-
-    # --- the sender --------------------------------------------------------------------------------------------------
-
-    async def _send_for_ever(self) -> None:
-        try:
-            while True:
-                await self._awake.wait()
-                await asyncio.sleep(0)  # whoever is about to send in this turn of the loop comes along
-                await self._send_all()
-                self._awake.clear()
-        except asyncio.CancelledError:
-            await self._store.close()
-            raise
-
-    async def _send_all(self) -> None:
-        """Send what waits, chunk by chunk, until all is stored or given up."""
-        failures = 0
-        while self._is_awaited():
-            try:
-                # First a connection, then a chunk: what is given up before there is a connection was never sent.
-                await self._store.ready()
-                if self._is_awaited():  # still: it may have taken seconds
-                    await self._send_one_chunk()
-                failures, self._trouble = 0, None
-                continue
-            except QueueFull as error:
-                self._trouble = error
-                self._refuse(error)
-            except StoreUnavailable as error:
-                self._trouble = error
-            except Exception as error:  # this server can never confirm, or our own mistake: the next ones are tried all the same
-                self._refuse(error)
-                continue
-            failures += 1
-            await asyncio.sleep(min(delay_s(failures, RESEND, random), self._patience_s / 3))
-
-    def _is_awaited(self) -> bool:
-        """Return whether there is anything to do; a chunk that all have given up is none."""
-        if self._on_line is not None and not self._on_line.is_awaited():
-            self._on_line = None
-        return self._on_line is not None or bool(self._waiting)
-
-    async def _send_one_chunk(self) -> None:
-        """Send the chunk that had no answer, or the next one, and tell its callers. To be called with an open line.
-
-        Nothing is awaited between the choice of the chunk and the line: whoever is cancelled before that is not sent.
-        """
-        chunk = self._on_line
-        if chunk is not None and not chunk.is_doubtful and any(waiting.done.done() for waiting in chunk.taken):
-            self._waiting.extendleft(reversed(chunk.taken))  # nothing of it was written: those who have given up are left out
-            self._on_line = chunk = None
-        chunk = chunk or self._next_chunk()
-        if chunk is None:
-            return
-        if chunk.tail is None:
-            chunk.tail = _chunk(chunk.messages)
-        was_doubtful, chunk.is_doubtful = chunk.is_doubtful, True  # from now on only its mark tells a repeat from a second one
-        try:
-            reply = await self._store.store(chunk.mark, self._mark_ms, chunk.tail)
-        except StoreError:
-            chunk.is_doubtful = was_doubtful  # nothing was written by this try
-            raise
-        chunk.stored = _sent(chunk.messages, reply)
-        end_s = max(waiting.end_s for waiting in chunk.taken)
-        doubt = await self._store.confirm(max(end_s - self._loop.time(), LEAST_WAIT_S))
-        self._answer(chunk, chunk.stored, doubt)
-        self._on_line = None
-
-    def _next_chunk(self) -> _Chunk | None:
-        """Put what comes next on the line; whoever does not wait any more is passed over, and a flow waits for its chunk before.
-
-        Whatever fails from here on, each caller stays in one of the two lists, so that he can be told.
-        """
-        chunk = self._on_line = _Chunk(secrets.token_hex(8), [], [])
-        taken, messages = chunk.taken, chunk.messages
-        flows: list[_Flow] = []
-        size_bytes = 0
-        while self._waiting:
-            waiting = self._waiting[0]
-            if waiting.done.done():
-                self._waiting.popleft()
-                continue
-            size_bytes += _size(waiting.packed)
-            is_full = len(messages) + len(waiting.packed) > CHUNK_MESSAGES or size_bytes > CHUNK_BYTES
-            if taken and (is_full or any(waiting.flow is flow for flow in flows)):
-                break
-            taken.append(self._waiting.popleft())
-            messages += waiting.packed
-            if waiting.flow is not None:
-                flows.append(waiting.flow)
-        if not taken:
-            self._on_line = None
-        return self._on_line
-
-    def _refuse(self, error: Exception) -> None:
-        """Tell those on the line of an error that no repeat will fix; where nobody is there, all who wait."""
-        chunk, self._on_line = self._on_line, None
-        refused = chunk.taken if chunk is not None else []
-        if not refused:
-            refused = list(self._waiting)
-            self._waiting.clear()
-        if chunk is not None and chunk.is_doubtful:
-            error = StoreUnavailable(f"{error}; an earlier try had no answer: it {MAYBE}")
-        for waiting in refused:
-            self._fail(waiting, error)
-
-    # --- what the callers hear ---------------------------------------------------------------------------------------
-
-    def _answer(self, chunk: _Chunk, stored: Sequence[Sent | JobsError], doubt: str, until_s: float = math.inf) -> None:
-        """Tell the callers whose patience ends until then what became of their messages."""
-        start = 0
-        for waiting in chunk.taken:
-            own = stored[start : start + len(waiting.packed)]
-            start += len(waiting.packed)
-            if waiting.done.done() or waiting.end_s > until_s:
-                continue
-            error = _error_of(own, doubt)
-            if error is None:
-                waiting.done.set_result(cast("list[Sent]", own))
-            else:
-                self._fail(waiting, error)
-
-    def _give_up(self, chunk: _Chunk, until_s: float) -> None:
-        """Tell the callers whose patience ends until then that no answer came."""
-        if chunk.stored is not None:
-            self._answer(chunk, chunk.stored, f"stored, but not confirmed within {self._patience_s:g} s", until_s)
-            return
-        why = self._trouble or f"Redis at {without_password(self._store.url)} has not answered"
-        over = f", and {self._patience_s:g} s are over: it {MAYBE}"
-        for waiting in chunk.taken:
-            if waiting.end_s <= until_s:
-                self._fail(waiting, StoreUnavailable(f"{why}{over if chunk.is_doubtful else self._unsent}"))
-
-    def _fail(self, waiting: _Waiting, error: Exception) -> None:
-        """Tell a caller, also for what would have come next of the same flow."""
-        failed = [waiting]
-        if waiting.flow is not None:
-            waiting.flow.error = error
-            failed += [behind for behind in self._waiting if behind.flow is waiting.flow]
-        for one in failed:
-            if not one.done.done():
-                # One for each: an exception that many tasks raise carries the frames of them all.
-                one.done.set_exception(type(error)(*error.args) if type(error) in _ONE_TEXT else error)
-
-    def _expire(self, due_s: float, has_waited: bool = False) -> None:
-        """Tell all whose patience is over, and be here again when that of the next one is."""
-        chunk = self._on_line
-        if not has_waited and self._loop.time() - due_s > STOOD_STILL_S:
-            # The loop was blocked, not Redis: what it has answered meanwhile is read first, and what waits has its turn.
-            self._timer = self._loop.call_later(self._patience_s / 3, self._expire, due_s, True)
-            return
-        now_s = self._loop.time()
-        next_s = math.inf
-        if chunk is not None:
-            grace_s = 0.0 if chunk.stored is None else CONFIRMED_S
-            self._give_up(chunk, now_s - grace_s)
-            ends_s = [waiting.end_s + grace_s for waiting in chunk.taken]
-            next_s = min((end_s for end_s in ends_s if end_s > now_s), default=math.inf)
-        while self._waiting and (self._waiting[0].end_s <= now_s or self._waiting[0].done.done()):
-            why = self._trouble or "its turn has not come"
-            self._fail(self._waiting.popleft(), StoreUnavailable(f"{why}{self._unsent}"))
-        if self._waiting:
-            next_s = min(next_s, self._waiting[0].end_s)
-        self._timer = self._loop.call_at(next_s, self._expire, next_s) if next_s < math.inf else None
-
-    def _ended(self, _: asyncio.Task[None]) -> None:
-        """The sender is gone, by `end`, with its loop, or since somebody cancelled all tasks: nobody may wait for it any more."""
-        self.is_over = True
-        if self._timer is not None:
-            self._timer.cancel()
-        closed, chunk = "this Producer was closed, or its task cancelled,", self._on_line
-        if chunk is not None and chunk.stored is not None:
-            self._answer(chunk, chunk.stored, f"stored, but not confirmed before {closed}")
-        elif chunk is not None and chunk.is_doubtful:
-            for waiting in chunk.taken:
-                self._fail(waiting, StoreUnavailable(f"{closed} before Redis had answered: it {MAYBE}"))
-        elif chunk is not None:
-            self._waiting.extendleft(reversed(chunk.taken))
-        while self._waiting:
-            self._fail(self._waiting.popleft(), ConfigError(f"{closed} before this was sent"))
-
-
-def _chunk(messages: Sequence[Packed]) -> Tail:
-    """Return the arguments of send.lua; messages of one head, as those without options have, say it once."""
-    size, parts = 0, list[bytes]()
-    for _, alike in groupby(messages, lambda message: id(message.head)):
-        run = list(alike)
-        head = run[0].head
-        words = (head.stream + 1, head.due_ms or "", len(head.fields), len(run), *head.fields)
-        size += len(words) + len(run)
-        parts.append(packed_words(words))
-        parts += [packed_value(message.data) for message in run]
-    return Tail(size, b"".join(parts))
-
-
 _PRIORITIES: Final = (Priority, int)  # and no bool
 _NO_OPTIONS: Final = (None, 0.0, None, None, "", "", 0, "")  # of `send`: such messages share a head, and are packed as one run
-
-
-# Errors that are told to many: their text is all that they have.
-_ONE_TEXT: Final = (StoreUnavailable, StoreError, QueueFull, ConfigError)
-
-
-def _error_of(own: Sequence[Sent | JobsError], doubt: str) -> Exception | None:
-    """Return what a caller is told of his messages, or None where all is well."""
-    refused = [one for one in own if isinstance(one, JobsError)]
-    if not refused:
-        return NotDurable(doubt, own) if doubt else None
-    if len(own) == 1:
-        return refused[0]
-    kept = [one if isinstance(one, Sent) else None for one in own]
-    but = f"; {doubt}" if doubt else ""
-    return PartlySent(f"{len(refused)} messages were refused, the others up to there are stored{but}: {refused[0]}", kept)
-
-
-def _sent(messages: Sequence[Packed], reply: Sequence[Any]) -> list[Sent | JobsError]:
-    """Work out each message's id: those without one are numbered on from the first entry of their stream."""
-    stamps: list[str] = []
-    numbers: list[int] = []
-    for stream, first in enumerate(reply[:4]):
-        stamp, _, number = bytes(first).decode().partition("-")
-        stamps.append(default_id(STREAMS[stream], f"{stamp}-"))
-        numbers.append(int(number or -1))
-    duplicates, refused = set(reply[4]), dict(zip(reply[5][::2], reply[5][1::2], strict=True))
-    sent: list[Sent | JobsError] = []
-    for position, message in enumerate(messages):
-        head = message.head
-        if position in duplicates:
-            sent.append(Sent(head.id, new=False))
-        elif position in refused:
-            text = bytes(refused[position]).decode(errors="replace")
-            sent.append(QueueFull(f"Redis is full: {text}") if "OOM" in text else StoreError(f"Redis refused it: {text}"))
-        elif head.due_ms:
-            sent.append(Sent(head.id))
-        else:
-            number = numbers[head.stream]
-            if number < 0:
-                raise StoreUnavailable("Redis answered no entry id for what it stored")
-            numbers[head.stream] = number + 1
-            sent.append(Sent(head.id or f"{stamps[head.stream]}{number}"))
-    return sent
 
 
 async def _in_turns(
@@ -795,10 +430,6 @@ def _nothing(_: object) -> None:
 def _too_large(type_name: str, data: bytes) -> BadPayload:
     text = f"{type_name}: the payload has {len(data)} bytes, the limit is {MAX_DATA_BYTES}; send a reference to it"
     return BadPayload(text, "too-large")
-
-
-def _size(packed: Sequence[Packed]) -> int:
-    return sum([len(message.data) for message in packed])
 
 
 def _due_ms(message: Message) -> int:

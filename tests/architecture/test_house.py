@@ -27,7 +27,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("config", "bounds", "codec", "settle", "schema"),  # pure
     ("answers", "places", "offload", "registry"),  # users' code, and where it runs
     ("store",),
-    ("streams", "producer"),
+    ("streams", "sender", "producer"),
     ("worker",),
     ("consumer", "embedded", "supervisor"),
 )
@@ -36,7 +36,8 @@ STRICT: dict[str, tuple[set[str], str]] = {
     "worker.lanes": ({"errors", "jobs", "stats", "answers", "settle"}, "the hot path is tested and measured without Redis"),
     "supervisor": ({"errors", "backoff", "config", "folders", "logs"}, "knows no job"),
     "store": ({"errors", "jobs", "backoff", "codec", "store"}, "serves producers too, which load no handler"),
-    "producer": ({"errors", "jobs", "backoff", "codec", "store"}, "a web service that only enqueues loads no worker"),
+    "sender": ({"errors", "jobs", "backoff", "codec", "store"}, "a web service that only enqueues loads no worker"),
+    "producer": ({"errors", "jobs", "backoff", "codec", "store", "sender"}, "the same"),
 }
 # What stands at the edge may import every lot; what `__init__` names, it loads when it is first used.
 EDGE = re.compile(r"runtime\.(cli\w*|__main__|__init__|commands(\..*)?|testing|pytest_plugin)")

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
-import runtime.producer
+import runtime.sender
 from runtime import Backoff, Message, Priority, Producer, contract
 from runtime.codec import decode_many, unpack_record
 from runtime.errors import StoreUnavailable
@@ -712,7 +712,7 @@ def look_at_clock(bench: Bench) -> int:
 
 @pytest.fixture
 def bench(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    monkeypatch.setattr(runtime.producer, "RESEND", Backoff(base_s=0.0001, cap_s=0.0001))
+    monkeypatch.setattr(runtime.sender, "RESEND", Backoff(base_s=0.0001, cap_s=0.0001))
     bench = Bench(server)
     yield bench
     bench.close()
