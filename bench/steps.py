@@ -30,7 +30,7 @@ from runtime.jobs import Job
 from runtime.rubbish import THRESHOLDS
 from runtime.settle import Ledger, admit
 from runtime.stats import Stats
-from runtime.store.connection import pack, packed_value, tail_of
+from runtime.store.resp import pack, packed_value, tail_of
 from runtime.worker.heartbeat import Held
 from runtime.worker.lanes import Inbox, Lane
 

@@ -26,8 +26,8 @@ from runtime.codec import JOB_ID, MAX_DATA_BYTES, MAX_KEY_BYTES, MAX_MS
 from runtime.errors import BadPayload, ConfigError, JobsError, PartlySent
 from runtime.jobs import STREAMS, TYPE_NAME, Contract, Priority, contract_of
 from runtime.sender import CHUNK_BYTES, CHUNK_MESSAGES, Flow, Head, Packed, Sender, Sent
-from runtime.store.connection import without_password
 from runtime.store.sends import Durability, SendStore, durability_of
+from runtime.store.urls import without_password
 
 SHOWN_CHARS: Final = 80  # of a wrong option, in its error
 PACKED_PER_TURN: Final = (

@@ -17,8 +17,9 @@ import msgspec
 from runtime.backoff import Backoff, delay_s
 from runtime.errors import ConfigError, JobsError, NotDurable, PartlySent, QueueFull, StoreError, StoreUnavailable
 from runtime.jobs import STREAMS, default_id
-from runtime.store.connection import Tail, packed_value, packed_words, without_password
+from runtime.store.resp import Tail, packed_value, packed_words
 from runtime.store.sends import SendStore
+from runtime.store.urls import without_password
 
 CHUNK_MESSAGES: Final = 500
 CHUNK_BYTES: Final = 1024 * 1024  # one chunk is one script call: bounded, so that others get their turn

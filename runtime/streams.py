@@ -27,7 +27,8 @@ from runtime.store.base import (
     parse_int,
     workers_of,
 )
-from runtime.store.connection import ANSWER_S, Command, Connection, ServerError, tail_of
+from runtime.store.connection import ANSWER_S, Connection
+from runtime.store.resp import Command, ServerError, tail_of
 
 T = TypeVar("T")
 

@@ -17,8 +17,8 @@ from runtime.embedded import Embedded
 from runtime.errors import ConfigError
 from runtime.folders import add_folder, hidden_in_folder
 from runtime.registry import Found, find
-from runtime.store.connection import without_password
 from runtime.store.inspector import Inspector
+from runtime.store.urls import without_password
 
 T = TypeVar("T")
 

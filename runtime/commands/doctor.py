@@ -7,8 +7,8 @@ import time
 
 from runtime.commands.common import clean, print_json, with_store
 from runtime.config import Config
-from runtime.store.connection import redis_cli
 from runtime.store.doctor import Doctor, Finding
+from runtime.store.urls import redis_cli
 
 SIGNS = {"ok": "ok     ", "warning": "warning", "error": "ERROR  "}
 

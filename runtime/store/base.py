@@ -13,8 +13,8 @@ import msgspec
 
 from runtime.errors import ConfigError, QueueFull, StoreError
 from runtime.jobs import STREAMS
-from runtime.store.connection import Command, Connection, Tail
-from runtime.store.resp import ServerError
+from runtime.store.connection import Connection
+from runtime.store.resp import Command, ServerError, Tail
 
 GROUP: Final = "workers"
 BROKEN_S: Final = 3.0  # a guess: between two looks at a stream that cannot be read

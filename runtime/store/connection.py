@@ -1,7 +1,7 @@
-"""One connection of redis-py, used below its command layer: raw commands in, raw replies out, many per round trip.
+"""One connection to Redis, opened again when it is gone: raw commands in, raw answers out, many per round trip.
 
-redis-py's commands cost 3 to 5 µs per job in parsing replies into dictionaries, and its defaults repeat what must not be
-repeated; its connections give TLS, ACL users and unix sockets. Behind the store only.
+redis-py opens it and gives TLS, ACL users and unix sockets; its command layer is passed by. Those commands cost 3 to 5 µs per job
+in parsing answers into dictionaries, and its defaults repeat what must not be repeated.
 """
 
 from __future__ import annotations
@@ -10,13 +10,11 @@ import asyncio
 import contextlib
 import ipaddress
 import socket
-from collections.abc import Callable, Generator, Sequence
-from itertools import groupby, product
+from collections.abc import Generator
+from itertools import product
 from random import shuffle
-from typing import Any, Final, NamedTuple, cast
-from urllib.parse import unquote
+from typing import Any, Final, cast
 
-from hiredis import pack_command  # pyright: ignore[reportUnknownVariableType]
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.asyncio.connection import Connection as RedisConnection
 from redis.asyncio.retry import Retry
@@ -25,26 +23,18 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from runtime.errors import ConfigError, StoreUnavailable
-from runtime.store.resp import NEVER, Limits, RespProtocol, ServerError, take_over
+from runtime.store.resp import NEVER, Command, Limits, RespProtocol, ServerError, pack, take_over
+from runtime.store.urls import master_in, parse_sentinel_url, without_password
 
-
-class Tail(NamedTuple):
-    """The last arguments of a command, packed already: `size` of them."""
-
-    size: int
-    packed: bytes
-
-
-Command = Sequence[bytes | str | int | float | Tail]
-CONNECT_S = 5.0
-ANSWER_S = 5.0
+CONNECT_S = 5.0  # a guess: to look up a name and connect to one of its addresses
+ANSWER_S = 5.0  # a guess: not a byte of an answer for so long, and the connection is given up
 IDLE_S: Final = 2.0  # a guess: a connection that was idle for so long is asked whether it still is one, for one round trip
 PROOF_S: Final = 0.5  # a guess: what does not answer a PING by then is left for a new connection, which has more time
-# A line that was cut without a word: the kernel asks after 15 s of silence, and gives up after three questions of 5 s, or where
-# something was sent and nobody has acknowledged it for 20 s. Guesses; the usual defaults are hours.
+# A connection that was cut without a word: the kernel asks after 15 s of silence, and gives up after three questions of 5 s, or
+# where something was sent and not acknowledged for 20 s. Guesses; the usual defaults are hours.
 _ALIVE: Final = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 20_000}
 KEEPALIVE: Final = {getattr(socket, name): value for name, value in _ALIVE.items() if hasattr(socket, name)}
-MOST_ANSWERS: Final = 60  # times the silence that is borne: a line that drips for so long is none
+MOST_ANSWERS: Final = 60  # a guess: an answer that drips for so many times the silence that is allowed is given up
 LEAST_PART_S: Final = 0.25  # a guess, of the time to connect, for each address of a name: a busy machine needs that long
 # Without a free file or thread those who connect fail in ways of their own: a codec that cannot be loaded is no OSError. And what
 # answers may be no Redis at all, nor a name one.
@@ -52,9 +42,7 @@ _NO_CONNECTION: Final = (
     *(RedisError, OSError, RuntimeError, LookupError, ImportError),
     *(ValueError, TypeError, AttributeError, StoreUnavailable),
 )
-SENTINEL_S: Final = 0.5  # for one sentinel's answer: the others know as much
-_DOWN: Final = {b"s_down", b"o_down"}  # as this sentinel sees it, or as enough of them do
-SENTINEL_EXAMPLE: Final = "sentinel://host:26379,host:26379/mymaster"
+SENTINEL_S: Final = 0.5  # a guess, for one sentinel's answer: the others know as much
 
 
 def one_connection(url: str) -> AbstractConnection:
@@ -64,7 +52,7 @@ def one_connection(url: str) -> AbstractConnection:
         ConfigError: the URL is none of redis://, rediss://, unix://, sentinel://.
     """
     if url.startswith("unix://") and not url.startswith("unix:///"):
-        raise ConfigError(f"Redis URL {url!r}: the path of a unix socket begins with /, as in unix:///run/redis.sock")
+        raise ConfigError(f"Redis URL {url!r}: the path of a unix socket must begin with /, as in unix:///run/redis.sock")
     options: dict[str, Any] = {
         "protocol": 2,
         "decode_responses": False,
@@ -109,37 +97,6 @@ def _connection_to(url: str, address: str) -> AbstractConnection:
     return connection
 
 
-class SentinelUrl(NamedTuple):
-    """A `sentinel://` URL in its parts: who is asked for which service, and how its servers are entered."""
-
-    sentinels: list[tuple[str, int]]
-    service: str
-    db: int
-    username: str | None
-    password: str | None
-
-
-def parse_sentinel_url(url: str) -> SentinelUrl:
-    """Return the parts of `sentinel://[user:pass@]host:port[,host:port...]/service[/db]`.
-
-    Raises:
-        ConfigError: it is no such URL.
-    """
-    try:
-        # By hand: what `urlsplit` says to several hosts with an IPv6 address among them differs between releases of Python.
-        authority, _, path = url.removeprefix("sentinel://").partition("/")
-        credentials, _, hosts = authority.rpartition("@")
-        username, _, password = map(unquote, credentials.partition(":"))
-        service, _, db = path.strip("/").partition("/")
-        pairs = [host.rpartition(":") for host in hosts.split(",")]
-        sentinels = [(host.strip("[]"), int(port)) for host, _, port in pairs]
-        if not service or not all(host for host, _ in sentinels) or "?" in url or "#" in url:
-            raise ValueError
-        return SentinelUrl(sentinels, unquote(service), int(db or 0), username or None, password or None)
-    except ValueError:
-        raise ConfigError(f"Redis URL {without_password(url)!r}: write it as {SENTINEL_EXAMPLE}") from None
-
-
 class MasterConnection(RedisConnection):
     """A connection to whichever server the sentinels call the master at the moment it is opened."""
 
@@ -175,7 +132,8 @@ class MasterConnection(RedisConnection):
         """Ask one sentinel where the master is.
 
         Not by the client of redis-py: before Python 3.12 that loses a cancel that comes in the moment of an answer, and a
-        producer that is closed just then would wait for its sender for ever. But by the same command: an ACL may allow no other.
+        producer that is closed just then would wait for its sender without end. But by the same command: an ACL may allow no
+        other.
         """
         timeouts = {"socket_timeout": None, "socket_connect_timeout": SENTINEL_S}
         options: dict[str, Any] = {"protocol": 2, **timeouts, **way}
@@ -189,77 +147,8 @@ class MasterConnection(RedisConnection):
         return master_in(answer, self.sentinel_url.service.encode())
 
 
-def master_in(answer: Any, service: bytes) -> tuple[str, int] | None:
-    """Return the address of a service's master out of what a sentinel tells, if it takes it for one that lives."""
-    try:
-        masters = [dict(zip(flat[::2], flat[1::2], strict=True)) for flat in answer]
-        for told in masters:
-            flags = set(told[b"flags"].split(b","))
-            if told[b"name"] == service and b"master" in flags and not flags & _DOWN:
-                return told[b"ip"].decode(), int(told[b"port"])
-    except (TypeError, ValueError, LookupError, AttributeError):  # an error, or whatever answers there is no sentinel
-        pass
-    return None
-
-
-_pack = cast("Callable[[tuple[Any, ...]], bytes]", pack_command)  # its own stub says one argument
-
-
-def redis_cli(url: str) -> str:
-    """Return the redis-cli call that reaches this server, as one would type it; a password is left to the environment."""
-    if url.startswith("unix://"):
-        return f"redis-cli -s {url[7:].partition('?')[0]}"
-    if url.startswith("sentinel://"):
-        sentinel_url = parse_sentinel_url(url)
-        host, port = sentinel_url.sentinels[0]
-        ask = f"redis-cli -h {host} -p {port} SENTINEL GET-MASTER-ADDR-BY-NAME {sentinel_url.service}"
-        enter = 'REDISCLI_AUTH="$REDIS_PASSWORD" ' if sentinel_url.password else ""
-        user = f"--user {sentinel_url.username} " if sentinel_url.username else ""
-        return f"{enter}redis-cli {user}$({ask} | xargs printf -- '-h %s -p %s')"
-    return 'redis-cli -u "$REDIS_URL"' if without_password(url) != url else f"redis-cli -u {url}"
-
-
-def pack(commands: Sequence[Command]) -> bytes:
-    """Return the commands as they go over the wire, packed in C: redis-py's own packing is a fifth of a drain's time."""
-    return b"".join([_pack_one(command) for command in commands])
-
-
-def _pack_one(command: Command) -> bytes:
-    tail = command[-1]
-    if not isinstance(tail, Tail):
-        return _pack(tuple(command))
-    head = command[:-1]
-    return b"*%d\r\n%b%b" % (len(head) + tail.size, packed_words(head), tail.packed)
-
-
-def packed_words(words: Sequence[Any]) -> bytes:
-    """Return arguments as they stand inside of a command."""
-    return _pack(tuple(words)).partition(b"\r\n")[2]  # without the count of words
-
-
-def packed_value(value: bytes) -> bytes:
-    """Return one argument as it stands inside of a command."""
-    return b"$%d\r\n%b\r\n" % (len(value), value)
-
-
-def tail_of(values: Sequence[bytes]) -> Tail:
-    """Return many short arguments as a tail, for a third of the time: those of one length are joined in C. In no order."""
-    parts: list[bytes] = []
-    for length, alike in groupby(sorted(values, key=len), len):
-        head = b"$%d\r\n" % length
-        parts += (head, (b"\r\n" + head).join(alike), b"\r\n")
-    return Tail(len(values), b"".join(parts))
-
-
-def without_password(url: str) -> str:
-    """Return the URL as it may be shown to people and logs."""
-    head, at, tail = url.rpartition("@")
-    scheme, slashes, _ = head.partition("://")
-    return f"{scheme}{slashes}***@{tail}" if at else url
-
-
 class Connection:
-    """Owns one connection and opens it again when it is gone. One caller at a time; whoever comes second waits.
+    """Owns one connection and opens it again when it is gone. One caller at a time; a second one waits.
 
     `run_id` names the server process behind it: ids and leases from before a restart carry another name. `came` says
     of the newest call how many bytes of an answer came, and in how many seconds from the first to the last of them.
@@ -306,10 +195,10 @@ class Connection:
                 raise StoreUnavailable(f"Redis at {without_password(self.url)}: the connection was closed")
 
     async def call(self, *commands: Command, wait_s: float = 0.0, run_id: str = "") -> list[Any]:
-        """Send the commands in one write and give their answers in order; an error answer is a ServerError among them.
+        """Send the commands in one write and return their answers in order; an error answer is a ServerError among them.
 
-        The answers are given up when nothing moves for `wait_s`, or what this wire was made with: a large one may take its time.
-        With `run_id`, nothing is sent to any other server process than that.
+        The answers are given up when nothing moves for `wait_s` (0: the `answer_s` of this connection); a large one that moves
+        may take its time. With `run_id`, nothing is sent to any other server process than that.
 
         Raises:
             StoreUnavailable: no connection, or not every answer came in time; what was sent may or may not have happened. Or
@@ -329,7 +218,7 @@ class Connection:
                 await self._drop()
                 raise StoreUnavailable(f"Redis at {without_password(self.url)}: {str(error) or type(error).__name__}") from error
             except BaseException:
-                await self._drop()  # an answer may still be on its way: nobody may read it as his own
+                await self._drop()  # an answer may still be on its way: the next caller would read it as its own
                 raise
             finally:
                 self.came = (protocol.received, protocol.newest_s - protocol.first_s)
@@ -352,7 +241,7 @@ class Connection:
         """Open a connection, to the first address of its host that answers; each has its part of the time."""
         loop = asyncio.get_running_loop()
         end_s = loop.time() + min(CONNECT_S, self._answer_s)
-        with self._told():
+        with self._as_unavailable():
             async with asyncio.timeout_at(end_s):
                 addresses = await _addresses(one_connection(self.url))  # reads redis-py's own version from a file
         for left in range(len(addresses), 1, -1):
@@ -362,8 +251,8 @@ class Connection:
         return await self._open_at(addresses[-1], end_s)
 
     @contextlib.contextmanager
-    def _told(self) -> Generator[None]:
-        """Say of whatever goes wrong while connecting that Redis is away."""
+    def _as_unavailable(self) -> Generator[None]:
+        """Raise StoreUnavailable for whatever goes wrong while connecting."""
         try:
             yield
         except _NO_CONNECTION as error:
@@ -373,7 +262,7 @@ class Connection:
     async def _open_at(self, address: str, end_s: float) -> RespProtocol:
         connection: AbstractConnection | None = None
         try:
-            with self._told():
+            with self._as_unavailable():
                 async with asyncio.timeout_at(end_s):
                     connection = _connection_to(self.url, address)
                     await connection.connect()
@@ -395,7 +284,7 @@ class Connection:
         return protocol
 
     async def _proven(self, protocol: RespProtocol) -> RespProtocol:
-        """Return the protocol, or a new one where it has become silent: middleboxes forget idle connections, and tell nobody.
+        """Return the protocol, or a new one where a PING gets no answer: middleboxes forget idle connections, and tell no side.
 
         Raises:
             StoreUnavailable: no new connection.
@@ -432,10 +321,11 @@ async def _disconnect(connection: AbstractConnection | None) -> None:
 
 
 def _checked(answer: Any) -> Any:
-    """Return the answer back. A busy server tells neither the connection's id nor its own name: nobody could wake it, or fence.
+    """Return the answer. A busy server tells neither the connection's id, by which a blocked read is woken, nor its run id, by
+    which leases are fenced: such a connection is none.
 
     Raises:
-        StoreUnavailable: it is an error, and not a matter of permissions.
+        StoreUnavailable: it is an error, and no matter of permissions.
     """
     if isinstance(answer, ServerError) and answer.code != "NOPERM":
         raise StoreUnavailable(answer)

@@ -12,8 +12,8 @@ import msgspec
 
 from runtime.jobs import STREAMS, UNKNOWN
 from runtime.store.base import AHEAD_MS, GROUP, setting, workers_of
-from runtime.store.connection import ServerError
 from runtime.store.inspector import OLDEST_SERVER, Inspector, Server, flat_row
+from runtime.store.resp import ServerError
 
 LOOK_AT: Final = 200  # entries of each structure: enough to find a fault that is there, cheap enough for a busy server
 MAX_SHOWN: Final = 10

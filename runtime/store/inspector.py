@@ -16,7 +16,8 @@ from runtime.codec import unpack_record
 from runtime.errors import ConfigError
 from runtime.jobs import STREAMS, default_id, ms_of
 from runtime.store.base import GROUP, Store, is_code, parse_int, setting, workers_of
-from runtime.store.connection import Connection, ServerError
+from runtime.store.connection import Connection
+from runtime.store.resp import ServerError
 
 OLDEST_SERVER: Final = (7, 0)
 PAGE: Final = 1000  # entries a round trip: a millisecond of the server

@@ -9,7 +9,9 @@ import msgspec
 
 from runtime.errors import ConfigError, StoreUnavailable
 from runtime.store.base import Store, setting
-from runtime.store.connection import ANSWER_S, Command, Connection, ServerError, Tail, without_password
+from runtime.store.connection import ANSWER_S, Connection
+from runtime.store.resp import Command, ServerError, Tail
+from runtime.store.urls import without_password
 
 MAX_REPLICAS: Final = 1000
 # What a server answers to a script that it does not run, or ours before it writes. Any other error may be that of a proxy, which

@@ -29,8 +29,9 @@ from runtime.jobs import FREE, STREAMS, UNKNOWN, Deferral, Lease, Letter, Parkin
 from runtime.jobs import Job as WorkerJob
 from runtime.settle import empty_batch
 from runtime.store.base import GROUP, Store
-from runtime.store.connection import Command, Connection
+from runtime.store.connection import Connection
 from runtime.store.inspector import Inspector
+from runtime.store.resp import Command
 from runtime.streams import Ask, Fetched, Streams
 from tests.faults.model import DEAD, DUE, ENTRY, Job, Model
 from tests.servers import Server

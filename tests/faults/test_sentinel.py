@@ -18,8 +18,9 @@ import redis
 from redis.asyncio.sentinel import MasterNotFoundError
 
 from runtime import ConfigError, Message, NotDurable, Producer, StoreUnavailable
-from runtime.store.connection import MasterConnection, one_connection, redis_cli, without_password
+from runtime.store.connection import MasterConnection, one_connection
 from runtime.store.inspector import Inspector
+from runtime.store.urls import redis_cli, without_password
 from tests.faults.harness import ROOT, Worker, events, hire, leftovers
 from tests.faults.jobs import Scripted
 from tests.servers import Server, binary_of, free_ports, wait_until
