@@ -9,6 +9,7 @@ import argparse
 import sys
 import tempfile
 from collections import Counter
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,17 +29,18 @@ def main() -> int:
     parser.add_argument("--page", type=Path, default=RESULTS / "profile.html", help="default bench/results/profile.html")
     parsed = parser.parse_args()
     try:
-        from pyinstrument.renderers import HTMLRenderer
-        from pyinstrument.session import Session
+        # By name: only `make bench` installs it, and types are checked without.
+        renderers: Any = import_module("pyinstrument.renderers")
+        sessions: Any = import_module("pyinstrument.session")
     except ImportError:
         print(f"no pyinstrument: {EXTRA}", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         kept = Path(folder) / "session.pyisession"
         _drain(parsed.jobs, parsed.type, kept)
-        session = Session.load(str(kept))
+        session = sessions.Session.load(str(kept))
     parsed.page.parent.mkdir(parents=True, exist_ok=True)
-    parsed.page.write_text(HTMLRenderer().render(session), "utf-8")
+    parsed.page.write_text(renderers.HTMLRenderer().render(session), "utf-8")
     own = own_shares(session.root_frame())
     print(f"{parsed.jobs:,} jobs of type {parsed.type}: own share of each function; the page is {parsed.page}")
     for place, share in own.most_common(parsed.top):

@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -25,7 +26,7 @@ class Result:
     """What a row gave: each figure of each run, or why there is none."""
 
     row: Row
-    figures: dict[str, list[float]] = field(default_factory=dict)
+    figures: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
     why_not: str = ""
 
     def add(self, figures: dict[str, float]) -> None:
@@ -123,10 +124,14 @@ def as_json(head: dict[str, Any], results: Sequence[Result], notes: Sequence[str
     return json.dumps({**head, "notes": list(notes), "rows": rows}, indent=1) + "\n"
 
 
+def _thousands(value: float, _: int) -> str:
+    return f"{value:,.0f}"
+
+
 def draw(path: Path, head: dict[str, Any], results: Sequence[Result]) -> str:
     """Draw the rates with their spread, raw figure and target; give why that cannot be, or nothing."""
     try:
-        from matplotlib.figure import Figure
+        figures: Any = import_module("matplotlib.figure")  # by name: only `make bench` installs it, and types are checked without
     except ImportError:
         return f"no picture without matplotlib: {EXTRA}"
     drawn = [
@@ -134,7 +139,7 @@ def draw(path: Path, head: dict[str, Any], results: Sequence[Result]) -> str:
     ]
     if not drawn:
         return "no picture: none of these rows has a rate"
-    figure = Figure(figsize=(9, 1.4 + 0.45 * len(drawn)), layout="constrained")
+    figure = figures.Figure(figsize=(9, 1.4 + 0.45 * len(drawn)), layout="constrained")
     axes = figure.add_subplot()
     labelled: set[str] = set()
 
@@ -154,7 +159,7 @@ def draw(path: Path, head: dict[str, Any], results: Sequence[Result]) -> str:
     axes.set_yticks(range(len(drawn)), [result.row.name for result, _ in drawn])
     axes.invert_yaxis()
     axes.set_xlabel("per second; bars: median, whiskers: smallest and largest run")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.xaxis.set_major_formatter(_thousands)
     axes.set_title(f"{head['commit']}, {head['server']}, Python {head['python']}\n{head['cpu']}, {head['date']}", fontsize=9)
     axes.legend(loc="lower right", fontsize=8)
     figure.savefig(path, dpi=120)

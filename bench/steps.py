@@ -12,7 +12,7 @@ import gc
 import sys
 import time
 import timeit
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import copy_context
 from itertools import repeat
@@ -25,7 +25,7 @@ from hiredis import Reader
 
 from bench.lab import PAYLOAD
 from runtime import registry
-from runtime.codec import decode_many
+from runtime.codec import Row, decode_many
 from runtime.jobs import Job
 from runtime.rubbish import THRESHOLDS
 from runtime.settle import Ledger, admit
@@ -47,7 +47,7 @@ class Steps:
         self.seconds: dict[str, list[float]] = {}
 
     @contextmanager
-    def step(self, name: str) -> Iterator[None]:
+    def step(self, name: str) -> Generator[None]:
         """Measure what is inside."""
         began_s = time.perf_counter()
         yield
@@ -86,7 +86,7 @@ async def measure(batches: int) -> Steps:
             pack([("XACK", "{jobs}:medium", "workers", ids), ("XDEL", "{jobs}:medium", ids)])
         with steps.step("let go of the lease"):
             held.remove(done)
-        kept: list[list[object]] = [rows, jobs, ready, done]
+        kept: list[object] = [rows, jobs, ready, done]
         with steps.step("free the memory"):
             del rows, jobs, ready, done, ids
             kept.clear()
@@ -128,7 +128,7 @@ def context_us() -> float:
     return (best_s - min(timeit.repeat(lambda: first, number=100_000, repeat=7))) / 100_000 * 1e6
 
 
-def _rows(count: int) -> list[list[object]]:
+def _rows(count: int) -> list[Row]:
     reader = Reader()
     reader.feed(_reply(0))
     return reader.gets()[0][1][:count]

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import redis
@@ -66,7 +67,7 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def wait_until(is_true, deadline_s: float = PATIENCE_S, what: str = "the condition") -> None:
+def wait_until(is_true: Callable[[], object], deadline_s: float = PATIENCE_S, what: str = "the condition") -> None:
     """Poll until it holds; fail the test when it does not in time."""
     end_s = time.monotonic() + deadline_s
     while not is_true():

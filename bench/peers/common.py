@@ -66,7 +66,8 @@ async def many(send_many: SendMany, numbers: range) -> None:
 
 async def paced(send: Send, numbers: range, per_s: float) -> list[int]:
     """Send at a steady rate; gives the time before each send."""
-    began_s, sent_ns = time.monotonic(), []
+    began_s = time.monotonic()
+    sent_ns: list[int] = []
     for position, n in enumerate(numbers):
         await asyncio.sleep(max(0.0, began_s + position / per_s - time.monotonic()))
         sent_ns.append(time.monotonic_ns())

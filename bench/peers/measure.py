@@ -10,7 +10,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import quantiles
@@ -34,7 +34,7 @@ Figures = dict[str, float]
 
 
 @contextmanager
-def server() -> Iterator[redis.Redis]:
+def server() -> Generator[Any]:
     """A server of its own on a free port, without persistence, gone with the block."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -42,7 +42,7 @@ def server() -> Iterator[redis.Redis]:
     with tempfile.TemporaryDirectory(prefix="peers-") as folder:
         options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", folder]
         process = subprocess.Popen([find_server(dict(os.environ)), *options], stdout=subprocess.DEVNULL)
-        client = redis.Redis(port=port, protocol=2)
+        client: Any = redis.Redis(port=port, protocol=2)
         try:
             while not _answers(client):
                 if process.poll() is not None:
@@ -54,7 +54,7 @@ def server() -> Iterator[redis.Redis]:
             process.wait()
 
 
-def _answers(client: redis.Redis) -> bool:
+def _answers(client: Any) -> bool:
     try:
         return bool(client.ping())
     except redis.RedisError:
@@ -64,7 +64,7 @@ def _answers(client: redis.Redis) -> bool:
 class Run:
     """One run of one peer: its marks, its environment, and the processes that it starts."""
 
-    def __init__(self, peer: Peer, client: redis.Redis, folder: Path, paced: int) -> None:
+    def __init__(self, peer: Peer, client: Any, folder: Path, paced: int) -> None:
         self.peer, self.client, self.jobs, self.paced = peer, client, peer.jobs, paced
         self.marks = folder / "marks"
         self.starts_at = -(-peer.jobs // 8) * 8
@@ -98,7 +98,7 @@ class Run:
         return json.loads(done.stdout.splitlines()[-1])
 
     @contextmanager
-    def worker(self) -> Iterator[subprocess.Popen[bytes]]:
+    def worker(self) -> Generator[subprocess.Popen[bytes]]:
         """A worker in a session of its own, which ends with the block."""
         with self.log.open("ab") as log:
             process = subprocess.Popen(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 
 import common
 import msgspec
 
-from runtime import Job, Producer, contract, handler
+from runtime import Job, Producer, Sent, contract, handler
 
 
 @contract("noop")
@@ -25,12 +26,16 @@ async def noop(message: Noop, job: Job) -> None:
 
 
 @asynccontextmanager
-async def connect():
+async def connect() -> AsyncGenerator[tuple[common.Send, common.SendMany]]:
     async with Producer.connect(common.URL, patience_s=30) as producer:
-        yield (
-            lambda n: producer.send(Noop(**common.payload(n))),
-            lambda numbers: producer.send_many([Noop(**common.payload(n)) for n in numbers]),
-        )
+
+        async def send(n: int) -> Sent:
+            return await producer.send(Noop(**common.payload(n)))
+
+        async def send_many(numbers: Iterable[int]) -> list[Sent]:
+            return await producer.send_many([Noop(**common.payload(n)) for n in numbers])
+
+        yield send, send_many
 
 
 def work() -> None:

@@ -11,8 +11,6 @@ from datetime import UTC, datetime
 from statistics import median
 from typing import Any
 
-import redis
-
 from bench.peers.measure import PACED_PER_S, STALL_S, Figures
 from bench.peers.roster import Peer, git, version_of
 
@@ -80,7 +78,7 @@ def _median(runs: list[Figures], key: str) -> float:
     return median(values) if values else 0.0
 
 
-def facts_of(client: redis.Redis, runs: int) -> dict[str, str]:
+def facts_of(client: Any, runs: int) -> dict[str, str]:
     """Return what a reader must know of this run."""
     info = client.info("server")
     kind = "Valkey" if "valkey_version" in info else "Redis"

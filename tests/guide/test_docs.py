@@ -7,8 +7,9 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,7 @@ ADDRESS = "redis://127.0.0.1:6379"
 
 
 @pytest.fixture
-def tcp_server() -> Iterator[Server]:
+def tcp_server() -> Generator[Server]:
     """A server on a TCP port, as the pages have it (with another number)."""
     server = Server("valkey", "--bind", "127.0.0.1", "--port", str(free_ports()))
     yield server
@@ -34,7 +35,8 @@ def tcp_server() -> Iterator[Server]:
 
 
 def url(server: Server) -> str:
-    return f"redis://127.0.0.1:{server.client().config_get('port')['port']}"
+    client: Any = server.client()  # redis-py leaves keyword arguments without a type
+    return f"redis://127.0.0.1:{client.config_get('port')['port']}"
 
 
 def shell(command: str, server: Server, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -46,7 +48,7 @@ def shell(command: str, server: Server, cwd: Path) -> subprocess.CompletedProces
     return subprocess.run(["bash", "-ec", line], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
 
 
-def test_the_first_job_of_the_readme_runs_as_shown(tcp_server, tmp_path):
+def test_the_first_job_of_the_readme_runs_as_shown(tcp_server: Server, tmp_path: Path):
     for name, code in PYTHON.findall(README):
         (tmp_path / name).write_text(code.replace(ADDRESS, url(tcp_server)).replace(", delay_s=60", ""))
     run, xadd = SHELL.findall(README)
@@ -78,7 +80,7 @@ def test_the_pages_show_commands():
 
 
 @pytest.mark.parametrize("page", [name for name, blocks in PAGES.items() if blocks])
-def test_every_command_of_a_page_runs(page, tcp_server, tmp_path):
+def test_every_command_of_a_page_runs(page: str, tcp_server: Server, tmp_path: Path):
     raw = tcp_server.client()
     letter = raw.xadd("{jobs}:dead", {"type": "send-email", "data": "{}", "dead_reason": "attempts", "dead_from": "high/1-1"})
     (tmp_path / "mails.jsonl").write_text('{"to":"ada@example.com","subject":"Hi","text":"Hello"}\n')
@@ -135,7 +137,7 @@ def test_every_metric_is_on_the_page_for_operators():
         assert f"`{name}`" in page, name
 
 
-def test_every_public_name_of_the_door_for_people_is_used(tmp_path):
+def test_every_public_name_of_the_door_for_people_is_used():
     """A verb that no command and no board uses is dead weight."""
     texts = "".join(path.read_text() for folder in ("runtime", "board") for path in (ROOT / folder).rglob("*.py"))
     for name in vars(Inspector):

@@ -6,9 +6,11 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 from tests.faults.harness import ROOT, leftovers
-from tests.servers import wait_until
+from tests.servers import Server, wait_until
 
 PAGE = (ROOT / "docs" / "produce.md").read_text("utf-8")
 BESIDE = """
@@ -27,10 +29,10 @@ def in_a_thread(message: InAThread, job: Job) -> None:
 """
 
 
-def test_handlers_share_the_producer_of_their_module(valkey, tmp_path):
+def test_handlers_share_the_producer_of_their_module(valkey: Server, tmp_path: Path):
     [code] = re.findall(r"```python\n# orders\.py\n(.*?)```", PAGE, re.DOTALL)
     (tmp_path / "orders.py").write_text(code + BESIDE)
-    raw = valkey.client()
+    raw: Any = valkey.client()  # redis-py leaves keyword arguments without a type
     for order in range(200):
         raw.xadd("{jobs}:medium", {"type": "order-placed", "data": f'{{"order":{order}}}'})
     for order in range(200, 205):

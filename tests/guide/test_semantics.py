@@ -29,7 +29,7 @@ DIES = """
 
 
 @pytest.mark.parametrize(("path", "name"), NAMED)
-def test_the_test_that_a_promise_names_exists(path, name):
+def test_the_test_that_a_promise_names_exists(path: str, name: str):
     tree = ast.parse((ROOT / path).read_text("utf-8"))
     tests = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
     assert not name or name in tests
@@ -65,7 +65,7 @@ def run_worker(server: Server, folder: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, cwd=folder, env={**os.environ, "PYTHONPATH": f"{ROOT}:{folder}"}, stdout=log, stderr=log)
 
 
-def test_the_example_books_once_when_its_worker_is_killed_after_the_effect(valkey, tmp_path):
+def test_the_example_books_once_when_its_worker_is_killed_after_the_effect(valkey: Server, tmp_path: Path):
     (tmp_path / "charges.py").write_text(example() + DIES)
     raw = valkey.client()
     raw.xadd("{jobs}:medium", {"type": "charge", "data": '{"customer":"ada","cents":700}'})

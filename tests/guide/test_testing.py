@@ -63,6 +63,8 @@ async def greet(message: Greet, job: Job) -> None:
             raise ValueError("boom")
         case "hang":
             await asyncio.Event().wait()
+        case _:
+            pass  # everybody else is greeted
 
 
 # --- one run, without Redis --------------------------------------------------------------------------------------------------
@@ -75,7 +77,7 @@ async def test_a_handler_that_returns_is_done() -> None:
 
 async def test_a_handler_that_raises_is_tried_again_by_its_policy() -> None:
     """Nothing is left to chance: the wait is the longest that the policy allows."""
-    waits = []
+    waits: list[float] = []
     for attempt in (1, 2):
         outcome = await run(greet, Greet(name="error"), attempt=attempt)
         assert isinstance(outcome, Retry)
