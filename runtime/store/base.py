@@ -1,4 +1,4 @@
-"""What everything that speaks Redis shares: the names of keys, the scripts, and the store they go through."""
+"""What all of the store shares: names of keys, the scripts, and `Store`, which runs them and makes vanished groups again."""
 
 from __future__ import annotations
 
@@ -11,16 +11,33 @@ from typing import Any, Final, cast
 
 import msgspec
 
+from runtime.codec import MAX_DIGITS, MAX_FIELDS, MAX_MS, OWN_FIELDS
 from runtime.errors import ConfigError, QueueFull, StoreError
-from runtime.jobs import STREAMS
+from runtime.jobs import FREE, STREAMS, SUSPECT
 from runtime.store.connection import Connection
 from runtime.store.resp import Command, ServerError, Tail
 
 GROUP: Final = "workers"
 BROKEN_S: Final = 3.0  # a guess: between two looks at a stream that cannot be read
-MAX_MS: Final = 2.0**53
-MAX_DIGITS: Final = 15
 AHEAD_MS: Final = 3_600_000  # an id so far ahead is no clock's: a sender chose it. Clocks that are off, are off by seconds
+MAX_LEASE_MS: Final = 3_600_000  # a guess: a row that claims a longer lease is a stranger's, or would keep a dead worker's jobs
+KEY_LIFE_MS: Final = 7 * 24 * 3_600_000  # a guess: nothing that holds a key stands still for longer
+# What a dead letter has beside the fields of its message.
+NOTES: Final = ("dead_reason", "dead_error", "dead_stack", "dead_attempts", "dead_from", "dead_at", "dead_left_out")
+
+
+# --- keys and scripts ------------------------------------------------------------------------------------------------------
+
+# What scripts are given as KEYS behind the streams, in this order: the name by which they know a key, and its own.
+_PLACES: Final = {
+    "DUE": "due",
+    "MSG": "msg",
+    "DEAD": "dead",
+    "WORKERS": "workers",
+    "ROWS": "workers:rows",
+    "STRIKES": "strikes",
+    "ISOLATIONS": "wards",
+}
 
 
 class Keys:
@@ -28,18 +45,12 @@ class Keys:
 
     def __init__(self, queue: str) -> None:
         if not queue or any(mark in queue for mark in "{}\r\n "):
-            raise ConfigError(f"queue {queue!r}: a name without spaces and braces, please")
+            raise ConfigError(f"queue {queue!r}: must be a name without spaces and braces")
         self.prefix = f"{{{queue}}}:"
         self.streams = tuple(self.prefix + name for name in STREAMS)
-        self.due = self.prefix + "due"
-        self.messages = self.prefix + "msg"
-        self.dead = self.prefix + "dead"
-        self.workers = self.prefix + "workers"
-        self.rows = self.prefix + "workers:rows"
-        self.strikes = self.prefix + "strikes"
-        self.isolations = self.prefix + "wards"
-        places = (*self.streams, self.due, self.messages, self.dead)
-        self.scripted = (*places, self.workers, self.rows, self.strikes, self.isolations)
+        places = tuple(self.prefix + name for name in _PLACES.values())
+        self.due, self.messages, self.dead, self.workers, self.rows, self.strikes, self.isolations = places
+        self.scripted = (*self.streams, *places)
 
     def stats(self, minute: int) -> str:
         """Return the key of the counters of one minute since the epoch."""
@@ -53,17 +64,48 @@ class Script(msgspec.Struct, frozen=True):
     sha: str
 
 
-_PRELUDES = {"beat": ("common", "guard"), "reclaim": ("common", "guard")}
+_LUA: Final = files("runtime.store") / "lua"
+_SHARED: Final = ("common", "guard")  # functions that scripts have in common, and no scripts themselves
+_WITH_GUARD: Final = ("beat", "reclaim")
+
+
+@cache
+def constants() -> str:
+    """Return the Lua that gives scripts the constants and names of keys that they share with Python."""
+    words: dict[str, object] = {
+        "GROUP": GROUP,
+        "STREAMS": STREAMS,
+        "FREE": FREE,
+        "SUSPECT": SUSPECT,
+        "NOTES": NOTES,
+        "MAX_FIELDS": MAX_FIELDS + OWN_FIELDS,
+        "MAX_LEASE_MS": MAX_LEASE_MS,
+        "MAX_MS": MAX_MS,
+        "KEY_LIFE_MS": KEY_LIFE_MS,
+    }
+    lines = [f"local {name} = {_in_lua(value)}" for name, value in words.items()]
+    lines += [f"local {name} = KEYS[{at}]" for at, name in enumerate(_PLACES, len(STREAMS) + 1)]
+    lines.append(f"local PREFIX = string.sub(KEYS[1], 1, -{len(STREAMS[0]) + 1})")
+    return "\n".join(lines)
+
+
+def _in_lua(value: object) -> str:
+    """Return a constant as Lua writes it; texts are names of ours, without quotes and backslashes."""
+    if isinstance(value, tuple):
+        return f"{{{', '.join(map(_in_lua, cast('tuple[object, ...]', value)))}}}"
+    return str(value) if isinstance(value, int) else f"'{value}'"
 
 
 @cache
 def script(name: str) -> Script:
-    """Return the script of one verb, with what all scripts share put between its flags and its body."""
-    folder = files("runtime.store") / "lua"
-    flags, _, body = (folder / f"{name}.lua").read_text("utf-8").partition("\n")
-    shared = [(folder / f"{part}.lua").read_text("utf-8") for part in _PRELUDES.get(name, ("common",))]
-    text = "\n".join([flags, *shared, body])
+    """Return the script of one verb: between its flags and its body stands what all scripts share."""
+    shared = _SHARED if name in _WITH_GUARD else _SHARED[:1]
+    flags, _, body = (_LUA / f"{name}.lua").read_text("utf-8").partition("\n")
+    text = "\n".join([flags, constants(), *[(_LUA / f"{part}.lua").read_text("utf-8") for part in shared], body])
     return Script(text, hashlib.sha1(text.encode()).hexdigest())  # noqa: S324 -- the server's own naming, no secret
+
+
+# --- the store -------------------------------------------------------------------------------------------------------------
 
 
 class End(msgspec.Struct, frozen=True):
@@ -83,7 +125,7 @@ class End(msgspec.Struct, frozen=True):
         found: list[str] = []
         if self.is_closed:
             days = self.ahead_ms / 86_400_000
-            found.append(f"is closed by an id that lies {days:,.1f} days ahead: somebody sent an entry with it")
+            found.append(f"is closed by an id that lies {days:,.1f} days ahead: a sender chose it")
         if self.is_aside:
             found.append("has entries set aside that are not moved yet")
         return found
@@ -93,7 +135,7 @@ class Store:
     """Runs scripts and commands for one queue, and makes vanished groups again.
 
     Owns `broken`: the streams that cannot be read, since their key is of another type, with what they answered. They are left
-    out, and looked at again every few seconds; the others must not notice.
+    out, and looked at again every few seconds; the others go on.
     """
 
     def __init__(self, url: str, queue: str) -> None:
@@ -125,7 +167,7 @@ class Store:
         return answers
 
     async def call_one(self, connection: Connection, command: Command) -> Any:
-        """Call one command and give its answer.
+        """Call one command and return its answer.
 
         Raises:
             StoreUnavailable: no answer, or an error.
@@ -133,7 +175,7 @@ class Store:
         return self.checked((await self.ask(connection, command))[0])
 
     def checked(self, answer: Any) -> Any:
-        """Return the answer back, unless it is an error: then the store is as good as away, whatever the error says.
+        """Return the answer, unless it is an error: then the store is as good as away, whatever the error says.
 
         Raises:
             QueueFull: memory is full.
@@ -157,7 +199,7 @@ class Store:
         return [End(int(ahead), bool(aside)) for ahead, aside in zip(answer[::2], answer[1::2], strict=True)]
 
     async def prepare(self, connection: Connection) -> None:
-        """Make the consumer group on all four streams, at 0: made at `$` it would skip what is there.
+        """Make the consumer group on all streams, at 0: made at `$` it would skip what is there.
 
         With memory full the server refuses this even where the group exists. Then we go on: what exists can be worked off, and
         what does not is asked for again. A stream in whose place a key of another type stands is left out from then on.
@@ -190,8 +232,8 @@ class Store:
         Raises:
             StoreUnavailable: no answer or an error.
         """
-        names = [path.name[:-4] for path in (files("runtime.store") / "lua").iterdir() if path.name.endswith(".lua")]
-        scripts = [script(name) for name in names if name not in ("common", "guard")]
+        names = [path.name[:-4] for path in _LUA.iterdir() if path.name.endswith(".lua")]
+        scripts = [script(name) for name in names if name not in _SHARED]
         for answer in await connection.call(*[("SCRIPT", "LOAD", known.text) for known in scripts]):
             self.checked(answer)
 
@@ -207,7 +249,7 @@ def is_code(answer: Any, code: str) -> bool:
 def workers_of(until: Sequence[bytes], rows: Sequence[bytes]) -> dict[str, tuple[int, str]]:
     """Return the workers out of the raw ZRANGE WITHSCORES and HGETALL; the guard's own members begin with `~`."""
     known = {name.decode(errors="replace"): row.decode(errors="replace") for name, row in pairs(rows)}
-    lives = {name.decode(errors="replace"): int(min(max(float(score), 0.0), MAX_MS)) for name, score in pairs(until)}
+    lives = {name.decode(errors="replace"): int(min(max(float(score), 0.0), float(MAX_MS))) for name, score in pairs(until)}
     return {name: (at, known.get(name, "")) for name, at in lives.items() if not name.startswith("~")}
 
 
@@ -219,8 +261,9 @@ def setting(answer: Any) -> str:
 
 
 def parse_int(text: str) -> int | None:
-    """Return the whole number that a text is, or None: what stands in Redis may be a stranger's."""
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS else None
+    """Return the whole number that a text is, up to `MAX_MS`, or None: what stands in Redis may be a stranger's."""
+    number = int(text) if text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS else None
+    return None if number is None or number > MAX_MS else number
 
 
 def entry_fields(flat: Sequence[bytes]) -> dict[bytes, bytes]:

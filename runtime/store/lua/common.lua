@@ -1,25 +1,17 @@
--- What all scripts share; put before each of them by the store.
--- KEYS: 1-4 the streams critical, high, medium, low; 5 due; 6 msg; 7 dead; 8 workers; 9 workers:rows; 10 strikes; 11 isolations.
+-- The functions that all scripts share. The store puts them before each script, and before them the constants, from Python: GROUP,
+-- STREAMS, FREE, SUSPECT, NOTES, MAX_FIELDS, MAX_LEASE_MS, MAX_MS, KEY_LIFE_MS, PREFIX, and the keys DUE, MSG, DEAD, WORKERS, ROWS,
+-- STRIKES, ISOLATIONS. KEYS: first the streams, then those in this order.
 -- Streams are numbered from 1 here. Ids are strings, times are milliseconds, payloads are never parsed.
-
-local GROUP = 'workers'
-local STREAMS = {'critical', 'high', 'medium', 'low'}
-local DUE, MSG, DEAD, WORKERS, ROWS = KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9]
-local STRIKES, ISOLATIONS = KEYS[10], KEYS[11]
-local FREE, SUSPECT = '~free', '~suspect'
-local PREFIX = string.sub(KEYS[1], 1, -9) -- without 'critical'
-local KEY_LIFE_MS = 604800000 -- 7 days
-local MAX_FIELDS = 520 -- 512 of a message and what we add; unpack dies near 4,000 values
 
 local function now_ms()
   local t = redis.call('TIME')
   return t[1] * 1000 + math.floor(t[2] / 1000)
 end
 
--- Until when a worker lives, by its last beat; a row may be a stranger's. Workers read it so too.
+-- Until when a worker lives, by its last beat; a row may be a stranger's. `workers_of` reads it so too.
 local function stands_until(consumer)
   local score = tonumber(redis.call('ZSCORE', WORKERS, consumer) or '0')
-  return math.floor(math.max(0, math.min(score, 2 ^ 53)))
+  return math.floor(math.max(0, math.min(score, MAX_MS)))
 end
 
 local function ms(number)
@@ -35,8 +27,15 @@ local function first_time(now, ...)
   return ms(now)
 end
 
+-- An empty list for each stream.
+local function lists()
+  local made = {}
+  for s = 1, #STREAMS do made[s] = {} end
+  return made
+end
+
 -- What is known of entries, by stream: the delivery count with which the caller holds it, or false once this call moved it.
-local known = {{}, {}, {}, {}}
+local known = lists()
 
 -- The fence: does `consumer` still hold this entry with this delivery count?
 local function holds(s, id, consumer, count)
@@ -49,12 +48,12 @@ end
 -- Leases of one stream that come in numbers are mostly the oldest that their consumer has: its list is read once, for a third of what
 -- asking for each would take. Those that are not met there are asked for one by one all the same.
 local function look_up(first, width, consumer)
-  local asked = {0, 0, 0, 0}
+  local asked = {}
   for i = first, #ARGV, width do
     local s = tonumber(ARGV[i])
-    asked[s] = asked[s] + 1
+    asked[s] = (asked[s] or 0) + 1
   end
-  for s = 1, 4 do
+  for s in pairs(asked) do
     local rows = asked[s] < 16 and {} or redis.pcall('XPENDING', KEYS[s], GROUP, '-', '+', asked[s] + 100, consumer)
     for _, row in ipairs(rows) do known[s][row[1]] = row[4] end
   end
@@ -130,7 +129,7 @@ end
 
 -- Entries leave their streams at the end of a call, all at once: one by one, it would be half of the call's time. Only those that were
 -- handed out again can have strikes.
-local leaving, with_strikes = {{}, {}, {}, {}}, {}
+local leaving, with_strikes = lists(), {}
 local function remove(s, id, count)
   table.insert(leaving[s], id)
   known[s][id] = false
@@ -168,7 +167,7 @@ local function place_counts(place, key)
     local packed = redis.call('HGET', MSG, id)
     fields = packed and unpack_record(packed)
   else
-    for i = 1, 4 do
+    for i = 1, #STREAMS do
       if STREAMS[i] == where then fields = fields_of(KEYS[i], id) end
     end
   end
@@ -202,7 +201,7 @@ local function move_key(fields, from, to, at)
   if key and redis.pcall('GET', mark_of(key)) == from then redis.pcall('SET', mark_of(key), to, 'PX', life_of(at)) end
 end
 
--- A keyed job ended: its mark goes, if it still names this place; it would be void, and lie there for days.
+-- A keyed job ended: its mark goes, if it still names this place; it would be void, and stay for days.
 local function free_key(key, place)
   if key and key ~= '' and redis.pcall('GET', mark_of(key)) == place then redis.pcall('DEL', mark_of(key)) end
 end
@@ -235,7 +234,7 @@ local function each(first, width, move, write)
     end
     return answers
   end
-  for s = 1, 4 do
+  for s = 1, #STREAMS do
     local ok, failure = true, nil
     if #leaving[s] > 0 then ok, failure = pcall(leave, s) end
     for at = 1, ok and 0 or #answers do

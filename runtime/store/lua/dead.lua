@@ -3,13 +3,13 @@
 -- ARGV: consumer, then per entry: stream, entry, count, reason, error, stack, attempts, job id ('' when unreadable).
 -- Reply: per entry 1 moved, 0 refused, or an error text.
 -- Order: the letter, then the entry, and the mark of its key: a letter owns none. More than 512 fields become one packed field `raw`.
--- Of what is dead for its size, long values are left out where all together are longer than anybody wants to read:
+-- Of what is dead for its size, long values are left out where all together are longer than a person would read:
 -- `dead_left_out` names them with their bytes.
 
 local consumer = ARGV[1]
 local now = ms(now_ms())
 
-local MAX_LETTER, MAX_VALUE, MAX_NAMED = 1048576, 4096, 10
+local MAX_LETTER, MAX_VALUE, MAX_NAMED = 1048576, 4096, 10 -- guesses: bytes of a letter, of a value that stays, names of what is left out
 local function shortened(fields, notes)
   local kept, left_out, more, size = {}, {}, 0, 0
   for i = 1, #fields, 2 do

@@ -5,7 +5,7 @@
 -- Order: messages, their times, the marks of keys, last the entries: an error midway leaves jobs twice, never nowhere.
 
 local consumer, now, WIDTH = ARGV[1], now_ms(), 8
-local moved, entries = {}, {{}, {}, {}, {}} -- where each job begins among the arguments; the entries of each stream
+local moved, entries = {}, lists() -- where each job begins among the arguments; the entries of each stream
 
 local function move(i)
   local s, id, count = tonumber(ARGV[i]), ARGV[i + 1], tonumber(ARGV[i + 2])
@@ -16,7 +16,7 @@ local function move(i)
   return 1
 end
 
--- An entry that somebody deleted is a job no more: claiming what is ours tells, and strikes it off the list of the held.
+-- An entry that was deleted by hand is a job no more: claiming what is ours tells, and strikes it off the list of the held.
 local function there(s)
   local ids = {}
   if #entries[s] == 0 then return ids end
@@ -28,7 +28,8 @@ end
 
 local function write(answers)
   local jobs, members, records, times, is_taken = {}, {}, {}, {}, {}
-  local ids = {there(1), there(2), there(3), there(4)}
+  local ids = {}
+  for s = 1, #STREAMS do ids[s] = there(s) end
   for _, i in ipairs(moved) do
     if ids[tonumber(ARGV[i])][ARGV[i + 1]] then
       jobs[#jobs + 1], members[#members + 1] = i, ARGV[i + 5]

@@ -6,7 +6,7 @@
 local consumer = ARGV[1]
 if ARGV[2] and stands_until(consumer) ~= tonumber(ARGV[2]) then return 0 end
 local gone = 1
-for s = 1, 4 do
+for s = 1, #STREAMS do
   local held = redis.pcall('XPENDING', KEYS[s], GROUP, '-', '+', 1, consumer)
   if held.err then
     -- no stream or no group: nothing is pending there

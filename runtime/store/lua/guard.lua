@@ -1,5 +1,5 @@
--- The guard of the store, shared by beat and reclaim: after a gap in all beats (an outage, a clock step) nobody is robbed for
--- one lease. Only a beat writes `~last`; whoever sees the gap writes `~since`. Gives the ms since the guard began.
+-- The guard, shared by beat and reclaim: after a gap in all beats (an outage, a clock step) no lease is taken away for the time of
+-- one. Only a beat writes `~last`; beat and reclaim, whichever sees the gap, write `~since`. Returns the ms since the guard began.
 
 local function guard(now, lease_ms)
   local last = tonumber(redis.call('ZSCORE', WORKERS, '~last') or '0')

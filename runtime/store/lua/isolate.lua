@@ -11,13 +11,13 @@
 -- Most deaths are no job's fault: suspects run together at first, n of them. Who dies again runs in small groups twice, then alone.
 -- What runs alone is written down beside its consumer in the same step as the lease: if that one dies before it has said that the
 -- isolation is over, `reclaim` counts it as evidence. Of whom a worker died alone runs next where no other former suspect does, so that
--- its second and third death are nobody else's.
+-- its second and third death are its own.
 
 local consumer, lease_ms, calm_ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local base_ms, n, is_clean = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6] == '1'
-local LOOK_AT, STRIKES_OUT = 500, 3
-local ALONE = 4 -- who is handed out for the fourth time after a death runs alone
-local MAX_BYTES = 2000000 -- of an answer, and one entry more: payloads may be large where lines are slow; a guess
+local LOOK_AT, STRIKES_OUT = 500, 3 -- guesses: suspects of a stream looked at; workers that died of one that ran alone
+local ALONE = 4 -- a guess: who is handed out for the fourth time after a death runs alone
+local MAX_BYTES = 2000000 -- of an answer, and one entry more: payloads may be large where connections are slow; a guess
 local now = now_ms()
 local newest, timeouts = {}, {}
 for i = 7, #ARGV, 3 do
@@ -39,13 +39,13 @@ local function forget_lot(s)
   if #suspects_on(s, 1) == 0 then redis.pcall('XGROUP', 'DELCONSUMER', KEYS[s], GROUP, SUSPECT) end
 end
 
--- Strikes whose entry is gone (a stream was deleted, or an unfenced XACK) concern nobody, nor do isolations of workers that are forgotten.
+-- Strikes whose entry is gone (a stream was deleted, or an unfenced XACK) are void, and so are isolations of workers that are forgotten.
 local function sweep()
   local page = redis.pcall('HSCAN', STRIKES, '0', 'COUNT', 20)
   for i = 1, #(page[2] or {}), 2 do
     local name, id = string.match(page[2][i], '^(%a+)/(%d+%-%d+)$')
     local is_there = false
-    for s = 1, 4 do
+    for s = 1, #STREAMS do
       if STREAMS[s] == name then is_there = #redis.pcall('XPENDING', KEYS[s], GROUP, id, id, 1) > 0 end
     end
     if not is_there then redis.call('HDEL', STRIKES, page[2][i]) end
@@ -55,7 +55,7 @@ local function sweep()
   end
 end
 
--- In ms, until a place may be free; 0 when one is. A isolation holds its place as long as it said, and no longer than its worker lives.
+-- In ms, until a place may be free; 0 when one is. An isolation holds its place as long as it said, and no longer than its worker lives.
 local function wait_for_place()
   local places = math.max(1, math.floor(redis.call('ZCOUNT', WORKERS, '(' .. ms(now), '+inf') / 2))
   local taken, soonest = 0, math.huge
@@ -77,7 +77,7 @@ end
 -- To be dead-lettered first; then, who has a strike, where it may run at all; then the least suspect.
 local GUILTY, STRUCK, UNSTRUCK = 1, 2, 3
 
--- The names that each suspect of a stream has, in order; most often nobody has any.
+-- The names that each suspect of a stream has, in order; most often there are none.
 local function names_on(s, rows)
   local some = redis.pcall('HLEN', STRIKES)
   if #rows == 0 or type(some) ~= 'number' or some == 0 then return {} end
@@ -91,7 +91,7 @@ local function most_together(suspect)
   if suspect.rank ~= UNSTRUCK or suspect.count >= ALONE then return 1 end
   if suspect.count == 1 then return n end
   local waiting = 0
-  for s = 1, 4 do
+  for s = 1, #STREAMS do
     for _, row in ipairs(redis.pcall('XPENDING', KEYS[s], GROUP)[4] or {}) do
       if row[1] == SUSPECT then waiting = waiting + row[2] end
     end
@@ -100,7 +100,7 @@ local function most_together(suspect)
 end
 
 local listed, is_any = {}, false
-for s = 1, 4 do
+for s = 1, #STREAMS do
   local rows = suspects_on(s, LOOK_AT)
   local names = names_on(s, rows)
   is_any = is_any or #rows > 0
@@ -136,7 +136,7 @@ for _, suspect in ipairs(listed) do
   local known = kind and newest[kind]
   if not fields then
     redis.call('XACK', stream, GROUP, id)
-  elseif not kind or (known and (tonumber(field(fields, 'v') or '1') or 0) <= known) then -- without a type, anybody can dead-letter it
+  elseif not kind or (known and (tonumber(field(fields, 'v') or '1') or 0) <= known) then -- without a type, any worker can dead-letter it
     suspect.fields = fields
     chosen[#chosen + 1] = suspect
     isolation_ms = math.max(isolation_ms, math.min(base_ms * 2 ^ (suspect.count - 1), timeouts[kind or ''] or 0))
@@ -146,7 +146,7 @@ for _, suspect in ipairs(listed) do
 end
 if #chosen == 0 then
   sweep()
-  for s = 1, 4 do forget_lot(s) end
+  for s = 1, #STREAMS do forget_lot(s) end
   return leave(is_any and lease_ms or 0)
 end
 
@@ -162,6 +162,6 @@ for _, suspect in ipairs(chosen) do
   redis.call('XCLAIM', KEYS[suspect.s], GROUP, consumer, 0, suspect.id, 'RETRYCOUNT', suspect.count + 1, 'JUSTID')
   reply[#reply + 1] = {suspect.s, suspect.id, suspect.fields, suspect.count + 1, suspect.names}
 end
-for s = 1, 4 do forget_lot(s) end
+for s = 1, #STREAMS do forget_lot(s) end
 if not is_guilty then hold_place(isolation_ms, #chosen == 1 and stands_at(chosen[1].s, chosen[1].id) or '') end
 return reply

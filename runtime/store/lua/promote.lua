@@ -8,7 +8,7 @@
 local n = tonumber(ARGV[1])
 local now = now_ms()
 local moved, bad, full = 0, 0, 0
-local DELAY_AFTER_ERROR_MS = 60000
+local DELAY_AFTER_ERROR_MS = 60000 -- a guess
 
 local left = {} -- members to be removed at the end, all at once
 local function dead_letter(member, packed)
@@ -28,7 +28,7 @@ local function promote(member, packed)
   end
   local record = unpack_record(packed)
   local s
-  for i = 1, 4 do
+  for i = 1, #STREAMS do
     if record and record[2] == STREAMS[i] then s = i end
   end
   if not s or #record < 4 or #record > 2 * MAX_FIELDS + 16 then return dead_letter(member, packed) end

@@ -12,7 +12,6 @@ local stream = KEYS[s]
 local now = now_ms()
 if guard(now, lease_ms) < lease_ms then return {0, 0, 1} end
 
-local MAX_LEASE_MS = 3600000
 local LATER = 1.25 -- for longer than a beat takes, on a busy machine too; a guess
 local still = {}
 for i = 4, #ARGV, 2 do still[ARGV[i]] = tonumber(ARGV[i + 1]) end

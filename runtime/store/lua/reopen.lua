@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- Give a stream that an id far ahead has closed a fresh key, then move up to n of its entries there; repeated until none is left.
--- ARGV: stream (7: the dead letters), how far ahead of now its last id must lie in ms, n, 1 where a stream may be set aside.
+-- ARGV: position among KEYS of a stream or of the dead letters, how far ahead of now its last id must lie in ms, n, 1 where a stream may
+-- be set aside.
 -- Reply: entries moved, entries left in what is set aside, 1 when this call set the stream aside.
 -- The old key is set aside whole, with its group: what its consumers hold is no lease on the fresh one, so jobs that run at that moment
 -- are cut off and run again. All else waits in its old order. A job keeps its id and birth; deliveries count anew. A letter gets
@@ -10,9 +11,8 @@
 -- Order per entry: XADD, the key's mark, XDEL. Killed anywhere, what is left stands in the closed streams, for the next call.
 
 local s, ahead_ms, n, may_set_aside = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4] == '1'
-local MAX_BYTES, PAGE = 1000000, 10
-local NOTES = {dead_reason = 1, dead_error = 1, dead_stack = 1, dead_attempts = 1, dead_from = 1, dead_at = 1, dead_left_out = 1}
-local stream, closed = KEYS[s], closed_name(s)
+local MAX_BYTES, PAGE = 1000000, 10 -- guesses: a call moves about a megabyte, a few milliseconds of the server
+local stream, closed, is_dead = KEYS[s], closed_name(s), KEYS[s] == DEAD
 local now = now_ms()
 local is_new = 0
 
@@ -35,7 +35,7 @@ if may_set_aside and last_ms_of(stream) > now + ahead_ms then
   is_new = 1
 end
 if redis.call('EXISTS', closed) == 0 then return {0, 0, 0} end
-if s ~= 7 and redis.call('EXISTS', stream) == 0 then redis.call('XGROUP', 'CREATE', stream, GROUP, '0', 'MKSTREAM') end
+if not is_dead and redis.call('EXISTS', stream) == 0 then redis.call('XGROUP', 'CREATE', stream, GROUP, '0', 'MKSTREAM') end
 
 local function move(id, fields)
   if not field(fields, 'id') then
@@ -57,11 +57,14 @@ local function move(id, fields)
   end
 end
 
+local note_names = {}
+for _, name in ipairs(NOTES) do note_names[name] = true end
+
 local function move_letter(id, fields)
   local message, notes, taken = {}, {}, {}
   for i = 1, #fields, 2 do
     local name = fields[i]
-    local is_note = NOTES[name] and not taken[name]
+    local is_note = note_names[name] and not taken[name]
     local list = is_note and notes or message
     taken[name] = true
     list[#list + 1], list[#list + 2] = name, fields[i + 1]
@@ -74,7 +77,7 @@ while moved < n and bytes < MAX_BYTES do
   local page = redis.call('XRANGE', closed, '-', '+', 'COUNT', PAGE)
   for _, entry in ipairs(page) do
     bytes = bytes + bytes_of(entry[2])
-    if s == 7 then move_letter(entry[1], entry[2]) else move(entry[1], entry[2]) end
+    if is_dead then move_letter(entry[1], entry[2]) else move(entry[1], entry[2]) end
     redis.call('XDEL', closed, entry[1])
     moved = moved + 1
   end

@@ -11,11 +11,11 @@ if not fields then return 'gone' end
 
 local from = field(fields, 'dead_from') or ''
 local s
-for i = 1, 4 do
+for i = 1, #STREAMS do
   if string.match(from, '^([^/]+)/') == STREAMS[i] then s = i end
 end
 if field(fields, 'dead_reason') == 'too-large' and field(fields, 'dead_left_out') then return 'left-out' end
--- Times that we note ourselves dead-letter nobody; a release before this one dead-lettered jobs for them.
+-- Times that we note ourselves dead-letter no job; a release before this one dead-lettered jobs for them.
 local why = field(fields, 'dead_error') or ''
 local is_for_a_time = string.find(why, '`first_at`', 1, true) or string.find(why, '`snoozed_at`', 1, true)
 local is_unreadable = field(fields, 'dead_reason') == 'unreadable' and not is_for_a_time

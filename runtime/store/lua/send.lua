@@ -2,7 +2,7 @@
 -- Enqueue a chunk of messages once, however often it is sent.
 -- ARGV: chunk, for how many ms its mark lives, then per run of messages that differ in their payload alone: stream, at in ms ('' for
 -- now), how many words the other fields and values have, how many messages they are, these fields and values in turn, the payloads.
--- Reply: the first entry id on each of the four streams ('' where none); the positions (from 0) of copies that were dropped since a
+-- Reply: the first entry id on each stream ('' where none); the positions (from 0) of copies that were dropped since a
 -- live job owns their key; position and error in turn of messages that could not be stored, each of which concerns that message alone.
 -- Ids on one stream are consecutive: the first is made by the server, the others by its millisecond and the next number (with '*',
 -- Redis 7.0 would go on with the clock inside a script).
@@ -18,8 +18,9 @@ end
 
 local now = now_ms()
 local copies, refused = {}, {}
-local reply = {'', '', '', '', copies, refused}
-local next_id = {'*', '*', '*', '*'}
+local reply, next_id = {}, {}
+for s = 1, #STREAMS do reply[s], next_id[s] = '', '*' end
+reply[#STREAMS + 1], reply[#STREAMS + 2] = copies, refused
 local at, position = 3, 0
 
 local function add(s, fields)

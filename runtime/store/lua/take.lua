@@ -9,7 +9,7 @@
 local consumer, s, lot, n = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
 local most, most_of_one = tonumber(ARGV[5]), tonumber(ARGV[6])
 local stream = KEYS[s]
-local LOOK_AT = 2000 -- entries of the shared lot looked at for ones that fit
+local LOOK_AT = 2000 -- a guess: entries of the shared lot looked at for ones that fit
 local newest
 if #ARGV > 6 then
   newest = {}
