@@ -17,14 +17,29 @@ import traceback
 from collections.abc import Callable, Generator
 from typing import Final, NoReturn
 
+from runtime.errors import JobsError, StoreUnavailable
+
 log = logging.getLogger("runtime")
 
-CRASHED: Final = 1  # exit status
+# Exit statuses, as docs/operate.md lists them. 1 is Python's own for an error that nothing caught, 2 argparse's for bad usage,
+# 130 a shell's for what SIGINT has ended (128 + 2); 3 and 4 are ours.
+CLEAN: Final = 0
+FAILED: Final = 1  # a command found a failure
+CRASHED: Final = 1  # a worker whose own machinery failed
+BAD_USAGE: Final = 2  # or settings, or handlers, that cannot work
+NO_REDIS: Final = 3
+HARD_DEADLINE: Final = 4
+INTERRUPTED: Final = 130
 CRASH_S: Final = 2.5  # a guess: so long may handlers clean up after a crash; 5 s are promised
 LOCKED_S: Final = 4.0  # then without Python's help, should a handler hold the interpreter's lock
 WORDS_S: Final = 0.5  # for last words, and for what must end before us
 LEFT_S: Final = 2.0  # a guess: so long may what handlers have left behind, tasks or hooks, take to end when all is done
 LEFT: Final = "all is done, but something that a handler has left behind does not end"
+
+
+def status_of(error: JobsError) -> int:
+    """Return the exit status of a command that this error has ended."""
+    return NO_REDIS if isinstance(error, StoreUnavailable) else BAD_USAGE
 
 
 class Leaving:

@@ -26,8 +26,9 @@ import msgspec
 from runtime import logs
 from runtime.backoff import Backoff, delay_s
 from runtime.config import SETTINGS, Config, address_of
-from runtime.errors import ConfigError, StoreUnavailable
+from runtime.errors import ConfigError, JobsError, StoreUnavailable
 from runtime.folders import SAFE
+from runtime.leaving import HARD_DEADLINE, NO_REDIS, status_of
 
 log = logs.guarded("runtime.supervisor")
 
@@ -40,7 +41,6 @@ LATE_S: Final = 1.0  # past a child's own hard deadline: then it is killed
 LAST_LINES_S: Final = 1.0  # a child of a child may hold the tether open
 MAX_TEXT: Final = 10_000  # characters of a child's complaint
 MB: Final = 1024 * 1024
-CANNOT_START, STORE_UNAVAILABLE, HARD_DEADLINE = 2, 3, 4  # exit statuses, as the command line has them
 BOARD_HOST: Final = "127.0.0.1"
 
 
@@ -94,9 +94,9 @@ class Tether:
         with contextlib.suppress(OSError):
             self._socket.send(msgspec.json.encode(message) + b"\n", socket.MSG_DONTWAIT)
 
-    def fail(self, error: Exception) -> int:
-        """Tell why this process cannot start; gives its exit status."""
-        status = STORE_UNAVAILABLE if isinstance(error, StoreUnavailable) else CANNOT_START
+    def fail(self, error: JobsError) -> int:
+        """Tell why this process cannot start. Return its exit status."""
+        status = status_of(error)
         self.tell(Failed(str(error)[:MAX_TEXT], status))
         return status
 
@@ -356,7 +356,7 @@ class Supervisor:
         if self._stop.is_set():
             self.total.status = max(self.total.status, status)  # negative when it was told to stop before it could hear
         elif child.failed is not None and not self._has_started:
-            kind = StoreUnavailable if child.failed.status == STORE_UNAVAILABLE else ConfigError
+            kind = StoreUnavailable if child.failed.status == NO_REDIS else ConfigError
             self._error = kind(child.failed.text)
             self.stop()
             self.stop()

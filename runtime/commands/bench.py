@@ -19,23 +19,26 @@ from typing import Any, Final
 import msgspec
 
 from runtime.commands.common import print_json, with_store
+from runtime.commands.flags import add_settings, add_texts, check_between
 from runtime.commands.run import loop_factory
 from runtime.config import Config
 from runtime.consumer import Consumer, Stage
-from runtime.errors import ConfigError, StoreUnavailable
+from runtime.errors import StoreUnavailable
 from runtime.jobs import Handler, Job, Priority, contract
 from runtime.producer import Producer
 from runtime.registry import handler
 from runtime.store.base import GROUP, Keys
 from runtime.store.connection import Connection
 
-MAX_JOBS: Final = 1_000_000
-BATCH: Final = 500
-TICK_S: Final = 0.02
-STEP_S: Final = 6.0  # sending, draining raw, draining by a worker: each ends then, with the rate until there
-TIMED_JOBS: Final = 600
-TIMED_EVERY_S: Final = 0.005
-BAR: Final = 30
+MIN_JOBS: Final = 1_000  # a guess: fewer are over before the first tick
+MAX_JOBS: Final = 1_000_000  # a guess: some 300 MB in Redis
+JOBS: Final = 300_000  # a guess: two to four seconds of each step at 50,000 to 150,000 jobs/s
+BATCH: Final = 500  # as the fetcher reads and the producer sends
+TICK_S: Final = 0.02  # between two looks at a worker; a guess: 0.3 % of the longest step
+STEP_S: Final = 6.0  # sending, draining raw, draining by a worker: each ends then, with the rate until there; a guess
+TIMED_JOBS: Final = 600  # single jobs; six above the 99th percentile
+TIMED_EVERY_S: Final = 0.005  # 200 jobs/s: a worker that is idle in between, 3 s in all
+BAR: Final = 30  # characters
 
 
 @contract("bench-noop", priority=Priority.MEDIUM)
@@ -76,14 +79,27 @@ class Figures(msgspec.Struct):
         return self.drained_per_s / self.raw_per_s
 
 
-def main(config: Config, parsed: argparse.Namespace) -> int:
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the flags."""
+    add_texts(
+        parser,
+        "Measure what one worker does on this machine and this Redis, beside the raw commands: sending, running, latency. "
+        "The jobs are in a queue of their own, which is removed again. It takes less than half a minute.",
+        "python -m runtime bench --redis redis://127.0.0.1:6379 --json",
+    )
+    add_settings(parser, "redis", "concurrency")
+    text = f"how many jobs ({MIN_JOBS} to {MAX_JOBS}; default {JOBS})"
+    parser.add_argument("--jobs", type=int, default=JOBS, metavar="N", help=text)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def main(config: Config, arguments: argparse.Namespace) -> int:
     """Time single jobs, send many, drain one half raw and the other by a worker; print the figures."""
-    if not 1_000 <= parsed.jobs <= MAX_JOBS:
-        raise ConfigError(f"--jobs {parsed.jobs}: from 1000 to {MAX_JOBS}, please")
+    check_between("--jobs", arguments.jobs, MIN_JOBS, MAX_JOBS)
     with tempfile.TemporaryDirectory(prefix="backend-jobs-bench-") as folder:  # what is measured here need not be kept
         config = msgspec.structs.replace(config, data_dir=folder)
-        figures = with_store(config, lambda url: _measure(url, config, parsed.jobs), loop_factory=loop_factory())
-    if parsed.json:
+        figures = with_store(config, lambda url: _measure(url, config, arguments.jobs), loop_factory=loop_factory())
+    if arguments.json:
         print_json(figures)
         return 0
     print(f"{figures.jobs:,} jobs of 100 bytes, no-op handler, {figures.lanes} lanes, one process")

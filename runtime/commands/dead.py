@@ -7,54 +7,104 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Final
 
 from runtime.commands.common import clean, flags_of, inspector, print_json, with_store
+from runtime.commands.flags import add_texts, add_verb, check_between
 from runtime.config import Config
 from runtime.errors import ConfigError
 from runtime.store.inspector import PAGE, DeadLetter, Filter, Inspector, is_letter
 
-MAX_LIST = 10_000
-PROGRESS_S = 0.2
-WORDS = {
+MAX_LIST: Final = 10_000  # a guess: ten reads of a thousand, some megabytes
+PROGRESS_S: Final = 0.2  # between two progress lines; a guess: five a second are seen to move
+# Answers of a replay that are no entry's id: why a letter was not sent back.
+REFUSALS: Final = {
     "gone": "no such dead letter",
     "unreadable": "this letter holds no message that could run",
-    "left-out": "its payload was too large to be kept in the letter: send the job again, smaller or with a higher --max-data",
-    "owned": "a live job has the same key; replay it when that one has ended",
+    "left-out": "its payload was too large to be kept; hint: send the job again, smaller or with a higher --max-data",
+    "owned": "a live job has the same key; hint: replay it when that one has ended",
 }
 
 
-def listing(config: Config, parsed: argparse.Namespace) -> int:
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the verbs and their flags."""
+    add_texts(
+        parser,
+        "Dead letters are jobs that have failed for good; they are kept until they are replayed or purged.",
+        "python -m runtime dead list --type send-email -n 100",
+        "python -m runtime dead replay --type send-email --reason attempts --dry-run",
+        "python -m runtime dead replay --type send-email --reason attempts --rate 50",
+        "python -m runtime dead purge --older-than 720",
+    )
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+
+    listing = add_verb(verbs, "list", print_list, "list the newest dead letters")
+    _add_filter(listing)
+    listing.add_argument("-n", type=int, default=20, metavar="N", help=f"how many to look at (1 to {MAX_LIST}; default 20)")
+
+    show = add_verb(verbs, "show", print_one, "show one dead letter with its error, stack and fields")
+    show.add_argument("letter", help="its place, as `dead list` prints it")
+    show.add_argument("--json", action="store_true", help="print JSON")
+
+    again = add_verb(verbs, "replay", replay, "send dead letters back to their streams, with a fresh count of attempts")
+    _add_filter(again)
+    _add_choice(again)
+    again.add_argument("--rate", type=float, default=0.0, metavar="N", help="at most this many per second; default: no limit")
+
+    away = add_verb(verbs, "purge", purge, "delete dead letters; they cannot be brought back")
+    _add_filter(away)
+    _add_choice(away)
+
+
+def _add_filter(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--type", default="", help="only this job type")
+    parser.add_argument("--reason", default="", help="only this reason, such as attempts or bad-payload")
+    parser.add_argument("--json", action="store_true", help="print JSON lines")
+
+
+def _add_choice(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("letters", nargs="*", metavar="letter", help="places, as `dead list` prints them")
+    parser.add_argument("--older-than", type=float, metavar="HOURS", help="only those that died at least this long ago")
+    parser.add_argument("--all", action="store_true", help="all dead letters")
+    parser.add_argument("--dry-run", action="store_true", help="only print which ones it would be")
+
+
+def main(config: Config, arguments: argparse.Namespace) -> int:
+    """Run the verb that was asked for."""
+    return int(arguments.verb(config, arguments))
+
+
+def print_list(config: Config, arguments: argparse.Namespace) -> int:
     """Print the newest dead letters, and how many were looked at."""
-    if not 1 <= parsed.n <= MAX_LIST:
-        raise ConfigError(f"-n {parsed.n}: from 1 to {MAX_LIST}, please")
+    check_between("-n", arguments.n, 1, MAX_LIST)
 
     async def look(url: str) -> list[DeadLetter]:
         async with inspector(url, config.queue) as found:
-            return await found.dead_letters(parsed.n)
+            return await found.dead_letters(arguments.n)
 
     looked_at = with_store(config, look)
-    letters = [letter for letter in looked_at if _filter(parsed).fits(letter)]
-    if letters and not parsed.json:
+    letters = [letter for letter in looked_at if _filter(arguments).fits(letter)]
+    if letters and not arguments.json:
         print(f"{'LETTER':20} {'DIED':19} {'TYPE':24} {'REASON':18} RUN ERROR")
     for letter in letters:
-        print_json(letter) if parsed.json else print(_line(letter))
+        print_json(letter) if arguments.json else print(_line(letter))
     print(f"{len(letters)} shown, the newest {len(looked_at)} looked at", file=sys.stderr)
     return 0
 
 
-def show(config: Config, parsed: argparse.Namespace) -> int:
-    """Print one dead letter whole."""
-    _check(parsed.letter)
+def print_one(config: Config, arguments: argparse.Namespace) -> int:
+    """Print one dead letter whole; status 1 when it is gone."""
+    _check(arguments.letter)
 
     async def look(url: str) -> DeadLetter | None:
         async with inspector(url, config.queue) as found:
-            return await found.dead_letter(parsed.letter)
+            return await found.dead_letter(arguments.letter)
 
     letter = with_store(config, look)
     if letter is None:
-        print(f"runtime: {WORDS['gone']}: {parsed.letter}", file=sys.stderr)
+        print(f"runtime: {REFUSALS['gone']}: {arguments.letter}", file=sys.stderr)
         return 1
-    if parsed.json:
+    if arguments.json:
         print_json(letter)
         return 0
     print(f"letter    {letter.letter}\njob       {clean(letter.id) or '-'}\ntype      {clean(letter.type) or '-'}")
@@ -70,67 +120,73 @@ def show(config: Config, parsed: argparse.Namespace) -> int:
     return 0
 
 
-def replay(config: Config, parsed: argparse.Namespace) -> int:
-    """Send dead letters back, those named or those that fit; status 1 when one of them could not be."""
-    _check_choice(parsed)
-    if parsed.rate < 0:
-        raise ConfigError(f"--rate {parsed.rate:g}: letters per second, 0 for as fast as it goes")
+def replay(config: Config, arguments: argparse.Namespace) -> int:
+    """Send dead letters back, those named or those that fit; status 1 when one of them could not be sent."""
+    _check_choice(arguments)
+    if arguments.rate < 0:
+        raise ConfigError(f"--rate {arguments.rate:g}: must be 0 or more (letters per second; 0 sets no limit)")
 
     async def send_back(found: Inspector, letter: str) -> bool:
         answer = await found.replay(letter)
-        if parsed.json:
-            print_json({"letter": letter, "replayed": answer not in WORDS, "answer": answer})
-        elif parsed.letters or answer in WORDS:
-            print(f"{letter}: {WORDS.get(answer) or f'waits again as entry {answer}'}")
-        await asyncio.sleep(1 / parsed.rate if parsed.rate else 0)
-        return answer not in WORDS
+        if arguments.json:
+            print_json({"letter": letter, "replayed": answer not in REFUSALS, "answer": answer})
+        elif arguments.letters or answer in REFUSALS:
+            print(f"{letter}: {REFUSALS.get(answer) or f'waits again as entry {answer}'}")
+        await asyncio.sleep(1 / arguments.rate if arguments.rate else 0)
+        return answer not in REFUSALS
 
-    return _for_each(config, parsed, "replayed", send_back)
+    return _for_each(config, arguments, "replayed", send_back)
 
 
-def purge(config: Config, parsed: argparse.Namespace) -> int:
-    """Delete dead letters for ever, those named or those that fit; status 1 when one of them was not there."""
-    _check_choice(parsed)
+def purge(config: Config, arguments: argparse.Namespace) -> int:
+    """Delete dead letters, those named or those that fit; status 1 when one of them was not there."""
+    _check_choice(arguments)
 
     async def delete(found: Inspector, letter: str) -> bool:
         return await found.purge([letter]) == 1
 
-    return _for_each(config, parsed, "deleted", delete)
+    return _for_each(config, arguments, "deleted", delete)
 
 
-def _for_each(config: Config, parsed: argparse.Namespace, word: str, main: Callable[[Inspector, str], Awaitable[bool]]) -> int:
-    """Do it for all letters that are meant, with a progress line at a terminal; `--dry-run` only names them."""
+def _for_each(
+    config: Config, arguments: argparse.Namespace, done_word: str, act: Callable[[Inspector, str], Awaitable[bool]]
+) -> int:
+    """Call `act` for each chosen letter, with a progress line at a terminal; `--dry-run` only prints them."""
 
     async def work(url: str) -> tuple[int, int]:
         done, failed, next_s = 0, 0, 0.0
         async with inspector(url, config.queue) as found:
-            async for letter in _meant(found, parsed):
-                if parsed.dry_run:
-                    print_json(letter) if parsed.json else print(_line(letter))
+            async for letter in _chosen(found, arguments):
+                if arguments.dry_run:
+                    print_json(letter) if arguments.json else print(_line(letter))
                     done += 1
-                elif await main(found, letter.letter):
+                elif await act(found, letter.letter):
                     done += 1
                 else:
                     failed += 1
                 if sys.stderr.isatty() and time.monotonic() > next_s:
                     next_s = time.monotonic() + PROGRESS_S
-                    print(f"\r{done:>10,} {word}, {failed:,} not ", end="", file=sys.stderr, flush=True)
+                    print(f"\r{done:>10,} {done_word}, {failed:,} not ", end="", file=sys.stderr, flush=True)
         return done, failed
 
     done, failed = with_store(config, work)
-    would = "would be " if parsed.dry_run else ""
-    print(f"{done} {would}{word}{f', {failed} could not be' if failed else ''}", file=sys.stderr)
+    would = "would be " if arguments.dry_run else ""
+    print(f"{done} {would}{done_word}{f', {failed} could not be' if failed else ''}", file=sys.stderr)
     return 1 if failed else 0
 
 
-async def _meant(found: Inspector, parsed: argparse.Namespace) -> AsyncGenerator[DeadLetter]:
-    """Return the letters named, or page by page those that fit and were there when we began: a replay may die again meanwhile."""
-    if parsed.letters:
-        for place in parsed.letters:
+async def _chosen(found: Inspector, arguments: argparse.Namespace) -> AsyncGenerator[DeadLetter]:
+    """Yield the letters named, or page by page those that fit.
+
+    It ends at the letter that was the newest at the start: a job that is replayed may die again, as a letter behind it, and would
+    be replayed without end.
+    """
+    if arguments.letters:
+        for place in arguments.letters:
             yield await found.dead_letter(place) or DeadLetter(place, "", "", "gone", "", 0, "", 0.0, "", {})
         return
     newest = await found.dead_letters(1)
-    last, after, which = newest[0].letter if newest else "0-0", "-", _filter(parsed)
+    last, after, which = newest[0].letter if newest else "0-0", "-", _filter(arguments)
     while page := await found.letters_page(after, PAGE):
         for letter in page:
             if _order(letter.letter) > _order(last):
@@ -145,18 +201,18 @@ def _order(place: str) -> tuple[int, int]:
     return int(stamp), int(number)
 
 
-def _filter(parsed: argparse.Namespace) -> Filter:
-    older_s = getattr(parsed, "older_than", None)
-    return Filter(parsed.type, parsed.reason, time.time() - older_s * 3600 if older_s else 0.0)
+def _filter(arguments: argparse.Namespace) -> Filter:
+    older_s = getattr(arguments, "older_than", None)
+    return Filter(arguments.type, arguments.reason, time.time() - older_s * 3600 if older_s else 0.0)
 
 
-def _check_choice(parsed: argparse.Namespace) -> None:
-    for letter in parsed.letters:
+def _check_choice(arguments: argparse.Namespace) -> None:
+    for letter in arguments.letters:
         _check(letter)
-    is_filtered = bool(parsed.type or parsed.reason or parsed.older_than or parsed.all)
-    if bool(parsed.letters) == is_filtered:
+    is_filtered = bool(arguments.type or arguments.reason or arguments.older_than or arguments.all)
+    if bool(arguments.letters) == is_filtered:
         raise ConfigError(
-            "name letters, or choose them by --type, --reason, --older-than or --all (not both); --dry-run shows which"
+            "name letters, or choose them by --type, --reason, --older-than or --all, not both; hint: --dry-run shows which"
         )
 
 
@@ -171,4 +227,4 @@ def _when(letter: DeadLetter) -> str:
 
 def _check(letter: str) -> None:
     if not is_letter(letter):
-        raise ConfigError(f"{letter!r} is no dead letter's place; `dead list` prints them, such as 1732400000000-0")
+        raise ConfigError(f"{letter!r}: not the place of a dead letter, such as 1732400000000-0; hint: `dead list` prints them")

@@ -6,6 +6,7 @@ import argparse
 import time
 
 from runtime.commands.common import clean, print_json, with_store
+from runtime.commands.flags import QUEUE, add_settings, add_texts
 from runtime.config import Config
 from runtime.store.doctor import Doctor, Finding
 from runtime.store.urls import redis_cli
@@ -13,7 +14,15 @@ from runtime.store.urls import redis_cli
 SIGNS = {"ok": "ok     ", "warning": "warning", "error": "ERROR  "}
 
 
-def main(config: Config, parsed: argparse.Namespace) -> int:
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the flags."""
+    text = "Check the server's settings and the queue; print what is wrong with the command that fixes it. Status 1 on errors."
+    add_texts(parser, text)
+    add_settings(parser, *QUEUE)
+    parser.add_argument("--json", action="store_true", help="print JSON lines")
+
+
+def main(config: Config, arguments: argparse.Namespace) -> int:
     """Print all findings; status 1 when one of them is an error."""
 
     async def examine(url: str) -> list[Finding]:
@@ -28,7 +37,7 @@ def main(config: Config, parsed: argparse.Namespace) -> int:
 
     findings = with_store(config, examine)
     for finding in findings:
-        if parsed.json:
+        if arguments.json:
             print_json(finding)
             continue
         print(f"{SIGNS[finding.level]}  {clean(finding.what)}")

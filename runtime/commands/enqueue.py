@@ -7,42 +7,71 @@ import sys
 import time
 from collections.abc import Iterator
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from runtime.commands.common import find_handlers, print_json, with_store
+from runtime.commands.flags import QUEUE, add_settings, add_texts
 from runtime.config import Config
 from runtime.errors import BadPayload, NotDurable, PartlySent, UnknownType
 from runtime.jobs import PLAIN, Handler, Job, Priority
+from runtime.leaving import FAILED
 from runtime.producer import CHUNK_MESSAGES, Message, Packed, Producer
 
-PROGRESS_S = 0.1
+PROGRESS_S: Final = 0.1  # between two progress lines; a guess: ten a second are seen to move
 
 
-def main(config: Config, parsed: argparse.Namespace) -> int:
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the flags."""
+    add_texts(
+        parser,
+        "Check a payload against its contract, send it, and print the job's id. "
+        "With - the payloads are JSON lines from standard input; then the number of jobs is printed.",
+        """python -m runtime enqueue send-email '{"to": "ada@example.com", "subject": "Hi", "text": "..."}' --delay 60""",
+        "cat mails.jsonl | python -m runtime enqueue send-email - --priority low",
+    )
+    add_settings(parser, *QUEUE)
+    parser.add_argument("type", help="wire name of the contract, such as send-email")
+    parser.add_argument("payload", nargs="?", default="{}", metavar="JSON or -", help="the payload; - reads JSON lines")
+    parser.add_argument("--priority", choices=["critical", "high", "medium", "low"], help="default: the contract's")
+    parser.add_argument("--id", default="", help="the job's id (only for a single payload)")
+    parser.add_argument(
+        "--delay", type=float, default=0.0, metavar="SECONDS", help="start no sooner than this many seconds from now"
+    )
+    parser.add_argument("--at", type=float, metavar="EPOCH", help="start no sooner than this time, in seconds since 1970")
+    text = "start no later than this time, in seconds since 1970; after it, a dead letter"
+    parser.add_argument("--exp", type=float, metavar="EPOCH", help=text)
+    parser.add_argument("--key", default="", help="drop the message while another job with this key lives")
+    parser.add_argument("--attempts", type=int, default=0, metavar="N", help="most attempts of this job; default: the handler's")
+    text = "what to wait for: local (default), fsync, or replicas=N"
+    parser.add_argument("--durability", default="local", metavar="WORD", help=text)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def main(config: Config, arguments: argparse.Namespace) -> int:
     """Send one payload, or one per line of standard input."""
     registry = find_handlers(config).registry
-    handler = registry.get(parsed.type.encode())
+    handler = registry.get(arguments.type.encode())
     if handler is None:
         known: list[str] = sorted(name.decode() for name in registry)
-        near: list[str] = get_close_matches(str(parsed.type), known, 1)
-        hint = f"did you mean {near[0]}?" if near else f"known there are {', '.join(known)}"
-        raise UnknownType(f"no contract {parsed.type!r} in {config.handlers} (--handlers names the modules); {hint}")
-    if parsed.payload == "-":
-        return with_store(config, lambda url: _send_lines(url, config, parsed, handler), may_make=True)
-    packed = _pack(Producer(config.redis or "redis://", queue=config.queue), parsed, handler, parsed.payload.encode())
-    return with_store(config, lambda url: _send_one(url, config, parsed, packed), may_make=True)
+        near: list[str] = get_close_matches(str(arguments.type), known, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+        raise UnknownType(f"no contract {arguments.type!r} in {config.handlers}; {hint} (--handlers names the modules)")
+    if arguments.payload == "-":
+        return with_store(config, lambda url: _send_lines(url, config, arguments, handler), may_make=True)
+    packed = _pack(Producer(config.redis or "redis://", queue=config.queue), arguments, handler, arguments.payload.encode())
+    return with_store(config, lambda url: _send_one(url, config, arguments, packed), may_make=True)
 
 
-async def _send_one(url: str, config: Config, parsed: argparse.Namespace, packed: Packed) -> int:
+async def _send_one(url: str, config: Config, arguments: argparse.Namespace, packed: Packed) -> int:
     status = 0
-    async with Producer.connect(url, queue=config.queue, durability=parsed.durability) as producer:
+    async with Producer.connect(url, queue=config.queue, durability=arguments.durability) as producer:
         try:
             sent = (await producer.send_packed([packed]))[0]
         except NotDurable as error:
-            sent, status = error.sent[0], _say(error)
-    if parsed.json:
+            sent, status = error.sent[0], _print_error(error)
+    if arguments.json:
         print_json(sent)
     elif sent.new:
         print(sent.id)
@@ -51,19 +80,19 @@ async def _send_one(url: str, config: Config, parsed: argparse.Namespace, packed
     return status
 
 
-async def _send_lines(url: str, config: Config, parsed: argparse.Namespace, handler: Handler[Any]) -> int:
+async def _send_lines(url: str, config: Config, arguments: argparse.Namespace, handler: Handler[Any]) -> int:
     started_s, sent, next_s, status = time.monotonic(), 0, 0.0, 0
     refusal: PartlySent | None = None
-    async with Producer.connect(url, queue=config.queue, durability=parsed.durability) as producer:
-        for chunk in _chunks(producer, parsed, handler):
+    async with Producer.connect(url, queue=config.queue, durability=arguments.durability) as producer:
+        for chunk in _chunks(producer, arguments, handler):
             try:
                 results = await producer.send_packed(chunk)
-            except NotDurable as error:  # these lines are stored; what follows has not been tried
-                results, status = error.sent, _say(error)
+            except NotDurable as error:  # these lines are stored; the lines behind them have not been sent
+                results, status = error.sent, _print_error(error)
             except PartlySent as error:
                 results, refusal = [one for one in error.sent if one is not None], error
             sent += len(results)
-            if parsed.json:
+            if arguments.json:
                 for result in results:
                     print_json(result)
             if sys.stderr.isatty() and time.monotonic() >= next_s:
@@ -74,27 +103,27 @@ async def _send_lines(url: str, config: Config, parsed: argparse.Namespace, hand
     if sys.stderr.isatty():
         _progress(sent, started_s)
         print(file=sys.stderr)
-    elif not parsed.json:
+    elif not arguments.json:
         print(f"{sent} sent")
     if refusal is not None:
         raise refusal
     return status
 
 
-def _say(error: NotDurable) -> int:
+def _print_error(error: NotDurable) -> int:
     print(f"runtime: {error}", file=sys.stderr)
-    return 1
+    return FAILED
 
 
-def _chunks(producer: Producer, parsed: argparse.Namespace, handler: Handler[Any]) -> Iterator[list[Packed]]:
-    if parsed.id:
-        raise BadPayload("--id is for a single payload: every line would get the same one")
+def _chunks(producer: Producer, arguments: argparse.Namespace, handler: Handler[Any]) -> Iterator[list[Packed]]:
+    if arguments.id:
+        raise BadPayload("--id: must not be given with -, since every line would get the same id")
     chunk: list[Packed] = []
     for number, line in enumerate(sys.stdin.buffer, 1):
         if not line.strip():
             continue
         try:
-            chunk.append(_pack(producer, parsed, handler, line.strip()))
+            chunk.append(_pack(producer, arguments, handler, line.strip()))
         except BadPayload as error:
             raise BadPayload(f"line {number}: {error} (the lines before its chunk of {CHUNK_MESSAGES} are sent)") from None
         if len(chunk) == CHUNK_MESSAGES:
@@ -104,8 +133,12 @@ def _chunks(producer: Producer, parsed: argparse.Namespace, handler: Handler[Any
         yield chunk
 
 
-def _pack(producer: Producer, parsed: argparse.Namespace, handler: Handler[Any], data: bytes) -> Packed:
-    """Check the payload as the worker would, and give the message."""
+def _pack(producer: Producer, arguments: argparse.Namespace, handler: Handler[Any], data: bytes) -> Packed:
+    """Return the message.
+
+    Raises:
+        BadPayload: a worker would refuse the payload, or the producer an option.
+    """
     contract = handler.contract
     try:
         handler.decode(Job(0, b"0-0", 1, "", 0.0, contract.type.encode(), data, PLAIN, 0))
@@ -115,14 +148,14 @@ def _pack(producer: Producer, parsed: argparse.Namespace, handler: Handler[Any],
         ) from None
     message = Message(
         payload=_Nothing(),
-        delay_s=parsed.delay,
-        at=parsed.at,
-        exp=parsed.exp,
-        key=parsed.key,
-        id=parsed.id,
-        attempts=parsed.attempts,
+        delay_s=arguments.delay,
+        at=arguments.at,
+        exp=arguments.exp,
+        key=arguments.key,
+        id=arguments.id,
+        attempts=arguments.attempts,
     )
-    priority = Priority[parsed.priority.upper()] if parsed.priority else contract.priority
+    priority = Priority[arguments.priority.upper()] if arguments.priority else contract.priority
     return producer.pack_raw(contract.type, data, message, contract.version, priority)
 
 

@@ -1,56 +1,87 @@
-"""`jobs list`, `jobs show`: where jobs are now, by bounded reads that say what they looked at. `jobs reopen`: a way out."""
+"""`jobs list`, `jobs show`: where jobs are now, by bounded reads that say how much they read. `jobs reopen` opens streams."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from typing import Final
 
 from runtime.commands.common import clean, inspector, print_json, with_store
+from runtime.commands.flags import add_texts, add_verb, check_between
 from runtime.config import Config
-from runtime.errors import ConfigError, StoreError
+from runtime.errors import StoreError
 from runtime.jobs import STREAMS
 from runtime.store.doctor import Doctor
 from runtime.store.inspector import FoundJob
 
-MAX_LIST = 1_000
-LOOK_AT = 10_000
-DEAD = "dead"
+MAX_LIST: Final = 1_000  # of each stream; a guess: more than anybody reads
+LOOK_AT: Final = 10_000  # entries that `show` reads of each stream; a guess: well under a second
+DEAD: Final = "dead"
 
 
-def listing(config: Config, parsed: argparse.Namespace) -> int:
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the verbs and their flags."""
+    add_texts(
+        parser,
+        "Jobs that wait, run, are parked or delayed. A job that is done leaves nothing behind: `stats` counts those.",
+        "python -m runtime jobs list --state running",
+        "python -m runtime jobs show high-1732400000000-0",
+    )
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+
+    listing = add_verb(verbs, "list", print_list, "list the newest jobs of each stream and the next delayed ones")
+    text = f"how many of each to look at (1 to {MAX_LIST}; default 20)"
+    listing.add_argument("-n", type=int, default=20, metavar="N", help=text)
+    listing.add_argument("--type", default="", help="only this job type")
+    listing.add_argument("--state", default="", choices=["waiting", "running", "parked", "delayed"], help="only this state")
+    listing.add_argument("--json", action="store_true", help="print JSON lines")
+
+    show = add_verb(verbs, "show", print_one, "show all jobs with an id, wherever they are; status 1 when there is none")
+    show.add_argument("id", help="the job's id")
+    show.add_argument("--json", action="store_true", help="print JSON lines")
+
+    text = "move jobs out of a stream that an id far ahead has closed (doctor tells); jobs that run at that moment run again"
+    add_verb(verbs, "reopen", reopen, text)
+
+
+def main(config: Config, arguments: argparse.Namespace) -> int:
+    """Run the verb that was asked for."""
+    return int(arguments.verb(config, arguments))
+
+
+def print_list(config: Config, arguments: argparse.Namespace) -> int:
     """Print the newest jobs of each stream and the next delayed ones."""
-    if not 1 <= parsed.n <= MAX_LIST:
-        raise ConfigError(f"-n {parsed.n}: from 1 to {MAX_LIST}, please")
+    check_between("-n", arguments.n, 1, MAX_LIST)
 
     async def look(url: str) -> list[FoundJob]:
         async with inspector(url, config.queue) as found:
-            return await found.newest_jobs(parsed.n)
+            return await found.newest_jobs(arguments.n)
 
     looked_at = with_store(config, look)
-    jobs = [job for job in looked_at if parsed.type in ("", job.type) and parsed.state in ("", job.state)]
-    if jobs and not parsed.json:
+    jobs = [job for job in looked_at if arguments.type in ("", job.type) and arguments.state in ("", job.state)]
+    if jobs and not arguments.json:
         print(f"{'ID':34} {'TYPE':24} {'PRIORITY':8} RUN {'STATE':8} WHERE, OR WHEN")
     for job in jobs:
-        if parsed.json:
+        if arguments.json:
             print_json(job)
         else:
             head = f"{clean(job.id, 34):34} {clean(job.type, 24):24} {job.priority:8} {job.attempt:>3}"
             print(f"{head} {job.state:8} {clean(job.where, 40)}")
-    note = f"{len(jobs)} shown of {len(looked_at)} looked at: the newest {parsed.n} of each stream, the next {parsed.n} delayed"
-    print(note, file=sys.stderr)
+    read = f"the newest {arguments.n} of each stream, the next {arguments.n} delayed"
+    print(f"{len(jobs)} shown of {len(looked_at)} looked at: {read}", file=sys.stderr)
     return 0
 
 
-def show(config: Config, parsed: argparse.Namespace) -> int:
-    """Print all jobs with an id; status 1 when there is none where we looked."""
+def print_one(config: Config, arguments: argparse.Namespace) -> int:
+    """Print all jobs with an id; status 1 when there is none among the entries that were read."""
 
     async def look(url: str) -> list[FoundJob]:
         async with inspector(url, config.queue) as found:
-            return await found.find_job(parsed.id, LOOK_AT)
+            return await found.find_job(arguments.id, LOOK_AT)
 
     jobs = with_store(config, look)
     for job in jobs:
-        if parsed.json:
+        if arguments.json:
             print_json(job)
             continue
         print(f"{clean(job.id)}\n  {job.state}: {clean(job.where) or '-'} ({clean(job.place)})")
@@ -63,8 +94,8 @@ def show(config: Config, parsed: argparse.Namespace) -> int:
     return 0 if jobs else 1
 
 
-def reopen(config: Config, parsed: argparse.Namespace) -> int:
-    """Move what is in closed streams to fresh keys; may be stopped and called again. Status 1 when one cannot be opened."""
+def reopen(config: Config, arguments: argparse.Namespace) -> int:
+    """Move what is in closed streams to fresh keys; status 1 when one cannot be opened. It may be stopped and called again."""
 
     async def move(url: str) -> tuple[dict[str, int], dict[str, str]]:
         doctor = Doctor(url, config.queue, "reopen")
@@ -74,7 +105,7 @@ def reopen(config: Config, parsed: argparse.Namespace) -> int:
             for stream, name in enumerate((*STREAMS, DEAD)):
                 try:
                     await _move_all(doctor, stream, name, done)
-                except StoreError as error:  # one stream's trouble: the others must not wait for it
+                except StoreError as error:  # of this stream alone: the others are opened all the same
                     failed[name] = str(error)
         finally:
             await doctor.close()
@@ -94,7 +125,10 @@ def reopen(config: Config, parsed: argparse.Namespace) -> int:
 
 
 async def _move_all(doctor: Doctor, stream: int, name: str, done: dict[str, int]) -> None:
-    """Note in `done` what is moved. Set aside once at most: who closes a stream again and again must not keep us for ever."""
+    """Reopen one stream, and note in `done` how many were moved.
+
+    It is set aside once at most: while a producer closes the fresh stream again and again, this would not end.
+    """
     moved, left, was_closed = await doctor.reopen(stream)
     if moved or left or was_closed:
         done[name] = moved

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import logging
@@ -17,11 +18,12 @@ from typing import Any, Final, TypeVar, cast
 from runtime import logs, supervisor
 from runtime.backoff import Backoff, delay_s
 from runtime.commands.common import find_handlers
+from runtime.commands.flags import add_settings, add_texts
 from runtime.config import Config, address_of
 from runtime.consumer import CANCELLED, Consumer, Report
 from runtime.embedded import Embedded
 from runtime.errors import JobsError, StoreUnavailable
-from runtime.leaving import CRASHED, Leaving, has_threads
+from runtime.leaving import CLEAN, CRASHED, HARD_DEADLINE, Leaving, has_threads
 from runtime.offload import end_fork
 from runtime.registry import Found
 from runtime.rubbish import Rubbish, resident_reader
@@ -36,7 +38,6 @@ log = logs.guarded("runtime")
 T = TypeVar("T")
 
 HARD_S: Final = 4.0  # after the grace, or after a second signal: leases expire by themselves, so leaving is always safe
-HARD_DEADLINE: Final = 4  # exit status
 FRUITLESS: Final = 10_000  # a loop that ends so often without having had a turn has no file descriptor any more, say; a guess
 STOPPED_TOLD_S: Final = 1.0
 READY_TICK_S: Final = 0.05
@@ -45,8 +46,19 @@ START_TRIES: Final = 5
 START_BACKOFF: Final = Backoff(base_s=0.2, cap_s=2.0)
 
 
-def main(config: Config) -> int:
-    """Run jobs until a signal says stop; gives the exit status."""
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the flags."""
+    add_texts(
+        parser,
+        "Run jobs until SIGTERM or Ctrl-C; a second one skips the grace of jobs that still run.",
+        "python -m runtime run --handlers myapp.jobs --redis redis://127.0.0.1:6379 --concurrency 500",
+        "python -m runtime run --handlers myapp.jobs --processes 4 --max-rss 500",
+    )
+    add_settings(parser)
+
+
+def main(config: Config, arguments: argparse.Namespace) -> int:
+    """Run jobs until a signal says stop. Return the exit status."""
     tether = Tether.taken()
     logs.setup(config.log, config.log_level)
     if config.handlers_config:
@@ -152,7 +164,7 @@ def _find(config: Config, tether: Tether | None = None) -> Found:
 
 def _end(report: Report | Total, leaving: Leaving, tether: Tether | None = None) -> int:
     """Say the last line, and give the exit status."""
-    status = report.status if isinstance(report, Total) else 0
+    status = report.status if isinstance(report, Total) else CLEAN
     leaving.done(status)
     if tether is not None and isinstance(report, Report):
         tether.tell(Ended(report.finished, report.released, report.left))

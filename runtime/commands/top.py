@@ -1,197 +1,30 @@
-"""`top`: a live view of the queue in the terminal, once a second; a dozen cheap reads each time."""
+"""`top`: a live view of the queue in the terminal."""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import contextlib
-import os
-import time
-from collections.abc import Mapping
-from itertools import accumulate
-from typing import Any, Final, cast
 
-import msgspec
-
-from runtime.commands.common import clean, inspector, with_store
+from runtime.commands.common import with_store
+from runtime.commands.flags import QUEUE, add_settings, add_texts
 from runtime.config import Config
-from runtime.errors import ConfigError, StoreUnavailable
-from runtime.jobs import STREAMS
-from runtime.store.inspector import DeadLetter, Depth, Inspector
-from runtime.worker.maintenance import details_of
-
-try:
-    from rich.console import Console, Group
-    from rich.live import Live
-    from rich.table import Table
-    from rich.text import Text
-except ImportError as missing:
-    raise ConfigError("top needs rich: pip install 'backend-jobs[cli]'") from missing
-
-EVERY_S: Final = 1.0
-FAILURES: Final = 5
-WORKERS: Final = 12
-WIDE: Final = 160  # a file or a pipe has no edge
-
-Counters = Mapping[tuple[str, str, str], int]
+from runtime.errors import ConfigError
 
 
-class Screen(msgspec.Struct):
-    """What one picture shows."""
-
-    depth: Depth
-    oldest_s: dict[str, float]
-    counters: Counters
-    window_s: float
-    workers: list[tuple[str, bool, dict[str, Any]]]
-    failures: list[DeadLetter]
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the flags."""
+    add_texts(parser, "Show the queue in the terminal, once a second, until Ctrl-C.")
+    add_settings(parser, *QUEUE)
+    parser.add_argument("--once", action="store_true", help="print one picture and end")
 
 
-def main(config: Config, parsed: argparse.Namespace) -> int:
-    """Show the queue until Ctrl-C; with `--once`, one picture."""
-    return with_store(config, lambda url: _show(url, config.queue, parsed.once))
-
-
-async def _show(url: str, queue: str, is_once: bool) -> int:
-    console = Console()
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console = Console(width=WIDE)
-    async with inspector(url, queue) as found:
-        if is_once:
-            console.print(picture(queue, await look(found)))
-            return 0
-        with (
-            Live(console=console, auto_refresh=False, screen=console.is_terminal) as live,
-            contextlib.suppress(asyncio.CancelledError),
-        ):
-            while True:
-                try:
-                    live.update(picture(queue, await look(found)), refresh=True)
-                except StoreUnavailable as error:
-                    live.update(Text(f"{error}; trying again", style="red"), refresh=True)
-                await asyncio.sleep(EVERY_S)
-    return 0
-
-
-async def look(found: Inspector) -> Screen:
-    """Read what a picture shows.
+def main(config: Config, arguments: argparse.Namespace) -> int:
+    """Show the queue until Ctrl-C; with `--once`, one picture.
 
     Raises:
-        StoreUnavailable: no answer or an error.
+        ConfigError: rich is not installed.
     """
-    now_s = time.time()
-    rows = await found.workers()
-    workers = [(name, until_ms > now_s * 1000, details_of(row)) for name, (until_ms, row) in sorted(rows.items())]
-    return Screen(
-        await found.depth(),
-        await found.oldest_waiting_s(),
-        await found.counters(2),
-        60 + now_s % 60,
-        workers,
-        await found.dead_letters(FAILURES),
-    )
-
-
-def picture(queue: str, screen: Screen) -> Group:
-    """Draw it."""
-    depth = screen.depth
-    head = Text.assemble(
-        (f"queue {queue}", "bold"),
-        f"   backlog {depth.backlog:,}   delayed {depth.delayed:,} ({depth.due_now:,} due)   parked {depth.parked:,}   ",
-        (f"dead {depth.dead:,}", "red" if depth.dead else ""),
-        f"   {depth.workers} workers",
-    )
-    return Group(head, _priorities(screen), _types(screen), _workers(screen), _failures(screen))
-
-
-def _priorities(screen: Screen) -> Table:
-    table = Table("priority", *[_right(name) for name in ("waiting", "running", "oldest", "wait p50", "wait p99")], box=None)
-    for priority in STREAMS:
-        waits = buckets(screen.counters, "wait", priority=priority)
-        table.add_row(
-            priority,
-            f"{screen.depth.waiting[priority]:,}",
-            f"{screen.depth.running[priority]:,}",
-            _age(screen.oldest_s[priority]),
-            _ms(percentile(waits, 0.5)),
-            _ms(percentile(waits, 0.99)),
-        )
-    return table
-
-
-def _types(screen: Screen) -> Table:
-    columns = ("done/s", "retried", "dead", "run p50", "run p99")
-    table = Table("type", *[_right(name) for name in columns], box=None, title="last one to two minutes", title_justify="left")
-    for name in sorted({name for name, _, _ in screen.counters if name}):
-        counts = {word: total(screen.counters, name, word) for word in ("done", "retry", "dead")}
-        runs = buckets(screen.counters, "run", type_name=name)
-        table.add_row(
-            clean(name, 28),
-            f"{counts['done'] / screen.window_s:,.1f}",
-            f"{counts['retry']:,}",
-            f"{counts['dead']:,}",
-            _ms(percentile(runs, 0.5) / 1000),
-            _ms(percentile(runs, 0.99) / 1000),
-        )
-    return table
-
-
-def _workers(screen: Screen) -> Table:
-    table = Table("worker", _right("lanes"), _right("held"), "runs", box=None)
-    for name, is_alive, row in screen.workers[:WORKERS]:
-        running = cast("dict[str, int]", row.get("running") or {})
-        text = ", ".join(f"{count} {clean(type_name, 24)}" for type_name, count in sorted(running.items())[:4])
-        table.add_row(
-            clean(name, 48), str(row.get("lanes", "")), str(row.get("held", "")), text or ("-" if is_alive else "no heartbeat")
-        )
-    if len(screen.workers) > WORKERS:
-        table.add_row(f"… and {len(screen.workers) - WORKERS} more", "", "", "")
-    return table
-
-
-def _failures(screen: Screen) -> Table:
-    table = Table("newest dead letters", "type", "reason", "error", box=None)
-    for letter in screen.failures:
-        died = time.strftime("%H:%M:%S", time.localtime(letter.died_at))
-        table.add_row(f"{died} {letter.letter}", clean(letter.type or "-", 24), clean(letter.reason, 18), clean(letter.error, 60))
-    return table
-
-
-def _right(name: str) -> Any:
-    from rich.table import Column
-
-    return Column(name, justify="right")
-
-
-def total(counters: Counters, type_name: str, word: str) -> int:
-    """Sum a counter of a type over all priorities."""
-    return sum(count for (name, _, outcome), count in counters.items() if name == type_name and outcome == word)
-
-
-def buckets(counters: Counters, word: str, *, type_name: str = "", priority: str = "") -> dict[int, int]:
-    """Return a histogram: power of two → count."""
-    found: dict[int, int] = {}
-    for (name, of, outcome), count in counters.items():
-        if outcome.startswith(word) and outcome[len(word) :].isdigit() and name == type_name and priority in ("", of):
-            power = int(outcome[len(word) :])
-            found[power] = found.get(power, 0) + count
-    return found
-
-
-def percentile(histogram: Mapping[int, int], part: float) -> float:
-    """Return the upper bound of the bucket in which the part of all counts is reached; 0 without any."""
-    powers = sorted(histogram)
-    sums = list(accumulate(histogram[power] for power in powers))
-    return next((2.0**power for power, reached in zip(powers, sums, strict=True) if reached >= part * sums[-1]), 0.0)
-
-
-def _ms(value_ms: float) -> str:
-    if not value_ms:
-        return "-"
-    return f"<{value_ms / 1000:,.1f} s" if value_ms >= 1000 else f"<{value_ms:,.3g} ms"
-
-
-def _age(seconds: float) -> str:
-    if not seconds:
-        return "-"
-    return f"{seconds:.1f} s" if seconds < 60 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
+    try:
+        from runtime.commands.screen import show
+    except ImportError as missing:
+        raise ConfigError("top needs rich: pip install 'backend-jobs[cli]'") from missing
+    return with_store(config, lambda url: show(url, config.queue, is_once=arguments.once))

@@ -1,4 +1,4 @@
-"""`types`: what this worker can run; needs no Redis."""
+"""`types`: the job types that a worker with these handlers can run; needs no Redis."""
 
 from __future__ import annotations
 
@@ -6,15 +6,25 @@ import argparse
 import sys
 
 from runtime.commands.common import find_handlers, print_json
+from runtime.commands.flags import QUEUE, add_settings, add_texts
 from runtime.config import Config
 
 
-def main(config: Config, parsed: argparse.Namespace) -> int:
-    """Print a line per type, and what is missing for others."""
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the flags."""
+    add_texts(
+        parser, "Print a line per job type of the --handlers modules: version, priority, where it runs, timeout and retries."
+    )
+    add_settings(parser, *QUEUE)
+    parser.add_argument("--json", action="store_true", help="print JSON lines")
+
+
+def main(config: Config, arguments: argparse.Namespace) -> int:
+    """Print a line per type, and which packages other handlers need."""
     found = find_handlers(config)
     for _, handler in sorted(found.registry.items()):
         contract, retry = handler.contract, handler.retry
-        if parsed.json:
+        if arguments.json:
             row = {
                 "type": contract.type,
                 "version": contract.version,

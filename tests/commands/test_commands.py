@@ -14,10 +14,12 @@ from urllib.request import urlopen
 
 import pytest
 
+from runtime.cli import COMMANDS
 from tests.faults.harness import ROOT, leftovers
 from tests.servers import Server, wait_until
 
 SCRIPTED = ("--handlers", "tests.faults.jobs")
+INSIDE = "runtime.commands."
 
 
 def call(*arguments: str, stdin: str = "", cwd: Path = ROOT, **more: str) -> subprocess.CompletedProcess[str]:
@@ -45,7 +47,7 @@ def one_line(result: subprocess.CompletedProcess[str]) -> str:
     ("arguments", "words"),
     [
         (("--concurrency", "many"), ("--concurrency", "whole number")),
-        (("--concurrency", "0"), ("--concurrency", "from 1")),
+        (("--concurrency", "0"), ("--concurrency 0: must be between 1 and 100000",)),
         (("--lease", "-1"), ("--lease",)),
         (("--board", "nowhere"), ("HOST:PORT", "off")),
         (("--redis", "http://x"), ("Redis URL",)),
@@ -58,9 +60,11 @@ def one_line(result: subprocess.CompletedProcess[str]) -> str:
         (("enqueue", "scripted", '{"n":"x"}', *SCRIPTED), ("Expected `int`", "$.n")),
         (("enqueue", "scripted", "{", *SCRIPTED), ("JSON",)),
         (("enqueue", "scripted", '{"n":1}', "--id", "a b", *SCRIPTED), ("id",)),
-        (("dead", "list", "-n", "0"), ("from 1 to",)),
+        (("dead", "list", "-n", "0"), ("-n 0: must be between 1 and 10000",)),
         (("dead", "show", "seven"), ("dead list",)),
-        (("stats", "--minutes", "0"), ("from 1 to",)),
+        (("stats", "--minutes", "0"), ("--minutes 0: must be between 1 and 1440",)),
+        (("bench", "--jobs", "0"), ("--jobs 0: must be between 1000 and 1000000",)),
+        (("jobs", "list", "-n", "0"), ("-n 0: must be between 1 and 1000",)),
     ],
 )
 def test_bad_usage_is_one_line_that_says_what_and_how_and_status_2(arguments, words):
@@ -92,6 +96,18 @@ def test_help_needs_no_redis_and_names_every_setting():
     assert all(word in result.stdout for word in ("enqueue", "dead", "stats", "types", "exit codes"))
     settings = call("run", "--help").stdout
     assert all(word in settings for word in ("--concurrency", "RUNTIME_CONCURRENCY", "REDIS_URL", "--lease", "SECONDS"))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_has_its_help_and_is_loaded_without_the_others(name):
+    told = call(name, "--help")
+    assert (told.returncode, told.stderr) == (0, "")
+    assert f"usage: python -m runtime {name} " in told.stdout
+    assert "\n\noptions:\n" in told.stdout or "\n\npositional arguments:\n" in told.stdout
+    code = "import sys; from runtime import cli; cli.parser(sys.argv[1]); print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code, name], cwd=ROOT, capture_output=True, text=True, timeout=120).stdout
+    loaded = {module.removeprefix(INSIDE) for module in modules.split() if module.startswith(INSIDE)} & set(COMMANDS)
+    assert loaded == ({"bench", "run"} if name == "bench" else {name}), "bench runs workers on the loop that run makes"
 
 
 def test_types_needs_no_redis():

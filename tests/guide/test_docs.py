@@ -114,11 +114,10 @@ def test_every_field_of_a_message_is_on_the_page_for_producers():
 
 
 def test_every_exit_status_and_command_is_on_the_page_for_operators():
-    from runtime import cli
-    from runtime.commands import run
+    from runtime import cli, leaving
 
     page = (ROOT / "docs" / "operate.md").read_text()
-    for status in (cli.CLEAN, cli.FAILED, cli.BAD_USAGE, cli.NO_REDIS, run.HARD_DEADLINE):
+    for status in (leaving.CLEAN, leaving.FAILED, leaving.BAD_USAGE, leaving.NO_REDIS, leaving.HARD_DEADLINE):
         assert f"| {status} |" in page, status
     for command in set(cli.COMMANDS) - {"run", "enqueue"}:
         assert re.search(rf"`{command}[ `]|runtime {command}\b", page), command

@@ -169,7 +169,7 @@ def without_extras_it_says_what_to_install(shop: Shop, wheel: Path) -> None:
     """Only what an extra brings is missing, and the runtime's commands name that extra."""
     missing = {name: error for name, error in imports(shop).items() if error}
     ours = {name: error for name, error in missing.items() if name.startswith(("runtime.", "board.", "otel."))}
-    assert set(ours) == {"runtime.commands.completion", "runtime.commands.top", "runtime.pytest_plugin"}, ours
+    assert set(ours) == {"runtime.commands.screen", "runtime.pytest_plugin"}, ours
     for command in (("completion", "bash"), ("top", "--once")):
         assert "pip install 'backend-jobs[cli]'" in shop.jobs(*command, status=2)
     no_server = ("env", f"PATH={shop.bin}", "backend-jobs", "run", "--board", "off", "--data-dir", str(shop.folder / "none"))
