@@ -148,13 +148,13 @@ def address_of(board: str) -> tuple[str, int] | None:
     """Return host and port of `--board`; None for `off`.
 
     Raises:
-        ConfigError: it is neither.
+        ConfigError: it is neither; the text does not repeat it.
     """
     if board == "off":
         return None
     host, _, port = board.rpartition(":")
     if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
-        raise ConfigError("HOST:PORT such as 127.0.0.1:8080, or off")
+        raise ConfigError("must be HOST:PORT, such as 127.0.0.1:8080, or off")
     return host.strip("[]"), int(port)
 
 
@@ -182,19 +182,25 @@ def _convert(setting: Setting, value: Any, where: str) -> Any:
     try:
         converted = msgspec.convert(value, kind, strict=False)
     except msgspec.ValidationError:
-        raise ConfigError(f"{where} {value!r}: a {_NAMES[kind]}, please") from None
+        raise ConfigError(f"{where} {_shown(value)}: must be {_KINDS[kind]}") from None
     low, high = _BOUNDS.get(setting.field, (None, None))
     if low is not None and high is not None and not low <= converted <= high:
-        raise ConfigError(f"{where} {value!r}: from {low:g} to {high:g}, please")
+        raise ConfigError(f"{where} {_shown(value)}: must be between {low} and {high}")
     choices = _CHOICES.get(setting.field)
     if choices and converted not in choices:
-        raise ConfigError(f"{where} {value!r}: one of {', '.join(choices)}, please")
+        raise ConfigError(f"{where} {_shown(value)}: must be one of {', '.join(choices)}")
     if setting.field == "board":
         try:
             address_of(converted)
         except ConfigError as error:
-            raise ConfigError(f"{where} {value!r}: {error}, please") from None
+            raise ConfigError(f"{where} {_shown(value)}: {error}") from None
     return converted
 
 
-_NAMES: Final = {int: "whole number", float: "number", str: "text"}
+def _shown(value: Any) -> str:
+    """Return a value as an error has it: as it was given, and in quotes where that could not be read."""
+    text = str(value)
+    return text if text.isprintable() and text and not any(map(str.isspace, text)) else repr(value)
+
+
+_KINDS: Final = {int: "a whole number", float: "a number", str: "text in quotes"}  # only TOML can give what is no text
