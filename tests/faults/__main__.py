@@ -14,10 +14,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 
-from tests.faults import mass
+from tests.faults import mass, versions
 from tests.faults.checker import Verdict
 from tests.faults.nemesis import GRACE_S, KINDS
 from tests.faults.storms import DURABLE, LARGE, LONG, Weather, blow, commit, usual, version_of
@@ -33,6 +33,7 @@ MOST_MISSED = 0.2
 MOST_RECOVERY_S = 5.0
 FAILED, VOID = 1, 3
 VOID_AGAIN = 2
+Storm = Callable[[Server, Path, Weather, int], Coroutine[object, object, Verdict]]
 SPECIAL = {"long jobs beside killers of every delay": LONG, "payloads of 250 KB over slow lines": LARGE}
 
 
@@ -45,11 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--server", choices=SERVERS, help="run all seeds on this server (default: Valkey, the last of several on Redis 7.0 and 8)"
     )
     parser.add_argument("--jobs", type=int, default=JOBS, help="how many jobs in all (default %(default)s)")
+    parser.add_argument("--versions", action="store_true", help="run the storms of the last release beside this tree alone")
     parser.add_argument("--storms-only", action="store_true", help="without the long tests of single faults")
     options = parser.parse_args(arguments)
     first = int(time.time())
     seeds = [options.seed] if options.seed is not None else [first + number for number in range(options.seeds)]
     kinds = servers_for(len(seeds))
+    if options.versions:
+        return blow_versions(seeds, options.server, math.ceil(options.jobs / len(seeds)))
     statuses: list[int] = []
     for number, seed in enumerate(seeds):
         kind = options.server or kinds[number]
@@ -59,12 +63,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, weather in SPECIAL.items():
             print(f"{name}:", flush=True)
             statuses.append(run_until_it_proves("valkey", first, weather))
+        statuses.append(blow_versions([first, first + 1], options.server, math.ceil(options.jobs / SEEDS)))
     if not options.storms_only:
         statuses.append(mass.main([]))
         print("long tests of single faults:", flush=True)
         command = [sys.executable, "-m", "pytest", "-q", "-m", "long", "tests/faults"]
         statuses.append(FAILED if subprocess.run(command, cwd=ROOT).returncode not in (0, 5) else 0)  # 5: there are none
     return FAILED if FAILED in statuses else max(statuses, default=0)
+
+
+def blow_versions(seeds: Sequence[int], server: str | None, jobs: int) -> int:
+    """Run storms of two releases on one queue, of so many jobs each; return the exit status."""
+    print(f"workers of the last release, {versions.LAST_RELEASE}, beside those of this tree:", flush=True)
+    if versions.last_release() is None:
+        print(f"  left out: {versions.WHY_NOT}\n", flush=True)
+        return 0
+    kinds = [kind for kind in ("valkey", "redis") if binary_of(kind)]
+    weather = versions.usual(jobs, max(jobs / JOBS_PER_S, LEAST_S))
+    return max(
+        run_until_it_proves(server or kinds[number % len(kinds)], seed, weather, len(seeds) > 1, versions.blow)
+        for number, seed in enumerate(seeds)
+    )
 
 
 def servers_for(seeds: int) -> list[str]:
@@ -76,16 +95,16 @@ def servers_for(seeds: int) -> list[str]:
     return ["valkey"] * (seeds - len(others)) + others
 
 
-def run_until_it_proves(kind: str, seed: int, weather: Weather, may_repeat: bool = True) -> int:
+def run_until_it_proves(kind: str, seed: int, weather: Weather, may_repeat: bool = True, storm: Storm = blow) -> int:
     """Run one storm; where it proved nothing, neither good nor bad, another seed is asked. Return the exit status."""
-    status = run_one(kind, seed, weather)
+    status = run_one(kind, seed, weather, storm)
     for again in range(1, 1 + VOID_AGAIN if may_repeat else 1):
         if status == VOID:
-            status = run_one(kind, seed + 1000 * again, weather)
+            status = run_one(kind, seed + 1000 * again, weather, storm)
     return status
 
 
-def run_one(kind: str, seed: int, weather: Weather) -> int:
+def run_one(kind: str, seed: int, weather: Weather, storm: Storm = blow) -> int:
     """Run one storm, print its figures, and give its exit status. The histories of a run that is not good are kept."""
     server = Server(kind, *DURABLE, appendonly=True)
     history = Path(tempfile.mkdtemp(prefix="faults-"))
@@ -93,21 +112,20 @@ def run_one(kind: str, seed: int, weather: Weather) -> int:
         client = server.client()
         print(f"seed {seed}, commit {commit()}, {version_of(client)}, appendfsync always", flush=True)
         client.close()
-        verdict = asyncio.run(blow(server, history, weather, seed))
+        verdict = asyncio.run(storm(server, history, weather, seed))
     finally:
         if words := server.last_words():
             print(f"  the server has ended by itself:\n{words}", flush=True)
         server.stop()
-    problems, void = verdict.problems + figures_that_fail(verdict), why_void(verdict, weather.kinds)
+    problems, void = verdict.problems + figures_that_fail(verdict), why_void(verdict, weather.kinds) + verdict.void
     print(table(verdict))
     for problem in problems:
         print(f"  FAILED  {problem}")
     for reason in void:
         print(f"  void    {reason}")
     if problems or void:
-        print(
-            f"  histories and logs: {history}; again: python -m tests.faults --seed {seed} --server {kind} --jobs {weather.jobs}"
-        )
+        words = f"--seed {seed} --server {kind} --jobs {weather.jobs}{'' if storm is blow else ' --versions'}"
+        print(f"  histories and logs: {history}; again: python -m tests.faults {words}")
     else:
         shutil.rmtree(history)
     print(f"  {'FAILED' if problems else 'void' if void else 'good'}\n", flush=True)
@@ -166,6 +184,7 @@ def table(verdict: Verdict) -> str:
         f"  first job after {len(verdict.recovery_s)} restarts of the server: p50 {percentile(verdict.recovery_s, 50):.2f} s, "
         f"p99 {percentile(verdict.recovery_s, 99):.2f} s",
         f"  exit after SIGTERM, {len(verdict.exits_s)} times: p99 {percentile(verdict.exits_s, 99):.2f} s",
+        *[f"  {line}" for line in verdict.figures],
     ]
     return "\n".join(rows)
 

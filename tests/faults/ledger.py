@@ -17,6 +17,7 @@ import msgspec
 
 SENDER = "sender.history"
 NEMESIS = "nemesis.history"
+REPLAYS = "replays.history"  # read last: what was replayed is another job than it was
 ANY_RUNS = -1  # nobody knows how often it runs
 WATCH_S = 0.05  # how often a process looks whether it gets time
 STARVED_S = 0.5  # a third of a worker's lease: a beat was missed
@@ -188,7 +189,7 @@ def events(folder: Path) -> Iterator[Event]:
 def read(folder: Path) -> Story:
     """Return the whole story of a run."""
     story = Story()
-    for name in (NEMESIS, SENDER):
+    for name in (NEMESIS, SENDER, REPLAYS):
         path = folder / name
         for line in path.read_bytes().splitlines() if path.exists() else ():
             _add(story, _decode(line))

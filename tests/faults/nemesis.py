@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -55,6 +55,8 @@ class Slot:
 
 class Nemesis:
     """Owns the workers of a storm and everything that is done to them."""
+
+    leaves: Collection[str] = ()  # what is no leftover in this storm
 
     def __init__(
         self,

@@ -49,6 +49,7 @@ class Weather:
     drain_s: float = DRAIN_S
     pad_bytes: int = 0
     line_bytes_per_s: float = 0.0  # of each line; 0: as fast as it can
+    workers: int = WORKERS
 
     def of(self, kinds: Sequence[str]) -> list[str]:
         """Return what there is of these kinds."""
@@ -86,7 +87,14 @@ LARGE: Final = Weather(
 )
 
 
-async def blow(server: Server, history: Path, weather: Weather, seed: int) -> Verdict:
+async def blow(
+    server: Server,
+    history: Path,
+    weather: Weather,
+    seed: int,
+    new_nemesis: Callable[..., Nemesis] = Nemesis,
+    new_sender: Callable[..., Sender] = Sender,
+) -> Verdict:
     """Run one storm on an empty server, and give what the checker says."""
     jitter = Random(seed)
     raw = server.client()
@@ -99,12 +107,14 @@ async def blow(server: Server, history: Path, weather: Weather, seed: int) -> Ve
                 proxy.bytes_per_s = weather.line_bytes_per_s
             return proxy
 
-        slots = [Slot(await line()) for _ in range(WORKERS)]
+        slots = [Slot(await line()) for _ in range(weather.workers)]
         to_sender = await line()
-        nemesis = Nemesis(server, history, jitter, slots, to_sender, weather.options, has_killers=bool(weather.killers_ms))
+        nemesis = new_nemesis(server, history, jitter, slots, to_sender, weather.options, has_killers=bool(weather.killers_ms))
         nemesis.note(Seed(seed, commit(), version_of(raw)))
         url = to_sender.url if to_sender else server.url
-        sender = Sender(url, history, Random(seed + 1), weather.styles, weather.long_ms, weather.killers_ms, weather.pad_bytes)
+        sender = new_sender(
+            url, history, Random(seed + 1), weather.styles, weather.long_ms, weather.killers_ms, weather.pad_bytes
+        )
         try:
             await _start(nemesis)
             attending = [asyncio.create_task(nemesis.supervise()), asyncio.create_task(nemesis.watch())]
@@ -112,9 +122,9 @@ async def blow(server: Server, history: Path, weather: Weather, seed: int) -> Ve
             await _drain(nemesis, raw, weather.drain_s)
             for task in attending:
                 task.cancel()
-            verdict = await asyncio.to_thread(check_folder, history, raw, nemesis.pids)
+            verdict = await asyncio.to_thread(check_folder, history, raw, nemesis.pids, nemesis.leaves)
             await nemesis.dismiss()
-            goodbye = await asyncio.to_thread(leftovers_everywhere, raw, ())
+            goodbye = await asyncio.to_thread(leftovers_everywhere, raw, (), nemesis.leaves)
             if goodbye and not verdict.leftovers:
                 verdict.problems.append(f"left after the workers have gone: {goodbye}")
             verdict.problems += nemesis.strange
@@ -154,7 +164,7 @@ async def _drain(nemesis: Nemesis, raw: redis.Redis, drain_s: float) -> None:
         await _until(lambda: not leftovers(raw), drain_s, "everything is settled")
     nemesis.note(Drained(now_s() - since_s))
     with contextlib.suppress(AssertionError):
-        await _until(lambda: not leftovers_everywhere(raw, nemesis.pids), FORGET_S, "the dead are forgotten")
+        await _until(lambda: not leftovers_everywhere(raw, nemesis.pids, nemesis.leaves), FORGET_S, "the dead are forgotten")
 
 
 async def _until(is_true: Callable[[], bool], deadline_s: float, what: str) -> None:

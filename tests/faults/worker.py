@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.servers import Server, wait_until
@@ -19,14 +20,22 @@ class Worker:
     """One worker process on a server, or on a proxy before it."""
 
     def __init__(
-        self, server: Server, history: Path, *options: str, concurrency: int = 100, lease_s: float = LEASE_S, url: str = ""
+        self,
+        server: Server,
+        history: Path,
+        *options: str,
+        concurrency: int = 100,
+        lease_s: float = LEASE_S,
+        url: str = "",
+        root: Path = ROOT,  # of the tree whose runtime it is
+        more: Mapping[str, str] = {},  # in its environment
     ) -> None:
         command = [sys.executable, "-m", "runtime", "--redis", url or server.url, "--handlers", "tests.faults.jobs"]
         command += ["--board", "off", "--lease", str(lease_s), "--concurrency", str(concurrency), "--log", "plain", *options]
         self.log_path = Path(tempfile.mkstemp(prefix="worker-", suffix=".log", dir=history)[1])
-        environment = {**os.environ, "FAULTS_HISTORY": str(history), "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "FAULTS_HISTORY": str(history), "PYTHONPATH": str(root), **more}
         with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+            self.process = subprocess.Popen(command, cwd=root, env=environment, stdout=log, stderr=log)
 
     @property
     def log(self) -> str:
