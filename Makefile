@@ -41,7 +41,7 @@ check: install ## lint, strict types, architecture
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest -q -s tests/architecture
 
-format: install ## put the code into its form, and mend what the linter can
+format: install ## put the code into its form, and fix what the linter can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

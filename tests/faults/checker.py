@@ -399,8 +399,8 @@ def leftovers(raw: redis.Redis) -> dict[str, int]:
 
 
 def leftovers_everywhere(raw: redis.Redis, live_pids: Collection[int] | None = None, but: Collection[str] = ()) -> dict[str, int]:
-    """Return what is left in every structure of the queue: jobs, strikes, workers and consumers that are gone, immortal marks, and
-    keys that nobody knows; `but` what somebody else looks at, by these names.
+    """Return what is left in every structure of the queue: jobs, strikes, workers and consumers that are gone, marks without
+    an end, and unknown keys; all but `but`, which another check looks at.
     """
     left = leftovers(raw)
     left |= {name: raw.hlen(f"{TAG}:{name}") for name in ("strikes", "wards")}

@@ -78,25 +78,25 @@ WHY_NOT: Final = f"git has no commit {LAST_RELEASE}, the last release: a shallow
 
 
 def usual(jobs: int, seconds: float) -> Weather:
-    """Return the weather of every kind of fault, for a fleet of both releases."""
+    """Return the weather of every kind of fault, for workers of both releases."""
     return Weather(jobs, seconds, KINDS, process_gap_s=1.5, styles=STYLES, options=THREADS, workers=WORKERS, long_ms=LONG_MS)
 
 
 async def blow(server: Server, history: Path, weather: Weather, seed: int) -> Verdict:
     """Run one storm over both releases on an empty server, and return what the checker says, with the figures of the mixture."""
     trees = {LAST: _known(last_release()), THIS: ROOT}
-    fleets: list[MixedFleet] = []
+    crews: list[MixedCrew] = []
 
-    def fleet(*arguments: Any, **more: Any) -> MixedFleet:
-        fleets.append(MixedFleet(trees, *arguments, **more))
-        return fleets[0]
+    def crew(*arguments: Any, **more: Any) -> MixedCrew:
+        crews.append(MixedCrew(trees, *arguments, **more))
+        return crews[0]
 
     def calm() -> None:
-        fleets[0].is_over = True  # harm goes on only while there is something to harm
+        crews[0].is_over = True  # harm goes on only while there is something to harm
 
-    verdict = await storms.blow(server, history, weather, seed, fleet, functools.partial(BothSenders, trees, seed, calm))
-    mixture = Mixture.of(ledger.read(history), history, trees, fleets[0])
-    still_held, left = await asyncio.to_thread(left_of_wards, server)
+    verdict = await storms.blow(server, history, weather, seed, crew, functools.partial(BothSenders, trees, seed, calm))
+    mixture = Mixture.of(ledger.read(history), history, trees, crews[0])
+    still_held, left = await asyncio.to_thread(left_of_isolations, server)
     verdict.problems += mixture.strange + still_held
     verdict.figures += left
     verdict.figures += mixture.lines()
@@ -109,19 +109,19 @@ def _known(tree: Path | None) -> Path:
     return tree
 
 
-def left_of_wards(server: Server) -> tuple[list[str], list[str]]:
+def left_of_isolations(server: Server) -> tuple[list[str], list[str]]:
     """Return what keeps others from isolating after all workers have gone, and what is left and does not.
 
     A worker that the last release has buried stays in `wards` until another isolates: it lives no longer, so its place
     counts for nothing. The last release's own key ends with the lease.
     """
     with server.client() as raw:
-        in_wards = raw.hkeys(ISOLATIONS)
-        alive = [name for name in in_wards if raw.zscore(f"{TAG}:workers", name) is not None]
+        of_the_dead = raw.hkeys(ISOLATIONS)
+        alive = [name for name in of_the_dead if raw.zscore(f"{TAG}:workers", name) is not None]
         held = [f"the isolation of {name}, who has gone" for name in alive]
         if raw.pttl(ISOLATION) == -1:
             held.append(f"{ISOLATION} of {raw.get(ISOLATION)} for ever")
-    return held, [f"places of the dead in the isolation: {len(in_wards)}"] if in_wards else []
+    return held, [f"places of the dead in the isolation: {len(of_the_dead)}"] if of_the_dead else []
 
 
 def environment_of(release: str, tree: Path) -> dict[str, str]:
@@ -129,10 +129,10 @@ def environment_of(release: str, tree: Path) -> dict[str, str]:
     return {"PYTHONPATH": str(tree), "FAULTS_RELEASE": release}
 
 
-class MixedFleet(Nemesis):
+class MixedCrew(Nemesis):
     """Workers of both releases: what dies comes back as it was, and a deploy goes up or down."""
 
-    leaves = ("wards", f"key {ISOLATION}")  # each release leaves the other one's alone: `left_of_wards` looks at them
+    leaves = ("wards", f"key {ISOLATION}")  # each release leaves the other one's alone: `left_of_isolations` looks at them
 
     def __init__(self, trees: dict[str, Path], *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
@@ -325,12 +325,12 @@ class Mixture:
     strange: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, story: Story, history: Path, trees: dict[str, Path], fleet: MixedFleet) -> Mixture:
+    def of(cls, story: Story, history: Path, trees: dict[str, Path], crew: MixedCrew) -> Mixture:
         """Return the figures of a run."""
-        found = cls(moves=fleet.moves)
+        found = cls(moves=crew.moves)
         homes = {str(tree / "runtime"): release for release, tree in trees.items()}
         ran = {int(path.stem): path.read_text() for path in history.glob(f"*{CODE}")}
-        for pid, release in fleet.hired.items():
+        for pid, release in crew.hired.items():
             if pid in ran and homes.get(ran[pid]) != release:
                 found.strange.append(f"worker {pid} should run {trees[release]}, and ran {ran[pid]}")
         by_pid: dict[int, list[ledger.Run]] = {}
@@ -341,13 +341,13 @@ class Mixture:
         if silent := sorted(set(by_pid) - set(ran)):
             found.strange.append(f"workers that do not say what they run: {silent}")
         for fault in story.faults:
-            found._count(fault, by_pid, fleet.hired)
+            found._count(fault, by_pid, crew.hired)
         for n, runs in by_number.items():
             runs.sort(key=lambda run: run.start_s)
             for one, next_one in pairwise(runs):
                 kind = found.again if one.attempt == next_one.attempt else found.retried
-                kind[fleet.hired[one.pid], fleet.hired[next_one.pid]] += 1
-            found.ended.update((sent_by(n), fleet.hired[run.pid]) for run in runs if run.outcome == "end")
+                kind[crew.hired[one.pid], crew.hired[next_one.pid]] += 1
+            found.ended.update((sent_by(n), crew.hired[run.pid]) for run in runs if run.outcome == "end")
         found._judge_keys(story, by_number)
         for release in RELEASES:
             path = history / f"replayed-by-{release}"
