@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import socket
@@ -32,6 +31,7 @@ from runtime.jobs import Job, Registry
 from runtime.places import HANGS_S, PLACES, Hang, Places, make_places
 from runtime.settle import Ledger, decide
 from runtime.stats import Stats
+from runtime.store.base import WorkerRow
 from runtime.streams import ANSWER_S, Streams
 from runtime.worker.context import WorkerContext
 from runtime.worker.fetcher import INBOX_BYTES, Fetcher
@@ -219,7 +219,7 @@ class Consumer:
         PLACES.set(self.places)  # for the lanes, which are tasks of this one
         await self.streams.start()
         # Before the first fetch: a consumer that reads and dies without a row would be known to nobody, and stay for ever.
-        await self.streams.beat(int(self.config.lease_s * 1000), self._row())
+        await self.streams.beat(self._row())
         self._loop_state.moved_s = self._confirmed_s = time.monotonic()
         heartbeat = Heartbeat(
             self._url,
@@ -376,23 +376,23 @@ class Consumer:
     def _may_reclaim(self) -> bool:
         return time.monotonic() > self._own_guard_until_s and not self._is_silent()
 
-    def _row(self) -> str:
+    def _row(self) -> WorkerRow:
         """What the workers' table says of this one; called by the heartbeat's thread."""
         running: dict[str, int] = {}
         for job in [lane.job for lane in self.lanes]:
             if job is not None:
                 name = job.type.decode(errors="replace")
                 running[name] = running.get(name, 0) + 1
-        row: dict[str, Any] = {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "lanes": self.config.concurrency,
-            "held": len(self.held),
-            "running": running,
-            "stage": self.stage.value,
-            "types": self._types,
-        }
-        return json.dumps(row, separators=(",", ":"))
+        return WorkerRow(
+            lease_ms=int(self.config.lease_s * 1000),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            lanes=self.config.concurrency,
+            held=len(self.held),
+            running=running,
+            stage=self.stage.value,
+            types=self._types,
+        )
 
     def _running_now(self) -> Job | None:
         """The job whose code holds the loop at this moment; called by the heartbeat's thread."""

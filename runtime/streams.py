@@ -21,6 +21,7 @@ from runtime.store.base import (
     GROUP,
     End,
     Store,
+    WorkerRow,
     entry_fields,
     is_code,
     ms_in,
@@ -418,19 +419,19 @@ class Streams(Store):
             refused += [start + position for position in answer]
         return refused
 
-    async def beat(self, lease_ms: int, row: str) -> str:
-        """Say that this worker lives and what it is; give the name of the server that heard it.
+    async def beat(self, row: WorkerRow) -> str:
+        """Write that this worker lives for one more lease, and what it is; return the run id of the server that took it.
 
         Raises:
             StoreUnavailable: no answer or an error.
         """
         try:
-            await self.call_one(self._helper, self.command("beat", self.consumer, lease_ms, f"{lease_ms} {row}"))
+            await self.call_one(self._helper, self.command("beat", self.consumer, row.lease_ms, str(row)))
         except StoreError as error:
             raise StoreError(f"{error} ({self.keys.workers}, {self.keys.rows}; `doctor` looks at both)") from None
         return self._helper.run_id
 
-    async def workers(self) -> dict[str, tuple[int, str]]:
+    async def workers(self) -> dict[str, tuple[int, WorkerRow]]:
         """Return the known workers: until when each lives (ms), and its row.
 
         Raises:

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Mapping
 from itertools import accumulate
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import msgspec
 from rich.console import Console, Group
@@ -19,8 +19,8 @@ from rich.text import Text
 from runtime.commands.common import clean, inspector
 from runtime.errors import StoreUnavailable
 from runtime.jobs import STREAMS
+from runtime.store.base import WorkerRow
 from runtime.store.inspector import DeadLetter, Depth, Inspector
-from runtime.worker.maintenance import details_of
 
 EVERY_S: Final = 1.0  # as top and htop: a second or two
 FAILURES: Final = 5  # lines; with WORKERS and the four priorities, all fits a terminal of 40 lines; a guess
@@ -37,7 +37,7 @@ class Screen(msgspec.Struct):
     oldest_s: dict[str, float]
     counters: Counters
     window_s: float
-    workers: list[tuple[str, bool, dict[str, Any]]]
+    workers: list[tuple[str, bool, WorkerRow]]
     failures: list[DeadLetter]
 
 
@@ -71,7 +71,7 @@ async def read(found: Inspector) -> Screen:
     """
     now_s = time.time()
     rows = await found.workers()
-    workers = [(name, until_ms > now_s * 1000, details_of(row)) for name, (until_ms, row) in sorted(rows.items())]
+    workers = [(name, until_ms > now_s * 1000, row) for name, (until_ms, row) in sorted(rows.items())]
     return Screen(
         await found.depth(),
         await found.oldest_waiting_s(),
@@ -129,11 +129,9 @@ def _types(screen: Screen) -> Table:
 def _workers(screen: Screen) -> Table:
     table = Table("worker", _right("lanes"), _right("held"), "runs", box=None)
     for name, is_alive, row in screen.workers[:WORKERS]:
-        running = cast("dict[str, int]", row.get("running") or {})
-        text = ", ".join(f"{count} {clean(type_name, 24)}" for type_name, count in sorted(running.items())[:4])
-        table.add_row(
-            clean(name, 48), str(row.get("lanes", "")), str(row.get("held", "")), text or ("-" if is_alive else "no heartbeat")
-        )
+        text = ", ".join(f"{count} {clean(type_name, 24)}" for type_name, count in sorted(row.running.items())[:4])
+        lanes, held = (str(row.lanes), str(row.held)) if row.lanes else ("", "")  # a row that cannot be read says neither
+        table.add_row(clean(name, 48), lanes, held, text or ("-" if is_alive else "no heartbeat"))
     if len(screen.workers) > WORKERS:
         table.add_row(f"… and {len(screen.workers) - WORKERS} more", "", "", "")
     return table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -246,11 +247,71 @@ def is_code(answer: Any, code: str) -> bool:
     return isinstance(answer, ServerError) and answer.code == code
 
 
-def workers_of(until: Sequence[bytes], rows: Sequence[bytes]) -> dict[str, tuple[int, str]]:
-    """Return the workers out of the raw ZRANGE WITHSCORES and HGETALL; the guard's own members begin with `~`."""
-    known = {name.decode(errors="replace"): row.decode(errors="replace") for name, row in pairs(rows)}
-    lives = {name.decode(errors="replace"): int(min(max(float(score), 0.0), float(MAX_MS))) for name, score in pairs(until)}
-    return {name: (at, known.get(name, "")) for name, at in lives.items() if not name.startswith("~")}
+class WorkerRow(msgspec.Struct, frozen=True):
+    """What a worker says of itself with each heartbeat; in `workers:rows` as its lease in ms, a space and a JSON object.
+
+    A lease of 0 is one that the row does not say. `types` has the newest version of each type that the worker can run.
+    """
+
+    lease_ms: int = 0
+    host: str = ""
+    pid: int = 0
+    lanes: int = 0
+    held: int = 0
+    running: dict[str, int] = {}
+    stage: str = ""
+    types: dict[str, int] = {}
+
+    @property
+    def lease_s(self) -> float:
+        """The lease in seconds."""
+        return self.lease_ms / 1000
+
+    def __str__(self) -> str:
+        told = {name: getattr(self, name) for name in _TOLD}
+        return f"{self.lease_ms} {json.dumps(told, separators=(',', ':'))}"
+
+    @classmethod
+    def parse(cls, text: str) -> WorkerRow:
+        """Return the row that a text is; what of it cannot be read is as if it were not there: it may be a stranger's."""
+        lease, _, details = text.partition(" ")
+        try:
+            found = json.loads(details or "{}")
+        except (ValueError, RecursionError):
+            found = None
+        told = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+        kept = {name: _as_kind(kind, told[name]) for name, kind in _TOLD.items() if isinstance(told.get(name), kind)}
+        return cls(min(parse_int(lease) or 0, MAX_LEASE_MS), **kept)
+
+
+# The members of the JSON object, and what each must be.
+_TOLD: Final[dict[str, type]] = {
+    "host": str,
+    "pid": int,
+    "lanes": int,
+    "held": int,
+    "running": dict,
+    "stage": str,
+    "types": dict,
+}
+
+
+def _as_kind(kind: type, value: Any) -> Any:
+    """Return a member of a row; of a table those that are numbers."""
+    return {name: number for name, number in value.items() if isinstance(number, int)} if kind is dict else value
+
+
+def workers_of(until: Sequence[bytes], rows: Sequence[bytes]) -> dict[str, tuple[int, WorkerRow]]:
+    """Return until when each worker lives (ms) and its row, out of the raw ZRANGE WITHSCORES and HGETALL.
+
+    Members that begin with `~` are the guard's own. `stands_until` of the scripts reads the times so too.
+    """
+    known = {name: row.decode(errors="replace") for name, row in pairs(rows)}
+    return {
+        name.decode(errors="replace"): (int(min(max(float(score), 0.0), float(MAX_MS))), WorkerRow.parse(known.get(name, "")))
+        for name, score in pairs(until)
+        if not name.startswith(b"~")
+    }
 
 
 def setting(answer: Any) -> str:

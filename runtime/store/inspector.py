@@ -15,7 +15,7 @@ import msgspec
 from runtime.codec import unpack_record
 from runtime.errors import ConfigError
 from runtime.jobs import STREAMS, default_id, ms_of
-from runtime.store.base import GROUP, Store, is_code, parse_int, setting, workers_of
+from runtime.store.base import GROUP, Store, WorkerRow, is_code, parse_int, setting, workers_of
 from runtime.store.connection import Connection
 from runtime.store.resp import ServerError
 
@@ -190,7 +190,7 @@ class Inspector(Store):
             ages[STREAMS[stream]] = (now_ms - ms_of(bytes(oldest[0][0]), now_ms)) / 1000 if oldest else 0.0
         return ages
 
-    async def workers(self) -> dict[str, tuple[int, str]]:
+    async def workers(self) -> dict[str, tuple[int, WorkerRow]]:
         """Return the known workers: until when each lives (ms), and its row.
 
         Raises:

@@ -21,6 +21,7 @@ import msgspec
 from runtime import logs
 from runtime.errors import StoreUnavailable
 from runtime.jobs import Job, Lease
+from runtime.store.base import WorkerRow
 from runtime.streams import ANSWER_S, Streams
 from runtime.worker.log import level_of
 
@@ -120,7 +121,7 @@ class Heartbeat(threading.Thread):
         max_block_s: float,
         held: Held,
         loop_state: LoopState,
-        row: Callable[[], str],
+        row: Callable[[], WorkerRow],
         report: Callable[[Beat], None],
         crashed: Callable[[BaseException], None],
     ) -> None:
@@ -180,7 +181,7 @@ class Heartbeat(threading.Thread):
         sent_s = time.monotonic()
         leases = self._held.older_than(self._lease_s / 6, sent_s)
         refused = await store.renew([(lease.stream, lease.entry, count) for lease, count in leases])
-        run_id = await store.beat(int(self._lease_s * 1000), self._row())
+        run_id = await store.beat(self._row())
         self._report(Beat(sent_s, run_id, [leases[position] for position in refused]))
 
     async def _watch(self) -> None:

@@ -4,18 +4,17 @@ the leases of the dead to whoever lives, lots, and the counters."""
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Callable, Iterable
 from random import random
-from typing import Any, Final, cast
+from typing import Final
 
 from runtime import logs
 from runtime.backoff import Backoff, delay_s
 from runtime.errors import StoreUnavailable
 from runtime.jobs import FREE, STREAMS, SUSPECT, UNKNOWN, Lease, Letter, default_id, lot_of
 from runtime.stats import Stats
-from runtime.store.base import End, parse_int
+from runtime.store.base import End, WorkerRow, parse_int
 from runtime.streams import Streams
 from runtime.worker.log import level_of
 
@@ -27,7 +26,6 @@ PROMOTE_S: Final = 1.0  # what somebody else delays for less than this may come 
 SOON_S: Final = 0.005
 STUCK_S: Final = 0.25  # something is due and cannot be moved: memory is full
 RECLAIM_IDS: Final = 100
-MAX_LEASE_S: Final = 3600.0
 FAR: Final = 10**18  # a version that nobody knows
 SWEEP_S: Final = (2.0, 5.0)
 FORGET_ROWS: Final = 20
@@ -203,7 +201,7 @@ class Maintenance:
             self.lots = dict.fromkeys(new, 0) | self.lots
             self.on_parked()
 
-    def _standing_still(self, workers: dict[str, tuple[int, str]]) -> dict[str, int]:
+    def _standing_still(self, workers: dict[str, tuple[int, WorkerRow]]) -> dict[str, int]:
         """Return the workers whose row has not moved for two of their leases by our own clock, and where it stands:
         dead, whatever the server's clock says.
         """
@@ -216,15 +214,15 @@ class Maintenance:
         return {
             name: until_ms
             for name, (until_ms, since_s) in seen.items()
-            if name != self._streams.consumer and now_s - since_s > 2 * max(self._lease_s, lease_of(workers[name][1]))
+            if name != self._streams.consumer and now_s - since_s > 2 * max(self._lease_s, workers[name][1].lease_s)
         }
 
-    async def _forget_the_dead(self, workers: dict[str, tuple[int, str]]) -> None:
+    async def _forget_the_dead(self, workers: dict[str, tuple[int, WorkerRow]]) -> None:
         now_s = time.monotonic()
         dead = [
             name
             for name, (_, row) in workers.items()
-            if name != self._streams.consumer and now_s - self._seen_rows[name][1] > 2 * max(self._lease_s, lease_of(row))
+            if name != self._streams.consumer and now_s - self._seen_rows[name][1] > 2 * max(self._lease_s, row.lease_s)
         ]
         for name in dead[:FORGET_ROWS]:
             if await self._streams.forget(name, workers[name][0]):
@@ -240,13 +238,13 @@ class Maintenance:
             if is_strange and await self._streams.waiting_longest(stream, lot, int(self._lease_s * 1000), 1):
                 self._adopted.add(lot)
 
-    async def _dead_letter_unknown(self, live_rows: list[str]) -> None:
+    async def _dead_letter_unknown(self, live_rows: list[WorkerRow]) -> None:
         """Bury what no live worker has known for long.
 
         How long a job has stood in its lot does not tell: it may have waited for a thread, and its workers be starting again. So
         each worker counts from when it last saw one that knows it, or from its own start.
         """
-        known = set[tuple[str, int]]().union(*map(types_of, live_rows))
+        known = set[tuple[str, int]]().union(*[row.types.items() for row in live_rows])
         now_s = time.monotonic()
         since_s = now_s - self._unknown_after_s
         self._known_s = {kind: seen_s for kind, seen_s in self._known_s.items() if seen_s > since_s} | dict.fromkeys(known, now_s)
@@ -301,28 +299,6 @@ class Maintenance:
                 await self._streams.count(int(time.time() // 60), counts)
             except StoreUnavailable as error:
                 log.debug("a second of statistics is lost: %s", error)
-
-
-def details_of(row: str) -> dict[str, Any]:
-    """Return what a worker says of itself in its row; nothing, where that cannot be read."""
-    try:
-        found = json.loads(row.partition(" ")[2] or "{}")
-    except (ValueError, RecursionError):
-        return {}
-    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
-
-
-def lease_of(row: str) -> float:
-    """Return the lease of a worker in seconds, out of its row; 0 when the row does not say."""
-    return min((parse_int(row.partition(" ")[0]) or 0) / 1000, MAX_LEASE_S)
-
-
-def types_of(row: str) -> set[tuple[str, int]]:
-    """Return the types a worker can run, each with the newest version it knows, out of its row."""
-    types = details_of(row).get("types")
-    if not isinstance(types, dict):
-        return set()
-    return {(name, version) for name, version in cast("dict[str, Any]", types).items() if isinstance(version, int)}
 
 
 def lot_is_known(lot: str, known: set[tuple[str, int]]) -> bool:

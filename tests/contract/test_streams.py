@@ -16,11 +16,10 @@ import redis
 from runtime.codec import decode_many
 from runtime.errors import QueueFull, StoreUnavailable
 from runtime.jobs import Batch, Deferral, Lease, Letter, Parking
-from runtime.store.base import GROUP, Store
+from runtime.store.base import GROUP, Store, WorkerRow
 from runtime.store.connection import Connection
 from runtime.store.inspector import Inspector
 from runtime.streams import Ask, Fetched, Streams
-from runtime.worker.maintenance import lease_of, types_of
 from tests.contract.snapshot import snapshot
 from tests.proxy import Proxy
 from tests.servers import Server
@@ -132,13 +131,13 @@ async def test_isolation_doubles_up_to_the_timeout_whatever_that_is(store, raw):
 async def test_who_has_a_place_in_the_isolation_has_it_for_as_long_as_it_lives_and_said(store, other, raw):
     for _ in range(4):
         suspect(raw)
-    await other.beat(30_000, "{}")
+    await other.beat(WorkerRow(30_000))
     assert await isolate(other, n=1) == ("run", 10_000, [2])
     word, wait_ms, _ = await isolate(store, n=1)
     assert (word, 0 < wait_ms <= 10_000) == ("busy", True), "until that isolation is over"
     raw.zadd("{jobs}:workers", {OTHER: 1})
     assert await isolate(store, n=1) == ("run", 10_000, [2]), "who is dead keeps no place"
-    await other.beat(30_000, "{}")
+    await other.beat(WorkerRow(30_000))
     assert (await isolate(store, n=1))[0] == "busy"
     raw.hset("{jobs}:wards", OTHER, "1 ")
     assert await isolate(store, n=1) == ("run", 10_000, [2]), "nor who said that it would be over by now"
@@ -225,7 +224,7 @@ async def alone(store: Streams, raw: redis.Redis, strikes: str = "") -> Any:
     entry = suspect(raw, 2)
     if strikes:
         raw.hset("{jobs}:strikes", f"high/{entry}", strikes)
-    await store.beat(30_000, "{}")
+    await store.beat(WorkerRow(30_000))
     found = await store.isolate(30_000, -1, 10_000, 20, TYPES)
     assert isolation_of(raw) == f"high/{entry}"
     (job,) = jobs_of(found.fetched)
@@ -264,7 +263,7 @@ async def test_a_death_beside_other_suspects_is_evidence_against_none(store, oth
     suspect(raw)
     await store.isolate(30_000, -1, 10_000, 20, TYPES)
     raw.xclaim(KEY, GROUP, ME, 0, [entry], idle=40_000, justid=True)
-    await store.beat(30_000, "{}")
+    await store.beat(WorkerRow(30_000))
     await quiet_guard(raw)
     raw.zadd("{jobs}:workers", {ME: 1})
     assert (await other.reclaim(HIGH, 30_000, 100, {})).dead == 1
@@ -345,7 +344,7 @@ async def test_three_strikes_are_handed_out_to_be_dead_lettered_without_calm(sto
 
 
 async def test_strikes_without_an_entry_and_isolations_without_a_worker_are_swept(store, raw):
-    await store.beat(30_000, "{}")
+    await store.beat(WorkerRow(30_000))
     raw.hset("{jobs}:strikes", mapping={"high/1-1": "a", "junk": "b", "nowhere/1-1": "c"})
     raw.hset("{jobs}:wards", mapping={ME: "1 ", "gone": "1 high/1-1", "junk": ""})
     assert (await isolate(store))[0] == "none"
@@ -686,7 +685,7 @@ async def test_what_a_dead_worker_held_is_suspect_and_keeps_its_count(store, oth
 async def test_a_delivery_that_a_live_worker_never_saw_does_not_count(store, other, raw):
     add(raw)
     [lease] = await leases(other)
-    await other.beat(30_000, "{}")
+    await other.beat(WorkerRow(30_000))
     await quiet_guard(raw)
     raw.xclaim(KEY, GROUP, OTHER, 0, [lease.entry], idle=40_000, justid=True)
     found = await store.reclaim(HIGH, 30_000, 100, {})
@@ -719,8 +718,8 @@ async def test_whatever_stands_in_a_row_the_sweep_goes_on(store, raw, row):
     raw.hset("{jobs}:workers:rows", "a stranger", row)
     workers = await store.workers()
     assert set(workers) == {"a stranger", "another"}
-    assert lease_of(workers["a stranger"][1]) <= 3600
-    assert types_of(workers["a stranger"][1]) == set()
+    assert workers["a stranger"][1].lease_s <= 3600
+    assert workers["a stranger"][1].types == {}
 
 
 async def test_a_worker_can_start_when_memory_is_full(server, raw):
@@ -743,7 +742,7 @@ async def test_what_is_renewed_in_time_is_left_alone(store, other, raw):
 async def test_the_lease_of_the_holder_counts_and_not_the_sweepers(store, other, raw):
     add(raw)
     [lease] = await leases(other)
-    await other.beat(120_000, "{}")
+    await other.beat(WorkerRow(120_000))
     await quiet_guard(raw)
     raw.xclaim(KEY, GROUP, OTHER, 0, [lease.entry], idle=60_000, justid=True)
     assert (await store.reclaim(HIGH, 30_000, 100, {})).undelivered == 0
@@ -754,7 +753,7 @@ async def test_after_a_gap_in_all_beats_nobody_is_robbed_for_one_lease(store, ot
     [lease] = await leases(other)
     raw.xclaim(KEY, GROUP, OTHER, 0, [lease.entry], idle=10**8, justid=True)
     assert (await store.reclaim(HIGH, 30_000, 100, {})).is_guarded
-    await store.beat(30_000, "{}")
+    await store.beat(WorkerRow(30_000))
     assert (await store.reclaim(HIGH, 30_000, 100, {})).is_guarded
     since = raw.zscore("{jobs}:workers", "~since")
     raw.zadd("{jobs}:workers", {"~since": since - 31_000})
@@ -765,7 +764,7 @@ async def test_what_ends_a_moment_before_its_worker_is_no_lost_delivery(store, o
     """A beat renews first: of a worker that dies after it, the leases are older than the row."""
     add(raw)
     [lease] = await leases(other)
-    await other.beat(30_000, "{}")
+    await other.beat(WorkerRow(30_000))
     await quiet_guard(raw)
     raw.xclaim(KEY, GROUP, OTHER, 0, [lease.entry], idle=30_500, justid=True)
     assert (await store.reclaim(HIGH, 30_000, 100, {})).undelivered == 0
@@ -776,7 +775,7 @@ async def test_what_ends_a_moment_before_its_worker_is_no_lost_delivery(store, o
 async def test_a_row_that_stands_still_is_dead_whatever_the_idle_time_says(store, other, raw):
     add(raw)
     await leases(other)
-    await other.beat(30_000, "{}")
+    await other.beat(WorkerRow(30_000))
     await quiet_guard(raw)
     [until_ms] = [until_ms for until_ms, _ in (await store.workers()).values()]
     assert (await store.reclaim(HIGH, 30_000, 100, {OTHER: until_ms - 1})).dead == 0, "it has moved since: it is back"
@@ -788,7 +787,7 @@ async def test_the_sweep_finds_idle_entries_behind_1200_fresh_ones_of_live_worke
         add(raw)
     held = await leases(store, 1200)
     [last] = await leases(other)
-    await store.beat(30_000, "{}")
+    await store.beat(WorkerRow(30_000))
     await quiet_guard(raw)
     raw.xclaim(KEY, GROUP, OTHER, 0, [last.entry], idle=40_000, justid=True)
     assert (await store.reclaim(HIGH, 30_000, 100, {})).dead == 1
@@ -820,7 +819,7 @@ async def test_a_string_in_the_place_of_one_stream_costs_nobody_the_leases_of_th
 async def test_a_consumer_that_holds_something_is_not_forgotten(store, other, raw):
     add(raw)
     [lease] = await leases(other)
-    await other.beat(30_000, "{}")
+    await other.beat(WorkerRow(30_000))
     assert not await store.forget(OTHER)
     assert pending(raw) == [(OTHER, 1)]
     assert OTHER in await store.workers()
@@ -1080,11 +1079,11 @@ async def prepare_reclaim(store: Streams, raw: redis.Redis) -> Act:
 
 
 async def prepare_beat(store: Streams, raw: redis.Redis) -> Act:
-    return lambda which: which.beat(30_000, "{}")
+    return lambda which: which.beat(WorkerRow(30_000))
 
 
 async def prepare_forget(store: Streams, raw: redis.Redis) -> Act:
-    await store.beat(30_000, "{}")
+    await store.beat(WorkerRow(30_000))
     return lambda which: which.forget(ME)
 
 

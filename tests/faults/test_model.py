@@ -28,7 +28,7 @@ from runtime.errors import StoreUnavailable
 from runtime.jobs import FREE, STREAMS, UNKNOWN, Deferral, Lease, Letter, Parking, lot_of
 from runtime.jobs import Job as WorkerJob
 from runtime.settle import empty_batch
-from runtime.store.base import GROUP, Store
+from runtime.store.base import GROUP, Store, WorkerRow
 from runtime.store.connection import Connection
 from runtime.store.inspector import Inspector
 from runtime.store.resp import Command
@@ -552,7 +552,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(name=who, lease_ms=st.sampled_from(LEASES_MS), loses=loses)
     def beat(self, name: str, lease_ms: int, loses: bool) -> None:
         store = self.bench.stores[name]
-        self.bench.repeated(store._helper, lambda: store.beat(lease_ms, "{}"), loses)
+        self.bench.repeated(store._helper, lambda: store.beat(WorkerRow(lease_ms)), loses)
         self.look()
         self.model.beat(name, lease_ms)
 
