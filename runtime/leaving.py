@@ -1,7 +1,9 @@
-"""The ends of a process that wait for nothing that runs in it: after a crash of ours, at the hard deadline, when all is done.
+"""The ends of a process: its exit statuses, and two ways out that wait for nothing of a handler's.
 
-Threads that hang, handlers that swallow their cancel, hooks of an orderly exit, a standard error that nobody reads: none may keep
-a process that does no work any more. Leases expire by themselves, so leaving is always safe.
+`leave` is the interpreter's own end, with hooks and finalizers, for a process in which all is done; they are given LEFT_S.
+`Leaving.end_now` is `os._exit`, at a deadline, or where the loop can only be abandoned: a thread hangs, a handler swallows its
+cancel, nobody reads the standard error. The two cannot be one: the first would wait for what the second leaves behind, and the
+second runs no hooks. Leases expire by themselves, so that a process may end at any moment without losing a job.
 """
 
 from __future__ import annotations
@@ -30,10 +32,11 @@ BAD_USAGE: Final = 2  # or settings, or handlers, that cannot work
 NO_REDIS: Final = 3
 HARD_DEADLINE: Final = 4
 INTERRUPTED: Final = 130
-CRASH_S: Final = 2.5  # a guess: so long may handlers clean up after a crash; 5 s are promised
-LOCKED_S: Final = 4.0  # then without Python's help, should a handler hold the interpreter's lock
-WORDS_S: Final = 0.5  # for last words, and for what must end before us
-LEFT_S: Final = 2.0  # a guess: so long may what handlers have left behind, tasks or hooks, take to end when all is done
+
+CRASH_S: Final = 2.5  # for handlers to clean up after a crash; a guess: half of the 5 s that docs/operate.md promises
+LOCKED_S: Final = 4.0  # then without Python, for a handler that holds the interpreter's lock; a guess below the same 5 s
+LAST_WORDS_S: Final = 0.5  # for the last line of the log, and for what must end before this process; a guess
+LEFT_S: Final = 2.0  # for tasks, hooks and finalizers that handlers have left, when all is done; a guess
 LEFT: Final = "all is done, but something that a handler has left behind does not end"
 
 
@@ -43,44 +46,44 @@ def status_of(error: JobsError) -> int:
 
 
 class Leaving:
-    """Owns the end of this process, once it must come. `before` ends what must not outlive it, such as the embedded server."""
+    """Owns the deadlines of this process. `before` ends what must not outlive it, such as the embedded server."""
 
     def __init__(self, before: Callable[[], None] = lambda: None) -> None:
         self._before = before
         self._lock = threading.Lock()
-        self._is_armed = False
-        self._has_said = False
-        self._untold: BaseException | None = None
+        self._has_crashed = False
+        self._is_told = False
+        self._unlogged: BaseException | None = None
         self._status: int | None = None
         self._stderr = sys.stderr
         self._nowhere = os.open(os.devnull, os.O_WRONLY)  # opened early: a process may crash for want of descriptors
 
     def __repr__(self) -> str:
-        return f"<Leaving {'soon' if self._is_armed else 'not yet'}>"
+        return f"<Leaving {'soon' if self._has_crashed else 'not yet'}>"
 
     def crashed(self, error: BaseException) -> None:
-        """Say what has crashed, once, and see to it that the process ends in time; from any thread."""
-        self.soon()
+        """Log a crash, once, and have the process end within CRASH_S; from any thread."""
+        self.end_soon()
         with self._lock:
-            has_said, self._has_said = self._has_said, True
-        if not has_said:  # what ends because of it crashes too, and says nothing new
-            self._say_crash(error)
+            is_told, self._is_told = self._is_told, True
+        if not is_told:  # what fails because of the first crash says nothing new
+            self._log_crash(error)
 
-    def _say_crash(self, error: BaseException) -> None:
+    def _log_crash(self, error: BaseException) -> None:
         """Log the traceback; print it where the log fails, or is silent since a module of handlers has configured it."""
-        self._untold = error
-        with contextlib.suppress(BaseException):  # a filter or a handler of somebody's may raise anything, exit, or hang
+        self._unlogged = error  # first: should the log hang, `end_now` prints it from another thread
+        with contextlib.suppress(BaseException):  # a filter or handler of the user's may raise anything, exit, or hang
             log.critical("the worker has crashed: leaving, leases will expire by themselves", exc_info=error)
             if log.isEnabledFor(logging.CRITICAL) and log.hasHandlers():
-                self._untold = None
-        self._say_untold()
+                self._unlogged = None
+        self._print_unlogged()
 
-    def _say_untold(self) -> None:
-        error, self._untold = self._untold, None
+    def _print_unlogged(self) -> None:
+        error, self._unlogged = self._unlogged, None
         if error is not None:
-            self.tell("".join(traceback.format_exception(error)))
+            self.write("".join(traceback.format_exception(error)))
 
-    def tell(self, text: str) -> None:
+    def write(self, text: str) -> None:
         """Write a line to the standard error that there was at the start; handlers may have closed or replaced `sys.stderr`."""
         try:
             print(text, file=self._stderr, flush=True)
@@ -88,57 +91,61 @@ class Leaving:
             with contextlib.suppress(OSError):
                 os.write(2, f"{text}\n".encode(errors="backslashreplace"))
 
-    def done(self, status: int) -> None:
-        """Note that all is done: whatever ends this process from now on, it is with this status."""
+    def set_status(self, status: int) -> None:
+        """Note that all is done: whatever ends this process from now on, it is with this status, but for a crash before."""
         with self._lock:
-            if not self._is_armed:
+            if not self._has_crashed:
                 self._status = status
 
     @contextlib.contextmanager
-    def left(self, status: int) -> Generator[None]:
-        """Have this process end with `status` when the block takes longer than what is left behind may.
+    def bounded(self, status: int) -> Generator[None]:
+        """Have this process end with `status` when the block takes longer than LEFT_S.
 
         Raises:
             RuntimeError: no thread can be started.
         """
-        timer = self.after(LEFT_S, status, LEFT)
+        timer = self.end_after(LEFT_S, status, LEFT)
         try:
             yield
         finally:
             timer.cancel()
 
-    def soon(self) -> None:
-        """Have this process end with the status of a crash, within CRASH_S, whatever it does until then."""
+    def end_soon(self) -> None:
+        """Have this process end with the status of a crash, within CRASH_S, whatever it does until then; may be repeated."""
         with self._lock:
-            if self._is_armed:
+            if self._has_crashed:
                 return
-            self._is_armed = True
+            self._has_crashed = True
         try:
             faulthandler.dump_traceback_later(LOCKED_S, exit=True, file=self._nowhere)
-            self.after(CRASH_S, CRASHED, "the worker has crashed and does not end by itself, leases will expire")
+            self.end_after(CRASH_S, CRASHED, "the worker has crashed and does not end by itself, leases will expire")
         except RuntimeError:  # no thread can be started any more
             os._exit(CRASHED)
 
-    def after(self, wait_s: float, status: int, why: str) -> threading.Timer:
-        """Have this process end with `status` when so much time is over.
+    def end_after(self, wait_s: float, status: int, why: str) -> threading.Timer:
+        """Have this process end with `status` in `wait_s` seconds, unless the timer is cancelled.
 
         Raises:
             RuntimeError: no thread can be started.
         """
-        timer = threading.Timer(wait_s, self._at_once, (status, why))
+        timer = threading.Timer(wait_s, self.end_now, (status, why))
         timer.daemon = True
         timer.start()
         return timer
 
-    def _at_once(self, status: int, why: str) -> None:
-        """End the process. What is still to be done may hang: it is done by threads that are not waited for long."""
+    def end_now(self, status: int, why: str = "", wait_s: float = LAST_WORDS_S) -> NoReturn:
+        """End this process with `status`, or with the one that was set when all was done; `why` is the last line of the log.
+
+        What is still to be done may hang, so it is done by threads, which have `wait_s` seconds together.
+        """
         try:
             last = [
-                threading.Thread(target=work, daemon=True) for work in (self._before, self._say_untold, lambda: _say_last(why))
+                threading.Thread(target=work, daemon=True)
+                for work in (self._before, self._print_unlogged, lambda: _close_log(why))
             ]
             for thread in last:
                 thread.start()
-            end_s = time.monotonic() + WORDS_S
+            end_s = time.monotonic() + wait_s
             for thread in last:
                 thread.join(max(0.0, end_s - time.monotonic()))
         finally:
@@ -147,7 +154,7 @@ class Leaving:
 
 def leave(status: int) -> NoReturn:
     """End this process with `status`. Threads that do not end and hooks that hang, such as a handler's, do not keep it."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (sys.stdout, sys.stderr):  # before the timer: a pager that reads slowly must get all that was printed
         with contextlib.suppress(Exception):  # closed, its reader has gone, or it is a handler's own
             stream.flush()
     with contextlib.suppress(RuntimeError):  # no thread can be started
@@ -162,10 +169,11 @@ def leave(status: int) -> NoReturn:
 
 
 def has_threads() -> bool:
-    """Return whether a thread runs that would keep the process: such as a handler's that does not end."""
+    """Return whether a thread runs that would keep the process, such as a handler's that does not end."""
     return any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread())
 
 
-def _say_last(why: str) -> None:
-    log.critical("%s: leaving at once", why)
+def _close_log(why: str) -> None:
+    if why:
+        log.critical("%s: leaving at once", why)
     logging.shutdown()

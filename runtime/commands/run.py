@@ -1,4 +1,4 @@
-"""`run`: the worker, or a supervisor of several, the board, the embedded server, and the signals that stop them."""
+"""`run`: a worker or a supervisor of several, with its board, its embedded server, and the signals that stop it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from runtime.config import Config, address_of
 from runtime.consumer import CANCELLED, Consumer, Report
 from runtime.embedded import Embedded
 from runtime.errors import JobsError, StoreUnavailable
-from runtime.leaving import CLEAN, CRASHED, HARD_DEADLINE, Leaving, has_threads
+from runtime.leaving import CLEAN, CRASHED, HARD_DEADLINE, LEFT_S, Leaving, has_threads
 from runtime.offload import end_fork
 from runtime.registry import Found
 from runtime.rubbish import Rubbish, resident_reader
@@ -37,12 +37,12 @@ from runtime.worker.forks import guard
 log = logs.guarded("runtime")
 T = TypeVar("T")
 
-HARD_S: Final = 4.0  # after the grace, or after a second signal: leases expire by themselves, so leaving is always safe
-FRUITLESS: Final = 10_000  # a loop that ends so often without having had a turn has no file descriptor any more, say; a guess
-STOPPED_TOLD_S: Final = 1.0
-READY_TICK_S: Final = 0.05
+HARD_S: Final = 4.0  # after the grace, or after a second signal, as docs/operate.md promises; a guess
+FRUITLESS: Final = 10_000  # ends of the loop without a turn in between: then it has no file descriptor any more, say; a guess
+STOPPED_LOGGED_S: Final = 1.0  # between two lines that the loop was stopped; a guess
+READY_TICK_S: Final = 0.05  # between two looks whether the worker is ready; a guess
 ALIVE: Final = Alive()
-START_TRIES: Final = 5
+START_TRIES: Final = 5  # with START_BACKOFF some two seconds: a server that is started beside the worker comes up; a guess
 START_BACKOFF: Final = Backoff(base_s=0.2, cap_s=2.0)
 
 
@@ -72,30 +72,35 @@ def main(config: Config, arguments: argparse.Namespace) -> int:
         found = _find(config)
     embedded = None if config.redis else Embedded(Path(config.data_dir), config.embedded_port)
     if embedded is None:
-        one_connection(config.redis)  # a bad URL is said before anything starts
+        one_connection(config.redis)  # raises on a bad URL, before anything starts
     else:
         embedded.start()  # here, in the main thread: the kernel ends the server when the thread that started it ends
     leaving = Leaving(embedded.stop) if embedded is not None else Leaving()
+    work = _supervise(config, embedded, leaving) if found is None else _work(config, found, embedded, leaving)
     try:
-        return _live(_supervise(config, embedded, leaving) if found is None else _work(config, found, embedded, leaving), leaving)
+        return _run_process(work, leaving)
     finally:
         if embedded is not None:
             embedded.stop()
 
 
 def _as_child(config: Config, tether: Tether) -> int:
-    """Run jobs as a child of the supervisor: what must be said at the end, and once, is said by the supervisor."""
+    """Run jobs as a child of a supervisor, which prints the errors and the last line for all its children."""
     leaving = Leaving()
     try:
-        return _live(_work(config, _find(config, tether), None, leaving, tether), leaving, tether)
+        return _run_process(_work(config, _find(config, tether), None, leaving, tether), leaving, tether)
     except JobsError as error:
         return tether.fail(error)
 
 
-def _live(work: Coroutine[Any, Any, Report | Total], leaving: Leaving, tether: Tether | None = None) -> int:
-    """Run the loop of this process from its start to its end; gives the exit status."""
+def _run_process(work: Coroutine[Any, Any, Report | Total], leaving: Leaving, tether: Tether | None = None) -> int:
+    """Run the loop of this process from its start to its end. Return the exit status.
+
+    Raises:
+        JobsError: the work could not start.
+    """
     runner = asyncio.Runner(loop_factory=loop_factory())
-    guard(leaving, "crashed", "soon")
+    guard(leaving, "crashed", "end_soon")
     try:
         report = _run_to_end(runner, work)
     except JobsError:  # it could not start
@@ -107,20 +112,22 @@ def _live(work: Coroutine[Any, Any, Report | Total], leaving: Leaving, tether: T
         leaving.crashed(RuntimeError(f"the worker was cancelled: {CANCELLED}"))
         raise
     except BaseException:
-        leaving.soon()
+        leaving.end_soon()
         raise
-    status = _end(report, leaving, tether)
+    status = _report_end(report, leaving, tether)
     if not has_threads():  # closing waits for threads of the loop's executor
-        # What is left is handlers' own and changes nothing any more, such as a task that exits when it is cancelled.
-        with contextlib.suppress(BaseException), leaving.left(status):
+        # What still runs is a handler's and changes nothing any more, such as a task that exits when it is cancelled.
+        with contextlib.suppress(BaseException), leaving.bounded(status):
             runner.get_loop().set_task_factory(None)
             runner.close()
     return status
 
 
 def _run_to_end(runner: asyncio.Runner, work: Coroutine[Any, Any, T]) -> T:
-    """Run the loop until this work has ended. What handlers leave in it may stop it, or raise past it, as `sys.exit` does, or a
-    filter of the log that hears of a callback which failed: then the loop is run again.
+    """Run the loop until this work has ended. Return its result.
+
+    A callback or task of a handler may stop the loop, or raise past it, as `sys.exit` does, and as a filter of the log may when
+    the loop logs that a callback failed: then the loop is run again.
     """
     here = os.getpid()
     task: asyncio.Task[T] | None = None
@@ -143,15 +150,15 @@ def _run_to_end(runner: asyncio.Runner, work: Coroutine[Any, Any, T]) -> T:
             loop = runner.get_loop()
             fruitless += 1
             if task is not None and task.done() and not task.cancelled():
-                return task.result()  # its own end, or uvloop has told of the callback only after that
-            # Ctrl-C, before there was somebody to hear it; or a loop that can go on no more.
+                return task.result()  # uvloop raises what a callback raised only after the work has ended
+            # Ctrl-C before our signal handlers were set, or a loop that can go on no more.
             if task is None or task.done() or loop.is_closed() or fruitless > FRUITLESS:
                 raise
             now_s = time.monotonic()
             if now_s >= silent_until_s:
-                silent_until_s = now_s + STOPPED_TOLD_S
-                told = "something that a handler began has stopped the loop, which is not the end of the worker: %s"
-                log.error(told, describe(error))
+                silent_until_s = now_s + STOPPED_LOGGED_S
+                text = "something that a handler began has stopped the loop, which is not the end of the worker: %s"
+                log.error(text, describe(error))
         loop.call_soon(turn)
 
 
@@ -162,19 +169,19 @@ def _find(config: Config, tether: Tether | None = None) -> Found:
     return found
 
 
-def _end(report: Report | Total, leaving: Leaving, tether: Tether | None = None) -> int:
-    """Say the last line, and give the exit status."""
+def _report_end(report: Report | Total, leaving: Leaving, tether: Tether | None = None) -> int:
+    """Print the last line, or send the supervisor what it has to add up. Return the exit status."""
     status = report.status if isinstance(report, Total) else CLEAN
-    leaving.done(status)
+    leaving.set_status(status)
     if tether is not None and isinstance(report, Report):
         tether.tell(Ended(report.finished, report.released, report.left))
     else:
-        leaving.tell(f"runtime: {report}")
+        leaving.write(f"runtime: {report}")
     return status
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    """Return what makes the loop that workers run on."""
+    """Return what makes the loop that workers run on: uvloop's, where it can be installed."""
     try:
         import uvloop
     except ImportError:  # not there on Windows
@@ -206,12 +213,10 @@ async def _work(
     url = config.redis or (embedded.url if embedded else "")
 
     def leave(report: Report) -> None:
+        """End the process from inside of the loop, which cannot be closed: a lane's handler swallows its cancel."""
         if embedded is not None:
             embedded.stop()
-        status = _end(report, leaving, tether)
-        with contextlib.suppress(BaseException), leaving.left(status):
-            logging.shutdown()
-        os._exit(status)
+        leaving.end_now(_report_end(report, leaving, tether), wait_s=LEFT_S)
 
     inspector = Inspector(url, config.queue, "board")
     try:
@@ -250,7 +255,7 @@ async def _work(
 
 
 async def _beside(aides: list[asyncio.Task[None]], work: Coroutine[Any, Any, T], leaving: Leaving) -> T:
-    """Run `work` beside loops that end with it; one that ends before has crashed, and ends the process."""
+    """Run `work` beside aides, which are cancelled with its end. An aide that ends before has crashed, and ends the process."""
     task = asyncio.create_task(work)
     try:
         await asyncio.wait([task, *aides], return_when=asyncio.FIRST_COMPLETED)
@@ -269,20 +274,26 @@ async def _beside(aides: list[asyncio.Task[None]], work: Coroutine[Any, Any, T],
 
 
 async def _reach(inspector: Inspector) -> Server:
+    """Return what the server tells of itself. One that loads its data is waited for, however long that takes.
+
+    Raises:
+        StoreUnavailable: no answer after START_TRIES.
+    """
     failures = 0
     while True:
         try:
             return await inspector.server()
         except StoreUnavailable as error:
-            is_loading = "loading" in str(error).lower()  # it lives, and reads its file: no failure, only not yet
+            is_loading = "loading" in str(error).lower()
             failures += not is_loading
             if failures == START_TRIES:
-                hint = "is it running? --redis or REDIS_URL names it; without either, the embedded server is used"
+                hint = "hint: is it running? --redis or REDIS_URL names it; without either, the embedded server is used"
                 raise StoreUnavailable(f"{error} (tried {START_TRIES} times); {hint}") from None
             await asyncio.sleep(delay_s(max(failures, 1), START_BACKOFF, random))
 
 
 async def _report_to(consumer: Consumer, tether: Tether, ready: Ready) -> None:
+    """Tell the supervisor once that this process is ready, and then again and again that its loop moves; ends never."""
     while not consumer.is_ready:
         await asyncio.sleep(READY_TICK_S)
     tether.tell(ready)
@@ -294,23 +305,26 @@ async def _report_to(consumer: Consumer, tether: Tether, ready: Ready) -> None:
 def _stop_on_signals(
     stop: Callable[[], None], leaving: Leaving, grace_s: float, hard_s: float, *, is_child: bool = False
 ) -> None:
-    """A first signal stops, a second one skips the grace; in a supervisor's child only SIGINT does, and SIGTERM may come twice.
+    """Call `stop` at a first signal, and again at a second one, which skips the grace.
 
-    Plain signal handlers, not the loop's: they run even while a handler blocks the loop, and a thread then sees to the deadline.
+    A supervisor's child takes only SIGINT for that: it may get SIGTERM twice, from its supervisor and from a service manager.
+    These are plain signal handlers, not the loop's: they run even while a handler of jobs blocks the loop, and the deadline that
+    they arm is a thread's.
     """
     loop = asyncio.get_running_loop()
     seen: list[int] = []
 
-    def hear(number: int, _: FrameType | None) -> None:
+    def on_signal(number: int, _: FrameType | None) -> None:
         must_hurry = number == signal.SIGINT if is_child else bool(seen)
         if seen and not must_hurry:
             return
         calls = 1 + (must_hurry and not seen)
         seen.append(number)
-        leaving.after(hard_s if must_hurry else grace_s + hard_s, HARD_DEADLINE, "the hard deadline is over, leases will expire")
-        with contextlib.suppress(RuntimeError):  # the loop is closed: only the server's end is still awaited
+        wait_s = hard_s if must_hurry else grace_s + hard_s
+        leaving.end_after(wait_s, HARD_DEADLINE, "the hard deadline is over, leases will expire")
+        with contextlib.suppress(RuntimeError):  # the loop is closed: only the embedded server's end is still awaited
             for _call in range(calls):
                 loop.call_soon_threadsafe(stop)
 
     for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, hear)
+        signal.signal(name, on_signal)

@@ -857,15 +857,15 @@ MUTANTS = (
     Mutant(
         "what is left behind has a say in the status",
         "runtime/commands/run.py",
-        "suppress(BaseException), leaving.left(status):\n            runner",
-        "suppress(ValueError), leaving.left(status):\n            runner",
+        "suppress(BaseException), leaving.bounded(status):\n            runner",
+        "suppress(ValueError), leaving.bounded(status):\n            runner",
         f"{STATUS}[a closed stderr, a task that exits]",
     ),
     Mutant(
         "what is left behind keeps the process",
         "runtime/leaving.py",
-        "timer = self.after(LEFT_S, status, LEFT)",
-        "timer = self.after(3600, status, LEFT)",
+        "timer = self.end_after(LEFT_S, status, LEFT)",
+        "timer = self.end_after(3600, status, LEFT)",
         f"{STATUS}[a stubborn task]",
     ),
     Mutant(

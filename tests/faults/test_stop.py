@@ -62,6 +62,16 @@ def test_a_thread_that_cannot_be_cut_is_given_back_and_does_not_keep_the_process
     assert counts(raw) == {("~free", 0): 1}
 
 
+def test_a_handler_that_swallows_its_cancel_is_given_back_and_does_not_keep_the_process(server, raw, tmp_path, crew):
+    worker = hire(crew, server, tmp_path, "--grace", "0.2", "--handlers", "tests.faults.saboteur")
+    raw.xadd(KEY, {"type": "hinder", "data": '{"n":1}'})
+    wait_until(lambda: count(tmp_path, "start") == 1, what="it runs, beside a thread and a hook that hang")
+    assert worker.stop() == 0, worker.log
+    assert count(tmp_path, "cut") == 1, "it was told to end"
+    assert "stopped in" in worker.log.splitlines()[-1]
+    assert counts(raw) == {("~free", 0): 1}
+
+
 def test_a_second_signal_skips_the_grace(server, raw, tmp_path, crew):
     worker = hire(crew, server, tmp_path, "--grace", "60")
     raw.xadd(KEY, {"type": "scripted", "data": '{"n":1,"ms":60000}'})
