@@ -1,1 +1,1 @@
-"""Metrics and traces of a worker."""
+"""What a worker tells monitoring systems about itself: metrics for Prometheus."""

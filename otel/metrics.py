@@ -1,4 +1,7 @@
-"""Every metric with its unit and text, in one file; computed when they are asked for, so that a job pays nothing for them."""
+"""The Prometheus metrics of a worker and of a supervisor, each with its unit and help text.
+
+They are computed when they are scraped, so that a job pays nothing for them.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,14 @@ from prometheus_client.registry import Collector
 from runtime.stats import Count, Stats
 from runtime.store.inspector import Depth
 
-# Of the powers of two in µs that are counted, those that are shown: 128 µs, 1 ms, 8 ms, 65 ms, 0.5 s, 4 s, 33 s, 4.5 min, 36 min.
+# The buckets that are shown, of the powers of two in µs that are counted: 128 µs, 1 ms, 8 ms, 65 ms, 0.5 s, 4 s, 33 s, 4.5 min,
+# 36 min. A guess: every third one tells fast, slow and stuck handlers apart, and nine series per type are few enough to keep.
 SHOWN: Final = (7, 10, 13, 16, 19, 22, 25, 28, 31)
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What the metrics are made of: this worker's counts and state, and the queue as last looked at (None: the store is away)."""
+    """What a worker's metrics are made of: its counts and state, and the queue as last read (None: the store did not answer)."""
 
     queue: str
     stats: Stats
@@ -37,7 +41,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class ProcessesReading:
-    """What a supervisor's metrics are made of: each process's own text, 1 for each that answered, and its own counts."""
+    """What a supervisor's metrics are made of: the text of each process, 1 for each that answered, and its own counts."""
 
     texts: Mapping[int, str]
     up: Mapping[int, int]
@@ -46,12 +50,12 @@ class ProcessesReading:
 
 
 def render(reading: Reading) -> bytes:
-    """Return the metrics in Prometheus' text form."""
+    """Return a worker's metrics in Prometheus' text format."""
     return _render(list(_metrics(reading)))
 
 
 def render_processes(reading: ProcessesReading) -> bytes:
-    """Return the metrics of all processes in Prometheus' text form, each sample with the process it is from."""
+    """Return the metrics of all processes in Prometheus' text format, each sample labelled with the process it is from."""
     merged: dict[str, Metric] = {}
     for index, text in reading.texts.items():
         for metric in text_string_to_metric_families(text):
@@ -73,6 +77,8 @@ def _render(metrics: Sequence[Metric]) -> bytes:
 
 
 class _Once(Collector):
+    """A collector for one rendering: the client library renders only what collectors hand it."""
+
     def __init__(self, metrics: Sequence[Metric]) -> None:
         self._metrics = metrics
 
@@ -81,8 +87,8 @@ class _Once(Collector):
 
 
 def _metrics(reading: Reading) -> Iterator[Metric]:
-    yield from _of_the_queue(reading)
-    yield from _of_the_jobs(reading)
+    yield from _queue_metrics(reading)
+    yield from _job_metrics(reading)
     queue = [reading.queue]
     for name, text, value in (
         ("runtime_running", "Jobs that run in this worker", reading.running),
@@ -102,7 +108,7 @@ def _metrics(reading: Reading) -> Iterator[Metric]:
     yield broken
     ahead = GaugeMetricFamily(
         "runtime_stream_ahead_seconds",
-        "How far the last id of a stream lies ahead of the server's time; above an hour, somebody's id has closed the stream",
+        "How far the last id of a stream lies ahead of the server's time; above an hour, it has closed the stream",
         labels=["queue", "priority"],
     )
     for priority, value in reading.ahead_s.items():
@@ -110,19 +116,23 @@ def _metrics(reading: Reading) -> Iterator[Metric]:
     yield ahead
     for name, text, value in (
         ("runtime_store_errors", "Calls that the store did not answer, or answered with an error", reading.stats.store_errors),
-        ("runtime_moves_refused", "Moves refused since another worker held the job", reading.stats.refused),
+        ("runtime_moves_refused", "Moves refused because another worker held the job", reading.stats.refused),
     ):
         counter = CounterMetricFamily(name, text, labels=["queue"])
         counter.add_metric(queue, value)
         yield counter
 
 
-def _of_the_queue(reading: Reading) -> Iterator[Metric]:
+def _queue_metrics(reading: Reading) -> Iterator[Metric]:
     depth = reading.depth
     if depth is None:
         return
     for name, text, value in (
-        ("runtime_backlog", "Jobs that want to run now, over all workers: take the maximum, not the sum", depth.backlog),
+        (
+            "runtime_backlog",
+            "Jobs that are due and have not started, over all workers: take the maximum, not the sum",
+            depth.backlog,
+        ),
         ("runtime_delayed", "Jobs that wait for their time", depth.delayed),
         ("runtime_parked", "Jobs that wait in lots, given back or of types that no worker here knows", depth.parked),
         ("runtime_dead_letters", "Dead letters kept", depth.dead),
@@ -137,7 +147,7 @@ def _of_the_queue(reading: Reading) -> Iterator[Metric]:
     yield waiting
 
 
-def _of_the_jobs(reading: Reading) -> Iterator[Metric]:
+def _job_metrics(reading: Reading) -> Iterator[Metric]:
     outcomes = CounterMetricFamily(
         "runtime_outcomes", "What became of jobs in this worker", labels=["queue", "type", "priority", "outcome"]
     )
@@ -155,5 +165,6 @@ def _of_the_jobs(reading: Reading) -> Iterator[Metric]:
 
 
 def _buckets(count: Count) -> list[tuple[str, float]]:
+    """Return the upper bound in seconds and the cumulative count of each bucket that is shown."""
     below = list(accumulate(count.runs))
     return [(f"{2**power / 1e6:g}", float(below[power])) for power in SHOWN] + [("+Inf", float(below[-1]))]
