@@ -1,4 +1,4 @@
-"""`python -m handlers.demo`: a worker on an embedded server, a mail server that misbehaves on demand, and a stream of jobs."""
+"""`python -m handlers.demo`: runs a worker on an embedded server, a mail server that refuses some mails, and a stream of jobs."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ try:
 except ImportError:
     from asyncio import new_event_loop
 
-READY_S: Final = 60.0
-PAUSE_S: Final = (0.1, 0.5)
-BUSY_TRIES: Final = 2
-MAX_MAILS: Final = 500  # it runs for ever, and the disk does not grow for ever
-MAX_SOCKET_BYTES: Final = 100
-PR_SET_PDEATHSIG: Final = 1
-ORDERS: Final = 20_000
-OLD_S: Final = 40 * 86400
-KEPT_EXPORTS: Final = 20
+READY_S: Final = 60.0  # a guess: a busy machine starts Python and a server in far less
+PAUSE_S: Final = (0.1, 0.5)  # a guess: between two jobs, so that a person can follow them
+BUSY_TRIES: Final = 2  # so that the last of the three attempts that `_busy` gives a mail succeeds
+MAX_MAILS: Final = 500  # a guess: the demo may run for days, and its mails must not fill the disk
+MAX_SOCKET_BYTES: Final = 100  # sun_path has 104 bytes on macOS, 108 on Linux
+PR_SET_PDEATHSIG: Final = 1  # <linux/prctl.h>
+ORDERS: Final = 20_000  # a guess: about 700 rows for each export
+OLD_S: Final = 40 * 86400  # older than the 30 days of `_clean_up`
+KEPT_EXPORTS: Final = 20  # a guess: enough to look into
 TEMPLATE_TEXT: Final = "Hello {{ name }},\n\nyour order {{ order.number }} is on its way.\n"
 TEMPLATE_HTML: Final = "<p>Hello <b>{{ name }}</b>,</p><p>your order {{ order.number }} is on its way.</p>\n"
 
@@ -57,7 +57,7 @@ TEMPLATE_HTML: Final = "<p>Hello <b>{{ name }}</b>,</p><p>your order {{ order.nu
 
 
 class Sink:
-    """Takes mails into a Maildir, and misbehaves as the recipient's local part asks.
+    """Stores mails in a Maildir, and refuses those whose recipient's local part asks for it.
 
     `refused…`: 550 at RCPT; `busy…`: 451 twice for each address, then fine; `full…`: 552 at DATA.
     """
@@ -69,7 +69,7 @@ class Sink:
         self._tries: Counter[str] = Counter()
 
     async def handle_RCPT(self, server: SMTP, session: Any, envelope: Any, address: str, options: list[str]) -> str:
-        """Answer to a recipient."""
+        """Return the answer to a recipient."""
         if address.startswith("refused"):
             return "550 5.1.1 no such mailbox"
         if address.startswith("busy"):
@@ -81,7 +81,7 @@ class Sink:
         return "250 2.1.5 fine"
 
     async def handle_DATA(self, server: SMTP, session: Any, envelope: Any) -> str:
-        """Answer to a mail."""
+        """Return the answer to a mail."""
         if any(address.startswith("full") for address in envelope.rcpt_tos):
             return "552 5.2.2 mailbox full"
         await asyncio.to_thread(self._keep, envelope.content)
@@ -95,9 +95,9 @@ class Sink:
 
 @contextlib.asynccontextmanager
 async def sink(folder: Path) -> AsyncGenerator[int]:
-    """Run the mail server on a free port of the loopback interface; gives the port."""
-    taker = Sink(folder)
-    server = await asyncio.get_running_loop().create_server(lambda: SMTP(taker, hostname="sink.localhost"), "127.0.0.1", 0)
+    """Run the mail server on a free port of the loopback interface, and yield the port."""
+    handler = Sink(folder)
+    server = await asyncio.get_running_loop().create_server(lambda: SMTP(handler, hostname="sink.localhost"), "127.0.0.1", 0)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
@@ -108,15 +108,16 @@ async def sink(folder: Path) -> AsyncGenerator[int]:
 
 
 class Traffic:
-    """Sends a live mix. Its jitter are seeded, so that every run shows the same story."""
+    """Sends a mix of jobs that succeed, fail, wait and expire. Its random numbers are seeded, so that every run is the same."""
 
     def __init__(self, producer: Producer, raw: redis.asyncio.Redis, folder: Path) -> None:
         self._producer = producer
         self._folder = folder
         self._raw = raw
-        self._jitter = random.Random(7)  # noqa: S311 -- a story, not a secret
+        self._random = random.Random(7)  # noqa: S311 -- traffic, not a secret
         self._number = 0
-        self._acts: list[tuple[int, Callable[[], Awaitable[object]]]] = [
+        # The weights are guesses: most jobs succeed, and each kind of failure comes a few times a minute.
+        self._scenarios: list[tuple[int, Callable[[], Awaitable[object]]]] = [
             (46, self._plain),
             (12, self._from_template),
             (9, self._busy),
@@ -134,16 +135,16 @@ class Traffic:
         ]
 
     async def run(self) -> None:
-        """Send for ever; a server that is away is waited for."""
-        weights = [weight for weight, _ in self._acts]
+        """Send until cancelled; what a store that is away refuses is logged, and the next job is sent."""
+        weights = [weight for weight, _ in self._scenarios]
         while True:
-            (_, act) = self._jitter.choices(self._acts, weights)[0]
+            ((_, send),) = self._random.choices(self._scenarios, weights)
             self._number += 1
             try:
-                await act()
+                await send()
             except (JobsError, RedisError) as error:
-                _say(f"not sent: {error}")
-            await asyncio.sleep(self._jitter.uniform(*PAUSE_S))
+                _log(f"not sent: {error}")
+            await asyncio.sleep(self._random.uniform(*PAUSE_S))
 
     def _mail(self, name: str = "ada", *more: str) -> SendEmail:
         to = [f"{each}{self._number}@example.org" for each in (name, *more)]
@@ -155,7 +156,7 @@ class Traffic:
         return SendEmail(to=to, subject=f"Order {self._number}", template="order", params={"name": "Grace", **params})
 
     async def _plain(self) -> None:
-        await self._producer.send(self._mail(self._jitter.choice(["ada", "grace", "alan", "edsger"])))
+        await self._producer.send(self._mail(self._random.choice(["ada", "grace", "alan", "edsger"])))
 
     async def _from_template(self) -> None:
         await self._producer.send(self._order(order={"number": self._number}))
@@ -164,7 +165,7 @@ class Traffic:
         await self._producer.send(self._mail("busy"), attempts=3)
 
     async def _late(self) -> None:
-        await self._producer.send(self._mail("late"), delay_s=self._jitter.uniform(5, 20))
+        await self._producer.send(self._mail("late"), delay_s=self._random.uniform(5, 20))
 
     async def _some_refused(self) -> None:
         await self._producer.send(self._mail("ada", "refused", "alan"))
@@ -189,14 +190,14 @@ class Traffic:
             await self._producer.send(self._mail("once"), key=f"order-{self._number}", delay_s=5)
 
     async def _export(self) -> None:
-        of_one_day = [Condition(column="day", op="eq", value=self._jitter.randrange(28) + 1)]
+        of_one_day = [Condition(column="day", op="eq", value=self._random.randrange(28) + 1)]
         columns = ["id", "day", "customer", "total"]
         source = Table(db="shop", table="orders", columns=columns, where=of_one_day, order_by=[Order(column="id")])
         to = f"exports:orders-{self._number % KEPT_EXPORTS}.csv"
         await self._producer.send(ExportCsv(source=source, to=to, overwrite=True))
 
     async def _clean_up(self) -> None:
-        """Web servers rotate their logs all day: a few old ones lie there, and a job takes them away."""
+        """Make a few old logs, as web servers that rotate them do, and send a job that deletes them."""
         logs, now_s = self._folder / "logs", time.time()
         for number in range(5):
             path = logs / f"access.log.{self._number}.{number}"
@@ -206,7 +207,7 @@ class Traffic:
         await self._producer.send(CleanupLogs(root="logs-web", include=["*.log.*"], older_than="30d", force=True))
 
     async def _malformed(self) -> None:
-        fields = self._jitter.choice(
+        fields = self._random.choice(
             [
                 {"data": "{}"},
                 {"type": "send-email", "data": '{"to": '},
@@ -221,7 +222,7 @@ class Traffic:
 
 
 async def start_worker(folder: Path, board: str) -> asyncio.subprocess.Process:
-    """Start the worker in a session of its own, so that Ctrl-C reaches this process alone, which passes it on once."""
+    """Start the worker in a session of its own, so that Ctrl-C reaches only this process, which passes it on once."""
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", "-m", "runtime", "run", "--handlers", "handlers"),
         *("--handlers-config", str(folder / "handlers.toml"), "--data-dir", str(folder / "data")),
@@ -232,7 +233,7 @@ async def start_worker(folder: Path, board: str) -> asyncio.subprocess.Process:
 
 
 def _end_with_parent() -> None:
-    """Have the kernel stop the worker when this process is killed (Linux; elsewhere nothing happens)."""
+    """Have the kernel stop the worker when this process is killed; only on Linux."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
@@ -241,7 +242,7 @@ async def wait_until_ready(board: str) -> None:
     """Return when the worker fetches jobs.
 
     Raises:
-        TimeoutError: it does not within a minute.
+        TimeoutError: it does not within `READY_S`.
     """
     async with asyncio.timeout(READY_S):
         while True:
@@ -252,21 +253,21 @@ async def wait_until_ready(board: str) -> None:
 
 def _is_ready(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310 -- our own worker's http:// address
+        with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310 -- our worker's http:// address
             return answer.status == 200
     except OSError:
         return False
 
 
 def free_address(wanted: str) -> str:
-    """Return the address if nobody listens there, else one with a free port.
+    """Return the address if it is free, else one of the same host with a free port.
 
     Raises:
-        ValueError: it is no HOST:PORT of this machine.
+        ValueError: it is not HOST:PORT, or not an address of this machine.
     """
     host, _, port = wanted.rpartition(":")
     if not host or not port.isdecimal():
-        raise ValueError("HOST:PORT, such as 127.0.0.1:8080")
+        raise ValueError("must be HOST:PORT, such as 127.0.0.1:8080")
     problem: Exception | None = None
     for each in (int(port), 0):
         try:
@@ -278,7 +279,7 @@ def free_address(wanted: str) -> str:
 
 
 def prepare(folder: Path, smtp_port: int) -> None:
-    """Write templates, a shop's database, log folders, and the settings that lead jobs to them and mails to the sink."""
+    """Write templates, the database of a shop, folders, and the settings that name them and the mail server."""
     templates = folder / "templates"
     templates.mkdir(parents=True, exist_ok=True)
     (templates / "order.txt").write_text(TEMPLATE_TEXT, "utf-8")
@@ -301,11 +302,11 @@ def _folder(path: Path) -> Path:
 
 
 def _shop(folder: Path) -> Path:
-    """Make a database with the orders of a month, once."""
+    """Make a database with the orders of a month, unless it exists; return its folder."""
     path = _folder(folder) / "shop.db"
     if not path.exists():
-        jitter = random.Random(11)  # noqa: S311 -- a story, not a secret
-        rows = [(n % 28 + 1, f"customer {jitter.randrange(900)}", round(jitter.uniform(5, 500), 2)) for n in range(ORDERS)]
+        rng = random.Random(11)  # noqa: S311 -- rows, not a secret
+        rows = [(n % 28 + 1, f"customer {rng.randrange(900)}", round(rng.uniform(5, 500), 2)) for n in range(ORDERS)]
         with contextlib.closing(sqlite3.connect(path)) as shop:
             shop.execute("PRAGMA journal_mode = WAL")
             shop.execute("CREATE TABLE orders (id INTEGER PRIMARY KEY, day INTEGER, customer TEXT, total REAL)")
@@ -318,7 +319,7 @@ def _shop(folder: Path) -> Path:
 
 
 async def run(folder: Path, board: str) -> int:
-    """Run everything until a signal comes or the worker ends; gives the worker's status."""
+    """Run everything until a signal comes or the worker ends; return the worker's exit status."""
     store = f"unix://{folder / 'data' / 's.sock'}"
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -327,25 +328,25 @@ async def run(folder: Path, board: str) -> int:
         prepare(folder, smtp_port)
         worker = await start_worker(folder, board)
         ended = asyncio.create_task(worker.wait(), name="worker")
-        show = asyncio.create_task(_show(folder, board, store), name="traffic")
+        show = asyncio.create_task(_send_traffic(folder, board, store), name="traffic")
         stopping = asyncio.create_task(stop.wait(), name="signal")
         await asyncio.wait([ended, show, stopping], return_when=asyncio.FIRST_COMPLETED)
         if not show.done():
             show.cancel()
         await asyncio.wait([show])
         if ended.done():
-            _say(f"the worker has ended by itself, with status {ended.result()}")
+            _log(f"the worker ended without being told to, with status {ended.result()}")
         else:
             await _end(worker, ended, stop)
         stopping.cancel()
         if not show.cancelled():
-            show.result()  # raises what ended it
+            show.result()  # raise what ended it
     status = ended.result()
     return status if status >= 0 else 128 - status
 
 
 async def _end(worker: asyncio.subprocess.Process, ended: asyncio.Task[int], stop: asyncio.Event) -> None:
-    """Tell the worker to stop and wait for it; every further signal is passed on, and makes it hurry."""
+    """Stop the worker and wait for it; every further signal is passed on, and makes it skip a stage of stopping."""
     while not ended.done():
         stop.clear()
         with contextlib.suppress(ProcessLookupError):
@@ -355,13 +356,13 @@ async def _end(worker: asyncio.subprocess.Process, ended: asyncio.Task[int], sto
         again.cancel()
 
 
-async def _show(folder: Path, board: str, store: str) -> None:
+async def _send_traffic(folder: Path, board: str, store: str) -> None:
     try:
         await wait_until_ready(board)
     except TimeoutError:
-        _say(f"the worker was not ready within {READY_S:g} s")
+        _log(f"the worker was not ready within {READY_S:g} s")
         return
-    _say(_welcome(folder, board))
+    _log(_welcome(folder, board))
     raw = redis.asyncio.Redis.from_url(store, retry=Retry(NoBackoff(), 0))  # pyright: ignore[reportUnknownMemberType]
     async with Producer.connect(store, source="demo") as producer, raw:
         await Traffic(producer, raw, folder).run()
@@ -375,7 +376,7 @@ def _welcome(folder: Path, board: str) -> str:
   mails     {folder / "maildir" / "new"}
   exports   {folder / "exports"}
 
-  Jobs go on until Ctrl-C: mails, exports of a shop's orders, logs to be cleaned up. In another terminal:
+  Jobs are sent until Ctrl-C: mails, exports of a shop's orders, logs to clean up. In another terminal:
 
     {_python()} -m runtime top {data}
     {_python()} -m runtime stats {data}
@@ -385,24 +386,34 @@ def _welcome(folder: Path, board: str) -> str:
 
 
 def _python() -> str:
-    """Return the interpreter as one would type it here."""
+    """Return the interpreter's path as a user would type it here."""
     path = Path(sys.executable)
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
 def main() -> int:
-    """Read the arguments and run; gives the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m handlers.demo", description="Watch jobs succeed, fail, retry and die.")
-    parser.add_argument("--folder", default=".run", metavar="FOLDER", help="where everything lies that it writes; default .run")
-    parser.add_argument("--board", default="127.0.0.1:8080", metavar="HOST:PORT", help="if it is taken, another port is chosen")
+    """Parse the arguments and run; return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m handlers.demo",
+        description="Run a worker with live demo jobs that succeed, fail, are retried and become dead letters.",
+    )
+    parser.add_argument(
+        "--folder", default=".run", metavar="FOLDER", help="the folder for everything that it writes; default .run"
+    )
+    parser.add_argument(
+        "--board",
+        default="127.0.0.1:8080",
+        metavar="HOST:PORT",
+        help="the board's address; another port if it is taken; default 127.0.0.1:8080",
+    )
     arguments = parser.parse_args()
     folder = Path(arguments.folder).absolute()
     if len(os.fsencode(folder / "data" / "s.sock")) > MAX_SOCKET_BYTES:
-        parser.error(f"--folder {folder}: the path is too long for a socket; choose a shorter one")
+        parser.error(f"--folder {folder}: the path must be shorter, to hold a socket")
     try:
         board = free_address(arguments.board)
     except ValueError as error:
