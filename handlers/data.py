@@ -1,4 +1,4 @@
-"""The jobs that move data between databases and files, to be read top to bottom."""
+"""Handlers that move data between databases and files: `export-csv`."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from handlers.kit.tables import CsvText
 from handlers.kit.threads import Stop, in_thread
 from runtime import Backoff, Dead, Job, handler
 
-GZIP_LEVEL: Final = 6
+GZIP_LEVEL: Final = 6  # that of gzip itself
 
 
 @handler(ExportCsv, timeout_s=1800, retry=Backoff(base_s=30, cap_s=600, attempts=4))
 async def export_csv(message: ExportCsv, job: Job) -> Exported:
     """Return when the file is complete under its name, with its sidecar beside it; before that, the name does not exist.
 
-    A repeat finds the sidecar and does nothing; one that was cut half-way begins again with a new snapshot, since one file is one
-    moment of the database. Equal rows give equal bytes. How far it is cannot be seen: there is no `job.progress` yet.
+    May be repeated: a repeat finds the sidecar and does nothing. After an interrupted run it begins again with a new snapshot,
+    since a file shows one moment of the database. Equal rows make equal bytes. There is no `job.progress` yet.
 
     Raises:
-        Dead: the job's own fault: `bad-path`, `bad-query`, `bad-rows`, `too-large`, `output-exists`.
-        Snooze: the settings' or the disk's fault: `alias-missing`, `out-of-space`; or another run is not over yet: `locked`.
-        sqlite3.Error, OSError: the world's fault; tried again by the policy.
+        Dead: the job cannot succeed: `bad-path`, `bad-query`, `bad-rows`, `too-large`, `output-exists`.
+        Snooze: the settings or the disk must be fixed: `alias-missing`, `out-of-space`; or another run is not over: `locked`.
+        sqlite3.Error, OSError: a failure that may pass; retried by the policy.
     """
     return await in_thread(partial(_export, message, job.work, current()))
 
@@ -45,7 +45,7 @@ def _export(message: ExportCsv, work: str, settings: Settings, stop: Stop) -> Ex
             formulas=message.formulas,
             encoding=message.encoding,
         )
-        with snapshot(settings, message.source, stop) as found, _squeezed(out, message.compress) as sink:
+        with snapshot(settings, message.source, stop) as found, _compressed(out, message.compress) as sink:
             sink.write(text.head(_headers(message, found.columns)))
             for chunk in text.chunks(found.rows):
                 stop.check()
@@ -67,17 +67,19 @@ def _export(message: ExportCsv, work: str, settings: Settings, stop: Stop) -> Ex
 def _headers(message: ExportCsv, columns: list[str]) -> list[str]:
     unknown = sorted(set(message.headers) - set(columns))
     if unknown:
-        raise Dead(f"`headers` names {len(unknown)} columns that the source does not have", "bad-query")
+        raise Dead(f"`headers` names {len(unknown)} columns that are not in the source", "bad-query")
     return [message.headers.get(name, name) for name in columns]
 
 
 class _Sink(Protocol):
+    """What both a `Writer` and a `GzipFile` are to the export."""
+
     def write(self, data: bytes, /) -> int: ...
 
 
 @contextlib.contextmanager
-def _squeezed(out: Writer, compress: str) -> Generator[_Sink]:
-    """Return what to write to; without a time in its head, so that equal bytes stay equal."""
+def _compressed(out: Writer, compress: str) -> Generator[_Sink]:
+    """Yield what to write to; the gzip header has no time in it, so that equal rows make equal bytes."""
     if compress == "none":
         yield out
         return

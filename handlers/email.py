@@ -1,4 +1,4 @@
-"""The mail jobs, to be read top to bottom."""
+"""Handlers that send mail: `send-email`."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from runtime import Backoff, Dead, Job, Snooze, handler
 
 log = logging.getLogger("handlers.email")
 
+TOO_LARGE = 552  # RFC 1870: the mail is larger than the server accepts
+
 
 @handler(SendEmail, timeout_s=60, retry=Backoff(base_s=30, cap_s=3600, attempts=12))
 async def send_email(message: SendEmail, job: Job) -> None:
-    """Return when the server has taken the mail for every recipient that it does not refuse for good.
+    """Return when the server has accepted the mail for every recipient that it does not refuse permanently.
 
-    A repeat sends the same bytes under the same Message-ID. Who was accepted is not remembered between attempts: where the server
-    takes some recipients and puts others off, or the connection ends before its answer, those accepted get the mail again with
-    each retry.
+    May be repeated: a repeat sends the same bytes under the same Message-ID. Accepted recipients are not remembered between
+    attempts: where the server accepts some and defers others, or the connection ends before its answer, those accepted get the
+    mail again with each retry.
 
     Raises:
-        Dead: the job's own fault: `recipient-refused`, `message-refused`, `template-error`.
-        Snooze: the settings' fault (alias, password, TLS), or the server asks to be left alone; no attempt is burnt.
-        TemporaryFailure: the world's fault; tried again by the policy.
+        Dead: the job cannot succeed: `recipient-refused`, `message-refused`, `template-error`.
+        Snooze: the settings must be fixed (alias, password, TLS), or the server limits our rate; no attempt is spent.
+        TemporaryFailure: a failure that may pass; retried by the policy.
     """
     settings = current()
     sender = settings.sender(message.sender)
@@ -41,7 +43,7 @@ async def send_email(message: SendEmail, job: Job) -> None:
         born_s=job.born,
     )
     receipt = await pool(sender.smtp, server).send(letter)
-    _judge(receipt, sender.smtp)
+    _check_receipt(receipt, sender.smtp)
     refused = {address: reply for address, reply in receipt.recipients.items() if not reply.is_ok}
     if refused:
         log.warning("job %s: %d of %d recipients refused: %s", job.id, len(refused), len(receipt.recipients), _listed(refused))
@@ -53,14 +55,20 @@ def _body(message: SendEmail, settings: Settings) -> tuple[str, str | None]:
     return render(settings.template_folder(message.template), message.template, message.params)
 
 
-def _judge(receipt: Receipt, alias: str) -> None:
-    """Return if the server has taken the mail, and whoever did not get it never will; raise what its answers mean otherwise."""
+def _check_receipt(receipt: Receipt, alias: str) -> None:
+    """Return if the server has accepted the mail, and every recipient that did not get it is refused permanently.
+
+    Raises:
+        Dead: the mail or every recipient is refused permanently.
+        Snooze: the server refuses us, not the mail.
+        TemporaryFailure: a recipient or the mail is deferred.
+    """
     for reply in receipt.replies:
         if reply.code == CLOSING:
             raise Snooze(CLOSING_S, f"rate-limited: smtp.{alias} answered 421")
         if reply.code in ACCESS:
             raise wait_for_operator(f"smtp.{alias}", "auth-failed", f"the server answered {reply}")
-    _judge_envelope(receipt.envelope, alias)
+    _check_envelope(receipt.envelope, alias)
     if receipt.content is not None and not receipt.content.is_ok:
         if receipt.content.is_final:
             raise Dead(f"the server refuses the mail: {receipt.content}", "message-refused")
@@ -72,10 +80,10 @@ def _judge(receipt: Receipt, alias: str) -> None:
         raise Dead(f"the server refuses every recipient: {_listed(receipt.recipients)}", "recipient-refused")
 
 
-def _judge_envelope(reply: Reply, alias: str) -> None:
+def _check_envelope(reply: Reply, alias: str) -> None:
     if reply.is_ok:
         return
-    if reply.code == 552:  # RFC 1870: larger than the server takes
+    if reply.code == TOO_LARGE:
         raise Dead(f"the server refuses the mail: {reply}", "message-refused")
     if reply.is_final:
         raise wait_for_operator(f"smtp.{alias}", "auth-failed", f"the server refuses the sender: {reply}")
@@ -83,7 +91,7 @@ def _judge_envelope(reply: Reply, alias: str) -> None:
 
 
 def _listed(replies: dict[str, Reply]) -> str:
-    """Return the masked addresses with the codes; the texts of one recipient only, where it is the only one."""
+    """Return the masked addresses with their codes; with the server's text if there is one recipient."""
     if len(replies) == 1:
         ((address, reply),) = replies.items()
         return f"{mask(address)} ({reply})"

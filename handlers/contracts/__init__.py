@@ -1,1 +1,1 @@
-"""What producers import: the payload types of the shipped jobs. Loads msgspec and no handler code."""
+"""The payload types of the shipped jobs, for producers: importing them loads msgspec and no handler code."""

@@ -1,4 +1,7 @@
-"""Data on its way out of databases: what a producer fills in, and what comes of it."""
+"""The payload and the result of `export-csv`.
+
+The limits keep a query plan small. They are guesses, far above what a person writes, unless another source is named.
+"""
 
 from __future__ import annotations
 
@@ -11,41 +14,41 @@ from handlers.contracts.types import Alias, Ident, Line, Params, RootPath, check
 from runtime import Priority, contract
 
 MAX_COLUMNS: Final = 200
-MAX_VALUES: Final = 1000  # of one `in`
-MAX_INTEGER: Final = 2**63 - 1  # what a database column holds
-MAX_NULL_CHARS: Final = 20
+MAX_VALUES: Final = 1000  # of one `in`: 20 conditions stay below the 32,766 variables that SQLite binds in a statement
+MAX_INTEGER: Final = 2**63 - 1  # the largest INTEGER of SQLite, and BIGINT elsewhere
+MAX_NULL_CHARS: Final = 20  # "not available" fits
 
 Scalar = str | int | float | bool
 
 
 class Query(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="query"):
-    """A query that the operator of the worker has written, with values for its parameters."""
+    """A query that the worker's operator has written, with values for its parameters."""
 
     db: Alias
     query: Alias
     params: Params = {}
 
     def __post_init__(self) -> None:
-        """Refuse values that are no parameters.
+        """Check the values.
 
         Raises:
-            ValueError: as the text says.
+            ValueError: they are nested too deep, too many, too large, or hold control characters.
         """
         check_params(self.params)
 
 
 class Condition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A condition that a row must meet. `is_null` goes without a value, or with `false` for its contrary."""
+    """A condition that a row must meet. `is_null` takes no value, or `false` for its opposite."""
 
     column: Ident
     op: Literal["eq", "ne", "lt", "le", "gt", "ge", "in", "is_null", "like_prefix"]
     value: Scalar | list[Scalar] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a value that the operator cannot take.
+        """Check the value against the operator.
 
         Raises:
-            ValueError: as the text says; it shows no value.
+            ValueError: the operator does not take it, or a number has more than 64 bits; the text shows no value.
         """
         match self.op, self.value:
             case "in", list():
@@ -59,9 +62,9 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             case _:
                 fits = False
         if not fits:
-            raise ValueError(f"`{self.op}` does not take this value")
+            raise ValueError(f"`{self.op}` does not take this kind of value")
         if any(isinstance(value, int) and abs(value) > MAX_INTEGER for value in self.values):
-            raise ValueError("a whole number of more than 64 bits")
+            raise ValueError("a number must fit into 64 bits")
 
     @property
     def values(self) -> list[Scalar]:
@@ -79,7 +82,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="table"):
-    """Columns of a table or view, of the rows that meet all conditions."""
+    """Columns of a table or view, for the rows that meet all conditions."""
 
     db: Alias
     table: Ident
@@ -93,10 +96,10 @@ Source = Query | Table
 
 @contract("export-csv", priority=Priority.MEDIUM)
 class ExportCsv(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Rows of a database, as they are at one moment, into one CSV file.
+    """Export rows of a database, as they are at one moment, into one CSV file.
 
     `headers` renames columns in the first line. `null` stands for a missing value. `overwrite` replaces what an earlier job wrote
-    there, and never a file that no job wrote.
+    there, never a file that no job wrote.
     """
 
     source: Source
@@ -111,18 +114,18 @@ class ExportCsv(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse a path with two spellings, and a text for NULL that is a sentence.
+        """Check the path and the text for NULL.
 
         Raises:
-            ValueError: as the text says.
+            ValueError: the path is not in composed form (NFC), or the text is too long.
         """
         check_path(self.to, "to")
         if len(self.null) > MAX_NULL_CHARS:
-            raise ValueError(f"more than {MAX_NULL_CHARS} characters - at `$.null`")
+            raise ValueError(f"must have at most {MAX_NULL_CHARS} characters - at `$.null`")
 
 
 class Exported(msgspec.Struct, frozen=True, kw_only=True):
-    """The file that came of it: `bytes` and `sha256` are those of the file as it lies there, compressed or not."""
+    """The file that was written: `bytes` and `sha256` are those of the file on disk, compressed or not."""
 
     path: str
     rows: int

@@ -1,4 +1,4 @@
-"""Mail: what a producer fills in."""
+"""The payload of `send-email`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from runtime import Priority, contract
 
 @contract("send-email", priority=Priority.HIGH)
 class SendEmail(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One mail to one address or to a few that may see each other.
+    """Send one mail to one address, or to a few that see each other.
 
-    The body is either `text`, perhaps with `html` beside it, or a `template` of the worker with its `params`. `sender` is an
-    alias of the worker's configuration, never an address.
+    The body is either `text`, optionally with `html`, or a `template` of the worker with its `params`. `sender` is an alias of
+    the worker's settings, never an address.
     """
 
+    # 50 recipients: a guess, far above a team and far below a mailing list
     to: LoneAddress | Annotated[list[Address], Meta(min_length=1, max_length=50)]
     subject: Line
     text: Text | None = None
@@ -29,15 +30,15 @@ class SendEmail(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     reply_to: Address | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a mail to nobody, without a body, or with two.
+        """Check the fields against each other.
 
         Raises:
-            ValueError: as the text says.
+            ValueError: no single address, no body or two bodies, or `params` that cannot be used.
         """
         if isinstance(self.to, str) and not is_address(self.to):
-            raise ValueError("not one mail address - at `$.to`")
+            raise ValueError("must be one mail address - at `$.to`")
         if (self.text is None) == (self.template is None):
-            raise ValueError("a mail has either `text` or `template`")
+            raise ValueError("must have either `text` or `template`")
         if self.template is not None and self.html is not None:
             raise ValueError("`html` goes with `text`; a template brings its own")
         if self.template is None and self.params:

@@ -1,4 +1,4 @@
-"""Keeping a machine tidy: what a producer fills in, and what comes of it."""
+"""The payload and the result of `cleanup-logs`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from msgspec import Meta
 from handlers.contracts.types import Alias, Glob, RootPath, check_path
 from runtime import Priority, contract
 
-MAX_AGE_DAYS: Final = 3650
+MAX_AGE_DAYS: Final = 3650  # a guess: ten years, longer than any law has logs kept
 _HOURS: Final = {"h": 1, "d": 24}
 
 Age = Annotated[str, Meta(pattern=r"^[1-9][0-9]{0,4}[hd](?![\s\S])", description="an age in hours or days: `36h`, `30d`")]
@@ -18,11 +18,11 @@ Age = Annotated[str, Meta(pattern=r"^[1-9][0-9]{0,4}[hd](?![\s\S])", description
 
 @contract("cleanup-logs", priority=Priority.LOW)
 class CleanupLogs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Old files of a root, deleted or compressed.
+    """Delete or compress the old files of a root.
 
-    The globs are held against file names; a folder whose name fits an `exclude` is not entered. `keep_last` spares the newest
-    files of each folder. `max_total_bytes` deletes more than the old ones, oldest first, until the rest is no larger.
-    `dry_run` only counts, and writes the names to `listing`, a JSON line each. `force` lifts the safety brake.
+    The globs are matched against file names; a folder whose name matches an `exclude` is not entered. `keep_last` keeps the
+    newest files of each folder. `max_total_bytes` deletes more than the old ones, oldest first, until the rest is no larger.
+    `dry_run` only counts, and writes the names to `listing`, a JSON line each. `force` turns the safety brake off.
     """
 
     root: Alias
@@ -38,18 +38,18 @@ class CleanupLogs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     force: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what makes no sense together.
+        """Check the fields against each other.
 
         Raises:
-            ValueError: as the text says.
+            ValueError: the age is too long, or a field was given that the action or `dry_run` does not take.
         """
         if self.older_than_s > MAX_AGE_DAYS * 86_400:
-            raise ValueError(f"more than {MAX_AGE_DAYS} days - at `$.older_than`")
+            raise ValueError(f"must be at most {MAX_AGE_DAYS} days - at `$.older_than`")
         if self.max_total_bytes is not None and self.action != "delete":
-            raise ValueError("`max_total_bytes` goes with `delete`")
+            raise ValueError("`max_total_bytes` needs `action: delete`")
         if self.listing is not None:
             if not self.dry_run:
-                raise ValueError("`listing` goes with `dry_run`")
+                raise ValueError("`listing` needs `dry_run: true`")
             check_path(self.listing, "listing")
 
     @property
@@ -59,10 +59,10 @@ class CleanupLogs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class Cleaned(msgspec.Struct, frozen=True, kw_only=True):
-    """What was found and done.
+    """What `cleanup-logs` found and did.
 
-    `matched` files were due. `skipped` of them were gone, changed or replaced by something else when their turn came; `failed`
-    are the files and folders that the system refused. `oldest_left` is when the oldest file that is left was last written.
+    `matched` files were due. `skipped` of them were gone, changed or replaced when their turn came; `failed` are the files and
+    folders that the system refused. `oldest_left` is when the oldest remaining file was last written.
     """
 
     matched: int

@@ -1,1 +1,1 @@
-"""What several handlers share: settings, mail, templates."""
+"""What the handlers are built from: settings, mail and templates, databases and tables, files and folders, threads."""

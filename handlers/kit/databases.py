@@ -1,7 +1,7 @@
-"""Databases, read: the rows of a table or of a query as they are at one moment, one after another.
+"""Reading databases: the rows of a table or of a named query, as they are at one moment.
 
-SQLite through the standard library: its reader lives in a thread that needs no loop, and an asynchronous one would only hand each
-batch from a thread of its own to ours.
+SQLite through the standard library: the reader runs in a thread of ours, and an asynchronous driver would only pass each batch on
+from a thread of its own.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from handlers.kit.settings import Database, Settings, wait_for_operator
 from handlers.kit.threads import Stop, Stopped
 from runtime import Dead
 
-BUSY_TIMEOUT_S: Final = 5.0
-MAX_QUERY_BYTES: Final = 64 * 1024
-STOP_EVERY_STEPS: Final = 100_000  # of SQLite's machine, about a millisecond: a sort gives no row for a long time
+BUSY_TIMEOUT_S: Final = 5.0  # that of Python's sqlite3
+MAX_QUERY_BYTES: Final = 64 * 1024  # a guess: far above what a person writes
+STOP_EVERY_STEPS: Final = 100_000  # of SQLite's virtual machine, about 1 ms: a sort returns no row for a long time
 
 _COMPARISONS: Final = {"eq": "=", "ne": "<>", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 _DECLARATION: Final = re.compile(r"^--[ \t]*:([A-Za-z_][A-Za-z0-9_]*)[ \t]+(text|integer|real|boolean)[ \t]*$", re.MULTILINE)
@@ -37,7 +37,7 @@ _UNUSABLE: Final = frozenset(
 
 
 class Rows(msgspec.Struct, frozen=True):
-    """The names of the columns, and the rows, which can be taken once."""
+    """The names of the columns, and the rows, which can be iterated over once."""
 
     columns: list[str]
     rows: Iterator[tuple[Any, ...]]
@@ -45,33 +45,34 @@ class Rows(msgspec.Struct, frozen=True):
 
 @contextlib.contextmanager
 def snapshot(settings: Settings, source: Source, stop: Stop) -> Generator[Rows]:
-    """Return the rows that the source has at this moment; what is written meanwhile is not among them.
+    """Yield the rows that the source has at this moment; what is written meanwhile is not among them.
 
     Raises:
         Dead: no such table or column, or the values do not fit the query, `bad-query`; a row is `too-large`; a text is not UTF-8,
             `bad-rows`.
-        Snooze: the alias, its file or that of the query is not there or of no use, `alias-missing`; `out-of-space` for a sort.
-        sqlite3.Error: what time may heal: the database is locked, the disk does not answer.
+        Snooze: the alias, its file or that of the query is missing or unusable, `alias-missing`; a sort ran `out-of-space`.
+        sqlite3.Error: a failure that may pass: the database is locked, the disk does not answer.
+        Stopped: the job was cancelled.
     """
     database = settings.database(source.db)
     connection = _open(settings, source.db, database)
     try:
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, database.max_row_bytes)
-        connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)  # ATTACH would make a file, even here
+        connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)  # ATTACH would create a file, even in a read-only connection
         connection.set_progress_handler(lambda: stop.is_set, STOP_EVERY_STEPS)
-        connection.execute("BEGIN")  # the catalogue and the rows are of one moment
+        connection.execute("BEGIN")  # so that the catalogue and the rows are of one moment
         is_table = isinstance(source, Table)
         statement, values = _statement(connection, source) if is_table else _named_query(source, database)
-        # A cursor that is still open would keep its lock on the file beyond the connection's end.
+        # An open cursor would keep its lock on the file after the connection is closed.
         with contextlib.closing(connection.execute(statement, values)) as cursor:
             if not cursor.description:
-                raise Dead(f"databases.{source.db}: the query gives no columns", "bad-query")
+                raise Dead(f"databases.{source.db}: the query returns no columns", "bad-query")
             yield Rows([str(column[0]) for column in cursor.description], cursor)
     except sqlite3.Error as error:
-        meaning = _meaning(error, source.db)
-        if meaning is None:
+        outcome = _outcome_of(error, source.db)
+        if outcome is None:
             raise
-        raise meaning from error
+        raise outcome from error
     finally:
         connection.close()
 
@@ -81,13 +82,13 @@ def _open(settings: Settings, alias: str, database: Database) -> sqlite3.Connect
     try:
         return sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None)
     except sqlite3.Error as error:
-        raise _meaning(error, alias) or error from None
+        raise _outcome_of(error, alias) or error from None
 
 
 def _path(settings: Settings, alias: str, database: Database) -> str:
-    """Return the path of the file, which leads over no link.
+    """Return the path of the file, after checking that it leads over no link.
 
-    The file is only looked at: closing it would end SQLite's locks on it.
+    The file is not opened: closing it would drop the locks that SQLite holds on it in this process (POSIX).
     """
     root_alias, _, rest = database.sqlite.partition(":")
     root = settings.root(root_alias)
@@ -103,18 +104,18 @@ def _path(settings: Settings, alias: str, database: Database) -> str:
     raise wait_for_operator(f"databases.{alias}", "alias-missing", f"{database.sqlite}: {reason}")
 
 
-def _meaning(error: sqlite3.Error, alias: str) -> Exception | None:
-    """Return the word for whoever must act; None for what time may heal. SQLite's own texts may hold text of a row."""
+def _outcome_of(error: sqlite3.Error, alias: str) -> Exception | None:
+    """Return the outcome that the error calls for; None if it may pass. SQLite's texts are shown only where they hold no data."""
     code = getattr(error, "sqlite_errorcode", None)
-    if code is None:  # said by Python: a text cannot be decoded, or the values do not fit the query
+    if code is None:  # raised by Python: a text cannot be decoded, or the values do not fit the query
         if isinstance(error, sqlite3.OperationalError):
             return Dead(f"databases.{alias}: a text is not UTF-8", "bad-rows")
         return Dead(f"databases.{alias}: {error}", "bad-query")
-    match code & 0xFF:  # the rest says more of the same
+    match code & 0xFF:  # the primary code; the upper bits only refine it
         case sqlite3.SQLITE_INTERRUPT:
             return Stopped()
         case sqlite3.SQLITE_TOOBIG:
-            return Dead(f"databases.{alias}: a row is larger than its `max_row_bytes`", "too-large")
+            return Dead(f"databases.{alias}: a row is larger than `max_row_bytes`", "too-large")
         case sqlite3.SQLITE_FULL:
             return wait_for_operator(f"databases.{alias}", "out-of-space", str(error))
         case sqlite3.SQLITE_ERROR | sqlite3.SQLITE_MISMATCH | sqlite3.SQLITE_RANGE:
@@ -129,9 +130,9 @@ def _meaning(error: sqlite3.Error, alias: str) -> Exception | None:
 
 
 def _statement(connection: sqlite3.Connection, source: Table) -> tuple[str, list[Any]]:
-    """Return the statement with quoted names that the catalogue has, and the values to bind.
+    """Return the statement, with quoted names that exist in the catalogue, and the values to bind.
 
-    SQLite takes a quoted name that it does not find for a text, so each is looked up.
+    SQLite reads a quoted name that it does not find as a text, so each is looked up.
     """
     known = _columns(connection, source)
     named = [*source.columns, *(each.column for each in source.where), *(each.column for each in source.order_by)]
@@ -164,43 +165,43 @@ def _quoted(name: str) -> str:
 
 
 def _condition(condition: Condition) -> tuple[str, list[Any]]:
-    """Return the text of a condition with its question marks, and their values."""
+    """Return the SQL of a condition with its placeholders, and their values."""
     column, values = _quoted(condition.column), condition.values
     match condition.op:
         case "in":
             return f"{column} IN ({', '.join('?' * len(values))})", values
         case "is_null":
             return f"{column} IS {'NOT ' * (condition.value is False)}NULL", []
-        case "like_prefix":  # LIKE would find other cases too
+        case "like_prefix":  # LIKE ignores case
             return f"substr({column}, 1, length(?)) = ?", values * 2
         case comparison:
             return f"{column} {_COMPARISONS[comparison]} ?", values
 
 
-# --- a query of the operator's --------------------------------------------------------------------------------------------
+# --- a named query --------------------------------------------------------------------------------------------
 
 
 def _named_query(source: Query, database: Database) -> tuple[str, Mapping[str, Any]]:
-    """Return the text of the query, and the values of the parameters that it declares: `-- :since text`, one a line."""
+    """Return the SQL of the query, and the values for the parameters that it declares, one a line: `-- :since text`."""
     subject = f"databases.{source.db}"
     path = Path(database.queries, f"{source.query}.sql")
     if not database.queries:
-        raise wait_for_operator(subject, "alias-missing", "it has no folder of `queries`")
+        raise wait_for_operator(subject, "alias-missing", "has no folder of `queries`")
     try:
         with path.open("rb") as file:
             text = file.read(MAX_QUERY_BYTES + 1).decode()
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise wait_for_operator(subject, "alias-missing", f"{path}: {reason}") from None
     if len(text.encode()) > MAX_QUERY_BYTES:
-        raise wait_for_operator(subject, "alias-missing", f"{path}: more than {MAX_QUERY_BYTES} bytes")
+        raise wait_for_operator(subject, "alias-missing", f"{path}: must have at most {MAX_QUERY_BYTES} bytes")
     declared = cast("dict[str, str]", dict(_DECLARATION.findall(text)))
     if declared.keys() != source.params.keys():
         wanted = ", ".join(f"{name} ({kind})" for name, kind in declared.items()) or "none"
-        raise Dead(f"{subject}: the parameters of {source.query} are: {wanted}", "bad-query")
+        raise Dead(f"{subject}: the parameters of {source.query} must be: {wanted}", "bad-query")
     for name, kind in declared.items():
         if not _fits(source.params[name], kind):
-            raise Dead(f"{subject}: {source.query}: `{name}` is to be of the kind {kind}", "bad-query")
+            raise Dead(f"{subject}: {source.query}: `{name}` must be of type {kind}", "bad-query")
     return text, source.params
 
 

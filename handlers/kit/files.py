@@ -1,7 +1,7 @@
-"""Files under configured roots: found without following a link, and written so that a visible name is complete.
+"""Files below configured roots: opened without following a link, and published only when complete.
 
-A file grows as `.name.<work>.part`, locked by whoever writes it. Once it is on the disk it gets its name, and then its sidecar
-`name.job.json`, which says whose work it is, with size and digest: the same work, run again, finds itself done.
+A file grows as `.name.<work>.part`, locked by its writer. Once it is on the disk it gets its name, and then its sidecar
+`name.job.json`, which names the job that wrote it, with size and digest: when that job is repeated, it finds its work done.
 """
 
 from __future__ import annotations
@@ -23,36 +23,37 @@ from handlers.kit.settings import Root, Settings, wait_for_operator
 from handlers.kit.threads import Stop
 from runtime import Dead, Snooze
 
-MAX_NAME_BYTES: Final = 200  # a file system takes 255, and the names on the way are up to 46 longer
-MAX_SIDECAR_BYTES: Final = 64 * 1024
-CHUNK_BYTES: Final = 256 * 1024
-SPACE_EVERY_BYTES: Final = 64 * 2**20  # how often free space is looked at, and how much of it must be left
-LOCKED_S: Final = 15.0
+MAX_NAME_BYTES: Final = 200  # NAME_MAX is 255 on Linux, and the names of unfinished files are up to 46 bytes longer
+MAX_SIDECAR_BYTES: Final = 64 * 1024  # a guess: a sidecar of ours has a few hundred bytes
+CHUNK_BYTES: Final = 256 * 1024  # a guess: large enough for few calls, and read within ms, so that a stop is noticed soon
+SPACE_EVERY_BYTES: Final = 64 * 2**20  # a guess: how often free space is checked, and how much of it must be left
+LOCKED_S: Final = 15.0  # a guess: a run that was cancelled ends its thread, and with it its lock, within seconds
 SIDECAR: Final = ".job.json"
 PART: Final = ".part"
 
 FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-BARRED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
-CROOKED: Final = frozenset({errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG})  # the first two: a link
-_NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
+DENIED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+NOT_A_PATH: Final = frozenset({errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG})  # the first two: a link on the way
+_NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})  # a file system without hard links
 
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe in a file's place must not hold us
+_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # opening a pipe in a file's place must not block
 _WRITE: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 T = TypeVar("T")
 
 
-# --- finding the place ---------------------------------------------------------------------------------------------------
+# --- opening folders ---------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def blamed(alias: str) -> Generator[None]:
-    """Let errors of files below this root out as the word for whoever must act; what time may heal stays as it is.
+def explained(alias: str) -> Generator[None]:
+    """Turn an error of a file below this root into the outcome that it calls for.
 
     Raises:
-        Dead: the path leads over a link, or into something that is no folder; `bad-path`.
-        Snooze: the disk is full, or the system does not let us; `out-of-space`, `alias-missing`.
+        Dead: the path leads over a link, or through something that is not a folder; `bad-path`.
+        Snooze: the disk is full, or access is denied; `out-of-space`, `alias-missing`.
+        OSError: any other, which may pass: as it was.
     """
     try:
         yield
@@ -60,16 +61,16 @@ def blamed(alias: str) -> Generator[None]:
         text = error.strerror or type(error).__name__
         if error.errno in FULL:
             raise wait_for_operator(f"roots.{alias}", "out-of-space", text) from error
-        if error.errno in BARRED:
+        if error.errno in DENIED:
             raise wait_for_operator(f"roots.{alias}", "alias-missing", text) from error
-        if error.errno in CROOKED:
+        if error.errno in NOT_A_PATH:
             raise Dead(f"roots.{alias}: {text}", "bad-path") from error
         raise
 
 
 @contextlib.contextmanager
 def open_root(alias: str, root: Root) -> Generator[int]:
-    """Return a descriptor of the root's folder; whether that is a link is up to the operator.
+    """Yield a descriptor of the root's folder, which the operator may have made a link.
 
     Raises:
         Snooze: there is no such folder on this host; `alias-missing`.
@@ -77,7 +78,7 @@ def open_root(alias: str, root: Root) -> Generator[int]:
     try:
         folder = os.open(root.path, _FOLDER)
     except OSError as error:
-        if error.errno in (errno.ENOENT, *CROOKED):
+        if error.errno in (errno.ENOENT, *NOT_A_PATH):
             raise wait_for_operator(f"roots.{alias}", "alias-missing", f"{root.path}: {error.strerror}") from error
         raise
     try:
@@ -88,7 +89,7 @@ def open_root(alias: str, root: Root) -> Generator[int]:
 
 @contextlib.contextmanager
 def open_below(top: int, parts: Sequence[str], *, create: bool = False) -> Generator[int]:
-    """Return a descriptor of the folder that these names lead to, one by one and over no link; `top` stays open."""
+    """Yield a descriptor of the folder that these names lead to, opened one by one and over no link; `top` stays open."""
     folder = os.dup(top)
     try:
         for part in parts:
@@ -124,20 +125,20 @@ class Target:
 
 @contextlib.contextmanager
 def target(settings: Settings, path: str) -> Generator[Target]:
-    """Return the place where a job may write this file; folders on the way are made.
+    """Yield the place where a job may write this file; missing folders are made.
 
     Raises:
-        Dead: it may not be written, or leads over a link; `bad-path`.
+        Dead: the root may not be written, the name is reserved, or the path leads over a link; `bad-path`.
         Snooze: the root is not configured, or cannot be used; `alias-missing`, `out-of-space`.
     """
     alias, _, rest = path.partition(":")
     root = settings.root(alias)
     *parts, name = rest.split("/")
     if not root.allows("write"):
-        raise Dead(f"roots.{alias} is for mode {root.mode!r} only", "bad-path")
+        raise Dead(f"roots.{alias} allows mode {root.mode!r} only, not 'write'", "bad-path")
     if name.startswith(".") or name.endswith((SIDECAR, PART)) or len(os.fsencode(name)) > MAX_NAME_BYTES:
-        raise Dead(f"roots.{alias}: a name of {len(name)} characters that a job's file cannot have", "bad-path")
-    with blamed(alias), open_root(alias, root) as top, open_below(top, parts, create=True) as folder:
+        raise Dead(f"roots.{alias}: not a file name that a job may use ({len(name)} characters)", "bad-path")
+    with explained(alias), open_root(alias, root) as top, open_below(top, parts, create=True) as folder:
         yield Target(path, root, folder, name)
 
 
@@ -145,7 +146,7 @@ def target(settings: Settings, path: str) -> Generator[Target]:
 
 
 def open_file(folder: int, name: str) -> int | None:
-    """Return a descriptor to read a plain file by; None if there is none of that name, or it is something else."""
+    """Return a descriptor to read a plain file; None if there is no such file, or it is something else."""
     try:
         file = os.open(name, _READ, dir_fd=folder)
     except OSError as error:
@@ -159,14 +160,18 @@ def open_file(folder: int, name: str) -> int | None:
 
 
 def chunks_of(file: int, stop: Stop) -> Iterator[bytes]:
-    """Return the bytes from where the descriptor stands."""
+    """Yield the bytes from the descriptor's position to the end.
+
+    Raises:
+        Stopped: the job was cancelled.
+    """
     while chunk := os.read(file, CHUNK_BYTES):
         stop.check()
         yield chunk
 
 
 def _fingerprint(folder: int, name: str, stop: Stop) -> tuple[int, str] | None:
-    """Return size and SHA-256 of a plain file."""
+    """Return the size and SHA-256 of a plain file; None as for `open_file`."""
     file = open_file(folder, name)
     if file is None:
         return None
@@ -184,9 +189,10 @@ def _fingerprint(folder: int, name: str, stop: Stop) -> tuple[int, str] | None:
 
 
 class Part:
-    """A file on its way, `.name.<work>.part`: owns its descriptor and, by a lock, its name. Unpublished, it ends with the block.
+    """An unfinished file, `.name.<work>.part`: owns its descriptor and, by a lock, its name. Unpublished, it ends with the block.
 
-    The lock keeps a repeat away from a run that is not over yet, as that of a thread whose job was cut; it ends with its process.
+    The lock keeps a repeat away from a run that is not over: the job was cancelled and delivered again, and the thread of its
+    first run is still writing. The lock ends with its process.
     """
 
     def __init__(self, folder: int, name: str, work: str, limit_bytes: int) -> None:
@@ -196,7 +202,7 @@ class Part:
         self.size_bytes = 0
         self.file = self._open()
         self._limit_bytes = limit_bytes
-        self._look_at_bytes = SPACE_EVERY_BYTES
+        self._next_check_bytes = SPACE_EVERY_BYTES
         self._digest = hashlib.sha256()
 
     def _open(self) -> int:
@@ -212,21 +218,26 @@ class Part:
             os.close(file)
 
     def _is_ours(self, file: int) -> bool:
-        """Return whether we hold the lock of a plain file that has this name and no other."""
+        """Return whether we hold the lock of a plain file that has this name and no other.
+
+        Raises:
+            Snooze: another run of this job holds the lock; `locked`.
+            Dead: it is not a plain file; `bad-path`.
+        """
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Snooze(LOCKED_S, "locked: another run of this job is still writing its file") from None
-        held = os.fstat(file)
-        if not stat.S_ISREG(held.st_mode):
-            raise Dead("something that is no file has the name of a file on its way", "bad-path")
+            raise Snooze(LOCKED_S, "locked: another run of this job is still writing the file") from None
+        opened = os.fstat(file)
+        if not stat.S_ISREG(opened.st_mode):
+            raise Dead("the name of the unfinished file belongs to something that is not a file", "bad-path")
         try:
             named = os.stat(self.part, dir_fd=self.folder, follow_symlinks=False)
         except FileNotFoundError:
-            return False  # its writer has just finished
-        if held.st_ino != named.st_ino:
+            return False  # its writer published or removed it between our open and our lock
+        if opened.st_ino != named.st_ino:
             return False
-        if held.st_nlink > 1:  # a crash came between two names of one file: the other one is not to be emptied
+        if opened.st_nlink > 1:  # a crash between link and unlink: the other name is a published file
             os.unlink(self.part, dir_fd=self.folder)
             return False
         return True
@@ -243,21 +254,21 @@ class Part:
 
     @property
     def sha256(self) -> str:
-        """The digest of what was written so far."""
+        """The digest of the bytes written so far."""
         return self._digest.hexdigest()
 
     def write(self, data: bytes) -> int:
-        """Append all of it.
+        """Append all of the data and return its length.
 
         Raises:
-            Dead: the file grows over its limit; `too-large`.
-            OSError: as the disk says; also when little space is left on it.
+            Dead: the file would be larger than the root allows; `too-large`.
+            OSError: from the disk; also ENOSPC when little space is left on it.
         """
         self.size_bytes += len(data)
         if self.size_bytes > self._limit_bytes:
-            raise Dead(f"the file would have more than {self._limit_bytes} bytes", "too-large")
-        if self.size_bytes >= self._look_at_bytes:
-            self._look_at_bytes += SPACE_EVERY_BYTES
+            raise Dead(f"the file must have at most {self._limit_bytes} bytes", "too-large")
+        if self.size_bytes >= self._next_check_bytes:
+            self._next_check_bytes += SPACE_EVERY_BYTES
             space = os.fstatvfs(self.file)
             if space.f_bavail * space.f_frsize < SPACE_EVERY_BYTES:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -268,13 +279,13 @@ class Part:
         return len(data)
 
     def flush(self) -> None:
-        """Do nothing: nothing is kept back. `gzip` asks for it."""
+        """Do nothing: there is no buffer. `gzip` calls it."""
 
     def publish(self, *, replace: bool) -> None:
-        """Return when the file is on the disk and has its name; the folder is left to `fsync`.
+        """Sync the file and give it its name; the caller must sync the folder.
 
         Raises:
-            FileExistsError: the name is taken, and it is not to be replaced.
+            FileExistsError: the name is taken, and `replace` is false.
         """
         os.fsync(self.file)
         if not replace:
@@ -284,7 +295,7 @@ class Part:
             except OSError as error:
                 if error.errno not in _NO_LINKS:
                     raise
-            # A file system without links: here two jobs that want one name at the same moment are not told apart.
+            # Without hard links, two jobs that publish one name at the same moment are not told apart: the later one wins.
             if self._is_taken():
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         os.rename(self.part, self.name, src_dir_fd=self.folder, dst_dir_fd=self.folder)
@@ -298,7 +309,7 @@ class Part:
 
 
 class Sidecar(msgspec.Struct, frozen=True, kw_only=True):
-    """What `name.job.json` says of the file beside it."""
+    """The content of `name.job.json`, about the file beside it."""
 
     work: str
     size: int
@@ -307,10 +318,10 @@ class Sidecar(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Writer(Part):
-    """A part with a sidecar. `already` first, then `write`, then `finish`.
+    """An unfinished file with a sidecar. Call `already` first, then `write`, then `finish`.
 
-    The sidecar lies ready under a name of its own before the file gets its name, so that a crash between the two is fixed by the
-    next run, and does not leave a file that nobody knows.
+    The sidecar is on the disk under a temporary name before the file gets its name: after a crash between the two, the next run
+    finds it and gives it its name.
     """
 
     def __init__(self, place: Target, work: str, stop: Stop, *, overwrite: bool = False) -> None:
@@ -332,10 +343,10 @@ class Writer(Part):
             super().__exit__(kind, error, trace)
 
     def already(self, kind: type[T]) -> T | None:
-        """Return the result if this work is done: its file and sidecar are there and fit. None if it is to be done.
+        """Return the result if this work is done: its file and sidecar exist and match. None if it must be done.
 
         Raises:
-            Dead: the name belongs to something else that may not be replaced; `output-exists`.
+            Dead: the name belongs to another file, which may not be replaced; `output-exists`.
         """
         shown, staged = self._read_sidecar(self._sidecar), self._read_sidecar(self._staged)
         is_ours = shown is not None and shown.work == self._work
@@ -344,8 +355,10 @@ class Writer(Part):
             for found in (shown, staged):
                 if found is not None and (found.work, found.size, found.sha256) == (self._work, *(there or ())):
                     if found is staged:
-                        self._show_sidecar()
-                    with contextlib.suppress(msgspec.MsgspecError):  # a result of another version: the work is done again
+                        self._publish_sidecar()
+                    with contextlib.suppress(
+                        msgspec.MsgspecError
+                    ):  # the result of another version of this contract: do the work again
                         return msgspec.json.decode(found.result, type=kind)
                     is_ours = True
         if not is_ours and self._is_taken() and (shown is None or not self._overwrite):
@@ -354,7 +367,7 @@ class Writer(Part):
         return None
 
     def _refuse(self) -> NoReturn:
-        raise Dead(f"{self._path} is there already, and not by this job", "output-exists")
+        raise Dead(f"{self._path} exists, and was not written by this job", "output-exists")
 
     def _read_sidecar(self, name: str) -> Sidecar | None:
         file = open_file(self.folder, name)
@@ -368,10 +381,10 @@ class Writer(Part):
             os.close(file)
 
     def finish(self, result: msgspec.Struct) -> None:
-        """Return when the file has its name and its sidecar, and both would survive a power cut.
+        """Return when the file has its name and its sidecar, and both survive a power cut.
 
         Raises:
-            Dead: somebody else has taken the name meanwhile; `output-exists`.
+            Dead: another job or program took the name after `already`; `output-exists`.
         """
         sidecar = Sidecar(
             work=self._work, size=self.size_bytes, sha256=self.sha256, result=msgspec.Raw(msgspec.json.encode(result))
@@ -389,9 +402,9 @@ class Writer(Part):
             self.publish(replace=self._overwrite)
         except FileExistsError:
             self._refuse()
-        self._show_sidecar()
+        self._publish_sidecar()
 
-    def _show_sidecar(self) -> None:
-        with contextlib.suppress(FileNotFoundError):  # a repeat that came right after our file had its name has done it
+    def _publish_sidecar(self) -> None:
+        with contextlib.suppress(FileNotFoundError):  # a repeat that began right after our file got its name did it
             os.rename(self._staged, self._sidecar, src_dir_fd=self.folder, dst_dir_fd=self.folder)
         os.fsync(self.folder)

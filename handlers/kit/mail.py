@@ -1,6 +1,7 @@
-"""Mail: the bytes of a letter, made once and the same in every attempt, and the connections that carry it.
+"""Sending mail by SMTP: composing a letter, equal in every attempt, and pooled connections that send it.
 
-What a server answers to a letter is data (`Receipt`); what happens to the connection is an exception, named here by who must act.
+A server's answers to a letter are data (`Receipt`); a failure of the connection is an exception, chosen by who must act on it:
+`TemporaryFailure` if time may heal it, `Snooze` if the settings must be fixed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from email.errors import MessageError
 from email.header import Header
 from email.headerregistry import Address
 from email.message import EmailMessage
-from email.policy import SMTP as WIRE
+from email.policy import SMTP as SMTP_POLICY
 from email.utils import format_datetime
 from typing import Final, Self
 from unicodedata import normalize
@@ -28,33 +29,34 @@ from handlers.contracts.types import is_line
 from handlers.kit.settings import Sender, Smtp, wait_for_operator
 from runtime import BadPayload, ConfigError, Snooze
 
-MAX_MESSAGES: Final = 100  # per connection: many relays end a connection that never ends by itself
-IDLE_S: Final = 30.0
-TAKE_S: Final = 20.0  # waiting for a connection must not use up the time of a job that has not begun
-BUSY_S: Final = 5.0
-RSET_S: Final = 5.0
-DATA_S: Final = 40.0  # a server that scans mails takes its time, and an answer that is missed means a second copy
-CLOSING_S: Final = 30.0  # after a 421: the server wants to be left alone
-CLOSING: Final = 421
-ACCESS: Final = frozenset({530, 534, 535, 538})  # RFC 4954: authentication is wanted, too weak, or failed
-MAX_DATE_S: Final = 253_402_300_799.0  # 9999-12-31, the last day a Date header can say
-PLAIN_CHARS: Final = 66  # with its name, a header line of less than 78 characters
-MAX_REPLY_CHARS: Final = 120
+MAX_MESSAGES: Final = 100  # per connection, as Nodemailer's pool; many relays close a connection that carries more
+IDLE_S: Final = 30.0  # a guess: far below the 5 minutes that RFC 5321 (4.5.3.2.7) has a server wait for a command
+TAKE_S: Final = 20.0  # a guess: waiting for a connection must not use up the timeout of a job that has not begun
+BUSY_S: Final = 5.0  # a guess: a job that found no connection comes back soon, since others end at any time
+RSET_S: Final = 5.0  # a guess: RSET needs no work, so a server that is slower is as good as gone
+DATA_S: Final = 40.0  # a guess: a server that scans mails is slow, and a missed answer means a second copy; below 60 s of the job
+CLOSING_S: Final = 30.0  # a guess: after a 421, for the server to recover
+CLOSING: Final = 421  # RFC 5321: the server is closing the connection
+ACCESS: Final = frozenset({530, 534, 535, 538})  # RFC 4954: authentication is required, too weak, or failed
+MAX_DATE_S: Final = 253_402_300_799.0  # 9999-12-31, the last day of Python's datetime
+PLAIN_CHARS: Final = 66  # RFC 5322: a header line has at most 78 characters; 12 are left for its name
+MAX_REPLY_CHARS: Final = 120  # a guess: a server's text as logs show it, a line at most
+MAX_SHOWN: Final = 5  # a guess: addresses as logs show them, a line at most
 
-POLICY: Final = WIRE.clone(cte_type="7bit")  # passes every relay, whatever extensions it has
+POLICY: Final = SMTP_POLICY.clone(cte_type="7bit")  # passes every relay, with or without 8BITMIME
 _ENHANCED: Final = re.compile(r"[245]\.\d{1,3}\.\d{1,3}(?!\d)")
 _ADDRESS_IN_TEXT: Final = re.compile(r"[^\s<>()\[\],;:\"@]+@[^\s<>()\[\],;:\"@]+")
 
 
 class TemporaryFailure(Exception):
-    """A fault of the world that time may heal: the job is tried again by its policy."""
+    """A failure outside of the worker that may pass: the job is retried by its policy."""
 
 
 # --- the letter ----------------------------------------------------------------------------------------------------------
 
 
 class Letter(msgspec.Struct, frozen=True):
-    """A mail as it goes over the wire: the envelope and the bytes."""
+    """A mail as it is sent: the envelope and the bytes."""
 
     sender: str
     recipients: tuple[str, ...]
@@ -75,14 +77,14 @@ def compose(
     work: str,
     born_s: float,
 ) -> Letter:
-    """Return the letter of a job: equal arguments, equal bytes. Date, Message-ID and boundary come from `born_s` and `work`.
+    """Return the letter of a job: equal arguments make equal bytes. Date, Message-ID and boundary come from `born_s` and `work`.
 
     Raises:
-        BadPayload: an address cannot be written in ASCII, or the subject on one line.
-        Snooze: the address of the sender cannot.
+        BadPayload: an address has no ASCII form, or the subject has more than one line.
+        Snooze: the sender's address has no ASCII form; `alias-missing`.
     """
     if not is_line(subject):
-        raise BadPayload("more than one line - at `$.subject`")
+        raise BadPayload("must be one line - at `$.subject`")
     author, recipients = _author(sender), _addresses(to, "to")
     message = EmailMessage(POLICY)
     headers = {
@@ -98,16 +100,16 @@ def compose(
             message[name] = _Ready(name, value)
     message.set_content(text)
     if html is not None:
-        message.make_alternative(boundary=f"=_{work}")  # a digest of this very text: nobody can write it into the text
+        message.make_alternative(boundary=f"=_{work}")  # a digest of the payload, so that the payload cannot contain it
         message.add_alternative(html, subtype="html")
     return Letter(author.addr_spec, tuple(each.addr_spec for each in recipients), message.as_bytes())
 
 
 class _Ready(str):
-    """A header's value that the mail library takes as it is: it asks a value that has a `name` to fold itself.
+    """A header's value that `email` takes as it is: it lets a value that has a `name` fold itself.
 
-    Left to itself, it parses each value again, and decodes what looks like an encoded word: a line end that was hidden in one
-    comes out as a line end (CVE-2024-6923).
+    Any other value it parses again, and decodes what looks like an encoded word: a line end that was hidden in one becomes a line
+    end of the mail (CVE-2024-6923).
     """
 
     name: str
@@ -124,7 +126,7 @@ class _Ready(str):
 
 
 def _encoded(text: str, header: str) -> str:
-    """Return one line of text as it may stand in a header: as it is where that is safe, else in encoded words (RFC 2047)."""
+    """Return one line of text in the form that a header takes: unchanged where that is safe, else as encoded words (RFC 2047)."""
     is_plain = text.isascii() and len(text) <= PLAIN_CHARS and "=?" not in text and text == " ".join(text.split())
     return text if is_plain else Header(text, "utf-8", 76, header).encode(linesep="\r\n")
 
@@ -147,7 +149,11 @@ def _author(sender: Sender) -> Address:
 
 
 def _addresses(texts: Sequence[str], field: str) -> list[Address]:
-    """Return each address once, in order."""
+    """Return each address once, in order.
+
+    Raises:
+        BadPayload: one is not a plain address; the text names its position, not its value.
+    """
     found: dict[str, Address] = {}
     for position, text in enumerate(texts):
         try:
@@ -159,20 +165,27 @@ def _addresses(texts: Sequence[str], field: str) -> list[Address]:
 
 
 def _address(text: str, name: str = "") -> Address:
-    """Return the address with its domain in ASCII; raises ValueError without the value."""
+    """Return the address with its domain in ASCII.
+
+    Raises:
+        ValueError: it is not one plain address; the text does not show it.
+    """
     local, _, domain = text.rpartition("@")
     domain = domain if domain.isascii() else _idna(domain)
     try:
         return Address(name, addr_spec=f"{local}@{domain}")
     except (MessageError, ValueError, LookupError) as error:
-        raise ValueError("not one plain address") from error
+        raise ValueError("must be one plain address") from error
 
 
 def _idna(domain: str) -> str:
     """Return a domain in ASCII.
 
-    Python's IDNA is that of 2003, which writes some letters as others (ß as ss), and that may be somebody else's domain: what
-    does not come back unchanged is refused.
+    Python's IDNA is that of 2003, which maps some letters to others (ß to ss), and the result may be a domain of another owner: a
+    domain that does not decode to itself is refused.
+
+    Raises:
+        ValueError: it has no ASCII form, or not a certain one.
     """
     try:
         written = domain.encode("idna")
@@ -180,26 +193,26 @@ def _idna(domain: str) -> str:
             return written.decode("ascii")
     except UnicodeError:
         pass
-    raise ValueError("the domain has no certain ASCII form: write it as xn--…")
+    raise ValueError("the domain has no certain ASCII form; hint: write it as xn--…")
 
 
 def mask(address: str) -> str:
-    """Return an address as logs and errors may show it: a***@example.org."""
+    """Return an address in the form that logs and errors may show: a***@example.org."""
     local, _, domain = address.rpartition("@")
     return f"{local[:1]}***@{domain}"
 
 
 def shown(addresses: Sequence[str]) -> str:
-    """Return a few of the addresses, masked, and the number of the rest."""
-    rest = f" and {len(addresses) - 5} more" if len(addresses) > 5 else ""
-    return ", ".join(mask(address) for address in addresses[:5]) + rest
+    """Return the first addresses, masked, and the number of the rest."""
+    rest = f" and {len(addresses) - MAX_SHOWN} more" if len(addresses) > MAX_SHOWN else ""
+    return ", ".join(mask(address) for address in addresses[:MAX_SHOWN]) + rest
 
 
-# --- what the server said ------------------------------------------------------------------------------------------------
+# --- answers of the server ----------------------------------------------------------------------------------------------
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """One answer of a server, as logs may show it: `note` has no addresses."""
+    """One answer of a server, in a form that logs may show: `note` has no addresses."""
 
     code: int
     is_ok: bool
@@ -210,7 +223,7 @@ class Reply(msgspec.Struct, frozen=True):
 
     @property
     def is_final(self) -> bool:
-        """Return whether asking again is pointless."""
+        """Whether the refusal is permanent, so that a retry is pointless."""
         return not self.is_ok and 500 <= self.code <= 599
 
 
@@ -231,7 +244,7 @@ async def _ask(verb: str, command: Awaitable[aiosmtplib.SMTPResponse]) -> Reply:
     """Return the server's answer.
 
     Raises:
-        TemporaryFailure: there was none, or nonsense.
+        TemporaryFailure: the connection was lost, or the answer is not SMTP; `connection-lost`.
     """
     try:
         response = await command
@@ -245,7 +258,7 @@ async def _ask(verb: str, command: Awaitable[aiosmtplib.SMTPResponse]) -> Reply:
 
 
 def _note(verb: str, message: str) -> str:
-    """Return what may be shown of an answer. The one to DATA may quote the mail: of that, only the enhanced code (RFC 3463)."""
+    """Return what may be shown of an answer; of that to DATA, which may quote the mail, only the enhanced code (RFC 3463)."""
     if verb == "DATA":
         found = _ENHANCED.match(message)
         return found.group() if found else ""
@@ -254,7 +267,7 @@ def _note(verb: str, message: str) -> str:
 
 
 async def _converse(client: aiosmtplib.SMTP, letter: Letter) -> Receipt:
-    """Send one letter over an open connection; recipients are asked one by one, the content goes to those who were accepted."""
+    """Send one letter over an open connection: recipients one by one, then the content to those that were accepted."""
     options = [f"SIZE={len(letter.content)}"] if client.supports_extension("size") else []
     envelope = await _ask("MAIL", client.mail(letter.sender, options=options))
     recipients: dict[str, Reply] = {}
@@ -273,8 +286,8 @@ async def _converse(client: aiosmtplib.SMTP, letter: Letter) -> Receipt:
 # --- connections ---------------------------------------------------------------------------------------------------------
 
 
-class _Line:
-    """An open connection: how many letters it has carried, and since when it is idle."""
+class _Connection:
+    """An open connection, with the number of letters sent over it, and the time since when it is idle."""
 
     __slots__ = ("client", "idle_since_s", "letters")
 
@@ -283,8 +296,8 @@ class _Line:
         self.letters = 0
         self.idle_since_s = 0.0
 
-    def hang_up(self) -> None:
-        """Take leave and close; the server's answer is not waited for."""
+    def quit(self) -> None:
+        """Send QUIT and close, without waiting for the answer."""
         with contextlib.suppress(aiosmtplib.SMTPException):
             if self.client.protocol is not None:
                 self.client.protocol.write(b"QUIT\r\n")
@@ -292,14 +305,14 @@ class _Line:
 
 
 class Pool:
-    """Owns the connections from one event loop to one mail server: never more than its settings allow, idle ones closed."""
+    """Owns the connections from one event loop to one mail server: at most as many as its settings allow, closed when idle."""
 
     def __init__(self, alias: str, smtp: Smtp) -> None:
         self.alias = alias
         self.smtp = smtp
         self._slots = asyncio.Semaphore(smtp.connections)
-        self._idle: list[_Line] = []
-        self._sweeper: asyncio.TimerHandle | None = None
+        self._idle: list[_Connection] = []
+        self._closing_timer: asyncio.TimerHandle | None = None
         self._own_name = ""
         self._trust: ssl.SSLContext | None = None
 
@@ -307,33 +320,33 @@ class Pool:
         return f"<Pool {self.alias}: {len(self._idle)} idle, {self.smtp!r}>"
 
     async def send(self, letter: Letter) -> Receipt:
-        """Return the server's answers to this letter.
+        """Send the letter and return the server's answers.
 
         Raises:
-            TemporaryFailure: the server cannot be reached, or the connection was lost on the way; it may have taken the letter.
-            Snooze: it does not let us in, or all connections are in use.
+            TemporaryFailure: the server cannot be reached, or the connection was lost; the server may have accepted the letter.
+            Snooze: the server refuses us, `auth-failed`; or all connections stay in use, `rate-limited`.
         """
         await self._enter()
         try:
-            line = await self._take()
+            connection = await self._take()
             is_sound = False
             try:
-                receipt = await _converse(line.client, letter)
-                is_sound = True  # after a 421 as well: if the server has not closed it, RSET will tell
+                receipt = await _converse(connection.client, letter)
+                is_sound = True  # after a 421 as well: whether the server has closed it, RSET will show
                 return receipt
             finally:
-                self._give_back(line, is_sound)
+                self._give_back(connection, is_sound)
         finally:
             self._slots.release()
 
     def close(self) -> None:
         """Close the idle connections."""
         idle, self._idle = self._idle, []
-        for line in idle:
-            line.hang_up()
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            self._sweeper = None
+        for connection in idle:
+            connection.quit()
+        if self._closing_timer is not None:
+            self._closing_timer.cancel()
+            self._closing_timer = None
 
     async def _enter(self) -> None:
         try:
@@ -342,30 +355,30 @@ class Pool:
         except TimeoutError:
             raise Snooze(BUSY_S, f"rate-limited: smtp.{self.alias}: all {self.smtp.connections} connections are in use") from None
 
-    async def _take(self) -> _Line:
+    async def _take(self) -> _Connection:
         """Return an open connection with an empty envelope: the last one used if it still answers, else a new one."""
         while self._idle:
-            line = self._idle.pop()
+            connection = self._idle.pop()
             is_sound = False
             try:
-                is_sound = (await _ask("RSET", line.client.rset(timeout=RSET_S))).is_ok
+                is_sound = (await _ask("RSET", connection.client.rset(timeout=RSET_S))).is_ok
             except TemporaryFailure:
-                self.close()  # idle for as long or longer, so the others are gone as well
+                self.close()  # the others have been idle for as long or longer, so they are lost as well
             finally:
                 if not is_sound:
-                    line.client.close()
+                    connection.client.close()
             if is_sound:
-                return line
+                return connection
         return await self._open()
 
-    async def _open(self) -> _Line:
+    async def _open(self) -> _Connection:
         endpoint = self.smtp.endpoint
         try:
             password = self.smtp.read_password()
         except ConfigError as error:
-            raise self._locked_out(f"password: {error}") from error
+            raise self._refused(f"password: {error}") from error
         if not self._own_name:
-            self._own_name, self._trust = await asyncio.to_thread(_look_around, self.smtp.plain)
+            self._own_name, self._trust = await asyncio.to_thread(_own_identity, self.smtp.plain)
         client = aiosmtplib.SMTP(
             hostname=endpoint.host,
             port=endpoint.port,
@@ -374,7 +387,7 @@ class Pool:
             local_hostname=self._own_name,
             timeout=self.smtp.timeout_s,
             use_tls=endpoint.scheme == "smtps",
-            start_tls=endpoint.scheme == "smtp+starttls",  # False, never None: None falls back to plain text
+            start_tls=endpoint.scheme == "smtp+starttls",  # False, never None: with None, aiosmtplib falls back to plain text
             tls_context=self._trust,
         )
         is_open = False
@@ -388,57 +401,57 @@ class Pool:
         finally:
             if not is_open:
                 client.close()
-        return _Line(client)
+        return _Connection(client)
 
-    def _give_back(self, line: _Line, is_sound: bool) -> None:
-        line.letters += 1
-        if not is_sound or not line.client.is_connected:
-            line.client.close()  # no leave-taking in the middle of a conversation: it would be read as part of a mail
+    def _give_back(self, connection: _Connection, is_sound: bool) -> None:
+        connection.letters += 1
+        if not is_sound or not connection.client.is_connected:
+            connection.client.close()  # without QUIT, which in the middle of DATA would be part of the mail
             return
-        if line.letters >= MAX_MESSAGES:
-            line.hang_up()
+        if connection.letters >= MAX_MESSAGES:
+            connection.quit()
             return
-        line.idle_since_s = asyncio.get_running_loop().time()
-        self._idle.append(line)
-        if self._sweeper is None:
-            self._sweeper = asyncio.get_running_loop().call_later(IDLE_S, self._sweep)
+        connection.idle_since_s = asyncio.get_running_loop().time()
+        self._idle.append(connection)
+        if self._closing_timer is None:
+            self._closing_timer = asyncio.get_running_loop().call_later(IDLE_S, self._close_idle)
 
-    def _sweep(self) -> None:
+    def _close_idle(self) -> None:
         loop = asyncio.get_running_loop()
         oldest_s = loop.time() - IDLE_S
-        stale = [line for line in self._idle if line.idle_since_s <= oldest_s]
-        self._idle = [line for line in self._idle if line.idle_since_s > oldest_s]
-        for line in stale:
-            line.hang_up()
-        self._sweeper = loop.call_at(self._idle[0].idle_since_s + IDLE_S, self._sweep) if self._idle else None
+        stale = [each for each in self._idle if each.idle_since_s <= oldest_s]
+        self._idle = [each for each in self._idle if each.idle_since_s > oldest_s]
+        for connection in stale:
+            connection.quit()
+        self._closing_timer = loop.call_at(self._idle[0].idle_since_s + IDLE_S, self._close_idle) if self._idle else None
 
     def _why_closed(self, error: Exception) -> Exception:
-        """Say who must act: what goes wrong before MAIL is about us, not about the job."""
+        """Return the outcome for an error before MAIL, which is about us or the server, never about the job."""
         if isinstance(error, ssl.SSLError) or isinstance(error.__cause__, ssl.SSLError):
-            return self._locked_out(f"TLS: {error.__cause__ or error}")
+            return self._refused(f"TLS: {error.__cause__ or error}")
         match error:
             case aiosmtplib.SMTPResponseException(code=421):
-                return Snooze(CLOSING_S, f"rate-limited: smtp.{self.alias} answered 421 at the store")
+                return Snooze(CLOSING_S, f"rate-limited: smtp.{self.alias} answered 421 on connecting")
             case aiosmtplib.SMTPResponseException(code=code) if 500 <= code <= 599 or self._is_starttls(error):
-                return self._locked_out(f"the server refuses us with {code} {_note('connect', error.message)}")
+                return self._refused(f"the server refuses us with {code} {_note('connect', error.message)}")
             case aiosmtplib.SMTPResponseException(code=code):
-                return TemporaryFailure(f"smtp.{self.alias} answered {code} at the store")
+                return TemporaryFailure(f"smtp.{self.alias} answered {code} on connecting")
             case OSError():
                 return TemporaryFailure(f"smtp.{self.alias}: {error}")
-            case _:  # STARTTLS or AUTH is not on offer, or the host's name is none
-                return self._locked_out(str(error))
+            case _:  # the server offers no STARTTLS or no AUTH, or the host's name is invalid
+                return self._refused(str(error))
 
     @staticmethod
     def _is_starttls(error: aiosmtplib.SMTPResponseException) -> bool:
-        """Return whether STARTTLS was refused: the one refusal at the store that has no class of its own."""
+        """Return whether STARTTLS was refused: aiosmtplib has no class for that refusal alone."""
         return type(error) is aiosmtplib.SMTPResponseException and error.code > 0
 
-    def _locked_out(self, text: str) -> Snooze:
+    def _refused(self, text: str) -> Snooze:
         return wait_for_operator(f"smtp.{self.alias}", "auth-failed", text)
 
 
-def _look_around(is_plain: bool) -> tuple[str, ssl.SSLContext | None]:
-    """Return this host's name and the certificates it trusts; both may take a while to find."""
+def _own_identity(is_plain: bool) -> tuple[str, ssl.SSLContext | None]:
+    """Return this host's name and the certificates it trusts. Blocks: for the resolver, and to read the certificates."""
     name = socket.getfqdn()
     is_name = name.isascii() and name.isprintable() and " " not in name
     return name if is_name and name else "localhost", None if is_plain else ssl.create_default_context()
@@ -448,7 +461,7 @@ _pools: dict[asyncio.AbstractEventLoop, dict[str, Pool]] = {}
 
 
 def pool(alias: str, smtp: Smtp) -> Pool:
-    """Return the running loop's pool for a mail server; a new one when its settings have changed."""
+    """Return the running loop's pool for a mail server, replaced when its settings have changed."""
     loop = asyncio.get_running_loop()
     if loop not in _pools:
         for closed in [each for each in _pools if each.is_closed()]:

@@ -1,6 +1,6 @@
-"""The handlers' settings: `handlers.toml`, each value of which the environment may override. They hold no secret, only its place.
+"""The handlers' settings, from `handlers.toml` and the environment, which overrides it. They hold no secret, only where it is.
 
-A fault of the settings is not the job's: it makes the job wait without burning an attempt, and is said aloud.
+A job that meets a fault of the settings waits without spending an attempt, and the fault is logged.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ log = logging.getLogger("handlers")
 
 VARIABLE: Final = "RUNTIME_HANDLERS_CONFIG"
 PREFIX: Final = "RUNTIME_HANDLERS__"
-WAIT_S: Final = 60.0  # how soon a waiting job looks again whether somebody has fixed the settings
-LOUD_S: Final = 60.0
-MAX_SUBJECTS: Final = 1000  # aliases come from payloads: what is remembered of them is bounded
-_PORTS: Final = {"smtp": 25, "smtp+starttls": 587, "smtps": 465}
+WAIT_S: Final = 60.0  # a guess: how soon a waiting job checks whether the settings have been fixed
+LOG_EVERY_S: Final = 60.0  # a guess: a fault that lasts is logged once a minute
+MAX_SUBJECTS: Final = 1000  # a guess: aliases come from payloads, so the memory of what was logged is bounded
+_PORTS: Final = {"smtp": 25, "smtp+starttls": 587, "smtps": 465}  # RFC 5321, RFC 6409, RFC 8314
 _MODES: Final = ("read", "write", "purge")  # each allows what those before it do
 _SIZE: Final = re.compile(r"([0-9]{1,15}) ?([KMGT]iB|B)?")
 _UNITS: Final = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
@@ -40,7 +40,7 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 
 class Endpoint(msgspec.Struct, frozen=True):
-    """A mail server's URL, taken apart."""
+    """A mail server's URL, parsed."""
 
     scheme: str
     host: str
@@ -57,25 +57,25 @@ class Smtp(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     url: str
     password: Annotated[str, Meta(pattern=r"^(?:env:[A-Za-z_][A-Za-z0-9_]*)?(?![\s\S])")] = ""
     password_file: str = ""
-    connections: Annotated[int, Meta(ge=1, le=100)] = 4
-    timeout_s: Annotated[float, Meta(gt=0, le=600)] = 20.0
+    connections: Annotated[int, Meta(ge=1, le=100)] = 4  # a guess; Postfix allows one client 50
+    timeout_s: Annotated[float, Meta(gt=0, le=600)] = 20.0  # a guess: for each command; a third of the job's 60 s
     plain: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what would send a password or a mail in plain text over a network.
+        """Check that no password and no mail goes over a network in plain text.
 
         Raises:
-            ValueError: as the text says; it shows nothing of the URL, in which a password may stand.
+            ValueError: the fields do not go together; the text shows nothing of the URL, which may hold a password.
         """
         endpoint = _endpoint(self.url)
         if self.plain and not _is_loopback(endpoint.host):
-            raise ValueError("plain = true is for a server on the loopback interface")
+            raise ValueError("plain = true is only for a server on the loopback interface")
         if self.plain != (endpoint.scheme == "smtp"):
-            raise ValueError("smtp:// goes with plain = true, and only with it; else smtp+starttls:// or smtps://")
+            raise ValueError("smtp:// needs plain = true, and plain = true needs smtp://; hint: smtp+starttls:// or smtps://")
         if self.password and self.password_file:
-            raise ValueError("password and password_file: one of them")
+            raise ValueError("must have password or password_file, not both")
         if bool(endpoint.user) != bool(self.password or self.password_file):
-            raise ValueError("a user in the url and a password: both or neither")
+            raise ValueError("must have a user in the url and a password, or neither")
 
     def __repr__(self) -> str:
         secret = "***" if self.password or self.password_file else "none"
@@ -83,11 +83,11 @@ class Smtp(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     @property
     def endpoint(self) -> Endpoint:
-        """The URL, taken apart."""
+        """The URL, parsed."""
         return _endpoint(self.url)
 
     def read_password(self) -> str | None:
-        """Return the password as it is now; None if there is none to give.
+        """Return the current password; None if there is none.
 
         Raises:
             ConfigError: its file or variable cannot be read.
@@ -95,19 +95,19 @@ class Smtp(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         if self.password:
             name = self.password.removeprefix("env:")
             if name not in os.environ:
-                raise ConfigError(f"no variable {name} in the environment")
+                raise ConfigError(f"variable {name} is not set")
             return os.environ[name]
         if not self.password_file:
             return None
         try:
             return Path(self.password_file).read_text("utf-8").rstrip("\r\n")
         except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
             raise ConfigError(f"{self.password_file}: {reason}") from None
 
 
 class Sender(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Whom a mail comes from, and the server that takes it."""
+    """The author of a mail, and the server to send it by."""
 
     smtp: Alias
     address: Address
@@ -128,25 +128,25 @@ class Root(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     path: str
     mode: Literal["read", "write", "purge"] = "read"
-    max_bytes: int | str = "5GiB"
-    max_delete: Annotated[int, Meta(ge=1)] = 100_000
+    max_bytes: int | str = "5GiB"  # a guess: ten million rows of 500 bytes
+    max_delete: Annotated[int, Meta(ge=1)] = 100_000  # a guess: far above a month of logs, far below a home
 
     def __post_init__(self) -> None:
-        """Refuse a folder that depends on where the worker was started, one that nobody wants to purge, and a size without sense.
+        """Check the path and the size.
 
         Raises:
-            ValueError: as the text says.
+            ValueError: the path is relative, the whole file system could be purged, or `max_bytes` is not a size.
         """
         if not os.path.isabs(self.path):
-            raise ValueError("path: an absolute path, please")
+            raise ValueError("path: must be absolute")
         if self.mode == "purge" and os.path.normpath(self.path) in ("/", "//"):
-            raise ValueError("path: the whole file system cannot be purged")
+            raise ValueError("path: must not be the whole file system with mode purge")
         if _size_bytes(self.max_bytes) < 1:
-            raise ValueError("max_bytes: a number of bytes, or a text as 500MiB")
+            raise ValueError("max_bytes: must be a number of bytes, or a text such as 500MiB")
 
     @property
     def limit_bytes(self) -> int:
-        """`max_bytes`, as a number."""
+        """`max_bytes` as a number."""
         return _size_bytes(self.max_bytes)
 
     def allows(self, mode: Literal["read", "write", "purge"]) -> bool:
@@ -159,19 +159,19 @@ class Database(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     sqlite: RootPath
     queries: str = ""
-    max_row_bytes: Annotated[int, Meta(ge=1024, le=2**30)] = 2**20
+    max_row_bytes: Annotated[int, Meta(ge=1024, le=2**30)] = 2**20  # a guess; 2**30 is near the most that SQLite allows
 
     def __post_init__(self) -> None:
-        """Refuse a path with two spellings.
+        """Check the path.
 
         Raises:
-            ValueError: as the text says.
+            ValueError: it is not in composed form (NFC).
         """
         check_path(self.sqlite, "sqlite")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What `handlers.toml` says, validated."""
+    """The sections of `handlers.toml`, validated."""
 
     smtp: dict[str, Smtp] = {}
     senders: dict[str, Sender] = {}
@@ -183,7 +183,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         """Return a sender.
 
         Raises:
-            Snooze: there is none of that name.
+            Snooze: there is none of that name; `alias-missing`.
         """
         return self.senders.get(alias) or _missing("senders", alias)
 
@@ -191,7 +191,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         """Return a mail server.
 
         Raises:
-            Snooze: there is none of that name.
+            Snooze: there is none of that name; `alias-missing`.
         """
         return self.smtp.get(alias) or _missing("smtp", alias)
 
@@ -199,7 +199,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         """Return the folder in which the template of that name should be.
 
         Raises:
-            Snooze: no folder is configured.
+            Snooze: no folder is configured; `alias-missing`.
         """
         return self.templates.path if self.templates else _missing("templates", alias)
 
@@ -207,7 +207,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         """Return a root.
 
         Raises:
-            Snooze: there is none of that name.
+            Snooze: there is none of that name; `alias-missing`.
         """
         return self.roots.get(alias) or _missing("roots", alias)
 
@@ -215,23 +215,23 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         """Return a database.
 
         Raises:
-            Snooze: there is none of that name.
+            Snooze: there is none of that name; `alias-missing`.
         """
         return self.databases.get(alias) or _missing("databases", alias)
 
 
 def wait_for_operator(subject: str, code: str, text: str) -> Snooze:
-    """Return the word for a fault of the settings, to be raised: the job waits. Logged once a minute per subject."""
+    """Return the `Snooze` to raise for a fault that an operator must fix, and log it, once a minute per subject."""
     now_s = time.monotonic()
-    if now_s - _said.get(subject, -LOUD_S) >= LOUD_S:
-        if len(_said) >= MAX_SUBJECTS:
-            _said.clear()
-        _said[subject] = now_s
-        log.error("%s: %s: %s; its jobs wait, and look again every %g s", subject, code, text, WAIT_S)
+    if now_s - _logged_s.get(subject, -LOG_EVERY_S) >= LOG_EVERY_S:
+        if len(_logged_s) >= MAX_SUBJECTS:
+            _logged_s.clear()
+        _logged_s[subject] = now_s
+        log.error("%s: %s: %s; its jobs wait, and check again every %g s", subject, code, text, WAIT_S)
     return Snooze(WAIT_S, f"{code}: {subject}: {text}")
 
 
-_said: dict[str, float] = {}
+_logged_s: dict[str, float] = {}
 
 
 def _missing(section: str, alias: str) -> NoReturn:
@@ -243,10 +243,10 @@ def _missing(section: str, alias: str) -> NoReturn:
 
 
 def current() -> Settings:
-    """Return the settings in force; the file is read again when it has changed, so that a fixed alias needs no restart.
+    """Return the current settings; the file is read again when it has changed, so that a fixed alias needs no restart.
 
     Raises:
-        Snooze: the file cannot be used.
+        Snooze: the file cannot be used; `alias-missing`.
     """
     path = os.environ.get(VARIABLE, "")
     try:
@@ -269,7 +269,7 @@ def _version(path: str) -> tuple[int, ...]:
 
 
 def load(path: str, environment: Mapping[str, str]) -> Settings:
-    """Return the settings of this file with the overrides of this environment; a file that is not there says nothing.
+    """Return the settings of this file with the overrides of this environment; a missing file is empty.
 
     Raises:
         ConfigError: the file cannot be read, or a key or value in it cannot be used; values are not shown.
@@ -278,7 +278,7 @@ def load(path: str, environment: Mapping[str, str]) -> Settings:
     _override(raw, environment)
     unknown = sorted(set(raw) - set(Settings.__struct_fields__))
     if unknown:
-        raise ConfigError(f"{path or PREFIX}: no section {unknown[0]!r}; there are {', '.join(Settings.__struct_fields__)}")
+        raise ConfigError(f"{path or PREFIX}: unknown section {unknown[0]!r}; hint: {', '.join(Settings.__struct_fields__)}")
     templates = raw.get("templates")
     return Settings(
         smtp=_aliases(path, raw, "smtp", Smtp),
@@ -303,11 +303,11 @@ def _read(path: str) -> dict[str, Any]:
 
 
 def _override(raw: dict[str, Any], environment: Mapping[str, str]) -> None:
-    """Put `RUNTIME_HANDLERS__SECTION__ALIAS__KEY` in its place; `-` of an alias is `_` there."""
+    """Set each `RUNTIME_HANDLERS__SECTION__ALIAS__KEY`; there, `-` of an alias is written `_`."""
     for name in sorted(name for name in environment if name.startswith(PREFIX)):
         section, *rest = name.removeprefix(PREFIX).lower().split("__")
         if not rest:
-            raise ConfigError(f"{name}: {PREFIX}SECTION__ALIAS__KEY, please")
+            raise ConfigError(f"{name}: must be {PREFIX}SECTION__ALIAS__KEY")
         *alias, key = rest
         place = raw.setdefault(section, {})
         if alias and isinstance(place, dict):
@@ -316,7 +316,7 @@ def _override(raw: dict[str, Any], environment: Mapping[str, str]) -> None:
             found = next((each for each in known if each.replace("-", "_") == wanted), wanted)
             place = known.setdefault(found, {})
         if not isinstance(place, dict):
-            raise ConfigError(f"{name}: there is no such place in the settings")
+            raise ConfigError(f"{name}: no such key in the settings")
         place[key] = environment[name]
 
 
@@ -341,16 +341,16 @@ def _endpoint(url: str) -> Endpoint:
         parts = urlsplit(url)
         scheme, host, port = parts.scheme, parts.hostname or "", parts.port
     except ValueError:
-        raise ValueError("url: cannot be read") from None
+        raise ValueError("url: not a URL") from None
     if scheme not in _PORTS or not host or parts.path.strip("/") or parts.query or parts.fragment:
-        raise ValueError(f"url: one of {_NAMES} with a host, and perhaps a user and a port")
+        raise ValueError(f"url: must be one of {_NAMES} with a host, and optionally a user and a port")
     if parts.password is not None:
-        raise ValueError("url: no password in it; give password_file, or password = 'env:NAME'")
+        raise ValueError("url: must not hold a password; hint: password_file, or password = 'env:NAME'")
     return Endpoint(scheme, host, port or _PORTS[scheme], unquote(parts.username or ""))
 
 
 def _size_bytes(text: int | str) -> int:
-    """Return a size in bytes; 0 if the text is none."""
+    """Return a size in bytes; 0 if the text is not a size."""
     found = _SIZE.fullmatch(str(text))
     return int(found[1]) * _UNITS[found[2] or ""] if found else 0
 

@@ -1,6 +1,6 @@
-"""Clearing out folders: what lies below a root, and how one file of it is deleted or compressed.
+"""Finding the files below a folder, and deleting or compressing one of them.
 
-Everything goes by descriptors of folders and by names in them, so that a link put in a folder's place leads nowhere. A file is
+Everything goes by descriptors of folders and names in them, so that a link put in a folder's place is not followed. A file is
 touched only while it is the one that was seen.
 """
 
@@ -19,23 +19,23 @@ from typing import Final, Literal
 
 import msgspec
 
-from handlers.kit.files import BARRED, CHUNK_BYTES, PART, Part, chunks_of, open_below, open_file
+from handlers.kit.files import CHUNK_BYTES, DENIED, PART, Part, chunks_of, open_below, open_file
 from handlers.kit.threads import Stop
 
-MAX_DEPTH: Final = 64
-STOP_EVERY: Final = 200
+MAX_DEPTH: Final = 64  # a guess: no tree of logs is that deep, and each level is opened again for each folder
+STOP_EVERY: Final = 200  # files between two looks at the stop: a few ms, a guess
 SUFFIX: Final = ".gz"
 PACKED: Final = (SUFFIX, ".zst", ".xz", ".bz2", ".zip", ".br", ".lz4")
-GZIP_LEVEL: Final = 6
-_LIMIT_BYTES: Final = 2**62  # what is compressed is smaller than what lies there already
+GZIP_LEVEL: Final = 6  # that of gzip itself
+_NO_LIMIT_BYTES: Final = 2**62  # more than any disk: what is compressed is smaller than its source, which is there already
 _OURS: Final = re.compile(r"\..+\.[a-z2-7]{26}(?:\.job\.json)?\.part", re.DOTALL)
 
-_GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})  # or something else has its name by now, perhaps a link
-_REFUSED: Final = BARRED | {errno.EBUSY, errno.ETXTBSY, errno.ENAMETOOLONG, errno.EEXIST}
+_GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})  # or something else has the name by now, perhaps a link
+_REFUSED: Final = DENIED | {errno.EBUSY, errno.ETXTBSY, errno.ENAMETOOLONG, errno.EEXIST}
 
 
 class Found(msgspec.Struct, frozen=True, gc=False):
-    """A plain file as it was seen: `folder` is the path below the root, empty for the root itself."""
+    """A plain file as it was found: `folder` is the path below the root, empty for the root itself."""
 
     folder: str
     name: str
@@ -45,29 +45,29 @@ class Found(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def is_part(self) -> bool:
-        """Return whether it is a file on its way, of ours or of somebody else."""
+        """Return whether it is an unfinished file, of ours or of another program."""
         return self.name.endswith(PART)
 
     @property
     def is_our_part(self) -> bool:
-        """Return whether a job of ours was writing it."""
+        """Return whether a job wrote it."""
         return _OURS.fullmatch(self.name) is not None
 
 
-def word_of(error: OSError) -> Literal["skipped", "failed"] | None:
-    """Say what an error makes of a file or a folder; None if it says more about the disk than about either."""
+def outcome_of(error: OSError) -> Literal["skipped", "failed"] | None:
+    """Return the outcome of a file or a folder that raised this error; None if the error is about the disk, not about it."""
     if error.errno in _GONE:
         return "skipped"
     return "failed" if error.errno in _REFUSED else None
 
 
 def below(top: int, folder: str) -> contextlib.AbstractContextManager[int]:
-    """Return a descriptor of a folder by its path below `top`."""
+    """Yield a descriptor of a folder, by its path below `top`."""
     return open_below(top, folder.split("/") if folder else [])
 
 
 class Tree:
-    """Gives the plain files below a folder, of this file system and over no link; counts the folders that it could not enter."""
+    """Iterates over the plain files below a folder, on its file system and over no link; counts the folders not entered."""
 
     def __init__(self, top: int, *, recurse: bool, enters: Callable[[str], bool], stop: Stop) -> None:
         self.failed = 0
@@ -84,27 +84,27 @@ class Tree:
             try:
                 with below(self._top, folder) as place:
                     if os.fstat(place).st_dev == self._device:
-                        yield from self._look_into(place, folder)
+                        yield from self._entries(place, folder)
             except OSError as error:
-                word = word_of(error)
-                if word is None:
+                outcome = outcome_of(error)
+                if outcome is None:
                     raise
-                self.failed += word == "failed"
+                self.failed += outcome == "failed"
 
-    def _look_into(self, place: int, folder: str) -> Iterator[Found]:
+    def _entries(self, place: int, folder: str) -> Iterator[Found]:
         with os.scandir(place) as entries:
             for number, entry in enumerate(entries):
                 if number % STOP_EVERY == 0:
                     self._stop.check()
                 if entry.is_dir(follow_symlinks=False):
-                    self._remember(folder, entry.name)
+                    self._push(folder, entry.name)
                     continue
                 with contextlib.suppress(FileNotFoundError):
                     seen = entry.stat(follow_symlinks=False)
                     if stat.S_ISREG(seen.st_mode):
                         yield Found(folder, entry.name, seen.st_ino, seen.st_mtime_ns, seen.st_size)
 
-    def _remember(self, folder: str, name: str) -> None:
+    def _push(self, folder: str, name: str) -> None:
         if not self._recurse or not self._enters(name):
             return
         if folder.count("/") + 1 >= MAX_DEPTH:
@@ -117,7 +117,7 @@ class Tree:
 
 
 def is_still(place: int, found: Found) -> bool:
-    """Return whether the name still leads to the file that was seen, and nobody has written to it since."""
+    """Return whether the name still leads to the file that was found, and it was not written to since."""
     try:
         now = os.stat(found.name, dir_fd=place, follow_symlinks=False)
     except FileNotFoundError:
@@ -126,7 +126,7 @@ def is_still(place: int, found: Found) -> bool:
 
 
 def delete(place: int, found: Found) -> int | None:
-    """Return the bytes freed; None if the file was not there any more, or is another one by now."""
+    """Delete the file and return the bytes freed; None if it is gone, or is another one by now."""
     if not is_still(place, found):
         return None
     os.unlink(found.name, dir_fd=place)
@@ -134,23 +134,24 @@ def delete(place: int, found: Found) -> int | None:
 
 
 def compress(place: int, found: Found, work: str, stop: Stop) -> int | None:
-    """Return the bytes freed, once `name.gz` is on the disk, was read back, and stands in for the file; None as for `delete`.
+    """Replace the file by `name.gz`, synced and read back, and return the bytes freed; None as for `delete`.
 
-    After a crash between the two, the next run finds that both have one content, and deletes the file.
+    May be repeated: after a crash between publishing `name.gz` and deleting the file, the next run finds that both have the same
+    content, and deletes the file.
 
     Raises:
-        FileExistsError: `name.gz` is something else.
+        FileExistsError: `name.gz` has other content.
     """
     source = open_file(place, found.name)
     if source is None:
         return None
     try:
         before = os.fstat(source)
-        with Part(place, found.name + SUFFIX, work, _LIMIT_BYTES) as part:
+        with Part(place, found.name + SUFFIX, work, _NO_LIMIT_BYTES) as part:
             digest = _pack(source, part, stop)
             if _digest_unpacked(part.file, before.st_size, stop) != digest:
-                raise OSError(errno.EIO, "what was written cannot be read back")
-            _dress(part.file, before)
+                raise OSError(errno.EIO, "the compressed file cannot be read back")
+            _copy_attributes(part.file, before)
             if not is_still(place, found):
                 return None
             try:
@@ -166,7 +167,7 @@ def compress(place: int, found: Found, work: str, stop: Stop) -> int | None:
 
 
 def _pack(source: int, part: Part, stop: Stop) -> bytes:
-    """Write the file into the part, and give the digest of what was read."""
+    """Compress the file into the part, and return the digest of what was read."""
     digest = hashlib.sha256()
     with gzip.GzipFile("", "wb", GZIP_LEVEL, part, mtime=0) as packer:
         for chunk in chunks_of(source, stop):
@@ -176,7 +177,7 @@ def _pack(source: int, part: Part, stop: Stop) -> bytes:
 
 
 def _digest_unpacked(file: int, limit_bytes: int, stop: Stop) -> bytes | None:
-    """Return the digest of what a gzip file holds; None if it is none, or holds more than that."""
+    """Return the digest of what a gzip file holds; None if it is not one, or holds more than `limit_bytes`."""
     digest, size_bytes = hashlib.sha256(), 0
     os.lseek(file, 0, os.SEEK_SET)
     try:
@@ -202,8 +203,8 @@ def _digest_of_name(place: int, name: str, limit_bytes: int, stop: Stop) -> byte
         os.close(file)
 
 
-def _dress(file: int, like: os.stat_result) -> None:
-    """Return a file the owner, rights and times of another, so that whoever could read that can read this."""
+def _copy_attributes(file: int, like: os.stat_result) -> None:
+    """Set the owner, mode and times of another file, so that the same users can read this one."""
     with contextlib.suppress(PermissionError):
         os.fchown(file, like.st_uid, like.st_gid)
     os.fchmod(file, stat.S_IMODE(like.st_mode) & 0o777)

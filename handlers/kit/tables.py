@@ -1,4 +1,4 @@
-"""Tables as CSV text (RFC 4180): equal rows, equal bytes, and no cell that a spreadsheet would run."""
+"""Rows as CSV text (RFC 4180): equal rows make equal bytes, and no cell is a formula to a spreadsheet."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from runtime import Dead
 
-CHUNK_CHARS: Final = 64 * 1024
+CHUNK_CHARS: Final = 64 * 1024  # a guess: large enough for few writes, small enough that a stop is noticed within ms
 BOM: Final = b"\xef\xbb\xbf"
 
 # How a formula begins (OWASP, "CSV Injection"), with the full-width forms that spreadsheets take for the same. And U+FEFF: at the
@@ -18,7 +18,7 @@ FORMULA: Final = frozenset("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20\ufeff")
 
 
 class CsvText:
-    """Turns rows into chunks of CSV, and counts rows and the texts it had to escape. In memory there is one chunk at a time.
+    """Turns rows into chunks of CSV, one in memory at a time, and counts the rows and the texts that it escaped.
 
     Only texts are escaped: a number that the database knows as a number cannot be a formula, even if it is negative.
     """
@@ -27,23 +27,23 @@ class CsvText:
         self.rows = 0
         self.escaped = 0
         self._delimiter = delimiter
-        self._is_refused = formulas == "reject"
+        self._is_rejected = formulas == "reject"
         self._formula: frozenset[str] = frozenset() if formulas == "keep" else FORMULA
         self._null = null if null[:1] not in self._formula else f"'{null}"
         self._bom = BOM if encoding == "utf-8-sig" else b""
 
     def head(self, names: Sequence[str]) -> bytes:
-        """Return the first line, after the byte order mark if there is to be one."""
+        """Return the header line, after the byte order mark if the encoding has one."""
         buffer = io.StringIO(newline="")
         csv.writer(buffer, delimiter=self._delimiter, lineterminator="\r\n").writerow(self._cells(names))
-        self.escaped = 0  # of rows, that is
+        self.escaped = 0  # the count is of rows only
         return self._bom + buffer.getvalue().encode()
 
     def chunks(self, rows: Iterable[Sequence[Any]]) -> Iterator[bytes]:
-        """Return the lines of the rows, many at a time, as long as there are rows.
+        """Yield the lines of the rows, `CHUNK_CHARS` at a time.
 
         Raises:
-            Dead: a text begins like a formula, and such are to be refused; `bad-rows`.
+            Dead: a text begins like a formula, and `formulas` is `reject`; `bad-rows`.
         """
         size_chars = 0
         buffer = io.StringIO(newline="")
@@ -59,7 +59,7 @@ class CsvText:
         yield buffer.getvalue().encode()
 
     def _cells(self, row: Sequence[Any]) -> list[Any]:
-        """Return what stands for the values; texts, nearly all there is, cost no call (`bench/export_csv.py`)."""
+        """Return the cells for the values; texts, which are most of them, cost no call (`bench/export_csv.py`)."""
         formula, plain = self._formula, self._plain
         return [
             (cell if cell[:1] not in formula else self._escape(cell)) if cell.__class__ is str else plain(cell) for cell in row
@@ -71,7 +71,7 @@ class CsvText:
         return f"\\x{cell.hex()}" if isinstance(cell, bytes) else cell  # as PostgreSQL writes bytes
 
     def _escape(self, cell: str) -> str:
-        if self._is_refused:
+        if self._is_rejected:
             where = f"row {self.rows}" if self.rows else "the first line"
             raise Dead(f"a text in {where} begins like a formula", "bad-rows")
         self.escaped += 1

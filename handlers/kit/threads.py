@@ -1,7 +1,7 @@
-"""Long blocking work, in a few threads of its own, which stop soon after their job is cut.
+"""A few threads for long blocking work, which stop soon after their job is cancelled.
 
-Such a handler is a coroutine function that waits for its thread, not a plain function: a thread cannot be cut, but a coroutine is
-told of a stop, a lost lease and a deadline alike, and passes it on.
+Such a handler is a coroutine function that waits for its thread, not a plain function: a thread cannot be cancelled, but a
+coroutine is, by a stop, a lost lease and a deadline alike, and passes it on.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Final, TypeVar
 
 from runtime import JobsError, Snooze
 
-# Each that computes keeps the loop waiting for the interpreter. Measured (`bench/export_csv.py --at-once`, two shared CPUs): the
+# A thread that computes holds the interpreter, and the loop waits. Measured (`bench/export_csv.py --at-once`, two CPUs): the
 # loop's lag is 10 ms (p99) with one thread, 11 ms with two, 27 ms with three.
 THREADS: Final = 2
-TAKE_S: Final = 20.0  # waiting for a thread must not use up the time of a job that has not begun
-BUSY_S: Final = 5.0
+TAKE_S: Final = 20.0  # a guess: waiting for a thread must not use up the timeout of a job that has not begun
+BUSY_S: Final = 5.0  # a guess: a job that found no thread comes back soon, since others end at any time
 
 T = TypeVar("T")
 
@@ -25,11 +25,11 @@ _threads = ThreadPoolExecutor(THREADS, "handlers")
 
 
 class Stopped(JobsError):
-    """The work was told to stop; its job is nobody's any more, and nobody sees this."""
+    """The work was told to stop. Its coroutine was cancelled before, so that this reaches only the thread."""
 
 
 class Stop:
-    """Whether the job is cut: set by the loop, read by the thread between two pieces of work, each far shorter than a second."""
+    """Whether the job was cancelled: set by the loop, read by the thread between two pieces of work, each far below a second."""
 
     __slots__ = ("is_set",)
 
@@ -37,27 +37,27 @@ class Stop:
         self.is_set = False
 
     def check(self) -> None:
-        """Return while the work may go on.
+        """Return if the work may go on.
 
         Raises:
-            Stopped: it must not.
+            Stopped: the job was cancelled.
         """
         if self.is_set:
             raise Stopped
 
 
 async def in_thread(work: Callable[[Stop], T]) -> T:
-    """Return what the work gives in its thread; a cancel returns at once, and tells the thread to stop.
+    """Run the work in a thread and return its result; a cancel returns at once, and tells the thread to stop.
 
     Raises:
-        Snooze: no thread was free for a while; no attempt is burnt.
+        Snooze: no thread was free for `TAKE_S`; no attempt is spent.
     """
     stop = Stop()
     call = _threads.submit(work, stop)
     future = asyncio.wrap_future(call)
     try:
         done, _ = await asyncio.wait([future], timeout=TAKE_S)
-        if not done and call.cancel():  # which it only lets happen before it has begun
+        if not done and call.cancel():  # it can be cancelled only before it has begun
             raise Snooze(BUSY_S, f"all {THREADS} threads for long work are busy")
         return await future
     except asyncio.CancelledError:

@@ -40,7 +40,7 @@ def start() -> Iterator[Start]:
 @pytest.fixture
 def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Configure:
     """Write the settings of the handlers."""
-    settings._said.clear()
+    settings._logged_s.clear()
     settings._at.cache_clear()
     path = tmp_path / "handlers.toml"
     monkeypatch.setenv(settings.VARIABLE, str(path))

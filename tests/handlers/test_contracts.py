@@ -160,10 +160,10 @@ def nested(depth: int) -> dict[str, Any]:
 def test_params_are_few_flat_and_small() -> None:
     assert decode({**TEMPLATED, "params": {**nested(6), "b": [1, 2.5, None, True]}}).params["b"] == [1, 2.5, None, True]
     for params, said in [
-        ({"x": nested(6)}, "deeper than 6"),
-        ({"a": {str(number): 1 for number in range(65)}}, "more than 64 keys"),
+        ({"x": nested(6)}, "at most 6 levels deep"),
+        ({"a": {str(number): 1 for number in range(65)}}, "at most 64 keys"),
         ({str(number): 1 for number in range(65)}, "length <= 64"),
-        ({"a": ["x" * 20_000, "y" * 20_000]}, "the limit is 32768"),
+        ({"a": ["x" * 20_000, "y" * 20_000]}, "at most 32768 bytes"),
     ]:
         with pytest.raises(BadPayload, match=said):
             decode({**TEMPLATED, "params": params})

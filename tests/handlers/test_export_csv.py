@@ -413,7 +413,7 @@ async def test_a_fault_of_the_settings_makes_the_job_wait(disk: Disk, configure:
     ]:
         with pytest.raises(Snooze, match=f"alias-missing: .*{said}"):
             await run(ExportCsv(source=Table(db=db, table="t", columns=["a"]), to="out:t.csv"))
-    for query, said in [("unknown", "No such file"), ("large", "more than"), ("latin", "not UTF-8")]:
+    for query, said in [("unknown", "No such file"), ("large", "at most"), ("latin", "not UTF-8")]:
         disk.query("-" * 65_537, "large")
         (disk.folder / "db" / "latin.sql").write_bytes(b"SELECT '\xff'")
         with pytest.raises(Snooze, match=f"alias-missing: .*{said}"):

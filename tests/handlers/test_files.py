@@ -260,7 +260,7 @@ def test_a_link_is_not_taken_for_the_file_or_the_sidecar(disk: Disk, name: str) 
         assert write(disk, b"new") is None
         assert not (disk.out / name).is_symlink()
     else:
-        with pytest.raises(Dead, match="there already"):
+        with pytest.raises(Dead, match="not written by this job"):
             write(disk, b"new")
     assert outside.read_bytes() == content
 
@@ -277,7 +277,7 @@ def test_a_file_that_is_not_what_its_sidecar_says_is_written_again(disk: Disk, s
 def test_a_sidecar_that_cannot_be_read_makes_nothing_ours(disk: Disk, sidecar: bytes) -> None:
     write(disk)
     (disk.out / "x.csv.job.json").write_bytes(sidecar)
-    with pytest.raises(Dead, match="there already"):
+    with pytest.raises(Dead, match="not written by this job"):
         write(disk, b"two", overwrite=True)
     assert (disk.out / "x.csv").read_bytes() == b"one"
 
@@ -391,7 +391,7 @@ def test_a_sidecar_made_ready_does_not_make_anothers_file_ours(disk: Disk) -> No
     os.rename(disk.out / "x.csv.job.json", disk.out / f".x.csv.{WORK}.job.json.part")
     (disk.out / "x.csv").write_text("mine")
     for overwrite in (False, True):
-        with pytest.raises(Dead, match="there already"):
+        with pytest.raises(Dead, match="not written by this job"):
             write(disk, overwrite=overwrite)
     assert (disk.out / "x.csv").read_text() == "mine"
 
@@ -408,7 +408,7 @@ def test_the_last_of_the_space_is_left_to_others(disk: Disk, monkeypatch: pytest
     free = os.statvfs(disk.out)
     monkeypatch.setattr(files, "SPACE_EVERY_BYTES", free.f_bavail * free.f_frsize * 2)
     with writing(disk) as writer:
-        writer._look_at_bytes = 1000
+        writer._next_check_bytes = 1000
         writer.write(b"x" * 999)
         with pytest.raises(OSError, match="No space left"):
             writer.write(b"x")
