@@ -1,13 +1,14 @@
-"""Stream fields to jobs, a batch at a time; payloads to contracts. Nothing in here raises on what a stranger wrote.
+"""Messages as they stand in Redis: fields to jobs and back, records of delayed jobs, dead letters, and payloads to contracts.
 
-The one Python lot that knows the field names of the wire contract.
+The one module in Python that knows the names of fields; the scripts spell those that they touch. Reading raises nothing on what a
+stranger wrote: what cannot be a job is returned with the reason.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -15,16 +16,55 @@ from runtime.bounds import MAX_DEPTH, TOO_DEEP, check_json, check_msgpack, freed
 from runtime.errors import BadMessage, BadPayload
 from runtime.jobs import PLAIN, STREAMS, BadEntry, Contract, Deferral, Envelope, Job, Lease
 
-MAX_DATA_BYTES = 256 * 1024
-MAX_OTHERS_BYTES = 1024 * 1024  # of all fields beside `data`, a guess: more than any header has
-OWN_FIELDS = 8  # what retries add must not make a message too large
-MAX_FIELDS = 512  # a script's `unpack` dies near 4,000 values; 512 pairs leave space for our own fields
-MAX_KEY_BYTES = 512  # a guess: long enough for any natural key
-MAX_MS = 2**53  # times pass through Lua, whose numbers are doubles
-MAX_DIGITS = 16
-JOB_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}(?![\s\S])")
-_NOTED = (b"id", b"at", b"a", b"first_at", b"snoozed_at")  # what a record says anew of its job
+# --- the names of fields -----------------------------------------------------------------------------------------------------
+
+# What a sender may write; docs/produce.md says what each of them means.
+TYPE: Final = b"type"
+DATA: Final = b"data"
+CONTENT_TYPE: Final = b"ct"
+ID: Final = b"id"
+VERSION: Final = b"v"
+AT: Final = b"at"
+EXP: Final = b"exp"
+KEY: Final = b"key"
+ATTEMPTS: Final = b"attempts"
+GROUP: Final = b"group"
+SOURCE: Final = b"src"
+SENT_FIELDS: Final = (TYPE, DATA, CONTENT_TYPE, ID, VERSION, AT, EXP, KEY, ATTEMPTS, GROUP, SOURCE)
+# What the runtime notes on a message: failed attempts, when it was born and first snoozed, the id it had before a replay.
+FAILED: Final = b"a"
+FIRST_AT: Final = b"first_at"
+SNOOZED_AT: Final = b"snoozed_at"
+ORIGIN: Final = b"x-origin"
+NOTED_FIELDS: Final = (FAILED, FIRST_AT, SNOOZED_AT, ORIGIN)
+# What a dead letter has beside the fields of its message.
+DEAD_REASON: Final = b"dead_reason"
+DEAD_ERROR: Final = b"dead_error"
+DEAD_STACK: Final = b"dead_stack"
+DEAD_ATTEMPTS: Final = b"dead_attempts"
+DEAD_FROM: Final = b"dead_from"
+DEAD_AT: Final = b"dead_at"
+DEAD_LEFT_OUT: Final = b"dead_left_out"
+DEAD_FIELDS: Final = (DEAD_REASON, DEAD_ERROR, DEAD_STACK, DEAD_ATTEMPTS, DEAD_FROM, DEAD_AT, DEAD_LEFT_OUT)
+# The first field of a delayed job's record: the stream that it goes to.
+STREAM: Final = b"stream"
+
+# --- limits ------------------------------------------------------------------------------------------------------------------
+
+MAX_DATA_BYTES: Final = 256 * 1024  # a guess: what is larger is better kept elsewhere, and referred to
+MAX_OTHERS_BYTES: Final = 1024 * 1024  # of all fields beside `data`, a guess: more than any header has
+OWN_FIELDS: Final = 8  # twice what the runtime notes: a retry must not make a message too large
+MAX_FIELDS: Final = 512  # a script's `unpack` fails near 4,000 values: 512 pairs leave space for fields of the runtime's own
+MAX_KEY_BYTES: Final = 512  # a guess: long enough for any natural key
+MAX_MS: Final = 2**53  # times pass through Lua, whose numbers are doubles
+MAX_DIGITS: Final = len(str(MAX_MS))
+# Short enough for a log line, and without what a key's name or a URL would have to escape; 128 is a guess.
+JOB_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}(?![\s\S])")
+_RENEWED: Final = frozenset((ID, AT, FAILED, FIRST_AT, SNOOZED_AT))  # what a record says anew of its job
+
 Row = tuple[bytes, Sequence[bytes]]  # entry id; fields and values in turn
+
+# --- fields to jobs ----------------------------------------------------------------------------------------------------------
 
 
 def decode_many(
@@ -44,7 +84,7 @@ def decode_many(
     bad: list[BadEntry] = []
     for (entry, fields), count in zip(rows, counts, strict=False):
         # The message nearly every producer writes: `type` and `data`, nothing else. Saves a dictionary per job.
-        if len(fields) == 4 and fields[0] == b"type" and fields[2] == b"data":
+        if len(fields) == 4 and fields[0] == TYPE and fields[2] == DATA:
             type_name, data, envelope, others = fields[1], fields[3], PLAIN, ()
         else:
             others = fields
@@ -70,15 +110,15 @@ def _envelope(fields: Sequence[bytes], fetched_ms: int) -> tuple[bytes, bytes, E
         raise BadMessage(f"{len(fields) // 2} fields, the limit is {MAX_FIELDS}", "too-large")
     words = iter(fields)
     message = dict(zip(words, words, strict=False))
-    type_name, data = message.get(b"type"), message.get(b"data")
+    type_name, data = message.get(TYPE), message.get(DATA)
     if type_name is None:
         raise BadMessage("no field `type`")
     if data is None:
         raise BadMessage("no field `data`")
-    job_id = message.get(b"id", b"")
-    if b"id" in message and not JOB_ID.match(job_id):
+    job_id = message.get(ID, b"")
+    if ID in message and not JOB_ID.match(job_id):
         raise BadMessage("`id` is not 1 to 128 of [A-Za-z0-9._:-]")
-    key = message.get(b"key", b"")
+    key = message.get(KEY, b"")
     if len(key) > MAX_KEY_BYTES:
         raise BadMessage(f"`key` has {len(key)} bytes, the limit is {MAX_KEY_BYTES}")
     return (
@@ -86,33 +126,36 @@ def _envelope(fields: Sequence[bytes], fetched_ms: int) -> tuple[bytes, bytes, E
         data,
         Envelope(
             id=job_id.decode(),
-            version=_number(message, b"v", 1) if b"v" in message else 1,
-            at_ms=_number(message, b"at") if b"at" in message else 0,
-            exp_ms=_number(message, b"exp") if b"exp" in message else 0,
+            version=_number(message, VERSION, 1) if VERSION in message else 1,
+            at_ms=_number(message, AT) if AT in message else 0,
+            exp_ms=_number(message, EXP) if EXP in message else 0,
             key=key,
-            attempts=_number(message, b"attempts", 1) if b"attempts" in message else 0,
-            failed=_number(message, b"a") if b"a" in message else 0,
-            first_ms=_past(message, b"first_at", fetched_ms) if b"first_at" in message else 0,
-            snoozed_ms=_past(message, b"snoozed_at", fetched_ms) if b"snoozed_at" in message else 0,
-            origin=message[b"x-origin"].decode(errors="replace") if b"x-origin" in message else "",
-            is_msgpack=b"ct" in message and _is_msgpack(message[b"ct"]),
+            attempts=_number(message, ATTEMPTS, 1) if ATTEMPTS in message else 0,
+            failed=_number(message, FAILED) if FAILED in message else 0,
+            first_ms=_past(message, FIRST_AT, fetched_ms) if FIRST_AT in message else 0,
+            snoozed_ms=_past(message, SNOOZED_AT, fetched_ms) if SNOOZED_AT in message else 0,
+            origin=message[ORIGIN].decode(errors="replace") if ORIGIN in message else "",
+            is_msgpack=CONTENT_TYPE in message and _is_msgpack(message[CONTENT_TYPE]),
         ),
     )
 
 
+def _parse_int(text: bytes) -> int:
+    """Return the whole number that a text is, or -1."""
+    return int(text) if text.isdigit() and len(text) <= MAX_DIGITS else -1
+
+
 def _number(message: dict[bytes, bytes], name: bytes, least: int = 0) -> int:
-    text = message[name]
-    number = int(text) if text.isdigit() and len(text) <= MAX_DIGITS else -1
+    number = _parse_int(message[name])
     if not least <= number <= MAX_MS:
         raise BadMessage(f"`{name.decode()}` is not a whole number from {least} to {MAX_MS}")
     return number
 
 
 def _past(message: dict[bytes, bytes], name: bytes, now_ms: int) -> int:
-    """Return a time that we noted ourselves, or 0 where it lies ahead or is no number: a stranger may have set it."""
-    text = message[name]
-    number = int(text) if text.isdigit() and len(text) <= MAX_DIGITS else 0
-    return number if number <= now_ms else 0
+    """Return a time that the runtime noted, or 0 where it lies ahead or is no number: a stranger may have set it."""
+    number = _parse_int(message[name])
+    return number if 0 <= number <= now_ms else 0
 
 
 def _is_msgpack(content_type: bytes) -> bool:
@@ -121,6 +164,117 @@ def _is_msgpack(content_type: bytes) -> bool:
     if content_type == b"application/json":
         return False
     raise BadMessage("`ct` is neither application/json nor application/msgpack")
+
+
+# --- fields of a message to send ---------------------------------------------------------------------------------------------
+
+
+def header(
+    type_name: str,
+    *,
+    id: str = "",
+    version: int = 1,
+    exp_ms: int | None = None,
+    key: str = "",
+    attempts: int = 0,
+    group: str = "",
+    source: str = "",
+) -> tuple[bytes | str | int, ...]:
+    """Return the fields of a message but `data`, names and values in turn; what is empty is left out. The values are checked."""
+    fields: list[bytes | str | int] = []
+    if id:
+        fields += (ID, id)
+    if version > 1:
+        fields += (VERSION, version)
+    if exp_ms is not None:
+        fields += (EXP, exp_ms)
+    if key:
+        fields += (KEY, key)
+    if attempts:
+        fields += (ATTEMPTS, attempts)
+    if group:
+        fields += (GROUP, group)
+    if source:
+        fields += (SOURCE, source)
+    return (*fields, TYPE, type_name)
+
+
+def entry_fields(head: Sequence[bytes | str | int], data: bytes) -> list[bytes]:
+    """Return the fields of an entry as a worker would read them: the header, and the payload behind it."""
+    return [*[word if isinstance(word, bytes) else str(word).encode() for word in head], DATA, data]
+
+
+# --- what a message says of itself, whether or not it can be a job -----------------------------------------------------------
+
+
+class Summary(msgspec.Struct, frozen=True, gc=False):
+    """What a message says of itself, unchecked: what is missing, or is no number where one should be, has its default."""
+
+    type: bytes
+    id: str
+    version: int
+    failed: int
+
+    @property
+    def type_name(self) -> str:
+        """`type` for people."""
+        return self.type.decode(errors="backslashreplace")
+
+    @property
+    def attempt(self) -> int:
+        """1 for the first run, one more after each failure."""
+        return self.failed + 1
+
+
+class Death(msgspec.Struct, frozen=True, gc=False):
+    """What a dead letter notes of its job's end; `stood` says on which stream, or as which delayed job."""
+
+    reason: str
+    error: str
+    stack: str
+    attempts: int
+    stood: str
+    at_ms: int
+    left_out: str
+
+
+def summary(fields: Sequence[bytes]) -> Summary:
+    """Return what the fields of a message, names and values in turn, say of it; of a name that is there twice the last counts."""
+    found = _by_name(fields)
+    return Summary(
+        type=found.get(TYPE, b""),
+        id=found.get(ID, b"").decode(errors="backslashreplace"),
+        version=max(_parse_int(found.get(VERSION, b"")), 1),
+        failed=max(_parse_int(found.get(FAILED, b"")), 0),
+    )
+
+
+def as_text(fields: Sequence[bytes]) -> dict[str, str]:
+    """Return fields and values for people."""
+    return {
+        name.decode(errors="replace"): value.decode(errors="backslashreplace")
+        for name, value in zip(fields[::2], fields[1::2], strict=False)
+    }
+
+
+def read_letter(fields: Sequence[bytes]) -> tuple[Death, dict[str, str]]:
+    """Return the notes of a dead letter, and the fields of its message for people."""
+    found, message = _by_name(fields), as_text(fields)
+    notes = {name: message.pop(name.decode(), "") for name in DEAD_FIELDS}
+    death = Death(
+        reason=notes[DEAD_REASON],
+        error=notes[DEAD_ERROR],
+        stack=notes[DEAD_STACK],
+        attempts=max(_parse_int(found.get(DEAD_ATTEMPTS, b"")), 0),
+        stood=notes[DEAD_FROM],
+        at_ms=max(_parse_int(found.get(DEAD_AT, b"")), 0),
+        left_out=notes[DEAD_LEFT_OUT],
+    )
+    return death, message
+
+
+def _by_name(fields: Sequence[bytes]) -> dict[bytes, bytes]:
+    return dict(zip(fields[::2], fields[1::2], strict=False))
 
 
 # --- records of delayed jobs, MessagePack as the scripts write and read it: every text a `str`, whatever its bytes -----------
@@ -135,9 +289,10 @@ def _packed_text(text: bytes) -> bytes:
     return (b"\xda" + size.to_bytes(2, "big") if size <= 0xFFFF else b"\xdb" + size.to_bytes(4, "big")) + text
 
 
-_SHORT = [bytes((0xA0 + size,)) for size in range(0x20)]
-_BEGINNINGS = [_packed_text(b"stream") + _packed_text(stream.encode()) + _packed_text(b"id") for stream in STREAMS]
-_TYPE, _DATA, _FAILED, _FIRST_AT, _SNOOZED_AT = map(_packed_text, (b"type", b"data", b"a", b"first_at", b"snoozed_at"))
+_SHORT: Final = [bytes((0xA0 + size,)) for size in range(0x20)]
+_BEGINNINGS: Final = [_packed_text(STREAM) + _packed_text(stream.encode()) + _packed_text(ID) for stream in STREAMS]
+_PACKED_TYPE, _PACKED_DATA = map(_packed_text, (TYPE, DATA))
+_PACKED_FAILED, _PACKED_FIRST_AT, _PACKED_SNOOZED_AT = map(_packed_text, (FAILED, FIRST_AT, SNOOZED_AT))
 
 
 def pack_record(move: Deferral) -> bytes:
@@ -147,29 +302,38 @@ def pack_record(move: Deferral) -> bytes:
     parts = [_BEGINNINGS[job.stream], _packed_text(move.job_id.encode())]
     if job.fields:
         pairs = zip(job.fields[::2], job.fields[1::2], strict=True)
-        kept = [word for name, value in pairs if name not in _NOTED for word in (name, value)]
+        kept = [word for name, value in pairs if name not in _RENEWED for word in (name, value)]
         parts += map(_packed_text, kept)
         size = 4 + len(kept)
     else:
-        parts += (_TYPE, _packed_text(job.type), _DATA, _packed_text(job.data))
+        parts += (_PACKED_TYPE, _packed_text(job.type), _PACKED_DATA, _packed_text(job.data))
         size = 8
-    notes = [_FIRST_AT, _packed_text(b"%d" % job.born_ms)]
+    notes = [_PACKED_FIRST_AT, _packed_text(b"%d" % job.born_ms)]
     if move.failed:
-        notes += (_FAILED, _packed_text(b"%d" % move.failed))
+        notes += (_PACKED_FAILED, _packed_text(b"%d" % move.failed))
     snoozed_ms = envelope.snoozed_ms or (job.fetched_ms if move.kind == "snooze" else 0)
     if snoozed_ms:
-        notes += (_SNOOZED_AT, _packed_text(b"%d" % snoozed_ms))
+        notes += (_PACKED_SNOOZED_AT, _packed_text(b"%d" % snoozed_ms))
     size += len(notes)
     head = bytes((0x90 + size,)) if size < 0x10 else b"\xdc" + size.to_bytes(2, "big")
     return b"".join((head, *parts, *notes))
 
 
+def read_record(packed: bytes) -> tuple[str, list[bytes]]:
+    """Return the stream that a delayed job goes to, and its fields; both are empty where the record is none."""
+    flat = unpack_record(packed)
+    return (flat[1].decode(errors="replace"), flat[2:]) if flat else ("", [])
+
+
 def unpack_record(packed: bytes) -> list[bytes]:
-    """Return the flat list of a delayed job's record; empty when it is no such list. By hand: a decoder would insist on UTF-8."""
+    """Return a delayed job's record as names and values in turn; empty where it is no list of texts.
+
+    By hand, since a decoder would insist on UTF-8.
+    """
     found: list[bytes] = []
-    size, at = _header(packed, 0, 0x90, {0xDC: 2, 0xDD: 4})
+    size, at = _opening(packed, 0, 0x90, {0xDC: 2, 0xDD: 4})
     for _ in range(size):
-        length, start = _header(packed, at, 0xA0, {0xD9: 1, 0xDA: 2, 0xDB: 4})
+        length, start = _opening(packed, at, 0xA0, {0xD9: 1, 0xDA: 2, 0xDB: 4})
         at = start + length
         if length < 0 or at > len(packed):
             return []
@@ -177,7 +341,7 @@ def unpack_record(packed: bytes) -> list[bytes]:
     return found if len(found) >= 2 and len(found) % 2 == 0 else []
 
 
-def _header(packed: bytes, at: int, fixed: int, sized: dict[int, int]) -> tuple[int, int]:
+def _opening(packed: bytes, at: int, fixed: int, sized: dict[int, int]) -> tuple[int, int]:
     """Return the length that a MessagePack header says and where its content begins; a length of -1 when it is another type."""
     if at >= len(packed):
         return -1, at
@@ -189,7 +353,7 @@ def _header(packed: bytes, at: int, fixed: int, sized: dict[int, int]) -> tuple[
     return (short, at + 1) if 0 <= short < (0x20 if fixed == 0xA0 else 0x10) else (-1, at)
 
 
-# --- payloads ------------------------------------------------------------------------------------------------------------
+# --- payloads ----------------------------------------------------------------------------------------------------------------
 
 
 def payload_decoder(contract: Contract) -> Callable[[Job], Any]:

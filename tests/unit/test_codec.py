@@ -16,14 +16,24 @@ from hypothesis import strategies as st
 
 from runtime.bounds import MAX_DEPTH
 from runtime.codec import (
+    DEAD_FIELDS,
     MAX_DATA_BYTES,
+    MAX_DIGITS,
     MAX_FIELDS,
     MAX_KEY_BYTES,
     MAX_MS,
+    NOTED_FIELDS,
     OWN_FIELDS,
+    SENT_FIELDS,
+    Summary,
     decode_many,
+    entry_fields,
+    header,
     pack_record,
     payload_decoder,
+    read_letter,
+    read_record,
+    summary,
     unpack_record,
 )
 from runtime.errors import BadPayload
@@ -194,6 +204,7 @@ def test_a_job_whose_id_lies_ahead_is_born_when_it_was_fetched_in_all_its_attemp
 def test_times_fit_into_the_numbers_of_lua() -> None:
     assert MAX_MS == 2**53
     assert one(message(at=b"9007199254740992")).envelope.at_ms == 2**53
+    assert len("9007199254740992") == MAX_DIGITS
 
 
 @pytest.mark.parametrize("more", [{}, {"id": b"a"}])
@@ -238,6 +249,64 @@ def test_what_came_is_never_changed() -> None:
     before = copy.deepcopy(rows)
     decode_many(MEDIUM, rows, repeat(1), "run", 0.0, 0)
     assert rows == before
+
+
+# --- messages to send, and what any message says of itself -------------------------------------------------------------------
+
+
+def test_what_a_sender_writes_is_what_a_worker_reads() -> None:
+    fields = header("greet", id="o-1", version=2, exp_ms=7, key="ключ", attempts=3, group="g", source="shop")
+    job = one(entry_fields(fields, b"{}"))
+    expected = Envelope(id="o-1", version=2, exp_ms=7, key="ключ".encode(), attempts=3)
+    assert (job.type, job.data, job.envelope) == (b"greet", b"{}", expected)
+    assert dict(zip(job.fields[::2], job.fields[1::2], strict=True)).keys() == {
+        *(b"id", b"v", b"exp", b"key", b"attempts", b"group", b"src", b"type", b"data")
+    }
+
+
+def test_a_message_without_options_has_type_and_data_alone() -> None:
+    assert entry_fields(header("greet"), b"{}") == [b"type", b"greet", b"data", b"{}"]
+
+
+def test_a_name_means_one_thing() -> None:
+    names = (*SENT_FIELDS, *NOTED_FIELDS, *DEAD_FIELDS)
+    assert len(set(names)) == len(names)
+
+
+def test_a_summary_of_a_message_takes_what_it_says() -> None:
+    assert summary(message(id=b"o-1", v=b"3", a=b"2")) == Summary(b"greet", "o-1", 3, 2)
+    assert summary([*message(id=b"first"), b"id", b"second"]).id == "second"
+    assert summary(message(a=b"2")).attempt == 3
+
+
+@pytest.mark.parametrize("fields", [[], [b"v", b"0"], [b"v", b"x", b"a", b"-1"], [b"a", b"1" * 17, b"v", b""], [b"alone"]])
+def test_a_summary_of_what_is_no_message_has_its_defaults(fields: list[bytes]) -> None:
+    assert summary(fields) == Summary(b"", "", 1, 0)
+
+
+def test_a_summary_shows_a_type_that_is_no_text() -> None:
+    assert summary([b"type", b"\xff", b"id", b"\xfe"]).type_name == "\\xff"
+
+
+def test_a_letter_is_read_apart_from_its_message() -> None:
+    notes = {b"dead_reason": b"attempts", b"dead_error": b"E\xff", b"dead_attempts": b"8", b"dead_from": b"high/1-1"}
+    death, fields = read_letter([*message(id=b"o-1"), *flat(notes | {b"dead_at": b"1700000000123"})])
+    assert (death.reason, death.error, death.attempts, death.stood) == ("attempts", "E\\xff", 8, "high/1-1")
+    assert (death.at_ms, death.stack, death.left_out) == (1_700_000_000_123, "", "")
+    assert fields == {"type": "greet", "data": '{"name":"Ada"}', "id": "o-1"}
+
+
+def test_a_letter_of_a_stranger_has_empty_notes() -> None:
+    death, fields = read_letter([b"dead_attempts", b"many", b"dead_at", b"\xff", b"raw", b"\x00"])
+    assert (death.reason, death.attempts, death.at_ms, fields) == ("", 0, 0, {"raw": "\x00"})
+
+
+def test_a_record_is_read_by_its_stream_and_fields() -> None:
+    job = one(message(id=b"o-1"))
+    stream, fields = read_record(pack_record(Deferral(job, "retry", 1, job.id, 1)))
+    assert stream == "medium"
+    assert summary(fields) == Summary(b"greet", "o-1", 1, 1)
+    assert read_record(b"\xc0") == ("", [])
 
 
 NAMES = st.sampled_from(
