@@ -1,8 +1,7 @@
-"""Enqueue: one, many, later. Imports no handler code. A lost reply never enqueues twice.
+"""Producer sends jobs: one, many or later, each stored once however often a lost reply makes it be repeated.
 
-Sends of concurrent tasks share a round trip: whoever comes while one is under sender goes with the next. A chunk carries a mark,
-so a chunk that is sent again after a lost reply answers what it answered the first time. Sends of another durability go another
-sender: nobody waits for a disk or a replica that he did not ask for. Each event loop has senders of its own, which end with it.
+Sends of concurrent tasks share round trips: what is sent while one is under way goes with the next. Sends of another durability
+have a connection of their own, so that none waits for a disk or a replica that it did not ask for. Loads no handler code.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import math
 import os
 import secrets
 import time
-from collections import deque
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from itertools import chain, islice
 from types import TracebackType
@@ -22,24 +20,22 @@ from typing import Any, Final, Self, cast
 import msgspec
 from msgspec import inspect
 
-from runtime.codec import JOB_ID, MAX_DATA_BYTES, MAX_KEY_BYTES, MAX_MS
-from runtime.errors import BadPayload, ConfigError, JobsError, PartlySent
+from runtime.codec import JOB_ID, MAX_DATA_BYTES, MAX_KEY_BYTES, MAX_MS, header
+from runtime.errors import BadPayload, ConfigError
 from runtime.jobs import STREAMS, TYPE_NAME, Contract, Priority, contract_of
 from runtime.sender import CHUNK_BYTES, CHUNK_MESSAGES, Flow, Head, Packed, Sender, Sent
 from runtime.store.sends import Durability, SendStore, durability_of
 from runtime.store.urls import without_password
 
-SHOWN_CHARS: Final = 80  # of a wrong option, in its error
-PACKED_PER_TURN: Final = (
-    50  # messages packed in one turn of the loop: the chunk before goes out, and the loop's other tasks get on
-)
-LEAST_ANSWER_S: Final = 0.25  # a guess: a busy machine needs that long now and then, and a second line would be no faster
+SHOWN_CHARS: Final = 80  # of a wrong option, in its error; a guess: a line of a log
+# Messages packed in one turn of the loop, 0.1 ms of it (a guess): the chunk before goes out, and other tasks get on.
+PACKED_PER_TURN: Final = 50
+LEAST_ANSWER_S: Final = 0.25  # a guess: a busy machine needs that long now and then, and another connection would be no faster
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True):
-    """A payload with its own options, for `send_many`; times as in `send`."""
+class Options(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What a sender may say of a message beside its payload; `Producer.send` says what each option means."""
 
-    payload: msgspec.Struct
     priority: Priority | None = None
     delay_s: float = 0.0
     at: float | None = None
@@ -50,15 +46,34 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     group: str = ""
 
 
+NO_OPTIONS: Final = Options()  # a message without any differs from others of its type in nothing but the payload
+
+
+class Message(Options, frozen=True, kw_only=True, gc=True):
+    """A payload with options of its own, for `Producer.send_many`; each option as in `Producer.send`.
+
+    `payload` is a struct of a class declared with `@contract`.
+    """
+
+    payload: msgspec.Struct
+
+
 class Producer:
-    """Sends messages, from as many tasks, threads and event loops as you like; make one, and keep it in a module.
+    """Sends jobs from as many tasks, threads and event loops as you like; make one, and keep it in a module.
 
-    It connects with the first send of an event loop, once per durability in use, and these connections end with that loop, with
-    `close` or with `async with`. A forked process gets connections of its own.
+    It connects with the first send of an event loop, once per durability in use. These connections end with that loop, with
+    `close`, or at the end of `async with`. A forked process gets connections of its own.
 
-    `patience_s` is the longest that a send waits, from its call: while Redis is away, and for its confirmation. `durability` is
-    that of every send that names none: `local`, as the server's append-only file; `fsync`, on its disk; `replicas=1`, in the
-    memory of so many replicas.
+    Args:
+        url: of Redis: `redis://`, `rediss://`, `unix://` or `sentinel://`.
+        queue: name of the queue.
+        source: written to each message as `src`, up to 512 bytes; for people, and kept through retries and dead letters.
+        patience_s: the longest that a send waits, in seconds from its call: while Redis is away, and for its confirmation.
+        durability: what a send waits for, unless it says so itself: `local`, that Redis has the message; `fsync`, that it is on
+            Redis' disk; `replicas=1`, that so many replicas have it in memory.
+
+    Raises:
+        ConfigError: the URL, the queue's name, the patience or the durability cannot be used.
     """
 
     def __init__(
@@ -76,16 +91,16 @@ class Producer:
         self._inherited: list[dict[tuple[asyncio.AbstractEventLoop, Durability], Sender]] = []
         self._pid = os.getpid()
         self._is_closed = False
-        SendStore(url, queue)  # a bad name is said here
+        SendStore(url, queue)  # raises what is wrong with them here, not at the first send
 
     @classmethod
     def connect(
         cls, url: str, *, queue: str = "jobs", source: str = "", patience_s: float = 5.0, durability: str = "local"
     ) -> Producer:
-        """Return a producer for this Redis; it connects with its first send.
+        """Return `Producer(url, …)`: it connects with its first send, so neither Redis nor an event loop is needed yet.
 
         Raises:
-            ConfigError: the durability or the patience is none, or the queue's name cannot be one.
+            ConfigError: as the class.
         """
         return cls(url, queue=queue, source=source, patience_s=patience_s, durability=durability)
 
@@ -100,7 +115,7 @@ class Producer:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections. Whoever still waits for a send, in any event loop, hears of it by an error."""
+        """Close the connections; each send that still waits, in any event loop, raises. May be repeated."""
         self._is_closed = True
         here = asyncio.get_running_loop()
         senders, self._senders = self._senders, {}
@@ -130,9 +145,22 @@ class Producer:
         group: str = "",
         durability: str = "",
     ) -> Sent:
-        """Store one message, and give its job id when Redis has it as durably as asked.
+        """Store one job, and return its id when Redis has it as durably as asked.
 
-        `at` and `exp` are seconds since the epoch: not before, not after. `key`: dropped while another job with this key lives.
+        Args:
+            payload: a struct of a class declared with `@contract`; written as JSON, up to 256 KiB.
+            priority: the stream it goes to; None for the contract's.
+            delay_s: not before so many seconds from now.
+            at: not before this time, in seconds since the epoch; wins over `delay_s`.
+            exp: not after this time, in seconds since the epoch: then it is a dead letter `expired`.
+            key: up to 512 bytes; while another job with this key lives, this one is dropped, and `Sent.new` is False.
+            id: the job's id, 1 to 128 of `[A-Za-z0-9._:-]`; need not be unique. Without one it is made from stream and entry.
+            attempts: how often it is run at most; 0 for what its handler says.
+            group: up to 512 bytes, kept untouched; for people.
+            durability: `local`, `fsync` or `replicas=N`; empty for the producer's.
+
+        The message is stored once, however often it is repeated for a lost reply. Cancelled before it was written to the
+        connection, it is not sent; later, it may have been stored, once.
 
         Raises:
             BadPayload: the payload or an option cannot be sent.
@@ -142,24 +170,11 @@ class Producer:
             QueueFull: Redis has no memory left; nothing was written.
             StoreError: Redis cannot store this message, as where a key of another type stands in the stream's place.
             StoreUnavailable: Redis did not answer for `patience_s`; the text says whether it may have been stored, once.
-
-        Cancelled before it is on the line, it is not sent.
         """
-        options = (priority, delay_s, at, exp, key, id, attempts, group)
-        if options == _NO_OPTIONS and not isinstance(payload, Message):
-            return (await self._sender_for(durability).send([self.pack(payload)]))[0]
-        message = Message(
-            payload=payload,
-            priority=priority,
-            delay_s=delay_s,
-            at=at,
-            exp=exp,
-            key=key,
-            id=id,
-            attempts=attempts,
-            group=group,
-        )
-        return (await self._sender_for(durability).send([self.pack(message)]))[0]
+        options = Options(priority=priority, delay_s=delay_s, at=at, exp=exp, key=key, id=id, attempts=attempts, group=group)
+        sender = self._sender_for(durability)
+        is_plain = options == NO_OPTIONS and not isinstance(payload, Message)
+        return (await sender.send([self.pack(payload) if is_plain else self.pack_with(payload, options)]))[0]
 
     async def send_many(
         self,
@@ -168,9 +183,15 @@ class Producer:
         progress: Callable[[int], None] | None = None,
         durability: str = "",
     ) -> list[Sent]:
-        """Store many messages, a chunk per round trip, in order; `progress` hears how many are stored so far.
+        """Store many jobs in order, a chunk of 500 messages or a megabyte per round trip, and return what became of each.
 
-        Where a chunk fails, or the caller is cancelled, the chunks behind it are not sent. `patience_s` is for each chunk.
+        Where a chunk fails, or the caller is cancelled, the chunks behind it are not sent.
+
+        Args:
+            messages: payloads, or `Message(payload=…, …)` for those with options; taken as they are needed, at most three
+                chunks ahead.
+            progress: called after each chunk with how many messages are stored so far.
+            durability: as in `send`; `patience_s` is for each chunk.
 
         Raises:
             BadPayload: a message cannot be sent; all before its chunk are stored.
@@ -178,86 +199,74 @@ class Producer:
             NotDurable: a chunk is stored, but was not confirmed; the chunks before are confirmed.
             PartlySent: Redis refused some messages; `sent` says what became of each one up to the end of their chunk.
             QueueFull: Redis has no memory left; the chunks before are stored.
-            StoreUnavailable: Redis did not answer for `patience_s`.
+            StoreUnavailable: Redis did not answer for `patience_s`; the chunks before are stored.
         """
-        sender = self._sender_for(durability)
-        sent: list[Sent] = []
+        flow = Flow(self._sender_for(durability), progress)
         chunk: list[Packed] = []
         size_bytes = 0
         pack = self.pack
-        under_way: deque[asyncio.Task[list[Sent]]] = deque()  # one chunk is stored, one waits behind it, the next one is packed
-        flow, has_failed = Flow(), False
-
-        async def arrived(left: int = 0) -> None:
-            nonlocal has_failed
-            while len(under_way) > left:
-                try:
-                    sent.extend(await under_way[0])
-                except JobsError as error:
-                    has_failed = True
-                    if isinstance(error, PartlySent):
-                        error.sent[:0] = sent
-                    raise
-                under_way.popleft()
-                if progress is not None:
-                    progress(len(sent))
-
         try:
             async for some in _in_turns(messages):
                 for message in some:
                     packed = pack(message)
                     if chunk and (len(chunk) >= CHUNK_MESSAGES or size_bytes + len(packed.data) > CHUNK_BYTES):
-                        await arrived(1)
-                        under_way.append(asyncio.create_task(sender.send(chunk, flow)))
+                        await flow.arrived(left=1)  # one chunk is stored, one waits behind it, the next one is packed
+                        flow.send(chunk)
                         chunk, size_bytes = [], 0
                     chunk.append(packed)
                     size_bytes += len(packed.data)
             if chunk:
-                under_way.append(asyncio.create_task(sender.send(chunk, flow)))
-            await arrived()
+                flow.send(chunk)
+            await flow.arrived()
         except Exception:
-            if not has_failed:  # the source of the messages failed, or one of them: what was handed over before is stored first
-                await arrived()
+            if not flow.has_failed:  # the source of the messages failed, or one of them: what was handed over is stored first
+                await flow.arrived()
             raise
         finally:
-            for task in under_way:
-                task.cancel()  # what is not on the line yet is not sent
-            await asyncio.gather(*under_way, return_exceptions=True)
-        return sent
+            await flow.close()
+        return flow.sent
 
     def pack(self, message: msgspec.Struct | Message) -> Packed:
-        """Return a message in wire form.
+        """Return a payload, or a Message with its options, as it is sent.
 
         Raises:
             BadPayload: the payload is no contract's, is too large, or an option is out of its range.
         """
         if isinstance(message, Message):
-            contract = self._contract_of(type(message.payload))
-            data = self._data(message.payload)
-            priority = contract.priority if message.priority is None else message.priority
-            return self.pack_raw(contract.type, data, message, contract.version, priority)
+            return self.pack_with(message.payload, message)
         kind = type(message)
-        if kind not in self._heads:  # without options, a message differs in nothing but its payload from others of its type
+        head = self._heads.get(kind)
+        if head is None:
             contract = self._contract_of(kind)
-            self._heads[kind] = self._head(contract.type, Message(payload=message), contract.version, contract.priority)
+            head = self._heads[kind] = self._head(contract.type, NO_OPTIONS, contract.version, contract.priority)
         data = self._data(message)
         if len(data) > MAX_DATA_BYTES:
             raise _too_large(contract_of(kind).type, data)
-        return Packed(self._heads[kind], data)
+        return Packed(head, data)
 
-    def pack_raw(self, type_name: str, data: bytes, message: Message, version: int, priority: Priority) -> Packed:
-        """Return a message in wire form, whose payload is JSON already; `message.payload` is not looked at.
+    def pack_with(self, payload: msgspec.Struct, options: Options) -> Packed:
+        """Return a payload with its options, as it is sent.
+
+        Raises:
+            BadPayload: as in `pack`.
+        """
+        contract = self._contract_of(type(payload))
+        data = self._data(payload)
+        return self.pack_raw(contract.type, data, options, contract.version, contract.priority)
+
+    def pack_raw(self, type_name: str, data: bytes, options: Options, version: int, priority: Priority) -> Packed:
+        """Return a message whose payload is JSON already, as it is sent; `priority` is that of a message whose options name none.
 
         Raises:
             BadPayload: as in `pack`.
         """
         if not TYPE_NAME.match(type_name.encode(errors="replace")):
-            raise BadPayload(f"type {type_name!r}: 1 to 64 of [a-z0-9._-], beginning with a letter or digit")
+            raise BadPayload(f"type must be 1 to 64 of [a-z0-9._-] and begin with a letter or digit, got {_shown(type_name)}")
         if type(data) is not bytes:
-            raise BadPayload(f"{type_name}: the payload is {_shown(data)}, and must be bytes of JSON")
+            raise BadPayload(f"{type_name}: the payload must be bytes of JSON, got {_shown(data)}")
         if len(data) > MAX_DATA_BYTES:
             raise _too_large(type_name, data)
-        return Packed(self._head(type_name, message, version, priority), data)
+        return Packed(self._head(type_name, options, version, priority), data)
 
     def _data(self, payload: msgspec.Struct) -> bytes:
         try:
@@ -279,44 +288,42 @@ class Producer:
         except ConfigError as error:
             raise BadPayload(str(error)) from None
 
-    def _head(self, type_name: str, message: Message, version: int, priority: Priority) -> Head:
-        # All that others would trip over is found here: a chunk that cannot be packed is the end of many sends.
+    def _head(self, type_name: str, options: Options, version: int, priority: Priority) -> Head:
+        # Each option is checked here: a chunk that cannot be packed would fail the sends of many callers.
+        if options.priority is not None:
+            priority = options.priority
         if type(priority) not in _PRIORITIES or not 1 <= priority <= len(STREAMS):
-            raise BadPayload(f"priority {_shown(priority)}: a Priority, from 1 to {len(STREAMS)}")
-        due_ms = _due_ms(message)
-        job_id = message.id
-        if (type(job_id) is not str or job_id) and not JOB_ID.match(_bounded(job_id, "id").encode()):
-            raise BadPayload(f"id {_shown(job_id)}: 1 to 128 of [A-Za-z0-9._:-]")
+            raise BadPayload(f"priority must be a Priority from 1 to {len(STREAMS)}, got {_shown(priority)}")
+        attempts = options.attempts
+        if type(attempts) is not int or not 0 <= attempts <= MAX_MS:
+            raise BadPayload(f"attempts must be a whole number from 1 to {MAX_MS}, got {_shown(attempts)}")
+        due_ms = _due_ms(options)
+        job_id = _checked_text(options.id, "id")
+        if job_id and not JOB_ID.match(job_id.encode()):
+            raise BadPayload(f"id must be 1 to 128 of [A-Za-z0-9._:-], got {_shown(job_id)}")
         if due_ms and not job_id:
             job_id = f"{STREAMS[priority - 1]}-{secrets.token_hex(8)}"
-        options: list[str | int] = []
-        if job_id:
-            options += ("id", job_id)
-        if version > 1:
-            options += ("v", version)
-        if message.exp is not None:
-            options += ("exp", _ms(message.exp, "exp"))
-        if type(message.key) is not str or message.key:  # what is empty and no text is a mistake, not an option that is not used
-            options += ("key", _bounded(message.key, "key"))
-        if type(message.attempts) is not int or not 0 <= message.attempts <= MAX_MS:
-            raise BadPayload(f"attempts {_shown(message.attempts)}: a whole number from 1 to {MAX_MS}")
-        if message.attempts:
-            options += ("attempts", message.attempts)
-        if type(message.group) is not str or message.group:
-            options += ("group", _bounded(message.group, "group"))
-        if type(self._source) is not str or self._source:
-            options += ("src", _bounded(self._source, "source"))
-        return Head(priority - 1, due_ms, job_id, (*options, "type", type_name))
+        fields = header(
+            type_name,
+            id=job_id,
+            version=version,
+            exp_ms=None if options.exp is None else _ms(options.exp, "exp"),
+            key=_checked_text(options.key, "key"),
+            attempts=attempts,
+            group=_checked_text(options.group, "group"),
+            source=_checked_text(self._source, "source"),
+        )
+        return Head(priority - 1, due_ms, job_id, fields)
 
     async def send_packed(self, packed: Sequence[Packed], durability: str = "") -> list[Sent]:
-        """Store up to CHUNK_MESSAGES messages in wire form; raises as `send`."""
+        """Store up to CHUNK_MESSAGES packed messages in one round trip; raises as `send`."""
         return await self._sender_for(durability).send(packed)
 
     def _sender_for(self, durability: str) -> Sender:
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            raise ConfigError(f"a Producer sends from a running event loop, and here is none{_FORKED}") from None
+            raise ConfigError(f"a Producer sends from a running event loop, and there is none here; {_FORKED}") from None
         wanted = durability_of(durability) if durability else self._durability
         sender = self._senders.get((loop, wanted))
         if sender is None or sender.is_over or self._is_closed or self._pid != os.getpid():
@@ -325,13 +332,13 @@ class Producer:
 
     def _open(self, loop: asyncio.AbstractEventLoop, durability: Durability) -> Sender:
         if self._is_closed:
-            raise ConfigError("this Producer is closed: `async with` opens it again")
+            raise ConfigError("this Producer is closed; hint: `async with` opens it again")
         if self._pid != os.getpid():
             # Kept and never touched: closing them here would reach into the parent's connections and its event loop.
             self._inherited.append(self._senders)
             self._senders, self._pid = {}, os.getpid()
         if any(loop is known for known, _ in chain(*self._inherited)):
-            raise ConfigError(f"this event loop was used before the fork, and belongs to the parent{_FORKED}")
+            raise ConfigError(f"this event loop was used before the fork, and belongs to the parent; {_FORKED}")
         for key in [key for key in list(self._senders) if key[0].is_closed()]:
             self._senders.pop(key, None)
         sender = Sender(
@@ -341,17 +348,16 @@ class Producer:
         return sender
 
 
-_FORKED: Final = ": a forked process runs a new one, as by asyncio.run"
+_FORKED: Final = "hint: a forked process runs a new one, as by asyncio.run"
 
 
 def _end_there(loop: asyncio.AbstractEventLoop, sender: Sender) -> None:
-    """End a sender from outside of its loop, or while nobody can wait for it."""
+    """End a sender from outside of its loop, or where its end cannot be awaited."""
     with contextlib.suppress(RuntimeError):  # that loop is closed: its connections are gone, or go with it
         loop.call_soon_threadsafe(sender.end)
 
 
 _PRIORITIES: Final = (Priority, int)  # and no bool
-_NO_OPTIONS: Final = (None, 0.0, None, None, "", "", 0, "")  # of `send`: such messages share a head, and are packed as one run
 
 
 async def _in_turns(
@@ -428,29 +434,30 @@ def _nothing(_: object) -> None:
 
 
 def _too_large(type_name: str, data: bytes) -> BadPayload:
-    text = f"{type_name}: the payload has {len(data)} bytes, the limit is {MAX_DATA_BYTES}; send a reference to it"
+    text = f"{type_name}: the payload has {len(data)} bytes, the limit is {MAX_DATA_BYTES}; hint: send a reference to it"
     return BadPayload(text, "too-large")
 
 
-def _due_ms(message: Message) -> int:
-    if message.at is None and type(message.delay_s) is float and not message.delay_s:
+def _due_ms(options: Options) -> int:
+    """Return when a message is due, in ms since the epoch; 0 for now."""
+    if options.at is None and type(options.delay_s) is float and not options.delay_s:  # most: the checks below cost 1 µs
         return 0
-    _ms(message.delay_s, "delay_s", "seconds from now")
-    if message.at is not None:
-        return _ms(message.at, "at")
-    return _ms(time.time() + message.delay_s, "delay_s", "seconds from now") if message.delay_s else 0
+    _ms(options.delay_s, "delay_s", "seconds from now")
+    if options.at is not None:
+        return _ms(options.at, "at")
+    return _ms(time.time() + options.delay_s, "delay_s", "seconds from now") if options.delay_s else 0
 
 
 def _ms(seconds: object, name: str, what: str = "seconds since the epoch") -> int:
     """Return a number of seconds in ms; a bool is none, nor is what only compares like one."""
     if not isinstance(seconds, (int, float)) or isinstance(seconds, bool) or not 0 <= seconds <= MAX_MS / 1000:
-        raise BadPayload(f"{name} {_shown(seconds)}: {what}, a number from 0 to {MAX_MS // 1000}")
+        raise BadPayload(f"{name} must be {what}, a number from 0 to {MAX_MS // 1000}, got {_shown(seconds)}")
     return int(seconds * 1000)
 
 
 def _patience(patience_s: float) -> float:
     if type(patience_s) not in (int, float) or not 0 < patience_s <= MAX_MS / 1000:
-        raise ConfigError(f"patience_s {_shown(patience_s)}: a number of seconds above 0")
+        raise ConfigError(f"patience_s must be a number of seconds above 0, got {_shown(patience_s)}")
     return patience_s
 
 
@@ -459,17 +466,20 @@ def _shown(value: object) -> str:
     try:
         text = repr(value)
     except Exception:  # a number of 5,000 digits has none, as may what others have made
-        return f"of type {type(value).__name__}"
+        return f"something of type {type(value).__name__}"
     return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}…"
 
 
-def _bounded(text: object, name: str) -> str:
+def _checked_text(text: object, name: str) -> str:
+    """Return an option that is a text; what is empty and no text is a mistake, not an option that is not used."""
     if not isinstance(text, str):
-        raise BadPayload(f"{name} {_shown(text)}: a text")
+        raise BadPayload(f"{name} must be a text, got {_shown(text)}")
+    if not text:
+        return ""
     try:
         size_bytes = len(text.encode())
     except UnicodeEncodeError:
-        raise BadPayload(f"{name} {text!r} cannot be written as UTF-8") from None
+        raise BadPayload(f"{name} must be a text that UTF-8 can write, got {_shown(text)}") from None
     if size_bytes > MAX_KEY_BYTES:
-        raise BadPayload(f"{name} of {size_bytes} bytes, the limit is {MAX_KEY_BYTES}")
+        raise BadPayload(f"{name} must be at most {MAX_KEY_BYTES} bytes, got {size_bytes}")
     return text

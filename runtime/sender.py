@@ -6,7 +6,7 @@ import asyncio
 import math
 import secrets
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import Context
 from itertools import groupby
 from random import random
@@ -44,7 +44,7 @@ class Head(msgspec.Struct, frozen=True, gc=False):
     stream: int
     due_ms: int
     id: str
-    fields: tuple[str | int, ...]
+    fields: tuple[bytes | str | int, ...]
 
 
 class Packed(msgspec.Struct, frozen=True, gc=False):
@@ -54,10 +54,51 @@ class Packed(msgspec.Struct, frozen=True, gc=False):
     data: bytes
 
 
-class Flow(msgspec.Struct, eq=False):
-    """What several chunks are part of, in order: where one of them fails, those behind it are not sent."""
+class Flow:
+    """The chunks of one `send_many`, in order: where one of them fails, those behind it are not sent.
 
-    error: Exception | None = None
+    Owns the tasks that wait for a chunk each, and `sent`: what became of the messages so far. The sender sets `error` as soon as
+    a chunk has failed; `has_failed` says that the caller of `send_many` has been told.
+    """
+
+    def __init__(self, sender: Sender, progress: Callable[[int], None] | None = None) -> None:
+        self.sent: list[Sent] = []
+        self.error: Exception | None = None
+        self.has_failed = False
+        self._sender = sender
+        self._progress = progress
+        self._under_way: deque[asyncio.Task[list[Sent]]] = deque()
+
+    def __repr__(self) -> str:
+        return f"<Flow {len(self.sent)} messages sent, {len(self._under_way)} chunks under way>"
+
+    def send(self, chunk: Sequence[Packed]) -> None:
+        """Hand over a chunk."""
+        self._under_way.append(asyncio.create_task(self._sender.send(chunk, self)))
+
+    async def arrived(self, left: int = 0) -> None:
+        """Wait until at most `left` chunks are under way.
+
+        Raises:
+            JobsError: one of them has failed; of a PartlySent, `sent` begins with the chunks before.
+        """
+        while len(self._under_way) > left:
+            try:
+                self.sent.extend(await self._under_way[0])
+            except JobsError as error:
+                self.has_failed = True
+                if isinstance(error, PartlySent):
+                    error.sent[:0] = self.sent
+                raise
+            self._under_way.popleft()
+            if self._progress is not None:
+                self._progress(len(self.sent))
+
+    async def close(self) -> None:
+        """Send nothing more: what is not written to the connection yet is taken back."""
+        for task in self._under_way:
+            task.cancel()
+        await asyncio.gather(*self._under_way, return_exceptions=True)
 
 
 class _Waiting(msgspec.Struct, eq=False):

@@ -14,13 +14,13 @@ from typing import Any, Final, cast
 
 import msgspec
 
-from runtime.codec import decode_many
+from runtime.codec import decode_many, entry_fields
 from runtime.config import Config
 from runtime.consumer import Consumer, Report, Stage
 from runtime.errors import ConfigError, Dead, Retry, Snooze, TimedOut
 from runtime.jobs import DONE, Done, Handler, Job, Outcome, P, Park, Priority
 from runtime.places import PLACES, make_places
-from runtime.producer import Message, Packed, Producer
+from runtime.producer import Options, Packed, Producer
 from runtime.settle import Ledger, admit
 from runtime.stats import Stats
 from runtime.store.inspector import DeadLetter, Inspector
@@ -79,10 +79,6 @@ LONGEST: Final = Jitter(1.0)
 # --- one run, without Redis ------------------------------------------------------------------------------------------------
 
 
-class _Nothing(msgspec.Struct):
-    """In place of a payload that is JSON already."""
-
-
 async def run(
     handler: Handler[P],
     message: P | bytes,
@@ -111,7 +107,7 @@ async def run(
     """
     if attempt < 1:
         raise ConfigError(f"attempt {attempt}: the first is 1")
-    options = Message(payload=_Nothing(), priority=priority, key=key, id=id, attempts=attempts)
+    options = Options(priority=priority, key=key, id=id, attempts=attempts)
     job = _receive(_pack(handler, message, version, options), clock())
     job.envelope = msgspec.structs.replace(job.envelope, failed=attempt - 1, first_ms=round(born * 1000) if born else 0)
     admitted = admit([job], {job.type: handler}, job.fetched_ms)
@@ -122,21 +118,19 @@ async def run(
     return await _run(handler, job, jitter, clock)
 
 
-def _pack(handler: Handler[P], message: P | bytes, version: int, options: Message) -> Packed:
+def _pack(handler: Handler[P], message: P | bytes, version: int, options: Options) -> Packed:
     contract, producer = handler.contract, Producer(NOWHERE)
     if isinstance(message, bytes):
-        return producer.pack_raw(
-            contract.type, message, options, version or contract.version, options.priority or contract.priority
-        )
+        return producer.pack_raw(contract.type, message, options, version or contract.version, contract.priority)
     if type(message) is not contract.payload:
         raise ConfigError(f"{handler.location} runs {contract.payload.__name__}, not {type(message).__name__}")
-    return producer.pack(msgspec.structs.replace(options, payload=message))
+    return producer.pack_with(message, options)
 
 
 def _receive(packed: Packed, now_s: float) -> Job:
     """Return the job that a worker would make of this message, were it fetched now."""
     now_ms = round(now_s * 1000)
-    fields = [*[str(field).encode() for field in packed.head.fields], b"data", packed.data]
+    fields = entry_fields(packed.head.fields, packed.data)
     [job], _ = decode_many(packed.head.stream, [(f"{now_ms}-0".encode(), fields)], [1], NOWHERE, now_s, now_ms)
     return job
 

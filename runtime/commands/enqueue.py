@@ -9,15 +9,13 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import Any, Final
 
-import msgspec
-
 from runtime.commands.common import find_handlers, print_json, with_store
 from runtime.commands.flags import QUEUE, add_settings, add_texts
 from runtime.config import Config
 from runtime.errors import BadPayload, NotDurable, PartlySent, UnknownType
 from runtime.jobs import PLAIN, Handler, Job, Priority
 from runtime.leaving import FAILED
-from runtime.producer import CHUNK_MESSAGES, Message, Packed, Producer
+from runtime.producer import CHUNK_MESSAGES, Options, Packed, Producer
 
 PROGRESS_S: Final = 0.1  # between two progress lines; a guess: ten a second are seen to move
 
@@ -146,21 +144,16 @@ def _pack(producer: Producer, arguments: argparse.Namespace, handler: Handler[An
         raise BadPayload(
             f"the payload is not what {contract.type} takes (JSON of {contract.payload.__name__}): {error}"
         ) from None
-    message = Message(
-        payload=_Nothing(),
+    options = Options(
         delay_s=arguments.delay,
         at=arguments.at,
         exp=arguments.exp,
         key=arguments.key,
         id=arguments.id,
         attempts=arguments.attempts,
+        priority=Priority[arguments.priority.upper()] if arguments.priority else None,
     )
-    priority = Priority[arguments.priority.upper()] if arguments.priority else contract.priority
-    return producer.pack_raw(contract.type, data, message, contract.version, priority)
-
-
-class _Nothing(msgspec.Struct):
-    """The payload is JSON already."""
+    return producer.pack_raw(contract.type, data, options, contract.version, contract.priority)
 
 
 def _progress(sent: int, started_s: float) -> None:

@@ -576,9 +576,9 @@ MUTANTS = (
     ),
     Mutant(
         "a cancelled send_many sends its further chunks",
-        "runtime/producer.py",
-        "                task.cancel()  # what is not on the line yet is not sent\n",
-        "                pass\n",
+        "runtime/sender.py",
+        "            task.cancel()\n",
+        "            pass\n",
         f"{PRODUCER}::test_of_a_cancelled_send_many_no_further_chunk_is_sent",
     ),
     Mutant(
