@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
-from runtime.codec import MAX_DATA_BYTES, MAX_OTHERS_BYTES, pack_record
+from runtime.codec import MAX_DATA_BYTES, MAX_OTHERS_BYTES, pack_record, summary
 from runtime.errors import StoreError
 from runtime.jobs import FREE, PLAIN, Batch, Deferral, Job, Lease, Letter, Parking
 from runtime.store.base import (
@@ -22,10 +22,8 @@ from runtime.store.base import (
     End,
     Store,
     WorkerRow,
-    entry_fields,
     is_code,
     ms_in,
-    parse_int,
     workers_of,
 )
 from runtime.store.connection import ANSWER_S, Connection
@@ -473,7 +471,7 @@ class Streams(Store):
         if not rows:
             return []
         entries = await self.ask(self._helper, *[("XRANGE", key, row[0], row[0]) for row in rows])
-        types = [_type_in(self.checked(found)) for found in entries]
+        types = [_type_and_version(self.checked(found)) for found in entries]
         return [(row[0], row[3], *type_and_version) for row, type_and_version in zip(rows, types, strict=True)]
 
     async def dead_letter(self, lot: str, letters: Sequence[Letter]) -> int:
@@ -561,10 +559,10 @@ def _together(delivery: Delivery, more: Delivery) -> Delivery:
     return Delivery(delivery.stream, delivery.rows + more.rows, counts, oversized, delivery.is_cut or more.is_cut)
 
 
-def _type_in(found: list[Any]) -> tuple[bytes, int]:
-    fields = entry_fields(found[0][1]) if found else {}
-    # A version that is no number keeps it from nobody who knows the type, and who then finds it unreadable.
-    return fields.get(b"type", b""), parse_int(fields.get(b"v", b"1").decode(errors="replace")) or 1
+def _type_and_version(found: list[Any]) -> tuple[bytes, int]:
+    # A version that is no number counts as 1: each worker that knows the type may take the job, and finds it unreadable.
+    about = summary(found[0][1] if found else ())
+    return about.type, about.version
 
 
 def _arguments(move: Deferral | Letter | Parking) -> tuple[str | bytes | int, ...]:

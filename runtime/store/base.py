@@ -12,7 +12,7 @@ from typing import Any, Final, cast
 
 import msgspec
 
-from runtime.codec import MAX_DIGITS, MAX_FIELDS, MAX_MS, OWN_FIELDS
+from runtime.codec import DEAD_FIELDS, MAX_DIGITS, MAX_FIELDS, MAX_MS, OWN_FIELDS
 from runtime.errors import ConfigError, QueueFull, StoreError
 from runtime.jobs import FREE, STREAMS, SUSPECT
 from runtime.store.connection import Connection
@@ -23,8 +23,6 @@ BROKEN_S: Final = 3.0  # a guess: between two looks at a stream that cannot be r
 AHEAD_MS: Final = 3_600_000  # an id so far ahead is no clock's: a sender chose it. Clocks that are off, are off by seconds
 MAX_LEASE_MS: Final = 3_600_000  # a guess: a row that claims a longer lease is a stranger's, or would keep a dead worker's jobs
 KEY_LIFE_MS: Final = 7 * 24 * 3_600_000  # a guess: nothing that holds a key stands still for longer
-# What a dead letter has beside the fields of its message.
-NOTES: Final = ("dead_reason", "dead_error", "dead_stack", "dead_attempts", "dead_from", "dead_at", "dead_left_out")
 
 
 # --- keys and scripts ------------------------------------------------------------------------------------------------------
@@ -78,7 +76,7 @@ def constants() -> str:
         "STREAMS": STREAMS,
         "FREE": FREE,
         "SUSPECT": SUSPECT,
-        "NOTES": NOTES,
+        "NOTES": tuple(name.decode() for name in DEAD_FIELDS),
         "MAX_FIELDS": MAX_FIELDS + OWN_FIELDS,
         "MAX_LEASE_MS": MAX_LEASE_MS,
         "MAX_MS": MAX_MS,
@@ -325,11 +323,6 @@ def parse_int(text: str) -> int | None:
     """Return the whole number that a text is, up to `MAX_MS`, or None: what stands in Redis may be a stranger's."""
     number = int(text) if text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS else None
     return None if number is None or number > MAX_MS else number
-
-
-def entry_fields(flat: Sequence[bytes]) -> dict[bytes, bytes]:
-    """Return the fields of an entry by name; the last one of a name wins, as everywhere."""
-    return dict(pairs(flat))
 
 
 def pairs(flat: Sequence[bytes]) -> Iterable[tuple[bytes, bytes]]:

@@ -12,16 +12,15 @@ from typing import Any, Final
 
 import msgspec
 
-from runtime.codec import unpack_record
+from runtime.codec import as_text, read_letter, read_record, summary
 from runtime.errors import ConfigError
 from runtime.jobs import STREAMS, default_id, ms_of
-from runtime.store.base import GROUP, Store, WorkerRow, is_code, parse_int, setting, workers_of
+from runtime.store.base import GROUP, Store, WorkerRow, is_code, setting, workers_of
 from runtime.store.connection import Connection
 from runtime.store.resp import ServerError
 
 OLDEST_SERVER: Final = (7, 0)
 PAGE: Final = 1000  # entries a round trip: a millisecond of the server
-_NOTES: Final = ("dead_reason", "dead_error", "dead_stack", "dead_attempts", "dead_from", "dead_at", "dead_left_out")
 
 
 class Depth(msgspec.Struct):
@@ -300,28 +299,27 @@ class Inspector(Store):
             if len(rows) < min(left, PAGE):
                 break
             last, left = f"({bytes(rows[-1][0]).decode()}", left - len(rows)
-        return [row for row in found if _fields(row[1]).get("id") == job_id]
+        return [row for row in found if summary(row[1]).id == job_id]
 
     async def _placed(self, stream: int, rows: Sequence[Any]) -> list[FoundJob]:
         key = self.keys.streams[stream]
         held = await self.ask(self._connection, *[("XPENDING", key, GROUP, row[0], row[0], 1) for row in rows]) if rows else []
         found: list[FoundJob] = []
         for (entry, flat), pending in zip(rows, held, strict=True):
-            fields = _fields(flat)
+            about = summary(flat)
             consumer = pending[0][1].decode(errors="replace") if pending and not isinstance(pending, ServerError) else ""
             state = "parked" if consumer.startswith("~") else "running" if consumer else "waiting"
             place = bytes(entry).decode()
-            job_id = fields.get("id") or default_id(STREAMS[stream], place)
             found.append(
                 FoundJob(
-                    job_id,
-                    fields.get("type", ""),
+                    about.id or default_id(STREAMS[stream], place),
+                    about.type_name,
                     STREAMS[stream],
                     state,
                     consumer,
-                    (parse_int(fields.get("a", "")) or 0) + 1,
+                    about.attempt,
                     f"{STREAMS[stream]}/{place}",
-                    fields,
+                    as_text(flat),
                 )
             )
         return found
@@ -333,14 +331,13 @@ class Inspector(Store):
         records: list[bytes | None] = await self.call_one(self._connection, ("HMGET", self.keys.messages, *names))
         found: list[FoundJob] = []
         for name, score, record in zip(names, members[1::2], records, strict=True):
-            flat = unpack_record(record or b"")
-            fields = _fields(flat[2:])
+            stream, fields = read_record(record or b"")
+            about = summary(fields)
             due = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(score) / 1000))
-            priority = flat[1].decode(errors="replace") if flat else ""
             member = name.decode(errors="replace")
-            attempt = (parse_int(fields.get("a", "")) or 0) + 1
-            job_id = fields.get("id", member)
-            found.append(FoundJob(job_id, fields.get("type", ""), priority, "delayed", due, attempt, f"due/{member}", fields))
+            place, message = f"due/{member}", as_text(fields)
+            job_id = about.id or member
+            found.append(FoundJob(job_id, about.type_name, stream, "delayed", due, about.attempt, place, message))
         return found
 
     async def replay(self, letter: str) -> str:
@@ -384,28 +381,21 @@ def flat_row(flat: Any) -> dict[str, Any]:
 
 
 def _letter(row: Sequence[Any]) -> DeadLetter:
-    fields = _fields(row[1])
-    notes = {name: fields.pop(name, "") for name in _NOTES}
+    about = summary(row[1])
+    death, message = read_letter(row[1])
     return DeadLetter(
         letter=bytes(row[0]).decode(),
-        type=fields.get("type", ""),
-        id=fields.get("id", ""),
-        reason=notes["dead_reason"],
-        error=notes["dead_error"],
-        attempts=parse_int(notes["dead_attempts"]) or 0,
-        priority=notes["dead_from"].partition("/")[0],
-        died_at=(parse_int(notes["dead_at"]) or 0) / 1000,
-        stack=notes["dead_stack"],
-        message=fields,
-        left_out=notes["dead_left_out"],
+        type=about.type_name,
+        id=about.id,
+        reason=death.reason,
+        error=death.error,
+        attempts=death.attempts,
+        priority=death.stood.partition("/")[0],
+        died_at=death.at_ms / 1000,
+        stack=death.stack,
+        message=message,
+        left_out=death.left_out,
     )
-
-
-def _fields(flat: Sequence[bytes]) -> dict[str, str]:
-    return {
-        name.decode(errors="replace"): value.decode(errors="backslashreplace")
-        for name, value in zip(flat[::2], flat[1::2], strict=False)
-    }
 
 
 def is_letter(text: str) -> bool:

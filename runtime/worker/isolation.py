@@ -14,10 +14,10 @@ from collections.abc import Awaitable, Callable
 from random import random
 from typing import Final
 
+from runtime.codec import summary
 from runtime.errors import StoreError, StoreUnavailable
 from runtime.jobs import STREAMS, Lease, Letter, default_id
 from runtime.places import Places
-from runtime.store.base import entry_fields, parse_int
 from runtime.streams import MAX_IDS, Fetched, Isolated
 from runtime.worker.context import WorkerContext
 
@@ -168,12 +168,10 @@ class Isolation:
         """A job that killed three workers while it ran alone is dead without another run."""
         (delivery,) = found.fetched.deliveries
         entry, fields = delivery.rows[0]
-        told = entry_fields(fields)
-        failed = parse_int(told.get(b"a", b"0").decode(errors="replace")) or 0
+        about = summary(fields)
         text = f"killed its process {len(found.names)} times while it ran alone: {', '.join(found.names)}"
         lease = Lease(delivery.stream, entry, next(iter(delivery.counts)), found.fetched.run_id, 0.0)
-        letter = Letter(lease, "poison", text, "", failed, default_id(STREAMS[delivery.stream], entry.decode()))
+        letter = Letter(lease, "poison", text, "", about.failed, default_id(STREAMS[delivery.stream], entry.decode()))
         if await self._ctx.streams.dead_letter(self._ctx.streams.consumer, [letter]):
-            self._ctx.stats.moved(told.get(b"type", b""), delivery.stream, "dead")
-            job_id = told[b"id"].decode(errors="replace") if b"id" in told else letter.job_id
-            self._ctx.log.warn("job %s is dead: it %s", job_id, text)
+            self._ctx.stats.moved(about.type, delivery.stream, "dead")
+            self._ctx.log.warn("job %s is dead: it %s", about.id or letter.job_id, text)

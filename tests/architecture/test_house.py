@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from runtime.codec import DEAD_FIELDS, NOTED_FIELDS, SENT_FIELDS
+
 ROOT = Path(__file__).parents[2]
 RUNTIME = ROOT / "runtime"
 FIRST_PARTY = ("runtime", "handlers", "board", "otel")
@@ -77,6 +79,10 @@ COMMANDS = re.compile(
     r"|P?(EXPIRE|TTL)|INCR(BY)?|SET|GET|DEL|UNLINK|EXISTS|SCAN|KEYS|FLUSH(ALL|DB)|DBSIZE|PUBLISH|SUBSCRIBE|S(ADD|REM|MEMBERS)"
     r"|PING|AUTH|HELLO|SELECT|CLIENT|CONFIG|INFO|TIME|WAIT|WAITAOF|SCRIPT|EVAL(SHA)?|FCALL|MULTI|EXEC|DISCARD|WATCH"
 )
+
+# Names of fields, which the codec alone knows: as bytes all of them, as text those that nobody writes for another reason.
+FIELD_NAMES = {*SENT_FIELDS, *NOTED_FIELDS, *DEAD_FIELDS}
+FIELD_TEXTS = {name.decode() for name in (*NOTED_FIELDS, *DEAD_FIELDS) if len(name) > 1} | {"src"}
 
 HEAVY = ("redis", "aiohttp", "opentelemetry", "uvloop")
 
@@ -266,6 +272,17 @@ def test_only_the_door_knows_commands_of_redis() -> None:
                 text = node.value if isinstance(node.value, str) else node.value.decode("latin-1")
                 if COMMANDS.fullmatch(text):
                     wrong.append(f"{short(path)}:{node.lineno} {text}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_only_the_codec_knows_the_names_of_fields() -> None:
+    wrong = [
+        f"{short(path)}:{node.lineno} {node.value!r}"
+        for path in modules("runtime", "board", "otel")
+        if path != RUNTIME / "codec.py"
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str | bytes) and node.value in FIELD_NAMES | FIELD_TEXTS
+    ]
     assert not wrong, "\n".join(wrong)
 
 
