@@ -28,11 +28,12 @@ from runtime import registry
 from runtime.codec import Row, decode_many
 from runtime.jobs import Job
 from runtime.rubbish import THRESHOLDS
-from runtime.settle import Ledger, admit
 from runtime.stats import Stats
 from runtime.store.resp import pack, packed_value, tail_of
-from runtime.worker.heartbeat import Held
+from runtime.worker.admission import admit
+from runtime.worker.held import Held
 from runtime.worker.lanes import Inbox, Lane
+from runtime.worker.ledger import Ledger
 
 BATCH: Final = 500
 LANES: Final = 500

@@ -29,7 +29,7 @@ from runtime.config import Config
 from runtime.errors import LeaseLost, SelfCancelled, StoreUnavailable, TimedOut
 from runtime.jobs import Job, Registry
 from runtime.places import HANGS_S, PLACES, Hang, Places, make_places
-from runtime.settle import Ledger, decide
+from runtime.settle import decide
 from runtime.stats import Stats
 from runtime.store.base import WorkerRow
 from runtime.streams import ANSWER_S, Streams
@@ -37,29 +37,29 @@ from runtime.worker.context import WorkerContext
 from runtime.worker.fetcher import INBOX_BYTES, Fetcher
 from runtime.worker.flusher import Flusher
 from runtime.worker.forks import guard
-from runtime.worker.heartbeat import TICK_S, Beat, Heartbeat, Held, LoopState, stacks
+from runtime.worker.heartbeat import SILENT_PART, Beat, Heartbeat, LeaseWatch
+from runtime.worker.held import Held
 from runtime.worker.lanes import Inbox, Lane
+from runtime.worker.ledger import Ledger
 from runtime.worker.log import ThrottledLog
+from runtime.worker.loop_monitor import TICK_S, LoopMonitor, LoopState, stacks
 from runtime.worker.maintenance import Maintenance
+from runtime.worker.parking import Parked
 
 log = logs.guarded("runtime.consumer")
 P = ParamSpec("P")
 
-LATE_S: Final = 0.2  # a tick that comes so much later than it should: something has blocked the loop
+LATE_S: Final = 0.2  # a guess: a tick that comes so much later than it should: something has blocked the loop
 RATE_TICKS: Final = 2  # read-ahead looks at what finished in the last 100 ms
 MAX_READ_AHEAD: Final = 2000  # without a cap one beat would renew 15,500 leases: 130 ms of a blocked server
 # Of the read-ahead: below that it is topped up. With half, a drain waits for its fetches: 65 to 70 % of a core busy, not 90 %.
 TOP_UP_PART: Final = 0.75
-UNSTARTED_S: Final = 1.0
-SILENT_PART: Final = 0.8  # of a lease without a heartbeat: then nothing new is started
-# Of a lease: what comes so long after it was asked for may have waited as long. Beats leave it alone for another sixth, and come
-# within two fifths: what comes later must be renewed at once, or others may take it while it runs. A bell ends before.
-LATE_PART: Final = 1 / 6
-ON_THE_WAY_S: Final = 0.2  # and so much more, on a busy machine
-CUT_S: Final = 2.0
-FLUSH_S: Final = 2.0
-UNBLOCK_S: Final = 4.0
-LOST_S: Final = 0.5
+UNSTARTED_S: Final = 1.0  # a guess: what waits here for so long would have run sooner elsewhere
+CUT_S: Final = 2.0  # a guess: so long handlers may take to end when they are cut
+FLUSH_S: Final = 2.0  # a guess: so long the last flush may take, and the goodbye
+UNBLOCK_S: Final = 4.0  # a guess: so long the blocked read is woken again and again, before the fetcher is cancelled
+LOST_S: Final = 0.5  # a guess: to give back what an answer brings that was still on its way
+POLL_S: Final = 0.01  # a guess: between two looks at a condition of stopping
 CANCELLED: Final = "does a handler cancel what is not its own?"
 
 
@@ -93,10 +93,16 @@ def consumer_name() -> str:
     return f"{host[:40]}-{os.getpid()}-{uuid4().hex[:8]}"
 
 
-class Consumer:
-    """Owns Inbox, Ledger, Held, Stage, and every task of the worker.
+def streams_for(config: Config, url: str) -> Streams:
+    """Return a worker's store with these settings, under a name that no other boot has; it connects when it is first used."""
+    fetch_s = max(SILENT_PART * config.lease_s, ANSWER_S)  # what comes later may well be others' by then
+    return Streams(url, config.queue, consumer_name(), ANSWER_S, fetch_s, config.max_data_bytes)
 
-    `leave` is called at the end of a stop when a handler could not be ended; it may end the process. `crashed` hears of a crash
+
+class Consumer:
+    """Owns the parts of a worker, its Stage, and every task in it. Closes `streams` at its end.
+
+    `leave` is called at the end of a stop when a handler could not be ended; it may end the process. `on_crash` hears of a crash
     when it happens, in whichever thread: `run` raises it only when all handlers have ended, which they may never do.
     `collect` is called at each tick of a worker that is not idle.
     """
@@ -104,54 +110,49 @@ class Consumer:
     def __init__(
         self,
         config: Config,
-        url: str,
+        streams: Streams,
         registry: Registry,
+        *,
         leave: Callable[[Report], None] = lambda report: None,
-        crashed: Callable[[BaseException], None] = lambda error: None,
+        on_crash: Callable[[BaseException], None] = lambda error: None,
         collect: Callable[[], None] = lambda: None,
     ) -> None:
         self.config = config
+        self.streams = streams
         self.registry = registry
-        self.name = consumer_name()
+        self.name = streams.consumer
         self.stage = Stage.STARTING
-        self.stats = Stats()
-        self.held = Held()
-        self.log = ThrottledLog()
-        self.ledger = Ledger()
-        self.inbox = Inbox()
-        fetch_s = max(SILENT_PART * config.lease_s, ANSWER_S)  # what comes later may well be others' by then
-        self.streams = Streams(url, config.queue, self.name, ANSWER_S, fetch_s, config.max_data_bytes)
         self.lanes: list[Lane] = []
-        self._url = url
-        self._leave = leave
-        self._crashed = crashed
-        self._collect = collect
-        self._types = {handler.contract.type: handler.contract.version for handler in registry.values()}
-        times = (config.lease_s, config.unknown_after_s)
-        self.maintenance = Maintenance(self.streams, self.stats, self._types, *times, self._may_reclaim)
         self.places = make_places(config.threads)
-        owned = (self.inbox, self.ledger, self.held, self.stats, self.log, self.places)
-        ctx = WorkerContext(config, registry, self.streams, self.maintenance, *owned)
+        self.stats, self.held, self.log, self.ledger, self.inbox = Stats(), Held(), ThrottledLog(), Ledger(), Inbox()
+        self.leases = LeaseWatch(config.lease_s, time.monotonic)
+        self.parked = Parked(registry, self.places)
+        shared = (self.leases, self.parked, self.inbox, self.ledger, self.held, self.stats, self.log, self.places)
+        ctx = WorkerContext(config, registry, streams, *shared)
+        self._leave = leave
+        self._on_crash = on_crash
+        self._collect = collect
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
-        self._fetcher = Fetcher(ctx, self._types, self._capacity, self._beside, self._is_silent, self._is_late, self._stop)
-        self._flusher = Flusher(ctx, self._fetcher.capacity_freed.set)
-        self.maintenance.on_parked = self._fetcher.look_again
-        for places in self.places.values():
-            places.on_wanting = partial(self._fetcher.place_free, places)
-        self.ledger.on_first, self.inbox.on_idle = self._flusher.wake, self._flusher.lanes_idle
-        self.inbox.may_start = self._may_start
+        self.maintenance = Maintenance(ctx)
+        self._fetcher = Fetcher(ctx, self._capacity, self._beside, self._stop)
+        self._flusher = Flusher(ctx, self._fetcher.capacity_freed.set, self.maintenance.due_within)
+        self._connect_parts()
         self._finished_before = [0] * RATE_TICKS
-        self._confirmed_s = time.monotonic()
-        self._own_guard_until_s = 0.0
-        self._silent_before_s = 0.0
-        self._known_run_id = ""
         self._loop_state = LoopState(time.monotonic(), threading.get_ident(), self._running_now)
         self._stopping_since_s = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._heartbeat: Heartbeat | None = None
         self._may_loops_end = False
         self._failure: RuntimeError | None = None
+
+    def _connect_parts(self) -> None:
+        """Let the parts that hold jobs wake those that move them."""
+        self.parked.on_new = self._fetcher.look_again
+        for places in self.places.values():
+            places.on_wanting = partial(self._fetcher.place_free, places)
+        self.ledger.on_first, self.inbox.on_idle = self._flusher.wake, self._flusher.lanes_idle
+        self.inbox.may_start = self._may_start
 
     def __repr__(self) -> str:
         return (
@@ -176,8 +177,7 @@ class Consumer:
     @property
     def is_ready(self) -> bool:
         """Return whether the store answers, this worker fetches, and there is a place for each kind of handler."""
-        is_fresh = time.monotonic() - self._confirmed_s < SILENT_PART * self.config.lease_s
-        return self.stage is Stage.RUNNING and self.is_fetching and is_fresh and not self.hung
+        return self.stage is Stage.RUNNING and self.is_fetching and not self.leases.is_silent and not self.hung
 
     @property
     def hung(self) -> str:
@@ -220,18 +220,16 @@ class Consumer:
         await self.streams.start()
         # Before the first fetch: a consumer that reads and dies without a row would be known to nobody, and stay for ever.
         await self.streams.beat(self._row())
-        self._loop_state.moved_s = self._confirmed_s = time.monotonic()
+        self._loop_state.moved_s = time.monotonic()
+        self.leases.begin()
         heartbeat = Heartbeat(
-            self._url,
-            self.config.queue,
-            self.name,
-            self.config.lease_s,
-            self.config.max_block_s,
+            self.streams,
             self.held,
-            self._loop_state,
-            self._row,
-            lambda beat: _tell(loop, self._judge, beat),
-            self._crashed,
+            LoopMonitor(self._loop_state, self.config.max_block_s),
+            lease_s=self.config.lease_s,
+            row=self._row,
+            on_heartbeat=lambda beat: _tell(loop, self.on_heartbeat, beat),
+            on_crash=self._on_crash,
         )
         heartbeat.start()
         self._heartbeat = heartbeat
@@ -286,8 +284,8 @@ class Consumer:
             task.add_done_callback(self._look_at_end)
             return task
 
-        words = self.log.failure
-        lane = Lane(self.inbox, self.ledger, self.stats, self.registry, time.monotonic, random, words, open_task)
+        log_failure = self.log.failure
+        lane = Lane(self.inbox, self.ledger, self.stats, self.registry, time.monotonic, random, log_failure, open_task)
         lane.start()
         self.lanes.append(lane)
 
@@ -302,7 +300,7 @@ class Consumer:
         self._stop_lanes()
         if self._heartbeat is not None:
             self._heartbeat.fall_silent()
-        self._crashed(error)
+        self._on_crash(error)
 
     def _stop_lanes(self) -> None:
         """End all lanes. The task group's cancel alone would count as their handlers' own doing."""
@@ -317,7 +315,7 @@ class Consumer:
     def _capacity(self) -> int:
         """How many jobs may be fetched now: lanes and read-ahead, less all that is held."""
         read_ahead = self._read_ahead()
-        if len(self.inbox) > TOP_UP_PART * read_ahead or self._is_silent():
+        if len(self.inbox) > TOP_UP_PART * read_ahead or self.leases.is_silent:
             return 0
         return len(self.lanes) + read_ahead - len(self.held)
 
@@ -331,29 +329,14 @@ class Consumer:
 
     def _may_start(self, now_s: float) -> bool:
         """Return whether jobs of the inbox may start; gives them back if not."""
-        if self._is_silent():
+        if self.leases.is_silent:
             self._give_back_unstarted(now_s)
             return False
         return True
 
-    def _is_silent(self) -> bool:
-        return time.monotonic() - self._confirmed_s > SILENT_PART * self.config.lease_s
-
-    def _is_late(self, asked_s: float) -> bool:
-        """Return whether what was asked for then may be another's by now, or soon: asked in silence, or answered late."""
-        late_s = LATE_PART * self.config.lease_s
-        return asked_s < self._silent_before_s or time.monotonic() - asked_s > late_s + min(late_s, ON_THE_WAY_S)
-
-    def _judge(self, beat: Beat) -> None:
-        """Take a confirmed heartbeat: what it refused and is still ours by the same token is lost."""
-        now_s = time.monotonic()
-        if self._is_silent():
-            self._silent_before_s = now_s  # a fetch that is under way may still bring what was lost meanwhile
-        if beat.run_id != self._known_run_id or now_s - self._confirmed_s > self.config.lease_s / 2:
-            if self._known_run_id:
-                self._own_guard_until_s = now_s + self.config.lease_s
-            self._known_run_id = beat.run_id
-        self._confirmed_s = beat.sent_s
+    def on_heartbeat(self, beat: Beat) -> None:
+        """Take a confirmed heartbeat: what it refused, and is still ours by the same token, is lost."""
+        self.leases.confirm(beat)
         self._fetcher.capacity_freed.set()
         if not beat.refused:
             return
@@ -373,9 +356,6 @@ class Consumer:
         self.held.remove([job])
         self.log.warn("lost the lease of job %s (%s): another worker holds it now", job.id, job.type.decode())
 
-    def _may_reclaim(self) -> bool:
-        return time.monotonic() > self._own_guard_until_s and not self._is_silent()
-
     def _row(self) -> WorkerRow:
         """What the workers' table says of this one; called by the heartbeat's thread."""
         running: dict[str, int] = {}
@@ -391,7 +371,7 @@ class Consumer:
             held=len(self.held),
             running=running,
             stage=self.stage.value,
-            types=self._types,
+            types=self.parked.types,
         )
 
     def _running_now(self) -> Job | None:
@@ -454,8 +434,8 @@ class Consumer:
     def _give_back_unstarted(self, now_s: float) -> None:
         """What has not started within a second runs sooner elsewhere; all of it, when the leases may be lost."""
         before_s = now_s - UNSTARTED_S
-        if self.inbox.jobs and (self.inbox.jobs[0].taken_s < before_s or self._is_silent()):
-            late = [job for job in self.inbox.jobs if job.taken_s < before_s or self._is_silent()]
+        if self.inbox.jobs and (self.inbox.jobs[0].taken_s < before_s or self.leases.is_silent):
+            late = [job for job in self.inbox.jobs if job.taken_s < before_s or self.leases.is_silent]
             for job in late:
                 self.inbox.remove(job)
             self.ledger.release(late)
@@ -503,7 +483,7 @@ class Consumer:
             task.cancel()
         await asyncio.wait([flusher, *aides], timeout=FLUSH_S)  # what the flusher could not write goes back to the ledger
         heartbeat.stop()
-        await self._last_words(stubborn)
+        await self._say_goodbye(stubborn)
         self.stage = Stage.CLOSED
         report = Report(time.monotonic() - self._stopping_since_s, self.stats.finished, self._flusher.released, len(self.held))
         if self._failure is not None:
@@ -547,7 +527,7 @@ class Consumer:
         self.ledger.release([lane.job for lane in self.lanes if lane.job is not None and lane not in stubborn])
         return [lane.job for lane in stubborn if lane.job is not None]
 
-    async def _last_words(self, stubborn: list[Job]) -> None:
+    async def _say_goodbye(self, stubborn: list[Job]) -> None:
         """Return back, as the very last command, what could not be cut; then leave the list of workers if nothing is held."""
         try:
             async with asyncio.timeout(FLUSH_S):
@@ -560,7 +540,7 @@ class Consumer:
     async def _until(self, is_true: Callable[[], bool], wait_s: float, hurry: asyncio.Event | None = None) -> None:
         end_s = time.monotonic() + wait_s
         while not is_true() and time.monotonic() < end_s and not (hurry and hurry.is_set()):
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(POLL_S)
 
 
 def _tell(loop: asyncio.AbstractEventLoop, hear: Callable[[Beat], None], beat: Beat) -> None:

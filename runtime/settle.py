@@ -3,36 +3,20 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final, NoReturn, TypeGuard, TypeVar
-
-import msgspec
 
 from runtime.backoff import MAX_CAP_S, Backoff, delay_s
 from runtime.errors import BadMessage, ChildFailed, Dead, JobsError, LeaseLost, NoPlace, NotStarted, Retry, Snooze, TimedOut
 from runtime.jobs import (
     DONE,
-    FREE,
     LOST,
-    PLAIN,
     RELEASE,
-    TYPE_NAME,
-    BadEntry,
-    Batch,
-    Deferral,
-    Done,
     Handler,
     Job,
-    Lease,
-    Letter,
-    Lost,
     Outcome,
     Park,
-    Parking,
-    Postpone,
-    Registry,
-    Release,
     lot_of,
 )
 
@@ -43,66 +27,6 @@ MAX_CODE_CHARS = 64
 MAX_ERROR_CHARS = 1000
 MAX_STACK_CHARS = 8000
 MAX_STACK_FRAMES = 100  # about as many as those characters show, with their lines of source
-
-
-class Admitted(msgspec.Struct):
-    """A batch, sorted: jobs that may start, jobs with a key to be claimed first, and what may not run here now."""
-
-    ready: list[Job]
-    keyed: list[Job]
-    turned_away: list[tuple[Job, Outcome]]
-
-
-def admit(jobs: Sequence[Job], registry: Registry, now_ms: int) -> Admitted:
-    """Say which jobs may start. Order: expired, unknown type, key, not yet due."""
-    ready: list[Job] = []
-    admitted = Admitted(ready, [], [])
-    for job in jobs:
-        handler = registry.get(job.type)
-        if handler is not None and job.envelope is PLAIN:
-            ready.append(job)
-            continue
-        outcome = _turn_away(job, handler, now_ms)
-        if outcome is not None:
-            admitted.turned_away.append((job, outcome))
-        elif job.envelope.key:
-            admitted.keyed.append(job)
-        else:
-            _admit_by_time(admitted, job, now_ms)
-    return admitted
-
-
-def admit_keyed(admitted: Admitted, verdicts: Sequence[str], now_ms: int) -> list[Job]:
-    """Sort the keyed jobs by what the store said of their keys; give those that are copies of a live job."""
-    copies: list[Job] = []
-    for job, verdict in zip(admitted.keyed, verdicts, strict=True):
-        if verdict == "mine":
-            _admit_by_time(admitted, job, now_ms)
-        elif verdict == "duplicate":
-            copies.append(job)
-        elif verdict == "refused":
-            admitted.turned_away.append((job, LOST))
-        else:  # the server could not answer for this key: later, without burning an attempt
-            admitted.turned_away.append((job, Snooze(5.0, verdict)))
-    return copies
-
-
-def _turn_away(job: Job, handler: Handler[Any] | None, now_ms: int) -> Outcome | None:
-    envelope = job.envelope
-    if not TYPE_NAME.match(job.type):
-        return Dead("`type` is not 1 to 64 of [a-z0-9._-], beginning with a letter or digit", "unreadable")
-    if envelope.exp_ms and envelope.exp_ms <= now_ms:
-        return Dead(f"expired at {envelope.exp_ms}, met at {now_ms}", "expired")
-    if handler is None or envelope.version > handler.contract.version:
-        return Park(lot_of(job.type.decode(), envelope.version))
-    return None
-
-
-def _admit_by_time(admitted: Admitted, job: Job, now_ms: int) -> None:
-    if job.envelope.at_ms > now_ms:
-        admitted.turned_away.append((job, Postpone(job.envelope.at_ms)))
-    else:
-        admitted.ready.append(job)
 
 
 # --- what an error means -----------------------------------------------------------------------------------------------------
@@ -378,84 +302,3 @@ def forget_stack(error: BaseException) -> None:
         held += [other for other in (_CAUSE(one), _CONTEXT(one)) if other is not None]
         if _is_group(type(one)):
             held += _EXCEPTIONS(one)
-
-
-class Ledger:
-    """Owns the outcomes that are not yet written. Lanes append, the flusher takes all at once."""
-
-    def __init__(self, on_first: Callable[[], None] = lambda: None) -> None:
-        self._batch = empty_batch()
-        self.on_first = on_first
-        self._is_empty = True
-
-    def __repr__(self) -> str:
-        return f"<Ledger {len(self)} outcomes to write>"
-
-    def __len__(self) -> int:
-        return len(self._batch)
-
-    def add(self, job: Job, outcome: Outcome) -> None:
-        """Note what is to be written for this job."""
-        if outcome is DONE:
-            self._batch.done[job.stream].append(job)
-        else:
-            self._add_move(job, outcome)
-        if self._is_empty:
-            self._is_empty = False
-            self.on_first()
-
-    def add_bad(self, bad: BadEntry) -> None:
-        """Note that an entry cannot be a job: to the dead letters as it is."""
-        self._batch.dead.append(Letter(bad.lease, bad.code, bad.reason[:MAX_ERROR_CHARS], "", 0, ""))
-        self._wake()
-
-    def release(self, leases: Sequence[Lease]) -> None:
-        """Note that these were not started, or cut off: back to where anybody may take them."""
-        self._batch.park += [Parking(lease, FREE) for lease in leases]
-        if leases:
-            self._wake()
-
-    def take(self) -> Batch:
-        """Return all that is noted, and begin anew."""
-        batch, self._batch = self._batch, empty_batch()
-        self._is_empty = True
-        return batch
-
-    def put_back(self, batch: Batch) -> None:
-        """Note again what could not be written."""
-        self._batch.add(batch)
-        if len(self._batch):
-            self._wake()
-
-    def _wake(self) -> None:
-        if self._is_empty:
-            self._is_empty = False
-            self.on_first()
-
-    def _add_move(self, job: Job, outcome: Outcome) -> None:
-        batch = self._batch
-        match outcome:
-            case Done():
-                batch.done[job.stream].append(job)
-            case Retry():
-                batch.defer.append(Deferral(job, "retry", int(outcome.delay_s * 1000), job.id, job.attempt))
-            case Snooze():
-                batch.defer.append(Deferral(job, "snooze", int(outcome.delay_s * 1000), job.id, job.envelope.failed))
-            case Postpone():
-                batch.defer.append(Deferral(job, "at", outcome.at_ms, job.id, job.envelope.failed))
-            case Dead():
-                tried = job.attempt if outcome.is_failure else job.envelope.failed
-                batch.dead.append(
-                    Letter(job, plain(outcome.code, MAX_CODE_CHARS), describe(outcome), outcome.stack, tried, job.id)
-                )
-            case Park():
-                batch.park.append(Parking(job, outcome.lot))
-            case Release():
-                batch.park.append(Parking(job, FREE))
-            case Lost():
-                pass
-
-
-def empty_batch() -> Batch:
-    """Return a batch with nothing in it."""
-    return Batch([[], [], [], []], [], [], [])

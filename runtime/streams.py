@@ -127,11 +127,16 @@ class Streams(Store):
     ) -> None:
         super().__init__(url, queue)
         self.consumer = consumer
+        self.queue = queue
         self.budget_bytes = MAX_ANSWER_BYTES
         self.max_entry_bytes = max_data_bytes + MAX_OTHERS_BYTES
         self._reader = Connection(url, f"{consumer}:fetch", answer_s, fetch_s, MAX_ANSWER_BYTES + 4 * self.max_entry_bytes)
         self._writer = Connection(url, f"{consumer}:settle", answer_s)
         self._helper = Connection(url, f"{consumer}:helper", answer_s)
+
+    def sibling(self, answer_s: float) -> Streams:
+        """Return the same worker's store with connections of its own, for use in another thread's loop."""
+        return Streams(self.url, self.queue, self.consumer, answer_s)
 
     async def close(self) -> None:
         """Close the connections."""

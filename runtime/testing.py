@@ -16,16 +16,17 @@ import msgspec
 
 from runtime.codec import decode_many, entry_fields
 from runtime.config import Config
-from runtime.consumer import Consumer, Report, Stage
+from runtime.consumer import Consumer, Report, Stage, streams_for
 from runtime.errors import ConfigError, Dead, Retry, Snooze, TimedOut
 from runtime.jobs import DONE, Done, Handler, Job, Outcome, P, Park, Priority
 from runtime.places import PLACES, make_places
 from runtime.producer import Options, Packed, Producer
-from runtime.settle import Ledger, admit
 from runtime.stats import Stats
 from runtime.store.inspector import DeadLetter, Inspector
 from runtime.streams import Streams
+from runtime.worker.admission import admit
 from runtime.worker.lanes import Inbox, Lane
+from runtime.worker.ledger import Ledger
 
 __all__ = ["Clock", "DeadLetter", "Done", "Jitter", "Outcome", "Park", "Worker", "run", "until", "worker"]
 
@@ -249,7 +250,7 @@ class Worker:
         left = {
             "waiting": sum(depth.waiting.values()),
             "running": sum(depth.running.values()),
-            "given back": sum(count for (_, lot), count in lots.items() if self.consumer.maintenance.can_run(lot)),
+            "given back": sum(count for (_, lot), count in lots.items() if self.consumer.parked.can_run(lot)),
             "delayed" if delayed else "due": depth.delayed if delayed else depth.due_now,
         }
         return {name: count for name, count in left.items() if count}
@@ -279,7 +280,7 @@ async def worker(
     registry = {handler.contract.type.encode(): handler for handler in handlers}
     if len(registry) < len(handlers):
         raise ConfigError(f"two handlers run the same type: {', '.join(handler.location for handler in handlers)}")
-    consumer = Consumer(config, url, registry)
+    consumer = Consumer(config, streams_for(config, url), registry)
     inspector, streams = Inspector(url, config.queue, "test"), Streams(url, config.queue, "test")
     running = asyncio.create_task(consumer.run(), name="worker")
     try:

@@ -22,7 +22,7 @@ from runtime.commands.common import print_json, with_store
 from runtime.commands.flags import add_settings, add_texts, check_between
 from runtime.commands.run import loop_factory
 from runtime.config import Config
-from runtime.consumer import Consumer, Stage
+from runtime.consumer import Consumer, Stage, streams_for
 from runtime.errors import StoreUnavailable
 from runtime.jobs import Handler, Job, Priority, contract
 from runtime.producer import Producer
@@ -198,7 +198,7 @@ async def _worker(url: str, config: Config, run: Handler[Any]) -> AsyncGenerator
     Raises:
         StoreUnavailable: it could not begin, or ended on its own.
     """
-    consumer = Consumer(config, url, {run.contract.type.encode(): run})
+    consumer = Consumer(config, streams_for(config, url), {run.contract.type.encode(): run})
     running = asyncio.create_task(consumer.run())
     try:
         while consumer.stage is Stage.STARTING and not running.done():

@@ -20,7 +20,7 @@ from runtime.backoff import Backoff, delay_s
 from runtime.commands.common import find_handlers
 from runtime.commands.flags import add_settings, add_texts
 from runtime.config import Config, address_of
-from runtime.consumer import CANCELLED, Consumer, Report
+from runtime.consumer import CANCELLED, Consumer, Report, streams_for
 from runtime.embedded import Embedded
 from runtime.errors import JobsError, StoreUnavailable
 from runtime.leaving import CLEAN, CRASHED, HARD_DEADLINE, LEFT_S, Leaving, has_threads
@@ -223,7 +223,8 @@ async def _work(
         for warning in check_server(await _reach(inspector), redis_cli(url)):
             log.log(logging.WARNING if tether is None or tether.index == 0 else logging.DEBUG, "%s", warning)
         rubbish = Rubbish(time.monotonic, resident_reader())
-        consumer = Consumer(config, url, found.registry, leave, leaving.crashed, rubbish.look)
+        streams = streams_for(config, url)
+        consumer = Consumer(config, streams, found.registry, leave=leave, on_crash=leaving.crashed, collect=rubbish.look)
         async with contextlib.AsyncExitStack() as stack:
             where, board_url = "no board", ""
             address = address_of(config.board)

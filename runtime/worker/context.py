@@ -1,4 +1,4 @@
-"""What the parts of a worker share: the four objects that hold jobs, the store, the counts, the words."""
+"""What the parts of a worker share."""
 
 from __future__ import annotations
 
@@ -10,25 +10,32 @@ from runtime.backoff import Backoff
 from runtime.config import Config
 from runtime.jobs import Registry
 from runtime.places import Places
-from runtime.settle import Ledger
 from runtime.stats import Stats
 from runtime.streams import Streams
-from runtime.worker.heartbeat import Held
+from runtime.worker.heartbeat import LeaseWatch
+from runtime.worker.held import Held
 from runtime.worker.lanes import Inbox
+from runtime.worker.ledger import Ledger
 from runtime.worker.log import ThrottledLog
-from runtime.worker.maintenance import Maintenance
+from runtime.worker.parking import Parked
 
+# A guess: soon enough that a short outage is not noticed, seldom enough that many workers do not keep a server from starting.
 STORE_BACKOFF: Final = Backoff(base_s=0.05, cap_s=5.0)
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerContext:
-    """Jobs pass over it: fetcher → inbox → lanes → ledger → flusher; `held` knows every lease on the way."""
+    """Jobs pass from admission to the inbox, the lanes, the ledger and the flusher; `held` knows every lease on the way.
+
+    `parked` knows what waits in lots, `leases` whether the heartbeat is confirmed. Each of them is changed in the loop's thread
+    only, without an await between reading and writing; `held` is also read by the heartbeat's thread, under its lock.
+    """
 
     config: Config
     registry: Registry
     streams: Streams
-    maintenance: Maintenance
+    leases: LeaseWatch
+    parked: Parked
     inbox: Inbox
     ledger: Ledger
     held: Held

@@ -12,9 +12,9 @@ from typing import Final
 from runtime.backoff import delay_s
 from runtime.errors import StoreError, StoreUnavailable
 from runtime.jobs import FREE, Batch, Deferral, Lease, Letter, Parking
-from runtime.settle import empty_batch
 from runtime.streams import Settled
 from runtime.worker.context import STORE_BACKOFF, WorkerContext
+from runtime.worker.ledger import empty_batch
 from runtime.worker.log import TOLD_AGAIN
 from runtime.worker.plan import Budget
 
@@ -27,9 +27,10 @@ MOVE_BYTES: Final = 200  # of a move, beside the message and the texts in it
 class Flusher:
     """Owns the moves that the server answered with an error, which wait apart, and the moment of the next flush."""
 
-    def __init__(self, ctx: WorkerContext, on_written: Callable[[], None]) -> None:
+    def __init__(self, ctx: WorkerContext, on_written: Callable[[], None], on_delayed: Callable[[float], None]) -> None:
         self._ctx = ctx
         self._on_written = on_written
+        self._on_delayed = on_delayed
         self._to_flush = asyncio.Event()
         self._flush_now = asyncio.Event()
         self._apart = empty_batch()
@@ -114,10 +115,10 @@ class Flusher:
         self._ctx.stats.refused += settled.refused
         self._ctx.stats.shortfall += settled.shortfall
         self.released += sum(1 for move in batch.park if move.lot == FREE)
-        self._ctx.maintenance.parked([(move.lease.stream, move.lot) for move in batch.park])
+        self._ctx.parked.put([(move.lease.stream, move.lot) for move in batch.park])
         for move in batch.defer:
             if move.kind != "at":
-                self._ctx.maintenance.due_within(move.when_ms / 1000)
+                self._on_delayed(move.when_ms / 1000)
         self._on_written()
 
     def _keep_apart(self, settled: Settled) -> None:

@@ -1,97 +1,43 @@
-"""What this process holds, and the heartbeat that keeps it: a thread with a loop and a connection of its own.
+"""The heartbeat keeps the leases of this process: a thread with a loop and a connection of its own, and the loop's half of it.
 
-The thread only reports; the main loop judges what is lost. It also watches the main loop: it names who blocks it, and falls
-silent when the loop has not moved for `max_block_s`, so that others may take over what a dead loop holds.
+The thread only reports; `LeaseWatch`, in the worker's loop, says what follows. The thread renews also while a handler blocks the
+loop, and falls silent when the loop counts as dead, so that others may take over what it holds.
 """
 
 from __future__ import annotations
 
 import asyncio
-import sys
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from random import random
-from types import FrameType
-from typing import Final, TypeVar
+from typing import Final
 
 import msgspec
 
 from runtime import logs
 from runtime.errors import StoreUnavailable
-from runtime.jobs import Job, Lease
+from runtime.jobs import Lease
 from runtime.store.base import WorkerRow
 from runtime.streams import ANSWER_S, Streams
+from runtime.worker.held import Held
 from runtime.worker.log import level_of
+from runtime.worker.loop_monitor import LoopMonitor
 
-log = logs.guarded("runtime.worker.heartbeat")
+log = logs.guarded("runtime.heartbeat")
 
-TICK_S: Final = 0.05  # between two signs of life of the main loop
-WATCH_S: Final = 0.1  # between two looks at it: each wakes a thread, which an idle worker pays for
-BLOCKED_S: Final = 0.1  # a loop that stands still this long delays everybody's jobs
-QUIET_S: Final = 5.0  # one report of a blocked loop in this time, except for each doubling of its length
-STOP_S: Final = 2.0
-
-L = TypeVar("L", bound=Lease)
-
-
-class Held:
-    """Owns every lease of this process: inbox, lanes and ledger. Changed per batch, under a lock shared with the heartbeat."""
-
-    def __init__(self) -> None:
-        self._leases: tuple[dict[bytes, Lease], ...] = ({}, {}, {}, {})
-        self._lock = threading.Lock()
-
-    def __repr__(self) -> str:
-        return f"<Held {len(self)} leases>"
-
-    def __len__(self) -> int:
-        return sum(map(len, self._leases))
-
-    def __contains__(self, lease: Lease) -> bool:
-        return self._leases[lease.stream].get(lease.entry) is lease
-
-    def has(self, stream: int, entry: bytes) -> bool:
-        """Return whether this entry is held."""
-        return entry in self._leases[stream]
-
-    def add(self, stream: int, leases: list[L]) -> list[L]:
-        """Hold these leases of one stream; give those that are new.
-
-        One that is held already is adopted: its token is updated, it does not run again.
-        """
-        known = self._leases[stream]
-        new = {lease.entry: lease for lease in leases}
-        with self._lock:
-            if known.keys().isdisjoint(new):
-                known.update(new)
-                return leases
-            for entry in known.keys() & new.keys():
-                ours, again = known[entry], new.pop(entry)
-                ours.count, ours.run_id, ours.taken_s = again.count, again.run_id, again.taken_s
-            known.update(new)
-        return list(new.values())
-
-    def remove(self, leases: Iterable[Lease]) -> None:
-        """Hold these no longer: their move is confirmed, or they are somebody else's. What was lost and taken anew is another."""
-        by_stream = self._leases
-        with self._lock:
-            for lease in leases:
-                known = by_stream[lease.stream]
-                if known.get(lease.entry) is lease:
-                    del known[lease.entry]
-
-    def older_than(self, age_s: float, now_s: float) -> list[tuple[Lease, int]]:
-        """Return the leases taken longer than `age_s` ago, each with the count it has now."""
-        before_s = now_s - age_s
-        with self._lock:
-            return [(lease, lease.count) for known in self._leases for lease in known.values() if lease.taken_s < before_s]
+STOP_S: Final = 2.0  # a guess: a beat that is under way ends sooner, unless Redis is silent
+SILENT_PART: Final = 0.8  # of a lease without a confirmed heartbeat: then nothing new is started
+# Of a lease: what comes so long after it was asked for may have waited as long. Beats leave it alone for another sixth, and come
+# within two fifths: what comes later must be renewed at once, or others may take it while it runs. A blocked read ends before.
+LATE_PART: Final = 1 / 6
+ON_THE_WAY_S: Final = 0.2  # a guess: so much more, on a busy machine
 
 
 class Beat(msgspec.Struct, frozen=True):
-    """A heartbeat that the server confirmed:
-    when it was sent, who heard it, which leases it refused (and the count asked for).
+    """A heartbeat that the server confirmed: when it was sent, the server's run id, and the leases that it refused.
+
+    With each refused lease stands the delivery count that was asked for.
     """
 
     sent_s: float
@@ -99,52 +45,94 @@ class Beat(msgspec.Struct, frozen=True):
     refused: list[tuple[Lease, int]]
 
 
-class LoopState(msgspec.Struct):
-    """What the heartbeat may look at in the main loop's thread; written there, read here."""
+class LeaseWatch:
+    """Owns when the last heartbeat was confirmed, and says what follows for the leases. Pure: the clock is an argument.
 
-    moved_s: float
-    thread_id: int
-    running: Callable[[], Job | None]
+    Used in the loop's thread only.
+    """
+
+    def __init__(self, lease_s: float, clock: Callable[[], float]) -> None:
+        self._lease_s = lease_s
+        self._clock = clock
+        self._confirmed_s = clock()
+        self._silent_before_s = 0.0
+        self._guarded_until_s = 0.0
+        self._run_id = ""
+
+    def __repr__(self) -> str:
+        return f"<LeaseWatch {'silent' if self.is_silent else 'confirmed'}, {self._clock() - self._confirmed_s:.1f} s ago>"
+
+    def begin(self) -> None:
+        """Count from now: the first beat is written."""
+        self._confirmed_s = self._clock()
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the leases may be lost: no beat was confirmed for so long that nothing may start any more."""
+        return self._clock() - self._confirmed_s > SILENT_PART * self._lease_s
+
+    def is_late(self, asked_s: float) -> bool:
+        """Return whether what was asked for then may be another's by now, or soon: asked in silence, or answered late."""
+        late_s = LATE_PART * self._lease_s
+        return asked_s < self._silent_before_s or self._clock() - asked_s > late_s + min(late_s, ON_THE_WAY_S)
+
+    def confirm(self, beat: Beat) -> None:
+        """Take note of a confirmed heartbeat.
+
+        After a silence, a fetch that is under way may still bring what was lost meanwhile. After a restart of the server, or a
+        gap of half a lease, this worker reclaims nothing for one lease: the others' beats may have waited as long.
+        """
+        now_s = self._clock()
+        if self.is_silent:
+            self._silent_before_s = now_s
+        if beat.run_id != self._run_id or now_s - self._confirmed_s > self._lease_s / 2:
+            if self._run_id:
+                self._guarded_until_s = now_s + self._lease_s
+            self._run_id = beat.run_id
+        self._confirmed_s = beat.sent_s
+
+    @property
+    def may_reclaim(self) -> bool:
+        """Whether this worker may take what others do not renew."""
+        return self._clock() > self._guarded_until_s and not self.is_silent
 
 
 class Heartbeat(threading.Thread):
-    """Renews what is held every third of a lease, from a thread, so that a handler that blocks the loop does not lose
-    its leases.
+    """Renews what is held every third of a lease, from a thread, so that a handler that blocks the loop does not lose its leases.
+
+    `streams` is the worker's store, of which the thread opens a sibling of its own. `row` returns what the workers' table says of
+    this worker; `on_heartbeat` hears of each confirmed beat, `on_crash` of a crash of the thread. All three are called in it.
     """
 
     def __init__(
         self,
-        url: str,
-        queue: str,
-        consumer: str,
-        lease_s: float,
-        max_block_s: float,
+        streams: Streams,
         held: Held,
-        loop_state: LoopState,
+        monitor: LoopMonitor,
+        *,
+        lease_s: float,
         row: Callable[[], WorkerRow],
-        report: Callable[[Beat], None],
-        crashed: Callable[[BaseException], None],
+        on_heartbeat: Callable[[Beat], None],
+        on_crash: Callable[[BaseException], None],
     ) -> None:
         super().__init__(name="heartbeat", daemon=True)
-        self._streams = (url, queue, consumer)
-        self._lease_s = lease_s
-        self._max_block_s = max_block_s
+        self._streams = streams
         self._held = held
-        self._loop_state = loop_state
+        self._monitor = monitor
+        self._lease_s = lease_s
         self._row = row
-        self._report = report
-        self._crashed = crashed
+        self._on_heartbeat = on_heartbeat
+        self._on_crash = on_crash
         self._stopping = threading.Event()
         self.error: Exception | None = None
-        self._dumped = False
 
     def run(self) -> None:
         """Beat and watch until stopped."""
         try:
             asyncio.run(self._live())
         except Exception as error:
-            self.error = error  # the watchdog in the main loop ends the worker: it must not go on without leases
-            self._crashed(error)  # and where the loop stands still, whoever hears this does
+            self.error = error  # the watchdog in the worker's loop ends the worker: it must not go on without leases
+            self._on_crash(error)  # and where that loop stands still, the process ends all the same
 
     def stop(self) -> None:
         """End the thread after the beat it is in."""
@@ -156,10 +144,10 @@ class Heartbeat(threading.Thread):
         self._stopping.set()
 
     async def _live(self) -> None:
-        store = Streams(*self._streams, answer_s=min(ANSWER_S, self._lease_s / 4))  # a silent line must not cost the lease
+        store = self._streams.sibling(min(ANSWER_S, self._lease_s / 4))  # a silent connection must not cost the lease
         async with asyncio.TaskGroup() as group:
             beats = group.create_task(self._beats(store))
-            await self._watch()
+            await self._monitor.run(self._stopping)
             beats.cancel()
         await store.close()
 
@@ -167,9 +155,9 @@ class Heartbeat(threading.Thread):
         failures = 0
         while True:
             wait_s = self._lease_s / 3 * (0.8 + 0.4 * random())  # noqa: S311 -- spreads beats, guards nothing
-            if time.monotonic() - self._loop_state.moved_s <= self._max_block_s:
+            if not self._monitor.is_dead:
                 try:
-                    await self._beat(store)
+                    await self.beat_once(store)
                     failures = 0
                 except StoreUnavailable as error:
                     failures += 1
@@ -177,57 +165,16 @@ class Heartbeat(threading.Thread):
                     wait_s /= 6  # the lease runs: try again well before the next beat would be due
             await asyncio.sleep(wait_s)
 
-    async def _beat(self, store: Streams) -> None:
+    async def beat_once(self, store: Streams) -> None:
+        """Renew what has been held for a while, then say that this worker lives, and report both.
+
+        Killed between the two: what was renewed keeps its lease, and the row ends as the beat before said.
+
+        Raises:
+            StoreUnavailable: no answer or an error; nothing is reported.
+        """
         sent_s = time.monotonic()
         leases = self._held.older_than(self._lease_s / 6, sent_s)
         refused = await store.renew([(lease.stream, lease.entry, count) for lease, count in leases])
         run_id = await store.beat(self._row())
-        self._report(Beat(sent_s, run_id, [leases[position] for position in refused]))
-
-    async def _watch(self) -> None:
-        reported_s, next_s = 0.0, BLOCKED_S
-        while not self._stopping.is_set():
-            await asyncio.sleep(WATCH_S)
-            now_s = time.monotonic()
-            still_s = now_s - self._loop_state.moved_s - TICK_S
-            if still_s < BLOCKED_S:
-                next_s = BLOCKED_S
-                self._dumped = False
-            elif still_s >= next_s and (now_s - reported_s > QUIET_S or still_s > 2 * BLOCKED_S):
-                self._name_the_blocker(still_s)
-                reported_s, next_s = now_s, max(2 * still_s, 10 * BLOCKED_S)
-            if still_s > self._max_block_s and not self._dumped:
-                self._dumped = True
-                log.critical("the loop has not moved for %.0f s: the heartbeat falls silent\n%s", still_s, stacks())
-
-    def _name_the_blocker(self, still_s: float) -> None:
-        job = self._loop_state.running()
-        frame = _frames().get(self._loop_state.thread_id)
-        where = place_of(frame) if frame is not None else "unknown place"
-        who = f"handler of {job.type.decode(errors='replace')} (job {job.id})" if job else "code outside of handlers"
-        log.warning("the event loop is blocked for %.0f ms by the %s at %s", still_s * 1000, who, where)
-
-
-def _frames() -> dict[int, FrameType]:
-    return sys._current_frames()  # pyright: ignore[reportPrivateUsage] -- the only way to see another thread's stack
-
-
-def place_of(frame: FrameType) -> str:
-    """Return file, line and function where a thread stands; beside a library's innermost line also the one that called it."""
-    inner = traceback.extract_stack(frame)
-    last = inner[-1]
-    ours = next((at for at in reversed(inner) if not _is_library(at.filename)), last)
-    text = f"{ours.filename}:{ours.lineno} in {ours.name}"
-    return text if ours is last else f"{text}, now in {last.filename}:{last.lineno} {last.name}"
-
-
-def _is_library(filename: str) -> bool:
-    return "site-packages" in filename or filename.startswith((sys.base_prefix, "<frozen"))
-
-
-def stacks() -> str:
-    """Return the stacks of all threads, for the log."""
-    names = {thread.ident: thread.name for thread in threading.enumerate()}
-    return "\n".join(
-        f"thread {names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}" for ident, frame in _frames().items()
-    )
+        self._on_heartbeat(Beat(sent_s, run_id, [leases[position] for position in refused]))

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from random import random
 from typing import Final
 
 from runtime.codec import summary
 from runtime.errors import StoreError, StoreUnavailable
 from runtime.jobs import STREAMS, Lease, Letter, default_id
-from runtime.places import Places
-from runtime.streams import MAX_IDS, Fetched, Isolated
+from runtime.streams import MAX_IDS, Isolated
+from runtime.worker.admission import Admission
 from runtime.worker.context import WorkerContext
 
 ASK_PART: Final = 0.25  # of a lease, until we ask again for a place that another worker has
@@ -34,15 +34,14 @@ class Isolation:
         self,
         ctx: WorkerContext,
         beside: Callable[[], tuple[float, bool]],
-        receive: Callable[[Fetched, float], Awaitable[None]],
+        admission: Admission,
     ) -> None:
         self._ctx = ctx
         self._beside = beside
-        self._receive = receive
+        self._admission = admission
         self._types = {
             handler.contract.type: (handler.contract.version, int(handler.timeout_s * 1000)) for handler in ctx.registry.values()
         }
-        self._kinds = {name: ctx.places.get(handler.runs) for name, handler in ctx.registry.items()}
         self._isolated: list[tuple[int, bytes]] = []
         self._rests_since_s = 0.0
         self._until_s = 0.0
@@ -71,7 +70,7 @@ class Isolation:
         if self._may_be_named:  # a reply was lost: what it named never ran here
             await self._end_isolation()
         is_ours = self._needed_s is not None
-        if now_s < max(self._ask_at_s, self._turn_until_s) or not (self._ctx.maintenance.has_suspects or is_ours):
+        if now_s < max(self._ask_at_s, self._turn_until_s) or not (self._ctx.parked.has_suspects or is_ours):
             return False
         lanes = self._ctx.inbox.idle
         if self._needed_s is not None and (self._beside()[0] < self._needed_s or not lanes):
@@ -87,7 +86,7 @@ class Isolation:
         """For how long nothing need be asked of the isolation; infinite where no suspects are."""
         if self._needed_s is not None:
             return 0.0
-        if not self._ctx.maintenance.has_suspects:
+        if not self._ctx.parked.has_suspects:
             return float("inf")
         # While it is the turn of ordinary work, a short bell tells whether any is there.
         return max(0.0, self._ask_at_s - time.monotonic())
@@ -122,7 +121,7 @@ class Isolation:
                 self._rests_since_s = rests_since_s
                 self._until_s = now_s + found.for_ms / 1000
                 try:
-                    await self._receive(found.fetched, now_s)
+                    await self._admission.receive(found.fetched, now_s, is_chosen=True)
                 except StoreUnavailable:
                     if len(self._isolated) == 1:  # it has not run: that it is still here speaks for nobody
                         self._isolated.clear()
@@ -139,7 +138,7 @@ class Isolation:
                 self._ask_at_s = now_s + min(found.for_ms / 1000, ASK_PART * config.lease_s) * (0.5 + random())  # noqa: S311
                 return False
             case _:
-                self._ctx.maintenance.has_suspects = False
+                self._ctx.parked.has_suspects = False
                 self._ask_at_s = now_s + found.for_ms / 1000
                 return False
 
@@ -147,9 +146,10 @@ class Isolation:
         """Return the types of which one would find its thread or child process in time: others would keep this place for nothing,
         again and again, and those behind them waiting.
         """
-        return {name: bounds for name, bounds in self._types.items() if self._may_start(self._kinds[name.encode()])}
+        return {name: bounds for name, bounds in self._types.items() if self._may_start(name.encode())}
 
-    def _may_start(self, places: Places | None) -> bool:
+    def _may_start(self, type_name: bytes) -> bool:
+        places = self._ctx.parked.places_of(type_name)
         return places is None or places.capacity_within_a_second(0) > 0
 
     async def _end_isolation(self) -> None:

@@ -18,8 +18,9 @@ from typing import Any, Final
 from runtime.answers import finish
 from runtime.errors import LeaseLost, NotStarted, SelfCancelled, TimedOut
 from runtime.jobs import BEGINS, DONE, Job, Outcome, Registry
-from runtime.settle import Ledger, decide, describe, forget_stack, has_word, module_of, told_as
+from runtime.settle import decide, describe, forget_stack, has_word, module_of, told_as
 from runtime.stats import Stats
+from runtime.worker.ledger import Ledger
 
 NEVER = float("inf")
 RECUT_S = 5.0  # a handler that swallows its cancel hears it again

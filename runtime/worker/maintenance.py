@@ -5,33 +5,29 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
 from random import random
 from typing import Final
 
 from runtime import logs
-from runtime.backoff import Backoff, delay_s
+from runtime.backoff import delay_s
 from runtime.errors import StoreUnavailable
 from runtime.jobs import FREE, STREAMS, SUSPECT, UNKNOWN, Lease, Letter, default_id, lot_of
-from runtime.stats import Stats
-from runtime.store.base import End, WorkerRow, parse_int
-from runtime.streams import Streams
+from runtime.store.base import End, WorkerRow
+from runtime.worker.context import STORE_BACKOFF, WorkerContext
 from runtime.worker.log import level_of
+from runtime.worker.parking import lot_is_known
 
 log = logs.guarded("runtime.worker.maintenance")
 
-STORE_BACKOFF: Final = Backoff(base_s=0.05, cap_s=5.0)
 PROMOTE_IDS: Final = 500
 PROMOTE_S: Final = 1.0  # what somebody else delays for less than this may come up to this late
 SOON_S: Final = 0.005
 STUCK_S: Final = 0.25  # something is due and cannot be moved: memory is full
 RECLAIM_IDS: Final = 100
-FAR: Final = 10**18  # a version that nobody knows
 SWEEP_S: Final = (2.0, 5.0)
 FORGET_ROWS: Final = 20
 ENDS_S: Final = 20.0  # a guess: what closes a stream stays, and jobs go on running meanwhile
 ENDS_TOLD_S: Final = 300.0
-MAX_UNKNOWN: Final = 256  # lots of unknown names; a producer with a typo per message must not make a consumer each
 
 
 def jitter_s(low_s: float, high_s: float) -> float:
@@ -40,37 +36,24 @@ def jitter_s(low_s: float, high_s: float) -> float:
 
 
 class Maintenance:
-    """Owns three loops: promote, sweep, count. `lots` is what the last sweep saw, for the fetcher to take from."""
+    """Owns three loops: promote, sweep, count."""
 
-    def __init__(
-        self,
-        streams: Streams,
-        stats: Stats,
-        types: dict[str, int],
-        lease_s: float,
-        unknown_after_s: float,
-        may_reclaim: Callable[[], bool],
-    ) -> None:
-        self._streams = streams
-        self._stats = stats
-        self._types = types
-        self._lease_s = lease_s
-        self._unknown_after_s = unknown_after_s
-        self._may_reclaim = may_reclaim
+    def __init__(self, ctx: WorkerContext) -> None:
+        self._ctx = ctx
+        self._streams = ctx.streams
+        self._lease_s = ctx.config.lease_s
+        self._unknown_after_s = ctx.config.unknown_after_s
         self._seen_rows: dict[str, tuple[int, float]] = {}
         self._counted: dict[str, int] = {}
-        self._adopted: set[str] = set()
         self._cursor = "0"
         self._began_s = time.monotonic()
         self._known_s: dict[tuple[str, int], float] = {}  # when a live worker was last seen that knows this type and version
         self._promote_now = asyncio.Event()
-        self._new_lots: set[tuple[int, str]] = set()
-        self.lots: dict[tuple[int, str], int] = {}
-        self.unknown_lots: set[str] = set()
-        self.has_suspects = False
         self._next_ends_s = self._tell_ends_s = 0.0
         self.ends: list[End] = []
-        self.on_parked: Callable[[], None] = lambda: None
+
+    def __repr__(self) -> str:
+        return f"<Maintenance {len(self._seen_rows)} workers known>"
 
     # --- delayed jobs --------------------------------------------------------------------------------------------
 
@@ -133,7 +116,7 @@ class Maintenance:
         await self._adopt_strange_lots()
         workers = await self._streams.workers()
         still = self._standing_still(workers)
-        if not self._may_reclaim():
+        if not self._ctx.leases.may_reclaim:
             return
         for stream in busy:
             while True:
@@ -141,9 +124,9 @@ class Maintenance:
                 if found.is_guarded:
                     return
                 if found.dead or found.undelivered:
-                    self.has_suspects = self.has_suspects or found.dead > 0
-                    self._stats.moved(b"", stream, "reclaimed", found.dead)
-                    self._stats.moved(b"", stream, "undelivered", found.undelivered)
+                    self._ctx.parked.has_suspects = self._ctx.parked.has_suspects or found.dead > 0
+                    self._ctx.stats.moved(b"", stream, "reclaimed", found.dead)
+                    self._ctx.stats.moved(b"", stream, "undelivered", found.undelivered)
                     log.info("took back %d jobs of dead workers and %d lost deliveries", found.dead, found.undelivered)
                 if found.dead + found.undelivered < RECLAIM_IDS:
                     break
@@ -174,32 +157,11 @@ class Maintenance:
         return {name: end.ahead_ms / 1000 for name, end in zip((*STREAMS, "dead"), self.ends, strict=False)}
 
     async def _look_for_lots(self) -> set[int]:
-        """Look what is parked; give the streams of which workers hold something, else one with a lot, to hear of the guard."""
-        before, self._new_lots = self._new_lots, set()
+        """Look what is parked; return the streams of which workers hold something, else one with a lot, to hear of the guard."""
+        before = self._ctx.parked.begin_look()
         lots, busy = await self._streams.lots()
-        # What was to be parked just now may not be written yet: its lot counts all the same.
-        self.lots = {**dict.fromkeys(before | self._new_lots, 0), **lots}
-        self.unknown_lots = {name for _, name in self.lots if name.startswith(UNKNOWN) and not self.can_run(name)}
-        self.has_suspects = any(name == SUSPECT for _, name in lots)
+        self._ctx.parked.saw(lots, before)
         return busy or {stream for stream, _ in list(lots)[:1]}
-
-    def lot_for(self, lot: str) -> str:
-        """Return this lot of an unknown type, or the shared one where there are too many: producers can invent any name."""
-        if lot not in self.unknown_lots:
-            if len(self.unknown_lots) >= MAX_UNKNOWN:
-                return UNKNOWN
-            self.unknown_lots.add(lot)
-            self._new_lots.update((stream, lot) for stream in range(4))
-            self.lots.update(dict.fromkeys([(stream, lot) for stream in range(4)], 0))
-        return lot
-
-    def parked(self, places: Iterable[tuple[int, str]]) -> None:
-        """Note lots, by stream and name, into which this worker has just put jobs: what it can run is taken from there again."""
-        new = {at for at in places if at[1] != FREE and self.can_run(at[1])}
-        self._new_lots |= new
-        if new:
-            self.lots = dict.fromkeys(new, 0) | self.lots
-            self.on_parked()
 
     def _standing_still(self, workers: dict[str, tuple[int, WorkerRow]]) -> dict[str, int]:
         """Return the workers whose row has not moved for two of their leases by our own clock, and where it stands:
@@ -233,10 +195,10 @@ class Maintenance:
 
         Asked of the lots there are now: the next sweep meets one that comes meanwhile, and one that goes answers with nothing.
         """
-        for stream, lot in list(self.lots):
+        for stream, lot in list(self._ctx.parked.seen):
             is_strange = lot not in (FREE, SUSPECT) and not lot.startswith(UNKNOWN)
             if is_strange and await self._streams.waiting_longest(stream, lot, int(self._lease_s * 1000), 1):
-                self._adopted.add(lot)
+                self._ctx.parked.adopt(lot)
 
     async def _dead_letter_unknown(self, live_rows: list[WorkerRow]) -> None:
         """Bury what no live worker has known for long.
@@ -252,7 +214,7 @@ class Maintenance:
         if now_s < self._began_s + self._unknown_after_s:
             return
         idle_ms = int(self._unknown_after_s * 1000)
-        for (stream, lot), _ in list(self.lots.items()):
+        for stream, lot in list(self._ctx.parked.seen):
             is_shared = lot in (UNKNOWN, SUSPECT)
             if not is_shared and (not lot.startswith(UNKNOWN) or lot_is_known(lot, known)):
                 continue
@@ -267,17 +229,8 @@ class Maintenance:
             if letters:
                 moved = await self._streams.dead_letter(lot, letters)
                 await self._streams.forget(lot)  # a lot that is empty now is seen by nobody any more
-                self._stats.moved(b"", stream, "dead", moved)
+                self._ctx.stats.moved(b"", stream, "dead", moved)
                 log.warning("%d jobs of unknown type are among the dead letters (%s)", moved, lot)
-
-    def can_run(self, lot: str) -> bool:
-        """Return whether this worker may take from a lot: its type and version, or the shared lot."""
-        if lot in (FREE, UNKNOWN):
-            return True
-        if not lot.startswith(UNKNOWN):
-            return lot in self._adopted
-        name, _, version = lot[len(UNKNOWN) :].rpartition("@")
-        return (parse_int(version) or FAR) <= self._types.get(name, 0)
 
     # --- counters ------------------------------------------------------------------------------------------------
 
@@ -290,7 +243,7 @@ class Maintenance:
     async def count_once(self) -> None:
         """Write what was counted since the last time."""
         counts: list[tuple[str, int]] = []
-        for name, total in self._stats.totals():
+        for name, total in self._ctx.stats.totals():
             if total != self._counted.get(name, 0):
                 counts.append((name, total - self._counted.get(name, 0)))
                 self._counted[name] = total
@@ -299,9 +252,3 @@ class Maintenance:
                 await self._streams.count(int(time.time() // 60), counts)
             except StoreUnavailable as error:
                 log.debug("a second of statistics is lost: %s", error)
-
-
-def lot_is_known(lot: str, known: set[tuple[str, int]]) -> bool:
-    """Return whether a live worker can run what waits in this lot of a type."""
-    name, _, version = lot[len(UNKNOWN) :].rpartition("@")
-    return any(name == known_name and (parse_int(version) or FAR) <= newest for known_name, newest in known)

@@ -1,9 +1,11 @@
-"""How much to ask for at once: how many entries of each priority, by weight, and how many bytes, as the line allows."""
+"""What to ask Redis for next, and how much at once: entries of each priority by weight, bytes as the connection allows."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from typing import Final
+
+import msgspec
 
 START_BYTES: Final = 1 << 20  # a guess: a second of a slow line, and more than a thousand small entries
 MOST_BYTES: Final = 16 << 20  # a guess: so much at once that the round trip no longer counts
@@ -12,6 +14,67 @@ UNKNOWN_BYTES: Final = 64 * 1024  # what an entry is taken for before any has co
 SAMPLE: Final = 8  # entries of a delivery that are weighed
 ENTRY_BYTES: Final = 40  # beside its fields, in an answer
 WEIGHTS: Final = (8, 4, 2, 1)  # critical, high, medium, low: nobody starves, and critical gets more than half
+
+
+class View(msgspec.Struct, frozen=True, kw_only=True):
+    """What the fetcher knows when it chooses its next step. A round of steps begins with a capacity, and ends with no step.
+
+    `has_asks`: lots may be asked for something now. `has_taken`, `has_fetched`, `has_found`: what this round did and found.
+    `is_quiet`: the last wait brought nothing, so that only lots can hold anything. `is_free_left`: something waits in the `~free`
+    of a stream. `are_lots_full`: a lot gave all that it was asked for. `is_deaf`: no stream can be waited at, since each rests or
+    cannot be read. `wait_from` is the capacity that a wait may use up, since one entry of each stream may come.
+    """
+
+    capacity: int
+    has_asks: bool = False
+    has_taken: bool = False
+    has_fetched: bool = False
+    has_found: bool = False
+    is_quiet: bool = False
+    is_free_left: bool = False
+    are_lots_full: bool = False
+    is_stopping: bool = False
+    is_deaf: bool = False
+    wait_from: int = 4
+
+
+class TakeParked(msgspec.Struct, frozen=True):
+    """Take entries of lots."""
+
+
+class Fetch(msgspec.Struct, frozen=True):
+    """Lease up to `capacity` new entries, divided among the streams by the plan."""
+
+    capacity: int
+
+
+class Wait(msgspec.Struct, frozen=True):
+    """Wait in Redis for the first entry that comes."""
+
+
+class Pause(msgspec.Struct, frozen=True):
+    """Do nothing for a moment."""
+
+
+Step = TakeParked | Fetch | Wait | Pause
+
+
+def next_step(view: View) -> Step | None:
+    """Return what the fetcher does next; None when the round is over, and another one begins with the capacity there is then.
+
+    Lots come first, as far as they are due; then streams; and only where both have nothing, a wait.
+    """
+    if view.has_asks and not view.has_taken:
+        return TakeParked()
+    if view.capacity < 1:
+        return None
+    can_wait = view.capacity >= view.wait_from
+    is_nothing_new = view.is_quiet and can_wait and not view.is_free_left and not view.are_lots_full
+    if not view.has_fetched and not is_nothing_new:
+        return Fetch(view.capacity)
+    if view.has_fetched and (view.has_found or view.is_free_left or view.are_lots_full or view.is_stopping):
+        return None
+    return Wait() if can_wait and not view.is_deaf else Pause()
 
 
 class Plan:

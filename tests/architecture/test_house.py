@@ -35,7 +35,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 )
 # Stricter than its floor, and why.
 STRICT: dict[str, tuple[set[str], str]] = {
-    "worker.lanes": ({"errors", "jobs", "stats", "answers", "settle"}, "the hot path is tested and measured without Redis"),
+    "worker.lanes": (
+        {"errors", "jobs", "stats", "answers", "settle", "worker.ledger"},
+        "the hot path is tested and measured without Redis",
+    ),
     "supervisor": ({"errors", "backoff", "config", "folders", "logs", "leaving"}, "knows no job"),
     "store": ({"errors", "jobs", "backoff", "codec", "store"}, "serves producers too, which load no handler"),
     "sender": ({"errors", "jobs", "backoff", "codec", "store"}, "a web service that only enqueues loads no worker"),

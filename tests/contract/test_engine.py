@@ -10,13 +10,13 @@ import msgspec
 import pytest
 
 from runtime import Backoff, Dead, Job, Retry, contract, handler
-from runtime.consumer import LATE_PART, ON_THE_WAY_S
 from runtime.errors import StoreUnavailable
 from runtime.jobs import Batch, Lease
 from runtime.store.base import GROUP
 from runtime.streams import Fetched, Settled
 from runtime.worker.fetcher import INBOX_BYTES
-from runtime.worker.heartbeat import Beat, Heartbeat, Held
+from runtime.worker.heartbeat import LATE_PART, ON_THE_WAY_S, Beat, Heartbeat
+from runtime.worker.held import Held
 from tests.faults.harness import leftovers
 from tests.proxy import Proxy
 from tests.workers import until, working
@@ -293,7 +293,7 @@ async def test_a_worker_that_stood_still_starts_nothing_before_its_next_beat(ser
         xadd(raw, 1)
         await until(lambda: len(worker.inbox) == 1, "it waits")
         worker.inbox.may_start = may_start
-        worker._confirmed_s -= 6
+        worker.leases._confirmed_s -= 6
         assert worker.inbox.take(time.monotonic()) is None
         assert not worker.inbox.jobs, "it is given back"
         await until(lambda: ran == [1] and not leftovers(raw), "it runs after the next beat")
@@ -386,9 +386,9 @@ async def test_what_a_beat_took_while_its_key_was_claimed_does_not_start(server,
             verdicts = await admit(keyed)
             [(job, _)] = keyed
             raw.xclaim(KEY, GROUP, "somebody-else", 0, [job.entry])
-            worker._confirmed_s -= 6
+            worker.leases._confirmed_s -= 6
             job.taken_s -= 6
-            worker._judge(Beat(time.monotonic(), worker._known_run_id, [(job, job.count)]))
+            worker.on_heartbeat(Beat(time.monotonic(), worker.leases._run_id, [(job, job.count)]))
             worker.streams.admit = admit
             return verdicts
 
@@ -433,7 +433,7 @@ async def test_a_worker_is_known_before_it_reads(server, raw, monkeypatch):
     async def not_yet(self, store):
         pass
 
-    monkeypatch.setattr(Heartbeat, "_beat", not_yet)
+    monkeypatch.setattr(Heartbeat, "beat_once", not_yet)
     async with working(server.url, work) as worker:
         await until(lambda: worker.is_fetching, "it reads")
         assert list(raw.hgetall("{jobs}:workers:rows")) == [worker.name]

@@ -144,9 +144,9 @@ async def test_a_suspect_that_nobody_knows_makes_no_idle_worker_ask_in_haste(ser
         return int(raw.info("commandstats").get("cmdstat_xreadgroup", {}).get("calls", 0))
 
     async with working(server.url, guarded, lease_s=30.0) as worker:
-        await until(lambda: worker.maintenance.has_suspects, "it was seen")
-        await until(lambda: not worker.maintenance.has_suspects, "it cannot run here")
-        await until(lambda: worker.maintenance.has_suspects, "it is seen again")
+        await until(lambda: worker.parked.has_suspects, "it was seen")
+        await until(lambda: not worker.parked.has_suspects, "it cannot run here")
+        await until(lambda: worker.parked.has_suspects, "it is seen again")
         before, began_s = bells(), time.monotonic()
         await until(lambda: time.monotonic() - began_s > 1.5, "a while")
         assert bells() - before <= 5
@@ -219,12 +219,12 @@ async def test_a_silent_worker_asks_for_no_suspects(server, raw):
         asked: list[bool] = []
 
         async def noted(*arguments):
-            asked.append(worker._is_silent())
+            asked.append(worker.leases.is_silent)
             return await isolate(*arguments)
 
         worker.streams.isolate = noted
-        worker._confirmed_s -= 6
+        worker.leases._confirmed_s -= 6
         suspects(raw, range(1))
-        worker.maintenance.has_suspects = True
+        worker.parked.has_suspects = True
         await until(lambda: ran == [0], "it runs after the next beat")
         assert not any(asked)

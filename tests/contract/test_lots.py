@@ -70,9 +70,9 @@ async def test_lots_that_come_and_go_while_a_worker_looks_at_strange_ones_do_not
         async def meanwhile(stream, lot, idle_ms, n):
             nonlocal looks
             looks += 1
-            worker.maintenance.lot_for(f"~t:unheard-of-{looks}@1")  # as the fetcher does beside the sweep
+            worker.parked.lot_for(f"~t:unheard-of-{looks}@1")  # as the fetcher does beside the sweep
             if looks == 1:
-                worker.maintenance.lots.pop((2, "~new-kind-2"), None)
+                worker.parked.seen.pop((2, "~new-kind-2"), None)
             return await real(stream, lot, idle_ms, n)
 
         worker.streams.waiting_longest = meanwhile
@@ -136,7 +136,7 @@ async def test_a_lot_is_buried_only_when_nobody_has_known_its_type_for_long_howe
     aged = ("XCLAIM", KEY, GROUP, "~t:later@1", 0, row["message_id"], "IDLE", 3_600_000, "RETRYCOUNT", 0, "JUSTID")
     raw.execute_command(*aged)
     async with working(server.url, work, unknown_after_s=900) as worker:
-        await until(lambda: worker.maintenance.lots, "the sweep has seen it")
+        await until(lambda: worker.parked.seen, "the sweep has seen it")
         await worker.maintenance._dead_letter_unknown([])
         assert raw.xlen("{jobs}:dead") == 0, "it may have waited for a thread, and its worker be starting"
         worker.maintenance._began_s -= 1000

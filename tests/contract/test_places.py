@@ -116,7 +116,7 @@ async def test_a_place_that_becomes_free_is_filled_at_once_from_a_lot_though_no_
         send(raw, 0)
         await until(lambda: len(held) == 1, "the thread is taken")
         send(raw, *range(1, 4))
-        await until(lambda: len(in_lots(raw)) == 3 and worker.maintenance.lots, "the others are parked")
+        await until(lambda: len(in_lots(raw)) == 3 and worker.parked.seen, "the others are parked")
         let_go.set()
         await until(lambda: raw.xlen(KEY) == 0, "all are done")
 

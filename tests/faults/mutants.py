@@ -226,15 +226,15 @@ MUTANTS = (
     Mutant(
         "a lot that is full waits for its next look",
         "runtime/worker/fetcher.py",
-        "                self._lots_are_full = True\n",
-        "                self._lots_are_full = False\n",
+        "                self._are_lots_full = True\n",
+        "                self._are_lots_full = False\n",
         "tests/contract/test_lots.py::test_a_lot_that_gives_all_it_is_asked_for_is_asked_again_at_once",
     ),
     Mutant(
         "lots before everything",
-        "runtime/worker/fetcher.py",
-        "self._owed + capacity * self._plan.part_beside({opening.stream for opening in openings})",
-        "self._owed + capacity",
+        "runtime/worker/parking.py",
+        "self._owed + capacity * part)",
+        "self._owed + capacity)",
         "tests/contract/test_lots.py::test_a_lot_and_the_streams_share_by_weight_and_neither_starves",
     ),
     Mutant(
@@ -246,14 +246,14 @@ MUTANTS = (
     ),
     Mutant(
         "taken from lots without a place",
-        "runtime/worker/fetcher.py",
-        "wanted[places] = places.capacity_soon(self._coming(places))",
+        "runtime/worker/parking.py",
+        "wanted[places] = places.capacity_soon(coming(places))",
         "wanted[places] = ANY_NUMBER",
         "tests/contract/test_places.py::test_a_worker_takes_from_lots_only_what_it_has_a_place_for",
     ),
     Mutant(
         "who waits for a place keeps his lane",
-        "runtime/worker/fetcher.py",
+        "runtime/worker/admission.py",
         "                if not fits[places]:",
         "                if False:",
         "tests/contract/test_places.py::test_what_finds_no_thread_leaves_its_lane_and_another_worker_runs_it",
@@ -261,7 +261,7 @@ MUTANTS = (
     Mutant(
         "a free place waits for the bell",
         "runtime/worker/fetcher.py",
-        "        if places in self._awaited:\n            self.look_again()",
+        "        if places in self._ctx.parked.awaited:\n            self.look_again()",
         "        pass",
         "tests/contract/test_places.py::test_a_place_that_becomes_free_is_filled_at_once_from_a_lot_though_no_bell_rings",
     ),
@@ -302,9 +302,9 @@ MUTANTS = (
     ),
     Mutant(
         "a verdict of the beat that nobody heard",
-        "runtime/worker/fetcher.py",
-        "if self._is_late(asked_s):  # a beat",
-        "if False:  # a beat",
+        "runtime/worker/admission.py",
+        "        if ctx.leases.is_late(asked_s):\n            ctx.ledger.release(claimed.ready)",
+        "        if False:\n            ctx.ledger.release(claimed.ready)",
         "tests/contract/test_engine.py::test_what_a_beat_took_while_its_key_was_claimed_does_not_start",
     ),
     Mutant(
@@ -330,8 +330,8 @@ MUTANTS = (
     ),
     Mutant(
         "what came late waits for the next beat",
-        "runtime/worker/fetcher.py",
-        "if held and self._is_late(asked_s):",
+        "runtime/worker/admission.py",
+        "if held and ctx.leases.is_late(asked_s):",
         "if False:",
         "tests/contract/test_engine.py::test_what_a_late_reply_brings_is_renewed_before_it_runs",
     ),
@@ -408,16 +408,16 @@ MUTANTS = (
     ),
     Mutant(
         "a keyed job refused at admit stays held",
-        "runtime/worker/fetcher.py",
-        "                self._ctx.held.remove([job])\n                continue\n",
+        "runtime/worker/admission.py",
+        "                ctx.held.remove([job])\n                continue\n",
         "                continue\n",
         f"{ENGINE}::test_a_keyed_job_that_was_taken_away_before_its_key_was_claimed_is_let_go",
     ),
     Mutant(
         "after the bell the next request waits for the flush",
         "runtime/worker/fetcher.py",
-        "            await asyncio.sleep(0)\n        else:",
-        "        else:",
+        "        await asyncio.sleep(0)\n\n    def _wait_ms",
+        "\n    def _wait_ms",
         f"{ENGINE}::test_after_the_bell_more_is_asked_for_at_once",
     ),
     Mutant(

@@ -27,7 +27,7 @@ from runtime.worker.maintenance import Maintenance
 from tests.faults.jobs import note
 
 PARTS: dict[str, tuple[type[Any], str]] = {
-    "fetcher": (Fetcher, "_fetch"),
+    "fetcher": (Fetcher, "_round"),
     "flusher": (Flusher, "flush"),
     "watchdog": (Stats, "fold"),
     "promote": (Streams, "promote"),

@@ -21,7 +21,7 @@ from hiredis import Reader, pack_command
 
 from runtime import Backoff, Dead, Job, Message, Producer, Snooze, contract, handler
 from runtime.config import Config
-from runtime.consumer import Consumer
+from runtime.consumer import Consumer, streams_for
 from runtime.store.base import GROUP, Keys, script
 from runtime.store.connection import Connection
 from runtime.testing import worker
@@ -126,7 +126,8 @@ async def _live(url: str, queue: str, history: Path) -> None:
             messages = [Message(payload=Step(n, SENT[n][0], str(history)), **SENT[n][1]) for n in numbers]
             await producer.send_many(messages)
             note(history, "sent", *numbers)
-        consumer = Consumer(Config(concurrency=4, lease_s=LEASE_S, queue=queue), url, {b"step": step})
+        config = Config(concurrency=4, lease_s=LEASE_S, queue=queue)
+        consumer = Consumer(config, streams_for(config, url), {b"step": step})
         await consumer.run()
 
 

@@ -27,12 +27,12 @@ from runtime.codec import decode_many, unpack_record
 from runtime.errors import StoreUnavailable
 from runtime.jobs import FREE, STREAMS, UNKNOWN, Deferral, Lease, Letter, Parking, lot_of
 from runtime.jobs import Job as WorkerJob
-from runtime.settle import empty_batch
 from runtime.store.base import GROUP, Store, WorkerRow
 from runtime.store.connection import Connection
 from runtime.store.inspector import Inspector
 from runtime.store.resp import Command
 from runtime.streams import Ask, Fetched, Streams
+from runtime.worker.ledger import empty_batch
 from tests.faults.model import DEAD, DUE, ENTRY, Job, Model
 from tests.servers import Server
 

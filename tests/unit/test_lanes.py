@@ -34,9 +34,9 @@ from runtime.backoff import Backoff
 from runtime.errors import BadPayload, Dead, LeaseLost, NeverRan, NoPlace, NotStarted, Retry, SelfCancelled, Snooze, TimedOut
 from runtime.jobs import BEGINS, FREE, LOST, PLAIN, Handler, Job, Parking, contract, contract_of
 from runtime.places import Places
-from runtime.settle import Ledger
 from runtime.stats import BUCKETS, Stats
 from runtime.worker.lanes import JOBS_PER_TURN, NEVER, RECUT_S, TURN_S, Inbox, Lane
+from runtime.worker.ledger import Ledger
 
 Run = Callable[[Any, Job], Awaitable[object]]
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}

@@ -1,4 +1,4 @@
-"""Settle: may a job start, what becomes of it after a run, and the ledger of what is to be written."""
+"""Settle: what becomes of a job after a run."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from typing import Any, cast
 
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from runtime.backoff import Backoff
 from runtime.errors import (
@@ -35,202 +33,37 @@ from runtime.errors import (
 from runtime.jobs import (
     DONE,
     LOST,
-    PLAIN,
     RELEASE,
-    BadEntry,
-    Deferral,
-    Envelope,
     Handler,
-    Job,
-    Lease,
-    Letter,
     Outcome,
     Park,
-    Parking,
-    Postpone,
-    contract,
     contract_of,
 )
-from runtime.settle import (
-    MAX_CAP_S,
-    MAX_SNOOZE_MS,
-    Ledger,
-    admit,
-    admit_keyed,
-    as_plain_words,
-    decide,
-    describe,
-    has_word,
-    stack_of,
+from runtime.settle import MAX_CAP_S, MAX_SNOOZE_MS, as_plain_words, decide, describe, has_word, stack_of
+from tests.unit.outcomes import (
+    HANDLER,
+    INF,
+    NAN,
+    NOW_MS,
+    SAFE,
+    Greet,
+    Mute,
+    as_dead,
+    as_raised,
+    as_retry,
+    decided,
+    greet,
+    handler,
+    job,
+    raised,
+    written_for,
 )
-
-NOW_MS = 1_700_000_000_000
-SAFE = 2**53  # whole numbers beyond it pass through Lua changed
-NAN, INF = float("nan"), float("inf")
-
-
-@contract("greet", version=2)
-class Greet(msgspec.Struct):
-    pass
-
-
-async def greet(payload: Any, job: Job) -> None:
-    """Never called in here."""
-
-
-def handler(**policy: Any) -> Handler[Any]:
-    return Handler(contract_of(Greet), greet, lambda job: Greet(), greet, 30.0, Backoff(**policy), "loop")
-
-
-HANDLER = handler(base_s=10, cap_s=1000, attempts=3)
-REGISTRY = {b"greet": HANDLER}
-
-
-def job(type_name: bytes = b"greet", stream: int = 1, entry: bytes = b"1700000000000-0", **fields: Any) -> Job:
-    return Job(stream, entry, 1, "run/0", 0.0, type_name, b"{}", Envelope(**fields) if fields else PLAIN, NOW_MS)
-
-
-def verdict(one: Job) -> Outcome | str:
-    """Return `ready`, `keyed`, or the outcome a job was turned away with."""
-    admitted = admit([one], REGISTRY, NOW_MS)
-    if admitted.turned_away:
-        assert not admitted.ready
-        assert not admitted.keyed
-        assert admitted.turned_away[0][0] is one
-        return admitted.turned_away[0][1]
-    assert len(admitted.ready) + len(admitted.keyed) == 1
-    return "ready" if admitted.ready == [one] else "keyed"
-
-
-def as_raised(make: Callable[[], BaseException]) -> BaseException:
-    """Return what a handler raises that says `raise make()`."""
-    try:
-        return make()
-    except Exception as error:
-        return error
-
-
-def raised(error: BaseException) -> BaseException:
-    """Return the error with a stack, as a handler would raise it."""
-    try:
-        raise error
-    except BaseException as caught:
-        return caught
-
-
-# --- admit -----------------------------------------------------------------------------------------------------------------
-
-
-def test_a_job_of_a_known_type_may_start() -> None:
-    assert verdict(job()) == "ready"
-    assert verdict(job(id="a", attempts=3)) == "ready"
-    assert verdict(job(version=2)) == "ready"
-
-
-@pytest.mark.parametrize("name", [b"", b"Greet", b"gr eet", b"greet\n", b"-greet", b".a", "grüße".encode(), b"\xff", b"a" * 65])
-def test_a_type_that_is_no_name_is_unreadable(name: bytes) -> None:
-    word = verdict(job(name))
-    assert isinstance(word, Dead)
-    assert word.code == "unreadable"
-
-
-def test_an_expired_job_is_dead() -> None:
-    word = verdict(job(exp_ms=NOW_MS))
-    assert isinstance(word, Dead)
-    assert word.code == "expired"
-    assert str(NOW_MS) in str(word)
-
-
-def test_a_job_that_expires_later_may_start() -> None:
-    assert verdict(job(exp_ms=NOW_MS + 1)) == "ready"
-
-
-def test_an_unknown_type_is_parked_in_the_lot_of_its_type_and_version() -> None:
-    assert verdict(job(b"send-fax")) == Park("~t:send-fax@1")
-    assert verdict(job(b"send-fax", version=7)) == Park("~t:send-fax@7")
-
-
-def test_a_newer_version_is_parked_for_a_worker_that_knows_it() -> None:
-    assert verdict(job(version=3)) == Park("~t:greet@3")
-
-
-def test_a_job_with_a_time_to_come_is_postponed() -> None:
-    assert verdict(job(at_ms=NOW_MS + 1)) == Postpone(NOW_MS + 1)
-
-
-def test_a_job_whose_time_has_come_may_start() -> None:
-    assert verdict(job(at_ms=NOW_MS)) == "ready"
-
-
-def test_a_job_with_a_key_waits_for_the_verdict_on_its_key() -> None:
-    assert verdict(job(key=b"k")) == "keyed"
-
-
-def test_what_is_wrong_with_a_job_is_judged_in_one_order() -> None:
-    wrong: dict[str, Any] = {"exp_ms": 1, "version": 3, "key": b"k", "at_ms": NOW_MS + 1}
-    unreadable, expired = verdict(job(b"NO", **wrong)), verdict(job(b"send-fax", **wrong))
-    assert isinstance(unreadable, Dead)
-    assert unreadable.code == "unreadable"
-    assert isinstance(expired, Dead)
-    assert expired.code == "expired"
-    del wrong["exp_ms"]
-    assert verdict(job(b"send-fax", **wrong)) == Park("~t:send-fax@3")
-    assert verdict(job(**wrong)) == Park("~t:greet@3")
-    del wrong["version"]
-    assert verdict(job(**wrong)) == "keyed"
-    del wrong["key"]
-    assert verdict(job(**wrong)) == Postpone(NOW_MS + 1)
-
-
-def test_a_batch_keeps_its_order() -> None:
-    jobs = [job(), job(key=b"k"), job(id="a"), job(b"send-fax"), job(key=b"l"), job(), job(at_ms=NOW_MS + 5)]
-    admitted = admit(jobs, REGISTRY, NOW_MS)
-    assert admitted.ready == [jobs[0], jobs[2], jobs[5]]
-    assert admitted.keyed == [jobs[1], jobs[4]]
-    assert [turned for turned, _ in admitted.turned_away] == [jobs[3], jobs[6]]
-
-
-def test_keyed_jobs_go_where_the_door_and_their_time_send_them() -> None:
-    mine, later, copy, refused, failed = (
-        job(key=b"k"), job(key=b"k", at_ms=NOW_MS + 9), job(key=b"k"), job(key=b"k"), job(key=b"k")
-    )  # fmt: skip
-    admitted = admit([mine, later, copy, refused, failed], REGISTRY, NOW_MS)
-    copies = admit_keyed(admitted, ["mine", "mine", "duplicate", "refused", "WRONGTYPE of a mark"], NOW_MS)
-    assert copies == [copy]
-    assert admitted.ready == [mine]
-    turned = {id(one): outcome for one, outcome in admitted.turned_away}
-    assert turned[id(later)] == Postpone(NOW_MS + 9)
-    assert turned[id(refused)] is LOST
-    word = turned[id(failed)]
-    assert isinstance(word, Snooze)
-    assert word.delay_s == 5
-    assert len(turned) == 3
-
-
-def test_each_key_needs_a_verdict() -> None:
-    with pytest.raises(ValueError, match="zip"):
-        admit_keyed(admit([job(key=b"k"), job(key=b"l")], REGISTRY, NOW_MS), ["mine"], NOW_MS)
-
 
 # --- decide ----------------------------------------------------------------------------------------------------------------
 
 
-def decided(error: BaseException | None, roll: float = 0.5, by: Handler[Any] = HANDLER, **fields: Any) -> Outcome:
-    return decide(by, job(**fields), error, lambda: roll)
-
-
-def as_retry(outcome: Outcome) -> Retry:
-    assert isinstance(outcome, Retry)
-    return outcome
-
-
 def as_snooze(outcome: Outcome) -> Snooze:
     assert isinstance(outcome, Snooze)
-    return outcome
-
-
-def as_dead(outcome: Outcome) -> Dead:
-    assert isinstance(outcome, Dead)
     return outcome
 
 
@@ -657,13 +490,6 @@ def test_a_group_that_holds_the_same_again_and_again_is_looked_at_once() -> None
 # --- words for people --------------------------------------------------------------------------------------------------------
 
 
-class Mute(Exception):
-    """An error whose own message raises."""
-
-    def __str__(self) -> str:
-        raise RuntimeError("no words")
-
-
 def test_an_ordinary_error_is_told_with_its_class() -> None:
     assert describe(ValueError("no such file")) == "ValueError: no such file"
     assert describe(KeyError("a")) == "KeyError: 'a'"
@@ -760,170 +586,3 @@ def test_a_stack_that_is_no_utf_8_can_be_written_all_the_same() -> None:
         stack = "in caf\udce9.py"
 
     assert b"in caf" in stack_of(Told()).encode()
-
-
-# --- the ledger --------------------------------------------------------------------------------------------------------------
-
-
-def written_for(outcome: Outcome, **fields: Any) -> Any:
-    ledger = Ledger()
-    ledger.add(job(**fields), outcome)
-    return ledger.take()
-
-
-def test_finished_jobs_are_noted_by_stream() -> None:
-    ledger = Ledger()
-    jobs = [job(stream=stream) for stream in (0, 3, 1, 3)]
-    for one in jobs:
-        ledger.add(one, DONE)
-    assert ledger.take().done == [[jobs[0]], [jobs[2]], [], [jobs[1], jobs[3]]]
-
-
-def test_a_retry_waits_from_now_and_counts_the_failure() -> None:
-    one = job(id="a", failed=2)
-    ledger = Ledger()
-    ledger.add(one, Retry(1.5))
-    assert ledger.take().defer == [Deferral(one, "retry", 1500, "a", 3)]
-
-
-def test_a_snooze_waits_from_now_and_counts_no_failure() -> None:
-    one = job(id="a", failed=2)
-    ledger = Ledger()
-    ledger.add(one, Snooze(1.5))
-    assert ledger.take().defer == [Deferral(one, "snooze", 1500, "a", 2)]
-
-
-def test_a_postponed_job_waits_until_its_time() -> None:
-    one = job(stream=3, at_ms=NOW_MS + 7)
-    ledger = Ledger()
-    ledger.add(one, Postpone(NOW_MS + 7))
-    assert ledger.take().defer == [Deferral(one, "at", NOW_MS + 7, "low-1700000000000-0", 0)]
-
-
-def test_a_dead_letter_says_why_and_after_how_many_attempts() -> None:
-    one = job(id="a", failed=2)
-    error = raised(ValueError("no"))
-    ledger = Ledger()
-    ledger.add(one, decide(HANDLER, one, error, lambda: 0))
-    (letter,) = ledger.take().dead
-    assert (letter.code, letter.error) == ("attempts", "ValueError: no")
-    assert (letter.lease, letter.attempts, letter.job_id) == (one, 3, "a")
-    assert "in raised" in letter.stack
-
-
-def test_an_expired_or_unreadable_job_burns_no_attempt_on_its_way_to_the_dead_letters() -> None:
-    assert written_for(Dead("late", "expired"), failed=2).dead[0].attempts == 2
-    assert written_for(decided(BadPayload("no"), failed=2), failed=2).dead[0].attempts == 2
-    waited = {"failed": 2, "snoozed_ms": 1}
-    assert written_for(decided(Snooze(1), **waited), **waited).dead[0].attempts == 2
-
-
-def test_an_entry_that_is_no_job_goes_to_the_dead_letters_as_it_is() -> None:
-    lease = Lease(2, b"1-0", 1, "run/0", 0.0)
-    ledger = Ledger()
-    ledger.add_bad(BadEntry(lease, "too-large", "x" * 5000))
-    assert ledger.take().dead == [Letter(lease, "too-large", "x" * 1000, "", 0, "")]
-
-
-def test_a_parked_job_goes_to_its_lot_and_a_released_one_to_the_free() -> None:
-    one, other, third = job(), job(), job()
-    ledger = Ledger()
-    ledger.add(one, Park("~t:greet@3"))
-    ledger.add(other, RELEASE)
-    ledger.release([third])
-    assert ledger.take().park == [Parking(one, "~t:greet@3"), Parking(other, "~free"), Parking(third, "~free")]
-
-
-def test_a_lost_job_leaves_nothing_to_write() -> None:
-    assert len(written_for(LOST)) == 0
-
-
-def test_the_ledger_begins_anew_when_it_was_taken() -> None:
-    ledger = Ledger()
-    ledger.add(job(), DONE)
-    assert len(ledger) == len(ledger.take()) == 1
-    assert len(ledger) == len(ledger.take()) == 0
-    ledger.add(job(), DONE)
-    assert len(ledger.take()) == 1
-
-
-def test_what_was_taken_does_not_change_with_what_is_noted_later() -> None:
-    ledger = Ledger()
-    ledger.add(job(), DONE)
-    batch = ledger.take()
-    ledger.add(job(), DONE)
-    ledger.add(job(), RELEASE)
-    assert len(batch) == 1
-
-
-def test_what_could_not_be_written_is_noted_again_beside_what_came_meanwhile() -> None:
-    ledger = Ledger()
-    jobs = [job(stream=stream % 4) for stream in range(5)]
-    for one, outcome in zip(jobs, (DONE, Retry(1), Dead("no"), RELEASE, DONE), strict=True):
-        ledger.add(one, outcome)
-    batch = ledger.take()
-    late = job(stream=0)
-    ledger.add(late, DONE)
-    ledger.put_back(batch)
-    assert len(ledger) == 6
-    again = ledger.take()
-    assert again.done == [[late, jobs[0], jobs[4]], [], [], []]
-    assert [again.defer[0].lease, again.dead[0].lease, again.park[0].lease] == [jobs[1], jobs[2], jobs[3]]
-
-
-def test_the_flusher_is_woken_once_for_all_that_is_noted_before_it_comes() -> None:
-    woken: list[int] = []
-    ledger = Ledger(lambda: woken.append(len(ledger)))
-    ledger.add(job(), DONE)
-    ledger.add(job(), Retry(1))
-    ledger.release([job()])
-    ledger.add_bad(BadEntry(job(), "unreadable", "no"))
-    assert woken == [1]
-    ledger.take()
-    ledger.release([job(), job()])
-    assert woken == [1, 2]
-
-
-def test_what_is_put_back_wakes_the_flusher() -> None:
-    woken: list[int] = []
-    ledger = Ledger(lambda: woken.append(len(ledger)))
-    ledger.add_bad(BadEntry(job(), "unreadable", "no"))
-    batch = ledger.take()
-    ledger.put_back(batch)
-    assert woken == [1, 1]
-
-
-def test_nothing_to_write_wakes_nobody() -> None:
-    woken: list[int] = []
-    ledger = Ledger(lambda: woken.append(len(ledger)))
-    ledger.release([])
-    ledger.put_back(ledger.take())
-    assert woken == []
-
-
-def test_a_ledger_says_how_much_it_holds() -> None:
-    ledger = Ledger()
-    ledger.add(job(), DONE)
-    assert repr(ledger) == "<Ledger 1 outcomes to write>"
-
-
-WAITS = st.floats() | st.integers(-(10**30), 10**30)
-ERRORS = st.one_of(
-    WAITS.map(Retry),
-    WAITS.map(Snooze),
-    st.text(max_size=2000).map(ValueError),
-    st.sampled_from([Mute(), SystemExit(1), TimedOut(), LeaseLost(), Dead(""), BadPayload(""), None]),
-)
-
-
-@given(ERRORS, st.integers(0, 2**53), st.integers(0, 2**53), st.integers(0, 2**53), st.floats(0, 1, exclude_max=True))
-def test_whatever_was_raised_its_outcome_can_be_written(
-    error: BaseException | None, failed: int, attempts: int, snoozed_ms: int, roll: float
-) -> None:
-    one = job(failed=failed, attempts=attempts, snoozed_ms=snoozed_ms)
-    ledger = Ledger()
-    ledger.add(one, decide(HANDLER, one, error, lambda: roll))
-    batch = ledger.take()
-    assert len(batch) == (0 if isinstance(error, LeaseLost) else 1)
-    for move in batch.defer:
-        assert 0 <= move.when_ms + NOW_MS < SAFE

@@ -1,0 +1,64 @@
+"""What this process holds: every lease, from its delivery until its move is written."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from typing import TypeVar
+
+from runtime.jobs import Lease
+
+L = TypeVar("L", bound=Lease)
+
+
+class Held:
+    """Owns every lease of this process: inbox, lanes and ledger. Changed per batch, under a lock shared with the heartbeat."""
+
+    def __init__(self) -> None:
+        self._leases: tuple[dict[bytes, Lease], ...] = ({}, {}, {}, {})
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"<Held {len(self)} leases>"
+
+    def __len__(self) -> int:
+        return sum(map(len, self._leases))
+
+    def __contains__(self, lease: Lease) -> bool:
+        return self._leases[lease.stream].get(lease.entry) is lease
+
+    def has(self, stream: int, entry: bytes) -> bool:
+        """Return whether this entry is held."""
+        return entry in self._leases[stream]
+
+    def add(self, stream: int, leases: list[L]) -> list[L]:
+        """Hold these leases of one stream; give those that are new.
+
+        One that is held already is adopted: its token is updated, it does not run again.
+        """
+        known = self._leases[stream]
+        new = {lease.entry: lease for lease in leases}
+        with self._lock:
+            if known.keys().isdisjoint(new):
+                known.update(new)
+                return leases
+            for entry in known.keys() & new.keys():
+                ours, again = known[entry], new.pop(entry)
+                ours.count, ours.run_id, ours.taken_s = again.count, again.run_id, again.taken_s
+            known.update(new)
+        return list(new.values())
+
+    def remove(self, leases: Iterable[Lease]) -> None:
+        """Hold these no longer: their move is confirmed, or they are somebody else's. What was lost and taken anew is another."""
+        by_stream = self._leases
+        with self._lock:
+            for lease in leases:
+                known = by_stream[lease.stream]
+                if known.get(lease.entry) is lease:
+                    del known[lease.entry]
+
+    def older_than(self, age_s: float, now_s: float) -> list[tuple[Lease, int]]:
+        """Return the leases taken longer than `age_s` ago, each with the count it has now."""
+        before_s = now_s - age_s
+        with self._lock:
+            return [(lease, lease.count) for known in self._leases for lease in known.values() if lease.taken_s < before_s]
