@@ -1,9 +1,10 @@
-"""Several worker processes under one supervisor: started, restarted, recycled, told to stop. It knows no job.
+"""Supervisor starts several worker processes, restarts those that die, replaces those that have grown, and stops them all.
 
-Supervisor and child hold the two ends of a socket, the tether. Over it a child says that it is ready, that its loop moves, why it
-cannot start, and what it did; its end, however the supervisor came to it, stops the child. SIGTERM stops a child, and may come
-more than once (a service manager tells every process of its group, and the supervisor tells its own); SIGINT skips the grace.
-Children have sessions of their own, so that Ctrl-C at a terminal reaches the supervisor alone.
+It knows no job. Supervisor and child hold the two ends of a socket, the tether. Over it a child tells that it is ready, that its
+loop moves, why it cannot start, and what it did. When the supervisor's end is closed, as it is however the supervisor ends, the
+child stops. SIGTERM stops a child, and may come more than once: a service manager sends it to every process of its group, and the
+supervisor to its children. SIGINT skips the grace. Children have sessions of their own, so that Ctrl-C at a terminal reaches the
+supervisor alone.
 """
 
 from __future__ import annotations
@@ -33,19 +34,20 @@ from runtime.leaving import HARD_DEADLINE, NO_REDIS, status_of
 log = logs.guarded("runtime.supervisor")
 
 VARIABLE: Final = "RUNTIME_CHILD"  # index and descriptor of the tether; a child takes it out of its environment
-RESTART: Final = Backoff(base_s=0.5, cap_s=30.0)
-STEADY_S: Final = 60.0  # a child that lived so long has a clean record
-LOOK_S: Final = 0.5  # between two looks at the children
-ALIVE_S: Final = 0.25  # between two words of a child whose loop moves
-LATE_S: Final = 1.0  # past a child's own hard deadline: then it is killed
-LAST_LINES_S: Final = 1.0  # a child of a child may hold the tether open
-MAX_TEXT: Final = 10_000  # characters of a child's complaint
+RESTART: Final = Backoff(base_s=0.5, cap_s=30.0)  # a guess; docs/operate.md has the 30 s
+STEADY_S: Final = 60.0  # a child that lived this long has a clean record; a guess
+LOOK_S: Final = 0.5  # between two looks at the children; a guess: the least `--max-block`
+ALIVE_S: Final = 0.25  # between two messages of a child whose loop moves: half a look, so that none comes between two
+LATE_S: Final = 1.0  # past a child's own hard deadline: then it is killed; a guess
+LAST_MESSAGES_S: Final = 1.0  # for what a child sent before its end: a child of it may hold the tether open; a guess
+END_TICK_S: Final = 0.02  # between two looks whether all have ended; a guess
+MAX_TEXT: Final = 10_000  # characters of a child's error; well under what a socket takes at once (some 200 kB)
 MB: Final = 1024 * 1024
-BOARD_HOST: Final = "127.0.0.1"
+BOARD_HOST: Final = "127.0.0.1"  # of the children: the supervisor's board alone is for others
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """A child fetches jobs; `url` is its board, and `base_bytes` its memory before its first job."""
+    """A child fetches jobs; `url` is its board's, and `base_bytes` is its memory before its first job."""
 
     url: str
     base_bytes: int
@@ -56,14 +58,14 @@ class Alive(msgspec.Struct, frozen=True, tag=True):
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
-    """A child cannot start, and its operator must act."""
+    """A child cannot start, and ends with `status`; the operator must act."""
 
     text: str
     status: int
 
 
 class Ended(msgspec.Struct, frozen=True, tag=True):
-    """What a child did in its life, in numbers of runs and jobs."""
+    """A child has stopped: how many runs it finished, and how many jobs it gave back or left to their leases."""
 
     finished: int
     released: int
@@ -75,13 +77,13 @@ _DECODER: Final = msgspec.json.Decoder(ChildMessage)
 
 
 class Tether:
-    """The child's end. Owns a thread that waits for the supervisor's end, also while a handler holds the loop."""
+    """The child's end of the socket. Owns a thread that waits for the supervisor's end, also while a handler holds the loop."""
 
     def __init__(self, index: int, descriptor: int) -> None:
         self.index = index
         self._socket = socket.socket(fileno=descriptor)
         self._socket.set_inheritable(False)  # else what a handler starts would keep it open
-        threading.Thread(target=self._wait, name="tether", daemon=True).start()
+        threading.Thread(target=self._stop_at_its_end, name="tether", daemon=True).start()
 
     @classmethod
     def taken(cls) -> Self | None:
@@ -89,18 +91,18 @@ class Tether:
         given = os.environ.pop(VARIABLE, "")
         return cls(*map(int, given.split(":"))) if given else None
 
-    def tell(self, message: ChildMessage) -> None:
-        """Tell the supervisor. It may have gone, and one that listens no more must not hold the loop."""
+    def send(self, message: ChildMessage) -> None:
+        """Send the supervisor a message. It is lost where the supervisor has ended, or reads no more: the loop is not held."""
         with contextlib.suppress(OSError):
             self._socket.send(msgspec.json.encode(message) + b"\n", socket.MSG_DONTWAIT)
 
     def fail(self, error: JobsError) -> int:
-        """Tell why this process cannot start. Return its exit status."""
+        """Tell the supervisor why this process cannot start. Return its exit status."""
         status = status_of(error)
-        self.tell(Failed(str(error)[:MAX_TEXT], status))
+        self.send(Failed(str(error)[:MAX_TEXT], status))
         return status
 
-    def _wait(self) -> None:
+    def _stop_at_its_end(self) -> None:
         with contextlib.suppress(OSError):
             while self._socket.recv(64):
                 pass
@@ -108,7 +110,7 @@ class Tether:
 
 
 class Child:
-    """One process from its start to its end, as its supervisor sees it."""
+    """One process from its start to its end, as its supervisor sees it. Owns the supervisor's end of the tether."""
 
     def __init__(self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.pid = process.pid
@@ -116,7 +118,7 @@ class Child:
         self.ready: Ready | None = None
         self.failed: Failed | None = None
         self.ended = Ended(0, 0, 0)
-        self.silent_looks = 0  # looks, not seconds: a machine that was suspended is no child that stands still
+        self.silent_looks = 0  # since its last message; not seconds, which go on while the machine is suspended
         self._process = process
         self._reader = reader
         self._writer = writer
@@ -124,30 +126,30 @@ class Child:
     def __repr__(self) -> str:
         return f"<Child {self.pid}{' ready' if self.ready else ''}>"
 
-    def tell(self, which: signal.Signals) -> None:
+    def send_signal(self, which: signal.Signals) -> None:
         """Send a signal, if the process is still there."""
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(which)
 
-    async def live(self, on_ready: Callable[[], None]) -> int:
-        """Hear it to its end; gives its exit status, negative for a signal."""
-        hearing = asyncio.create_task(self._hear(on_ready))
+    async def wait(self, on_ready: Callable[[], None]) -> int:
+        """Read its messages until it ends. Return its exit status, negative for a signal."""
+        reading = asyncio.create_task(self._read_messages(on_ready))
         try:
             status = await self._process.wait()
-            await asyncio.wait([hearing], timeout=LAST_LINES_S)
+            await asyncio.wait([reading], timeout=LAST_MESSAGES_S)
             return status
         finally:
-            hearing.cancel()
+            reading.cancel()
             self._writer.close()
 
-    async def _hear(self, on_ready: Callable[[], None]) -> None:
+    async def _read_messages(self, on_ready: Callable[[], None]) -> None:
         with contextlib.suppress(OSError):
             async for line in self._reader:
                 self.silent_looks = 0
                 try:
                     message: ChildMessage = _DECODER.decode(line)
-                except msgspec.DecodeError as error:  # another version was installed under us: it lives, and no more is known
-                    log.warning("pid %d says what is not understood here: %s", self.pid, error)
+                except msgspec.DecodeError as error:  # of another version, installed while the supervisor runs: it lives
+                    log.warning("pid %d sent a message that this version does not know: %s", self.pid, error)
                     continue
                 match message:
                     case Alive():
@@ -162,19 +164,19 @@ class Child:
 
 
 class Slot:
-    """A number among a supervisor's processes: one child after another holds it, and with it a port for health and metrics."""
+    """A number among a supervisor's processes: one child after another has it, and with it a port for health and metrics."""
 
     def __init__(self, index: int) -> None:
         self.index = index
         self.child: Child | None = None
         self.keeper: asyncio.Task[None] | None = None
-        self.ready = asyncio.Event()  # a child has been ready here, once
+        self.ready = asyncio.Event()  # a child has been ready in this slot, once
         self.is_retired = False
 
-    def tell(self, which: signal.Signals) -> None:
-        """Send a signal to who is here."""
+    def send_signal(self, which: signal.Signals) -> None:
+        """Send a signal to the child that is in this slot now, if there is one."""
         if self.child is not None:
-            self.child.tell(which)
+            self.child.send_signal(which)
 
 
 class Total(msgspec.Struct):
@@ -197,7 +199,7 @@ class Total(msgspec.Struct):
 
 
 class Supervisor:
-    """Owns the children. `hard_s` is how long a child's own hard deadline lies after its grace, or after a second signal."""
+    """Owns the children. `hard_s`: a child's own hard deadline is so many seconds after its grace, or after a second signal."""
 
     def __init__(self, config: Config, url: str, hard_s: float) -> None:
         self.total = Total()
@@ -217,12 +219,12 @@ class Supervisor:
 
     @property
     def is_stopping(self) -> bool:
-        """Return whether it has been told to stop."""
+        """Return whether the supervisor has been told to stop."""
         return self._stop.is_set()
 
     @property
     def boards(self) -> dict[int, str]:
-        """The boards of the children that have been ready, by slot."""
+        """The URLs of the boards of the children that are ready, by slot."""
         return {
             index: slot.child.ready.url
             for index, slot in sorted(self.slots.items())
@@ -234,12 +236,12 @@ class Supervisor:
         now_s = time.monotonic()
         if self._stop.is_set():
             self._leave_by_s = min(self._leave_by_s, now_s + self._hard_s + LATE_S)
-            self._tell_all(signal.SIGINT)
+            self._signal_all(signal.SIGINT)
         else:
             self._stopping_since_s = now_s
             self._leave_by_s = now_s + self._config.grace_s + self._hard_s + LATE_S
             self._stop.set()
-            self._tell_all(signal.SIGTERM)
+            self._signal_all(signal.SIGTERM)
 
     async def run(self) -> Total:
         """Keep the children until told to stop, and until all have ended.
@@ -250,30 +252,30 @@ class Supervisor:
         async with asyncio.TaskGroup() as group:
             for index in range(self._config.processes):
                 self._open(group, index)
-            aides = [group.create_task(self._look_after())]
+            aides = [group.create_task(self._kill_hung())]
             if self._config.max_rss_mb:
-                aides.append(group.create_task(self._recycle(group)))
+                aides.append(group.create_task(self._replace_overgrown(group)))
             await self._stop.wait()
             for aide in aides:
                 aide.cancel()
-            await self._see_them_end()
+            await self._until_all_have_ended()
         if self._error is not None:
             raise self._error
         self.total.seconds = time.monotonic() - self._stopping_since_s
         return self.total
 
-    async def _see_them_end(self) -> None:
+    async def _until_all_have_ended(self) -> None:
         while any(slot.keeper and not slot.keeper.done() for slot in self.slots.values()):
             if time.monotonic() > self._leave_by_s:
                 if self.total.status != HARD_DEADLINE:
                     log.critical("the hard deadline is over: killing what still runs, leases will expire by themselves")
                 self.total.status = HARD_DEADLINE
-                self._tell_all(signal.SIGKILL)
-            await asyncio.sleep(0.02)
+                self._signal_all(signal.SIGKILL)
+            await asyncio.sleep(END_TICK_S)
 
-    def _tell_all(self, which: signal.Signals) -> None:
+    def _signal_all(self, which: signal.Signals) -> None:
         for slot in self.slots.values():
-            slot.tell(which)
+            slot.send_signal(which)
 
     # --- one slot -------------------------------------------------------------------------------------------------------
 
@@ -283,11 +285,11 @@ class Supervisor:
         return slot
 
     async def _keep(self, slot: Slot) -> None:
-        """Have a child in this slot, one after another, until the supervisor stops or the slot is given up."""
+        """Run one child after another in this slot, until the supervisor stops or the slot is retired."""
         failures = 0
         while not (self._stop.is_set() or slot.is_retired):
             began_s = time.monotonic()
-            how = await self._one_life(slot)
+            how = await self._run_child(slot)
             if self._stop.is_set() or slot.is_retired:
                 return
             lived_s = time.monotonic() - began_s
@@ -299,16 +301,16 @@ class Supervisor:
                 async with asyncio.timeout(pause_s):
                     await self._stop.wait()
 
-    async def _one_life(self, slot: Slot) -> str:
-        """Run one child; gives how it ended, in words."""
+    async def _run_child(self, slot: Slot) -> str:
+        """Run one child in this slot. Return how it ended, for the log."""
         try:
             child = await self._start(slot.index)
         except OSError as error:
             return f"could not be started ({error.strerror})"
         slot.child = child
-        if self._stop.is_set() or slot.is_retired:
-            child.tell(signal.SIGTERM)
-        status = await child.live(lambda: self._hear_ready(slot, child))
+        if self._stop.is_set() or slot.is_retired:  # meanwhile, when the slot had no child yet that a signal could reach
+            child.send_signal(signal.SIGTERM)
+        status = await child.wait(lambda: self._on_ready(slot, child))
         slot.child = None
         self._add_up(child, status)
         why = f": {child.failed.text}" if child.failed else ""
@@ -332,14 +334,14 @@ class Supervisor:
         return Child(process, *await asyncio.open_unix_connection(sock=ours))
 
     def _environment(self, index: int, descriptor: int) -> dict[str, str]:
-        """Return a child's environment: settings go there, since a URL may hold a password and anybody may read arguments."""
+        """Return a child's environment, with its settings: a URL may hold a password, and arguments are in every process list."""
         address = address_of(self._config.board)
         board = "off" if address is None else f"{BOARD_HOST}:{address[1] + 1 + index if address[1] else 0}"
         config = msgspec.structs.replace(self._config, redis=self._url, board=board, processes=1, max_rss_mb=0)
         settings = {setting.variable: str(getattr(config, setting.field)) for setting in SETTINGS}
         return {**os.environ, **settings, VARIABLE: f"{index}:{descriptor}"}
 
-    def _hear_ready(self, slot: Slot, child: Child) -> None:
+    def _on_ready(self, slot: Slot, child: Child) -> None:
         slot.ready.set()
         if not self._has_started and all(slot.ready.is_set() for slot in self.slots.values()):
             self._has_started = True
@@ -354,17 +356,17 @@ class Supervisor:
         self.total.released += child.ended.released
         self.total.left += child.ended.left
         if self._stop.is_set():
-            self.total.status = max(self.total.status, status)  # negative when it was told to stop before it could hear
+            self.total.status = max(self.total.status, status)  # negative when SIGTERM came before its signal handler was set
         elif child.failed is not None and not self._has_started:
             kind = StoreUnavailable if child.failed.status == NO_REDIS else ConfigError
             self._error = kind(child.failed.text)
             self.stop()
-            self.stop()
+            self.stop()  # without grace
 
-    # --- what stands still, and what has grown -----------------------------------------------------------------------------
+    # --- children that hang, children that have grown ---------------------------------------------------------------------
 
-    async def _look_after(self) -> None:
-        """Kill a child whose loop has stood still for `max_block_s`: its heartbeat has ended, and it can give nothing back."""
+    async def _kill_hung(self) -> None:
+        """Kill each child whose loop has stood still for `max_block_s`: its heartbeat has ended, and it can give nothing back."""
         while True:
             await asyncio.sleep(LOOK_S)
             for slot in self.slots.values():
@@ -374,10 +376,10 @@ class Supervisor:
                 child.silent_looks += 1
                 if child.silent_looks * LOOK_S > self._config.max_block_s:
                     log.error("process %d has not moved for %g s: killing it", slot.index, self._config.max_block_s)
-                    child.tell(signal.SIGKILL)
+                    child.send_signal(signal.SIGKILL)
 
-    async def _recycle(self, group: asyncio.TaskGroup) -> None:
-        """Replace what has grown too large, one at a time: the new one first, and the old one when the new one is ready."""
+    async def _replace_overgrown(self, group: asyncio.TaskGroup) -> None:
+        """Replace children that have grown too large, one at a time: the old one is stopped when the new one is ready."""
         while True:
             await asyncio.sleep(LOOK_S)
             old = self._overgrown()
@@ -399,17 +401,17 @@ class Supervisor:
 
     async def _retire(self, slot: Slot) -> None:
         slot.is_retired = True
-        slot.tell(signal.SIGTERM)
+        slot.send_signal(signal.SIGTERM)
         if slot.keeper is not None:
             _, late = await asyncio.wait([slot.keeper], timeout=self._config.grace_s + self._hard_s + LATE_S)
             if late:
-                slot.tell(signal.SIGKILL)
+                slot.send_signal(signal.SIGKILL)
                 await asyncio.wait(late)
         del self.slots[slot.index]
 
 
 def rss_bytes(pid: int | str) -> int:
-    """Return the resident memory of a process; 0 when it has gone, or where the system has no /proc."""
+    """Return the resident memory of a process; 0 when it has ended, or where the system has no /proc."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError):
@@ -417,14 +419,14 @@ def rss_bytes(pid: int | str) -> int:
 
 
 def check(config: Config) -> None:
-    """Refuse what a supervisor cannot do.
+    """Check that a supervisor can do what the settings ask for.
 
     Raises:
-        ConfigError: the text says what.
+        ConfigError: memory cannot be read here, or there are too few ports for the children's boards.
     """
     if config.max_rss_mb and not rss_bytes("self"):
-        raise ConfigError("--max-rss: this system has no /proc to read the memory of processes from")
+        raise ConfigError("--max-rss: needs /proc to read the memory of processes, which this system does not have")
     address = address_of(config.board)
     last = config.processes + 1
     if address is not None and address[1] + last > 65535:
-        raise ConfigError(f"--board {config.board}: the {last} ports after it serve the processes, take a lower one")
+        raise ConfigError(f"--board {config.board}: the port must be {65535 - last} or lower, for the {last} ports behind it")

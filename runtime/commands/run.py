@@ -174,7 +174,7 @@ def _report_end(report: Report | Total, leaving: Leaving, tether: Tether | None 
     status = report.status if isinstance(report, Total) else CLEAN
     leaving.set_status(status)
     if tether is not None and isinstance(report, Report):
-        tether.tell(Ended(report.finished, report.released, report.left))
+        tether.send(Ended(report.finished, report.released, report.left))
     else:
         leaving.write(f"runtime: {report}")
     return status
@@ -297,10 +297,10 @@ async def _report_to(consumer: Consumer, tether: Tether, ready: Ready) -> None:
     """Tell the supervisor once that this process is ready, and then again and again that its loop moves; ends never."""
     while not consumer.is_ready:
         await asyncio.sleep(READY_TICK_S)
-    tether.tell(ready)
+    tether.send(ready)
     while True:
         await asyncio.sleep(supervisor.ALIVE_S)
-        tether.tell(ALIVE)
+        tether.send(ALIVE)
 
 
 def _stop_on_signals(

@@ -35,7 +35,7 @@ PARTS: dict[str, tuple[type[Any], str]] = {
     "count": (Maintenance, "count_once"),
     "heartbeat": (Streams, "renew"),
     "lane": (Stats, "ran"),
-    "report": (Tether, "tell"),
+    "report": (Tether, "send"),
     "stop": (Consumer, "_cut_lanes"),
 }
 
