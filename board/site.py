@@ -1,4 +1,4 @@
-"""What every board of ours is: a listening socket, routes, and the headers that each answer carries."""
+"""Site listens on a socket for what a board shows: routes, headers that each answer carries, a limit of connections."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ from aiohttp.web_protocol import RequestHandler
 from runtime.errors import ConfigError
 from runtime.worker.log import ThrottledLog
 
-SHUTDOWN_S: Final = 1.0
+SHUTDOWN_S: Final = 1.0  # for requests that are being answered at the end; a guess
 MAX_CONNECTIONS: Final = 64  # a guess: many more than probes, scrapers and people need, few beside the 1,024 files of a process
-HEAD_S: Final = 10.0  # from when a connection is made until its first request is read
-KEEP_ALIVE_S: Final = 15.0
-WATCH_S: Final = 1.0
-MAX_TOLD: Final = 200  # characters of an error in the log, which may have a stranger's request in it; a guess
-METRICS: Final = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+HEAD_S: Final = 10.0  # from when a connection is made until its first request is read; a guess
+KEEP_ALIVE_S: Final = 15.0  # between two requests of a connection; a guess: Prometheus asks every 15 s by default
+WATCH_S: Final = 1.0  # between two looks for idle connections; a guess
+MAX_LOGGED: Final = 200  # characters of an error in the log, which may have a client's request in it; a guess
+METRICS: Final = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}  # as Prometheus's text format asks
+PAGE: Final = """<!doctype html><html lang="en"><meta charset="utf-8"><title>backend-jobs</title>
+<style>body{font:16px/1.5 system-ui,sans-serif;max-width:40rem;margin:3rem auto;padding:0 1rem}</style>
+<h1>backend-jobs</h1>"""
 HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -33,10 +36,11 @@ HEADERS: Final = {
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-class _Visitor(msgspec.Struct, eq=False):
-    """One connection: how many of its requests are being answered, since when it is as it is, and whether it ever asked.
+class _Connection(msgspec.Struct, eq=False):
+    """One connection: how many of its requests are being answered, since when that is so, and whether it has sent any.
 
-    `is_made` once it was seen with a transport, which a loop may give it a turn later; `leaves` if it is to end by then.
+    `is_made` once it was seen with a transport, which the loop gives it a turn after `accept`; `is_closing` if it is to be closed
+    as soon as it has one.
     """
 
     protocol: RequestHandler
@@ -44,87 +48,93 @@ class _Visitor(msgspec.Struct, eq=False):
     answering: int = 0
     has_asked: bool = False
     is_made: bool = False
-    leaves: bool = False
+    is_closing: bool = False
 
 
-class _Porter:
-    """Owns the list of connections: lets in MAX_CONNECTIONS, and sends off who is idle for too long, the oldest first.
+class _Connections:
+    """Owns the list of connections: MAX_CONNECTIONS at most, and none that is idle for too long.
 
-    Nobody who connects and is silent, or says a head byte by byte, may use up the files of a process that has jobs to run.
+    A client that connects and sends nothing, or a head byte by byte, must not use up the file descriptors of a worker.
     """
 
     def __init__(self, server: web.Server) -> None:
         self._server = server
-        self._visitors: dict[asyncio.BaseProtocol, _Visitor] = {}
+        self._connections: dict[asyncio.BaseProtocol, _Connection] = {}
 
     def __repr__(self) -> str:
-        return f"<_Porter {len(self._visitors)} connections>"
+        return f"<_Connections {len(self._connections)}>"
 
-    def let_in(self) -> RequestHandler:
-        """Return the protocol of a connection that has been made; called by the loop."""
-        self._look()
-        staying = [visitor for visitor in self._visitors.values() if not visitor.leaves]
+    def accept(self) -> RequestHandler:
+        """Return the protocol of a connection that has been made; called by the loop. Over the limit, the oldest idle ends."""
+        self._update()
+        staying = [connection for connection in self._connections.values() if not connection.is_closing]
         if len(staying) >= MAX_CONNECTIONS:
-            idle = [visitor for visitor in staying if not visitor.answering]
-            self._send_off(min(idle or staying, key=lambda visitor: visitor.since_s))
+            idle = [connection for connection in staying if not connection.answering]
+            self._close(min(idle or staying, key=lambda connection: connection.since_s))
         protocol = self._server()
-        self._visitors[protocol] = _Visitor(protocol, time.monotonic())
+        self._connections[protocol] = _Connection(protocol, time.monotonic())
         return protocol
 
-    def begins(self, protocol: asyncio.BaseProtocol, by: int) -> None:
-        """Note that a request of this connection begins (1), or is answered (-1)."""
-        visitor = self._visitors.get(protocol)
-        if visitor is not None:
-            visitor.answering += by
-            visitor.since_s, visitor.has_asked = time.monotonic(), True
+    def count_request(self, protocol: asyncio.BaseProtocol, change: int) -> None:
+        """Note that a request of this connection has come (1), or has been answered (-1)."""
+        connection = self._connections.get(protocol)
+        if connection is not None:
+            connection.answering += change
+            connection.since_s, connection.has_asked = time.monotonic(), True
 
-    async def watch(self) -> None:
-        """Send off whoever is idle for too long, until cancelled."""
+    async def close_idle(self) -> None:
+        """Close connections that have been idle for too long, until cancelled."""
         while True:
             await asyncio.sleep(WATCH_S)
-            self._look()
+            self._update()
             now_s = time.monotonic()
-            for visitor in list(self._visitors.values()):
-                if not visitor.answering and now_s - visitor.since_s > (KEEP_ALIVE_S if visitor.has_asked else HEAD_S):
-                    self._send_off(visitor)
+            for connection in list(self._connections.values()):
+                limit_s = KEEP_ALIVE_S if connection.has_asked else HEAD_S
+                if not connection.answering and now_s - connection.since_s > limit_s:
+                    self._close(connection)
 
-    def _send_off(self, visitor: _Visitor) -> None:
-        transport = visitor.protocol.transport
-        if transport is None and not visitor.is_made and not visitor.leaves:
-            visitor.leaves = True  # when it is made; what is asked a second time never was
+    def _close(self, connection: _Connection) -> None:
+        transport = connection.protocol.transport
+        if transport is None and not connection.is_made and not connection.is_closing:
+            connection.is_closing = True  # `_update` closes it when it is made; one that is closed a second time never was
             return
-        self._visitors.pop(visitor.protocol, None)
+        self._connections.pop(connection.protocol, None)
         if transport is not None:
             transport.abort()
 
-    def _look(self) -> None:
-        """A protocol whose connection is lost has no transport; nor have those that are only now being made, however many."""
-        for protocol, visitor in list(self._visitors.items()):
-            if visitor.protocol.transport is not None:
-                visitor.is_made = True
-                if visitor.leaves:
-                    self._send_off(visitor)
-            elif visitor.is_made or visitor.has_asked:
-                del self._visitors[protocol]
+    def _update(self) -> None:
+        """Forget the connections that are lost. Without a transport are those, and those that the loop is only now making."""
+        for protocol, connection in list(self._connections.items()):
+            if connection.protocol.transport is not None:
+                connection.is_made = True
+                if connection.is_closing:
+                    self._close(connection)
+            elif connection.is_made or connection.has_asked:
+                del self._connections[protocol]
 
 
-class _Complaints:
-    """What aiohttp has for a logger: strangers make it speak, so it is one line within a budget, and without a stack."""
+class _Log:
+    """The logger of aiohttp, which clients make it use: one line each without a stack, and not many a second."""
 
     def __init__(self) -> None:
         self._log = ThrottledLog()
 
     def debug(self, text: str, *args: object, **more: object) -> None:
-        """Say nothing of what any client may do."""
+        """Log nothing: this is what any client may do."""
 
     def exception(self, text: str, *args: object, exc_info: object = None, **more: object) -> None:
-        """Say in one line what could not be answered, and where it was raised."""
+        """Log in one line what could not be answered, and where the error was raised."""
         error = exc_info if isinstance(exc_info, BaseException) else sys.exc_info()[1]
         frames = list(traceback.walk_tb(error.__traceback__)) if error is not None else []
         place = f" ({frames[-1][0].f_code.co_filename}:{frames[-1][1]})" if frames else ""
-        self._log.warn("the board: %s: %s%s", text % args if args else text, ascii(error)[:MAX_TOLD], place)
+        self._log.warn("the board: %s: %s%s", text % args if args else text, ascii(error)[:MAX_LOGGED], place)
 
     warning = error = exception
+
+
+def page(body: str) -> web.Response:
+    """Return an HTML page with this body."""
+    return web.Response(text=f"{PAGE}{body}</html>\n", content_type="text/html")
 
 
 class Site:
@@ -136,7 +146,7 @@ class Site:
         self._routes = routes
         self._runner: web.AppRunner | None = None
         self._listening: asyncio.Server | None = None
-        self._porter: _Porter | None = None
+        self._connections: _Connections | None = None
         self._watch: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -144,21 +154,21 @@ class Site:
         for path, answer in {"/favicon.ico": _no_icon, **self._routes}.items():
             app.router.add_get(path, answer)
         self._runner = web.AppRunner(
-            app, access_log=None, logger=_Complaints(), shutdown_timeout=SHUTDOWN_S, keepalive_timeout=KEEP_ALIVE_S
+            app, access_log=None, logger=_Log(), shutdown_timeout=SHUTDOWN_S, keepalive_timeout=KEEP_ALIVE_S
         )
         await self._runner.setup()
         server = self._runner.server
         if server is None:
-            raise RuntimeError("a runner that is set up has a server")
-        self._porter = _Porter(server)
+            raise RuntimeError("aiohttp has set up no server")
+        self._connections = _Connections(server)
         try:
-            self._listening = await asyncio.get_running_loop().create_server(self._porter.let_in, self._host, self._port)
+            self._listening = await asyncio.get_running_loop().create_server(self._connections.accept, self._host, self._port)
         except OSError as error:
             await self._runner.cleanup()
             raise ConfigError(
-                f"--board {self._host}:{self._port}: {error.strerror or error}; take another port, or off"
+                f"--board {self._host}:{self._port}: {error.strerror or error}; hint: take another port, or off"
             ) from None
-        self._watch = asyncio.create_task(self._porter.watch(), name="board")
+        self._watch = asyncio.create_task(self._connections.close_idle(), name="board")
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -179,14 +189,14 @@ class Site:
 
     @web.middleware
     async def _counted(self, request: web.Request, handler: Answer) -> web.StreamResponse:
-        porter, protocol = self._porter, request.protocol
-        if porter is None:
+        connections, protocol = self._connections, request.protocol
+        if connections is None:
             return await handler(request)
-        porter.begins(protocol, 1)
+        connections.count_request(protocol, 1)
         try:
             return await handler(request)
         finally:
-            porter.begins(protocol, -1)
+            connections.count_request(protocol, -1)
 
 
 @web.middleware

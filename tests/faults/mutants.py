@@ -121,14 +121,14 @@ MUTANTS = (
     Mutant(
         "what has no connection yet is forgotten",
         "board/site.py",
-        "elif visitor.is_made or visitor.has_asked:",
+        "elif connection.is_made or connection.has_asked:",
         "else:",
         "tests/faults/test_files.py::test_whoever_connects_in_one_turn_of_the_loop_is_counted_and_leaves_as_others_do",
     ),
     Mutant(
         "aiohttp has the log for itself",
         "board/site.py",
-        "logger=_Complaints(), ",
+        "logger=_Log(), ",
         "",
         "tests/faults/test_files.py::test_bad_requests_are_a_few_short_lines_in_the_log_however_many_come",
     ),
