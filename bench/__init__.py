@@ -1,1 +1,1 @@
-"""What this machine does, measured beside raw Redis in the same run."""
+"""The benchmark: what a worker and a producer reach on this machine, beside raw Redis in the same run."""

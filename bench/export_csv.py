@@ -1,7 +1,7 @@
-"""`python -m bench.export_csv`: the export of a large table: how fast, with how much memory, and how long the loop waits.
+"""`python -m bench.export_csv`: measures the export of a large table: its rate, its memory, and the lag of the loop.
 
-The table is made by a process of its own, so that its memory does not count. Lag is how much later than asked a task of the loop
-wakes; the worst of many thousands of wakes also shows what else the machine was doing.
+Another process makes the table, so that its memory does not count. Lag is how much later than asked a task of the loop wakes; the
+worst of many thousands of wakes also shows what else the machine was doing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from handlers.data import export_csv
 from handlers.kit.settings import VARIABLE
 from runtime.jobs import PLAIN, Job
 
-TICK_S = 0.001
+TICK_S = 0.001  # the sleep that the system keeps on time
 COLUMNS = ["id", "email", "amount", "note", "created"]
 FILL = """
 import sqlite3, sys
@@ -52,7 +52,7 @@ class Gauge:
         self.peak_bytes = self.rss_bytes
 
     async def over(self, work: Awaitable[list[Exported]]) -> list[Exported]:
-        """Return what the work gives."""
+        """Return the results of the work."""
         sampler = asyncio.create_task(self._sample())
         try:
             return await work
@@ -68,12 +68,12 @@ class Gauge:
 
 
 def rss_bytes() -> int:
-    """Return the memory of this process that is in use now."""
+    """Return the resident memory of this process."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def job_of(message: ExportCsv, number: int) -> Job:
-    """Return a job as the worker would."""
+    """Return a job as a worker would make it."""
     return Job(2, b"1700000000123-%d" % number, 1, "run", 0.0, b"export-csv", msgspec.json.encode(message), PLAIN, 0)
 
 
@@ -85,7 +85,7 @@ async def export(message: ExportCsv, number: int) -> Exported:
 
 
 async def run(parsed: argparse.Namespace) -> bool:
-    """Export, print the figures, and say whether memory stayed within its limit."""
+    """Export, print the figures, and return whether memory stayed within its limit."""
     small = ExportCsv(source=Query(db="shop", query="few"), to="out:few.csv")
     await export(small, 0)  # imports and caches are not what is measured
     print(f"{parsed.rows:,} rows x {len(COLUMNS)} columns; Python {sys.version.split()[0]}, {os.cpu_count()} CPUs, uvloop\n")
@@ -117,13 +117,16 @@ async def run(parsed: argparse.Namespace) -> bool:
 
 
 def main() -> int:
-    """Make the table, measure, tidy up; gives 1 where memory grew too much."""
-    parser = argparse.ArgumentParser(prog="python -m bench.export_csv", description=__doc__)
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--at-once", type=int, default=1, help="exports at the same time (default 1)")
-    parser.add_argument("--compress", choices=("none", "gzip"), default="none")
-    parser.add_argument("--limit-mb", type=float, default=50, help="most that the memory may grow (default 50)")
+    """Make the table, measure, clean up; return 1 if memory grew too much."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.export_csv",
+        description="Measure the export of a large table: its rate, its memory, and the lag of the loop.",
+    )
+    parser.add_argument("--rows", type=int, default=1_000_000, metavar="N", help="rows of the table; default 1000000")
+    parser.add_argument("--runs", type=int, default=3, metavar="N", help="default 3")
+    parser.add_argument("--at-once", type=int, default=1, metavar="N", help="exports at the same time; default 1")
+    parser.add_argument("--compress", choices=("none", "gzip"), default="none", help="default none")
+    parser.add_argument("--limit-mb", type=float, default=50, metavar="MB", help="how much the memory may grow; default 50")
     parsed = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="bench-"))
     try:

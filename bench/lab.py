@@ -1,4 +1,4 @@
-"""What is measured: servers and workers of the benchmark's own, started as users start them, and what the system says of them."""
+"""Starts the servers and workers that are measured, as users start them, and reads their CPU time and memory from the system."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ STREAM: Final = "{jobs}:medium"
 STREAMS: Final = ("{jobs}:critical", "{jobs}:high", STREAM, "{jobs}:low")
 DUE, DEAD, WORKERS = "{jobs}:due", "{jobs}:dead", "{jobs}:workers"
 PAYLOAD: Final = b'{"to":"ada@example.com","subject":"Hi","text":"' + b"x" * 51 + b'"}'  # 100 bytes
-FILL_CHUNK: Final = 1000
-POLL_S: Final = 0.005
-DEADLINE_S: Final = 300.0
-STOP_S: Final = 60.0
+FILL_CHUNK: Final = 1000  # a guess: jobs per send, 150 KB
+POLL_S: Final = 0.005  # a guess: 0.5 % of a drain of 1 s, and too rare to cost the server anything
+DEADLINE_S: Final = 300.0  # a guess: only a fault takes that long
+STOP_S: Final = 60.0  # a guess: twice the grace of a worker
 
 
 class BenchError(Exception):
-    """A row cannot be measured, or what came out is not what went in."""
+    """A row cannot be measured, or other jobs ran than were sent."""
 
 
 def wait_for(is_true: Callable[[], bool], what: str, every_s: float = POLL_S, deadline_s: float = DEADLINE_S) -> None:
-    """Poll until it holds.
+    """Poll until the condition holds.
 
     Raises:
-        BenchError: it did not in time.
+        BenchError: it did not within the deadline.
     """
     end_s = time.monotonic() + deadline_s
     while not is_true():
@@ -55,7 +55,7 @@ def server_binary() -> str:
 
 
 class Server:
-    """A server of its own on a loopback port, without persistence unless asked for; gone with the block."""
+    """A server on a loopback port, without persistence unless `appendonly`; it ends with the block."""
 
     def __init__(self, *, appendonly: bool = False) -> None:
         self._folder = tempfile.mkdtemp(prefix="bench-")
@@ -98,33 +98,37 @@ class Server:
         return sum(self._sizes()[:-1])
 
     def left(self) -> int:
-        """Return how many jobs are not done: waiting, running or delayed."""
+        """Return how many jobs are not finished: waiting, running or delayed."""
         return sum(self._sizes())
 
     def _sizes(self) -> list[int]:
-        pipe = self.client.pipeline()  # one transaction: a job on its way from one to the other is seen in one of them
+        pipe = self.client.pipeline()  # one transaction: a job that moves between two of these is counted in one
         for stream in STREAMS:
             pipe.xlen(stream)
         return pipe.zcard(DUE).execute()
 
     def check_empty(self, delayed: int = 0) -> None:
-        """Every job is gone, but for those that are delayed.
+        """Check that no job is left but `delayed` ones.
 
         Raises:
-            BenchError: one waits or is dead, or others are delayed.
+            BenchError: a job waits or is dead, or another number is delayed.
         """
         waiting, dead, due = self.waiting(), self.client.xlen(DEAD), self.client.zcard(DUE)
         if waiting or dead or due != delayed:
             raise BenchError(f"{waiting} jobs wait, {dead} are dead, {due} are delayed instead of {delayed}")
 
     def connect(self) -> socket.socket:
-        """Return a bare connection."""
+        """Return a socket that is connected to the server."""
         connection = socket.create_connection(("127.0.0.1", self.port))
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connection
 
     def fill(self, jobs: int, stream: str = STREAM, type_name: bytes = b"noop", payload: bytes = PAYLOAD) -> None:
-        """Put jobs onto a stream by plain XADD, as fast as the server takes them: one buffer, sent over and over."""
+        """Put jobs onto a stream by XADD, as fast as the server takes them: one buffer, sent repeatedly.
+
+        Raises:
+            BenchError: the server refuses one.
+        """
         command = xadd(stream, type_name, payload)
         with self.connect() as connection:
             for start in range(0, jobs, FILL_CHUNK):
@@ -139,7 +143,7 @@ class Server:
 
 
 def xadd(stream: str, type_name: bytes, payload: bytes) -> bytes:
-    """Return the command that sends one job, as it goes over the wire."""
+    """Return the RESP bytes of the command that sends one job."""
     words = [b"XADD", stream.encode(), b"*", b"type", type_name, b"data", payload]
     return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in words)
 
@@ -150,16 +154,16 @@ def _free_port() -> int:
 
 
 class Worker:
-    """A worker process, its children with it, and what the system says of them."""
+    """A worker process with its children, and their CPU time and memory."""
 
     def __init__(
         self, server: Server, *options: str, variables: dict[str, str] | None = None, under: tuple[str, ...] = ()
     ) -> None:
-        self._words = tempfile.TemporaryFile("w+")  # noqa: SIM115 -- closed by stop
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 -- closed by stop
         command = [sys.executable, *(under or ("-m",)), "runtime", "run", "--redis", server.url, "--handlers", "bench.noop"]
         command += ["--board", "off", "--log-level", "error", *options]
         environment = {**os.environ, **(variables or {})}
-        self._process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=self._words)
+        self._process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=self._log)
 
     def __enter__(self) -> Self:
         return self
@@ -168,18 +172,18 @@ class Worker:
         if self._process.poll() is None:
             self._process.kill()
             self._process.wait()
-        self._words.close()
+        self._log.close()
 
     def wait_for(self, is_true: Callable[[], bool], what: str, every_s: float = POLL_S) -> None:
-        """Poll until it holds.
+        """Poll until the condition holds.
 
         Raises:
-            BenchError: the worker ended, or it did not hold in time.
+            BenchError: the worker ended, or the condition did not hold within the deadline.
         """
 
         def check() -> bool:
             if self._process.poll() is not None:
-                raise BenchError(f"the worker ended with status {self._process.returncode}: {self._said()}")
+                raise BenchError(f"the worker ended with status {self._process.returncode}: {self._read_log()}")
             return is_true()
 
         wait_for(check, what, every_s)
@@ -189,33 +193,33 @@ class Worker:
         return sum(_cpu_s(pid) for pid in self._processes())
 
     def rss_mb(self) -> float:
-        """Return the memory of all its processes."""
+        """Return the resident memory of all its processes."""
         pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self._processes())
         return pages * resource.getpagesize() / 1e6
 
     def peak_mb(self) -> float:
-        """Return the most memory that its processes have had, Linux only."""
-        told = [Path(f"/proc/{pid}/status").read_text() for pid in self._processes()]
-        return sum(int(line.split()[1]) for text in told for line in text.splitlines() if line.startswith("VmHWM:")) / 1e3
+        """Return the peak of the resident memory of its processes; only on Linux."""
+        texts = [Path(f"/proc/{pid}/status").read_text() for pid in self._processes()]
+        return sum(int(line.split()[1]) for text in texts for line in text.splitlines() if line.startswith("VmHWM:")) / 1e3
 
     def stop(self, runs: int) -> None:
-        """Stop as a supervisor would, and compare the number of runs with what it says at its end.
+        """Stop the worker by SIGTERM, and compare the number of runs with that in its last log line.
 
         Raises:
-            BenchError: other runs than these, or no clean end.
+            BenchError: another number, or the worker did not stop cleanly.
         """
         self._process.send_signal(signal.SIGTERM)
         status = self._process.wait(STOP_S)
-        said = self._said()
-        found = re.findall(r"(\d+) runs finished", said)
+        log = self._read_log()
+        found = re.findall(r"(\d+) runs finished", log)
         if status or not found:
-            raise BenchError(f"the worker ended with status {status}: {said}")
+            raise BenchError(f"the worker ended with status {status}: {log}")
         if sum(map(int, found)) != runs:
             raise BenchError(f"{sum(map(int, found))} runs instead of {runs}")
 
-    def _said(self) -> str:
-        self._words.seek(0)
-        return self._words.read()[-2000:].strip()
+    def _read_log(self) -> str:
+        self._log.seek(0)
+        return self._log.read()[-2000:].strip()
 
     def _processes(self) -> list[int]:
         found = [self._process.pid]
@@ -236,7 +240,7 @@ def cpu_model() -> str:
 
 
 def commit() -> str:
-    """Return the commit that is measured, with a mark if files differ from it."""
+    """Return the commit that is measured, marked if files differ from it."""
     result = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--exclude", "*"], cwd=ROOT, capture_output=True, text=True, check=False
     )

@@ -1,4 +1,4 @@
-"""The measurements: each one takes a server and workers of its own, checks that every job ran, and gives figures by name."""
+"""The measurements: each starts a server and workers, checks that every job ran, and returns figures by name."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from runtime.producer import Message, Producer
 
 Figures = dict[str, float]
 LANES: Final = ("--concurrency", "500")
-BURSTS: Final = 20
-SENDERS: Final = 100
-WARM_S: Final = 2.0
-TICK_S: Final = 0.001
+BURSTS: Final = 20  # a guess: enough for a steady sum
+SENDERS: Final = 100  # a guess: a busy web process
+WARM_S: Final = 2.0  # a guess: several rounds of maintenance and heartbeats
+TICK_S: Final = 0.001  # the sleep that the system keeps on time
 NOOP: Final = Noop(to="ada@example.com", subject="Hi", text="x" * 51)
 BURST: Final = "for n = 1, ARGV[1] do redis.call('XADD', KEYS[1], '*', 'type', 'noop', 'data', ARGV[2]) end"
 
@@ -35,7 +35,7 @@ BURST: Final = "for n = 1, ARGV[1] do redis.call('XADD', KEYS[1], '*', 'type', '
 class Round:
     """One run of all rows. What several rows refer to is measured once per round, so that ratios are of the same minute.
 
-    `jobs` scales everything; `has_raw` says whether there is a C client.
+    `jobs` scales everything; `has_raw` tells whether there is a C client.
     """
 
     def __init__(self, jobs: int, *, has_raw: bool) -> None:
@@ -44,7 +44,7 @@ class Round:
 
     @property
     def seconds(self) -> float:
-        """How long rows watch that are bound by time: 10 s for a million jobs, less for fewer."""
+        """How long the rows that are bound by time take: 10 s for a million jobs, less for fewer."""
         return max(1.0, min(10.0, self.jobs / 100_000))
 
     @cached_property
@@ -54,7 +54,7 @@ class Round:
 
     @cached_property
     def many(self) -> Figures:
-        """The same with five times as many waiting, and what the worker's memory does meanwhile."""
+        """The same with five times as many waiting, and how the worker's memory grows."""
         return _beside(self.plain, _drain(self.jobs * 5))
 
     @cached_property
@@ -69,7 +69,7 @@ class Round:
         return {**_latency(rate, self.seconds / 2), "rate_per_s": rate}
 
     def drain(self, *, appendonly: bool = False) -> Figures:
-        """One stream, by the worker and by the C client, each on a fresh server."""
+        """Drain one stream with the worker and with the C client, each on a new server."""
         figures = self._raw_drain(appendonly)
         figures |= _drain(self.jobs, appendonly=appendonly)
         if self.has_raw:
@@ -85,32 +85,32 @@ class Round:
             return raw.drain(server, self.jobs)
 
     def drain_durably(self) -> Figures:
-        """The same with an append-only file."""
+        """Drain one stream with an append-only file."""
         return self.drain(appendonly=True)
 
     def priorities(self) -> Figures:
-        """A quarter of the jobs in each of the four streams."""
+        """Drain the four streams, a quarter of the jobs in each."""
         return _beside(self.plain, _drain(self.jobs, streams=STREAMS))
 
     def few(self) -> Figures:
-        """A hundredth of the jobs at a time, for a worker that waits."""
+        """Send a hundredth of the jobs at a time to an idle worker."""
         return _beside(self.plain, _bursts(self.jobs // 100))
 
     def delayed(self) -> Figures:
-        """The drain while a tenth as many jobs are delayed by an hour."""
+        """Drain while a tenth as many jobs are delayed by an hour."""
         return _beside(self.plain, _drain(self.jobs, delayed=self.jobs // 10))
 
     def naps(self) -> Figures:
-        """Jobs that sleep for 10 ms."""
+        """Drain jobs that sleep for 10 ms."""
         return _drain(self.jobs * 3 // 10, type_name=b"nap")
 
     def failures(self) -> Figures:
-        """Jobs of which each fails once; the rate is of attempts."""
+        """Drain jobs that fail once each; the rate is of attempts."""
         figures = _drain(self.jobs // 10, type_name=b"flaky", attempts=2)
         return {**figures, "attempts_per_s": 2 * figures["jobs_per_s"]}
 
     def sends(self) -> Figures:
-        """Sending many at once, beside pipelined XADD of the C client."""
+        """Send many at once, beside pipelined XADD of the C client."""
         jobs = self.jobs * 3 // 10
         figures: Figures = {}
         if self.has_raw:
@@ -119,23 +119,23 @@ class Round:
         return {**figures, **_send(jobs, _send_many)}
 
     def single_sends(self) -> Figures:
-        """Sending one by one from a hundred tasks."""
+        """Send one by one from a hundred tasks."""
         return _send(self.jobs // 20, _send_one_by_one)
 
     def memory(self) -> Figures:
-        """What a waiting job takes in the server."""
+        """Return the server's memory per waiting job."""
         return {"bytes_per_job": self.plain["bytes_per_job"]}
 
     def litter(self) -> Figures:
-        """What the worker grows to, and what a plain interpreter does with the same cycles."""
+        """Return the peak memory of a worker and of a plain interpreter that make the same cycles."""
         return _litter(min(self.jobs // 50, 6_000))
 
     def idle(self) -> Figures:
-        """What 500 idle lanes cost."""
+        """Return the CPU, the commands and the memory of a worker with 500 idle lanes."""
         return _idle(self.seconds)
 
     def processes(self) -> Figures:
-        """The drain by two processes, and how busy each side was."""
+        """Drain with two processes, and return how busy each side was."""
         return _beside(self.plain, _drain(self.jobs, options=("--processes", "2")))
 
 
@@ -146,7 +146,7 @@ def has_processes() -> bool:
 
 
 def _beside(plain: Figures, figures: Figures) -> Figures:
-    """Add what part of the plain drain this one reaches, and that one's raw figure."""
+    """Return the figures with the part of the plain drain that they reach, and with its raw figures."""
     return {
         **{name: value for name, value in plain.items() if name.startswith("raw_")},
         **figures,
@@ -164,7 +164,7 @@ def _drain(
     delayed: int = 0,
     options: tuple[str, ...] = (),
 ) -> Figures:
-    """Fill, then start a worker: how long to the first job, and from there the rate and the CPU of both sides."""
+    """Fill, then start a worker; return the time to the first job, and from there the rate and the CPU of both sides."""
     with Server(appendonly=appendonly) as server:
         empty_bytes = server.used_bytes()
         for stream in streams:
@@ -214,7 +214,7 @@ def _litter(jobs: int) -> Figures:
 
 
 def _bursts(jobs: int) -> Figures:
-    """Many times: put jobs into the streams in one step, and wait until a worker that was idle has run them."""
+    """Put jobs into the stream in one step, and wait until a worker that was idle has run them; `BURSTS` times."""
     with Server() as server, Worker(server, *LANES) as worker:
         burst = server.client.register_script(BURST)
         _warm(server, worker)
@@ -233,23 +233,23 @@ def _bursts(jobs: int) -> Figures:
 
 
 def _latency(rate_per_s: int, seconds: float) -> Figures:
-    """Send at a steady rate, each job with the time of its send in it."""
+    """Send at a steady rate, with the time of the send in each job; return quantiles of the latency."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, Server() as server:
-        told = Path(folder) / "waits"
-        with Worker(server, *LANES, variables={LATENCY_VARIABLE: str(told)}) as worker:
+        waits = Path(folder) / "waits"
+        with Worker(server, *LANES, variables={LATENCY_VARIABLE: str(waits)}) as worker:
             _warm(server, worker)
             jobs = _pace(server, rate_per_s, seconds)
             worker.wait_for(lambda: server.left() == 0, "the last job")
             worker.stop(jobs)
-        waits_ms = [wait_ns / 1e6 for wait_ns in array("q", told.read_bytes())]
+        waits_ms = [wait_ns / 1e6 for wait_ns in array("q", waits.read_bytes())]
     if len(waits_ms) != jobs:
-        raise BenchError(f"{len(waits_ms)} of {jobs} jobs told when they began")
+        raise BenchError(f"{len(waits_ms)} of {jobs} jobs recorded when they began")
     parts = quantiles(waits_ms, n=100)
     return {"p50_ms": parts[49], "p99_ms": parts[98], "worst_ms": max(waits_ms)}
 
 
 def _pace(server: Server, rate_per_s: int, seconds: float) -> int:
-    """Send at a rate, in steps of a millisecond or of one job; give how many."""
+    """Send at a rate, in steps of a millisecond or of one job; return how many were sent."""
     step_s = max(TICK_S, 1 / rate_per_s)
     began_s, sent, lines = time.perf_counter(), 0, 0
     with server.connect() as connection:
@@ -269,19 +269,19 @@ def _pace(server: Server, rate_per_s: int, seconds: float) -> int:
 
 
 def _idle(seconds: float) -> Figures:
-    """Watch an idle worker, and tell what it sends from what its scripts call inside of the server."""
+    """Watch an idle worker; commands that it sends and commands that its scripts call are counted apart."""
     with Server() as server, Worker(server, *LANES) as worker:
         _warm(server, worker)
         time.sleep(WARM_S)
         with server.connect() as watch:
             watch.sendall(b"*1\r\n$7\r\nMONITOR\r\n")
             watch.settimeout(0.1)
-            worker_s, end_s, heard = worker.cpu_s(), time.perf_counter() + seconds, b""
+            worker_s, end_s, monitored = worker.cpu_s(), time.perf_counter() + seconds, b""
             while time.perf_counter() < end_s:
                 with contextlib.suppress(TimeoutError):
-                    heard += watch.recv(1 << 16)
+                    monitored += watch.recv(1 << 16)
             worker_s = worker.cpu_s() - worker_s
-        lines = heard.splitlines()[1:]
+        lines = monitored.splitlines()[1:]
         inner = sum(b" lua] " in line for line in lines)
         rss_mb = worker.rss_mb()
         worker.stop(0)
@@ -294,12 +294,12 @@ def _idle(seconds: float) -> Figures:
 
 
 def _warm(server: Server, worker: Worker) -> None:
-    """Wait until the worker has said that it is there; the guard is the other member."""
+    """Wait until the worker has registered; the set's other member is its guard."""
     worker.wait_for(lambda: server.client.zcard(WORKERS) > 1, "the worker's row")
 
 
 def _send(jobs: int, send: Callable[[Producer, int], Awaitable[object]]) -> Figures:
-    """Send from this process, on the loop that workers use; the rate, and the CPU of both sides."""
+    """Send from this process, on the loop that workers use; return the rate, and the CPU of both sides."""
 
     async def measure(url: str) -> tuple[float, float]:
         async with Producer.connect(url) as producer:

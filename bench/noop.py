@@ -1,4 +1,4 @@
-"""The handlers of the benchmark, each with a payload of about 100 bytes: nothing, a short sleep, one failure, a stop-watch."""
+"""The handlers of the benchmark: do nothing, sleep, fail once, leave garbage, measure latency; payloads of about 100 bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import msgspec
 from runtime import Backoff, Job, contract, handler
 
 LATENCY_VARIABLE: Final = "BENCH_LATENCY_FILE"
-SLEEP_S: Final = 0.01
+SLEEP_S: Final = 0.01  # a guess: a query of a database
 
 
 @contract("noop")
@@ -39,7 +39,7 @@ class Flaky(Noop, frozen=True, kw_only=True):
 
 @contract("timed")
 class Timed(msgspec.Struct, frozen=True, kw_only=True):
-    """When it was sent, by the clock of this machine."""
+    """Tell when it was sent, by the clock of this machine."""
 
     sent_ns: int
     text: str
@@ -52,7 +52,7 @@ async def noop(message: Noop, job: Job) -> None:
 
 @handler(Nap)
 async def nap(message: Nap, job: Job) -> None:
-    """Wait as for a quick answer from somewhere else."""
+    """Wait, as for the answer of a database."""
     await asyncio.sleep(SLEEP_S)
 
 
@@ -60,7 +60,7 @@ async def nap(message: Nap, job: Job) -> None:
 async def flaky(message: Flaky, job: Job) -> None:
     """Succeed at the second attempt."""
     if job.attempt == 1:
-        raise ConnectionError("the other side is not there yet")
+        raise ConnectionError("refused at the first attempt")
 
 
 @contract("litter")
@@ -69,7 +69,7 @@ class Litter(Noop, frozen=True, kw_only=True):
 
 
 class Node:
-    """Something that refers to itself."""
+    """An object in a cycle of references."""
 
     def __init__(self) -> None:
         self.me = self
@@ -78,7 +78,7 @@ class Node:
 
 @handler(Litter)
 async def litter(message: Litter, job: Job) -> None:
-    """Leave rubbish that only the collector finds."""
+    """Leave garbage that only the collector finds."""
     Node()
 
 
@@ -87,13 +87,13 @@ _waits_ns = array("q")
 
 @handler(Timed)
 async def timed(message: Timed, job: Job) -> None:
-    """Note how long it took from the send to here."""
+    """Record the time from the send to here."""
     _waits_ns.append(time.time_ns() - message.sent_ns)
 
 
-def _tell() -> None:
+def _write_waits() -> None:
     Path(os.environ[LATENCY_VARIABLE]).write_bytes(_waits_ns.tobytes())
 
 
 if LATENCY_VARIABLE in os.environ:
-    atexit.register(_tell)
+    atexit.register(_write_waits)

@@ -1,4 +1,4 @@
-"""`python -m bench.profile`: where a worker's time goes in a drain: a page to look into, and the functions by their own share.
+"""`python -m bench.profile`: profiles a worker in a drain; writes a page with the call tree, prints functions by their own share.
 
 The profiler samples every millisecond and slows the worker: read shares, not rates.
 """
@@ -21,24 +21,29 @@ OPTIONS: Final = ("-m", "pyinstrument", "--renderer", "pyisession", "--outfile")
 
 
 def main() -> int:
-    """Drain under the profiler, write the page, print the list."""
-    parser = argparse.ArgumentParser(prog="python -m bench.profile", description=__doc__)
-    parser.add_argument("--jobs", type=int, default=500_000, help="jobs to drain (default 500000)")
-    parser.add_argument("--type", choices=["noop", "nap", "flaky"], default="noop", help="the handler (default noop)")
-    parser.add_argument("--top", type=int, default=30, help="how many functions to print (default 30)")
-    parser.add_argument("--page", type=Path, default=RESULTS / "profile.html", help="default bench/results/profile.html")
+    """Drain under the profiler, write the page, print the functions; return 2 without the profiler."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.profile",
+        description="Profile a worker in a drain: write a page with the call tree, print functions by their own share.",
+    )
+    parser.add_argument("--jobs", type=int, default=500_000, metavar="N", help="jobs to drain; default 500000")
+    parser.add_argument("--type", choices=["noop", "nap", "flaky"], default="noop", help="the handler; default noop")
+    parser.add_argument("--top", type=int, default=30, metavar="N", help="functions to print; default 30")
+    parser.add_argument(
+        "--page", type=Path, default=RESULTS / "profile.html", metavar="FILE", help="the page; default bench/results/profile.html"
+    )
     parsed = parser.parse_args()
     try:
         # By name: only `make bench` installs it, and types are checked without.
         renderers: Any = import_module("pyinstrument.renderers")
         sessions: Any = import_module("pyinstrument.session")
     except ImportError:
-        print(f"no pyinstrument: {EXTRA}", file=sys.stderr)
+        print(f"pyinstrument is not installed; hint: {EXTRA}", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        kept = Path(folder) / "session.pyisession"
-        _drain(parsed.jobs, parsed.type, kept)
-        session = sessions.Session.load(str(kept))
+        recorded = Path(folder) / "session.pyisession"
+        _drain(parsed.jobs, parsed.type, recorded)
+        session = sessions.Session.load(str(recorded))
     parsed.page.parent.mkdir(parents=True, exist_ok=True)
     parsed.page.write_text(renderers.HTMLRenderer().render(session), "utf-8")
     own = own_shares(session.root_frame())
@@ -49,7 +54,7 @@ def main() -> int:
 
 
 def own_shares(root: Any) -> Counter[str]:
-    """Return what part of the time was spent in each function itself, what it calls left out."""
+    """Return the share of the time that each function took itself, without its callees."""
     own: Counter[str] = Counter()
     frames = [root]
     for frame in frames:
@@ -59,9 +64,9 @@ def own_shares(root: Any) -> Counter[str]:
     return Counter({place: seconds / root.time for place, seconds in own.items() if seconds > 0})
 
 
-def _drain(jobs: int, type_name: str, kept: Path) -> None:
+def _drain(jobs: int, type_name: str, recorded: Path) -> None:
     runs = 2 * jobs if type_name == "flaky" else jobs
-    under = (*OPTIONS, str(kept), "-m")
+    under = (*OPTIONS, str(recorded), "-m")
     with Server() as server:
         server.fill(jobs, type_name=type_name.encode())
         with Worker(server, "--concurrency", "500", under=under) as worker:

@@ -1,6 +1,6 @@
-/* The raw figure: what a C client gets out of the server, with nothing done to the jobs.
+/* The C client for the raw figures: what the server does for a client that does nothing with the jobs.
  *
- *   raw drain HOST PORT STREAM BATCH         fetch, XACK and XDEL until nothing comes, in the worker's shape:
+ *   raw drain HOST PORT STREAM BATCH         XREADGROUP, XACK and XDEL until the stream is empty, as a worker:
  *                                            one round trip per batch, the two writes in one transaction
  *   raw add HOST PORT STREAM JOBS DEPTH DATA pipelined XADD, DEPTH commands per round trip
  *
@@ -14,7 +14,7 @@
 #include <time.h>
 
 #define GROUP "workers"
-#define MAX_BATCH 10000
+#define MAX_BATCH 10000 /* a guess: twenty times a worker's */
 
 static void die(const char *what, const char *why) {
     fprintf(stderr, "raw: %s: %s\n", what, why);
@@ -97,7 +97,7 @@ static void add(redisContext *server, const char *stream, long jobs, long depth,
 int main(int count, char *words[]) {
     int is_drain = count == 6 && !strcmp(words[1], "drain"), is_add = count == 8 && !strcmp(words[1], "add");
     if (!is_drain && !is_add) die("usage", "drain HOST PORT STREAM BATCH | add HOST PORT STREAM JOBS DEPTH DATA");
-    if (is_drain && (atoi(words[5]) < 1 || atoi(words[5]) > MAX_BATCH)) die("BATCH", "from 1 to 10000, please");
+    if (is_drain && (atoi(words[5]) < 1 || atoi(words[5]) > MAX_BATCH)) die("BATCH", "must be between 1 and 10000");
     redisContext *server = redisConnect(words[2], atoi(words[3]));
     if (!server || server->err) die("cannot connect", server ? server->errstr : "out of memory");
     long jobs = is_add ? atol(words[5]) : 0;

@@ -1,4 +1,4 @@
-"""`raw.c`, compiled when it is first needed, and its figures. Where it cannot be, `missing` says why."""
+"""Compiles the C client `raw.c` when it is first needed, and runs it for the raw figures."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from bench.lab import PAYLOAD, STREAM, BenchError, Server
 
 SOURCE: Final = Path(__file__).with_suffix(".c")
 PROGRAM: Final = Path(__file__).with_suffix("")
-BATCH: Final = 500
-DEPTH: Final = 500  # commands per round trip
+BATCH: Final = 500  # what a busy worker with 500 lanes fetches at least
+DEPTH: Final = 500  # commands per round trip, as a producer's, `runtime.sender.CHUNK_MESSAGES`
 
 
 def missing() -> str:
-    """Compile the C client if it is not there or older than its source; give why that cannot be, or nothing."""
+    """Compile the C client if it is missing or older than its source; return why that is not possible, or nothing."""
     if PROGRAM.exists() and PROGRAM.stat().st_mtime > SOURCE.stat().st_mtime:
         return ""
     compiler = shutil.which("cc") or shutil.which("gcc")
@@ -37,12 +37,12 @@ def missing() -> str:
 
 
 def drain(server: Server, jobs: int) -> dict[str, float]:
-    """Drain the filled stream by the C client: jobs per second, and CPU of both sides per job."""
+    """Drain the filled stream with the C client; return its rate, and the CPU per job of both sides."""
     return _run(server, jobs, "drain", STREAM, str(BATCH))
 
 
 def add(server: Server, jobs: int) -> dict[str, float]:
-    """Fill the stream by the C client, the same figures."""
+    """Fill the stream with the C client; return the same figures."""
     return _run(server, jobs, "add", STREAM, str(jobs), str(DEPTH), PAYLOAD.decode())
 
 
@@ -52,15 +52,15 @@ def _run(server: Server, jobs: int, verb: str, *words: str) -> dict[str, float]:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         raise BenchError(result.stderr.strip())
-    told = json.loads(result.stdout)
-    if told["jobs"] != jobs:
-        raise BenchError(f"the C client moved {told['jobs']} of {jobs} jobs")
+    printed = json.loads(result.stdout)
+    if printed["jobs"] != jobs:
+        raise BenchError(f"the C client moved {printed['jobs']} of {jobs} jobs")
     return {
-        "raw_per_s": jobs / told["seconds"],
-        "raw_client_us": told["cpu_s"] / jobs * 1e6,
+        "raw_per_s": jobs / printed["seconds"],
+        "raw_client_us": printed["cpu_s"] / jobs * 1e6,
         "raw_server_us": (server.cpu_s() - before_s) / jobs * 1e6,
     }
 
 
 if __name__ == "__main__":
-    print(missing() or f"made {PROGRAM}")
+    print(missing() or f"compiled {PROGRAM}")

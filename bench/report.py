@@ -1,4 +1,4 @@
-"""The results as a table of text, as JSON, and as a picture."""
+"""Renders the results as a table of text, as JSON and as a picture."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from typing import Any, Final
 from bench.lab import commit, cpu_model
 from bench.rows import Line, Row
 
-WIDTHS: Final = (36, 33, 33, 14)
+WIDTHS: Final = (36, 33, 33, 14)  # of the columns: the longest label, and figures up to 9,999,999
 RATES: Final = ("jobs_per_s", "attempts_per_s", "sent_per_s")
 EXTRA: Final = "pip install 'backend-jobs[bench]'"
 
 
 @dataclass(slots=True)
 class Result:
-    """What a row gave: each figure of each run, or why there is none."""
+    """The result of a row: each figure of each run, or why there is none."""
 
     row: Row
     figures: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
@@ -46,7 +46,7 @@ class Result:
 
 
 def header(jobs: int, runs: int, server: str, load: Sequence[float], began: str) -> dict[str, Any]:
-    """Return what the figures depend on; the load is that before the first run."""
+    """Return what the figures depend on; `load` is that before the first run."""
     return {
         "commit": commit(),
         "date": began,
@@ -129,7 +129,7 @@ def _thousands(value: float, _: int) -> str:
 
 
 def draw(path: Path, head: dict[str, Any], results: Sequence[Result]) -> str:
-    """Draw the rates with their spread, raw figure and target; give why that cannot be, or nothing."""
+    """Draw the rates with their spread, raw figure and target; return why that is not possible, or nothing."""
     try:
         figures: Any = import_module("matplotlib.figure")  # by name: only `make bench` installs it, and types are checked without
     except ImportError:

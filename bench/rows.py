@@ -1,4 +1,7 @@
-"""The rows of the table: what is measured, which figures are shown, and what is aimed at."""
+"""The rows of the table: what each measures, which figures it shows, and their targets.
+
+The targets are goals for a machine with two shared cores, and follow from no measurement.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from bench.measures import Figures, Round, has_processes
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a median should be."""
+    """The limits that a median should be within."""
 
     at_least: float | None = None
     at_most: float | None = None
@@ -33,7 +36,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One figure of a row: its label and name, with the raw figure that stands beside it."""
+    """A line of the table: the label and the name of a figure, with the name of the raw figure beside it."""
 
     label: str
     name: str
@@ -44,7 +47,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One measurement. `why_not` says why it cannot be made yet; `remark` is a sentence about the medians."""
+    """One measurement. `why_not` returns why it cannot be made, or nothing; `remark` returns a sentence about the medians."""
 
     name: str
     title: str
@@ -61,29 +64,29 @@ CPU: Final = (
 )
 SEND_CPU: Final = (Line("producer CPU, µs/job", "producer_us", 1), CPU[1])
 RATE: Final = Line("jobs/s", "jobs_per_s", raw="raw_per_s")
-BUSY: Final = 0.9  # of a core: what the samples and the start leave of a full one
+BUSY: Final = 0.9  # of a core, a guess: the rest of a full one is lost to sampling and the start
 LIKE_PLAIN: Final = Line("part of the plain drain", "of_plain", 2, target=WITHIN_15_PERCENT)
 
 
 def bound_by(processes: int) -> Callable[[Figures], str]:
-    """Return what says, from the cores that both sides kept busy, which of them a drain waited for."""
+    """Return a remark that names what a drain was bound by, from the cores that both sides kept busy."""
 
     def remark(medians: Figures) -> str:
         workers, server, cores = medians["worker_cores"], medians["server_cores"], os.cpu_count() or 1
-        used = f"workers {workers:.2f} cores, server {server:.2f}, of {cores}"
+        cores_used = f"workers {workers:.2f} cores, server {server:.2f}, of {cores}"
         if server >= BUSY:
-            return f"bound by the server's one core ({used})"
+            return f"bound by the server's one core ({cores_used})"
         if workers >= BUSY * processes:
-            return f"bound by the workers, {processes} of one core each ({used})"
+            return f"bound by the workers, {processes} of one core each ({cores_used})"
         if workers + server >= BUSY * cores:
-            return f"bound by the machine's cores ({used})"
-        return f"bound by neither side's CPU: the machine was busy otherwise, or they waited for each other ({used})"
+            return f"bound by the machine's cores ({cores_used})"
+        return f"bound by neither side's CPU: the machine had other work, or they waited for each other ({cores_used})"
 
     return remark
 
 
 def busy(side: str, rate: str) -> Callable[[Figures], str]:
-    """Return what says how much of a core each side used: where neither used a whole one, they waited for each other."""
+    """Return a remark with the cores that each side used: where neither used a whole one, they waited for each other."""
 
     def remark(medians: Figures) -> str:
         per_s = medians[rate] / 1e6
@@ -99,7 +102,7 @@ def _nothing(_: Round) -> Figures:
 
 
 def _not_yet() -> str:
-    return "not yet"
+    return "not implemented yet"
 
 
 ROWS: Final = (
@@ -224,7 +227,7 @@ ROWS: Final = (
         "drain with --processes 2",
         Round.processes,
         (RATE, Line("times one process", "of_plain", 2), *CPU),
-        lambda: "" if has_processes() else "not yet",
+        lambda: "" if has_processes() else "not implemented yet",
         bound_by(2),
     ),
 )

@@ -1,6 +1,6 @@
-"""`python -m bench.steps`: what each step of a worker costs per job: its own functions, a batch at a time, without Redis.
+"""`python -m bench.steps`: measures what each step of a worker costs per job, by calling its functions on batches, without Redis.
 
-In a drain the sum is larger by what is not in here: sockets, the loop's turns, and Redis on the other half of the same core.
+In a drain the sum is larger by what is left out here: sockets, the loop's turns, and Redis on the other half of the same core.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ from runtime.worker.held import Held
 from runtime.worker.lanes import Inbox, Lane
 from runtime.worker.ledger import Ledger
 
-BATCH: Final = 500
-LANES: Final = 500
-BLOCK_S: Final = 0.02
-NOW_MS: Final = 1_790_000_000_000
+BATCH: Final = 500  # what a busy worker with 500 lanes fetches at least
+LANES: Final = 500  # those of `bench.measures`
+BLOCK_S: Final = 0.02  # a guess: a handler that blocks noticeably
+NOW_MS: Final = 1_790_000_000_000  # any time: a day of 2026
 
 
 class Steps:
-    """Owns the seconds of each step, a number per batch."""
+    """Owns the seconds that each step took, one number per batch."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = {}
 
     @contextmanager
     def step(self, name: str) -> Generator[None]:
-        """Measure what is inside."""
+        """Measure the block."""
         began_s = time.perf_counter()
         yield
         self.seconds.setdefault(name, []).append(time.perf_counter() - began_s)
@@ -60,7 +60,7 @@ class Steps:
 
 
 async def measure(batches: int) -> Steps:
-    """Take batches through a worker's steps, one after the other."""
+    """Take batches through the steps of a worker, one after the other."""
     steps, found, held, ledger, inbox, stats = Steps(), registry.find(["bench.noop"]).registry, Held(), Ledger(), Inbox(), Stats()
     lanes = [Lane(inbox, ledger, stats, found, time.monotonic, random) for _ in range(LANES)]
     running = [asyncio.create_task(lane.run()) for lane in lanes]
@@ -98,7 +98,7 @@ async def measure(batches: int) -> Steps:
 
 
 async def longest_turn_ms(jobs: int = 100) -> float:
-    """Return the longest turn of the loop, in ms, beside handlers that block it."""
+    """Return the longest turn of the loop in ms, beside handlers that block it for `BLOCK_S`."""
     inbox, ledger, stats, longest_s = Inbox(), Ledger(), Stats(), 0.0
 
     async def block(payload: object, job: Job) -> None:
@@ -123,7 +123,7 @@ async def longest_turn_ms(jobs: int = 100) -> float:
 
 
 def context_us() -> float:
-    """Return what it costs a lane, in µs per job, to see that no context variable was set."""
+    """Return what it costs a lane, in µs per job, to check that the handler set no context variable."""
     first = copy_context()
     best_s = min(timeit.repeat(lambda: copy_context() == first, number=100_000, repeat=7))
     return (best_s - min(timeit.repeat(lambda: first, number=100_000, repeat=7))) / 100_000 * 1e6
@@ -136,7 +136,7 @@ def _rows(count: int) -> list[Row]:
 
 
 def _reply(first: int) -> bytes:
-    """Return what Redis answers to XREADGROUP."""
+    """Return the answer of Redis to XREADGROUP, with a batch from this number on."""
     rows = [
         b"*2\r\n%b*4\r\n%b" % (packed_value(b"%d-%d" % (NOW_MS, first + n)), b"".join(map(packed_value, words)))
         for n, words in enumerate([(b"type", b"noop", b"data", PAYLOAD)] * BATCH)
@@ -145,9 +145,11 @@ def _reply(first: int) -> bytes:
 
 
 def main() -> int:
-    """Measure, and print the list."""
-    parser = argparse.ArgumentParser(prog="python -m bench.steps", description=__doc__)
-    parser.add_argument("--batches", type=int, default=300, help=f"of {BATCH} jobs (default 300)")
+    """Measure, and print the costs."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.steps", description="Measure what each step of a worker costs per job, without Redis."
+    )
+    parser.add_argument("--batches", type=int, default=300, metavar="N", help=f"batches of {BATCH} jobs; default 300")
     parsed = parser.parse_args()
     gc.freeze()
     gc.set_threshold(*THRESHOLDS)
@@ -156,7 +158,7 @@ def main() -> int:
     for name, us in per_job_us.items():
         print(f"{us:7.2f}  {name}")
     print(f"{sum(per_job_us.values()):7.2f}  in all")
-    print(f"{context_us():7.2f}  of it to see that a job has set no context variable")
+    print(f"{context_us():7.2f}  of it to check that a job has set no context variable")
     longest_ms = uvloop.run(longest_turn_ms())
     print(f"{longest_ms:7.1f}  ms is the longest turn of the loop, with handlers that block it for {BLOCK_S * 1000:g} ms")
     return 0

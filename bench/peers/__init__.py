@@ -1,1 +1,1 @@
-"""Ours beside other job runtimes: the same work, on the same server, in the same run."""
+"""The comparison with other job runtimes: the same work, on the same server, in the same run."""

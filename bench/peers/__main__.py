@@ -1,8 +1,8 @@
-"""`python -m bench.peers`: enqueue, drain and latency of other job runtimes and of ours, on one server, in one run.
+"""`python -m bench.peers`: compares enqueue, drain and latency of other job runtimes and of ours, on one server, in one run.
 
 Every runtime does the same work in one worker process: jobs are enqueued, then a worker is started and drains them, then the idle
-worker gets a steady trickle. Each handler marks its job in memory that this process reads, so that lost and repeated jobs are
-seen. The runs of all runtimes take turns, so that what else the machine does meets all of them; ratios are what to compare.
+worker gets jobs at a steady rate. Each handler marks its job in memory that this process reads, so that lost and repeated jobs
+are noticed. The runs of all runtimes take turns, so that other work of the machine affects all of them; compare ratios.
 """
 
 from __future__ import annotations
@@ -18,22 +18,25 @@ from bench.peers.measure import PACED_PER_S, PACED_WARM, Figures, Run, server
 from bench.peers.report import facts_of, report
 from bench.peers.roster import OURS, PEERS, ROOT, Unusable, install
 
+HELP = "Compare enqueue, drain and latency of other job runtimes and of ours, on one server, in one run. Compare ratios."
 RESULTS = ROOT / "bench" / "results"
 
 
 def main() -> None:
-    """Install, measure, report."""
+    """Install the runtimes, measure, and write the report."""
     names = [peer.name for peer in (OURS, *PEERS)]
-    parser = argparse.ArgumentParser(prog="python -m bench.peers", description=__doc__)
-    parser.add_argument("--only", default="", help=f"comma-separated, of {', '.join(names)}; ours is always measured")
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--scale", type=float, default=1.0, help="jobs of each drain, as a share of the usual number")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of the trickle (default 3)")
-    parser.add_argument("--concurrency", type=int, default=0, help="for all, instead of the best one of each")
+    parser = argparse.ArgumentParser(prog="python -m bench.peers", description=HELP)
+    parser.add_argument(
+        "--only", default="", metavar="NAMES", help=f"separated by commas, of {', '.join(names)}; ours is always measured"
+    )
+    parser.add_argument("--runs", type=int, default=3, metavar="N", help="runs of each runtime; default 3")
+    parser.add_argument("--scale", type=float, default=1.0, metavar="X", help="factor for the jobs of each drain; default 1")
+    parser.add_argument("--seconds", type=float, default=3.0, metavar="N", help="how long the latency is measured; default 3")
+    parser.add_argument("--concurrency", type=int, default=0, metavar="N", help="the same for all; default: the best one of each")
     parsed = parser.parse_args()
     chosen = set(parsed.only.split(",")) - {""} or set(names)
     if unknown := chosen - set(names):
-        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+        parser.error(f"unknown runtimes: {', '.join(sorted(unknown))}; hint: {', '.join(names)}")
     peers = [
         replace(peer, jobs=max(int(peer.jobs * parsed.scale), 100), concurrency=parsed.concurrency or peer.concurrency)
         for peer in (OURS, *PEERS)

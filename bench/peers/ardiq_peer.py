@@ -1,4 +1,4 @@
-"""ardiq."""
+"""ardiq, as a peer."""
 
 from __future__ import annotations
 

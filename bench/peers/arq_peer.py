@@ -1,4 +1,4 @@
-"""arq."""
+"""arq, as a peer."""
 
 from __future__ import annotations
 

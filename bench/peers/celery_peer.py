@@ -1,4 +1,4 @@
-"""Celery."""
+"""Celery, as a peer."""
 
 from __future__ import annotations
 

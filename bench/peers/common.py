@@ -1,6 +1,6 @@
-"""What all Python peers share: the mark that a handler leaves, and the small command line that `python -m bench.peers` calls.
+"""Shared by all Python peers: the mark that a handler leaves, and the command line that `python -m bench.peers` calls.
 
-This file and the peers' run in the peers' own environments, where uvloop is all that is sure to be there.
+This file runs in the environment of each peer, which all have uvloop and nothing else of ours.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ HOST, PORT = "127.0.0.1", int(os.environ["PEERS_PORT"])
 URL = f"redis://{HOST}:{PORT}/0"
 CONCURRENCY = int(os.environ["PEERS_CONCURRENCY"])
 JOBS = int(os.environ["PEERS_JOBS"])  # of the drain; numbers from here on are the latency's
-SENDERS = 100
-CHUNK = 1000  # jobs in one call, where a peer offers to send many
+SENDERS = 100  # a guess: a busy web process
+CHUNK = 1000  # jobs per call, where a peer can send many; a guess
 
 Send = Callable[[int], Awaitable[Any]]
 SendMany = Callable[[Iterable[int]], Awaitable[Any]]
@@ -40,7 +40,7 @@ def payload(n: int) -> dict[str, Any]:
 
 
 def ran(n: int) -> None:
-    """Say that job `n` runs; all that a handler does."""
+    """Mark job `n` as run; a handler does nothing else."""
     if n < JOBS:
         _counts[n] += 1
     else:
@@ -48,7 +48,7 @@ def ran(n: int) -> None:
 
 
 async def one_by_one(send: Send, numbers: range) -> None:
-    """Send from 100 tasks, each of which waits for its answer. Where a client blocks, they simply follow one another."""
+    """Send from `SENDERS` tasks, each of which waits for its answer. Where a client blocks, they run one after another."""
     left = iter(numbers)
 
     async def sender() -> None:
@@ -59,13 +59,13 @@ async def one_by_one(send: Send, numbers: range) -> None:
 
 
 async def many(send_many: SendMany, numbers: range) -> None:
-    """Send a chunk per call."""
+    """Send `CHUNK` jobs per call."""
     for first in range(0, len(numbers), CHUNK):
         await send_many(numbers[first : first + CHUNK])
 
 
 async def paced(send: Send, numbers: range, per_s: float) -> list[int]:
-    """Send at a steady rate; gives the time before each send."""
+    """Send at a steady rate; return the time before each send."""
     began_s = time.monotonic()
     sent_ns: list[int] = []
     for position, n in enumerate(numbers):
@@ -76,7 +76,7 @@ async def paced(send: Send, numbers: range, per_s: float) -> list[int]:
 
 
 def main(connect: Connect, work: Callable[[], Any]) -> None:
-    """`work`, or `one|bulk FIRST END`, or `latency FIRST END PER_S`; what it gives is printed as JSON."""
+    """Run `work`, or `one|bulk FIRST END`, or `latency FIRST END PER_S`, and print the result as JSON."""
     role, *numbers = sys.argv[1:]
     if role == "work":
         work()

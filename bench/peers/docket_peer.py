@@ -1,4 +1,4 @@
-"""docket."""
+"""docket, as a peer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dramatiq."""
+"""Dramatiq, as a peer."""
 
 from __future__ import annotations
 

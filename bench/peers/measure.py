@@ -1,4 +1,4 @@
-"""One run of one peer: enqueue, drain, trickle; and the server that all share."""
+"""Measures one run of one peer (enqueue, drain, latency), and starts the server that all share."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ import redis
 from bench.peers.roster import HERE, ROOT, Peer, Unusable
 from runtime.embedded import find_server
 
-PACED_PER_S = 200
+# Guesses, all of them: far more than any peer needs where it is a deadline, far less than a run where it is a pause.
+PACED_PER_S = 200  # that of `python -m bench`
 PACED_WARM = 50  # the first ones open connections and are not counted
 CLIENT_S = 120.0  # for a client to send everything
 START_S = 60.0  # for a worker to run its first job
-STALL_S = 15.0  # without any new job: what is missing then is lost
-LOOK_S = 0.005
-RECOUNT_S = 1.0
+STALL_S = 15.0  # without a new job: those that are missing then are lost
+LOOK_S = 0.005  # between two looks at the marks
+RECOUNT_S = 1.0  # without progress of the first missing job, until all marks are counted
 SETTLE_S = 0.5  # for repeated jobs to show up
 
 Figures = dict[str, float]
@@ -35,7 +36,7 @@ Figures = dict[str, float]
 
 @contextmanager
 def server() -> Generator[Any]:
-    """A server of its own on a free port, without persistence, gone with the block."""
+    """Run a server on a free port, without persistence, and yield a client of it; both end with the block."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -84,7 +85,11 @@ class Run:
         }
 
     def produce(self, role: str, first: int, end: int, *more: str) -> Any:
-        """Run the peer's client to its end and give what it printed."""
+        """Run the peer's client to its end and return what it printed.
+
+        Raises:
+            Unusable: it failed, or took longer than `CLIENT_S`.
+        """
         command = [*self.peer.command(), role, str(first), str(end), *more]
         with self.log.open("ab") as log:
             try:
@@ -94,12 +99,12 @@ class Run:
             except subprocess.TimeoutExpired:
                 raise Unusable(f"its client took over {CLIENT_S:g} s for `{role}`") from None
         if done.returncode:
-            raise Unusable(f"its client failed at `{role}`: {self._last_words()}")
+            raise Unusable(f"its client failed at `{role}`: {self._log_tail()}")
         return json.loads(done.stdout.splitlines()[-1])
 
     @contextmanager
     def worker(self) -> Generator[subprocess.Popen[bytes]]:
-        """A worker in a session of its own, which ends with the block."""
+        """Run a worker in a session of its own, which ends with the block."""
         with self.log.open("ab") as log:
             process = subprocess.Popen(
                 [*self.peer.command(), "work"], cwd=HERE, env=self.environment, stdout=log, stderr=log, start_new_session=True
@@ -116,14 +121,19 @@ class Run:
             process.wait()
 
     def counts(self) -> bytes:
-        """How often each job of the drain has run, a byte each."""
+        """Return how often each job of the drain has run, a byte each."""
         return self.memory[: self.jobs]
 
     def done(self) -> int:
+        """Return how many jobs of the drain have run."""
         return self.jobs - self.counts().count(0)
 
     def measure(self) -> Figures:
-        """Enqueue, drain, trickle."""
+        """Enqueue, drain, and measure the latency.
+
+        Raises:
+            Unusable: the peer cannot be measured.
+        """
         self.client.flushall()
         figures: Figures = {}
         one = self.jobs // 4 if self.peer.bulk else self.jobs
@@ -140,10 +150,10 @@ class Run:
         return figures
 
     def _drain(self, worker: subprocess.Popen[bytes]) -> Figures:
-        """From the first finished job that is seen to the last one.
+        """Return the rate and the CPU from the first finished job that is noticed to the last one.
 
-        To count all marks at every look would take a core from those that are measured: as long as it moves, the first job that
-        has not run yet tells enough.
+        Counting all marks at every look would take a core from those that are measured: while it moves, the first job that has
+        not run tells the progress well enough.
         """
         moved_s, seen, first, position = time.perf_counter(), 0, None, 0
         while (position := self.memory.find(b"\0", position, self.jobs)) >= 0:
@@ -153,7 +163,7 @@ class Run:
                 first = first or (now_s, self.done(), _cpu_s(worker.pid), self._server_cpu_s())
                 seen, moved_s = done, now_s
             elif worker.poll() is not None:
-                raise Unusable(f"its worker ended after {seen} jobs: {self._last_words()}")
+                raise Unusable(f"its worker ended after {seen} jobs: {self._log_tail()}")
             elif now_s - moved_s > (STALL_S if seen else START_S):
                 break
             time.sleep(LOOK_S)
@@ -162,9 +172,9 @@ class Run:
         worker_s, server_cpu_s = _cpu_s(worker.pid), self._server_cpu_s()
         time.sleep(SETTLE_S)
         if first is None:
-            raise Unusable(f"its worker ran no job, or all of them between two looks: {self._last_words()}")
+            raise Unusable(f"its worker ran no job, or all of them between two looks: {self._log_tail()}")
         if position >= 0:
-            return {}  # a rate of the others would mislead; the missing ones are reported
+            return {}  # a rate of the others would mislead; the lost ones are reported
         began_s, before, cpu_s, server_s = first
         jobs = max(self.jobs - before, 1)
         return {
@@ -174,7 +184,7 @@ class Run:
         }
 
     def _latency(self) -> Figures:
-        """From just before a send to the start of its handler."""
+        """Return quantiles of the time from just before a send to the start of its handler."""
         sent_ns = self.produce("latency", self.jobs, self.jobs + self.paced, str(PACED_PER_S))
         end_s = time.monotonic() + STALL_S
         while not all(started_ns := self._starts()) and time.monotonic() < end_s:
@@ -193,13 +203,13 @@ class Run:
         used = self.client.info("cpu")
         return used["used_cpu_user"] + used["used_cpu_sys"]
 
-    def _last_words(self) -> str:
+    def _log_tail(self) -> str:
         lines = self.log.read_text(errors="replace").strip().splitlines() if self.log.exists() else []
-        return " / ".join(line.strip() for line in lines[-2:]) or "it said nothing"
+        return " / ".join(line.strip() for line in lines[-2:]) or "no output"
 
 
 def _session(leader: int) -> list[int]:
-    """Return the processes of a session that this program began."""
+    """Return the processes of a session that this program started."""
     return [pid for pid, fields in _processes() if int(fields[3]) == leader]
 
 

@@ -1,4 +1,4 @@
-"""Ours."""
+"""Ours, as a peer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was measured, as text and as data."""
+"""Renders the comparison as text and as data."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ COLUMNS = (
     ("server_us", "server CPU, µs/job", 1, False),
 )
 FAULTS = {
-    "lost": f"not run within {STALL_S:g} s of silence",
-    "repeated": "more than once",
-    "paced_lost": "of the trickle not run",
+    "lost": f"not run when no job ran for {STALL_S:g} s",
+    "repeated": "run more than once",
+    "paced_lost": "not run of those for the latency",
 }
 
 
 def report(
     peers: Sequence[Peer], facts: dict[str, str], runs: dict[str, list[Figures]], absent: dict[str, str]
 ) -> tuple[str, dict[str, Any]]:
-    """Return the same as text and as data."""
+    """Return the report as text and as data."""
     peers = [peer for peer in peers if runs[peer.name]]
     lines = [f"{name:<10} {value}" for name, value in facts.items()]
     data: dict[str, Any] = {"facts": facts, "absent": absent, "peers": {}}
@@ -79,7 +79,7 @@ def _median(runs: list[Figures], key: str) -> float:
 
 
 def facts_of(client: Any, runs: int) -> dict[str, str]:
-    """Return what a reader must know of this run."""
+    """Return what the figures of this run depend on."""
     info = client.info("server")
     kind = "Valkey" if "valkey_version" in info else "Redis"
     is_changed = " with changes" if git("status", "--porcelain") not in ("", "unknown") else ""

@@ -1,4 +1,4 @@
-"""SAQ."""
+"""SAQ, as a peer."""
 
 from __future__ import annotations
 

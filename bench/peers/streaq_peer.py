@@ -1,4 +1,4 @@
-"""streaq."""
+"""streaq, as a peer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""taskiq with the streams broker of taskiq-redis."""
+"""taskiq, with the streams broker of taskiq-redis, as a peer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-// BullMQ: the same command line as common.py's.
+// BullMQ, as a peer: the command line of common.py.
 import { openSync, writeSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join } from "node:path";
