@@ -5,8 +5,23 @@ from __future__ import annotations
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from runtime.worker.plan import MOST_BYTES, START_BYTES, WEIGHTS, Budget, Plan, Sizes
+from runtime.worker.plan import (
+    MOST_BYTES,
+    START_BYTES,
+    WEIGHTS,
+    Budget,
+    Fetch,
+    Pause,
+    Plan,
+    Sizes,
+    Step,
+    TakeParked,
+    View,
+    Wait,
+    next_step,
+)
 
 CRITICAL, HIGH, MEDIUM, LOW = range(4)
 
@@ -255,3 +270,55 @@ def test_each_stream_has_its_own_size_and_counts_by_its_part() -> None:
     assert few == 4
     assert many > 5000
     assert few < sizes.entries([8 / 9, 0.0, 0.0, 1 / 9], 1 << 20) < many
+
+
+# --- the next step -----------------------------------------------------------------------------------------------------------
+
+QUIET = View(capacity=10, is_quiet=True)
+LOADED = View(capacity=10)
+FETCHED = View(capacity=10, has_fetched=True)
+
+
+@pytest.mark.parametrize(
+    ("view", "step"),
+    [
+        (replace(LOADED, has_asks=True), TakeParked()),
+        (replace(QUIET, has_asks=True), TakeParked()),
+        (replace(LOADED, has_asks=True, has_taken=True), Fetch(10)),
+        (replace(LOADED, has_asks=True, has_taken=True, capacity=0), None),
+        (LOADED, Fetch(10)),
+        (QUIET, Wait()),
+        (replace(QUIET, is_free_left=True), Fetch(10)),
+        (replace(QUIET, are_lots_full=True), Fetch(10)),
+        (replace(QUIET, capacity=3), Fetch(3)),
+        (replace(QUIET, capacity=3, wait_from=3), Wait()),
+        (replace(QUIET, is_deaf=True), Pause()),
+        (replace(FETCHED, has_found=True), None),
+        (replace(FETCHED, is_free_left=True), None),
+        (replace(FETCHED, are_lots_full=True), None),
+        (replace(FETCHED, is_stopping=True), None),
+        (FETCHED, Wait()),
+        (replace(FETCHED, is_quiet=True), Wait()),
+        (replace(FETCHED, capacity=3), Pause()),
+        (replace(FETCHED, is_deaf=True), Pause()),
+    ],
+)
+def test_the_next_step_follows_from_what_is_known(view: View, step: Step | None) -> None:
+    assert next_step(view) == step
+
+
+@given(
+    st.builds(
+        View,
+        capacity=st.integers(0, 5),
+        **{name: st.booleans() for name in View.__struct_fields__ if name not in ("capacity", "wait_from")},
+    )
+)
+def test_a_round_ends(view: View) -> None:
+    """Each step but a wait and a pause can be taken once in a round."""
+    taken: list[Step] = []
+    while (step := next_step(view)) is not None and not isinstance(step, Wait | Pause):
+        taken.append(step)
+        view = replace(view, has_taken=True) if isinstance(step, TakeParked) else replace(view, has_fetched=True)
+    assert len(taken) <= 2
+    assert len({type(step) for step in taken}) == len(taken)
