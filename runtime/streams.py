@@ -22,9 +22,9 @@ from runtime.store.base import (
     End,
     Store,
     WorkerRow,
+    holders_in,
     is_code,
     ms_in,
-    workers_of,
 )
 from runtime.store.connection import ANSWER_S, Connection
 from runtime.store.resp import Command, ServerError, tail_of
@@ -440,10 +440,7 @@ class Streams(Store):
         Raises:
             StoreUnavailable: no answer or an error.
         """
-        until, rows = await self.ask(
-            self._helper, ("ZRANGE", self.keys.workers, 0, -1, "WITHSCORES"), ("HGETALL", self.keys.rows)
-        )
-        return workers_of(self.checked(until), self.checked(rows))
+        return await self.workers_on(self._helper)
 
     async def lots(self) -> tuple[dict[tuple[int, str], int], set[int]]:
         """Return the lots that hold something, by stream and name, with their sizes; and the streams of which workers hold some.
@@ -458,9 +455,9 @@ class Streams(Store):
             if is_code(answer, "WRONGTYPE") or is_code(answer, "NOGROUP"):
                 self._must_heal = self._must_heal or is_code(answer, "NOGROUP")
                 continue  # the fetcher tells of it; what is on the other streams must not wait for it
-            for name, count in self.checked(answer)[3] or ():
+            for name, count in holders_in(self.checked(answer)):
                 if name.startswith(b"~"):
-                    lots[stream, name.decode(errors="replace")] = int(count)
+                    lots[stream, name.decode(errors="replace")] = count
                 else:
                     busy.add(stream)
         return lots, busy

@@ -17,6 +17,7 @@ from runtime.embedded import Embedded
 from runtime.errors import ConfigError
 from runtime.folders import add_folder, hidden_in_folder
 from runtime.registry import Found, find
+from runtime.store.control import Control
 from runtime.store.inspector import Inspector
 from runtime.store.urls import without_password
 
@@ -72,6 +73,16 @@ def find_handlers(config: Config) -> Found:
 async def inspector(url: str, queue: str) -> AsyncGenerator[Inspector]:
     """Return the reads for people, and close their connection."""
     opened = Inspector(url, queue)
+    try:
+        yield opened
+    finally:
+        await opened.close()
+
+
+@contextlib.asynccontextmanager
+async def control(url: str, queue: str) -> AsyncGenerator[Control]:
+    """Yield the writes by people, and close their connection afterwards."""
+    opened = Control(url, queue)
     try:
         yield opened
     finally:

@@ -9,10 +9,11 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Final
 
-from runtime.commands.common import clean, flags_of, inspector, print_json, with_store
+from runtime.commands.common import clean, control, flags_of, inspector, print_json, with_store
 from runtime.commands.flags import add_texts, add_verb, check_between
 from runtime.config import Config
 from runtime.errors import ConfigError
+from runtime.store.control import Control
 from runtime.store.inspector import PAGE, DeadLetter, Filter, Inspector, is_letter
 
 MAX_LIST: Final = 10_000  # a guess: ten reads of a thousand, some megabytes
@@ -126,8 +127,8 @@ def replay(config: Config, arguments: argparse.Namespace) -> int:
     if arguments.rate < 0:
         raise ConfigError(f"--rate {arguments.rate:g}: must be 0 or more (letters per second; 0 sets no limit)")
 
-    async def send_back(found: Inspector, letter: str) -> bool:
-        answer = await found.replay(letter)
+    async def send_back(writes: Control, letter: str) -> bool:
+        answer = await writes.replay(letter)
         if arguments.json:
             print_json({"letter": letter, "replayed": answer not in REFUSALS, "answer": answer})
         elif arguments.letters or answer in REFUSALS:
@@ -142,25 +143,25 @@ def purge(config: Config, arguments: argparse.Namespace) -> int:
     """Delete dead letters, those named or those that fit; status 1 when one of them was not there."""
     _check_choice(arguments)
 
-    async def delete(found: Inspector, letter: str) -> bool:
-        return await found.purge([letter]) == 1
+    async def delete(writes: Control, letter: str) -> bool:
+        return await writes.purge([letter]) == 1
 
     return _for_each(config, arguments, "deleted", delete)
 
 
 def _for_each(
-    config: Config, arguments: argparse.Namespace, done_word: str, act: Callable[[Inspector, str], Awaitable[bool]]
+    config: Config, arguments: argparse.Namespace, done_word: str, act: Callable[[Control, str], Awaitable[bool]]
 ) -> int:
     """Call `act` for each chosen letter, with a progress line at a terminal; `--dry-run` only prints them."""
 
     async def work(url: str) -> tuple[int, int]:
         done, failed, next_s = 0, 0, 0.0
-        async with inspector(url, config.queue) as found:
+        async with inspector(url, config.queue) as found, control(url, config.queue) as writes:
             async for letter in _chosen(found, arguments):
                 if arguments.dry_run:
                     print_json(letter) if arguments.json else print(_line(letter))
                     done += 1
-                elif await act(found, letter.letter):
+                elif await act(writes, letter.letter):
                     done += 1
                 else:
                     failed += 1

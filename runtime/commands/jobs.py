@@ -6,12 +6,12 @@ import argparse
 import sys
 from typing import Final
 
-from runtime.commands.common import clean, inspector, print_json, with_store
+from runtime.commands.common import clean, control, inspector, print_json, with_store
 from runtime.commands.flags import add_texts, add_verb, check_between
 from runtime.config import Config
 from runtime.errors import StoreError
 from runtime.jobs import STREAMS
-from runtime.store.doctor import Doctor
+from runtime.store.control import Control
 from runtime.store.inspector import FoundJob
 
 MAX_LIST: Final = 1_000  # of each stream; a guess: more than anybody reads
@@ -98,17 +98,14 @@ def reopen(config: Config, arguments: argparse.Namespace) -> int:
     """Move what is in closed streams to fresh keys; status 1 when one cannot be opened. It may be stopped and called again."""
 
     async def move(url: str) -> tuple[dict[str, int], dict[str, str]]:
-        doctor = Doctor(url, config.queue, "reopen")
         done: dict[str, int] = {}
         failed: dict[str, str] = {}
-        try:
+        async with control(url, config.queue) as writes:
             for stream, name in enumerate((*STREAMS, DEAD)):
                 try:
-                    await _move_all(doctor, stream, name, done)
+                    await _move_all(writes, stream, name, done)
                 except StoreError as error:  # of this stream alone: the others are opened all the same
                     failed[name] = str(error)
-        finally:
-            await doctor.close()
         return done, failed
 
     done, failed = with_store(config, move)
@@ -124,14 +121,14 @@ def reopen(config: Config, arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-async def _move_all(doctor: Doctor, stream: int, name: str, done: dict[str, int]) -> None:
+async def _move_all(writes: Control, stream: int, name: str, done: dict[str, int]) -> None:
     """Reopen one stream, and note in `done` how many were moved.
 
     It is set aside once at most: while a producer closes the fresh stream again and again, this would not end.
     """
-    moved, left, was_closed = await doctor.reopen(stream)
+    moved, left, was_closed = await writes.reopen(stream)
     if moved or left or was_closed:
         done[name] = moved
     while left:
-        moved, left, _ = await doctor.reopen(stream, may_set_aside=False)
+        moved, left, _ = await writes.reopen(stream, may_set_aside=False)
         done[name] += moved

@@ -29,7 +29,8 @@ from runtime.registry import Found
 from runtime.rubbish import Rubbish, resident_reader
 from runtime.settle import describe
 from runtime.store.connection import one_connection
-from runtime.store.inspector import Inspector, Server, check_server
+from runtime.store.doctor import check_server
+from runtime.store.inspector import Inspector, Server
 from runtime.store.urls import redis_cli, without_password
 from runtime.supervisor import Alive, Ended, Ready, Supervisor, Tether, Total
 from runtime.worker.forks import guard

@@ -188,14 +188,24 @@ class Store:
             raise QueueFull(f"Redis is full: {answer}")
         raise StoreError(f"Redis answered: {answer}")
 
+    async def workers_on(self, connection: Connection) -> dict[str, tuple[int, WorkerRow]]:
+        """Return the known workers: until when each lives (ms), and its row.
+
+        Raises:
+            StoreUnavailable: no answer or an error.
+        """
+        rows = ("ZRANGE", self.keys.workers, 0, -1, "WITHSCORES"), ("HGETALL", self.keys.rows)
+        until, told = await self.ask(connection, *rows)
+        return workers_of(self.checked(until), self.checked(told))
+
     async def ends_on(self, connection: Connection) -> list[End]:
         """Return where each stream ends; the dead letters last.
 
         Raises:
             StoreUnavailable: no answer or an error.
         """
-        _, *answer = await self.call_one(connection, self.command("ends"))
-        return [End(int(ahead), bool(aside)) for ahead, aside in zip(answer[::2], answer[1::2], strict=True)]
+        _, *ends = await self.call_one(connection, self.command("ends"))
+        return [End(int(ahead), bool(aside)) for ahead, aside in pairs(ends)]
 
     async def prepare(self, connection: Connection) -> None:
         """Make the consumer group on all streams, at 0: made at `$` it would skip what is there.
@@ -325,11 +335,18 @@ def parse_int(text: str) -> int | None:
     return None if number is None or number > MAX_MS else number
 
 
-def pairs(flat: Sequence[bytes]) -> Iterable[tuple[bytes, bytes]]:
-    """Return names and values that stand in turn as pairs."""
+def pairs(flat: Sequence[Any]) -> Iterable[tuple[Any, Any]]:
+    """Return as pairs the names and values that stand in turn in an answer."""
     return zip(flat[::2], flat[1::2], strict=True)
+
+
+def holders_in(summary: Sequence[Any]) -> list[tuple[bytes, int]]:
+    """Return which consumers hold how many entries, out of XPENDING's answer for a whole group; a lot is a consumer too."""
+    *_, holders = summary
+    return [(name, int(count)) for name, count in holders or ()]
 
 
 def ms_in(time: Sequence[bytes]) -> int:
     """Return the answer of TIME in ms."""
-    return int(time[0]) * 1000 + int(time[1]) // 1000
+    seconds, micros = time
+    return int(seconds) * 1000 + int(micros) // 1000

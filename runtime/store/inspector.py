@@ -13,14 +13,12 @@ from typing import Any, Final
 import msgspec
 
 from runtime.codec import as_text, read_letter, read_record, summary
-from runtime.errors import ConfigError
 from runtime.jobs import STREAMS, default_id, ms_of
-from runtime.store.base import GROUP, Store, WorkerRow, is_code, setting, workers_of
+from runtime.store.base import GROUP, Store, WorkerRow, holders_in, is_code, ms_in, pairs, parse_int, setting, workers_of
 from runtime.store.connection import Connection
 from runtime.store.resp import ServerError
 
-OLDEST_SERVER: Final = (7, 0)
-PAGE: Final = 1000  # entries a round trip: a millisecond of the server
+PAGE: Final = 1000  # entries a round trip: measured, a millisecond of the server
 
 
 class Depth(msgspec.Struct):
@@ -83,17 +81,22 @@ class FoundJob(msgspec.Struct):
 
 
 class Server(msgspec.Struct):
-    """What matters of the server's settings."""
+    """What matters of the server's settings and state. A text is empty and a number 0 where the server does not tell."""
 
     name: str
     version: str
     policy: str
     appendonly: bool
     role: str
+    fsync: str
+    memory_bytes: int
+    max_memory_bytes: int
+    client_timeout_s: int
+    now_ms: int
 
 
 class Inspector(Store):
-    """A person's verbs. Owns one connection."""
+    """A person's verbs that change nothing. Owns one connection."""
 
     def __init__(self, url: str, queue: str, name: str = "inspector") -> None:
         super().__init__(url, queue)
@@ -104,30 +107,33 @@ class Inspector(Store):
         await self._connection.close()
 
     async def server(self) -> Server:
-        """Return what the server is and how it is set.
+        """Return what the server is, how it is set, and what time it has.
 
         Raises:
             StoreUnavailable: no answer.
         """
-        found = await self.info()
-        policy, append = await self.ask(self._connection, ("CONFIG", "GET", "maxmemory-policy"), ("CONFIG", "GET", "appendonly"))
-        name = "valkey" if "valkey_version" in found else "redis"
-        return Server(
-            name,
-            found.get("valkey_version") or found.get("redis_version", ""),
-            found.get("maxmemory_policy") or setting(policy),
-            setting(append) == "yes" or found.get("aof_enabled") == "1",
-            found.get("role", ""),
+        info, policy, append, fsync, timeout, now = await self.ask(
+            self._connection,
+            ("INFO",),
+            ("CONFIG", "GET", "maxmemory-policy"),
+            ("CONFIG", "GET", "appendonly"),
+            ("CONFIG", "GET", "appendfsync"),
+            ("CONFIG", "GET", "timeout"),
+            ("TIME",),
         )
-
-    async def info(self, section: str = "default") -> dict[str, str]:
-        """Return the server's INFO, or a section of it.
-
-        Raises:
-            StoreUnavailable: no answer or an error.
-        """
-        text = bytes(await self.call_one(self._connection, ("INFO", section))).decode(errors="replace")
-        return dict(re.findall(r"^([a-z_]+):(.*?)\r?$", text, re.MULTILINE))
+        found = dict(re.findall(r"^([a-z_]+):(.*?)\r?$", bytes(self.checked(info)).decode(errors="replace"), re.MULTILINE))
+        return Server(
+            name="valkey" if "valkey_version" in found else "redis",
+            version=found.get("valkey_version") or found.get("redis_version", ""),
+            policy=found.get("maxmemory_policy") or setting(policy),
+            appendonly=setting(append) == "yes" or found.get("aof_enabled") == "1",
+            role=found.get("role", ""),
+            fsync=setting(fsync),
+            memory_bytes=parse_int(found.get("used_memory", "")) or 0,
+            max_memory_bytes=parse_int(found.get("maxmemory", "")) or 0,
+            client_timeout_s=parse_int(setting(timeout)) or 0,
+            now_ms=ms_in(self.checked(now)),
+        )
 
     async def depth(self) -> Depth:
         """Return the size of everything in the queue, in one round trip; nothing of what is of another type than it should be.
@@ -145,28 +151,29 @@ class Inspector(Store):
             ("ZRANGE", keys.workers, 0, -1, "WITHSCORES"),
             ("TIME",),
         )
-        lengths = [self._size(answer) for answer in answers[:4]]
-        running, parked = [0] * 4, [0] * 4
-        for stream, pending in enumerate(answers[4:8]):
-            if is_code(pending, "NOGROUP") or is_code(pending, "WRONGTYPE"):
-                continue  # nobody has worked here yet, or nobody can
-            for name, count in self.checked(pending)[3] or ():
-                (parked if name.startswith(b"~") else running)[stream] += int(count)
-        delayed, dead = map(self._size, answers[8:10])
-        until, now = answers[10], self.checked(answers[11])
-        now_ms = int(now[0]) * 1000 + int(now[1]) // 1000
-        due_now = self._size((await self.ask(self._connection, ("ZCOUNT", keys.due, "-inf", now_ms)))[0])
-        rows: list[bytes] = [] if is_code(until, "WRONGTYPE") else self.checked(until)
-        alive = sum(1 for at, _ in workers_of(rows, []).values() if at > now_ms)
-        waiting = [lengths[stream] - running[stream] - parked[stream] for stream in range(4)]
+        *by_stream, due, dead, until, now = answers
+        lengths, pending = by_stream[: len(keys.streams)], by_stream[len(keys.streams) :]
+        waiting, running, parked = list(map(self._size, lengths)), [0] * len(lengths), 0
+        for stream, group in enumerate(pending):
+            if is_code(group, "NOGROUP") or is_code(group, "WRONGTYPE"):
+                continue  # no worker has been here yet, or none can read it
+            for name, count in holders_in(self.checked(group)):
+                waiting[stream] -= count
+                if name.startswith(b"~"):
+                    parked += count
+                else:
+                    running[stream] += count
+        now_ms = ms_in(self.checked(now))
+        due_now = (await self.ask(self._connection, ("ZCOUNT", keys.due, "-inf", now_ms)))[0]
+        workers = workers_of([] if is_code(until, "WRONGTYPE") else self.checked(until), [])
         return Depth(
-            dict(zip(STREAMS, waiting, strict=True)),
-            dict(zip(STREAMS, running, strict=True)),
-            sum(parked),
-            delayed,
-            due_now,
-            dead,
-            alive,
+            waiting=dict(zip(STREAMS, waiting, strict=True)),
+            running=dict(zip(STREAMS, running, strict=True)),
+            parked=parked,
+            delayed=self._size(due),
+            due_now=self._size(due_now),
+            dead=self._size(dead),
+            workers=sum(1 for until_ms, _ in workers.values() if until_ms > now_ms),
         )
 
     def _size(self, answer: Any) -> int:
@@ -178,15 +185,15 @@ class Inspector(Store):
         Raises:
             StoreUnavailable: no answer or an error.
         """
-        groups = await self.ask(self._connection, *[("XINFO", "GROUPS", key) for key in self.keys.streams], ("TIME",))
-        now_ms = int(groups[-1][0]) * 1000 + int(groups[-1][1]) // 1000
+        *groups, now = await self.ask(self._connection, *[("XINFO", "GROUPS", key) for key in self.keys.streams], ("TIME",))
+        now_ms = ms_in(self.checked(now))
         ages: dict[str, float] = {}
-        for stream, found in enumerate(groups[:4]):
-            rows = [] if isinstance(found, ServerError) else [flat_row(row) for row in found]  # no stream yet
-            last = next((row["last-delivered-id"] for row in rows if row.get("name") == GROUP.encode()), None)
+        for name, key, found in zip(STREAMS, self.keys.streams, groups, strict=True):
+            rows = [] if isinstance(found, ServerError) else [dict(pairs(row)) for row in found]  # an error: no stream yet
+            last = next((row[b"last-delivered-id"] for row in rows if row.get(b"name") == GROUP.encode()), None)
             start = "-" if last is None else f"({bytes(last).decode()}"
-            oldest = await self.call_one(self._connection, ("XRANGE", self.keys.streams[stream], start, "+", "COUNT", 1))
-            ages[STREAMS[stream]] = (now_ms - ms_of(bytes(oldest[0][0]), now_ms)) / 1000 if oldest else 0.0
+            oldest = await self.call_one(self._connection, ("XRANGE", key, start, "+", "COUNT", 1))
+            ages[name] = (now_ms - ms_of(bytes(oldest[0][0]), now_ms)) / 1000 if oldest else 0.0
         return ages
 
     async def workers(self) -> dict[str, tuple[int, WorkerRow]]:
@@ -195,10 +202,7 @@ class Inspector(Store):
         Raises:
             StoreUnavailable: no answer or an error.
         """
-        until, rows = await self.ask(
-            self._connection, ("ZRANGE", self.keys.workers, 0, -1, "WITHSCORES"), ("HGETALL", self.keys.rows)
-        )
-        return workers_of(self.checked(until), self.checked(rows))
+        return await self.workers_on(self._connection)
 
     async def counters(self, minutes: int) -> dict[tuple[str, str, str], int]:
         """Return what all workers counted in the last minutes: (type, priority, outcome) → number.
@@ -210,8 +214,7 @@ class Inspector(Store):
         answers = await self.ask(self._connection, *[("HGETALL", self.keys.stats(now - ago)) for ago in range(minutes)])
         totals: dict[tuple[str, str, str], int] = {}
         for answer in answers:
-            flat: list[bytes] = self.checked(answer)
-            for name, value in zip(flat[::2], flat[1::2], strict=True):
+            for name, value in pairs(self.checked(answer)):
                 type_name, priority, outcome = name.decode(errors="replace").rsplit(" ", 2)
                 totals[type_name, priority, outcome] = totals.get((type_name, priority, outcome), 0) + int(value)
         return totals
@@ -244,14 +247,6 @@ class Inspector(Store):
         start = after if after == "-" else f"({after}"
         return [_letter(row) for row in await self.call_one(self._connection, ("XRANGE", self.keys.dead, start, "+", "COUNT", n))]
 
-    async def purge(self, letters: Sequence[str]) -> int:
-        """Delete dead letters by their places; gives how many were there.
-
-        Raises:
-            StoreUnavailable: no answer or an error.
-        """
-        return int(await self.call_one(self._connection, ("XDEL", self.keys.dead, *letters))) if letters else 0
-
     async def newest_jobs(self, n: int) -> list[FoundJob]:
         """Return the newest `n` jobs of each stream and the next `n` delayed ones; never reads a whole structure.
 
@@ -279,9 +274,17 @@ class Inspector(Store):
             found += await self._placed(stream, await self._entries_of(key, job_id, n))
         for letter in await self.dead_letters(n):
             if letter.id == job_id:
-                place = f"dead/{letter.letter}"
                 found.append(
-                    FoundJob(job_id, letter.type, letter.priority, "dead", letter.reason, letter.attempts, place, letter.message)
+                    FoundJob(
+                        id=job_id,
+                        type=letter.type,
+                        priority=letter.priority,
+                        state="dead",
+                        where=letter.reason,
+                        attempt=letter.attempts,
+                        place=f"dead/{letter.letter}",
+                        message=letter.message,
+                    )
                 )
         return found
 
@@ -302,82 +305,53 @@ class Inspector(Store):
         return [row for row in found if summary(row[1]).id == job_id]
 
     async def _placed(self, stream: int, rows: Sequence[Any]) -> list[FoundJob]:
-        key = self.keys.streams[stream]
+        key, priority = self.keys.streams[stream], STREAMS[stream]
         held = await self.ask(self._connection, *[("XPENDING", key, GROUP, row[0], row[0], 1) for row in rows]) if rows else []
         found: list[FoundJob] = []
         for (entry, flat), pending in zip(rows, held, strict=True):
-            about = summary(flat)
-            consumer = pending[0][1].decode(errors="replace") if pending and not isinstance(pending, ServerError) else ""
-            state = "parked" if consumer.startswith("~") else "running" if consumer else "waiting"
-            place = bytes(entry).decode()
+            about, place, holder = summary(flat), bytes(entry).decode(), ""
+            if pending and not isinstance(pending, ServerError):
+                [[_, name, _, _]] = pending
+                holder = name.decode(errors="replace")
             found.append(
                 FoundJob(
-                    about.id or default_id(STREAMS[stream], place),
-                    about.type_name,
-                    STREAMS[stream],
-                    state,
-                    consumer,
-                    about.attempt,
-                    f"{STREAMS[stream]}/{place}",
-                    as_text(flat),
+                    id=about.id or default_id(priority, place),
+                    type=about.type_name,
+                    priority=priority,
+                    state="parked" if holder.startswith("~") else "running" if holder else "waiting",
+                    where=holder,
+                    attempt=about.attempt,
+                    place=f"{priority}/{place}",
+                    message=as_text(flat),
                 )
             )
         return found
 
-    async def _delayed(self, members: Sequence[bytes]) -> list[FoundJob]:
-        names = members[::2]
-        if not names:
+    async def _delayed(self, flat: Sequence[bytes]) -> list[FoundJob]:
+        """Return the delayed jobs of a ZRANGE WITHSCORES."""
+        members = list(pairs(flat))
+        if not members:
             return []
-        records: list[bytes | None] = await self.call_one(self._connection, ("HMGET", self.keys.messages, *names))
-        found: list[FoundJob] = []
-        for name, score, record in zip(names, members[1::2], records, strict=True):
-            stream, fields = read_record(record or b"")
-            about = summary(fields)
-            due = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(score) / 1000))
-            member = name.decode(errors="replace")
-            place, message = f"due/{member}", as_text(fields)
-            job_id = about.id or member
-            found.append(FoundJob(job_id, about.type_name, stream, "delayed", due, about.attempt, place, message))
-        return found
-
-    async def replay(self, letter: str) -> str:
-        """Move a dead letter back to its stream: gives its new entry, or `gone`, `unreadable`, `left-out`, `owned`.
-
-        Raises:
-            QueueFull: memory is full; the letter is where it was.
-            StoreUnavailable: no answer or an error.
-        """
-        return bytes(await self.call_one(self._connection, self.command("replay", letter))).decode()
-
-
-def check_server(server: Server, redis_cli: str = "redis-cli") -> list[str]:
-    """Say what a worker should warn of at its start; `redis_cli` reaches this server.
-
-    Raises:
-        ConfigError: jobs would be lost on this server; the text has the command that fixes it.
-    """
-    version = tuple(int(part) for part in server.version.split(".")[:2] if part.isdigit())
-    if version < OLDEST_SERVER:
-        raise ConfigError(f"{server.name} {server.version} is too old: 7.0 or newer is needed (apt-get install redis-server)")
-    if server.policy.startswith("allkeys-"):
-        raise ConfigError(
-            f"maxmemory-policy is {server.policy}: the server may throw away streams with jobs. "
-            f"Fix it: {redis_cli} CONFIG SET maxmemory-policy noeviction"
+        records: list[bytes | None] = await self.call_one(
+            self._connection, ("HMGET", self.keys.messages, *[member for member, _ in members])
         )
-    if server.role and server.role != "master":
-        raise ConfigError(f"this server is a {server.role}: jobs are written to the master; give its URL")
-    warnings: list[str] = []
-    if server.policy.startswith("volatile-"):
-        warnings.append(f"maxmemory-policy is {server.policy}: noeviction is what a queue needs")
-    if not server.appendonly:
-        fix = f"{redis_cli} CONFIG SET appendonly yes"
-        warnings.append(f"append-only file is off: jobs are lost when the server ends. Fix it: {fix}")
-    return warnings
-
-
-def flat_row(flat: Any) -> dict[str, Any]:
-    """Return a reply of names and values in turn as a dictionary."""
-    return {bytes(name).decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
+        found: list[FoundJob] = []
+        for (name, score), record in zip(members, records, strict=True):
+            priority, fields = read_record(record or b"")
+            about, member = summary(fields), str(name, errors="replace")
+            found.append(
+                FoundJob(
+                    id=about.id or member,
+                    type=about.type_name,
+                    priority=priority,
+                    state="delayed",
+                    where=time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(score) / 1000)),
+                    attempt=about.attempt,
+                    place=f"due/{member}",
+                    message=as_text(fields),
+                )
+            )
+        return found
 
 
 def _letter(row: Sequence[Any]) -> DeadLetter:

@@ -73,7 +73,7 @@ def test_doctor_finds_a_group_made_at_the_end_and_its_command_fixes_it(sick):
     for _ in range(3):
         raw.xadd(KEY, {"type": "scripted", "data": '{"n":1}'})
     raw.xgroup_create(KEY, GROUP, "$")
-    fix = found(sick, KEY, "delivered to nobody")["fix"].split(f"redis-cli -s {sick.socket} ")[1].replace("'", "")
+    fix = found(sick, KEY, "delivered to no consumer")["fix"].split(f"redis-cli -s {sick.socket} ")[1].replace("'", "")
     raw.execute_command(*fix.split(" "))
     assert findings(sick)[1][-1]["what"].startswith("3 jobs wait and no worker lives")
     [[_, entries]] = raw.xreadgroup(GROUP, "me", {KEY: ">"})

@@ -18,6 +18,7 @@ from runtime.errors import QueueFull, StoreUnavailable
 from runtime.jobs import Batch, Deferral, Lease, Letter, Parking
 from runtime.store.base import GROUP, Store, WorkerRow
 from runtime.store.connection import Connection
+from runtime.store.control import Control
 from runtime.store.inspector import Inspector
 from runtime.streams import Ask, Fetched, Streams
 from tests.contract.snapshot import snapshot
@@ -1014,16 +1015,16 @@ async def test_replay_gives_the_job_its_id_and_a_fresh_count_of_attempts(store, 
     entry = add(raw, id="mine", a="7", exp="5", at="3", **{"x-a": "b"})
     [lease] = await leases(store)
     await store.settle(batch(Letter(lease, "attempts", "e", "", 8, "mine")))
-    inspector = Inspector(server.url, "jobs")
-    [letter] = await inspector.dead_letters(10)
-    again = await inspector.replay(letter.letter)
+    control = Control(server.url, "jobs")
+    [(letter, _)] = raw.xrange("{jobs}:dead")
+    again = await control.replay(letter)
     [(found, fields)] = raw.xrange(KEY)
     assert found == again
     first_at = entry.split("-")[0]
     assert fields == {"type": "t", "data": "{}", "id": "mine", "x-a": "b", "x-origin": "mine", "first_at": first_at}
-    assert await inspector.replay(letter.letter) == "gone"
+    assert await control.replay(letter) == "gone"
     assert raw.xlen(KEY) == 1
-    await inspector.close()
+    await control.close()
 
 
 async def test_replay_is_refused_while_another_live_job_owns_the_key(store, raw, server):
@@ -1033,11 +1034,11 @@ async def test_replay_is_refused_while_another_live_job_owns_the_key(store, raw,
     await store.settle(batch(Letter(first, "handler", "e", "", 1, "i")))
     add(raw, key="k")
     await admit_all(store, await leases(store))
-    inspector = Inspector(server.url, "jobs")
-    [letter] = await inspector.dead_letters(10)
-    assert await inspector.replay(letter.letter) == "owned"
+    control = Control(server.url, "jobs")
+    [(letter, _)] = raw.xrange("{jobs}:dead")
+    assert await control.replay(letter) == "owned"
     assert raw.xlen("{jobs}:dead") == 1
-    await inspector.close()
+    await control.close()
 
 
 # --- each verb again: after a lost reply, without memory, without scripts ----------------------------------------------------
@@ -1225,10 +1226,11 @@ async def test_a_letter_of_what_is_too_large_names_what_it_left_out_and_cannot_b
     large, small = await inspector.dead_letters(9)
     assert (len(small.message["data"]), small.left_out) == (300_000, "")
     assert (large.message, large.left_out) == ({"type": "t", "x-note": "short"}, "data 3000000")
-    assert await inspector.replay(large.letter) == "left-out"
-    assert "-" in await inspector.replay(small.letter)
-    await streams.close()
-    await inspector.close()
+    control = Control(server.url, "jobs")
+    assert await control.replay(large.letter) == "left-out"
+    assert "-" in await control.replay(small.letter)
+    for opened in (streams, inspector, control):
+        await opened.close()
 
 
 async def test_what_is_pending_with_us_is_found_however_much_it_is(server, raw, monkeypatch):

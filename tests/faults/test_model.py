@@ -29,7 +29,7 @@ from runtime.jobs import FREE, STREAMS, UNKNOWN, Deferral, Lease, Letter, Parkin
 from runtime.jobs import Job as WorkerJob
 from runtime.store.base import GROUP, Store, WorkerRow
 from runtime.store.connection import Connection
-from runtime.store.inspector import Inspector
+from runtime.store.control import Control
 from runtime.store.resp import Command
 from runtime.streams import Ask, Fetched, Streams
 from runtime.worker.ledger import empty_batch
@@ -82,7 +82,7 @@ class ForgetfulConnection(Connection):
 
 
 class Bench:
-    """Owns a loop, three workers' stores, a producer and a person's inspector on one server, kept over all examples."""
+    """Owns a loop, three workers' stores, a producer and a person's writes on one server, kept over all examples."""
 
     def __init__(self, server: Server) -> None:
         self.loop = asyncio.new_event_loop()
@@ -91,10 +91,10 @@ class Bench:
             store._reader = ForgetfulConnection(server.url, "fetch")
             store._writer = ForgetfulConnection(server.url, "settle")
             store._helper = ForgetfulConnection(server.url, "helper")
-        self.inspector = Inspector(server.url, "jobs")
-        self.inspector._connection = ForgetfulConnection(server.url, "inspector")
+        self.control = Control(server.url, "jobs")
+        self.control._connection = ForgetfulConnection(server.url, "control")
         self.eye = Connection(server.url, "eye")
-        self.keys = self.inspector.keys
+        self.keys = self.control.keys
         self.producer = self.do(self._producer(server.url))
         self.steps = 0
         self.examples = 0
@@ -130,12 +130,12 @@ class Bench:
 
     def clear(self) -> None:
         self.ask(("FLUSHALL",))
-        self.do(Store.prepare(self.inspector, self.eye))
+        self.do(Store.prepare(self.control, self.eye))
         self.examples += 1
 
     def close(self) -> None:
         self.do(self.producer.__aexit__(None, None, None))
-        for store in (*self.stores.values(), self.inspector, self.eye):
+        for store in (*self.stores.values(), self.control, self.eye):
             self.do(store.close())
         self.loop.close()
 
@@ -379,7 +379,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(back=which, loses=loses)
     def replay(self, back: int, loses: bool) -> None:
         n, letter = self.letters[-1 - back % len(self.letters)]
-        answer = self.bench.repeated(self.bench.inspector._connection, lambda: self.bench.inspector.replay(letter), loses)
+        answer = self.bench.repeated(self.bench.control._connection, lambda: self.bench.control.replay(letter), loses)
         self.look()
         answers = [self.model.replay(n, letter) for _ in range(2 if loses else 1)]
         assert answer == answers[-1]
@@ -577,7 +577,7 @@ class StoreMachine(RuleBasedStateMachine):
                 self.bench.ask(("ZREM", keys.due, delayed[0].ref))
             case "the group is lost" if back == 0:
                 self.bench.ask(*[("XGROUP", "DESTROY", key, GROUP) for key in keys.streams])
-                self.bench.do(Store.prepare(self.bench.inspector, self.bench.eye))
+                self.bench.do(Store.prepare(self.bench.control, self.bench.eye))
                 self.model.lose_group()
         self.look()
 
