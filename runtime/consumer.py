@@ -1,8 +1,8 @@
-"""A worker: fetch, decode, admit, run, decide, settle. One task group owns it all, and stopping has named stages.
+"""The consumer is one worker: it owns every task of it in one task group, and stops it in named stages.
 
-What happens when the process dies: before a fetch's reply, the sweep of another worker finds entries that nobody renews; with
-jobs in the inbox or in lanes, the same; after a handler ended and before its flush, the job runs once more; during a flush, the
-server did all of it or the sweep finds it. No await stands between reading and writing Inbox, Ledger, Held or Stage.
+What happens when the process dies: before a fetch's reply, the sweep of another worker finds entries that are not renewed;
+with jobs in the inbox or in lanes, the same; after a handler ended and before its flush, the job runs once more; during a
+flush, the server did all of it or the sweep finds it. No await stands between reading and writing Inbox, Ledger, Held or Stage.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ log = logs.guarded("runtime.consumer")
 P = ParamSpec("P")
 
 LATE_S: Final = 0.2  # a guess: a tick that comes so much later than it should: something has blocked the loop
-RATE_TICKS: Final = 2  # read-ahead looks at what finished in the last 100 ms
+RATE_TICKS: Final = 2  # a guess: read-ahead looks at what finished in the last 100 ms
 MAX_READ_AHEAD: Final = 2000  # without a cap one beat would renew 15,500 leases: 130 ms of a blocked server
 # Of the read-ahead: below that it is topped up. With half, a drain waits for its fetches: 65 to 70 % of a core busy, not 90 %.
 TOP_UP_PART: Final = 0.75
@@ -64,7 +64,7 @@ CANCELLED: Final = "does a handler cancel what is not its own?"
 
 
 class Stage(Enum):
-    """How far this worker is on its way."""
+    """From start to end, in this order."""
 
     STARTING = "starting"
     RUNNING = "running"
@@ -75,7 +75,7 @@ class Stage(Enum):
 
 
 class Report(msgspec.Struct):
-    """What a worker says at its end."""
+    """What a worker did, for the log at its end: runs finished, jobs given back, jobs left to their leases."""
 
     seconds: float
     finished: int
@@ -88,14 +88,14 @@ class Report(msgspec.Struct):
 
 
 def consumer_name() -> str:
-    """Return a name that no other boot has: a name used twice would hide what the first one left."""
+    """Return a name that no other start of a worker has: used twice, it would hide what the first one left."""
     host = "".join(char if char.isalnum() or char in "-._" else "-" for char in socket.gethostname()) or "host"
     return f"{host[:40]}-{os.getpid()}-{uuid4().hex[:8]}"
 
 
 def streams_for(config: Config, url: str) -> Streams:
-    """Return a worker's store with these settings, under a name that no other boot has; it connects when it is first used."""
-    fetch_s = max(SILENT_PART * config.lease_s, ANSWER_S)  # what comes later may well be others' by then
+    """Return a worker's store with these settings, under a name of its own; it connects when it is first used."""
+    fetch_s = max(SILENT_PART * config.lease_s, ANSWER_S)  # what comes later may be another worker's by then
     return Streams(url, config.queue, consumer_name(), ANSWER_S, fetch_s, config.max_data_bytes)
 
 
@@ -166,7 +166,7 @@ class Consumer:
 
     @property
     def is_fetching(self) -> bool:
-        """Return whether the last fetch was answered."""
+        """Whether the last fetch was answered."""
         return self._fetcher.is_fetching
 
     @property
@@ -176,12 +176,12 @@ class Consumer:
 
     @property
     def is_ready(self) -> bool:
-        """Return whether the store answers, this worker fetches, and there is a place for each kind of handler."""
+        """Whether the store answers, this worker fetches, and there is a place for each kind of handler."""
         return self.stage is Stage.RUNNING and self.is_fetching and not self.leases.is_silent and not self.hung
 
     @property
     def hung(self) -> str:
-        """Say which kind of handler cannot run here, all places being lost to jobs that go on past their deadline; or nothing."""
+        """Which kind of handler cannot run here, all its places being lost to jobs that go on past their deadline; else empty."""
         now_s = time.monotonic()
         return "; ".join(self._loss_of(places) for places in self.places.values() if places.all_lost_s(now_s) > HANGS_S)
 
@@ -194,7 +194,7 @@ class Consumer:
 
     @property
     def is_alive(self) -> bool:
-        """Return whether the loop moves; says nothing about Redis, or one outage would restart all workers."""
+        """Whether the loop moves. It says nothing about Redis, or one outage would restart all workers."""
         return time.monotonic() - self._loop_state.moved_s < self.config.max_block_s
 
     # --- from start to end ---------------------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ class Consumer:
         guard(self, "_crash")
         PLACES.set(self.places)  # for the lanes, which are tasks of this one
         await self.streams.start()
-        # Before the first fetch: a consumer that reads and dies without a row would be known to nobody, and stay for ever.
+        # Before the first fetch: a consumer that reads and dies without a row would have no row, and its name would stay.
         await self.streams.beat(self._row())
         self._loop_state.moved_s = time.monotonic()
         self.leases.begin()
@@ -264,7 +264,7 @@ class Consumer:
     def _begin(
         self, group: asyncio.TaskGroup, loop: Callable[P, Coroutine[Any, Any, None]], *given: P.args, **named: P.kwargs
     ) -> asyncio.Task[None]:
-        """Start a loop of ours. One that somebody else cancels has crashed: else the worker would go on without it."""
+        """Start one of the worker's own loops. One that a handler cancels has crashed: else the worker would go on without it."""
 
         async def run() -> None:
             try:
@@ -307,20 +307,20 @@ class Consumer:
         for lane in self.lanes:
             lane.stop()
 
-    # --- lot and leases -------------------------------------------------------------------------------------------------
+    # --- capacity and leases -------------------------------------------------------------------------------------------------
 
     def _read_ahead(self) -> int:
         return min(self.stats.finished - self._finished_before[0], MAX_READ_AHEAD, self._fetcher.entries(INBOX_BYTES))
 
     def _capacity(self) -> int:
-        """How many jobs may be fetched now: lanes and read-ahead, less all that is held."""
+        """Return how many jobs may be fetched now: lanes and read-ahead, less all that is held."""
         read_ahead = self._read_ahead()
         if len(self.inbox) > TOP_UP_PART * read_ahead or self.leases.is_silent:
             return 0
         return len(self.lanes) + read_ahead - len(self.held)
 
     def _beside(self) -> tuple[float, bool]:
-        """For how long the youngest job here has run, 0 when one is about to; and that no former suspect does."""
+        """Return for how long the youngest job here has run, 0 when one is about to, and whether no former suspect runs here."""
         if self.inbox.jobs:
             return 0.0, False
         runs = [(lane.started_s, lane.job.count) for lane in self.lanes if lane.job is not None]
@@ -328,7 +328,7 @@ class Consumer:
         return calm_s, all(count == 1 for _, count in runs)
 
     def _may_start(self, now_s: float) -> bool:
-        """Return whether jobs of the inbox may start; gives them back if not."""
+        """Return whether jobs of the inbox may start; if not, give them back."""
         if self.leases.is_silent:
             self._give_back_unstarted(now_s)
             return False
@@ -352,12 +352,12 @@ class Consumer:
         elif self.inbox.remove(job):
             self.stats.moved(job.type, job.stream, "lost")
         else:
-            return  # its move waits in the ledger: the fence will say
+            return  # its move waits in the ledger, and the fence of the script refuses it
         self.held.remove([job])
         self.log.warn("lost the lease of job %s (%s): another worker holds it now", job.id, job.type.decode())
 
     def _row(self) -> WorkerRow:
-        """What the workers' table says of this one; called by the heartbeat's thread."""
+        """Return what the table of workers says of this one; called by the heartbeat's thread."""
         running: dict[str, int] = {}
         for job in [lane.job for lane in self.lanes]:
             if job is not None:
@@ -375,7 +375,7 @@ class Consumer:
         )
 
     def _running_now(self) -> Job | None:
-        """The job whose code holds the loop at this moment; called by the heartbeat's thread."""
+        """Return the job whose code holds the loop at this moment; called by the heartbeat's thread."""
         task = asyncio.current_task(self._loop) if self._loop else None
         return next((lane.job for lane in self.lanes if lane.task is task), None)
 
@@ -419,7 +419,7 @@ class Consumer:
         lane.interrupt(TimedOut(f"ran longer than {now_s - lane.started_s:.1f} s"))
 
     def _look_at_lost(self, places: Places, now_s: float) -> None:
-        """Name who keeps a place long after its deadline; when nobody can have one any more, stop, to be started again."""
+        """Log which jobs keep a place long after their deadline; when all of a kind are lost, stop, to be started again."""
         for hang in places.hanging(now_s):
             if not hang.is_told:
                 hang.is_told = True
@@ -432,7 +432,7 @@ class Consumer:
             self.stop()
 
     def _give_back_unstarted(self, now_s: float) -> None:
-        """What has not started within a second runs sooner elsewhere; all of it, when the leases may be lost."""
+        """Give back what has not started within a second, to run sooner elsewhere; all of it, when the leases may be lost."""
         before_s = now_s - UNSTARTED_S
         if self.inbox.jobs and (self.inbox.jobs[0].taken_s < before_s or self.leases.is_silent):
             late = [job for job in self.inbox.jobs if job.taken_s < before_s or self.leases.is_silent]
@@ -441,7 +441,7 @@ class Consumer:
             self.ledger.release(late)
 
     def _settle_ended_lanes(self) -> int:
-        """A lane that ended and was not told to was cancelled by somebody's handler: a failure of its job. Return how many."""
+        """Settle the jobs of lanes that a handler has cancelled, as failures, and return how many lanes have ended so."""
         ended = [lane for lane in self.lanes if lane.task and lane.task.done()]
         for lane in ended:
             self.lanes.remove(lane)
@@ -489,11 +489,11 @@ class Consumer:
         if self._failure is not None:
             raise self._failure
         if stubborn:
-            self._leave(report)  # the task group would wait for lanes that nobody can end
+            self._leave(report)  # the task group would wait for lanes that cannot be ended
         return report
 
     async def _end_fetching(self, fetcher: asyncio.Task[None]) -> None:
-        """Wake the blocked read until the fetcher ends; a cancelled read would leave deliveries that nobody holds."""
+        """Wake the blocked read until the fetcher ends: cancelled, it would leave deliveries pending that are not held here."""
         self._fetcher.capacity_freed.set()
         is_away = False
         for _ in range(int(UNBLOCK_S / TICK_S)):
@@ -511,14 +511,14 @@ class Consumer:
             await self._give_back_lost(fetcher)
 
     async def _give_back_lost(self, fetcher: asyncio.Task[None]) -> None:
-        """What an answer brings that was still on its way is nobody's suspect: we live, and have not run it."""
+        """Give back what a late answer brings: left pending, it would become a suspect, though it never ran here."""
         await asyncio.wait([fetcher], timeout=TICK_S)
         with contextlib.suppress(StoreUnavailable, TimeoutError):
             async with asyncio.timeout(LOST_S):
                 await self._fetcher.give_back_lost()
 
     async def _cut_lanes(self) -> list[Job]:
-        """Cut what still runs, and note it to be given back; give the jobs of lanes that would not end."""
+        """Cut what still runs, and note it to be given back; return the jobs of lanes that would not end."""
         self._stop_lanes()
         tasks = [lane.task for lane in self.lanes if lane.task is not None]
         if tasks:
@@ -528,7 +528,7 @@ class Consumer:
         return [lane.job for lane in stubborn if lane.job is not None]
 
     async def _say_goodbye(self, stubborn: list[Job]) -> None:
-        """Return back, as the very last command, what could not be cut; then leave the list of workers if nothing is held."""
+        """Give back, as the last command of all, what could not be cut; then leave the list of workers if nothing is held."""
         try:
             async with asyncio.timeout(FLUSH_S):
                 self.ledger.release(stubborn)
@@ -543,6 +543,6 @@ class Consumer:
             await asyncio.sleep(POLL_S)
 
 
-def _tell(loop: asyncio.AbstractEventLoop, hear: Callable[[Beat], None], beat: Beat) -> None:
+def _tell(loop: asyncio.AbstractEventLoop, on_heartbeat: Callable[[Beat], None], beat: Beat) -> None:
     if not loop.is_closed():
-        loop.call_soon_threadsafe(hear, beat)
+        loop.call_soon_threadsafe(on_heartbeat, beat)

@@ -1,4 +1,4 @@
-"""Settle: the ledger to Redis, a batch per round trip."""
+"""The flusher writes the ledger to Redis, a batch per round trip."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from runtime.worker.ledger import empty_batch
 from runtime.worker.log import TOLD_AGAIN
 from runtime.worker.plan import Budget
 
-FLUSH_AGE_S: Final = 0.0015
-PART_S: Final = 1.0  # what a part of a flush takes, as far as the line's speed is known: whatever ends meanwhile waits for it
+FLUSH_AGE_S: Final = 0.0015  # a guess: a few round trips on loopback, and under the time that latency is promised in
+PART_S: Final = 1.0  # a guess: what a part of a flush takes, as far as the connection's speed is known; what ends meanwhile waits
 PART_BYTES: Final = 4 << 20  # a guess: milliseconds of the server
-MOVE_BYTES: Final = 200  # of a move, beside the message and the texts in it
+MOVE_BYTES: Final = 200  # a guess: of a move, beside the message and the texts in it
 
 
 class Flusher:
@@ -43,16 +43,16 @@ class Flusher:
         return f"<Flusher {self._ctx.ledger!r}, {len(self._apart)} moves apart>"
 
     def wake(self) -> None:
-        """Something is in the ledger."""
+        """Note that something is in the ledger."""
         self._to_flush.set()
 
     def lanes_idle(self) -> None:
-        """A lane has nothing to do; when it was the last one, what is in the ledger need not wait for company."""
+        """Note that a lane has nothing to do; when all are idle, what is in the ledger waits for no more."""
         if self._ctx.inbox.idle >= self._ctx.config.concurrency:
             self._flush_now.set()
 
     async def run(self) -> None:
-        """Write the ledger whenever something is in it, for ever."""
+        """Write the ledger whenever something is in it, until cancelled."""
         failures = 0
         while True:
             await self._to_flush.wait()
@@ -79,10 +79,13 @@ class Flusher:
             return
 
     async def flush(self) -> None:
-        """Write all that is in the ledger, in parts that the line carries; without an answer, a part and the rest go back, to be
-        asked again.
+        """Write all that is in the ledger, in parts that the connection carries.
 
-        A move that the server answers with an error concerns that move alone: it waits apart, and holds up nobody.
+        Without an answer a part and the rest go back, and may be written again: the second time nothing moves. A move that the
+        server answers with an error waits apart, and the others go on.
+
+        Raises:
+            StoreUnavailable: no answer to a part.
         """
         batch = self._ctx.ledger.take()
         if not len(batch):
@@ -107,7 +110,7 @@ class Flusher:
         self._budget.passed(size, time.monotonic() - began_s)
         self._keep_apart(settled)
         kept = {id(lease) for lease in leases_of(settled.left)}
-        # Given back and taken again by ourselves before the answer was read: that lease is new, and nobody runs it yet.
+        # The flusher gave this back; the fetcher took it again before that answer was read: the lease is new, and not started.
         again = [move.lease for move, taken_s in zip(batch.park, parked_s, strict=True) if move.lease.taken_s != taken_s]
         self._ctx.ledger.release(again)
         kept |= {id(lease) for lease in again}

@@ -1,7 +1,7 @@
-"""What a handler forks is no worker.
+"""Guards the worker against forks: a process that a handler forks ends with its handler, and is no second worker.
 
 A process that is forked on the loop has the whole worker in it: the lane that runs its handler, all other lanes, and the
-connections. It may do what its handler does until that ends, and then ends too; its parent's jobs are none of its business.
+connections. It may do what its handler does until that ends, and then ends too; its parent's jobs are not its own.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _masks: Final = _Masks()
 def guard(owner: object, *steps: str) -> None:
     """Have what handlers fork in this process end with its handler, or when it takes one of these steps of the worker's.
 
-    It costs jobs that do not fork nothing.
+    Jobs that do not fork pay nothing for it.
     """
     if not _guarded:
         # Once more, where all before are gone: that does no harm.

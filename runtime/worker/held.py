@@ -32,7 +32,7 @@ class Held:
         return entry in self._leases[stream]
 
     def add(self, stream: int, leases: list[L]) -> list[L]:
-        """Hold these leases of one stream; give those that are new.
+        """Hold these leases of one stream; return those that are new.
 
         One that is held already is adopted: its token is updated, it does not run again.
         """
@@ -49,7 +49,7 @@ class Held:
         return list(new.values())
 
     def remove(self, leases: Iterable[Lease]) -> None:
-        """Hold these no longer: their move is confirmed, or they are somebody else's. What was lost and taken anew is another."""
+        """Hold these no longer: their move is written, or they are another worker's. What was lost and taken anew stays held."""
         by_stream = self._leases
         with self._lock:
             for lease in leases:

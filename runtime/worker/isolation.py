@@ -1,8 +1,7 @@
-"""Isolation of suspects: what some worker held when it died runs again beside nothing young, so that the guilty job is found and
-no innocent is dead-lettered with it.
+"""Isolation runs again what a dead worker held, beside nothing young, so that a job that kills its process is found.
 
-Half of the workers, at least one, may isolate at a time; the script sees to it. If this process dies, others find what it held
-with a higher count: that runs in smaller groups, at last alone. Against what ran alone a death is evidence, from the step
+At most half of the workers, at least one, isolate at a time; the script sees to it. If this process dies, others find what it
+held with a higher count: that runs in smaller groups, at last alone. Against what ran alone a death is evidence, from the step
 that hands it out until the store has confirmed that the isolation is over; nothing else starts here before.
 """
 
@@ -21,13 +20,14 @@ from runtime.streams import MAX_IDS, Isolated
 from runtime.worker.admission import Admission
 from runtime.worker.context import WorkerContext
 
-ASK_PART: Final = 0.25  # of a lease, until we ask again for a place that another worker has
+ASK_PART: Final = 0.25  # a guess: of a lease, until we ask again while others isolate
 
 
 class Isolation:
     """Owns what is isolated here, and says when ordinary fetching rests.
 
-    `beside` says for how long the youngest job of this process has run, infinite when none does, and that no former suspect runs.
+    `beside` returns for how long the youngest job of this process has run, infinite when none does, and whether no former suspect
+    runs here.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Isolation:
         return f"<Isolation {len(self._isolated)} isolated>"
 
     async def is_resting(self) -> bool:
-        """Hand out suspects when they may run; say whether ordinary fetching must rest meanwhile.
+        """Hand out suspects when they may run; return whether ordinary fetching must rest meanwhile.
 
         Raises:
             StoreUnavailable: no answer or an error.
@@ -83,12 +83,12 @@ class Isolation:
 
     @property
     def next_ask_s(self) -> float:
-        """For how long nothing need be asked of the isolation; infinite where no suspects are."""
+        """For how many seconds suspects need not be asked for; infinite where there are none."""
         if self._needed_s is not None:
             return 0.0
         if not self._ctx.parked.has_suspects:
             return float("inf")
-        # While it is the turn of ordinary work, a short bell tells whether any is there.
+        # While it is the turn of ordinary work, a short wait tells whether any is there.
         return max(0.0, self._ask_at_s - time.monotonic())
 
     async def close(self) -> None:
@@ -123,7 +123,7 @@ class Isolation:
                 try:
                     await self._admission.receive(found.fetched, now_s, is_chosen=True)
                 except StoreUnavailable:
-                    if len(self._isolated) == 1:  # it has not run: that it is still here speaks for nobody
+                    if len(self._isolated) == 1:  # it has not run: that this process lives says nothing of it
                         self._isolated.clear()
                     raise
                 self._until_s = time.monotonic() + found.for_ms / 1000
@@ -165,7 +165,7 @@ class Isolation:
         self._ask_at_s = now_s + self._ctx.config.lease_s
 
     async def _dead_letter(self, found: Isolated) -> None:
-        """A job that killed three workers while it ran alone is dead without another run."""
+        """Move a job that killed three workers while it ran alone to the dead letters, without another run."""
         (delivery,) = found.fetched.deliveries
         entry, fields = delivery.rows[0]
         about = summary(fields)

@@ -1,4 +1,4 @@
-"""Lanes run jobs one after another: the hot path. From an Inbox into a Ledger, without Redis.
+"""A lane runs jobs one after another, from the inbox into the ledger: the hot path, without Redis.
 
 Per job: one coroutine and its arguments; no task, timer, timeout object or lock. A lane is a task as long as its jobs leave
 nothing behind in it. What a job did leave, a cancel that nobody took back or a context variable, stays with the old task: the
@@ -23,8 +23,8 @@ from runtime.stats import Stats
 from runtime.worker.ledger import Ledger
 
 NEVER = float("inf")
-RECUT_S = 5.0  # a handler that swallows its cancel hears it again
-FIRST_WAKE = 8
+RECUT_S = 5.0  # a guess: a handler that swallows its cancel is cancelled again after this time
+FIRST_WAKE = 8  # lanes; twice as many in each turn of the loop while jobs are left: waking all at once cost a sixth of a no-op
 # Jobs started in one turn of the loop, by all lanes together: so that flush and fetch go on beside handlers that never suspend.
 # Without it a whole fetch ran in one turn, and worker and server waited for each other.
 JOBS_PER_TURN = 256
@@ -226,7 +226,7 @@ class Lane:
                 await inbox.wait()
                 now_s = clock()
                 job = inbox.take(now_s)
-            handler = registry[job.type]  # cannot miss: admit saw to it
+            handler = registry[job.type]  # cannot miss: admission has parked what is not here
             self.job = job
             self.timeout_s = handler.timeout_s
             self.started_s = now_s
@@ -241,7 +241,7 @@ class Lane:
                 BaseException
             ) as raised:  # the one place; KeyboardInterrupt, and the panics of native libraries, are no Exception
                 error, answer = self._error_of(raised, task), None
-            self.deadline_s = NEVER  # from here nobody may interrupt this lane
+            self.deadline_s = NEVER  # from here on `interrupt` has no effect
             now_s = clock()  # the next job's start as well, when it is at hand
             outcome: Outcome = DONE
             if error is not None:
@@ -279,7 +279,9 @@ class Lane:
             own = describe(raised)
             why = "by itself, or by something that it awaited" if own == CancelledError.__name__ else own
             told = told_as(SelfCancelled(f"cancelled, but not by the runtime: {why}"), raised)
-        elif is_turned_away or issubclass(kind, LeaseLost):  # that is for us to say: its job would be kept, or run, for ever
+        elif is_turned_away or issubclass(
+            kind, LeaseLost
+        ):  # raised by a handler, its job would be kept, or run again, without end
             told = told_as(RuntimeError(f"the handler raised {describe(raised)}: that is the runtime's own word"), raised)
         else:
             return raised

@@ -55,7 +55,7 @@ class Ledger:
         self._wake()
 
     def release(self, leases: Sequence[Lease]) -> None:
-        """Note that these were not started, or cut off: back to where anybody may take them."""
+        """Note that these were not started, or cut off: back to `~free`, where any worker may take them."""
         self._batch.park += [Parking(lease, FREE) for lease in leases]
         if leases:
             self._wake()

@@ -1,4 +1,4 @@
-"""What a worker says in its log: failures within a budget, outages once, never a line per successful job."""
+"""A worker's log: failures within a budget, outages once, never a line per successful job."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from runtime.jobs import Job
 
 log = logs.guarded("runtime")
 
-LINES_S: Final = 20  # failures per second that get a line of their own
-FIRST_TOLD: Final = 3  # failed calls in a row that make an outage worth a line
-TOLD: Final = (Dead, Retry)
-TOLD_AGAIN: Final = 60  # and so many more: every few minutes, at the longest back-off
+LINES_S: Final = 20  # a guess: failures per second that get a line of their own
+FIRST_TOLD: Final = 3  # a guess: failed calls in a row that make an outage worth a line
+TOLD: Final = (Dead, Retry)  # outcomes that have a line in the log
+TOLD_AGAIN: Final = 60  # a guess: and so many more: every few minutes, at the longest back-off
 
 
 def level_of(error: StoreUnavailable, failures: int) -> int:
     """Return the level at which a background loop logs a failed call.
 
-    An outage is logged by the fetcher; errors that a living Redis answers are logged by nobody else.
+    An outage is logged by the fetcher; what a living Redis answers is logged here alone.
     """
     is_time = failures == FIRST_TOLD or failures % TOLD_AGAIN == 0
     return logging.ERROR if is_time and isinstance(error, StoreError) else logging.DEBUG
@@ -35,7 +35,7 @@ class ThrottledLog:
         self._spent = 0
 
     def warn(self, text: str, *args: object, level: int = logging.WARNING) -> None:
-        """Write a line, if this second's budget has one left; what it has not is counted."""
+        """Log a line, if this second's budget has one left; the others are counted, and logged as a number."""
         if self._may_log():
             log.log(level, text, *args)
 

@@ -19,7 +19,7 @@ from runtime.jobs import Job
 log = logs.guarded("runtime.loop_monitor")
 
 TICK_S: Final = 0.05  # a guess: between two signs of life of the loop; twenty a second cost an idle worker nothing that shows
-WATCH_S: Final = 0.1  # between two looks at it: each wakes a thread, which an idle worker pays for
+WATCH_S: Final = 0.1  # a guess: between two looks at it: each wakes a thread, which an idle worker pays for
 BLOCKED_S: Final = 0.1  # a guess: a loop that stands still this long delays everybody's jobs
 QUIET_S: Final = 5.0  # a guess: one report of a blocked loop in this time, except for each doubling of its length
 

@@ -1,5 +1,7 @@
-"""Work that no job asked for, done by every worker without a leader, since the scripts arbitrate: delayed jobs to their streams,
-the leases of the dead to whoever lives, lots, and the counters."""
+"""Maintenance moves due jobs to their streams, takes back what dead workers held, and writes the counters, every few seconds.
+
+Every worker does it, without a leader: the scripts arbitrate, and what two workers do at once is done once.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +19,17 @@ from runtime.worker.context import STORE_BACKOFF, WorkerContext
 from runtime.worker.log import level_of
 from runtime.worker.parking import lot_is_known
 
-log = logs.guarded("runtime.worker.maintenance")
+log = logs.guarded("runtime.maintenance")
 
-PROMOTE_IDS: Final = 500
-PROMOTE_S: Final = 1.0  # what somebody else delays for less than this may come up to this late
-SOON_S: Final = 0.005
-STUCK_S: Final = 0.25  # something is due and cannot be moved: memory is full
-RECLAIM_IDS: Final = 100
-SWEEP_S: Final = (2.0, 5.0)
-FORGET_ROWS: Final = 20
+PROMOTE_IDS: Final = 500  # a call: half a millisecond of the server at most
+PROMOTE_S: Final = 1.0  # a guess: what another process delays for less than this may come up to this late
+SOON_S: Final = 0.005  # a guess: between two looks for what this worker has just delayed
+STUCK_S: Final = 0.25  # a guess: something is due and cannot be moved, since memory is full
+RECLAIM_IDS: Final = 100  # a call: a fraction of a millisecond of the server
+SWEEP_S: Final = (2.0, 5.0)  # a guess: a sweep costs a handful of calls; a third of a usual lease at most
+FORGET_ROWS: Final = 20  # dead workers a sweep; a guess: many that died at once are gone within a minute
 ENDS_S: Final = 20.0  # a guess: what closes a stream stays, and jobs go on running meanwhile
-ENDS_TOLD_S: Final = 300.0
+ENDS_TOLD_S: Final = 300.0  # a guess: between two lines in the log of the same trouble
 
 
 def jitter_s(low_s: float, high_s: float) -> float:
@@ -36,7 +38,7 @@ def jitter_s(low_s: float, high_s: float) -> float:
 
 
 class Maintenance:
-    """Owns three loops: promote, sweep, count."""
+    """Owns three loops: promote, sweep, count. `ends` is what the last look at the ends of the streams found."""
 
     def __init__(self, ctx: WorkerContext) -> None:
         self._ctx = ctx
@@ -58,7 +60,7 @@ class Maintenance:
     # --- delayed jobs --------------------------------------------------------------------------------------------
 
     async def promote(self) -> None:
-        """Move delayed jobs to their streams when their time has come, for ever."""
+        """Move delayed jobs to their streams when their time has come, until cancelled."""
         failures = 0
         while True:
             try:
@@ -92,7 +94,7 @@ class Maintenance:
     # --- the sweep ------------------------------------------------------------------------------------------------
 
     async def sweep(self) -> None:
-        """Look every few seconds for lots, for what the dead left, and for the dead themselves, for ever."""
+        """Look every few seconds for lots, for what the dead left, and for the dead themselves, until cancelled."""
         failures = 0
         low_s, high_s = (min(bound_s, self._lease_s * part) for bound_s, part in zip(SWEEP_S, (0.2, 0.5), strict=True))
         while True:
@@ -134,7 +136,7 @@ class Maintenance:
         await self._forget_the_dead(workers)
 
     async def _look_at_ends(self) -> None:
-        """See whether somebody's id has closed a stream, and say so."""
+        """Look whether an id far ahead has closed a stream, and log it."""
         now_s = time.monotonic()
         if now_s < self._next_ends_s:
             return
@@ -228,14 +230,14 @@ class Maintenance:
                     letters.append(Letter(lease, "unknown-type", reason, "", 0, default_id(STREAMS[stream], entry.decode())))
             if letters:
                 moved = await self._streams.dead_letter(lot, letters)
-                await self._streams.forget(lot)  # a lot that is empty now is seen by nobody any more
+                await self._streams.forget(lot)  # a lot that is empty now is listed no more
                 self._ctx.stats.moved(b"", stream, "dead", moved)
                 log.warning("%d jobs of unknown type are among the dead letters (%s)", moved, lot)
 
     # --- counters ------------------------------------------------------------------------------------------------
 
     async def count(self) -> None:
-        """Add what this process counted to the shared counters once a second, for ever."""
+        """Add what this process counted to the shared counters once a second, until cancelled."""
         while True:
             await asyncio.sleep(1.0)
             await self.count_once()

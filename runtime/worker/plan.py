@@ -7,13 +7,13 @@ from typing import Final
 
 import msgspec
 
-START_BYTES: Final = 1 << 20  # a guess: a second of a slow line, and more than a thousand small entries
+START_BYTES: Final = 1 << 20  # a guess: a second of a slow connection, and more than a thousand small entries
 MOST_BYTES: Final = 16 << 20  # a guess: so much at once that the round trip no longer counts
-LEAST_BYTES: Final = 4096  # less than this says nothing of how fast a line is
+LEAST_BYTES: Final = 4096  # a guess: less than this says nothing of how fast a connection is
 UNKNOWN_BYTES: Final = 64 * 1024  # what an entry is taken for before any has come, a guess: 16 are asked for at first
-SAMPLE: Final = 8  # entries of a delivery that are weighed
-ENTRY_BYTES: Final = 40  # beside its fields, in an answer
-WEIGHTS: Final = (8, 4, 2, 1)  # critical, high, medium, low: nobody starves, and critical gets more than half
+SAMPLE: Final = 8  # a guess: entries of a delivery that are weighed
+ENTRY_BYTES: Final = 40  # about: beside its fields, in an answer
+WEIGHTS: Final = (8, 4, 2, 1)  # a choice: critical, high, medium, low: none starves, and critical gets more than half
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,7 +110,7 @@ class Plan:
     def part_beside(self, lots: Collection[int]) -> float:
         """Return which part is due to what waits in lots of these streams: by weight, as to the streams that are loaded.
 
-        Never all: where streams have run dry, somebody must look whether that is still so.
+        Never all: where streams have run dry, a fetch must look whether that is still so.
         """
         theirs = sum(self._weights[at] for at in lots)
         others = sum(weight for weight, is_loaded in zip(self._weights, self._is_loaded, strict=True) if is_loaded)
@@ -188,7 +188,7 @@ def _mean_size(rows: Sequence[tuple[bytes, Sequence[bytes]]]) -> float:
 
 
 def _divide(owed: Sequence[float], whole: int) -> list[int]:
-    """Divide `whole` as near to what is owed as whole numbers allow: largest remainders first, nobody below zero."""
+    """Divide `whole` as near to what is owed as whole numbers allow: largest remainders first, none below zero."""
     shares = [max(0, int(value)) for value in owed]
     while sum(shares) < whole:
         at = max(range(len(owed)), key=lambda at: owed[at] - shares[at])
