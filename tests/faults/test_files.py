@@ -17,9 +17,9 @@ import board.site
 from board.site import MAX_CONNECTIONS, Site
 from runtime import Backoff, Job, contract, handler
 from runtime.errors import NotStarted, StoreUnavailable
-from runtime.jobs import PLAIN
 from runtime.store.connection import Connection
 from runtime.worker.log import LINES_S
+from tests.builders import job_of
 from tests.faults.harness import leftovers
 from tests.workers import until, working
 
@@ -229,9 +229,8 @@ def in_a_child(message: Note, job: Job) -> None:
 
 
 async def test_a_job_for_which_no_child_can_be_started_has_not_run():
-    job = Job(1, b"1-1", 1, "run", 0.0, b"note", b"{}", PLAIN, 0)
     with no_files(), pytest.raises(NotStarted, match="no child process"):
-        await in_a_child.run(Note(), job)
+        await in_a_child.run(Note(), job_of(Note()))
 
 
 async def test_a_job_for_which_no_thread_can_be_started_has_not_run(monkeypatch):
@@ -240,4 +239,4 @@ async def test_a_job_for_which_no_thread_can_be_started_has_not_run(monkeypatch)
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
     with pytest.raises(NotStarted, match="no thread"):
-        await in_a_thread.run(Note(), Job(1, b"1-1", 1, "run", 0.0, b"note", b"{}", PLAIN, 0))
+        await in_a_thread.run(Note(), job_of(Note()))

@@ -15,9 +15,10 @@ import pytest
 
 from runtime.codec import SENT_FIELDS
 from runtime.config import SETTINGS
-from runtime.jobs import DONE, PLAIN, Job
+from runtime.jobs import DONE
 from runtime.stats import Stats
 from runtime.store.inspector import Depth, Inspector
+from tests.builders import job
 from tests.faults.harness import ROOT, leftovers
 from tests.servers import Server, free_ports, wait_until
 
@@ -124,7 +125,7 @@ def test_every_metric_is_on_the_page_for_operators():
     from otel.metrics import ProcessesReading, Reading, render, render_processes
 
     stats = Stats()
-    stats.ran(Job(0, b"1-1", 1, "", 0.0, b"t", b"{}", PLAIN, 0), DONE, 0.1)
+    stats.ran(job(), DONE, 0.1)
     depth = Depth({"high": 1}, {"high": 0}, 0, 0, 0, 0, 1)
     text = render(Reading("jobs", stats, depth, 0, 0, 0, 1, True)).decode()
     text += render_processes(ProcessesReading({}, {0: 1}, 0, 0)).decode()

@@ -19,7 +19,8 @@ import msgspec
 from handlers.contracts.data import ExportCsv, Table
 from handlers.contracts.maintenance import CleanupLogs
 from handlers.kit.settings import VARIABLE
-from runtime.jobs import PLAIN, Job, contract_of
+from runtime.jobs import Job, contract_of
+from tests import builders
 
 ROOT = Path(__file__).parents[2]
 BORN_MS = 1_700_000_000_123
@@ -94,10 +95,7 @@ def state(folder: Path) -> dict[str, tuple[int, int, int]]:
 
 def job_of(message: msgspec.Struct, number: int = 0) -> Job:
     """Return a job as the worker would; another number is another job."""
-    contract = contract_of(type(message))
-    entry = b"%d-%d" % (BORN_MS, number)
-    data = msgspec.json.encode(message)
-    return Job(int(contract.priority) - 1, entry, 1, "run", 0.0, contract.type.encode(), data, PLAIN, FETCHED_MS)
+    return builders.job_of(message, f"{BORN_MS}-{number}", fetched_ms=FETCHED_MS)
 
 
 def export(*columns: str, to: str = "out:t.csv", table: str = "t", **fields: Any) -> ExportCsv:

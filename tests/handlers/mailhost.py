@@ -9,20 +9,12 @@ from email import message_from_bytes, policy
 from email.message import EmailMessage
 from typing import Any, cast
 
-import msgspec
 from aiosmtpd.smtp import SMTP, AuthResult
 
 from handlers.contracts.email import SendEmail
-from runtime.jobs import PLAIN, Envelope, Job
-from tests.handlers.disks import FETCHED_MS
 
 DROP = "drop the connection"
 HANG = "never answer"
-
-
-def job_of(message: SendEmail, *, entry: bytes = b"1700000000123-0", envelope: Envelope = PLAIN) -> Job:
-    """Return a job as the worker would hand it to the handler."""
-    return Job(1, entry, 1, "run", 0.0, b"send-email", msgspec.json.encode(message), envelope, FETCHED_MS)
 
 
 def mail(to: str | list[str] = "ada@example.org", **fields: Any) -> SendEmail:

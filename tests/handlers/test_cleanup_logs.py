@@ -19,7 +19,8 @@ from handlers.kit.sweep import Found, Tree, compress, delete
 from handlers.kit.threads import THREADS, Stop, in_thread
 from handlers.maintenance import cleanup_logs
 from runtime import BadPayload, Dead, Priority, Snooze
-from runtime.jobs import PLAIN, Job, contract_of
+from runtime.jobs import contract_of
+from tests import builders
 from tests.handlers.conftest import Configure
 from tests.handlers.disks import BORN_MS, FETCHED_MS, Disk, child, cleanup, job_of, outcome, state, swapping
 
@@ -46,7 +47,7 @@ async def run(message: CleanupLogs | None = None, number: int = 0, **fields: Any
 
 def decode(payload: dict[str, Any]) -> CleanupLogs:
     """Decode as the worker does."""
-    return cleanup_logs.decode(Job(3, b"1-0", 1, "run", 0.0, b"cleanup-logs", msgspec.json.encode(payload), PLAIN, FETCHED_MS))
+    return cleanup_logs.decode(builders.job("cleanup-logs", data=msgspec.json.encode(payload)))
 
 
 def files(disk: Disk) -> list[str]:
@@ -127,10 +128,9 @@ async def test_age_is_reckoned_from_when_the_job_was_born(disk: Disk) -> None:
     disk.old("a.log", days=6)
     assert (await run()).matched == 0
     message = cleanup()
-    data = msgspec.json.encode(message)
-    later = Job(3, b"%d-0" % (BORN_MS + 2 * 86_400_000), 1, "run", 0.0, b"cleanup-logs", data, PLAIN, FETCHED_MS)
+    later = builders.job_of(message, f"{BORN_MS + 2 * 86_400_000}-0", fetched_ms=FETCHED_MS)
     assert (await cleanup_logs.run(message, later)).matched == 1  # type: ignore[union-attr]
-    future = Job(3, b"%d-0" % (2**52), 1, "run", 0.0, b"cleanup-logs", data, PLAIN, FETCHED_MS)
+    future = builders.job_of(message, f"{2**52}-0", fetched_ms=FETCHED_MS)
     (disk.logs / "now.log").write_text("in use")
     assert (await cleanup_logs.run(message, future)).matched == 0  # type: ignore[union-attr]
 

@@ -12,8 +12,9 @@ import pytest
 import handlers
 from handlers.contracts.email import SendEmail
 from runtime import BadPayload, Priority
-from runtime.jobs import PLAIN, Job, contract_of
+from runtime.jobs import contract_of
 from runtime.registry import find
+from tests.builders import job
 
 PLAIN_MAIL: dict[str, Any] = {"to": "ada@example.org", "subject": "Hi", "text": "Hello."}
 FULL: dict[str, Any] = {
@@ -46,7 +47,7 @@ HEADER_ENDS = ["\n", "\r\n", "\nBcc: eve@example.org", "\r\n\r\n<script>", "\x0b
 def decode(payload: dict[str, Any]) -> SendEmail:
     """Decode as the worker does."""
     handler = find(["handlers"]).registry[b"send-email"]
-    return handler.decode(Job(1, b"1-0", 1, "run", 0.0, b"send-email", msgspec.json.encode(payload), PLAIN, 0))
+    return handler.decode(job("send-email", data=msgspec.json.encode(payload)))
 
 
 def spoilt(payload: dict[str, Any], field: str, tail: str) -> dict[str, Any]:

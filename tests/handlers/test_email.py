@@ -21,9 +21,10 @@ from handlers.kit import mail as kit
 from handlers.kit.mail import TemporaryFailure, compose, mask, pool
 from handlers.kit.settings import Sender, Smtp, current
 from runtime import BadPayload, Dead, Snooze
-from runtime.jobs import Envelope, Job
+from runtime.jobs import Job
+from tests.builders import NOW_MS, job_of
 from tests.handlers.conftest import Configure, Start, hang_up, sockets
-from tests.handlers.mailhost import DROP, HANG, Doorkeeper, Mailhost, job_of, mail, parsed, server_context
+from tests.handlers.mailhost import DROP, HANG, Doorkeeper, Mailhost, mail, parsed, server_context
 
 pytestmark = pytest.mark.usefixtures("hung_up")
 SHOP = Sender(smtp="main", address="shop@example.com")
@@ -88,12 +89,12 @@ async def test_html_goes_beside_the_text(host: Mailhost) -> None:
 
 async def test_two_runs_send_equal_bytes(host: Mailhost) -> None:
     message = mail(subject="Grüße " * 20, html="<p>x</p>", text="ä" * 100)
-    first = job_of(message, envelope=Envelope(id="order-7"))
-    again = job_of(message, entry=b"1700000999999-4", envelope=Envelope(id="order-7", failed=3, first_ms=1700000000123))
+    first = job_of(message, id="order-7")
+    again = job_of(message, entry="1700000999999-4", id="order-7", failed=3, first_ms=NOW_MS)
     await send(message, first)
     await send(message, again)
     assert host.envelopes[0] == host.envelopes[1]
-    other = job_of(message, envelope=Envelope(id="order-8"))
+    other = job_of(message, id="order-8")
     await send(message, other)
     assert host.messages[2]["Message-ID"] != host.messages[0]["Message-ID"]
 

@@ -27,9 +27,10 @@ from handlers.kit import databases, threads
 from handlers.kit.tables import CsvText
 from handlers.maintenance import cleanup_logs
 from runtime import BadPayload, Dead, Priority, Snooze
-from runtime.jobs import PLAIN, Job, contract_of
+from runtime.jobs import contract_of
+from tests.builders import job
 from tests.handlers.conftest import Configure
-from tests.handlers.disks import ENDLESS, FETCHED_MS, Disk, child, export, job_of, outcome, state, until
+from tests.handlers.disks import ENDLESS, Disk, child, export, job_of, outcome, state, until
 from tests.servers import Server
 from tests.workers import working
 
@@ -102,7 +103,7 @@ async def code_of(message: ExportCsv) -> str:
 
 def decode(payload: dict[str, Any]) -> ExportCsv:
     """Decode as the worker does."""
-    return export_csv.decode(Job(2, b"1-0", 1, "run", 0.0, b"export-csv", msgspec.json.encode(payload), PLAIN, FETCHED_MS))
+    return export_csv.decode(job("export-csv", data=msgspec.json.encode(payload)))
 
 
 # --- what is in the file ---------------------------------------------------------------------------------------------------

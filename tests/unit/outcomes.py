@@ -13,8 +13,6 @@ from runtime.errors import (
     Retry,
 )
 from runtime.jobs import (
-    PLAIN,
-    Envelope,
     Handler,
     Job,
     Outcome,
@@ -23,8 +21,8 @@ from runtime.jobs import (
 )
 from runtime.settle import decide
 from runtime.worker.ledger import Ledger
+from tests.builders import job
 
-NOW_MS = 1_700_000_000_000
 SAFE = 2**53  # whole numbers beyond it pass through Lua changed
 NAN, INF = float("nan"), float("inf")
 
@@ -44,10 +42,6 @@ def handler(**policy: Any) -> Handler[Any]:
 
 HANDLER = handler(base_s=10, cap_s=1000, attempts=3)
 REGISTRY = {b"greet": HANDLER}
-
-
-def job(type_name: bytes = b"greet", stream: int = 1, entry: bytes = b"1700000000000-0", **fields: Any) -> Job:
-    return Job(stream, entry, 1, "run/0", 0.0, type_name, b"{}", Envelope(**fields) if fields else PLAIN, NOW_MS)
 
 
 def as_raised(make: Callable[[], BaseException]) -> BaseException:

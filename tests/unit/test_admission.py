@@ -18,10 +18,9 @@ from runtime.jobs import (
     Postpone,
 )
 from runtime.worker.admission import admit, sort_claimed
+from tests.builders import NOW_MS, job
 from tests.unit.outcomes import (
-    NOW_MS,
     REGISTRY,
-    job,
 )
 
 

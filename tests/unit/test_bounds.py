@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from runtime.bounds import MAX_DEPTH, MAX_FAR_NUMBERS, MAX_HASHED, MAX_HEADERS, MAX_OBJECTS, check_json, check_msgpack, freedom_of
 from runtime.codec import MAX_DATA_BYTES, payload_decoder
 from runtime.errors import BadPayload
-from runtime.jobs import Contract, Envelope, Job
+from runtime.jobs import Contract
+from tests.builders import job
 
 LOOP_S = 0.1  # ten times of what is promised, for machines that do other things as well
 
@@ -71,8 +72,7 @@ def decoder(payload: type[msgspec.Struct], **options: Any) -> Callable[..., Any]
     decode = payload_decoder(Contract("t", payload, **options))
 
     def read(data: bytes, *, is_msgpack: bool = False, version: int = 1) -> Any:
-        envelope = Envelope(is_msgpack=is_msgpack, version=version)
-        return decode(Job(1, b"1-1", 1, "run", 0.0, b"t", data, envelope, 0))
+        return decode(job("t", data=data, is_msgpack=is_msgpack, version=version))
 
     return read
 

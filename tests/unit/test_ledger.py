@@ -27,13 +27,12 @@ from runtime.jobs import (
 )
 from runtime.settle import decide
 from runtime.worker.ledger import Ledger
+from tests.builders import NOW_MS, job
 from tests.unit.outcomes import (
     HANDLER,
-    NOW_MS,
     SAFE,
     Mute,
     decided,
-    job,
     raised,
     written_for,
 )

@@ -10,8 +10,8 @@ import pytest
 
 from runtime import logs
 from runtime.errors import Dead, Retry, StoreUnavailable
-from runtime.jobs import PLAIN, Job
 from runtime.worker.log import ThrottledLog
+from tests.builders import job
 
 
 class Panic(BaseException):
@@ -52,10 +52,6 @@ def broken(request: pytest.FixtureRequest) -> Iterator[Broken]:
     logging.getLogger("runtime").addFilter(found)
     yield found
     logging.getLogger("runtime").removeFilter(found)
-
-
-def job() -> Job:
-    return Job(1, b"1-0", 1, "run/0", 0.0, b"greet", b"{}", PLAIN, 0)
 
 
 def test_a_filter_that_raises_costs_its_line_and_no_more(broken: Broken, capsys: pytest.CaptureFixture[str]) -> None:

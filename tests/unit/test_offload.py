@@ -22,16 +22,17 @@ import msgspec
 import pytest
 
 from runtime.errors import BadMessage, ChildFailed, ChildKilled, Dead, NoPlace, NotStarted, Retry, Snooze
-from runtime.jobs import BEGINS, PLAIN, Envelope, Job
+from runtime.jobs import BEGINS, Job
 from runtime.offload import in_thread
 from runtime.places import PLACES, PROCESS, SECOND_TICKS, SOON_TICKS, THREAD, WAIT_S, Places, make_places
 from runtime.settle import decide
+from tests import builders
 from tests.unit.in_child import Work, fail, forks_async, leaves, work, work_async
 
 
 def job(do: str = "", note: Path | str = "", **fields: Any) -> Job:
     data = msgspec.json.encode(Work(do, str(note)))
-    return Job(1, b"1700000000123-0", 1, "run/0", 0.0, b"work", data, Envelope(**fields) if fields else PLAIN, 0)
+    return builders.job("work", data=data, **fields)
 
 
 async def until(is_true: Callable[[], bool]) -> None:

@@ -17,9 +17,10 @@ import pytest
 
 from runtime.backoff import Backoff
 from runtime.errors import BadPayload, ConfigError, Retry
-from runtime.jobs import PLAIN, Job, contract
+from runtime.jobs import Job, contract
 from runtime.registry import find, handler
 from runtime.testing import Done, run
+from tests.builders import job
 
 
 @contract("greet")
@@ -34,10 +35,6 @@ class Part(msgspec.Struct):
 
 class Loose(msgspec.Struct):
     pass
-
-
-def job(data: bytes = b"{}") -> Job:
-    return Job(1, b"1-0", 1, "run/0", 0.0, b"greet", data, PLAIN, 0)
 
 
 # --- declared ----------------------------------------------------------------------------------------------------------------
@@ -80,9 +77,9 @@ def test_a_handler_decodes_its_own_payload() -> None:
     async def greet(message: Greet, job: Job) -> None:
         """Does nothing."""
 
-    assert greet.decode(job(b'{"name":"Ada"}')) == Greet("Ada")
+    assert greet.decode(job(data=b'{"name":"Ada"}')) == Greet("Ada")
     with pytest.raises(BadPayload):
-        greet.decode(job(b'{"name":7}'))
+        greet.decode(job(data=b'{"name":7}'))
 
 
 def test_a_declared_function_can_be_called_by_its_own_tests() -> None:

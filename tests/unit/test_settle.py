@@ -40,11 +40,11 @@ from runtime.jobs import (
     contract_of,
 )
 from runtime.settle import MAX_CAP_S, MAX_SNOOZE_MS, as_plain_words, decide, describe, has_word, stack_of
+from tests.builders import NOW_MS, job
 from tests.unit.outcomes import (
     HANDLER,
     INF,
     NAN,
-    NOW_MS,
     SAFE,
     Greet,
     Mute,
@@ -54,7 +54,6 @@ from tests.unit.outcomes import (
     decided,
     greet,
     handler,
-    job,
     raised,
     written_for,
 )

@@ -7,8 +7,9 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.jobs import DONE, PLAIN, Job
+from runtime.jobs import DONE
 from runtime.stats import Stats
+from tests.builders import job
 
 RUNS_S = st.lists(st.one_of(st.floats(0, 100_000), st.integers(0, 40).map(lambda power: 2**power / 1_000_000)), max_size=50)
 
@@ -16,10 +17,10 @@ RUNS_S = st.lists(st.one_of(st.floats(0, 100_000), st.integers(0, 40).map(lambda
 @given(st.lists(RUNS_S, max_size=3))
 def test_a_run_is_counted_below_the_next_power_of_two_microseconds(batches: list[list[float]]) -> None:
     stats = Stats()
-    job = Job(2, b"1-0", 1, "", 0.0, b"note", b"{}", PLAIN, 0)
+    one = job("note", stream=2)
     for batch in batches:
         for run_s in batch:
-            stats.ran(job, DONE, run_s)
+            stats.ran(one, DONE, run_s)
         stats.fold()
     runs_s = [run_s for batch in batches for run_s in batch]
     counts = [count for _, _, count in stats.rows()]
