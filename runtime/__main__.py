@@ -1,20 +1,19 @@
-"""`python -m runtime`."""
+"""`python -m runtime`: the command line, without the current folder on the path."""
 
 import os
 import sys
 
 
 def forget_folder() -> None:
-    """Take off the path the current folder, which `python -m` has put before Python's own modules.
+    """Take the current folder off the path: `python -m` has put it there, before Python's own modules.
 
-    A folder that is on it for another reason stays; where this installation itself is found only by it, it stays as the last one,
-    for child processes too.
+    Where this installation itself is found only by it, it is put last, for child processes too.
     """
     first = sys.path[0] if sys.path and not sys.flags.safe_path else None
     try:
         if first is None or first != os.getcwd():
             return
-    except FileNotFoundError:  # it was removed under us
+    except FileNotFoundError:  # it has been removed
         return
     del sys.path[0]
     home = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))

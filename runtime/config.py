@@ -1,7 +1,7 @@
-"""Every setting with its unit, default, bounds and meaning, in one place; checked once, at the edge.
+"""The settings: one table with the flag, default, bounds and meaning of each; `load` reads and checks them once, at the start.
 
-Precedence: flag, environment (`RUNTIME_*`, and `REDIS_URL`), `runtime.toml`, default. Flags, environment names and help texts are
-made from this table.
+A flag wins over the environment (`RUNTIME_*`, and `REDIS_URL`), that over `runtime.toml`, that over the default. Flags, variables
+and help texts are made from the table.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FILE: Final = "runtime.toml"
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One setting as people meet it: its flag, its field in Config, and what it means."""
+    """One setting: its flag, its field in Config, and its help."""
 
     flag: str
     field: str
@@ -37,7 +37,7 @@ class Setting:
 
     @property
     def key(self) -> str:
-        """Its key in `runtime.toml`."""
+        """The key in `runtime.toml` that sets it."""
         return self.flag[2:].replace("-", "_")
 
 
@@ -70,38 +70,48 @@ SETTINGS: Final = (
         "--redis",
         "redis",
         "URL",
-        "redis://, rediss://, unix:// or sentinel://HOST:PORT,HOST:PORT/SERVICE; without one, an embedded Valkey keeps the jobs",
+        "redis://, rediss://, unix:// or sentinel://HOST:PORT,HOST:PORT/SERVICE; by default, an embedded Valkey is started",
     ),
-    Setting("--queue", "queue", "NAME", "the queue, that is, the hash tag of its keys"),
-    Setting("--handlers", "handlers", "MODULES", "modules with handlers, separated by commas"),
-    Setting("--concurrency", "concurrency", "N", "jobs that run at the same time"),
-    Setting("--threads", "threads", "N", "threads for handlers that are plain functions"),
-    Setting("--processes", "processes", "N", "worker processes, each with its own concurrency and threads, under one supervisor"),
-    Setting("--max-rss", "max_rss_mb", "MB", "replace a worker process that has more memory, losing no job; 0 never does"),
-    Setting("--board", "board", "HOST:PORT", "where /healthz, /readyz and /metrics are served; `off` serves nothing"),
-    Setting("--lease", "lease_s", "SECONDS", "a worker that is silent for this long has lost its jobs to others"),
-    Setting("--grace", "grace_s", "SECONDS", "how long running jobs may finish when the worker is told to stop"),
-    Setting("--max-block", "max_block_s", "SECONDS", "a loop that has not moved for this long counts as dead"),
+    Setting("--queue", "queue", "NAME", "the queue; in Redis, the hash tag of its keys"),
+    Setting("--handlers", "handlers", "MODULES", "modules that have handlers, separated by commas"),
+    Setting("--concurrency", "concurrency", "N", "how many jobs run at the same time"),
+    Setting("--threads", "threads", "N", "how many threads run handlers that are plain functions"),
+    Setting(
+        "--processes",
+        "processes",
+        "N",
+        "how many worker processes run under one supervisor, each with this concurrency and these threads",
+    ),
+    Setting(
+        "--max-rss", "max_rss_mb", "MB", "replace a worker process that has more memory than this, losing no job; 0 sets no limit"
+    ),
+    Setting("--board", "board", "HOST:PORT", "where to serve /healthz, /readyz and /metrics; `off` serves nothing"),
+    Setting("--lease", "lease_s", "SECONDS", "how long a worker may be silent before others take its jobs"),
+    Setting("--grace", "grace_s", "SECONDS", "how long running jobs may take to finish when the worker is told to stop"),
+    Setting("--max-block", "max_block_s", "SECONDS", "how long the event loop may stand still before the worker counts as dead"),
     Setting(
         "--suspect",
         "suspect_s",
         "SECONDS",
-        "how long what a dead worker held runs in isolation at first; doubled each time that its worker dies again",
+        "how long the jobs of a worker that died run in isolation at first; doubled each time their worker dies again",
     ),
-    Setting("--max-data", "max_data_bytes", "BYTES", "longest payload; a longer one becomes a dead letter"),
+    Setting("--max-data", "max_data_bytes", "BYTES", "the longest payload; a job with a longer one becomes a dead letter"),
     Setting(
         "--unknown-after",
         "unknown_after_s",
         "SECONDS",
-        "a type that no live worker has known for this long becomes a dead letter",
+        "how long a job of a type that no live worker knows waits before it becomes a dead letter",
     ),
-    Setting("--data-dir", "data_dir", "FOLDER", "where the embedded Valkey keeps its data"),
-    Setting("--handlers-config", "handlers_config", "FILE", "settings of the handlers (mail servers, roots, databases)"),
-    Setting("--embedded-port", "embedded_port", "PORT", "let the embedded Valkey also listen on this loopback port; 0 does not"),
-    Setting("--log", "log", "FORMAT", "`plain`, `json`, or `auto`: plain on a terminal, JSON elsewhere"),
+    Setting("--data-dir", "data_dir", "FOLDER", "where the embedded Valkey keeps its data; by default, in the home directory"),
+    Setting(
+        "--handlers-config", "handlers_config", "FILE", "settings of the shipped handlers (mail servers, folders, databases)"
+    ),
+    Setting("--embedded-port", "embedded_port", "PORT", "let the embedded Valkey listen on this loopback port too; 0 opens none"),
+    Setting("--log", "log", "FORMAT", "plain, json, or auto: plain on a terminal, JSON elsewhere"),
     Setting("--log-level", "log_level", "LEVEL", "debug, info, warning or error"),
 )
 
+# Guesses, but for ports (16 bits) and payloads (Redis has strings of 512 MB): beyond them a value is a slip of the keyboard.
 _BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "concurrency": (1, 100_000),
     "threads": (1, 10_000),
@@ -119,10 +129,10 @@ _CHOICES: Final = {"log": ("auto", "plain", "json"), "log_level": ("debug", "inf
 
 
 def load(flags: Mapping[str, str | None], environment: Mapping[str, str], folder: Path) -> Config:
-    """Return the settings in force: from flags (by field), environment, the file in `folder`, defaults, in that order.
+    """Return the settings in force. `flags` has those that were given, by field; `folder` is where the file may be.
 
     Raises:
-        ConfigError: a value that cannot be used, or an unknown key in the file; the text says where it came from.
+        ConfigError: a value that cannot be used, with where it came from; an unknown key in the file, or one that is not trusted.
     """
     from_file = _read(folder / FILE)
     values: dict[str, Any] = {}
@@ -139,7 +149,7 @@ def load(flags: Mapping[str, str | None], environment: Mapping[str, str], folder
 
 
 def default_data_dir(environment: Mapping[str, str]) -> Path:
-    """Return the user's folder for data that must survive, by the XDG rules."""
+    """Return the user's folder for data that must be kept, by the XDG base directory specification."""
     base = environment.get("XDG_DATA_HOME") or os.path.join(environment.get("HOME", "~"), ".local", "share")
     return Path(base).expanduser() / "backend-jobs"
 
@@ -164,7 +174,7 @@ def _read(path: Path) -> dict[str, Any]:
             for what, place in (("", file.fileno()), ("its folder, ", path.parent)):
                 why = why_not(place)
                 if why:
-                    raise ConfigError(f"{path} cannot be trusted: {what}{why}; or start elsewhere, with flags or the environment")
+                    raise ConfigError(f"{path} cannot be trusted: {what}{why}; or start elsewhere, with flags or variables")
             found = tomllib.load(file)
     except FileNotFoundError:
         return {}
@@ -173,7 +183,7 @@ def _read(path: Path) -> dict[str, Any]:
     known = {setting.key for setting in SETTINGS}
     unknown = sorted(set(found) - known)
     if unknown:
-        raise ConfigError(f"{path}: unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}")
+        raise ConfigError(f"{path}: unknown key {unknown[0]!r}; there are {', '.join(sorted(known))}")
     return found
 
 

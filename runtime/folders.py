@@ -1,7 +1,7 @@
-"""What may be believed of the folder a command is started in: its settings, and its modules, if nobody else can write them.
+"""Checks the folder that a command is started in: settings and modules are read from it only if no other user can write them.
 
-Python puts that folder first on the path of `python -m`, before its own modules (`__main__` takes it off). Here it comes last,
-only where handlers are imported, and only when it is ours; so must be each module found there, with the folders it lies in.
+Python puts that folder first on the path of `python -m`, before its own modules; `__main__` takes it off. Here it is put last,
+when handlers are imported, and only if it is trusted. So must be each module found there, and the folders it lies in.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from pathlib import Path
 from types import ModuleType
 from typing import Final
 
-SAFE: Final = "-P"  # for Python processes of ours: no folder that is not asked for
+SAFE: Final = "-P"  # for the Python processes that we start: the current folder is not put on their path
 _HOME: Final = Path(__file__).resolve().parents[1]  # where this installation lies
 
 
 def add_folder() -> str:
-    """Have modules be found in the current folder, after all others; gives why not, if it cannot be trusted, else nothing."""
+    """Let modules be found in the current folder, after all others. Return why not, if it cannot be trusted, else nothing."""
     here = _here()
     if here is None or here in sys.path or "" in sys.path:
         return ""
     why = why_not(Path(here))
     if not why:
-        _looked_at.add(here)
+        _checked.add(here)
         sys.path_importer_cache.pop(here, None)
-        sys.path_hooks.insert(0, _looking_finder)
+        sys.path_hooks.insert(0, _checking_finder)
         sys.path.append(here)
     return why
 
 
-class _LookingFinder(FileFinder):
-    """Finds the modules of one folder, and looks at each before anything of it is run: file, folder, and what is compiled."""
+class _CheckingFinder(FileFinder):
+    """Finds the modules of one folder, and checks each before it is run: its file, its folder, and what is compiled of it."""
 
     def find_spec(self, fullname: str, target: ModuleType | None = None) -> ModuleSpec | None:
         """Return where a module is, if it can be trusted.
@@ -58,17 +58,17 @@ class _LookingFinder(FileFinder):
             return None
         inner = list(spec.submodule_search_locations or ())
         file = Path(spec.origin) if spec.has_location and spec.origin else None
-        # A link leads to a folder that nobody has looked at yet; and what is compiled is run in the place of its source.
+        # A link leads to a folder that has not been checked yet, and what is compiled is run in place of its source.
         near = [file, file.resolve().parent, Path(spec.cached or file), Path(spec.cached or file).parent] if file else []
         for path in map(Path, dict.fromkeys([*inner, *near])):
             why = why_not(path) if path.exists() else ""
             if why:
                 raise ImportError(f"{path} cannot be trusted: {why}; or set PYTHONPATH=.", name=fullname)
-        _looked_at.update(inner)  # what is in a package is found by its own path
+        _checked.update(inner)  # a package's modules are found by the path of the package
         return spec
 
 
-_looked_at: set[str] = set()
+_checked: set[str] = set()  # folders: the current one, and those of packages in it
 _LOADERS: Final = (
     (ExtensionFileLoader, EXTENSION_SUFFIXES),
     (SourceFileLoader, SOURCE_SUFFIXES),
@@ -76,15 +76,22 @@ _LOADERS: Final = (
 )
 
 
-def _looking_finder(path: str) -> _LookingFinder:
-    """Return the finder of this folder and of the packages in it; all other entries of the path are the user's own word."""
-    if path not in _looked_at:
+def _checking_finder(path: str) -> _CheckingFinder:
+    """Return the finder of this folder and of the packages in it. What else is on the path, the user has put there.
+
+    Raises:
+        ImportError: it is another entry of the path; Python then asks its own finders.
+    """
+    if path not in _checked:
         raise ImportError(path)
-    return _LookingFinder(path, *_LOADERS)
+    return _CheckingFinder(path, *_LOADERS)
 
 
 def hidden_in_folder(modules: Sequence[str]) -> tuple[str, str] | None:
-    """Return the first of these imported modules that lies in the current folder too, unread, and where it was found."""
+    """Return the first of these imported modules that is in the current folder as well, and the file that was imported instead.
+
+    Return None if there is none.
+    """
     here = _here()
     if here is None:
         return None
@@ -100,13 +107,13 @@ def hidden_in_folder(modules: Sequence[str]) -> tuple[str, str] | None:
 
 
 def why_not(path: Path | int) -> str:
-    """Return why a file or folder cannot be trusted, with the way out; nothing, if it can.
+    """Return why a file or folder cannot be trusted, with the command that changes that; nothing, if it can.
 
-    Its owner must be root, we ourselves, or who owns this installation, and nobody else may write it: a group only that is its
-    owner's own, as of those whose umask is 002.
+    Its owner must be root, this user, or the owner of this installation, and no other user may write it. A group may, if its
+    owner is the only member: as where umask is 002.
 
     Raises:
-        OSError: it is not there.
+        OSError: it does not exist, or cannot be looked at.
     """
     found = os.stat(path)
     if found.st_uid not in {0, os.geteuid(), _HOME.stat().st_uid, os.stat(sys.prefix).st_uid}:

@@ -1,1 +1,1 @@
-"""One lot per command."""
+"""A module for each command of the command line, and what they share."""

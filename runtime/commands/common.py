@@ -1,4 +1,4 @@
-"""What commands share: which Redis, one short life of a loop, JSON out."""
+"""What commands share: a loop with the Redis in force, the handlers in force, and how things are printed."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def with_store(
     may_make: bool = False,
     loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
 ) -> T:
-    """Run `work` with the URL of the Redis in force; without one, the embedded server is used, and started if it does not run.
+    """Run `work` with the URL of the Redis in force; where none is set, with the embedded server's, which is started if need be.
 
     Raises:
-        ConfigError: there is no data folder, and this is no command that may make one.
+        ConfigError: the embedded server has no data folder, and `may_make` does not allow to make one; or it cannot start.
     """
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         if config.redis:
             return runner.run(work(config.redis))
         if not may_make and not Path(config.data_dir).is_dir():
-            raise ConfigError(f"no queue in {config.data_dir}: no such folder; is it the worker's --data-dir? (or give --redis)")
+            raise ConfigError(f"no queue in {config.data_dir}: no such folder; hint: give the worker's --data-dir, or --redis")
         embedded = Embedded(Path(config.data_dir), config.embedded_port)
         embedded.start()
         try:
@@ -50,28 +50,28 @@ def with_store(
 
 
 def find_handlers(config: Config) -> Found:
-    """Return the handlers of the modules in force.
+    """Return the handlers of the modules that the settings name.
 
     Raises:
-        ConfigError: a module cannot be used, or there is no handler.
+        ConfigError: a module cannot be imported or is not the one meant, or there is no handler.
     """
     names = [name.strip() for name in config.handlers.split(",") if name.strip()]
     why_not = add_folder()
     try:
         found = find(names)
     except ConfigError as error:
-        lead = f"{error}; modules are not looked for in this folder: {why_not}, or set PYTHONPATH=." if why_not else str(error)
-        raise ConfigError(lead) from error
+        text = f"{error}; modules are not looked for in this folder: {why_not}, or set PYTHONPATH=." if why_not else str(error)
+        raise ConfigError(text) from error
     hidden = hidden_in_folder(names)
     if hidden:
-        raise ConfigError(f"module {hidden[0]} comes from {hidden[1]}, which hides the one in this folder: rename yours")
+        raise ConfigError(f"module {hidden[0]} comes from {hidden[1]}, which hides the one in this folder; hint: rename yours")
     logs.wake()
     return found
 
 
 @contextlib.asynccontextmanager
 async def inspector(url: str, queue: str) -> AsyncGenerator[Inspector]:
-    """Return the reads for people, and close their connection."""
+    """Yield an Inspector of this queue, and close its connection."""
     opened = Inspector(url, queue)
     try:
         yield opened
@@ -90,7 +90,7 @@ async def control(url: str, queue: str) -> AsyncGenerator[Control]:
 
 
 def flags_of(config: Config) -> str:
-    """Return the flags that lead another command to the same queue, with a space before each."""
+    """Return the flags with which another command finds the same queue, with a space before each; never a password."""
     where = "" if config.redis else f" --data-dir {shlex.quote(config.data_dir)}"
     redis = f" --redis {shlex.quote(config.redis)}" if config.redis and without_password(config.redis) == config.redis else ""
     return f"{where}{redis}" + (f" --queue {shlex.quote(config.queue)}" if config.queue != Config().queue else "")
@@ -102,6 +102,6 @@ def print_json(value: Any) -> None:
 
 
 def clean(text: str, width: int = 0) -> str:
-    """Return text from strangers as it may go to a terminal: no control characters, cut to `width`."""
+    """Return text of messages as it may go to a terminal: without control characters, and cut to `width` characters."""
     printable = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
     return printable if not width or len(printable) <= width else printable[: width - 1] + "…"

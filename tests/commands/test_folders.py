@@ -213,10 +213,10 @@ def test_no_module_is_run_that_others_may_write(folder, open_up):
 
 
 def test_each_module_is_looked_at_when_it_is_found(folder, monkeypatch):
-    monkeypatch.setattr(folders, "_looked_at", {str(folder)})
+    monkeypatch.setattr(folders, "_checked", {str(folder)})
     (folder / "mine.py").chmod(0o666)
     with pytest.raises(ImportError, match="everybody may write it"):
-        folders._looking_finder(str(folder)).find_spec("mine")
+        folders._checking_finder(str(folder)).find_spec("mine")
 
 
 @pytest.mark.parametrize("way", WAYS)
