@@ -144,11 +144,13 @@ class Streams(Store):
             await connection.close()
 
     async def start(self) -> None:
-        """Make the groups, so that the first fetch finds them.
+        """Check that this queue's layout is one that this version knows, and make the groups, so that the first fetch finds them.
 
         Raises:
-            StoreUnavailable: no answer, or a wrong one.
+            ConfigError: a newer version wrote this queue.
+            StoreUnavailable: no answer, or an error.
         """
+        await self.agree_on_layout(self._helper)
         await self.prepare(self._helper)
 
     # --- fetch and take ----------------------------------------------------------------------------------------------

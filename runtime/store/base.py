@@ -17,11 +17,14 @@ from runtime.errors import ConfigError, QueueFull, StoreError
 from runtime.jobs import FREE, STREAMS, SUSPECT
 from runtime.store.connection import Connection
 from runtime.store.resp import Command, ServerError, Tail
+from runtime.store.urls import redis_cli
 
 GROUP: Final = "workers"
 BROKEN_S: Final = 3.0  # a guess: between two looks at a stream that cannot be read
 AHEAD_MS: Final = 3_600_000  # an id so far ahead is no clock's: a sender chose it. Clocks that are off, are off by seconds
 MAX_LEASE_MS: Final = 3_600_000  # a guess: a row that claims a longer lease is a stranger's, or would keep a dead worker's jobs
+# What this version knows of what stands in Redis; one more with each release that an older worker could not share a queue with.
+LAYOUT: Final = 1
 KEY_LIFE_MS: Final = 7 * 24 * 3_600_000  # a guess: nothing that holds a key stands still for longer
 
 
@@ -50,6 +53,7 @@ class Keys:
         places = tuple(self.prefix + name for name in _PLACES.values())
         self.due, self.messages, self.dead, self.workers, self.rows, self.strikes, self.isolations = places
         self.scripted = (*self.streams, *places)
+        self.layout = self.prefix + "layout"
 
     def stats(self, minute: int) -> str:
         """Return the key of the counters of one minute since the epoch."""
@@ -229,6 +233,21 @@ class Store:
         if len(broken) == len(self.keys.streams):
             raise StoreError(f"Redis answered: {broken[0]} ({', '.join(self.keys.streams)})")
 
+    async def agree_on_layout(self, connection: Connection) -> None:
+        """Write the layout version of the queue where it has none, and compare it with what this version knows. May be repeated.
+
+        Raises:
+            ConfigError: a newer version wrote this queue, or what stands there is no version: then this one touches nothing.
+            StoreUnavailable: no answer, or an error.
+        """
+        write, read = ("SET", self.keys.layout, LAYOUT, "NX"), ("GET", self.keys.layout)
+        _, layout = await self.ask(connection, write, read)  # an error of the write (memory is full) is no matter: none is 1
+        trouble = layout_trouble(self.keys.layout, layout)
+        if trouble is not None:
+            what, fix = trouble
+            raise ConfigError(f"{what}; hint: {fix.replace('redis-cli', redis_cli(self.url))}")
+        self.checked(layout)
+
     async def _heal(self, connection: Connection) -> None:
         """Make the groups again where an answer said that one is missing, and look again at what is broken."""
         if self._must_heal or (self.broken and time.monotonic() > self._looked_s + BROKEN_S):
@@ -320,6 +339,24 @@ def workers_of(until: Sequence[bytes], rows: Sequence[bytes]) -> dict[str, tuple
         for name, score in pairs(until)
         if not name.startswith(b"~")
     }
+
+
+def layout_trouble(key: str, answer: Any) -> tuple[str, str] | None:
+    """Return what is wrong with a queue's layout version, as GET answered it, and what fixes that; None where it is known.
+
+    A queue without one was last used by a release that did not write it: that is layout 1.
+    """
+    text = answer.decode(errors="replace") if isinstance(answer, bytes) else ""
+    version = parse_int(text) or 0
+    if answer is None or 1 <= version <= LAYOUT:
+        return None
+    if version > LAYOUT:
+        what = f"this queue's layout is {version}, written by a newer version; this one knows layouts up to {LAYOUT}"
+        return what, "upgrade this worker (pip install --upgrade backend-jobs)"
+    fix = f"redis-cli RENAME '{key}' '{key}:was'"
+    if is_code(answer, "WRONGTYPE"):
+        return f"{key} must be a text, and is of another type", fix
+    return (f"{key} must be a number of 1 or more, not {text[:40]!r}", fix) if isinstance(answer, bytes) else None
 
 
 def setting(answer: Any) -> str:

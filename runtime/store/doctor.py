@@ -12,7 +12,7 @@ import msgspec
 
 from runtime.errors import ConfigError
 from runtime.jobs import STREAMS, UNKNOWN
-from runtime.store.base import GROUP, holders_in, pairs, workers_of
+from runtime.store.base import GROUP, holders_in, layout_trouble, pairs, workers_of
 from runtime.store.inspector import Inspector, Server
 from runtime.store.resp import ServerError
 
@@ -47,6 +47,7 @@ class Doctor(Inspector):
         """
         server = await self.server()
         findings = [*about_server(server), *about_clock(server.now_ms, local_ms)]
+        findings += await self._about_layout()
         broken = await self._about_types()
         findings += broken.values()
         if self.keys.workers not in broken:
@@ -62,6 +63,10 @@ class Doctor(Inspector):
     async def _about_ends(self) -> list[Finding]:
         ends = zip((*self.keys.streams, self.keys.dead), await self.ends_on(self._connection), strict=True)
         return [Finding("error", f"{key} {trouble}", FIX_END) for key, end in ends for trouble in end.troubles]
+
+    async def _about_layout(self) -> list[Finding]:
+        trouble = layout_trouble(self.keys.layout, (await self.ask(self._connection, ("GET", self.keys.layout)))[0])
+        return [] if trouble is None else [Finding("error", *trouble)]
 
     async def _about_types(self) -> dict[str, Finding]:
         """Return, by key, what stands in the place of another type: nothing else can be asked of that one."""

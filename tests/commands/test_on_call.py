@@ -123,6 +123,15 @@ def test_doctor_names_what_is_of_another_type_and_looks_at_the_rest(sick, key):
     assert any("delayed messages" in line for line in what), what
 
 
+@pytest.mark.parametrize(("layout", "fix"), [("7", "upgrade this worker"), ("seven", "RENAME '{jobs}:layout'")])
+def test_doctor_finds_a_layout_that_it_does_not_know_and_no_worker_starts_on_it(sick, layout, fix):
+    work_here(sick.client())
+    sick.client().set("{jobs}:layout", layout)
+    assert fix in found(sick, "layout")["fix"]
+    result = call("run", "--redis", sick.url, *SCRIPTED, "--board", "off")
+    assert (result.returncode, fix in result.stderr.splitlines()[-1]) == (2, True)
+
+
 def test_doctor_finds_an_id_far_ahead_that_closes_a_stream(sick):
     raw = sick.client()
     work_here(raw)

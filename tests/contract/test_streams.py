@@ -14,9 +14,9 @@ import pytest
 import redis
 
 from runtime.codec import decode_many
-from runtime.errors import QueueFull, StoreUnavailable
+from runtime.errors import ConfigError, QueueFull, StoreUnavailable
 from runtime.jobs import Batch, Deferral, Lease, Letter, Parking
-from runtime.store.base import GROUP, Store, WorkerRow
+from runtime.store.base import GROUP, LAYOUT, Store, WorkerRow
 from runtime.store.connection import Connection
 from runtime.store.control import Control
 from runtime.store.inspector import Inspector
@@ -726,7 +726,39 @@ async def test_whatever_stands_in_a_row_the_sweep_goes_on(store, raw, row):
 async def test_a_worker_can_start_when_memory_is_full(server, raw):
     store = Streams(server.url, "jobs", ME)
     await store.start()
+    raw.delete(LAYOUT_KEY)
     raw.config_set("maxmemory", 1)
+    await store.start()
+    await store.close()
+
+
+# --- the layout version --------------------------------------------------------------------------------------------------------
+
+LAYOUT_KEY = "{jobs}:layout"
+
+
+async def test_a_workers_start_writes_the_layout_once_and_a_known_one_stays(store, raw):
+    assert raw.get(LAYOUT_KEY) == str(LAYOUT)
+    await store.start()
+    assert (raw.get(LAYOUT_KEY), raw.ttl(LAYOUT_KEY)) == (str(LAYOUT), -1)
+
+
+async def test_a_queue_of_a_newer_layout_is_left_alone_and_its_worker_told_to_be_upgraded(server, raw):
+    raw.set(LAYOUT_KEY, LAYOUT + 1)
+    store = Streams(server.url, "jobs", ME)
+    with pytest.raises(ConfigError, match=f"layout is {LAYOUT + 1}, written by a newer version; .* hint: upgrade this worker"):
+        await store.start()
+    await store.close()
+    assert raw.keys("*") == [LAYOUT_KEY], "not even a group was made"
+
+
+@pytest.mark.parametrize("layout", ["", "0", "one", "1.0", "-1", "9" * 400, "\u00b2", {"a": "hash"}])
+async def test_what_is_no_layout_is_named_with_what_fixes_it(server, raw, layout):
+    raw.hset(LAYOUT_KEY, mapping=layout) if isinstance(layout, dict) else raw.set(LAYOUT_KEY, layout)
+    store = Streams(server.url, "jobs", ME)
+    with pytest.raises(ConfigError, match=f"{LAYOUT_KEY} must be a .*; hint: redis-cli .* RENAME '{LAYOUT_KEY}'"):
+        await store.start()
+    raw.rename(LAYOUT_KEY, f"{LAYOUT_KEY}:was")
     await store.start()
     await store.close()
     raw.config_set("maxmemory", 0)

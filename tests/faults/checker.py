@@ -28,7 +28,7 @@ ELSEWHERE_S = (
 )
 ELSEWHERE = ("thread", "child")  # in the names of the types that run there
 PLAIN_KEYS = {f"{TAG}:{name}" for name in (*STREAMS, "due", "msg", "dead", "workers", "workers:rows", "control", "cron", "audit")}
-PLAIN_KEYS |= {f"{TAG}:{name}" for name in ("events", "strikes", "wards")}
+PLAIN_KEYS |= {f"{TAG}:{name}" for name in ("events", "strikes", "wards", "layout")}
 MORTAL_KEYS = tuple(f"{TAG}:{name}:" for name in ("seen", "stats", "results"))  # every one of these must have an end of life
 LATE_S = 4 * LEASE_S  # the longest fault, and what it takes to come back from it
 MOST_DELIVERIES = 3  # of an innocent, besides those that a fault of ours cut
