@@ -1,6 +1,6 @@
-"""What a handler gives back: nothing of ours, or work that is still to be done.
+"""What a handler returns: usually nothing of interest, now and then work that is still to be done.
 
-An answer is the user's, and asked for its type only: a proxy that points nowhere any more raises at everything else.
+An answer is the user's object, and asked for its type alone: a proxy whose target is gone raises at everything else.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any, Final, cast
 from runtime.errors import NeverRan
 
 MAX_DEPTH: Final = 8  # a guess: more than decorators lie upon each other
-MANY: Final = 8  # so many of a list are looked at
+MANY: Final = 8  # a guess: so many of a list are looked at; coroutines in it stand from the start
 
-# What calling a function can give in place of its work. Whoever consumes such a thing does it in the handler.
+# What calling a function can return in place of its work. A handler that wants such a thing consumed does it itself.
 _NEVER_RUN: Final = (
     Generator,
     AsyncGenerator,
@@ -34,17 +34,17 @@ _OPEN: Final = (*_AWAITED, *_NEVER_RUN)  # asked at once, since most answers are
 
 
 async def finish(answer: object) -> None:
-    """Wait for what a handler gave back instead of its work: a coroutine of an `async def` under a plain decorator, say.
+    """Await what a handler returned in place of its work, such as the coroutine of an `async def` under a plain decorator.
 
     Raises:
-        NeverRan: it, or what came of it, is something that cannot be awaited and of which nothing has run; or there is no end.
+        NeverRan: it, or what came of it, cannot be awaited and nothing of it has run; or each awaited answer gives another.
     """
     for _ in range(MAX_DEPTH):
         if not is_to_do(answer):
             return
         rest = asyncio.wrap_future(cast("Future[object]", answer)) if _is_a(answer, Future) else cast("Awaitable[object]", answer)
         given = await rest
-        if given is answer:  # a client of Redis gives itself, ready for use
+        if given is answer:  # a Redis client returns itself, ready for use
             return
         answer = given
     raise NeverRan(f"the handler returned a {_name_of(answer)}, and each that is awaited gives another: {MAX_DEPTH} times")

@@ -1,4 +1,4 @@
-"""Errors by who must act, and the words a handler may raise to decide what becomes of its job."""
+"""Errors by who must act, and Retry, Snooze and Dead, which a handler raises to decide what becomes of its job."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any
 
 
 class JobsError(Exception):
-    """Any error of this runtime that a caller may want to catch as one."""
+    """The base of all errors of this runtime."""
 
 
-# --- the store is away: wait and try again ---------------------------------------------------------------------------
+# --- the store does not answer or refuses: wait and try again --------------------------------------------------------
 
 
 class StoreUnavailable(JobsError):
-    """Redis cannot be reached, or refuses for now (loading, read-only, disk full, …); nothing was lost."""
+    """Redis cannot be reached, or refuses for now (loading, read-only, disk full, …); no job is lost by it."""
 
 
 class StoreError(StoreUnavailable):
-    """Redis answers, but with an error: it lives, and asking for less would not help."""
+    """Redis answers, but with an error: it is alive, and asking for less would not help."""
 
 
 class QueueFull(StoreError):
@@ -28,7 +28,7 @@ class QueueFull(StoreError):
 class PartlySent(StoreError):
     """Redis refused some of many messages, as where a key of another type stands in a stream's place.
 
-    `sent` says what became of each one, in order: None was refused. What comes behind the last one was not sent.
+    `sent` has a `Sent` for each message in order, or None where it was refused. What comes behind the last one was not sent.
     """
 
     def __init__(self, reason: str, sent: Sequence[Any] = ()) -> None:
@@ -37,9 +37,9 @@ class PartlySent(StoreError):
 
 
 class NotDurable(JobsError):
-    """Stored, but not confirmed in time as the send's durability asks; `sent` is what is stored.
+    """Stored, but not confirmed in time as the send's durability asks; `sent` has a `Sent` for each message.
 
-    The job may run, and may be lost with the server's disk or at a failover. Sent again it is a second job, but for a `key`.
+    The job may run, and may be lost with the server's disk or at a failover. Sent again without a `key`, it is a second job.
     """
 
     def __init__(self, reason: str, sent: Sequence[Any] = ()) -> None:
@@ -47,11 +47,11 @@ class NotDurable(JobsError):
         self.sent = list(sent)
 
 
-# --- the message is bad: its producer must act ------------------------------------------------------------------------
+# --- the message is bad: its producer must act -----------------------------------------------------------------------
 
 
 class BadMessage(JobsError):
-    """A message that can never run; `code` is its stable reason in the dead letters."""
+    """A message that can never run; `code` is its reason in the dead letters, the same in every version."""
 
     def __init__(self, reason: str, code: str = "unreadable") -> None:
         super().__init__(reason)
@@ -69,18 +69,23 @@ class UnknownType(JobsError):
     """No handler or contract of that name is known here."""
 
 
-# --- our own fault: the operator or the programmer must act -------------------------------------------------------------
+# --- the set-up is wrong: the operator or the programmer must act ----------------------------------------------------
 
 
 class ConfigError(JobsError):
-    """A setting, flag or handler module that cannot work; the text says what and how to fix it."""
+    """A setting, flag, contract or handler that cannot work; the text says what it must be."""
 
 
-# --- the words of a handler: raised by it, and outcomes themselves -------------------------------------------------------
+# --- raised by a handler, and outcomes themselves --------------------------------------------------------------------
 
 
 class Retry(JobsError):
-    """Run this job again after `delay_s` seconds; counts as a failed attempt."""
+    """Raised by a handler: run this job again later; counts as a failed attempt.
+
+    Args:
+        delay_s: seconds to wait, in place of the handler's backoff; below 0 is 0, at most ten years.
+        reason: a text for the log.
+    """
 
     def __init__(self, delay_s: float, reason: str = "") -> None:
         self.delay_s = float(delay_s)
@@ -88,7 +93,12 @@ class Retry(JobsError):
 
 
 class Snooze(JobsError):
-    """Run this job again after `delay_s` seconds without counting an attempt (for 72 h in all)."""
+    """Raised by a handler: run this job again later without counting an attempt, for 72 hours in all.
+
+    Args:
+        delay_s: seconds to wait; below 0 is 0, at most ten years.
+        reason: a text for the log.
+    """
 
     def __init__(self, delay_s: float, reason: str = "") -> None:
         self.delay_s = float(delay_s)
@@ -96,17 +106,23 @@ class Snooze(JobsError):
 
 
 class Dead(JobsError):
-    """Put this job among the dead letters now; `code` is its reason there."""
+    """Raised by a handler: no further attempt, this job is a dead letter now.
+
+    Args:
+        reason: a text for people, cut to 1,000 characters.
+        code: what letters of the same kind have in common, such as `no-account`; cut to 64 characters.
+        error: the exception behind it, whose stack the letter shows; without it, the stack of this one.
+    """
 
     def __init__(self, reason: str, code: str = "handler", *, error: BaseException | None = None) -> None:
         super().__init__(reason)
         self.code = code
         self.error = error
-        self.stack = ""  # what `decide` makes of it: plain text, since an exception would hold all that its frames hold
+        self.stack = ""  # set by `decide`: plain text, since an exception would hold all that its frames hold
         self.is_failure = False
 
 
-# --- why a running job was interrupted -----------------------------------------------------------------------------------
+# --- why a running job was interrupted -------------------------------------------------------------------------------
 
 
 class TimedOut(JobsError):
@@ -114,30 +130,30 @@ class TimedOut(JobsError):
 
 
 class NotStarted(JobsError):
-    """The job was cut while it waited for its turn to start: given back, no attempt burnt."""
+    """The job was cut while it waited to start: given back, no attempt burnt."""
 
 
 class NoPlace(NotStarted):
-    """It found no thread or child process in time: parked in the lot of its type, no attempt burnt."""
+    """The job found no thread or child process in time: parked in the lot of its type, no attempt burnt."""
 
 
 class LeaseLost(JobsError):
-    """Another worker holds this job now; what this run still does cannot move it."""
+    """Another worker holds this job now; nothing that this run still does can settle it."""
 
 
 class SelfCancelled(JobsError):
-    """The handler was cancelled, but not by the runtime: it awaited something that somebody cancelled."""
+    """The handler was cancelled, but not by the runtime: it awaited something that was cancelled."""
 
 
-# --- how else a run can fail -----------------------------------------------------------------------------------------------
+# --- how else a run can fail -----------------------------------------------------------------------------------------
 
 
 class NeverRan(JobsError):
-    """The handler returned something that has not run yet, and cannot be awaited."""
+    """The handler returned something that has not run, and cannot be awaited."""
 
 
 class ChildKilled(JobsError):
-    """The child process of this job ended before the job did: a crash, a memory limit, or somebody's kill."""
+    """The child process of this job ended before the job did: a crash, a memory limit, or a kill from outside."""
 
 
 class ChildFailed(JobsError):

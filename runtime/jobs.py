@@ -1,4 +1,4 @@
-"""The nouns: what a job, its lease, its contract and its handler are."""
+"""The words of the runtime: what a job, its lease, its outcome, its contract and its handler are. No I/O, no clock."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ import msgspec
 from runtime.backoff import Backoff
 from runtime.errors import ConfigError, Dead, Retry, Snooze
 
-TYPE_NAME = re.compile(rb"[a-z0-9][a-z0-9._-]{0,63}(?![\s\S])")
-DEFAULT_TIMEOUT_S = 600.0
+TYPE_NAME: Final = re.compile(rb"[a-z0-9][a-z0-9._-]{0,63}(?![\s\S])")  # a guess: longer than any name that people say
+DEFAULT_TIMEOUT_S: Final = 600.0  # a guess: a handler that needs longer says so
 
 
 class Priority(IntEnum):
-    """How soon a job matters; each priority is a stream of its own."""
+    """How soon a job matters: 1 is CRITICAL, 4 is LOW. Each priority is a stream of its own."""
 
     CRITICAL = 1
     HIGH = 2
@@ -33,7 +33,7 @@ STREAMS: Final = ("critical", "high", "medium", "low")
 
 
 class Lease(msgspec.Struct, gc=False, eq=False):
-    """The right to move one stream entry, as long as the pending list shows our name and `count`.
+    """The right to move one stream entry, as long as the pending list shows this worker's name and `count`.
 
     Compared by identity on purpose: the same entry may be leased twice, and a report about the first must not hit the second.
     `stream` is an index into STREAMS, `run_id` names the server (and group) that handed the entry out.
@@ -47,7 +47,7 @@ class Lease(msgspec.Struct, gc=False, eq=False):
 
 
 class Envelope(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """The optional fields of a message, parsed. `PLAIN` serves every message that has none of them."""
+    """The optional fields of a message, parsed; `PLAIN` serves every message that has none of them."""
 
     id: str = ""
     version: int = 1
@@ -66,9 +66,9 @@ PLAIN: Final = Envelope()
 
 
 class Job(Lease, gc=False, eq=False):
-    """One message on its way through this process. Handlers read `id`, `attempt`, `work`, `born`, `priority`.
+    """One message on its way through this process. A handler reads `id`, `attempt`, `work`, `born` and `priority`.
 
-    `fields` are all that it came with, names and values in turn; empty where they are `type` and `data` and nothing else.
+    `fields` are all that it came with, names and values in turn; empty where they are `type` and `data` alone.
     """
 
     type: bytes
@@ -79,12 +79,12 @@ class Job(Lease, gc=False, eq=False):
 
     @property
     def id(self) -> str:
-        """The job's id; the same over all its attempts."""
+        """The message's id, or one made from its stream and entry; the same over all attempts, and not unique."""
         return self.envelope.id or default_id(STREAMS[self.stream], self.entry.decode())
 
     @property
     def attempt(self) -> int:
-        """1 for the first run of the handler, one more after each failure."""
+        """1 for the first run of the handler, one more after each failed one. A run that was cut by a stop does not count."""
         return self.envelope.failed + 1
 
     @property
@@ -99,18 +99,21 @@ class Job(Lease, gc=False, eq=False):
 
     @property
     def born_ms(self) -> int:
-        """`born` in ms: of a first attempt the time in its entry's id, unless that lies ahead, since senders may choose ids."""
+        """`born` in ms: what an earlier attempt noted, else the time in the entry's id, but never later than its fetch."""
         return self.envelope.first_ms or ms_of(self.entry, self.fetched_ms)
 
     @property
     def work(self) -> str:
-        """An idempotency key: 26 characters that stay the same over retries, reclaims and an unedited replay."""
+        """An idempotency key: 26 characters of `[a-z2-7]`, the same over retries, crashes and an unedited replay.
+
+        Made of the id and the payload, so that messages that share an id have different keys unless they say the same.
+        """
         digest = hashlib.sha256((self.envelope.origin or self.id).encode() + self.data).digest()
         return base64.b32encode(digest).decode()[:26].lower()
 
 
 def ms_of(entry: bytes, now_ms: int) -> int:
-    """Return the time in an entry's id, at most now: whoever sends may choose the id, up to 2**64 - 1 ms."""
+    """Return the time in an entry's id, at most now: a sender may choose the id, up to 2**64 - 1 ms."""
     at_ms = int(entry.partition(b"-")[0])
     return at_ms if at_ms < now_ms else now_ms
 
@@ -128,7 +131,7 @@ class BadEntry(msgspec.Struct, frozen=True, gc=False):
     reason: str
 
 
-# --- outcomes: what becomes of a job after a run. `Retry`, `Snooze` and `Dead` are the handler's words ---------------------
+# --- outcomes: what becomes of a job after a run; `Retry`, `Snooze` and `Dead` are those that a handler raises ----------------
 
 
 class Done(msgspec.Struct, frozen=True):
@@ -136,11 +139,11 @@ class Done(msgspec.Struct, frozen=True):
 
 
 class Release(msgspec.Struct, frozen=True):
-    """Not started, or cut off by a stop: back to where anybody may take it, no attempt burnt."""
+    """Not started, or cut off by a stop: back to where every worker may take it, no attempt burnt."""
 
 
 class Park(msgspec.Struct, frozen=True, gc=False):
-    """May not run here now: to the lot of its type."""
+    """Cannot run here now: to the lot of its type."""
 
     lot: str
 
@@ -152,7 +155,7 @@ class Postpone(msgspec.Struct, frozen=True, gc=False):
 
 
 class Lost(msgspec.Struct, frozen=True):
-    """Somebody else's job now: nothing to write."""
+    """Another worker's job now: nothing to write."""
 
 
 DONE: Final = Done()
@@ -239,7 +242,7 @@ class Contract:
     upcast: Callable[[int, Any], Any] | None = None
 
 
-CONTRACT_ATTRIBUTE = "__job_contract__"
+CONTRACT_ATTRIBUTE: Final = "__job_contract__"
 
 
 def contract(
@@ -249,21 +252,26 @@ def contract(
     priority: Priority = Priority.MEDIUM,
     upcast: Callable[[int, Any], Any] | None = None,
 ) -> Callable[[type[P]], type[P]]:
-    """Make a msgspec.Struct the contract of a job type.
+    """Make a msgspec.Struct the payload of a job type.
 
-    `upcast(version, payload)` gets an older payload as plain dicts and lists and gives it back in today's shape.
+    Args:
+        type: the name that messages carry, 1 to 64 of `[a-z0-9._-]`.
+        version: of the payload's shape, from 1; written to each message, and 1 where a message has none.
+        priority: the stream of a message that names none.
+        upcast: gets the version of an older payload, and the payload as plain dicts, lists, texts and numbers; returns it in
+            today's shape, which is then checked. Without it, older payloads are read as they are.
 
     Raises:
         ConfigError: the name, the version or the class cannot be used.
     """
     if not TYPE_NAME.match(type.encode()):
-        raise ConfigError(f"contract {type!r}: a type is 1 to 64 of [a-z0-9._-] and begins with a letter or digit")
+        raise ConfigError(f"contract {type!r}: must be 1 to 64 of [a-z0-9._-] and begin with a letter or digit")
     if version < 1:
-        raise ConfigError(f"contract {type!r}: the version is a whole number from 1")
+        raise ConfigError(f"contract {type!r}: version must be a whole number from 1, got {version!r}")
 
     def declare(payload: type[P]) -> type[P]:
         if not issubclass(payload, msgspec.Struct):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ConfigError(f"contract {type!r}: {payload.__name__} must be a msgspec.Struct")
+            raise ConfigError(f"contract {type!r}: {payload.__name__} must be a subclass of msgspec.Struct")
         setattr(payload, CONTRACT_ATTRIBUTE, Contract(type, payload, version, Priority(priority), upcast))
         return payload
 
@@ -274,20 +282,20 @@ def contract_of(payload: type[msgspec.Struct]) -> Contract:
     """Return the contract that was declared on exactly this class.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none; one of a base class does not count.
     """
     found = payload.__dict__.get(CONTRACT_ATTRIBUTE)
     if not isinstance(found, Contract):
-        raise ConfigError(f"{payload.__name__} is no contract: declare it with @contract('its-type')")
+        raise ConfigError(f"{payload.__name__} is not a contract: declare it with @contract('its-type')")
     return found
 
 
 @dataclass(frozen=True, slots=True)
 class Handler(Generic[P]):
-    """Code that runs the jobs of one contract, with everything computed that can be computed at declaration.
+    """A function that runs the jobs of one contract, with all that can be computed once, when it is declared.
 
-    `run(payload, job)` is always a coroutine function: functions that block are wrapped when they are declared.
-    `decode(job)` gives the payload or raises BadPayload.
+    `run(payload, job)` is always a coroutine function: functions that block are wrapped. `decode(job)` returns the payload, or
+    raises BadPayload.
     """
 
     contract: Contract
@@ -299,21 +307,21 @@ class Handler(Generic[P]):
     runs: str
 
     def __call__(self, payload: P, job: Job) -> object:
-        """Call the function itself, as if it were not declared a handler."""
+        """Return what the function itself returns, as if it were not declared a handler."""
         return self.function(payload, job)
 
     @property
     def location(self) -> str:
-        """Where the function stands, for people: `module:name`."""
+        """Where the function is defined: `module:name`."""
         return f"{self.function.__module__}:{self.function.__qualname__}"
 
 
 Registry = Mapping[bytes, Handler[Any]]
 
 
-def _nobody_listens() -> None:
-    """Outside of a lane."""
+def _outside_of_a_lane() -> None:
+    """Note nothing."""
 
 
-# Set once per lane: how work that had to wait for a thread or a child tells its lane that it begins only now.
-BEGINS: ContextVar[Callable[[], None]] = ContextVar("begins", default=_nobody_listens)
+# Set once per lane, and called by work that had to wait for a thread or a child: its deadline counts from then on.
+BEGINS: ContextVar[Callable[[], None]] = ContextVar("begins", default=_outside_of_a_lane)

@@ -1,4 +1,4 @@
-"""Plain functions as coroutines: in a thread, or in a child process that is killed at its deadline."""
+"""Offload makes coroutine functions of handlers that block: in a thread, or in a child process that is killed at its deadline."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from runtime.places import PLACES, PROCESS, THREAD, Places
 from runtime.settle import as_plain_words, describe, raise_again, stack_of
 
 _BEHIND: Final = CapacityLimiter(float("inf"))  # anyio's own limiter lets go too early: at the cancel, not at the thread's end
-PR_SET_PDEATHSIG: Final = 1
-SAFE_PATH: Final = "PYTHONSAFEPATH"  # anyio starts its children by `python -m`, and gives them our path only later
-OURS: Final = "child"
+PR_SET_PDEATHSIG: Final = 1  # from linux/prctl.h
+SAFE_PATH: Final = "PYTHONSAFEPATH"  # anyio starts its children by `python -m`, and gives them the worker's path only later
+OURS: Final = "child"  # the value by which a child knows that it was not the user who set it
 TIMERS: Final = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 
-_numbers: Final = count(1)  # a call of a child and its answer have one in common
+_numbers: Final = count(1)  # one for each call of a child, which its answer repeats
 
 
 async def _open_safely(command: Any, **named: Any) -> anyio.abc.Process:
@@ -56,41 +56,11 @@ def in_thread(function: Callable[[Any, Job], object]) -> Callable[[Any, Job], Aw
     async def run(payload: Any, job: Job) -> object:
         places = PLACES.get()[THREAD]
         await places.take()
-        slot = object()
-        loop = asyncio.get_running_loop()
-        started = [slot]  # whoever pops it frees the slot: the thread at its end, or we, if it never began
-        running = [slot]
-
-        def work() -> tuple[object, BaseException | None]:
-            """Return what was raised too: it is the user's own, and what carries it to the loop would ask it what it is."""
-            try:
-                started.pop()
-            except IndexError:
-                return None, None  # cut before it began
-            here = os.getpid()
-            try:
-                answer = function(payload, job)
-                end_fork(here)
-                return answer, None
-            except BaseException as error:
-                end_fork(here, error)
-                return None, error
-            finally:
-                running.clear()
-                _free_slot(loop, places, slot)
-
+        call = _ThreadCall(function, payload, job, places)
         try:
-            answer, raised = await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=_BEHIND)
+            answer, raised = await anyio.to_thread.run_sync(call.work, abandon_on_cancel=True, limiter=_BEHIND)
         except BaseException as error:
-            try:
-                started.pop()
-            except IndexError:
-                if running:
-                    places.lose(slot, job)
-            else:
-                places.give_back()
-                if isinstance(error, RuntimeError):
-                    raise NotStarted(f"no thread could be had: {error}") from error
+            call.abandon(error)
             raise
         try:
             if raised is not None:
@@ -104,9 +74,59 @@ def in_thread(function: Callable[[Any, Job], object]) -> Callable[[Any, Job], Aw
     return run
 
 
-def _free_slot(loop: asyncio.AbstractEventLoop, places: Places, slot: object) -> None:
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(places.give_back, slot)
+class _ThreadCall:
+    """One job that runs in a thread. Owns its place, and frees it once: the thread at its end, or the loop if it never began."""
+
+    __slots__ = ("_function", "_is_running", "_job", "_loop", "_payload", "_places", "_unclaimed")
+
+    def __init__(self, function: Callable[[Any, Job], object], payload: Any, job: Job, places: Places) -> None:
+        self._function = function
+        self._payload = payload
+        self._job = job
+        self._places = places
+        self._loop = asyncio.get_running_loop()
+        self._unclaimed = [True]  # the thread and the loop may pop at the same time: one of them gets it
+        self._is_running = True
+
+    def work(self) -> tuple[object, BaseException | None]:
+        """Call the function, in the thread, and return what it returned and what it raised.
+
+        What was raised is the user's own, and whatever carries it to the loop as an exception would ask it what it is.
+        """
+        if not self._claim():
+            return None, None  # cut before it began
+        here = os.getpid()
+        try:
+            answer = self._function(self._payload, self._job)
+            end_fork(here)
+            return answer, None
+        except BaseException as error:
+            end_fork(here, error)
+            return None, error
+        finally:
+            self._is_running = False
+            if not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(self._places.give_back, self)
+
+    def abandon(self, error: BaseException) -> None:
+        """Note, on the loop, that nothing waits for the thread any more.
+
+        Raises:
+            NotStarted: there is no thread, since none could be started.
+        """
+        if not self._claim():
+            if self._is_running:
+                self._places.lose(self, self._job)
+            return
+        self._places.give_back()
+        if isinstance(error, RuntimeError):
+            raise NotStarted(f"no thread could be started: {error}") from error
+
+    def _claim(self) -> bool:
+        try:
+            return self._unclaimed.pop()
+        except IndexError:
+            return False
 
 
 def in_process(
@@ -114,7 +134,7 @@ def in_process(
 ) -> Callable[[Any, Job], Awaitable[object]]:
     """Return a coroutine function that runs the handler of this name in a child process, killed when the job is cut.
 
-    The child imports the handler by the name that we declared ourselves, and gets the job as it came from the wire.
+    The child imports the handler by module and name, never by what a message says, and gets the job as it was fetched.
     """
     module, name = function.__module__, function.__qualname__
 
@@ -127,12 +147,12 @@ def in_process(
             answer = await anyio.to_process.run_sync(*call, cancellable=True, limiter=_BEHIND)
         except BrokenWorkerProcess as error:
             raise ChildKilled("the child process of this job was killed or crashed") from error
-        except BaseException as error:  # what the handler raises comes back as words
+        except BaseException as error:  # nothing that the handler raises comes this way: it is returned as plain words
             if isinstance(error, asyncio.CancelledError):
                 raise
             await _forget_last_child()
-            if isinstance(error, OSError):  # no child could be started, or spoken with
-                raise NotStarted(f"no child process could be had: {error}") from error
+            if isinstance(error, OSError):  # no child could be started, or written to
+                raise NotStarted(f"no child process could be started: {error}") from error
             raise ChildFailed(f"the child process did not run this job: {describe(error)}", stack_of(error)) from error
         finally:
             places.give_back()
@@ -149,7 +169,7 @@ def in_process(
 
 
 async def _forget_last_child() -> None:
-    """Kill the child that has just answered: it says what nobody asked, and each of its answers would be taken for the next."""
+    """Kill the child that has just answered: it answers for another job, and each answer to come would be taken for the next."""
     try:
         idle = anyio.to_process._process_pool_idle_workers.get()  # pyright: ignore[reportPrivateUsage]
         process, _ = idle.pop()  # the newest is the last one: nothing else had a turn since
@@ -166,7 +186,7 @@ def _in_child(number: int, parent: int, memory_bytes: int | None, module: str, n
     die_with(parent)
     if os.environ.get(SAFE_PATH) == OURS:
         del os.environ[SAFE_PATH]  # what the handler starts has the path that it would have without us
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at the terminal is the worker's to judge
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at the terminal is for the worker to act on
     with _own_pipes(), _memory_bound(memory_bytes):
         try:
             return number, *_run_in_child(module, name, job)
@@ -193,7 +213,7 @@ def _memory_bound(memory_bytes: int | None) -> Generator[None]:
 
 @contextlib.contextmanager
 def _own_pipes() -> Generator[None]:
-    """Keep descriptors 0 and 1, over which the worker speaks with this child, out of the handler's reach while it runs."""
+    """Keep descriptors 0 and 1, the child's connection to its worker, out of the handler's reach while it runs."""
     kept = [os.dup(descriptor) for descriptor in (0, 1)]
     nothing = os.open(os.devnull, os.O_RDWR)
     try:
@@ -245,7 +265,7 @@ def end_fork(here: int, error: BaseException | None = None) -> None:
 
 
 def leave(error: BaseException | None) -> NoReturn:
-    """End this process without a word, with the status that Python gives one in which this was raised."""
+    """End this process without any clean-up, with the status that Python gives one in which this was raised."""
     status = 0
     if error is not None:
         code = error.code if type(error) is SystemExit else 1

@@ -1,4 +1,4 @@
-"""Places: the threads and child processes in which handlers run here, who waits for one, and which are lost to jobs that hang.
+"""Places bounds how many handlers run in threads and child processes, queues jobs for them, and counts those that hang.
 
 A lane is for a job that runs. So no more jobs wait for a place than have ended in the last second; the others wait in the lot of
 their type, where every worker finds them.
@@ -20,16 +20,17 @@ import msgspec
 from runtime.errors import NoPlace, NotStarted
 from runtime.jobs import BEGINS, Job
 
-WAIT_S: Final = 1.0  # what finds no place within this time is parked
-SECOND_TICKS: Final = 20  # of the watchdog
-SOON_TICKS: Final = 2
-HANGS_S: Final = 1.0  # a guess: a thread that ends so soon after its deadline is not worth a word
+WAIT_S: Final = 1.0  # a guess: what finds no place within this time is parked, for workers that have one
+SECOND_TICKS: Final = 20  # ticks of the watchdog, which come every 50 ms
+SOON_TICKS: Final = 2  # a guess: 0.1 s, about as long as fetching a batch takes on a busy machine
+HANGS_S: Final = 1.0  # a guess: a thread that ends so soon after its deadline is not worth a warning
+THREADS: Final = 40  # copied from anyio: as many as its own limiter lets run
 THREAD: Final = "thread"
 PROCESS: Final = "process"
 
 
 class Hang(msgspec.Struct):
-    """A place whose job was cut and whose thread goes on: whose it is, and since when."""
+    """A place whose job was cut and whose thread goes on: the job, since when, and whether it was logged."""
 
     type: bytes
     job_id: str
@@ -78,7 +79,7 @@ class Places:
                 await turn
             except asyncio.CancelledError:
                 if turn.cancelled():
-                    with contextlib.suppress(ValueError):  # somebody has passed it over meanwhile
+                    with contextlib.suppress(ValueError):  # `give_back` has passed it over meanwhile
                         self._waiting.remove(waiter)
                 elif turn.exception() is None:  # it has its place already
                     self.give_back()
@@ -88,7 +89,7 @@ class Places:
         BEGINS.get()()
 
     def give_back(self, slot: object = None) -> None:
-        """Free a place; whoever waits longest has it."""
+        """Free a place, and give it to the job that has waited longest."""
         self.lost.pop(slot, None)
         self.taken -= 1
         self._ended += 1
@@ -107,13 +108,13 @@ class Places:
     # --- how many more may come --------------------------------------------------------------------------------------
 
     def tick(self, now_s: float) -> None:
-        """Count what ends, and turn away who has waited for too long."""
+        """Count what has ended since the last tick, and turn away what has waited for longer than WAIT_S."""
         self._ended_at.append(self._ended)
         while self._waiting and self._waiting[0][0] < now_s - WAIT_S:
             self._turn_away(NoPlace(f"no {self.kind} became free within {WAIT_S:g} s"))
 
     def close(self) -> None:
-        """Let nothing begin any more, and turn away all who wait."""
+        """Let nothing begin any more, and turn away all that waits. May be repeated."""
         self._is_open = False
         while self._waiting:
             self._turn_away(NotStarted("the worker stops"))
@@ -125,11 +126,11 @@ class Places:
 
     @property
     def is_wanting(self) -> bool:
-        """Return whether places stand empty, or soon will: fewer wait than half of what ends in a moment."""
+        """Return whether places are empty, or soon will be: fewer jobs wait than half of what ends within SOON_TICKS."""
         return self.taken < self.total or 2 * len(self._waiting) < self._ended - self._ended_at[-SOON_TICKS]
 
     def capacity_soon(self, coming: int) -> int:
-        """Return how many more would begin in a moment, beside what waits and is `coming`; 0 while it is not worth asking."""
+        """Return how many more would begin within SOON_TICKS, beside what waits and is `coming`; 0 where none is wanted yet."""
         return max(0, self._capacity(coming, self._ended - self._ended_at[-SOON_TICKS])) if self.is_wanting else 0
 
     def capacity_within_a_second(self, coming: int) -> int:
@@ -142,7 +143,7 @@ class Places:
     # --- what hangs --------------------------------------------------------------------------------------------------
 
     def hanging(self, now_s: float) -> list[Hang]:
-        """Return the places that are lost to jobs that go on long after they were cut, the newest last."""
+        """Return the places lost to jobs that go on for longer than HANGS_S after they were cut, the newest last."""
         return [lost for lost in self.lost.values() if lost.since_s < now_s - HANGS_S]
 
     def all_lost_s(self, now_s: float) -> float:
@@ -150,10 +151,10 @@ class Places:
         return now_s - max(lost.since_s for lost in self.lost.values()) if len(self.lost) >= self.total else 0.0
 
 
-def make_places(threads: int = 40, processes: int | None = None) -> dict[str, Places]:
-    """Return places for so many threads and child processes: one for each core, if nothing else is said."""
+def make_places(threads: int = THREADS, processes: int | None = None) -> dict[str, Places]:
+    """Return places for so many threads and child processes; None is one process for each core."""
     return {THREAD: Places(THREAD, threads), PROCESS: Places(PROCESS, processes or os.cpu_count() or 2)}
 
 
-# Set by each worker for its lanes; a handler that is called elsewhere, as in a test, shares these.
+# Set by each worker for its lanes; handlers that are called elsewhere, as in a test, share these.
 PLACES: ContextVar[Mapping[str, Places]] = ContextVar("places", default=make_places())  # noqa: B039 -- meant to be shared

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     from runtime.embedded import Embedded
     from runtime.testing import Worker
 
-ANSWER_S = 5.0
+ANSWER_S: Final = 5.0  # a guess: an empty server answers within a millisecond
 
 
 @pytest.fixture(scope="session")
 def _jobs_server() -> Iterator[Embedded]:
-    """One embedded server for the whole session, on a folder that goes with it."""
+    """One embedded server for the whole session, on a folder that is removed with it."""
     from runtime.embedded import Embedded
 
     with tempfile.TemporaryDirectory(prefix="jobs-") as folder:
         server = Embedded(Path(folder))
         with pytest.MonkeyPatch.context() as environment:
-            # In Kubernetes it refuses to start, since it would forget with its pod: tests may forget.
+            # In Kubernetes it refuses to start, since its data would go with the pod: that of tests may.
             environment.delenv("KUBERNETES_SERVICE_HOST", raising=False)
             server.start()
         yield server

@@ -1,4 +1,4 @@
-"""Handlers: declared beside their function, found in modules, checked before the first job."""
+"""Handlers are declared with `@handler` beside their function, found in modules, and checked before the first job."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import importlib
 import inspect
 import traceback
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -20,14 +20,14 @@ from runtime.errors import ConfigError
 from runtime.jobs import DEFAULT_TIMEOUT_S, Handler, Job, P, contract_of
 from runtime.settle import describe
 
-MIN_MEMORY_BYTES = 1024 * 1024
+MIN_MEMORY_BYTES: Final = 1024 * 1024  # a guess: below it, hardly any import works; it catches numbers meant as megabytes
 
 
 def _nothing() -> Any:
-    """Be wrapped."""
+    """Do nothing; only wrapped below."""
 
 
-# Each function that these two decorators make has the same code, and no `yield` in it.
+# All functions that one of these two decorators makes share their code, and there is no `yield` in it.
 _MANAGERS = (contextlib.contextmanager(_nothing).__code__, contextlib.asynccontextmanager(_nothing).__code__)
 
 
@@ -41,62 +41,80 @@ def handler(
 ) -> Callable[[Callable[[P, Job], object]], Handler[P]]:
     """Make a function `(payload, job)` the handler of a contract.
 
-    A coroutine function runs on the loop. A plain function runs in a thread, or with `runs="process"` in a child process that is
-    killed at its deadline; so does a coroutine function with `runs="process"`. What a plain function gives to be awaited, as one
-    that a decorator has put around a coroutine function does, is awaited on the loop.
-    `memory_bytes` bounds what it may take beyond what an idle child has (Linux): more is a MemoryError of that job, or the end of
-    the child, never of the worker.
+    A job may be run more than once: `job.work` is the same each time. What the function returns is awaited where it can be, and
+    thrown away.
+
+    Args:
+        payload: the class that was declared with `@contract`.
+        timeout_s: seconds, more than 0: the deadline of one run, from its begin.
+        retry: how often and how far apart a job is tried.
+        runs: `loop`, `thread` or `process`; empty for the loop where the function is a coroutine function, else for a thread. A
+            coroutine function may run on the loop or in a process, a plain one in a thread or in a process. In a child process it
+            is killed at its deadline; a thread goes on, and keeps its place until it ends.
+        memory_bytes: with `runs="process"`, at least 1 MiB: what a job may take beyond what an idle child has (Linux). More is a
+            MemoryError of that job, or the end of the child, never of the worker.
 
     Raises:
-        ConfigError: the class is no contract, the function has other arguments or a `yield`, or a number is out of its range.
+        ConfigError: the class is no contract, the function has other arguments or a `yield`, or an option is out of its range.
     """
     contract = contract_of(payload)
 
     def declare(function: Callable[[P, Job], object]) -> Handler[P]:
         if isinstance(function, Handler):
-            raise ConfigError(f"handler {function.location}: declared twice")
+            raise ConfigError(f"handler {function.location}: must be declared once")
         if not hasattr(function, "__qualname__"):
-            raise ConfigError(f"handler of {contract.type!r}: {function!r} is no function of its own name; wrap it in a def")
+            raise ConfigError(f"handler of {contract.type!r}: {function!r} is not a function with a name; hint: wrap it in a def")
         where = f"handler {function.__module__}:{function.__qualname__}"
         _check_call(function, where)
         _check_signature(function, payload, where)
-        if not 0 < timeout_s < float("inf"):
-            raise ConfigError(f"{where}: timeout_s must be a number of seconds, more than 0, got {timeout_s:g}")
-        if memory_bytes is not None and (runs != "process" or memory_bytes < MIN_MEMORY_BYTES):
-            raise ConfigError(f'{where}: memory_bytes goes with runs="process", and is at least {MIN_MEMORY_BYTES}')
-        if not isinstance(retry, Backoff):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ConfigError(f"{where}: retry must be a Backoff, got {retry!r}")
-        is_async = _is_kind(function, inspect.iscoroutinefunction)
-        kind = runs or ("loop" if is_async else "thread")
-        match kind:
-            case "loop" if is_async:
-                run = cast("Callable[[Any, Job], Any]", function)
-            case "thread" if not is_async:
-                run = offload.in_thread(function)
-            case "process":
-                run = offload.in_process(function, memory_bytes)
-            case "loop" | "thread":
-                raise ConfigError(f"{where}: runs={kind!r} does not fit {'an async' if kind == 'thread' else 'a plain'} function")
-            case _:
-                raise ConfigError(f"{where}: runs={kind!r} is none of loop, thread, process")
+        _check_options(timeout_s, retry, runs, memory_bytes, where)
+        kind, run = _runner_of(function, runs, memory_bytes, where)
         return Handler(contract, run, payload_decoder(contract), function, timeout_s, retry, kind)
 
     return declare
 
 
+def _check_options(timeout_s: float, retry: object, runs: str, memory_bytes: int | None, where: str) -> None:
+    if not 0 < timeout_s < float("inf"):
+        raise ConfigError(f"{where}: timeout_s must be a number of seconds above 0, got {timeout_s:g}")
+    if memory_bytes is not None and (runs != "process" or memory_bytes < MIN_MEMORY_BYTES):
+        raise ConfigError(f'{where}: memory_bytes must be at least {MIN_MEMORY_BYTES}, and needs runs="process"')
+    if not isinstance(retry, Backoff):
+        raise ConfigError(f"{where}: retry must be a Backoff, got {retry!r}")
+
+
+def _runner_of(
+    function: Callable[[Any, Job], object], runs: str, memory_bytes: int | None, where: str
+) -> tuple[str, Callable[[Any, Job], Awaitable[object]]]:
+    """Return where the function runs, and a coroutine function that runs it there."""
+    is_async = _is_kind(function, inspect.iscoroutinefunction)
+    kind = runs or ("loop" if is_async else "thread")
+    match kind:
+        case "loop" if is_async:
+            return kind, cast("Callable[[Any, Job], Awaitable[object]]", function)
+        case "thread" if not is_async:
+            return kind, offload.in_thread(function)
+        case "process":
+            return kind, offload.in_process(function, memory_bytes)
+        case "loop" | "thread":
+            raise ConfigError(f"{where}: runs={kind!r} does not fit {'an async' if is_async else 'a plain'} function")
+        case _:
+            raise ConfigError(f"{where}: runs must be loop, thread or process, got {kind!r}")
+
+
 def _is_kind(function: Callable[..., object], is_kind: Callable[[object], bool]) -> bool:
-    """Return what `inspect` says of a function, or of the call of an object: a decorator may be a class."""
+    """Return what `inspect` says of a function, or of an object's `__call__`: a decorator may be a class."""
     return is_kind(function) or (not inspect.isroutine(function) and is_kind(type(function).__call__))
 
 
 def _check_call(function: Callable[..., object], where: str) -> None:
     """Refuse what does not run its own code when it is called."""
     if inspect.isclass(function):
-        raise ConfigError(f"{where}: is a class, and to call it only makes an object: declare a function")
+        raise ConfigError(f"{where}: must be a function, got a class")
     if getattr(function, "__code__", None) in _MANAGERS:
-        raise ConfigError(f"{where}: is a context manager, so that calling it would run nothing: leave that decorator out")
+        raise ConfigError(f"{where}: must not be a context manager: calling it runs nothing; hint: leave that decorator out")
     if _is_kind(function, inspect.isgeneratorfunction) or _is_kind(function, inspect.isasyncgenfunction):
-        raise ConfigError(f"{where}: has a `yield`, so that calling it would run nothing: leave the `yield` out")
+        raise ConfigError(f"{where}: must not have a `yield`: calling it runs nothing; hint: leave the `yield` out")
 
 
 def _check_signature(function: Callable[..., object], payload: type[msgspec.Struct], where: str) -> None:
@@ -105,37 +123,35 @@ def _check_signature(function: Callable[..., object], payload: type[msgspec.Stru
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{where}: takes {wanted}, but of this nobody knows what it takes: {error}") from None
+        raise ConfigError(f"{where}: must take {wanted}, and has no signature: {error}") from None
     parameters = list(signature.parameters.values())
     if len(parameters) != 2 or any(parameter.kind not in kinds for parameter in parameters):
-        raise ConfigError(f"{where}: takes {wanted}, but this has {signature}")
+        raise ConfigError(f"{where}: must take {wanted}, got {signature}")
     try:
         hints = typing.get_type_hints(function, localns={payload.__name__: payload, "Job": Job})
     except Exception as error:  # it runs what is written there
         if getattr(function, "__annotations__", None) is None:
-            raise ConfigError(f"{where}: {function!r} is no function: wrap it in a def") from None
+            raise ConfigError(f"{where}: {function!r} is not a function; hint: wrap it in a def") from None
         raise ConfigError(f"{where}: an annotation cannot be resolved: {describe(error)}") from None
     for parameter, right in zip(parameters, (payload, Job), strict=True):
         found = hints.get(parameter.name, right)
         if found is not right:
             name = getattr(found, "__name__", found)
-            raise ConfigError(f"{where}: takes {wanted}, but `{parameter.name}` is annotated {name}")
+            raise ConfigError(f"{where}: must take {wanted}, but `{parameter.name}` is annotated {name}")
 
 
 class Found(msgspec.Struct):
-    """The handlers of the given modules by type, and what is not offered here since an extra is missing:
-    (module, what to install).
-    """
+    """The handlers of the given modules by type; `missing` has modules whose extra is not installed, and what to install."""
 
     registry: dict[bytes, Handler[Any]]
     missing: list[tuple[str, str]]
 
 
 def find(modules: Sequence[str]) -> Found:
-    """Import the modules, and those that a package names in `HANDLERS`; give all handlers in their attributes.
+    """Import the modules, and those that a package names in `HANDLERS`; return all handlers in their attributes.
 
-    A package may say in `EXTRAS` which import comes with which installation; where such an import is missing, its types are not
-    offered here.
+    A package may say in `EXTRAS` which import comes with which installation; where such an import is missing, the types of that
+    module are not offered here.
 
     Raises:
         ConfigError: a module cannot be imported, two handlers have one type, or there is no handler at all.
@@ -169,10 +185,10 @@ def _import(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name and (name == error.name or name.startswith(f"{error.name}.")):
-            hint = "is it in this folder or installed?"
+            hint = "it must be in this folder or installed"
             if "not a package" in str(error):
-                hint = f"{name.rpartition('.')[0]} is no package: --handlers takes modules, and finds the handlers in them"
-            raise ConfigError(f"no module named {name}: {hint}") from error
+                hint = f"{name.rpartition('.')[0]} is not a package; --handlers takes modules, and finds the handlers in them"
+            raise ConfigError(f"no module named {name}; hint: {hint}") from error
         package = (error.name or "").partition(".")[0]
         raise _ExtraMissing(f"module {name} cannot be imported: {error}", package) from error
     except ConfigError:
@@ -182,7 +198,7 @@ def _import(name: str) -> ModuleType:
 
 
 def _place(error: BaseException) -> str:
-    """Return file and line of what went wrong, in the user's code; a SyntaxError says it by itself."""
+    """Return file and line of what went wrong in the user's code; empty for a SyntaxError, which says it itself."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
     if isinstance(error, SyntaxError) or len(frames) < 3:  # ours and importlib's come first
         return ""

@@ -11,7 +11,7 @@ from runtime.jobs import Contract
 
 
 def json_schemas(contracts: Iterable[Contract]) -> dict[str, Any]:
-    """Return one document with a schema per job type (JSON Schema 2020-12), sorted, so that it can be compared and committed."""
+    """Return one document with a schema per job type (JSON Schema 2020-12), sorted by type, so that it can be compared."""
     by_type = {contract.type: contract for contract in sorted(contracts, key=lambda contract: contract.type)}
     schemas, components = msgspec.json.schema_components(
         [contract.payload for contract in by_type.values()], ref_template="#/$defs/{name}"

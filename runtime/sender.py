@@ -1,4 +1,8 @@
-"""Sends of one durability in one event loop: they share round trips, wait with patience, and are repeated but stored once."""
+"""Sender stores what the tasks of one event loop send: a chunk per round trip, repeated until it is answered, stored once.
+
+A chunk carries a mark, which the server keeps with its answer: a chunk that is sent again after a lost reply is answered as it
+was the first time, and stored no second time.
+"""
 
 from __future__ import annotations
 
@@ -21,25 +25,29 @@ from runtime.store.resp import Tail, packed_value, packed_words
 from runtime.store.sends import SendStore
 from runtime.store.urls import without_password
 
+# One chunk is one script call, during which the server does nothing else: 500 plain messages take it about a millisecond.
 CHUNK_MESSAGES: Final = 500
-CHUNK_BYTES: Final = 1024 * 1024  # one chunk is one script call: bounded, so that others get their turn
+CHUNK_BYTES: Final = 1024 * 1024  # a guess: a few milliseconds of the server
 RESEND: Final = Backoff(base_s=0.05, cap_s=1.0)  # a guess: often enough that a short patience meets a Redis that came back
-LEAST_WAIT_S: Final = 0.1  # for a confirmation, however long Redis was away before
+LEAST_WAIT_S: Final = 0.1  # a guess: for a confirmation, however long Redis was away before
 CONFIRMED_S: Final = 0.5  # a guess, for the answer of a server that has waited for its disk or replicas to the end
-MARK_MARGIN_S: Final = 60.0  # a chunk's mark outlives the last repeat by this much: clocks and stalled hosts
+MARK_MARGIN_S: Final = 60.0  # a guess: a chunk's mark outlives the last repeat by this much, for clocks and stalled hosts
 MAYBE: Final = "may have been stored, once"
 STOOD_STILL_S: Final = 0.25  # a guess: a timer that late means that our loop was blocked, and Redis' answers lie unread
 
 
 class Sent(msgspec.Struct, frozen=True, gc=False):
-    """A message that is stored: the job's id, and whether it is new (False: a live job owns its key, and it was dropped)."""
+    """What became of a message that was sent.
+
+    `id` is the job's id; `new` is False where the message was dropped, since another job with its key lives.
+    """
 
     id: str
     new: bool = True
 
 
 class Head(msgspec.Struct, frozen=True, gc=False):
-    """All of a message but its payload; `due_ms` 0 = now."""
+    """All of a message but its payload; `due_ms` is in ms since the epoch, 0 for now."""
 
     stream: int
     due_ms: int
@@ -48,7 +56,7 @@ class Head(msgspec.Struct, frozen=True, gc=False):
 
 
 class Packed(msgspec.Struct, frozen=True, gc=False):
-    """A message in wire form."""
+    """A message as it is sent."""
 
     head: Head
     data: bytes
@@ -111,9 +119,9 @@ class _Waiting(msgspec.Struct, eq=False):
 
 
 class _Chunk(msgspec.Struct, eq=False):
-    """What is on the line in one call, and is repeated as it is under its mark until there is an answer.
+    """What is sent in one call, and repeated as it is, under its mark, until there is an answer.
 
-    `is_doubtful`: it may have been stored. `stored` has an answer for each message, once there is one.
+    `is_doubtful`: it may have been stored. `stored` has an answer for each message, once Redis has answered.
     """
 
     mark: str
@@ -129,9 +137,10 @@ class _Chunk(msgspec.Struct, eq=False):
 
 
 class Sender:
-    """Owns the sends of one durability in one loop: those that wait, the chunk on the line, and its store.
+    """Owns the sends of one durability in one loop: those that wait, the chunk being sent, its store, and the task that sends.
 
-    Callers give up in the order in which they came, so one timer serves them all.
+    A caller is in `_waiting` or in the current chunk until it is told. Callers give up in the order in which they came, so one
+    timer serves them all.
     """
 
     def __init__(self, store: SendStore, patience_s: float) -> None:
@@ -140,24 +149,24 @@ class Sender:
         self._unsent = f": not sent within {patience_s:g} s"
         self._mark_ms = round((patience_s + MARK_MARGIN_S) * 1000)
         self._waiting: deque[_Waiting] = deque()
-        self._on_line: _Chunk | None = None
+        self._current: _Chunk | None = None
         self._trouble: StoreUnavailable | None = None  # why nothing is stored, as far as is known
         self._timer: asyncio.TimerHandle | None = None
         self._awake = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self.is_over = False
-        # Not in the context of whoever happens to send first: it would be kept as long as this task.
+        # Not in the context of the task that happens to send first: it would be kept as long as this one.
         name = f"producer {store.durability}"
-        self._task = self._loop.create_task(self._send_for_ever(), name=name, context=Context())
+        self._task = self._loop.create_task(self._run(), name=name, context=Context())
         self._task.add_done_callback(self._ended)
-        # It waits for ever and ends with its loop: no mistake of those who close a loop by hand, as asyncio would tell them.
+        # It ends with its loop; asyncio would warn of it where a loop is closed by hand.
         self._task._log_destroy_pending = False  # pyright: ignore[reportAttributeAccessIssue]
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def end(self) -> None:
-        """End soon; whoever still waits gets an error."""
+        """End soon; each send that still waits raises. May be repeated."""
         self.is_over = True
         self._task.cancel()
 
@@ -167,9 +176,16 @@ class Sender:
         await asyncio.wait([self._task])
 
     async def send(self, packed: Sequence[Packed], flow: Flow | None = None) -> list[Sent]:
-        """Go with the next chunk, and return what became of these. Those of one flow are stored in order, or not at all."""
+        """Store these with the next chunk, and return what became of them. Those of one flow are stored in order, or not at all.
+
+        Raises:
+            ConfigError: the sender has ended; nothing was sent.
+            NotDurable: they are stored, but were not confirmed in time.
+            PartlySent: Redis refused some of several.
+            StoreUnavailable: no answer in time, or an error; the text says whether they may have been stored.
+        """
         if self.is_over:
-            raise ConfigError("this Producer is closed: nothing was sent")
+            raise ConfigError("this Producer is closed, nothing was sent")
         if flow is not None and flow.error is not None:
             raise flow.error  # the chunk before has failed while this one was packed
         end_s = self._loop.time() + self._patience_s
@@ -180,13 +196,13 @@ class Sender:
             self._timer = self._loop.call_at(end_s, self._expire, end_s)
         return await waiting.done
 
-    # --- the sender --------------------------------------------------------------------------------------------------
+    # --- the task that sends -----------------------------------------------------------------------------------------
 
-    async def _send_for_ever(self) -> None:
+    async def _run(self) -> None:
         try:
             while True:
                 await self._awake.wait()
-                await asyncio.sleep(0)  # whoever is about to send in this turn of the loop comes along
+                await asyncio.sleep(0)  # what is sent in this turn of the loop goes into the same chunk
                 await self._send_all()
                 self._awake.clear()
         except asyncio.CancelledError:
@@ -217,19 +233,19 @@ class Sender:
 
     def _is_awaited(self) -> bool:
         """Return whether there is anything to do; a chunk that all have given up is none."""
-        if self._on_line is not None and not self._on_line.is_awaited():
-            self._on_line = None
-        return self._on_line is not None or bool(self._waiting)
+        if self._current is not None and not self._current.is_awaited():
+            self._current = None
+        return self._current is not None or bool(self._waiting)
 
     async def _send_one_chunk(self) -> None:
-        """Send the chunk that had no answer, or the next one, and tell its callers. To be called with an open line.
+        """Send the chunk that had no answer, or the next one, and tell its callers. To be called with an open connection.
 
-        Nothing is awaited between the choice of the chunk and the line: whoever is cancelled before that is not sent.
+        Nothing is awaited between the choice of the chunk and the write: what is cancelled before that is not sent.
         """
-        chunk = self._on_line
+        chunk = self._current
         if chunk is not None and not chunk.is_doubtful and any(waiting.done.done() for waiting in chunk.taken):
-            self._waiting.extendleft(reversed(chunk.taken))  # nothing of it was written: those who have given up are left out
-            self._on_line = chunk = None
+            self._waiting.extendleft(reversed(chunk.taken))  # nothing of it was written: what was given up is left out
+            self._current = chunk = None
         chunk = chunk or self._next_chunk()
         if chunk is None:
             return
@@ -245,14 +261,14 @@ class Sender:
         end_s = max(waiting.end_s for waiting in chunk.taken)
         doubt = await self._store.confirm(max(end_s - self._loop.time(), LEAST_WAIT_S))
         self._answer(chunk, chunk.stored, doubt)
-        self._on_line = None
+        self._current = None
 
     def _next_chunk(self) -> _Chunk | None:
-        """Put what comes next on the line; whoever does not wait any more is passed over, and a flow waits for its chunk before.
+        """Make a chunk of what comes next; what was given up is passed over, and of one flow a chunk takes one part.
 
-        Whatever fails from here on, each caller stays in one of the two lists, so that he can be told.
+        Whatever fails from here on, each caller stays in one of the two lists, so that it can be told.
         """
-        chunk = self._on_line = _Chunk(secrets.token_hex(8), [], [])
+        chunk = self._current = _Chunk(secrets.token_hex(8), [], [])
         taken, messages = chunk.taken, chunk.messages
         flows: list[Flow] = []
         size_bytes = 0
@@ -270,12 +286,12 @@ class Sender:
             if waiting.flow is not None:
                 flows.append(waiting.flow)
         if not taken:
-            self._on_line = None
-        return self._on_line
+            self._current = None
+        return self._current
 
     def _refuse(self, error: Exception) -> None:
-        """Tell those on the line of an error that no repeat will fix; where nobody is there, all who wait."""
-        chunk, self._on_line = self._on_line, None
+        """Raise an error that no repeat will fix to the callers of the current chunk; where there is none, to all that wait."""
+        chunk, self._current = self._current, None
         refused = chunk.taken if chunk is not None else []
         if not refused:
             refused = list(self._waiting)
@@ -285,10 +301,10 @@ class Sender:
         for waiting in refused:
             self._fail(waiting, error)
 
-    # --- what the callers hear ---------------------------------------------------------------------------------------
+    # --- what callers are told ---------------------------------------------------------------------------------------
 
     def _answer(self, chunk: _Chunk, stored: Sequence[Sent | JobsError], doubt: str, until_s: float = math.inf) -> None:
-        """Tell the callers whose patience ends until then what became of their messages."""
+        """Return to the callers whose patience ends until then what became of their messages."""
         start = 0
         for waiting in chunk.taken:
             own = stored[start : start + len(waiting.packed)]
@@ -313,21 +329,21 @@ class Sender:
                 self._fail(waiting, StoreUnavailable(f"{why}{over if chunk.is_doubtful else self._unsent}"))
 
     def _fail(self, waiting: _Waiting, error: Exception) -> None:
-        """Tell a caller, also for what would have come next of the same flow."""
+        """Raise to a caller, and to those that wait with what comes next of the same flow."""
         failed = [waiting]
         if waiting.flow is not None:
             waiting.flow.error = error
             failed += [behind for behind in self._waiting if behind.flow is waiting.flow]
         for one in failed:
             if not one.done.done():
-                # One for each: an exception that many tasks raise carries the frames of them all.
+                # One for each: an exception that many tasks raise keeps the frames of them all.
                 one.done.set_exception(type(error)(*error.args) if type(error) in _ONE_TEXT else error)
 
     def _expire(self, due_s: float, has_waited: bool = False) -> None:
-        """Tell all whose patience is over, and be here again when that of the next one is."""
-        chunk = self._on_line
+        """Raise to all callers whose patience is over, and set the timer for the next one."""
+        chunk = self._current
         if not has_waited and self._loop.time() - due_s > STOOD_STILL_S:
-            # The loop was blocked, not Redis: what it has answered meanwhile is read first, and what waits has its turn.
+            # The loop was blocked, not Redis: the sender's task reads first what was answered meanwhile, and sends what waits.
             self._timer = self._loop.call_later(self._patience_s / 3, self._expire, due_s, True)
             return
         now_s = self._loop.time()
@@ -345,11 +361,11 @@ class Sender:
         self._timer = self._loop.call_at(next_s, self._expire, next_s) if next_s < math.inf else None
 
     def _ended(self, _: asyncio.Task[None]) -> None:
-        """The sender is gone, by `end`, with its loop, or since somebody cancelled all tasks: nobody may wait for it any more."""
+        """Raise to all callers: the task is gone, by `end`, with its loop, or since all tasks were cancelled."""
         self.is_over = True
         if self._timer is not None:
             self._timer.cancel()
-        closed, chunk = "this Producer was closed, or its task cancelled,", self._on_line
+        closed, chunk = "this Producer was closed, or its task cancelled,", self._current
         if chunk is not None and chunk.stored is not None:
             self._answer(chunk, chunk.stored, f"stored, but not confirmed before {closed}")
         elif chunk is not None and chunk.is_doubtful:
@@ -362,7 +378,7 @@ class Sender:
 
 
 def _chunk(messages: Sequence[Packed]) -> Tail:
-    """Return the arguments of send.lua; messages of one head, as those without options have, say it once."""
+    """Return the arguments of send.lua; a head stands there once for the messages behind it that share it."""
     size, parts = 0, list[bytes]()
     for _, alike in groupby(messages, lambda message: id(message.head)):
         run = list(alike)
@@ -374,12 +390,12 @@ def _chunk(messages: Sequence[Packed]) -> Tail:
     return Tail(size, b"".join(parts))
 
 
-# Errors that are told to many: their text is all that they have.
+# Errors that go to many callers, and have nothing but their text.
 _ONE_TEXT: Final = (StoreUnavailable, StoreError, QueueFull, ConfigError)
 
 
 def _error_of(own: Sequence[Sent | JobsError], doubt: str) -> Exception | None:
-    """Return what a caller is told of his messages, or None where all is well."""
+    """Return the error of a caller whose messages these were, or None where all are stored as durably as asked."""
     refused = [one for one in own if isinstance(one, JobsError)]
     if not refused:
         return NotDurable(doubt, own) if doubt else None
@@ -391,7 +407,7 @@ def _error_of(own: Sequence[Sent | JobsError], doubt: str) -> Exception | None:
 
 
 def _sent(messages: Sequence[Packed], reply: Sequence[Any]) -> list[Sent | JobsError]:
-    """Work out each message's id: those without one are numbered on from the first entry of their stream."""
+    """Return what became of each message; ids that are not given are numbered on from the first entry of their stream."""
     stamps: list[str] = []
     numbers: list[int] = []
     for stream, first in enumerate(reply[:4]):

@@ -1,4 +1,4 @@
-"""What happened, counted: outcomes and run times per type and priority. Read by statistics and metrics, never per job."""
+"""Stats counts outcomes, run times and waits of one process by type and priority, for statistics and metrics."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ _MICROSECONDS: Final = 1_000_000
 
 
 class Count:
-    """Counts of one type on one stream. `runs[k]` counts runs of less than 2**k µs (and at least half of it)."""
+    """Counts of one type on one stream. `runs[k]` counts runs of less than 2**k µs (and at least half of it).
+
+    `fresh_s` are run times in seconds that are not sorted in yet.
+    """
 
     __slots__ = ("done", "fresh_s", "outcomes", "run_s", "runs")
 
@@ -49,7 +52,7 @@ class Count:
         self.fresh_s: list[float] = []
 
     def fold(self) -> None:
-        """Sort in the runs since the last time: a batch at once, for half of what it would cost one by one."""
+        """Sort in the runs since the last call: a batch at once, for half of what it would cost one by one (measured)."""
         fresh_s = self.fresh_s
         fresh_s.sort()
         self.run_s += sum(fresh_s)
@@ -97,14 +100,14 @@ class Stats:
         return self._counts.setdefault(type_name, [Count() for _ in STREAMS])
 
     def fold(self) -> None:
-        """Sort in the times of the newest runs; now and then, that they do not pile up until somebody asks."""
+        """Sort in the times of the newest runs. To be called now and then: they pile up until they are asked for."""
         for counts in self._counts.values():
             for count in counts:
                 if count.fresh_s:
                     count.fold()
 
     def waited(self, stream: int, wait_ms: int, jobs: int) -> None:
-        """Count how long a batch of jobs waited to be fetched; one of them speaks for all."""
+        """Count how long a batch of jobs waited to be fetched, in ms; one of them stands for all."""
         self.waits[stream][max(0, wait_ms).bit_length()] += jobs
 
     def totals(self) -> Iterator[tuple[str, int]]:

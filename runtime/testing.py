@@ -30,15 +30,19 @@ from runtime.worker.ledger import Ledger
 
 __all__ = ["Clock", "DeadLetter", "Done", "Jitter", "Outcome", "Park", "Worker", "run", "until", "worker"]
 
-POLL_S: Final = 0.005
+POLL_S: Final = 0.005  # a guess: soon enough for a test, and little work beside the worker's own
 DEADLINE_S: Final = 15.0  # a guess: longer than anything a test waits for on a busy machine
 STOP_S: Final = 15.0  # beyond the grace: the later stages of a stop have deadlines of their own, 10 s in all
-LETTERS: Final = 1000
+LETTERS: Final = 1000  # a guess: more than a test looks at
 NOWHERE: Final = "unix://nowhere"  # a producer connects with its first send, and the one for `run` sends nothing
 
 
 class Clock:
-    """A clock that stands still until it is told to jump. Call it for the time, in seconds since the epoch."""
+    """A clock that stands still until it is told to jump. Call it for the time, in seconds since the epoch.
+
+    Args:
+        now_s: where it stands, in seconds since the epoch.
+    """
 
     def __init__(self, now_s: float = 1_750_000_000.0) -> None:
         self.now_s = now_s
@@ -50,20 +54,23 @@ class Clock:
         return self.now_s
 
     def jump(self, by_s: float) -> None:
-        """Move the time on by so many seconds, or back."""
+        """Move the time on by so many seconds; below 0 moves it back."""
         self.now_s += by_s
 
 
 class Jitter:
-    """Jitter that you choose: each call returns the next of its values, over and over. 0 is the shortest wait, 1 the longest.
+    """Jitter that you choose: each call returns the next of its values, over and over.
+
+    Args:
+        falls: numbers from 0, the shortest wait, to 1, the longest.
 
     Raises:
-        ValueError: no fall is given, or one is not from 0 to 1.
+        ValueError: there are none, or one is not from 0 to 1.
     """
 
     def __init__(self, *falls: float) -> None:
         if not falls or not all(0 <= fall <= 1 for fall in falls):
-            raise ValueError(f"Jitter need falls from 0 to 1, got {falls}")
+            raise ValueError(f"Jitter must have numbers from 0 to 1, got {falls}")
         self.falls = falls
         self._next = cycle(falls)
 
@@ -95,19 +102,30 @@ async def run(
     jitter: Callable[[], float] = LONGEST,
     clock: Callable[[], float] = time.time,
 ) -> Outcome:
-    """Run a handler once, as a worker runs it, and give what would become of the job.
+    """Run a handler once, as a worker runs it, and return what would become of the job; its `__cause__` is what was raised.
 
-    The message goes through its wire form and the contract's decoder; `bytes` are JSON as another language writes it, of
-    contract version `version`. `attempt`, `id`, `key`, `born`, `priority` and `attempts` are what the job says of itself;
-    `timeout_s` takes the place of the handler's own deadline, which is measured by `clock`. What the handler raised is the
-    outcome's `__cause__`.
+    The message is packed as it is sent, and read by the contract's decoder. Nothing is stored.
+
+    Args:
+        handler: what `@handler` returned.
+        message: a payload of its contract, or JSON as another language writes it.
+        attempt: the job's `attempt`, from 1.
+        id: the job's `id`; without one, it is made from the time.
+        key: the message's `key`.
+        born: the job's `born`, in seconds since the epoch; without it, now.
+        priority: the job's `priority`; without one, the contract's.
+        attempts: how often the job is run at most; 0 for what the handler says.
+        version: the contract version of a message given as JSON; 0 for the contract's own.
+        timeout_s: the deadline in seconds, in place of the handler's; measured by `clock`.
+        jitter: returns the jitter of the backoff, from 0 to 1; without it, always 1, the longest wait.
+        clock: returns the time in seconds since the epoch.
 
     Raises:
         BadPayload: the message cannot be sent.
-        ConfigError: the message is another contract's, or the attempt none.
+        ConfigError: the message is another contract's, or `attempt` is below 1.
     """
     if attempt < 1:
-        raise ConfigError(f"attempt {attempt}: the first is 1")
+        raise ConfigError(f"attempt must be a whole number from 1, got {attempt}")
     options = Options(priority=priority, key=key, id=id, attempts=attempts)
     job = _receive(_pack(handler, message, version, options), clock())
     job.envelope = msgspec.structs.replace(job.envelope, failed=attempt - 1, first_ms=round(born * 1000) if born else 0)
@@ -124,7 +142,7 @@ def _pack(handler: Handler[P], message: P | bytes, version: int, options: Option
     if isinstance(message, bytes):
         return producer.pack_raw(contract.type, message, options, version or contract.version, contract.priority)
     if type(message) is not contract.payload:
-        raise ConfigError(f"{handler.location} runs {contract.payload.__name__}, not {type(message).__name__}")
+        raise ConfigError(f"{handler.location}: the message must be a {contract.payload.__name__}, got {type(message).__name__}")
     return producer.pack_with(message, options)
 
 
@@ -166,7 +184,7 @@ async def _run(handler: Handler[Any], job: Job, jitter: Callable[[], float], clo
     return _shown(*failures[0]) if failures else DONE
 
 
-# What an exception carries beside its text is not in its repr, but a failed assertion should show it.
+# The repr of an exception has its text alone, and a failed assertion should show all that it holds.
 
 
 class _Retry(Retry):
@@ -185,7 +203,7 @@ class _Dead(Dead):
 
 
 def _shown(cause: BaseException, outcome: Outcome) -> Outcome:
-    """Return the same outcome with a repr that says all it carries, and with its cause."""
+    """Return the same outcome with a repr that shows all that it holds, and with its cause."""
     match outcome:
         case Retry():
             shown = _Retry(outcome.delay_s, str(outcome))
@@ -203,7 +221,7 @@ def _shown(cause: BaseException, outcome: Outcome) -> Outcome:
 
 
 class Worker:
-    """Owns a worker that runs in the test's loop; `producer` sends to its queue, `consumer` is its inside."""
+    """A worker that runs in the test's loop; `producer` sends to its queue, `consumer` is the worker itself, to look at."""
 
     def __init__(
         self, consumer: Consumer, running: asyncio.Task[Report], producer: Producer, inspector: Inspector, streams: Streams
@@ -218,12 +236,14 @@ class Worker:
         return f"<Worker {self.consumer!r}>"
 
     async def settled(self, *, delayed: bool = False, deadline_s: float = DEADLINE_S) -> None:
-        """Return when nothing is waiting, running or due now; with `delayed=True`, when nothing is to come later either.
+        """Return when nothing is waiting, running or due now. A job of a type that this worker does not know is not waited for.
 
-        A job of a type that this worker does not know is left to others, and not waited for.
+        Args:
+            delayed: also wait for retries and delayed jobs that are due later.
+            deadline_s: seconds to wait at most.
 
         Raises:
-            AssertionError: something is left at the deadline; the text says what.
+            AssertionError: something is left at the deadline, or the worker was stopped; the text says what.
             StoreUnavailable: Redis did not answer.
         """
         loop = asyncio.get_running_loop()
@@ -232,7 +252,7 @@ class Worker:
             if self._running.done():
                 self._running.result()
             if self.consumer.stage is not Stage.RUNNING:
-                raise AssertionError(f"somebody has stopped the worker: {self.consumer!r}")
+                raise AssertionError(f"the worker was stopped: {self.consumer!r}")
             finished = self.consumer.stats.finished
             left = await self._left(delayed)
             # One look takes several answers, and a job may move between them: it is found by the second, or was run meanwhile.
@@ -268,9 +288,15 @@ class Worker:
 async def worker(
     url: str, *handlers: Handler[Any], concurrency: int = 10, lease_s: float = 2.0, grace_s: float = 5.0, **settings: Any
 ) -> AsyncGenerator[Worker]:
-    """Run a worker for these handlers until the block ends, in the current loop; the block begins when it fetches.
+    """Run a worker for these handlers until the block ends, in the current loop; the block begins when it has started.
 
-    `settings` are further fields of Config, such as `queue`.
+    Args:
+        url: of Redis.
+        handlers: what it runs, one for each type.
+        concurrency: how many jobs run at the same time.
+        lease_s: seconds after which a worker that is silent is taken for dead.
+        grace_s: seconds that running jobs have at the end of the block.
+        settings: further fields of Config, such as `queue`.
 
     Raises:
         ConfigError: two handlers run the same type.
@@ -299,10 +325,15 @@ async def worker(
 
 
 async def until(is_true: Callable[[], object], what: str = "the condition", deadline_s: float = DEADLINE_S) -> None:
-    """Return when `is_true()` holds; it is asked every few milliseconds.
+    """Return when `is_true()` holds; it is called every 5 ms.
+
+    Args:
+        is_true: the condition; anything true counts.
+        what: names it in the error.
+        deadline_s: seconds to wait at most.
 
     Raises:
-        AssertionError: it did not hold within `deadline_s`; the text names `what`.
+        AssertionError: it did not hold within `deadline_s`.
     """
     loop = asyncio.get_running_loop()
     end_s = loop.time() + deadline_s

@@ -67,7 +67,7 @@ IMPURE = {"asyncio", "anyio", "threading", "subprocess", "socket", "time", "date
 CATCHES_CANCELS = {
     "runtime/worker/lanes.py",
     "runtime/settle.py",
-    "runtime/offload.py:in_thread",
+    "runtime/offload.py:work",
     "runtime/offload.py:_run_in_child",
     "runtime/logs.py:log",
 }

@@ -339,7 +339,7 @@ async def test_a_payload_that_cannot_be_sent_is_refused(producer, raw):
 
     with pytest.raises(BadPayload, match="limit"):
         await producer.send(Big(text="x" * 300_000))
-    with pytest.raises(BadPayload, match="no contract"):
+    with pytest.raises(BadPayload, match="not a contract"):
         await producer.send(Plain(n=1))
     with pytest.raises(BadPayload):
         await producer.send_many([Order(n=1), Order(n=object())])  # type: ignore[arg-type]
@@ -661,7 +661,7 @@ async def test_whoever_waits_for_an_answer_at_the_end_hears_of_the_end(proxy):
         await producer.send(Order(n=0))
         proxy.stall()
         sending = asyncio.create_task(producer.send(Order(n=1)))
-        await until(lambda: any(sender._on_line for sender in producer._senders.values()), "it is on the line")
+        await until(lambda: any(sender._current for sender in producer._senders.values()), "it is on the line")
         await producer.close()
         with pytest.raises(StoreUnavailable, match=r"closed.*may have been stored, once") as caught:
             await sending
@@ -719,7 +719,7 @@ async def test_of_a_cancelled_send_many_no_further_chunk_is_sent(proxy, raw):
         await producer.send(Order(n=-1))
         proxy.stall()
         sending = asyncio.create_task(producer.send_many(Order(n=n) for n in range(3000)))
-        while not any(sender._on_line for sender in producer._senders.values()):
+        while not any(sender._current for sender in producer._senders.values()):
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.05)  # the next chunk is packed, and waits behind
         sending.cancel()
