@@ -38,6 +38,7 @@ from runtime.codec import (
 )
 from runtime.errors import BadPayload
 from runtime.jobs import PLAIN, BadEntry, Deferral, Envelope, Job, contract, contract_of
+from tests import builders
 
 MEDIUM = 2
 ENTRY = b"1700000000123-4"
@@ -383,7 +384,7 @@ decode = payload_decoder(contract_of(Greet))
 
 
 def payload(data: bytes, by: Callable[[Job], Any] = decode, **envelope: Any) -> Any:
-    return by(Job(MEDIUM, ENTRY, 1, "run", 0.0, b"greet", data, Envelope(**envelope) if envelope else PLAIN, 0))
+    return by(builders.job("greet", ENTRY, stream=MEDIUM, data=data, **envelope))
 
 
 def refused(data: bytes, by: Callable[[Job], Any] = decode, **envelope: Any) -> BadPayload:

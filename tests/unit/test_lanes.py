@@ -32,11 +32,12 @@ import uvloop
 
 from runtime.backoff import Backoff
 from runtime.errors import BadPayload, Dead, LeaseLost, NeverRan, NoPlace, NotStarted, Retry, SelfCancelled, Snooze, TimedOut
-from runtime.jobs import BEGINS, FREE, LOST, PLAIN, Handler, Job, Parking, contract, contract_of
+from runtime.jobs import BEGINS, FREE, LOST, Handler, Job, Parking, contract, contract_of
 from runtime.places import Places
 from runtime.stats import BUCKETS, Stats
 from runtime.worker.lanes import JOBS_PER_TURN, NEVER, RECUT_S, TURN_S, Inbox, Lane
 from runtime.worker.ledger import Ledger
+from tests.builders import job
 
 Run = Callable[[Any, Job], Awaitable[object]]
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
@@ -60,10 +61,6 @@ class Greet(msgspec.Struct):
 
 def handler(run: Run, decode: Callable[[Job], Any] = lambda job: None) -> Handler[Any]:
     return Handler(contract_of(Greet), run, decode, run, 30.0, Backoff(), "loop")
-
-
-def job(type_name: str, entry: str = "1-0") -> Job:
-    return Job(1, entry.encode(), 1, "run/0", 0.0, type_name.encode(), b"{}", PLAIN, 0)
 
 
 async def until(is_true: Callable[[], bool]) -> None:
@@ -1670,7 +1667,7 @@ async def test_a_lane_says_what_it_does() -> None:
     assert repr(world.lane) == "<Lane idle>"
     world.put(hangs(world))
     await until(lambda: "hanging" in world.at)
-    assert repr(world.lane) == "<Lane runs first high-1-0>"
+    assert repr(world.lane) == "<Lane runs first high-1700000000000-0>"
     await world.end()
 
 
