@@ -29,7 +29,7 @@ COMMANDS: Final = {
     "stats": "show one reading of the queue",
     "jobs": "list or show jobs that wait, run, are parked or delayed; reopen a closed stream",
     "top": "show a live view of the queue in the terminal",
-    "doctor": "check the server and the queue; say how to fix what is wrong",
+    "doctor": "check the server and the queue; print how to fix what is wrong",
     "types": "list the job types that a worker can run; needs no Redis",
     "schema": "print the contracts as JSON Schema, for producers in other languages; needs no Redis",
     "demo": "run a worker with live demo jobs",
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def call(given: list[str]) -> int:
-    """Run one command. Return its exit status; an error of ours is one line on standard error."""
+    """Run one command. Return its exit status; an expected error is one line on standard error."""
     try:
         given = _with_command(given)
         arguments = parser(given[0]).parse_args(given)
@@ -79,7 +79,7 @@ def call(given: list[str]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        sys.stderr.close()  # whatever read our output has ended: there is nobody to tell
+        sys.stderr.close()  # what read our output has ended: nothing more can be printed
         return FAILED
 
 

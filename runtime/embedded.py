@@ -111,7 +111,9 @@ class Embedded:
             ConfigError: there is no binary, the folder cannot be used, or the server does not answer; the text says why.
         """
         if os.environ.get("KUBERNETES_SERVICE_HOST"):
-            raise ConfigError("no Redis URL is given; in Kubernetes the embedded server would lose all with its pod; hint: set REDIS_URL")
+            raise ConfigError(
+                "no Redis URL is given, and in Kubernetes an embedded server ends with its pod; hint: set REDIS_URL"
+            )
         self._prepare_folder()
         began_s = time.monotonic()
         end_s, told_s = began_s + START_S, began_s

@@ -2,7 +2,7 @@
 
 `leave` is the interpreter's own end, with hooks and finalizers, for a process in which all is done; they are given LEFT_S.
 `Leaving.end_now` is `os._exit`, at a deadline, or where the loop can only be abandoned: a thread hangs, a handler swallows its
-cancel, nobody reads the standard error. The two cannot be one: the first would wait for what the second leaves behind, and the
+cancel, standard error is not read. The two cannot be one: the first would wait for what the second leaves behind, and the
 second runs no hooks. Leases expire by themselves, so that a process may end at any moment without losing a job.
 """
 
@@ -66,7 +66,7 @@ class Leaving:
         self.end_soon()
         with self._lock:
             is_told, self._is_told = self._is_told, True
-        if not is_told:  # what fails because of the first crash says nothing new
+        if not is_told:  # what fails because of the first crash brings no news
             self._log_crash(error)
 
     def _log_crash(self, error: BaseException) -> None:

@@ -21,7 +21,7 @@ _ESCAPED: Final = {code: f"\\x{code:02x}" for code in (*range(0x00, 0x0A), *rang
 class GuardedLog(logging.LoggerAdapter[logging.Logger]):
     """A logger whose calls never raise: filters, handlers and record factories are the user's, and must not end a worker.
 
-    A line that fails is lost; standard error tells so, once in TOLD_EVERY_S.
+    A line that fails is lost; a line on standard error says so, once in TOLD_EVERY_S.
     """
 
     _silent_until_s = 0.0

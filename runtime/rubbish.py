@@ -4,7 +4,7 @@ Python counts objects, and a worker makes many that are no garbage: those of eac
 again. But what handlers leave in cycles may be few objects of megabytes. So young objects are collected nearly as often as by
 default, which is cheap and bounds what a burst can leave, and all objects when the memory of the process has grown.
 
-A module that sets thresholds of its own, or switches the collector off, keeps its word.
+A module that sets thresholds of its own, or switches the collector off, is left alone.
 """
 
 from __future__ import annotations

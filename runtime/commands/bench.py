@@ -1,6 +1,6 @@
-"""`bench`: what one worker does on this machine and this Redis, beside the raw figure; in a queue of its own, removed again.
+"""`bench`: measures what one worker does on this machine and this Redis, beside raw commands, in a queue of its own.
 
-Every step has its limit, so that all of it takes less than half a minute, however slow the machine or far the server.
+Every step has a limit, so that all of it takes less than half a minute, however slow the machine or far the server.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from runtime.store.base import GROUP, Keys
 from runtime.store.connection import Connection
 
 MIN_JOBS: Final = 1_000  # a guess: fewer are over before the first tick
-MAX_JOBS: Final = 1_000_000  # a guess: some 300 MB in Redis
+MAX_JOBS: Final = 1_000_000  # a guess: up to 300 MB in Redis
 JOBS: Final = 300_000  # a guess: two to four seconds of each step at 50,000 to 150,000 jobs/s
-BATCH: Final = 500  # as the fetcher reads and the producer sends
+BATCH: Final = 500  # entries of one raw call, as many as a producer sends with one
 TICK_S: Final = 0.02  # between two looks at a worker; a guess: 0.3 % of the longest step
 STEP_S: Final = 6.0  # sending, draining raw, draining by a worker: each ends then, with the rate until there; a guess
 TIMED_JOBS: Final = 600  # single jobs; six above the 99th percentile
@@ -61,8 +61,9 @@ async def noop(message: Noop, job: Job) -> None:
 
 
 class Figures(msgspec.Struct):
-    """Jobs per second: sent, run by a worker, and read, acked and deleted by raw commands; milliseconds from a send to the
-    handler's start, at 200 jobs/s.
+    """Jobs per second that were sent, run by a worker, and read, acked and deleted by raw commands; and latencies.
+
+    A latency is the time from a send to the handler's start, at 200 jobs/s.
     """
 
     jobs: int
@@ -225,7 +226,7 @@ async def _remove(connection: Connection, keys: Keys) -> None:
 
 
 def _progress(step: str, done: int, jobs: int) -> None:
-    """Draw how far a step is, on a terminal; without one, nothing. An empty step wipes it away."""
+    """Draw how far a step is, on a terminal; an empty step clears the line."""
     if sys.stderr.isatty():
         part = done / jobs if jobs else 0.0
         shown = f"\r{step:9}{'#' * round(part * BAR):{BAR}} {part:4.0%}" if step else "\r\x1b[K"

@@ -13,6 +13,7 @@ from runtime.commands.common import clean, control, flags_of, inspector, print_j
 from runtime.commands.flags import add_texts, add_verb, check_between
 from runtime.config import Config
 from runtime.errors import ConfigError
+from runtime.leaving import CLEAN, FAILED
 from runtime.store.control import Control
 from runtime.store.inspector import PAGE, DeadLetter, Filter, Inspector, is_letter
 
@@ -79,11 +80,11 @@ def print_list(config: Config, arguments: argparse.Namespace) -> int:
     """Print the newest dead letters, and how many were looked at."""
     check_between("-n", arguments.n, 1, MAX_LIST)
 
-    async def look(url: str) -> list[DeadLetter]:
+    async def read(url: str) -> list[DeadLetter]:
         async with inspector(url, config.queue) as found:
             return await found.dead_letters(arguments.n)
 
-    looked_at = with_store(config, look)
+    looked_at = with_store(config, read)
     letters = [letter for letter in looked_at if _filter(arguments).fits(letter)]
     if letters and not arguments.json:
         print(f"{'LETTER':20} {'DIED':19} {'TYPE':24} {'REASON':18} RUN ERROR")
@@ -97,14 +98,14 @@ def print_one(config: Config, arguments: argparse.Namespace) -> int:
     """Print one dead letter whole; status 1 when it is gone."""
     _check(arguments.letter)
 
-    async def look(url: str) -> DeadLetter | None:
+    async def read(url: str) -> DeadLetter | None:
         async with inspector(url, config.queue) as found:
             return await found.dead_letter(arguments.letter)
 
-    letter = with_store(config, look)
+    letter = with_store(config, read)
     if letter is None:
         print(f"runtime: {REFUSALS['gone']}: {arguments.letter}", file=sys.stderr)
-        return 1
+        return FAILED
     if arguments.json:
         print_json(letter)
         return 0
@@ -173,7 +174,7 @@ def _for_each(
     done, failed = with_store(config, work)
     would = "would be " if arguments.dry_run else ""
     print(f"{done} {would}{done_word}{f', {failed} could not be' if failed else ''}", file=sys.stderr)
-    return 1 if failed else 0
+    return FAILED if failed else CLEAN
 
 
 async def _chosen(found: Inspector, arguments: argparse.Namespace) -> AsyncGenerator[DeadLetter]:

@@ -1,17 +1,19 @@
-"""`doctor`: what is wrong with the server or the queue, each finding with the command that fixes it."""
+"""`doctor`: checks the server and the queue, and prints each finding with the command that fixes it."""
 
 from __future__ import annotations
 
 import argparse
 import time
+from typing import Final
 
 from runtime.commands.common import clean, print_json, with_store
 from runtime.commands.flags import QUEUE, add_settings, add_texts
 from runtime.config import Config
+from runtime.leaving import CLEAN, FAILED
 from runtime.store.doctor import Doctor, Finding
 from runtime.store.urls import redis_cli
 
-SIGNS = {"ok": "ok     ", "warning": "warning", "error": "ERROR  "}
+SIGNS: Final = {"ok": "ok     ", "warning": "warning", "error": "ERROR  "}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -43,4 +45,4 @@ def main(config: Config, arguments: argparse.Namespace) -> int:
         print(f"{SIGNS[finding.level]}  {clean(finding.what)}")
         if finding.fix:
             print(f"         fix it: {clean(finding.fix)}")
-    return 1 if any(finding.level == "error" for finding in findings) else 0
+    return FAILED if any(finding.level == "error" for finding in findings) else CLEAN

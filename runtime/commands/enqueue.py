@@ -132,18 +132,16 @@ def _chunks(producer: Producer, arguments: argparse.Namespace, handler: Handler[
 
 
 def _pack(producer: Producer, arguments: argparse.Namespace, handler: Handler[Any], data: bytes) -> Packed:
-    """Return the message.
+    """Return the message, ready to be sent.
 
     Raises:
-        BadPayload: a worker would refuse the payload, or the producer an option.
+        BadPayload: a worker would refuse the payload, or the producer one of the options.
     """
     contract = handler.contract
     try:
         handler.decode(Job(0, b"0-0", 1, "", 0.0, contract.type.encode(), data, PLAIN, 0))
     except BadPayload as error:
-        raise BadPayload(
-            f"the payload is not what {contract.type} takes (JSON of {contract.payload.__name__}): {error}"
-        ) from None
+        raise BadPayload(f"payload of {contract.type} (JSON of {contract.payload.__name__}): {error}") from None
     options = Options(
         delay_s=arguments.delay,
         at=arguments.at,

@@ -11,10 +11,11 @@ from runtime.commands.flags import add_texts, add_verb, check_between
 from runtime.config import Config
 from runtime.errors import StoreError
 from runtime.jobs import STREAMS
+from runtime.leaving import CLEAN, FAILED
 from runtime.store.control import Control
 from runtime.store.inspector import FoundJob
 
-MAX_LIST: Final = 1_000  # of each stream; a guess: more than anybody reads
+MAX_LIST: Final = 1_000  # of each stream; a guess
 LOOK_AT: Final = 10_000  # entries that `show` reads of each stream; a guess: well under a second
 DEAD: Final = "dead"
 
@@ -53,11 +54,11 @@ def print_list(config: Config, arguments: argparse.Namespace) -> int:
     """Print the newest jobs of each stream and the next delayed ones."""
     check_between("-n", arguments.n, 1, MAX_LIST)
 
-    async def look(url: str) -> list[FoundJob]:
+    async def read(url: str) -> list[FoundJob]:
         async with inspector(url, config.queue) as found:
             return await found.newest_jobs(arguments.n)
 
-    looked_at = with_store(config, look)
+    looked_at = with_store(config, read)
     jobs = [job for job in looked_at if arguments.type in ("", job.type) and arguments.state in ("", job.state)]
     if jobs and not arguments.json:
         print(f"{'ID':34} {'TYPE':24} {'PRIORITY':8} RUN {'STATE':8} WHERE, OR WHEN")
@@ -67,19 +68,19 @@ def print_list(config: Config, arguments: argparse.Namespace) -> int:
         else:
             head = f"{clean(job.id, 34):34} {clean(job.type, 24):24} {job.priority:8} {job.attempt:>3}"
             print(f"{head} {job.state:8} {clean(job.where, 40)}")
-    read = f"the newest {arguments.n} of each stream, the next {arguments.n} delayed"
-    print(f"{len(jobs)} shown of {len(looked_at)} looked at: {read}", file=sys.stderr)
+    which = f"the newest {arguments.n} of each stream, the next {arguments.n} delayed"
+    print(f"{len(jobs)} shown of {len(looked_at)} looked at: {which}", file=sys.stderr)
     return 0
 
 
 def print_one(config: Config, arguments: argparse.Namespace) -> int:
     """Print all jobs with an id; status 1 when there is none among the entries that were read."""
 
-    async def look(url: str) -> list[FoundJob]:
+    async def read(url: str) -> list[FoundJob]:
         async with inspector(url, config.queue) as found:
             return await found.find_job(arguments.id, LOOK_AT)
 
-    jobs = with_store(config, look)
+    jobs = with_store(config, read)
     for job in jobs:
         if arguments.json:
             print_json(job)
@@ -91,7 +92,7 @@ def print_one(config: Config, arguments: argparse.Namespace) -> int:
     where = f"delayed jobs, the newest {LOOK_AT:,} entries of each stream, the newest {LOOK_AT:,} dead letters"
     gone = "" if jobs else " (a job that is done leaves nothing behind; `stats` counts it)"
     print(f"{len(jobs)} found{gone}; looked at: {where}", file=sys.stderr)
-    return 0 if jobs else 1
+    return CLEAN if jobs else FAILED
 
 
 def reopen(config: Config, arguments: argparse.Namespace) -> int:
@@ -118,7 +119,7 @@ def reopen(config: Config, arguments: argparse.Namespace) -> int:
         print(f"{name}: {clean(error)}; what is left is where it was: call again", file=sys.stderr)
     if not done and not failed:
         print("no stream is closed", file=sys.stderr)
-    return 1 if failed else 0
+    return FAILED if failed else CLEAN
 
 
 async def _move_all(writes: Control, stream: int, name: str, done: dict[str, int]) -> None:

@@ -39,7 +39,7 @@ log = logs.guarded("runtime")
 T = TypeVar("T")
 
 HARD_S: Final = 4.0  # after the grace, or after a second signal, as docs/operate.md promises; a guess
-FRUITLESS: Final = 10_000  # ends of the loop without a turn in between: then it has no file descriptor any more, say; a guess
+FRUITLESS: Final = 10_000  # ends of the loop without a turn in between: then it may have no file descriptor any more; a guess
 STOPPED_LOGGED_S: Final = 1.0  # between two lines that the loop was stopped; a guess
 READY_TICK_S: Final = 0.05  # between two looks whether the worker is ready; a guess
 ALIVE: Final = Alive()
@@ -59,7 +59,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def main(config: Config, arguments: argparse.Namespace) -> int:
-    """Run jobs until a signal says stop. Return the exit status."""
+    """Run jobs until a signal stops it. Return the exit status."""
     tether = Tether.taken()
     logs.setup(config.log, config.log_level)
     if config.handlers_config:
@@ -197,7 +197,7 @@ async def _supervise(config: Config, embedded: Embedded | None, leaving: Leaving
         where = "no board"
         address = address_of(config.board)
         if address is not None:
-            from board.supervisor import SupervisorBoard  # aiohttp is loaded only when somebody listens
+            from board.supervisor import SupervisorBoard  # with aiohttp, which is loaded only with a board
 
             board = await stack.enter_async_context(SupervisorBoard(children, *address))
             where = f"board at {board.url}"
@@ -230,7 +230,7 @@ async def _work(
             where, board_url = "no board", ""
             address = address_of(config.board)
             if address is not None:
-                from board.app import Board  # aiohttp is loaded only when somebody listens
+                from board.app import Board  # with aiohttp, which is loaded only with a board
 
                 board = await stack.enter_async_context(Board(consumer, inspector, *address))
                 board_url = board.url

@@ -113,7 +113,7 @@ def _types(screen: Screen) -> Table:
     columns = ("done/s", "retried", "dead", "run p50", "run p99")
     table = Table("type", *[_right(name) for name in columns], box=None, title="last one to two minutes", title_justify="left")
     for name in sorted({name for name, _, _ in screen.counters if name}):
-        counts = {word: total(screen.counters, name, word) for word in ("done", "retry", "dead")}
+        counts = {outcome: total(screen.counters, name, outcome) for outcome in ("done", "retry", "dead")}
         runs = buckets(screen.counters, "run", type_name=name)
         table.add_row(
             clean(name, 28),
@@ -130,7 +130,7 @@ def _workers(screen: Screen) -> Table:
     table = Table("worker", _right("lanes"), _right("held"), "runs", box=None)
     for name, is_alive, row in screen.workers[:WORKERS]:
         text = ", ".join(f"{count} {clean(type_name, 24)}" for type_name, count in sorted(row.running.items())[:4])
-        lanes, held = (str(row.lanes), str(row.held)) if row.lanes else ("", "")  # a row that cannot be read says neither
+        lanes, held = (str(row.lanes), str(row.held)) if row.lanes else ("", "")  # neither, if the row cannot be read
         table.add_row(clean(name, 48), lanes, held, text or ("-" if is_alive else "no heartbeat"))
     if len(screen.workers) > WORKERS:
         table.add_row(f"… and {len(screen.workers) - WORKERS} more", "", "", "")
@@ -149,18 +149,18 @@ def _right(name: str) -> Any:
     return Column(name, justify="right")
 
 
-def total(counters: Counters, type_name: str, word: str) -> int:
-    """Sum a counter of a type over all priorities."""
-    return sum(count for (name, _, outcome), count in counters.items() if name == type_name and outcome == word)
+def total(counters: Counters, type_name: str, outcome: str) -> int:
+    """Return the sum of an outcome of a type over all priorities."""
+    return sum(count for (name, _, counted), count in counters.items() if name == type_name and counted == outcome)
 
 
-def buckets(counters: Counters, word: str, *, type_name: str = "", priority: str = "") -> dict[int, int]:
-    """Return a histogram: power of two → count."""
+def buckets(counters: Counters, name: str, *, type_name: str = "", priority: str = "") -> dict[int, int]:
+    """Return a histogram: power of two → count. Its buckets are counters `name` + power, of a type or of a priority."""
     found: dict[int, int] = {}
-    for (name, of, outcome), count in counters.items():
-        if outcome.startswith(word) and outcome[len(word) :].isdigit() and name == type_name and priority in ("", of):
-            power = int(outcome[len(word) :])
-            found[power] = found.get(power, 0) + count
+    for (of_type, of_priority, counter), count in counters.items():
+        power = counter.removeprefix(name)
+        if counter.startswith(name) and power.isdigit() and of_type == type_name and priority in ("", of_priority):
+            found[int(power)] = found.get(int(power), 0) + count
     return found
 
 

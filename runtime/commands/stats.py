@@ -28,12 +28,12 @@ def main(config: Config, arguments: argparse.Namespace) -> int:
     """Print waiting, running, delayed and dead jobs, and outcomes by type."""
     check_between("--minutes", arguments.minutes, 1, MAX_MINUTES)
 
-    async def look(url: str) -> tuple[Depth, Counters]:
+    async def read(url: str) -> tuple[Depth, Counters]:
         async with inspector(url, config.queue) as found:
             counted = await found.counters(arguments.minutes)
             return await found.depth(), {name: count for name, count in counted.items() if name[2] in OUTCOMES}
 
-    depth, counters = with_store(config, look)
+    depth, counters = with_store(config, read)
     if arguments.json:
         rows = [
             {"type": type_name, "priority": priority, "outcome": outcome, "count": count}
