@@ -131,9 +131,9 @@ def simulate(
     seed: int = 0,
 ) -> Result:
     """Kill workers that hold these jobs, and again at each of `kills`; run until all are settled."""
-    jitter = random.Random(seed)
+    rng = random.Random(seed)
     suspects, found = list[Job](), deque[tuple[float, list[Job]]]()
-    jitter.shuffle(jobs)
+    rng.shuffle(jobs)
     for job in jobs:
         job.count = 1
     found.append((0.0, jobs))
@@ -197,7 +197,7 @@ def simulate(
             left -= 0 if job.is_ordinary else 1
             innocents_dead += not job.kills_s
             dead_lettered_s = now_s
-        for worker in jitter.sample(everyone, workers):
+        for worker in rng.sample(everyone, workers):
             if worker.up_s > now_s or worker.isolated:
                 continue
             places = rule.places(sum(other.up_s <= now_s for other in everyone))
@@ -224,7 +224,7 @@ def simulate(
                 worker.waits_since_s = -1.0
             if is_busy and not worker.has_place:
                 for _ in range(lanes - len(worker.running)):
-                    job = Job(length_s * jitter.uniform(0.5, 1.5), is_ordinary=True)
+                    job = Job(length_s * rng.uniform(0.5, 1.5), is_ordinary=True)
                     start(worker, job)
         busy.append(sum(len(worker.running) for worker in everyone) / workers / lanes)
         now_s += TICK_S

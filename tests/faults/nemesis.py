@@ -36,11 +36,11 @@ SENDS = b"EVALSHA"
 AT_SENDER = 0.25  # of the faults of lines
 
 
-def deck(kinds: Sequence[str], jitter: Random) -> Iterator[str]:
+def deck(kinds: Sequence[str], rng: Random) -> Iterator[str]:
     """Return all kinds in a random order, again and again: each comes as often as the others."""
     while True:
         cards = list(kinds)
-        jitter.shuffle(cards)
+        rng.shuffle(cards)
         yield from cards
 
 
@@ -62,7 +62,7 @@ class Nemesis:
         self,
         server: Server,
         history: Path,
-        jitter: Random,
+        rng: Random,
         slots: list[Slot],
         sender: Proxy | None,
         options: Sequence[str] = (),
@@ -76,7 +76,7 @@ class Nemesis:
         self._sender = sender
         self._options = options
         self._has_killers = has_killers
-        self._jitter = jitter
+        self._rng = rng
         self._leaving: set[asyncio.Task[None]] = set()
         self._leaving_pids: set[int] = set()
         self.is_over = False  # the hands finish what they are at
@@ -127,7 +127,7 @@ class Nemesis:
         while True:
             ready = [slot for slot in self.slots if not slot.is_busy and slot.worker and self._runs(slot.worker) > 0]
             if ready or self.is_over:
-                return self._jitter.choice(ready or self.slots)
+                return self._rng.choice(ready or self.slots)
             await asyncio.sleep(0.05)
 
     def _has_worked(self, worker: Worker) -> bool:
@@ -144,8 +144,8 @@ class Nemesis:
 
     async def harm_processes(self, kinds: Sequence[str], gap_s: float) -> None:
         """Kill, freeze and replace workers, until it is over."""
-        for kind in deck(kinds, self._jitter):
-            await asyncio.sleep(self._jitter.uniform(0.5, 1.5) * gap_s)
+        for kind in deck(kinds, self._rng):
+            await asyncio.sleep(self._rng.uniform(0.5, 1.5) * gap_s)
             if self.is_over:
                 return
             slot = await self._pick()
@@ -167,7 +167,7 @@ class Nemesis:
         worker, at_s = slot.worker, now_s()
         worker.send(signal.SIGSTOP)
         try:
-            await asyncio.sleep(self._jitter.uniform(0.5, 2) * LEASE_S)
+            await asyncio.sleep(self._rng.uniform(0.5, 2) * LEASE_S)
         finally:
             worker.send(signal.SIGCONT)
             self.note(Fault("stop", [worker.pid], at_s, now_s()))
@@ -212,8 +212,8 @@ class Nemesis:
 
     async def harm_server(self, kinds: Sequence[str], gap_s: float) -> None:
         """Kill, pause and squeeze the server, and make it forget, until it is over."""
-        for kind in deck(kinds, self._jitter):
-            await asyncio.sleep(self._jitter.uniform(0.5, 1.5) * gap_s)
+        for kind in deck(kinds, self._rng):
+            await asyncio.sleep(self._rng.uniform(0.5, 1.5) * gap_s)
             if self.is_over:
                 return
             pids, at_s = self.pids, now_s()
@@ -221,10 +221,10 @@ class Nemesis:
             self.note(Fault(kind, pids, at_s, now_s(), at_sender=True))
 
     async def _server_kill_short(self) -> None:
-        await self._server_kill(self._jitter.uniform(0.1, 0.7) * LEASE_S)
+        await self._server_kill(self._rng.uniform(0.1, 0.7) * LEASE_S)
 
     async def _server_kill_long(self) -> None:
-        await self._server_kill(self._jitter.uniform(1.2, 2) * LEASE_S)
+        await self._server_kill(self._rng.uniform(1.2, 2) * LEASE_S)
 
     async def _server_kill(self, outage_s: float) -> None:
         self.server.kill()
@@ -235,12 +235,12 @@ class Nemesis:
         self.note(Back(now_s()))
 
     async def _pause(self) -> None:
-        wait_s = self._jitter.uniform(0.3, 2) * LEASE_S
-        await self._tell("CLIENT", "PAUSE", int(wait_s * 1000), self._jitter.choice(["ALL", "WRITE"]))
+        wait_s = self._rng.uniform(0.3, 2) * LEASE_S
+        await self._tell("CLIENT", "PAUSE", int(wait_s * 1000), self._rng.choice(["ALL", "WRITE"]))
         await asyncio.sleep(wait_s)
 
     async def _debug_sleep(self) -> None:
-        await self._tell("DEBUG", "SLEEP", f"{self._jitter.uniform(0.3, 2) * LEASE_S:.2f}")
+        await self._tell("DEBUG", "SLEEP", f"{self._rng.uniform(0.3, 2) * LEASE_S:.2f}")
 
     async def _client_kill(self) -> None:
         await self._tell("CLIENT", "KILL", "TYPE", "normal")
@@ -253,7 +253,7 @@ class Nemesis:
         used = (await self._tell("INFO", "memory"))["used_memory"]
         await self._tell("CONFIG", "SET", "maxmemory", used // 2)
         try:
-            await asyncio.sleep(self._jitter.uniform(0.5, 1.5) * LEASE_S)
+            await asyncio.sleep(self._rng.uniform(0.5, 1.5) * LEASE_S)
         finally:
             await self._tell("CONFIG", "SET", "maxmemory", 0)
 
@@ -271,15 +271,15 @@ class Nemesis:
 
     async def harm_lines(self, kinds: Sequence[str], gap_s: float) -> None:
         """Drop replies, stall, delay and break lines, until it is over."""
-        for kind in deck(kinds, self._jitter):
-            await asyncio.sleep(self._jitter.uniform(0.5, 1.5) * gap_s)
+        for kind in deck(kinds, self._rng):
+            await asyncio.sleep(self._rng.uniform(0.5, 1.5) * gap_s)
             if self.is_over:
                 return
             await self._harm_a_line(kind)
 
     async def _harm_a_line(self, kind: str) -> None:
         """One client's line suffers: of a worker that works, or of the sender."""
-        if self._sender is not None and self._jitter.random() < AT_SENDER:
+        if self._sender is not None and self._rng.random() < AT_SENDER:
             acted_from = await self._harm(kind, self._sender)
             self.note(Fault(kind, [], acted_from[0], now_s(), acted_from[1], at_sender=True))
             return
@@ -296,13 +296,13 @@ class Nemesis:
         try:
             match kind:
                 case "drop-reply" | "cut-reply":
-                    acted = await self._cut_a_reply(proxy, 0 if kind == "drop-reply" else self._jitter.randint(1, 8))
+                    acted = await self._cut_a_reply(proxy, 0 if kind == "drop-reply" else self._rng.randint(1, 8))
                 case "stall":
                     proxy.stall()
-                    await asyncio.sleep(self._jitter.uniform(0.3, 2) * LEASE_S)
+                    await asyncio.sleep(self._rng.uniform(0.3, 2) * LEASE_S)
                 case "latency":
                     proxy.latency_s = LATENCY_S
-                    await asyncio.sleep(self._jitter.uniform(0.5, 1.5) * LEASE_S)
+                    await asyncio.sleep(self._rng.uniform(0.5, 1.5) * LEASE_S)
                 case "half-open":
                     acted = proxy.deafen() > 0
                     end_s = now_s() + DEAF_S
@@ -316,7 +316,7 @@ class Nemesis:
 
     async def _cut_a_reply(self, proxy: Proxy, cut_at_bytes: int) -> bool:
         before, end_s = proxy.dropped, now_s() + ARMED_S
-        to = SENDS if proxy is self._sender else self._jitter.choice(REQUESTS)
+        to = SENDS if proxy is self._sender else self._rng.choice(REQUESTS)
         proxy.drop_next_reply(to, cut_at_bytes)
         while proxy.dropped == before and now_s() < end_s:
             await asyncio.sleep(0.01)

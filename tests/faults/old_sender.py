@@ -28,7 +28,7 @@ class OldSender(Sender):
         if message.key:
             sent.fields["key"] = key_of(n)
             message = msgspec.structs.replace(message, key=key_of(n))
-        style = self._dice.choices([None, *STYLES], [100 - sum(STYLES.values()), *STYLES.values()])[0]
+        style = Random(n).choices([None, *STYLES], [100 - sum(STYLES.values()), *STYLES.values()])[0]
         if style is None:
             return sent, message
         plain = message.payload

@@ -46,7 +46,7 @@ class Sender:
         self,
         url: str,
         history: Path,
-        jitter: Random,
+        rng: Random,
         styles: Mapping[type[Told], int] = {},
         long_ms: tuple[float, float] = LONG_MS,
         killers_ms: Sequence[float] = (),
@@ -54,7 +54,7 @@ class Sender:
     ) -> None:
         self._url = url
         self._pen = Pen(history / SENDER)
-        self._jitter = jitter
+        self._rng = rng
         self._styles: dict[type[Scripted | Told], int] = {Scripted: 100 - sum(styles.values()), **styles}
         self._long_ms = long_ms
         self._killers_ms = killers_ms
@@ -71,7 +71,7 @@ class Sender:
         async with Producer.connect(self._url, patience_s=PATIENCE_S) as producer:
             chunk += [self._killer(jobs + at, ms) for at, ms in enumerate(self._killers_ms)]
             for n in range(jobs):
-                fate = self._jitter.choices(list(FATES), list(FATES.values()))[0]
+                fate = self._rng.choices(list(FATES), list(FATES.values()))[0]
                 if fate in ("plain", "malformed"):
                     await self._send_plain(self._plain_one(n, fate))
                 else:
@@ -87,20 +87,20 @@ class Sender:
         self._pen.close()
 
     def _ms(self, fate: str) -> float:
-        return round(self._jitter.uniform(*(self._long_ms if fate == "long" else SHORT_MS)), 1)
+        return round(self._rng.uniform(*(self._long_ms if fate == "long" else SHORT_MS)), 1)
 
     def _typed_one(self, n: int, fate: str) -> tuple[Try, Message]:
-        failures = {"retry": self._jitter.choice([1, 2]), "fail": 99}.get(fate, 0)
-        style = self._jitter.choices(list(self._styles), list(self._styles.values()))[0]
+        failures = {"retry": self._rng.choice([1, 2]), "fail": 99}.get(fate, 0)
+        style = self._rng.choices(list(self._styles), list(self._styles.values()))[0]
         payload = style(n=n, ms=self._ms(fate), failures=failures, pad=self._pad)
         fields = {"type": contract_of(type(payload)).type, "data": msgspec.json.encode(payload).decode()}
         runs, reason = min(failures + 1, ATTEMPTS), "attempts" if fate == "fail" else ""
         message = Message(payload=payload, id=f"shared-{n % 50}" if n % 40 == 0 else "")
         match fate:
             case "delayed":
-                message = msgspec.structs.replace(message, delay_s=self._jitter.uniform(0.1, 3))
+                message = msgspec.structs.replace(message, delay_s=self._rng.uniform(0.1, 3))
             case "keyed":
-                message = msgspec.structs.replace(message, key=f"key-{self._jitter.randrange(20)}")
+                message = msgspec.structs.replace(message, key=f"key-{self._rng.randrange(20)}")
                 fields["key"] = message.key
             case "expired":
                 message = msgspec.structs.replace(message, exp=time.time() - 1)
@@ -117,7 +117,7 @@ class Sender:
 
     def _plain_one(self, n: int, fate: str) -> Try:
         if fate == "malformed":
-            fields, reason = self._jitter.choice(UNREADABLE)
+            fields, reason = self._rng.choice(UNREADABLE)
             return Try(n, 0, reason, {**fields, "x-n": str(n)})
         fields = {"type": "scripted", "data": f'{{"n":{n},"ms":{self._ms(fate)},"pad":"{self._pad}"}}'}
         if n % 2:
@@ -147,7 +147,7 @@ class Sender:
         """Add an entry as any client would, with no second try."""
         self._pen.note(msgspec.structs.replace(one, at_s=now_s()))
         try:
-            await self._plain.xadd(f"{{jobs}}:{self._jitter.choice(STREAMS)}", dict(one.fields))
+            await self._plain.xadd(f"{{jobs}}:{self._rng.choice(STREAMS)}", dict(one.fields))
         except ResponseError:
             what = "refused"
         except (RedisError, OSError):

@@ -96,7 +96,7 @@ async def blow(
     new_sender: Callable[..., Sender] = Sender,
 ) -> Verdict:
     """Run one storm on an empty server, and give what the checker says."""
-    jitter = Random(seed)
+    rng = Random(seed)
     raw = server.client()
     async with contextlib.AsyncExitStack() as stack:
         through_proxies = bool(weather.of(LINE_KINDS) or weather.line_bytes_per_s)
@@ -109,7 +109,7 @@ async def blow(
 
         slots = [Slot(await line()) for _ in range(weather.workers)]
         to_sender = await line()
-        nemesis = new_nemesis(server, history, jitter, slots, to_sender, weather.options, has_killers=bool(weather.killers_ms))
+        nemesis = new_nemesis(server, history, rng, slots, to_sender, weather.options, has_killers=bool(weather.killers_ms))
         nemesis.note(Seed(seed, commit(), version_of(raw)))
         url = to_sender.url if to_sender else server.url
         sender = new_sender(

@@ -170,8 +170,8 @@ class MixedCrew(Nemesis):
         await asyncio.gather(*[self._play(hand, gap_s) for hand in hands if hand])
 
     async def _play(self, kinds: Sequence[str], gap_s: float) -> None:
-        for card in deck([f"{release} {kind}" for kind in kinds for release in RELEASES], self._jitter):
-            await asyncio.sleep(self._jitter.uniform(0.5, 1.5) * gap_s)
+        for card in deck([f"{release} {kind}" for kind in kinds for release in RELEASES], self._rng):
+            await asyncio.sleep(self._rng.uniform(0.5, 1.5) * gap_s)
             release, _, kind = card.partition(" ")
             slot = await self._pick_of(self._more() if kind == "deploy" else release)
             if slot is None:
@@ -191,7 +191,7 @@ class MixedCrew(Nemesis):
         while not self.is_over:
             ours = [slot for slot in self.slots if self._release[slot] == release and not slot.is_busy]
             if ready := [slot for slot in ours if slot.worker and self._runs(slot.worker) > 0]:
-                return self._jitter.choice(ready)
+                return self._rng.choice(ready)
             await asyncio.sleep(0.05)
         return None
 
