@@ -1,7 +1,6 @@
-"""The store: every key, command and script of a worker, in the words of the domain. Knows leases, no jobs.
+"""A worker's verbs on a queue: fetch, take, settle, renew, beat, promote, reclaim, and what belongs to them.
 
-Each transition is one atomic step on the server: destination first, source last, fenced on the lease. Of `store/`,
-`inspector.py` has the reads for people, `sends.py` a producer's verb, `connection.py` the connection.
+Each transition is one atomic step on the server: destination first, source last, fenced on the lease.
 """
 
 from __future__ import annotations
@@ -25,17 +24,18 @@ from runtime.store.base import (
     holders_in,
     is_code,
     ms_in,
+    pairs,
 )
 from runtime.store.connection import ANSWER_S, Connection
 from runtime.store.resp import Command, ServerError, tail_of
 
 T = TypeVar("T")
 
-MAX_IDS = 500  # per script call: half a millisecond of the server at most
-PENDING_PAGE: Final = 1000  # leases looked at in a round trip
+MAX_IDS = 500  # per script call: measured, half a millisecond of the server at most
+PENDING_PAGE: Final = 1000  # leases looked at in a round trip: measured, a millisecond of the server
 MAX_ANSWER_BYTES: Final = 64 << 20  # a guess: what a worker may have in its memory at once before it has looked at it
-BELL_SLACK_S = 4.0  # a blocked read answers this much later than asked, or the connection is given up
-STATS_LIFE_S = 24 * 3600
+BLOCK_SLACK_S: Final = 4.0  # a guess: a blocked read answers this much later than asked, or the connection is given up
+STATS_LIFE_S: Final = 24 * 3600  # a guess: people look at minutes and hours
 
 
 class Delivery(msgspec.Struct, gc=False):
@@ -63,7 +63,7 @@ class Fetched(msgspec.Struct):
 
 
 class Ask(msgspec.Struct, frozen=True):
-    """How many entries of a lot are asked for; `types`, each with its newest version, chooses among those of the shared lot."""
+    """How many entries of a lot are asked for; `types`, each with its newest version, restricts those of the shared lot."""
 
     stream: int
     lot: str
@@ -72,7 +72,7 @@ class Ask(msgspec.Struct, frozen=True):
 
 
 class Isolated(msgspec.Struct):
-    """What the isolation answered: `word` as isolate.lua has it, the time it speaks of, and what was handed out.
+    """What the isolation answered: `word` as isolate.lua has it, `for_ms` the time that belongs to it, and what was handed out.
 
     `names` are the workers that died of the one entry that is handed out to be dead-lettered.
     """
@@ -159,7 +159,7 @@ class Streams(Store):
         """Lease up to `shares[s]` entries of each stream; where `takes` names a stream, from its lot `~free` instead.
 
         One round trip. A stream with a share of 0 is not asked: COUNT 0 would deliver all of it; nor is one that is broken. Any
-        other error that one stream answers is told in `refused`, beside what the others brought.
+        other error that one stream answers stands in `refused`, beside what the others brought.
 
         Raises:
             StoreUnavailable: no answer, or an error and no entries; what was delivered meanwhile is found by the sweep.
@@ -175,10 +175,9 @@ class Streams(Store):
             else:
                 commands.append(self._read(shares[stream], key))
             commands.append(self._peek(key))
-        answers = await self.ask(self._reader, *commands)
-        fetched = Fetched(ms_in(self.checked(answers[0])), self._reader.run_id, [], set())
-        for at, stream in enumerate(asked):
-            entries, peek = answers[2 * at + 1], answers[2 * at + 2]
+        now, *answers = await self.ask(self._reader, *commands)
+        fetched = Fetched(ms_in(self.checked(now)), self._reader.run_id, [], set())
+        for stream, (entries, peek) in zip(asked, pairs(answers), strict=True):
             if isinstance(entries, ServerError) and "WRONGTYPE" in entries:
                 self.broken[stream] = str(entries)
             elif isinstance(entries, ServerError):
@@ -200,29 +199,31 @@ class Streams(Store):
     async def wait_for_entry(self, block_ms: int, but_not: Collection[int] = ()) -> Fetched:
         """Wait at most `block_ms` for a first entry on any stream except some; up to one of each may come.
 
-        Only a doorbell: COUNT is per stream, and a woken read answers in signal order.
+        No more than a signal: COUNT is per stream, and a woken read answers in the order in which streams were written.
 
         Raises:
             StoreUnavailable: no answer or an error.
         """
         await self._heal(self._reader)
-        left_out = {*but_not, *self.broken}  # one broken stream would silence the bell for all
-        asked = [stream for stream in range(4) if stream not in left_out]
+        left_out = {*but_not, *self.broken}  # one broken stream would fail the read of all
+        asked = [stream for stream in range(len(self.keys.streams)) if stream not in left_out]
         keys = [self.keys.streams[stream] for stream in asked]
         read = ("XREADGROUP", "GROUP", GROUP, self.consumer, "COUNT", 1, "BLOCK", block_ms)
-        bell = (*read, "STREAMS", *keys, *[">"] * len(keys))
-        # The server reads the clock when the bell has rung: in a round trip of its own, a job would start that much later.
-        wait_s = block_ms / 1000 + BELL_SLACK_S
-        *peeks, rung, now = await self.ask(self._reader, *map(self._peek, keys), bell, ("TIME",), wait_s=wait_s)
-        self._must_heal = self._must_heal or is_code(rung, "WRONGTYPE")  # it does not say which
-        came = self.checked(rung)
+        blocked = (*read, "STREAMS", *keys, *[">"] * len(keys))
+        # The server reads its clock when the blocked read has ended: in a round trip of its own, a job would start later by it.
+        wait_s = block_ms / 1000 + BLOCK_SLACK_S
+        *peeks, read_answer, now = await self.ask(self._reader, *map(self._peek, keys), blocked, ("TIME",), wait_s=wait_s)
+        self._must_heal = self._must_heal or is_code(read_answer, "WRONGTYPE")  # it does not say which
+        came = self.checked(read_answer)
         names = [key.encode() for key in keys]
         deliveries = [Delivery(asked[names.index(name)], entries, repeat(1)) for name, entries in came or ()]
         free = {stream for stream, peek in zip(asked, peeks, strict=True) if peek and not isinstance(peek, ServerError)}
         return Fetched(ms_in(self.checked(now)), self._reader.run_id, deliveries, free)
 
     async def unblock(self) -> None:
-        """Wake the blocked `ring`, which then answers with nothing. Never cancel it: deliveries would be left to nobody.
+        """Wake the blocked `wait_for_entry`, which then returns nothing.
+
+        Cancelling that one instead would leave what was delivered to it to the sweep.
 
         While the server holds all writes back (CLIENT PAUSE WRITE, as at a failover), it may take the reader for blocked, and
         releases before the middle of 2025 die of CLIENT UNBLOCK then (redis #14164, valkey #2111). So it comes with a write that
@@ -237,7 +238,7 @@ class Streams(Store):
     async def take(self, *asks: Ask) -> Fetched:
         """Lease entries of lots, in one round trip; a delivery for each that was asked, in turn.
 
-        An error that one of them answers is told in `refused`, beside what the others brought.
+        An error that one of them answers stands in `refused`, beside what the others brought.
 
         Raises:
             StoreUnavailable: no answer, or an error and no entries.
@@ -289,7 +290,7 @@ class Streams(Store):
     async def isolate(
         self, lease_ms: int, calm_ms: int, base_ms: int, n: int, types: Mapping[str, tuple[int, int]], is_clean: bool = True
     ) -> Isolated:
-        """Ask for a place in the isolation, and for suspects of these types (each with its newest version and timeout in ms).
+        """Ask for a place in the isolation, and for suspects of these types (each with its newest version, and timeout in ms).
 
         `calm_ms` is for how long the youngest job here has run, -1 where none runs; up to `n` may start; -1 gives the place up.
         `is_clean` says that no former suspect runs here.
@@ -305,7 +306,7 @@ class Streams(Store):
         return Isolated(word.decode(), for_ms, Fetched(now_ms, self._reader.run_id, deliveries, set()), names)
 
     async def acquit(self, alone: Sequence[tuple[int, bytes]]) -> None:
-        """Say that an isolation is over and this process lives; `alone` is what ran alone in it, its stream and entry.
+        """Write that an isolation is over and this process lives; `alone` is what ran alone in it, its stream and entry.
 
         Raises:
             StoreUnavailable: no answer or an error.
@@ -355,7 +356,7 @@ class Streams(Store):
         moves += [*self._moves("defer", batch.defer), *self._moves("dead", batch.dead), *self._moves("park", batch.park)]
         moves += self._done_by_script(self.consumer, old)
         answers = await self.ask(self._writer, *commands, *[command for _, command in moves], run_id=server)
-        settled = Settled(0, 0, Batch([[], [], [], []], [], [], []), "")
+        settled = Settled(0, 0, Batch([[] for _ in self.keys.streams], [], [], []), "")
         if commands:
             settled.shortfall = await self._finished(plain, answers[:finish_size], server)
         for at, ((items, _), answer) in enumerate(zip(moves, answers[finish_size:], strict=True)):
@@ -412,7 +413,7 @@ class Streams(Store):
     # --- leases, lots, delayed jobs ---------------------------------------------------------------------------------
 
     async def renew(self, leases: Sequence[tuple[int, bytes, int]]) -> list[int]:
-        """Renew leases (stream, entry, count); give the positions of those that are no longer ours.
+        """Renew leases (stream, entry, count); return the positions of those that are no longer ours.
 
         Raises:
             StoreUnavailable: no answer or an error.
@@ -456,7 +457,7 @@ class Streams(Store):
         for stream, answer in enumerate(answers):
             if is_code(answer, "WRONGTYPE") or is_code(answer, "NOGROUP"):
                 self._must_heal = self._must_heal or is_code(answer, "NOGROUP")
-                continue  # the fetcher tells of it; what is on the other streams must not wait for it
+                continue  # the fetcher logs it; what is on the other streams must not wait for it
             for name, count in holders_in(self.checked(answer)):
                 if name.startswith(b"~"):
                     lots[stream, name.decode(errors="replace")] = count
@@ -479,7 +480,7 @@ class Streams(Store):
         return [(row[0], row[3], *type_and_version) for row, type_and_version in zip(rows, types, strict=True)]
 
     async def dead_letter(self, lot: str, letters: Sequence[Letter]) -> int:
-        """Move entries of a lot to the dead letters; one that was taken meanwhile is left alone. Gives how many moved.
+        """Move entries of a lot to the dead letters; one that was taken meanwhile is left alone. Return how many moved.
 
         Raises:
             StoreUnavailable: no answer or an error.
@@ -498,8 +499,9 @@ class Streams(Store):
         return Promoted(moved, bad, wait_ms, bool(is_full), bytes(after).decode())
 
     async def reclaim(self, stream: int, lease_ms: int, n: int, still: Mapping[str, int]) -> Reclaimed:
-        """Put what nobody renews on this stream into `~free`, at most `n`; nothing while the guard holds. Of workers in `still`,
-        whose row stands where it is said to stand, all is taken, whatever the server's clock says.
+        """Take at most `n` entries of this stream that are not renewed, and put them into lots; none while the guard holds.
+
+        Of workers in `still`, whose row stands at the time given there, all is taken, whatever the server's clock says.
 
         Raises:
             StoreUnavailable: no answer or an error.
@@ -520,7 +522,7 @@ class Streams(Store):
     async def forget(self, consumer: str, stood_at_ms: int | None = None) -> bool:
         """Remove a consumer, where it holds nothing; return whether it is gone from all streams.
 
-        Of a worker that was seen standing still, only where its row still stands there.
+        Of a worker whose row was seen standing still, only where it still stands at that time.
 
         Raises:
             StoreUnavailable: no answer or an error.
@@ -536,7 +538,7 @@ class Streams(Store):
         """
         key = self.keys.stats(minute)
         counters: list[Command] = [("HINCRBY", key, name, by) for name, by in counts]
-        # In one step: of a worker killed between the two, a key without an end would stay for ever.
+        # In one step: of a worker killed between the two, a key without an end of life would stay.
         await self.ask(self._helper, ("MULTI",), *counters, ("EXPIRE", key, STATS_LIFE_S), ("EXEC",))
 
 

@@ -180,7 +180,7 @@ class Inspector(Store):
         return 0 if is_code(answer, "WRONGTYPE") else int(self.checked(answer))
 
     async def oldest_waiting_s(self) -> dict[str, float]:
-        """Return for each priority how long its oldest job that nobody has fetched has waited; 0 where none waits.
+        """Return for each priority how long the oldest of its jobs that were not fetched yet has waited; 0 where none waits.
 
         Raises:
             StoreUnavailable: no answer or an error.

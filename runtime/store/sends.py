@@ -1,4 +1,4 @@
-"""The producer's side of the store: store a chunk, and learn whether it is as durable as was asked."""
+"""What a producer asks of the store: to take a chunk of messages, and to confirm that it is as durable as was asked."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Any, Final, cast
 import msgspec
 
 from runtime.errors import ConfigError, StoreUnavailable
+from runtime.jobs import STREAMS
 from runtime.store.base import Store, setting
 from runtime.store.connection import ANSWER_S, Connection
 from runtime.store.resp import Command, ServerError, Tail
 from runtime.store.urls import without_password
 
-MAX_REPLICAS: Final = 1000
-# What a server answers to a script that it does not run, or ours before it writes. Any other error may be that of a proxy, which
-# does not know what became of the call.
+MAX_REPLICAS: Final = 1000  # a guess: more than any server has
+# What a server answers to a script that it does not run, or `send` before it writes. Any other error may be that of a proxy,
+# which does not know what became of the call.
 NOTHING_WRITTEN: Final = frozenset(
     (
         *("BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "MOVED", "NOAUTH", "NOPERM", "NOREPLICAS"),
@@ -23,7 +24,7 @@ NOTHING_WRITTEN: Final = frozenset(
     )
 )
 _ENTRY_ID: Final = rb"([0-9]{1,20}-[0-9]{1,20})?"
-_FIRST_IDS: Final = re.compile(b" ".join([_ENTRY_ID] * 4))
+_FIRST_IDS: Final = re.compile(b" ".join([_ENTRY_ID] * len(STREAMS)))
 
 
 class Durability(msgspec.Struct, frozen=True):
@@ -49,7 +50,7 @@ def durability_of(text: str) -> Durability:
     if number != text and number.isascii() and number.isdigit() and 1 <= int(number) <= MAX_REPLICAS:
         return Durability(replicas=int(number))
     if text not in ("local", "fsync"):
-        raise ConfigError(f"durability {text!r}: one of local, fsync, replicas=1 to replicas={MAX_REPLICAS}")
+        raise ConfigError(f"durability {text!r}: must be local, fsync, or replicas=1 to replicas={MAX_REPLICAS}")
     return Durability(fsync=text == "fsync")
 
 
@@ -78,7 +79,8 @@ class SendStore(Store):
         await self._connection.ready()
         if self.durability.fsync:
             await self._ask()
-            await self._connection.ready()  # it is open still, or we hear of it now: from here to the line nobody waits
+            # It may have been closed meanwhile. The call that follows at once awaits nothing before its request is written.
+            await self._connection.ready()
 
     async def _ask(self) -> None:
         """Ask each new connection once whether its server can confirm."""
@@ -91,7 +93,7 @@ class SendStore(Store):
             self._asked = connection
 
     async def store(self, mark: str, mark_ms: int, messages: Tail) -> list[Any]:
-        """Store a chunk, and return the script's reply. May be repeated: the chunk's mark, which lives for `mark_ms`, tells.
+        """Store a chunk, and return the script's reply. May be repeated while the chunk's mark lives, for `mark_ms`.
 
         Raises:
             QueueFull: memory is full; nothing was written.
@@ -114,14 +116,14 @@ class SendStore(Store):
         """Wait until what was stored last is as durable as this store's sends are; return why it is not, or nothing.
 
         A round trip of its own: an idle server that gets both at once finds out 100 ms later that its disk has long been done.
-        It is asked for this connection's last write: over another one it would confirm what was never written.
+        It is asked over the connection that wrote: it confirms that connection's last write, and another one has written nothing.
 
         Raises:
             StoreUnavailable: no answer, or the server is no master any more.
         """
         if not self._confirms:
             return ""
-        confirmation = self._confirmation(max(1, round(wait_s * 1000)))  # 0 would wait for ever
+        confirmation = self._confirmation(max(1, round(wait_s * 1000)))  # 0 would wait without end
         answers = await self._connection.call(confirmation, wait_s=wait_s + self._answer_s)
         return self._doubt(answers[0], wait_s)
 
@@ -132,7 +134,7 @@ class SendStore(Store):
 
     async def _check_always(self, refusal: ServerError) -> None:
         if refusal.code != "ERR":
-            self.checked(refusal)  # LOADING and the like: for now, not for ever
+            self.checked(refusal)  # LOADING and the like pass
         appendonly, fsync = await self._connection.call(("CONFIG", "GET", "appendonly"), ("CONFIG", "GET", "appendfsync"))
         if (setting(appendonly), setting(fsync)) == ("yes", "always"):
             return
@@ -141,7 +143,7 @@ class SendStore(Store):
             why, fix = "has no append-only file", "CONFIG SET appendonly yes"
         else:
             why, fix = "is older than 7.2 and cannot confirm single sends", "CONFIG SET appendfsync always confirms every send"
-        raise ConfigError(f"durability fsync: {where} {why}; nothing was sent. Way out: {fix}, or durability local")
+        raise ConfigError(f"durability fsync: {where} {why}; nothing was sent; hint: {fix}, or durability local")
 
     def _doubt(self, confirmed: Any, waited_s: float) -> str:
         """Compare what was confirmed with what was asked."""

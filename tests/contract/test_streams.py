@@ -730,6 +730,7 @@ async def test_a_worker_can_start_when_memory_is_full(server, raw):
     raw.config_set("maxmemory", 1)
     await store.start()
     await store.close()
+    raw.config_set("maxmemory", 0)
 
 
 # --- the layout version --------------------------------------------------------------------------------------------------------
@@ -761,7 +762,6 @@ async def test_what_is_no_layout_is_named_with_what_fixes_it(server, raw, layout
     raw.rename(LAYOUT_KEY, f"{LAYOUT_KEY}:was")
     await store.start()
     await store.close()
-    raw.config_set("maxmemory", 0)
 
 
 async def test_what_is_renewed_in_time_is_left_alone(store, other, raw):
@@ -772,13 +772,23 @@ async def test_what_is_renewed_in_time_is_left_alone(store, other, raw):
     assert pending(raw) == [(OTHER, 1)]
 
 
-async def test_the_lease_of_the_holder_counts_and_not_the_sweepers(store, other, raw):
+@pytest.mark.parametrize(
+    ("lease_ms", "idle_ms", "is_over"),
+    [(120_000, 60_000, False), (30_000, 30_500, True)],
+    ids=["within a lease longer than the sweeper's", "a moment after a lease"],
+)
+async def test_what_a_live_worker_holds_is_no_lost_delivery_within_its_own_lease_and_a_moment(
+    store, other, raw, lease_ms, idle_ms, is_over
+):
+    """A beat renews first: of a worker that dies after it, the leases end a moment before its row does."""
     add(raw)
     [lease] = await leases(other)
-    await other.beat(WorkerRow(120_000))
+    await other.beat(WorkerRow(lease_ms))
     await quiet_guard(raw)
-    raw.xclaim(KEY, GROUP, OTHER, 0, [lease.entry], idle=60_000, justid=True)
+    raw.xclaim(KEY, GROUP, OTHER, 0, [lease.entry], idle=idle_ms, justid=True)
     assert (await store.reclaim(HIGH, 30_000, 100, {})).undelivered == 0
+    raw.zadd("{jobs}:workers", {OTHER: 1})
+    assert (await store.reclaim(HIGH, 30_000, 100, {})).dead == is_over, "once it is dead, its own lease counts"
 
 
 async def test_after_a_gap_in_all_beats_nobody_is_robbed_for_one_lease(store, other, raw):
@@ -790,18 +800,6 @@ async def test_after_a_gap_in_all_beats_nobody_is_robbed_for_one_lease(store, ot
     assert (await store.reclaim(HIGH, 30_000, 100, {})).is_guarded
     since = raw.zscore("{jobs}:workers", "~since")
     raw.zadd("{jobs}:workers", {"~since": since - 31_000})
-    assert (await store.reclaim(HIGH, 30_000, 100, {})).dead == 1
-
-
-async def test_what_ends_a_moment_before_its_worker_is_no_lost_delivery(store, other, raw):
-    """A beat renews first: of a worker that dies after it, the leases are older than the row."""
-    add(raw)
-    [lease] = await leases(other)
-    await other.beat(WorkerRow(30_000))
-    await quiet_guard(raw)
-    raw.xclaim(KEY, GROUP, OTHER, 0, [lease.entry], idle=30_500, justid=True)
-    assert (await store.reclaim(HIGH, 30_000, 100, {})).undelivered == 0
-    raw.zadd("{jobs}:workers", {OTHER: 1})
     assert (await store.reclaim(HIGH, 30_000, 100, {})).dead == 1
 
 

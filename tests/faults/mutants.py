@@ -340,7 +340,7 @@ MUTANTS = (
         "runtime/store/lua/reclaim.lua",
         "local LATER = 1.25",
         "local LATER = 1",
-        f"{STREAMS}::test_what_ends_a_moment_before_its_worker_is_no_lost_delivery",
+        f"{STREAMS}::test_what_a_live_worker_holds_is_no_lost_delivery_within_its_own_lease_and_a_moment",
     ),
     Mutant(
         "the bell is unblocked while writes are held back",
