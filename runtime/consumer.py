@@ -432,7 +432,7 @@ class Consumer:
             self.stop()
 
     def _give_back_unstarted(self, now_s: float) -> None:
-        """Give back what has not started within a second, to run sooner elsewhere; all of it, when the leases may be lost."""
+        """Release what has not started within a second, to run sooner elsewhere; all of it, when the leases may be lost."""
         before_s = now_s - UNSTARTED_S
         if self.inbox.jobs and (self.inbox.jobs[0].taken_s < before_s or self.leases.is_silent):
             late = [job for job in self.inbox.jobs if job.taken_s < before_s or self.leases.is_silent]
@@ -511,7 +511,7 @@ class Consumer:
             await self._give_back_lost(fetcher)
 
     async def _give_back_lost(self, fetcher: asyncio.Task[None]) -> None:
-        """Give back what a late answer brings: left pending, it would become a suspect, though it never ran here."""
+        """Release what a late answer brings: left pending, it would become a suspect, though it never ran here."""
         await asyncio.wait([fetcher], timeout=TICK_S)
         with contextlib.suppress(StoreUnavailable, TimeoutError):
             async with asyncio.timeout(LOST_S):
@@ -528,7 +528,7 @@ class Consumer:
         return [lane.job for lane in stubborn if lane.job is not None]
 
     async def _say_goodbye(self, stubborn: list[Job]) -> None:
-        """Give back, as the last command of all, what could not be cut; then leave the list of workers if nothing is held."""
+        """Release, as the last command of all, what could not be cut; then leave the list of workers if nothing is held."""
         try:
             async with asyncio.timeout(FLUSH_S):
                 self.ledger.release(stubborn)

@@ -164,7 +164,7 @@ class RespProtocol(asyncio.Protocol):
         self._timer = self._loop.call_at(self._look_s, self._look)
 
     def _look(self) -> None:
-        """Give the answer up, if nothing has moved for too long: an answer that comes slowly is no silence."""
+        """Stop waiting, if nothing has moved for too long: an answer that comes slowly is no silence."""
         if self._waiter is None or self._waiter.done():
             return
         now_s = self._loop.time()

@@ -103,7 +103,7 @@ class Fetcher:
         return self._sizes.entries(self._plan.parts(), most_bytes)
 
     async def give_back_lost(self) -> None:
-        """Give back what a lost answer brought: out of `~free`, large ones come in parts, too large ones without their body.
+        """Release what a lost answer brought: out of `~free`, large ones come in parts, too large ones without their body.
 
         Raises:
             StoreUnavailable: no answer; it stays pending with us, to be asked for again.
