@@ -52,7 +52,7 @@ __all__ = [
     "handler",
 ]
 
-_ROOMS = {
+_MODULES = {
     "Backoff": "backoff",
     "Job": "jobs",
     "Priority": "jobs",
@@ -65,7 +65,7 @@ _ROOMS = {
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name when it is first used: a contract must not load Redis, nor a producer the engine."""
+    """Load a public name when it is first used: a contract must not load Redis, nor a producer the worker."""
     if name not in __all__:
         raise AttributeError(f"module 'runtime' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"runtime.{_ROOMS.get(name, 'errors')}"), name)
+    return getattr(importlib.import_module(f"runtime.{_MODULES.get(name, 'errors')}"), name)

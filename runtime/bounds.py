@@ -1,6 +1,6 @@
-"""Payload bounds: what a stranger's payload may be before anything is made of it, so that none holds the loop.
+"""Bounds checks a payload before anything is made of it, so that no sender can write one that blocks the event loop.
 
-JSON is judged by passes that run at the speed of C, MessagePack by its headers; both are linear in the payload's size.
+JSON is checked by passes that run at the speed of C, MessagePack by its headers; both take time linear in the payload's size.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from msgspec import inspect
 
 from runtime.errors import BadPayload
 
-MAX_DEPTH: Final = 64
-# The hash of a number, and of what is made of numbers, is the sender's to choose: n keys that all collide cost n². Of the worst
-# that we could make, 2,000 in one map take 5 ms, and 16,000 took 340 ms. The hash of a text is this process' secret.
+MAX_DEPTH: Final = 64  # a guess: deeper than any payload that people design, and far from Python's recursion limit
+# The sender chooses the hash of a number, and of what is made of numbers: n keys that all collide cost n². Of the worst that was
+# found, 2,000 in one map take 5 ms, and 16,000 took 340 ms (measured). The hash of a text is salted per process.
 MAX_HASHED: Final = 2000
 # The same for keys that take longer to compare than numbers do: 2,000 decimals, tuples or structs took 40 to 130 ms, 2,000 UUIDs
 # or dataclasses, which Python code compares, 200 to 650 ms (measured on a busy machine).
@@ -34,7 +34,7 @@ FAR_BYTES: Final = 6 * MAX_FAR_NUMBERS  # as short as so many can be: `1e308,`
 # Lists and objects, where an empty one makes far more than its one or two bytes: 0.4 to 1.3 µs each for a dataclass, or a struct
 # with many defaults or some that are made anew (measured). Of all others, what 256 KiB can say takes 26 ms at most.
 MAX_OBJECTS: Final = 10_000
-MANY_DEFAULTS: Final = 8
+MANY_DEFAULTS: Final = 8  # a guess: with more of them, an object costs more than its bytes
 
 TOO_DEEP: Final = f"nested deeper than {MAX_DEPTH} levels"
 
@@ -58,12 +58,12 @@ class Freedom(msgspec.Struct):
 
     @property
     def looks_from_bytes(self) -> int:
-        """From which length on more than the depth of JSON may have to be looked at."""
+        """From how many bytes on more than the depth of JSON has to be checked."""
         return 2 * MAX_DEPTH if self.is_hashed else FAR_BYTES if self.has_floats else sys.maxsize
 
     @property
     def lifted(self) -> Freedom:
-        """The same for a payload of an older version: it is read as what it says before it becomes what the contract says."""
+        """The same for a payload of an older version: it is decoded as plain dicts and lists before it is lifted."""
         return Freedom(True, self.is_hashed, self.most_hashed, True, self.has_objects)
 
 
@@ -73,7 +73,7 @@ _SAFE_KEYS = (inspect.StrType, inspect.BytesType, inspect.EnumType, inspect.Lite
 
 
 def freedom_of(payload: type[msgspec.Struct]) -> Freedom:
-    """Return what a contract leaves to the sender; looked up once, when it is declared."""
+    """Return what a contract leaves to the sender; called once, when its handler is declared."""
     freedom = Freedom()
     _look_at(inspect.type_info(payload), freedom, [])
     return freedom

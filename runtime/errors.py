@@ -33,7 +33,7 @@ class PartlySent(StoreError):
 
     def __init__(self, reason: str, sent: Sequence[Any] = ()) -> None:
         super().__init__(reason)
-        self.sent = list(sent)
+        self.sent: list[Any] = list(sent)
 
 
 class NotDurable(JobsError):
@@ -44,7 +44,7 @@ class NotDurable(JobsError):
 
     def __init__(self, reason: str, sent: Sequence[Any] = ()) -> None:
         super().__init__(reason)
-        self.sent = list(sent)
+        self.sent: list[Any] = list(sent)
 
 
 # --- the message is bad: its producer must act -----------------------------------------------------------------------
@@ -88,7 +88,7 @@ class Retry(JobsError):
     """
 
     def __init__(self, delay_s: float, reason: str = "") -> None:
-        self.delay_s = float(delay_s)
+        self.delay_s: float = float(delay_s)
         super().__init__(reason or f"retry in {delay_s:g} s")
 
 
@@ -101,7 +101,7 @@ class Snooze(JobsError):
     """
 
     def __init__(self, delay_s: float, reason: str = "") -> None:
-        self.delay_s = float(delay_s)
+        self.delay_s: float = float(delay_s)
         super().__init__(reason or f"snooze for {delay_s:g} s")
 
 

@@ -44,7 +44,7 @@ class Places:
     def __init__(self, kind: str, total: int) -> None:
         self.kind = kind
         self.total = total
-        self.taken = 0
+        self.taken: int = 0
         self.lost: dict[object, Hang] = {}
         self.on_wanting: Callable[[], None] = lambda: None
         self._waiting: deque[tuple[float, asyncio.Future[None]]] = deque()

@@ -200,7 +200,7 @@ def _import(name: str) -> ModuleType:
 def _place(error: BaseException) -> str:
     """Return file and line of what went wrong in the user's code; empty for a SyntaxError, which says it itself."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
-    if isinstance(error, SyntaxError) or len(frames) < 3:  # ours and importlib's come first
+    if isinstance(error, SyntaxError) or len(frames) < 3:  # the runtime's and importlib's come first
         return ""
     return f" ({frames[-1].filename}:{frames[-1].lineno})"
 

@@ -33,7 +33,7 @@ LEAST_WAIT_S: Final = 0.1  # a guess: for a confirmation, however long Redis was
 CONFIRMED_S: Final = 0.5  # a guess, for the answer of a server that has waited for its disk or replicas to the end
 MARK_MARGIN_S: Final = 60.0  # a guess: a chunk's mark outlives the last repeat by this much, for clocks and stalled hosts
 MAYBE: Final = "may have been stored, once"
-STOOD_STILL_S: Final = 0.25  # a guess: a timer that late means that our loop was blocked, and Redis' answers lie unread
+STOOD_STILL_S: Final = 0.25  # a guess: a timer that late means that the loop was blocked, and answers of Redis lie unread
 
 
 class Sent(msgspec.Struct, frozen=True, gc=False):
@@ -72,7 +72,7 @@ class Flow:
     def __init__(self, sender: Sender, progress: Callable[[int], None] | None = None) -> None:
         self.sent: list[Sent] = []
         self.error: Exception | None = None
-        self.has_failed = False
+        self.has_failed: bool = False
         self._sender = sender
         self._progress = progress
         self._under_way: deque[asyncio.Task[list[Sent]]] = deque()
@@ -154,7 +154,7 @@ class Sender:
         self._timer: asyncio.TimerHandle | None = None
         self._awake = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self.is_over = False
+        self.is_over: bool = False
         # Not in the context of the task that happens to send first: it would be kept as long as this one.
         name = f"producer {store.durability}"
         self._task = self._loop.create_task(self._run(), name=name, context=Context())
@@ -225,7 +225,7 @@ class Sender:
                 self._refuse(error)
             except StoreUnavailable as error:
                 self._trouble = error
-            except Exception as error:  # this server can never confirm, or our own mistake: the next ones are tried all the same
+            except Exception as error:  # this server can never confirm, or a bug of the runtime: the next ones are tried
                 self._refuse(error)
                 continue
             failures += 1

@@ -1,4 +1,4 @@
-"""What becomes of a job: may it start, what its error means, and the ledger of what is to be written. Pure: no clock, no I/O."""
+"""Settle decides what becomes of a job after a run, by what its handler raised. Pure: no clock, no I/O."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from runtime.jobs import (
 
 E = TypeVar("E", bound=BaseException)
 
-MAX_SNOOZE_MS = 72 * 3600 * 1000  # in all, from the first snooze on: then somebody should look
-MAX_CODE_CHARS = 64
-MAX_ERROR_CHARS = 1000
-MAX_STACK_CHARS = 8000
-MAX_STACK_FRAMES = 100  # about as many as those characters show, with their lines of source
+MAX_SNOOZE_MS: Final = 72 * 3600 * 1000  # in all, from the first snooze on; a guess: a weekend, and then people should look at it
+MAX_CODE_CHARS: Final = 64  # a guess: longer than any code that people sort by
+MAX_ERROR_CHARS: Final = 1000  # a guess: a letter is for reading
+MAX_STACK_CHARS: Final = 8000  # a guess: some fifty frames
+MAX_STACK_FRAMES: Final = 100  # about as many as those characters show, with their lines of source
 
 
 # --- what an error means -----------------------------------------------------------------------------------------------------
 
-# An exception is the user's: its class may lack what ours has, and each attribute and method of it may raise, or give anything.
-# Here it is read, inside of a guard. What comes out is made of our own classes, plain texts and numbers, and is all that later
-# steps see. Outside of the guard it is asked for its type only; `isinstance` would ask it for its `__class__`.
+# An exception is the user's: a subclass of Dead may lack what Dead has, and each attribute and method may raise, or return
+# anything. Here it is read, inside of a guard. What comes out is made of the runtime's classes, plain texts and numbers, and is
+# all that later steps see. Outside of the guard it is asked for its type alone; `isinstance` would ask it for its `__class__`.
 
 _EXCEPTIONS: Final[Callable[[BaseException], tuple[BaseException, ...]]] = BaseExceptionGroup.__dict__["exceptions"].__get__
 _TRACEBACK: Final = BaseException.__dict__["__traceback__"].__get__
@@ -46,9 +46,10 @@ _SPEAK_FOR_THEMSELVES: Final = (*_WORDS, BadMessage)
 
 
 def decide(handler: Handler[Any], job: Job, error: BaseException | None, jitter: Callable[[], float]) -> Outcome:
-    """Return what becomes of a job after a run: nothing raised is Done, what a handler raised is its word, all else a failure.
+    """Return what becomes of a job after a run. Raises nothing, whatever the error's own code does.
 
-    A word that cannot be read is a failure too, told together with the error that reading it raised.
+    Nothing raised is Done; Dead, Retry or Snooze is taken at its word; all else is a failure. A word that cannot be read is a
+    failure too, described together with the error that reading it raised.
     """
     if error is None:
         return DONE
@@ -60,7 +61,7 @@ def decide(handler: Handler[Any], job: Job, error: BaseException | None, jitter:
 
 
 def as_plain_words(error: BaseException) -> tuple[Any, ...]:
-    """Return what was raised as words that can be sent from one process to another, for `raise_again`; its stack is let go."""
+    """Return what was raised as texts and numbers that can be sent to another process, for `raise_again`; its stack is let go."""
     try:
         return _plain_words(error)
     except BaseException as second:
@@ -83,7 +84,7 @@ def _plain_words(error: BaseException) -> tuple[Any, ...]:
 
 
 def raise_again(kind: str, text: str, *more: Any) -> NoReturn:
-    """Raise what another process told by `as_plain_words`.
+    """Raise what `as_plain_words` returned in another process.
 
     Raises:
         Dead, Snooze, Retry, BadMessage: the handler's word, or the payload's fault.
@@ -103,7 +104,7 @@ def raise_again(kind: str, text: str, *more: Any) -> NoReturn:
 
 
 def has_word(error: BaseException) -> bool:
-    """Return whether a handler that raised this says itself what is to become of its job."""
+    """Return whether this is Dead, Retry or Snooze, or a group with one of them."""
     return issubclass(type(_word_in(error)), _WORDS)
 
 
@@ -113,9 +114,9 @@ def _is(error: object, kind: type[E]) -> TypeGuard[E]:
 
 
 def _word_in(error: BaseException) -> JobsError | None:
-    """Return what an error has to say to us; of a group the hardest word of a handler that is among its leaves, if any is."""
+    """Return an error of the runtime's own; of a group the hardest of Dead, Retry and Snooze among its leaves, if any."""
     if not _is_group(type(error)):
-        return error if _is(error, JobsError) else None  # most are none of our words
+        return error if _is(error, JobsError) else None  # most are the user's own
     leaves = _leaves_of(error)
     return next((leaf for word in _WORDS for leaf in leaves if _is(leaf, word)), None)
 
@@ -188,7 +189,7 @@ def _stacks(*errors: BaseException | None) -> str:
 
 
 def _policy(handler: Handler[Any], job: Job, jitter: Callable[[], float]) -> tuple[int, float]:
-    """Return how many attempts the job has, and the wait after this one; a policy of the user's own that raises is as none."""
+    """Return how many attempts the job has, and the wait after this one; where the user's own policy raises, the default's."""
     try:
         return int(job.envelope.attempts or handler.retry.attempts), clamp_s(float(delay_s(job.attempt, handler.retry, jitter)))
     except BaseException:
@@ -212,7 +213,7 @@ def _snooze(job: Job, word: Snooze) -> Outcome:
 
 def _seconds(wait: object) -> float:
     if isinstance(wait, str | bytes):
-        raise TypeError(f"delay_s must be a number of seconds, got {plain(repr(wait), MAX_CODE_CHARS)}")
+        raise TypeError(f"delay_s must be a number of seconds, got {plain(repr(wait), MAX_CODE_CHARS)}")  # float() would take it
     return clamp_s(float(wait))  # pyright: ignore[reportArgumentType]
 
 
@@ -238,7 +239,7 @@ def describe(error: BaseException) -> str:
 
 
 def plain(text: str, chars: int) -> str:
-    """Return text of exactly our kind that can be written as UTF-8, cut to so many characters.
+    """Return a text of exactly the type `str` that can be written as UTF-8, cut to so many characters.
 
     A subclass of `str` is asked for nothing; names of files that are no UTF-8 reach Python as lone surrogates.
     """
@@ -248,7 +249,7 @@ def plain(text: str, chars: int) -> str:
 
 
 def _code(code: object) -> str:
-    """Return a reason as text, whatever the handler gave: a member of an enumeration speaks by its value."""
+    """Return a reason as text, whatever the handler gave: of a member of an enumeration, its value."""
     return plain(str(getattr(code, "value", code)), MAX_CODE_CHARS)
 
 
@@ -258,7 +259,7 @@ def stack_of(error: BaseException | None) -> str:
         return ""
     try:
         if _is(error, ChildFailed):
-            stack = error.stack  # where it was raised again says nothing
+            stack = error.stack  # that of the child; its own is where `raise_again` stands
         else:
             stack = "".join(traceback.format_tb(_TRACEBACK(error), -MAX_STACK_FRAMES)) or str(getattr(error, "stack", ""))
         if _is_group(type(error)):
@@ -278,7 +279,7 @@ def module_of(error: BaseException) -> str:
 
 
 def told_as(told: E, raised: BaseException) -> E:
-    """Return an error of ours that is told in place of what was raised, with the stack of that."""
+    """Return an error that is logged in place of what was raised, with the stack of that."""
     _SET_TRACEBACK(told, _TRACEBACK(raised))
     return told
 

@@ -45,10 +45,10 @@ class Count:
     __slots__ = ("done", "fresh_s", "outcomes", "run_s", "runs")
 
     def __init__(self) -> None:
-        self.done = 0
+        self.done: int = 0
         self.outcomes: dict[str, int] = {}
-        self.runs = [0] * BUCKETS
-        self.run_s = 0.0
+        self.runs: list[int] = [0] * BUCKETS
+        self.run_s: float = 0.0
         self.fresh_s: list[float] = []
 
     def fold(self) -> None:
@@ -73,11 +73,11 @@ class Stats:
 
     def __init__(self) -> None:
         self._counts: dict[bytes, list[Count]] = {}
-        self.waits = [[0] * BUCKETS for _ in STREAMS]
-        self.finished = 0
-        self.refused = 0
-        self.shortfall = 0
-        self.store_errors = 0
+        self.waits: list[list[int]] = [[0] * BUCKETS for _ in STREAMS]
+        self.finished: int = 0
+        self.refused: int = 0
+        self.shortfall: int = 0
+        self.store_errors: int = 0
 
     def ran(self, job: Job, outcome: Outcome, run_s: float) -> None:
         """Count one run of a handler and what became of it. On the hot path: no tuple, no key made per job."""

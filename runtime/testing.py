@@ -45,7 +45,7 @@ class Clock:
     """
 
     def __init__(self, now_s: float = 1_750_000_000.0) -> None:
-        self.now_s = now_s
+        self.now_s: float = now_s
 
     def __repr__(self) -> str:
         return f"<Clock at {datetime.fromtimestamp(self.now_s, UTC):%Y-%m-%d %H:%M:%S.%f}>"
