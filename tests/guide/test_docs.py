@@ -16,6 +16,7 @@ import pytest
 from runtime.codec import SENT_FIELDS
 from runtime.config import SETTINGS
 from runtime.jobs import DONE
+from runtime.producer import Options
 from runtime.stats import Stats
 from runtime.store.inspector import Depth, Inspector
 from tests.builders import job
@@ -109,6 +110,8 @@ def test_every_field_of_a_message_is_on_the_page_for_producers():
     page = (ROOT / "docs" / "produce.md").read_text()
     for field in SENT_FIELDS:
         assert f"`{field.decode()}`" in page, field
+    for option in Options.__struct_fields__:
+        assert f"\n| `{option}` |" in page, option
 
 
 def test_every_exit_status_and_command_is_on_the_page_for_operators():

@@ -71,7 +71,7 @@ async def greet(message: Greet, job: Job) -> None:
 
 
 async def test_a_handler_that_returns_is_done() -> None:
-    """`run` runs a handler as a worker does, without Redis, and gives what would become of the job."""
+    """`run` runs a handler as a worker does, without Redis, and returns what would become of the job."""
     assert await run(greet, ADA) == Done()
 
 
@@ -95,7 +95,7 @@ async def test_the_last_attempt_ends_among_the_dead_letters() -> None:
 
 
 async def test_the_words_of_a_handler_are_outcomes() -> None:
-    """`Retry`, `Snooze` and `Dead` come back with all they carry, and show it when an assertion fails."""
+    """`Retry`, `Snooze` and `Dead` come back with all that they hold, and show it when an assertion fails."""
     outcomes = [await run(greet, Greet(name=name)) for name in ("retry", "snooze", "dead", "error")]
     assert [repr(outcome) for outcome in outcomes] == [
         "Retry(delay_s=30, reason='the line is busy')",
@@ -139,7 +139,7 @@ async def test_bytes_are_the_json_of_another_language() -> None:
 
 
 async def test_an_older_message_is_lifted_and_a_newer_one_left_to_newer_workers() -> None:
-    """`version` is the contract version of the one who sent it."""
+    """`version` is the contract version of its sender."""
     assert await run(greet, b'{"first_name": "Ada"}', version=1) == Done()
     assert await run(greet, b'{"name": "Ada", "title": "Countess"}', version=3) == Park("~t:greet@3")
 
@@ -165,7 +165,7 @@ async def test_a_deadline_is_measured_by_the_clock_that_you_give() -> None:
 
 
 async def test_jitter_fall_as_they_are_told() -> None:
-    """Each wait is spread by jitter; `Jitter` give the same falls in every run of the test."""
+    """Each wait is spread by jitter; `Jitter` returns the same numbers in every run of the test."""
     jitter = Jitter(0.25, 0.75)
     outcomes = [await run(greet, Greet(name="error"), jitter=jitter) for _ in range(3)]
     assert [getattr(outcome, "delay_s", None) for outcome in outcomes] == [0.25, 0.75, 0.25]
@@ -353,7 +353,7 @@ async def test_two_queues_do_not_meet(jobs_url: str) -> None:
 
 
 async def test_a_worker_that_cannot_work_says_so(jobs_url: str, tmp_path: Path) -> None:
-    """No server, two handlers for one type, or somebody has stopped it."""
+    """No server, two handlers for one type, or it was stopped."""
     with pytest.raises(StoreUnavailable, match="nobody"):
         async with worker(f"unix://{tmp_path}/nobody", wave_back):
             pass
@@ -370,7 +370,7 @@ async def test_a_worker_that_cannot_work_says_so(jobs_url: str, tmp_path: Path) 
 
 
 def pytest_in(folder: Path, *options: str, **environment: str) -> str:
-    """Run pytest on a folder, as a user would, with every warning an error; give what it says."""
+    """Run pytest on a folder, as a user would, with every warning an error; return what it prints."""
     command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", *options]
     command += ["-o", "asyncio_default_fixture_loop_scope=function"]
     done = subprocess.run(command, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True, timeout=100)
