@@ -49,7 +49,7 @@ class ThrottledLog:
         return self._spent <= LINES_S
 
     def failure(self, job: Job, error: BaseException, outcome: object) -> None:
-        """Tell of a run that failed, and what becomes of the job; nothing is worked out for a line that will not be written."""
+        """Log a run that failed, and what becomes of the job; nothing is worked out for a line that is not written."""
         if not isinstance(outcome, TOLD) or not self._may_log():
             return
         if isinstance(outcome, Dead):
@@ -59,20 +59,20 @@ class ThrottledLog:
             log.warning(text, job.id, job.type.decode(), job.attempt, outcome.delay_s, outcome)
 
     def store_unavailable(self, error: StoreUnavailable, failures: int) -> None:
-        """Tell of an outage: one line when it is one, then one every few minutes."""
+        """Log an outage: one line when it is one, then one every few minutes."""
         if failures == FIRST_TOLD or (failures > FIRST_TOLD and failures % TOLD_AGAIN == 0):
             log.error("the store is away, jobs wait and leases stay in mind; trying on: %s", error)
 
     def stream_broken(self, key: str, error: str) -> None:
-        """Tell of a stream that cannot be read, and how to fix it."""
+        """Log that a stream cannot be read, and how to fix it."""
         fix = f"Fix it: redis-cli RENAME '{key}' '{key}:was'"
         log.error("%s cannot be read and is left out, the other priorities go on: %s. %s", key, error, fix)
 
     def stream_whole(self, key: str) -> None:
-        """Tell that a broken stream is read again."""
+        """Log that a broken stream is read again."""
         log.warning("%s can be read again", key)
 
     def store_back(self, failures: int) -> None:
-        """Tell of the end of an outage that was told of."""
+        """Log the end of an outage that was logged."""
         if failures >= FIRST_TOLD:
             log.warning("the store is back, after %d failed tries", failures)
