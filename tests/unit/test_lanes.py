@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import contextvars
 import dataclasses
+import functools
 import gc
 import sys
 import threading
@@ -135,350 +136,284 @@ class World:
 # Each is made with its world. Those that wait do so in `world.hang()`, from which a cut or a stop throws them.
 
 
-def returns(world: World) -> Run:
-    async def run(payload: Any, job: Job) -> None:
-        world.at.append("ran")
+def behaviour(body: Callable[[World, Job], Coroutine[Any, Any, object]]) -> Callable[[World], Run]:
+    """Return a maker of handlers that behave so, each in a world of its own; it keeps the name for the tests' ids."""
 
-    return run
+    @functools.wraps(body)
+    def maker(world: World) -> Run:
+        async def run(payload: Any, job: Job) -> object:
+            return await body(world, job)
 
+        return run
 
-def raises(world: World) -> Run:
-    async def run(payload: Any, job: Job) -> None:
-        raise ValueError("no")
-
-    return run
-
-
-def exits(world: World) -> Run:
-    async def run(payload: Any, job: Job) -> None:
-        sys.exit(3)
-
-    return run
+    return maker
 
 
-def cancels_itself(world: World) -> Run:
-    async def run(payload: Any, job: Job) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        task.cancel()
+@behaviour
+async def returns(world: World, job: Job) -> None:
+    world.at.append("ran")
+
+
+@behaviour
+async def raises(world: World, job: Job) -> None:
+    raise ValueError("no")
+
+
+@behaviour
+async def exits(world: World, job: Job) -> None:
+    sys.exit(3)
+
+
+@behaviour
+async def cancels_itself(world: World, job: Job) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    await asyncio.sleep(0)
+
+
+@behaviour
+async def awaits_something_cancelled(world: World, job: Job) -> None:
+    future = asyncio.get_running_loop().create_future()
+    future.cancel()
+    await future
+
+
+@behaviour
+async def raises_cancelled_error(world: World, job: Job) -> None:
+    raise asyncio.CancelledError
+
+
+@behaviour
+async def timeout_expires(world: World, job: Job) -> None:
+    async with asyncio.timeout(0):
+        await world.hang()
+
+
+@behaviour
+async def timeout_expires_and_is_handled(world: World, job: Job) -> None:
+    try:
+        async with asyncio.timeout(0):
+            await asyncio.Event().wait()
+    except TimeoutError:
         await asyncio.sleep(0)
 
-    return run
+
+@behaviour
+async def wait_for_expires(world: World, job: Job) -> None:
+    await asyncio.wait_for(asyncio.Event().wait(), 0)
 
 
-def awaits_something_cancelled(world: World) -> Run:
-    async def run(payload: Any, job: Job) -> None:
-        future = asyncio.get_running_loop().create_future()
-        future.cancel()
-        await future
-
-    return run
-
-
-def raises_cancelled_error(world: World) -> Run:
-    async def run(payload: Any, job: Job) -> None:
-        raise asyncio.CancelledError
-
-    return run
-
-
-def timeout_expires(world: World) -> Run:
-    async def run(payload: Any, job: Job) -> None:
-        async with asyncio.timeout(0):
-            await world.hang()
-
-    return run
-
-
-def timeout_expires_and_is_handled(world: World) -> Run:
-    async def run(payload: Any, job: Job) -> None:
-        try:
-            async with asyncio.timeout(0):
-                await asyncio.Event().wait()
-        except TimeoutError:
-            await asyncio.sleep(0)
-
-    return run
-
-
-def wait_for_expires(world: World) -> Run:
-    async def run(payload: Any, job: Job) -> None:
-        await asyncio.wait_for(asyncio.Event().wait(), 0)
-
-    return run
-
-
-def task_group_fails(world: World) -> Run:
+@behaviour
+async def task_group_fails(world: World, job: Job) -> None:
     async def fail() -> None:
         raise ValueError("no")
 
-    async def run(payload: Any, job: Job) -> None:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(fail())
-            await asyncio.Event().wait()
-
-    return run
+    async with asyncio.TaskGroup() as group:
+        group.create_task(fail())
+        await asyncio.Event().wait()
 
 
-def task_group_fails_at_its_end(world: World) -> Run:
+@behaviour
+async def task_group_fails_at_its_end(world: World, job: Job) -> None:
     """Before Python 3.13 this leaves a cancel that nobody takes back."""
 
     async def fail() -> None:
         await asyncio.sleep(0)
         raise ValueError("no")
 
-    async def run(payload: Any, job: Job) -> None:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(fail())
-
-    return run
+    async with asyncio.TaskGroup() as group:
+        group.create_task(fail())
 
 
-def task_group_fails_at_its_end_and_is_handled(world: World) -> Run:
+@behaviour
+async def task_group_fails_at_its_end_and_is_handled(world: World, job: Job) -> None:
     fails = task_group_fails_at_its_end(world)
-
-    async def run(payload: Any, job: Job) -> None:
-        for _ in range(3):
-            try:
-                await fails(payload, job)
-            except* ValueError:
-                await asyncio.sleep(0)
-
-    return run
-
-
-def task_groups_fail_one_in_another(world: World) -> Run:
-    fails = task_group_fails_at_its_end(world)
-
-    async def run(payload: Any, job: Job) -> None:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(fails(payload, job))  # pyright: ignore[reportArgumentType]
-
-    return run
-
-
-def cancels_itself_and_returns(world: World) -> Run:
-    async def run(payload: Any, job: Job) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        task.cancel()
-
-    return run
-
-
-def uncancels_too_often(world: World) -> Run:
-    async def run(payload: Any, job: Job) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        task.cancel()
-        for _ in range(3):
-            task.uncancel()
-        with contextlib.suppress(asyncio.CancelledError):
+    for _ in range(3):
+        try:
+            await fails(None, job)
+        except* ValueError:
             await asyncio.sleep(0)
 
-    return run
+
+@behaviour
+async def task_groups_fail_one_in_another(world: World, job: Job) -> None:
+    fails = task_group_fails_at_its_end(world)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(fails(None, job))  # pyright: ignore[reportArgumentType]
 
 
-def interrupts(world: World) -> Run:
-    async def run(payload: Any, job: Job) -> None:
+@behaviour
+async def cancels_itself_and_returns(world: World, job: Job) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+
+
+@behaviour
+async def uncancels_too_often(world: World, job: Job) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    for _ in range(3):
+        task.uncancel()
+    with contextlib.suppress(asyncio.CancelledError):
         await asyncio.sleep(0)
-        raise KeyboardInterrupt
-
-    return run
 
 
-def leaves_as_a_generator(world: World) -> Run:
-    async def run(payload: Any, job: Job) -> None:
-        raise GeneratorExit
-
-    return run
-
-
-def anyio_scope_expires(world: World) -> Run:
-    async def run(payload: Any, job: Job) -> None:
-        with anyio.move_on_after(0):
-            await anyio.sleep_forever()
-
-    return run
+@behaviour
+async def interrupts(world: World, job: Job) -> None:
+    await asyncio.sleep(0)
+    raise KeyboardInterrupt
 
 
-def anyio_deadline_expires(world: World) -> Run:
-    async def run(payload: Any, job: Job) -> None:
-        with anyio.fail_after(0):
-            await anyio.sleep_forever()
-
-    return run
+@behaviour
+async def leaves_as_a_generator(world: World, job: Job) -> None:
+    raise GeneratorExit
 
 
-def anyio_scope_is_cancelled(world: World) -> Run:
-    async def run(payload: Any, job: Job) -> None:
-        with anyio.CancelScope() as scope:
-            scope.cancel()
-            await anyio.sleep_forever()
-
-    return run
+@behaviour
+async def anyio_scope_expires(world: World, job: Job) -> None:
+    with anyio.move_on_after(0):
+        await anyio.sleep_forever()
 
 
-def anyio_group_is_cancelled(world: World) -> Run:
-    async def run(payload: Any, job: Job) -> None:
-        async with anyio.create_task_group() as group:
-            group.start_soon(anyio.sleep_forever)
-            group.cancel_scope.cancel()
-
-    return run
+@behaviour
+async def anyio_deadline_expires(world: World, job: Job) -> None:
+    with anyio.fail_after(0):
+        await anyio.sleep_forever()
 
 
-def anyio_group_fails(world: World) -> Run:
+@behaviour
+async def anyio_scope_is_cancelled(world: World, job: Job) -> None:
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await anyio.sleep_forever()
+
+
+@behaviour
+async def anyio_group_is_cancelled(world: World, job: Job) -> None:
+    async with anyio.create_task_group() as group:
+        group.start_soon(anyio.sleep_forever)
+        group.cancel_scope.cancel()
+
+
+@behaviour
+async def anyio_group_fails(world: World, job: Job) -> None:
     async def fail() -> None:
         raise ValueError("no")
 
-    async def run(payload: Any, job: Job) -> None:
-        async with anyio.create_task_group() as group:
-            group.start_soon(fail)
-            await anyio.sleep_forever()
-
-    return run
+    async with anyio.create_task_group() as group:
+        group.start_soon(fail)
+        await anyio.sleep_forever()
 
 
-def anyio_thread_returns(world: World) -> Run:
-    async def run(payload: Any, job: Job) -> None:
-        await anyio.to_thread.run_sync(lambda: None)
-
-    return run
+@behaviour
+async def anyio_thread_returns(world: World, job: Job) -> None:
+    await anyio.to_thread.run_sync(lambda: None)
 
 
-def hangs(world: World) -> Run:
-    async def run(payload: Any, job: Job) -> None:
+@behaviour
+async def hangs(world: World, job: Job) -> None:
+    await world.hang()
+
+
+@behaviour
+async def hangs_in_a_child_task(world: World, job: Job) -> None:
+    await asyncio.create_task(world.hang())
+
+
+@behaviour
+async def hangs_in_a_timeout(world: World, job: Job) -> None:
+    async with asyncio.timeout(60), asyncio.timeout(90):
         await world.hang()
 
-    return run
+
+@behaviour
+async def hangs_in_wait_for(world: World, job: Job) -> None:
+    await asyncio.wait_for(world.hang(), 60)
 
 
-def hangs_in_a_child_task(world: World) -> Run:
-    async def run(payload: Any, job: Job) -> None:
-        await asyncio.create_task(world.hang())
-
-    return run
+@behaviour
+async def hangs_in_gather(world: World, job: Job) -> None:
+    await asyncio.gather(world.hang(), world.hang())
 
 
-def hangs_in_a_timeout(world: World) -> Run:
-    async def run(payload: Any, job: Job) -> None:
-        async with asyncio.timeout(60), asyncio.timeout(90):
-            await world.hang()
-
-    return run
-
-
-def hangs_in_wait_for(world: World) -> Run:
-    async def run(payload: Any, job: Job) -> None:
-        await asyncio.wait_for(world.hang(), 60)
-
-    return run
+@behaviour
+async def hangs_in_a_task_group(world: World, job: Job) -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(world.hang())
+        group.create_task(world.hang())
 
 
-def hangs_in_gather(world: World) -> Run:
-    async def run(payload: Any, job: Job) -> None:
-        await asyncio.gather(world.hang(), world.hang())
-
-    return run
-
-
-def hangs_in_a_task_group(world: World) -> Run:
-    async def run(payload: Any, job: Job) -> None:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(world.hang())
-            group.create_task(world.hang())
-
-    return run
+@behaviour
+async def hangs_in_an_anyio_scope(world: World, job: Job) -> None:
+    with anyio.move_on_after(60), anyio.fail_after(90):
+        await world.hang()
 
 
-def hangs_in_an_anyio_scope(world: World) -> Run:
-    async def run(payload: Any, job: Job) -> None:
-        with anyio.move_on_after(60), anyio.fail_after(90):
-            await world.hang()
-
-    return run
-
-
-def hangs_in_an_anyio_group(world: World) -> Run:
-    async def run(payload: Any, job: Job) -> None:
-        async with anyio.create_task_group() as group:
-            group.start_soon(world.hang)
-            group.start_soon(world.hang)
-
-    return run
+@behaviour
+async def hangs_in_an_anyio_group(world: World, job: Job) -> None:
+    async with anyio.create_task_group() as group:
+        group.start_soon(world.hang)
+        group.start_soon(world.hang)
 
 
-def hangs_in_an_anyio_thread(world: World) -> Run:
+@behaviour
+async def hangs_in_an_anyio_thread(world: World, job: Job) -> None:
     def wait() -> None:
         world.at.append("hanging")
         world.store.wait(10)
 
-    async def run(payload: Any, job: Job) -> None:
-        await anyio.to_thread.run_sync(wait, abandon_on_cancel=True)
-
-    return run
+    await anyio.to_thread.run_sync(wait, abandon_on_cancel=True)
 
 
-def tidies_up(world: World) -> Run:
-    async def run(payload: Any, job: Job) -> None:
-        try:
-            await world.hang()
-        finally:
-            await asyncio.sleep(0)
-            world.at.append("tidy")
-
-    return run
-
-
-def times_out_then_hangs(world: World) -> Run:
-    expires = timeout_expires_and_is_handled(world)
-
-    async def run(payload: Any, job: Job) -> None:
-        await expires(payload, job)
+@behaviour
+async def tidies_up(world: World, job: Job) -> None:
+    try:
         await world.hang()
-
-    return run
-
-
-def answers_with_another_error(world: World) -> Run:
-    async def run(payload: Any, job: Job) -> None:
-        try:
-            await world.hang()
-        except asyncio.CancelledError:
-            raise ValueError("I was busy") from None
-
-    return run
+    finally:
+        await asyncio.sleep(0)
+        world.at.append("tidy")
 
 
-def answers_with_a_word(world: World) -> Run:
-    async def run(payload: Any, job: Job) -> None:
-        try:
-            await world.hang()
-        except asyncio.CancelledError:
-            raise Dead("I was busy") from None
-
-    return run
+@behaviour
+async def times_out_then_hangs(world: World, job: Job) -> None:
+    expires = timeout_expires_and_is_handled(world)
+    await expires(None, job)
+    await world.hang()
 
 
-def answers_by_leaving(world: World) -> Run:
-    async def run(payload: Any, job: Job) -> None:
-        try:
-            await world.hang()
-        except asyncio.CancelledError:
-            sys.exit(1)
-
-    return run
+@behaviour
+async def answers_with_another_error(world: World, job: Job) -> None:
+    try:
+        await world.hang()
+    except asyncio.CancelledError:
+        raise ValueError("I was busy") from None
 
 
-def swallows(world: World) -> Run:
-    async def run(payload: Any, job: Job) -> None:
-        try:
-            await world.hang()
-        except asyncio.CancelledError:
-            await asyncio.sleep(0)
+@behaviour
+async def answers_with_a_word(world: World, job: Job) -> None:
+    try:
+        await world.hang()
+    except asyncio.CancelledError:
+        raise Dead("I was busy") from None
 
-    return run
+
+@behaviour
+async def answers_by_leaving(world: World, job: Job) -> None:
+    try:
+        await world.hang()
+    except asyncio.CancelledError:
+        sys.exit(1)
+
+
+@behaviour
+async def swallows(world: World, job: Job) -> None:
+    try:
+        await world.hang()
+    except asyncio.CancelledError:
+        await asyncio.sleep(0)
 
 
 # Rows: those that have ended before anybody can interrupt, by what becomes of them; `None` means done.
@@ -1813,11 +1748,9 @@ def test_many_lanes_on_one_inbox_let_the_loop_breathe(on_loop: Any) -> None:
     on_loop(story())
 
 
-def suspends_once(world: World) -> Run:
-    async def run(payload: Any, job: Job) -> None:
-        await asyncio.sleep(0)
-
-    return run
+@behaviour
+async def suspends_once(world: World, job: Job) -> None:
+    await asyncio.sleep(0)
 
 
 @rows(returns, suspends_once)
