@@ -39,6 +39,7 @@ check: install ## lint, strict types, architecture
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	@out=$$(PATH=$(abspath $(BIN)):$$PATH $(BIN)/pyright --verifytypes runtime --ignoreexternal) || { echo "$$out"; exit 1; }
 	$(BIN)/python -m pytest -q -s tests/architecture
 
 format: install ## put the code into its form, and fix what the linter can

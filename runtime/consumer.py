@@ -46,7 +46,7 @@ from runtime.worker.loop_monitor import TICK_S, LoopMonitor, LoopState, stacks
 from runtime.worker.maintenance import Maintenance
 from runtime.worker.parking import Parked
 
-log = logs.guarded("runtime.consumer")
+log: Final = logs.guarded("runtime.consumer")
 P = ParamSpec("P")
 
 LATE_S: Final = 0.2  # a guess: a tick that comes so much later than it should: something has blocked the loop
@@ -120,13 +120,17 @@ class Consumer:
         self.config = config
         self.streams = streams
         self.registry = registry
-        self.name = streams.consumer
-        self.stage = Stage.STARTING
+        self.name: str = streams.consumer
+        self.stage: Stage = Stage.STARTING
         self.lanes: list[Lane] = []
-        self.places = make_places(config.threads)
-        self.stats, self.held, self.log, self.ledger, self.inbox = Stats(), Held(), ThrottledLog(), Ledger(), Inbox()
-        self.leases = LeaseWatch(config.lease_s, time.monotonic)
-        self.parked = Parked(registry, self.places)
+        self.places: dict[str, Places] = make_places(config.threads)
+        self.stats: Stats = Stats()
+        self.held: Held = Held()
+        self.log: ThrottledLog = ThrottledLog()
+        self.ledger: Ledger = Ledger()
+        self.inbox: Inbox = Inbox()
+        self.leases: LeaseWatch = LeaseWatch(config.lease_s, time.monotonic)
+        self.parked: Parked = Parked(registry, self.places)
         shared = (self.leases, self.parked, self.inbox, self.ledger, self.held, self.stats, self.log, self.places)
         ctx = WorkerContext(config, registry, streams, *shared)
         self._leave = leave
@@ -134,7 +138,7 @@ class Consumer:
         self._collect = collect
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
-        self.maintenance = Maintenance(ctx)
+        self.maintenance: Maintenance = Maintenance(ctx)
         self._fetcher = Fetcher(ctx, self._capacity, self._beside, self._stop)
         self._flusher = Flusher(ctx, self._fetcher.capacity_freed.set, self.maintenance.due_within)
         self._connect_parts()

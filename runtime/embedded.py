@@ -30,7 +30,7 @@ from runtime.errors import ConfigError
 from runtime.folders import SAFE
 from runtime.offload import die_with
 
-log = logs.guarded("runtime.embedded")
+log: Final = logs.guarded("runtime.embedded")
 
 START_S: Final = 10.0  # to the first answer, and while it loads its data from one answer to the next; a guess
 START_TICK_S: Final = 0.02  # between two looks whether it answers; a guess
@@ -84,7 +84,7 @@ class Embedded:
 
     def __init__(self, folder: Path, port: int = 0) -> None:
         self.folder = folder
-        self.socket = _socket_path(folder)
+        self.socket: Path = _socket_path(folder)
         self._port = port
         self._server: subprocess.Popen[bytes] | None = None
 

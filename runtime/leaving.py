@@ -21,7 +21,7 @@ from typing import Final, NoReturn
 
 from runtime.errors import JobsError, StoreUnavailable
 
-log = logging.getLogger("runtime")
+log: Final = logging.getLogger("runtime")
 
 # Exit statuses, as docs/operate.md lists them. 1 is Python's own for an error that nothing caught, 2 argparse's for bad usage,
 # 130 a shell's for what SIGINT has ended (128 + 2); 3 and 4 are ours.

@@ -53,7 +53,7 @@ def guarded(name: str) -> GuardedLog:
     return GuardedLog(logger, None)
 
 
-log = guarded("runtime")
+log: Final = guarded("runtime")
 
 
 class Plain(logging.Formatter):

@@ -129,7 +129,7 @@ class Streams(Store):
         self.consumer = consumer
         self.queue = queue
         self.budget_bytes = MAX_ANSWER_BYTES
-        self.max_entry_bytes = max_data_bytes + MAX_OTHERS_BYTES
+        self.max_entry_bytes: int = max_data_bytes + MAX_OTHERS_BYTES
         self._reader = Connection(url, f"{consumer}:fetch", answer_s, fetch_s, MAX_ANSWER_BYTES + 4 * self.max_entry_bytes)
         self._writer = Connection(url, f"{consumer}:settle", answer_s)
         self._helper = Connection(url, f"{consumer}:helper", answer_s)

@@ -31,7 +31,7 @@ from runtime.errors import ConfigError, JobsError, StoreUnavailable
 from runtime.folders import SAFE
 from runtime.leaving import HARD_DEADLINE, NO_REDIS, status_of
 
-log = logs.guarded("runtime.supervisor")
+log: Final = logs.guarded("runtime.supervisor")
 
 VARIABLE: Final = "RUNTIME_CHILD"  # index and descriptor of the tether; a child takes it out of its environment
 RESTART: Final = Backoff(base_s=0.5, cap_s=30.0)  # a guess; docs/operate.md has the 30 s
@@ -113,12 +113,12 @@ class Child:
     """One process from its start to its end, as its supervisor sees it. Owns the supervisor's end of the tether."""
 
     def __init__(self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.pid = process.pid
-        self.born_s = time.monotonic()
+        self.pid: int = process.pid
+        self.born_s: float = time.monotonic()
         self.ready: Ready | None = None
         self.failed: Failed | None = None
-        self.ended = Ended(0, 0, 0)
-        self.silent_looks = 0  # since its last message; not seconds, which go on while the machine is suspended
+        self.ended: Ended = Ended(0, 0, 0)
+        self.silent_looks: int = 0  # since its last message; not seconds, which go on while the machine is suspended
         self._process = process
         self._reader = reader
         self._writer = writer
@@ -170,7 +170,7 @@ class Slot:
         self.index = index
         self.child: Child | None = None
         self.keeper: asyncio.Task[None] | None = None
-        self.ready = asyncio.Event()  # a child has been ready in this slot, once
+        self.ready: asyncio.Event = asyncio.Event()  # a child has been ready in this slot, once
         self.is_retired = False
 
     def send_signal(self, which: signal.Signals) -> None:
@@ -202,7 +202,7 @@ class Supervisor:
     """Owns the children. `hard_s`: a child's own hard deadline is so many seconds after its grace, or after a second signal."""
 
     def __init__(self, config: Config, url: str, hard_s: float) -> None:
-        self.total = Total()
+        self.total: Total = Total()
         self.slots: dict[int, Slot] = {}
         self._config = config
         self._url = url

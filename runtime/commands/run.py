@@ -35,7 +35,7 @@ from runtime.store.urls import redis_cli, without_password
 from runtime.supervisor import Alive, Ended, Ready, Supervisor, Tether, Total
 from runtime.worker.forks import guard
 
-log = logs.guarded("runtime")
+log: Final = logs.guarded("runtime")
 T = TypeVar("T")
 
 HARD_S: Final = 4.0  # after the grace, or after a second signal, as docs/operate.md promises; a guess

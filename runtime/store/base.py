@@ -45,15 +45,23 @@ _PLACES: Final = {
 class Keys:
     """The names of a queue's keys; all share its hash tag, so that every script stays on one slot."""
 
+    due: str
+    messages: str
+    dead: str
+    workers: str
+    rows: str
+    strikes: str
+    isolations: str
+
     def __init__(self, queue: str) -> None:
         if not queue or any(mark in queue for mark in "{}\r\n "):
             raise ConfigError(f"queue {queue!r}: must be a name without spaces and braces")
-        self.prefix = f"{{{queue}}}:"
-        self.streams = tuple(self.prefix + name for name in STREAMS)
+        self.prefix: str = f"{{{queue}}}:"
+        self.streams: tuple[str, ...] = tuple(self.prefix + name for name in STREAMS)
         places = tuple(self.prefix + name for name in _PLACES.values())
         self.due, self.messages, self.dead, self.workers, self.rows, self.strikes, self.isolations = places
-        self.scripted = (*self.streams, *places)
-        self.layout = self.prefix + "layout"
+        self.scripted: tuple[str, ...] = (*self.streams, *places)
+        self.layout: str = self.prefix + "layout"
 
     def stats(self, minute: int) -> str:
         """Return the key of the counters of one minute since the epoch."""
@@ -143,7 +151,7 @@ class Store:
 
     def __init__(self, url: str, queue: str) -> None:
         self.url = url
-        self.keys = Keys(queue)
+        self.keys: Keys = Keys(queue)
         self.broken: dict[int, str] = {}
         self._groupless: set[int] = set()
         self._looked_s = 0.0

@@ -24,7 +24,7 @@ from redis.exceptions import RedisError
 
 from runtime.errors import ConfigError, StoreUnavailable
 from runtime.store.resp import NEVER, Command, Limits, RespProtocol, ServerError, pack, take_over
-from runtime.store.urls import master_in, parse_sentinel_url, without_password
+from runtime.store.urls import SentinelUrl, master_in, parse_sentinel_url, without_password
 
 CONNECT_S = 5.0  # a guess: to look up a name and connect to one of its addresses
 ANSWER_S = 5.0  # a guess: not a byte of an answer for so long, and the connection is given up
@@ -100,8 +100,11 @@ def _connection_to(url: str, address: str) -> AbstractConnection:
 class MasterConnection(RedisConnection):
     """A connection to whichever server the sentinels call the master at the moment it is opened."""
 
+    host: str
+    port: int
+
     def __init__(self, url: str, options: dict[str, Any]) -> None:
-        self.sentinel_url = parse_sentinel_url(url)
+        self.sentinel_url: SentinelUrl = parse_sentinel_url(url)
         sentinel_url = self.sentinel_url
         super().__init__(db=sentinel_url.db, username=sentinel_url.username, password=sentinel_url.password, **options)  # pyright: ignore[reportUnknownMemberType]
 
@@ -158,10 +161,10 @@ class Connection:
         self.url = url
         self._answer_s = answer_s
         self._limits = Limits(answer_s, most_s or MOST_ANSWERS * answer_s, most_bytes)
-        self.came = (0, 0.0)
+        self.came: tuple[int, float] = (0, 0.0)
         self.name = name
-        self.run_id = ""
-        self.client_id = 0
+        self.run_id: str = ""
+        self.client_id: int = 0
         self._redis: AbstractConnection | None = None
         self._protocol: RespProtocol | None = None
         self._busy = asyncio.Lock()

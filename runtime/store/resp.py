@@ -121,8 +121,9 @@ class RespProtocol(asyncio.Protocol):
         self._asked_s = self._moved_s = self._look_s = 0.0
         self._seen: tuple[int, int] = (0, 0)
         self._timer: asyncio.TimerHandle | None = None
-        self.received = 0
-        self.first_s = self.newest_s = 0.0
+        self.received: int = 0
+        self.first_s: float = 0.0
+        self.newest_s: float = 0.0
         _protocols.add(self)
 
     def __repr__(self) -> str:

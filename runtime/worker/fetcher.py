@@ -64,8 +64,8 @@ class Fetcher:
         self._unblocking: asyncio.Task[None] | None = None
         self._has_lost = False  # an answer: what it brought is pending with us, and is not known here
         self._logged_broken: dict[int, str] = {}
-        self.capacity_freed = asyncio.Event()
-        self.is_fetching = False
+        self.capacity_freed: asyncio.Event = asyncio.Event()
+        self.is_fetching: bool = False
 
     def __repr__(self) -> str:
         return f"<Fetcher {'fetches' if self.is_fetching else 'waits for the store'}, {self._plan!r}>"

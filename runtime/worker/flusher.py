@@ -37,7 +37,7 @@ class Flusher:
         self._apart_failures = 0
         self._apart_until_s = 0.0
         self._budget = Budget(PART_S, PART_BYTES)
-        self.released = 0
+        self.released: int = 0
 
     def __repr__(self) -> str:
         return f"<Flusher {self._ctx.ledger!r}, {len(self._apart)} moves apart>"

@@ -24,7 +24,7 @@ from runtime.worker.held import Held
 from runtime.worker.log import level_of
 from runtime.worker.loop_monitor import LoopMonitor
 
-log = logs.guarded("runtime.heartbeat")
+log: Final = logs.guarded("runtime.heartbeat")
 
 STOP_S: Final = 2.0  # a guess: a beat that is under way ends sooner, unless Redis is silent
 SILENT_PART: Final = 0.8  # of a lease without a confirmed heartbeat: then nothing new is started

@@ -175,12 +175,12 @@ class Lane:
         self.open_task = open_task
         self.forget = forget
         self.job: Job | None = None
-        self.started_s = 0.0
-        self.timeout_s = NEVER
-        self.deadline_s = NEVER
+        self.started_s: float = 0.0
+        self.timeout_s: float = NEVER
+        self.deadline_s: float = NEVER
         self.cut: BaseException | None = None
-        self.is_stopped = False
-        self.is_disturbed = False  # by a cut or a stop: one look per job for both
+        self.is_stopped: bool = False
+        self.is_disturbed: bool = False  # by a cut or a stop: one look per job for both
         self.task: asyncio.Task[Any] | None = None
         self._origin: Context | None = None
 

@@ -10,7 +10,7 @@ from runtime import logs
 from runtime.errors import Dead, Retry, StoreError, StoreUnavailable
 from runtime.jobs import Job
 
-log = logs.guarded("runtime")
+log: Final = logs.guarded("runtime")
 
 LINES_S: Final = 20  # a guess: failures per second that get a line of their own
 FIRST_TOLD: Final = 3  # a guess: failed calls in a row that make an outage worth a line

@@ -16,7 +16,7 @@ import msgspec
 from runtime import logs
 from runtime.jobs import Job
 
-log = logs.guarded("runtime.loop_monitor")
+log: Final = logs.guarded("runtime.loop_monitor")
 
 TICK_S: Final = 0.05  # a guess: between two signs of life of the loop; twenty a second cost an idle worker nothing that shows
 WATCH_S: Final = 0.1  # a guess: between two looks at it: each wakes a thread, which an idle worker pays for

@@ -19,7 +19,7 @@ from runtime.worker.context import STORE_BACKOFF, WorkerContext
 from runtime.worker.log import level_of
 from runtime.worker.parking import lot_is_known
 
-log = logs.guarded("runtime.maintenance")
+log: Final = logs.guarded("runtime.maintenance")
 
 PROMOTE_IDS: Final = 500  # a call: half a millisecond of the server at most
 PROMOTE_S: Final = 1.0  # a guess: what another process delays for less than this may come up to this late

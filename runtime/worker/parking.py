@@ -35,9 +35,9 @@ class Parked:
     """
 
     def __init__(self, registry: Registry, places: Mapping[str, Places]) -> None:
-        self.types = {handler.contract.type: handler.contract.version for handler in registry.values()}
+        self.types: dict[str, int] = {handler.contract.type: handler.contract.version for handler in registry.values()}
         self.seen: dict[Place, int] = {}
-        self.has_suspects = False
+        self.has_suspects: bool = False
         self.awaited: set[Places] = set()
         self.on_new: Callable[[], None] = lambda: None
         # The types whose jobs need a thread or a child process.

@@ -139,7 +139,7 @@ class Budget:
     def __init__(self, target_s: float, most_bytes: int = MOST_BYTES) -> None:
         self._target_s = target_s
         self._most_bytes = most_bytes
-        self.bytes = START_BYTES
+        self.bytes: int = START_BYTES
 
     def __repr__(self) -> str:
         return f"<Budget {self.bytes} bytes>"
