@@ -210,6 +210,13 @@ MUTANTS = (
         f"{STREAMS}::test_a_renewal_keeps_the_count_and_resets_the_idle_time",
     ),
     Mutant(
+        "a worker starts on a queue of whatever layout",
+        "runtime/store/base.py",
+        "if answer is None or 1 <= version <= LAYOUT:",
+        "if answer is None or 1 <= version:",
+        f"{STREAMS}::test_a_queue_of_a_newer_layout_is_left_alone_and_its_worker_told_to_be_upgraded",
+    ),
+    Mutant(
         "group made at the end",
         "runtime/store/base.py",
         'key, GROUP, "0", "MKSTREAM")',
