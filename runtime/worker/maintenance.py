@@ -145,7 +145,7 @@ class Maintenance:
         if self.troubles and now_s >= self._tell_ends_s:
             self._tell_ends_s = now_s + ENDS_TOLD_S
             for trouble in self.troubles:
-                log.error("%s; the way out: python -m runtime jobs reopen", trouble)
+                log.error("%s; hint: python -m runtime jobs reopen", trouble)
 
     @property
     def troubles(self) -> list[str]:

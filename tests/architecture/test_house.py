@@ -1,4 +1,4 @@
-"""The house: who imports whom, which lots do no I/O, where errors are caught, what is public. Sizes are shown, not judged."""
+"""The house: who imports whom, which modules do no I/O, where errors are caught, what is public. Sizes are shown, not judged."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ STRICT: dict[str, tuple[set[str], str]] = {
     "sender": ({"errors", "jobs", "backoff", "codec", "store"}, "a web service that only enqueues loads no worker"),
     "producer": ({"errors", "jobs", "backoff", "codec", "store", "sender"}, "the same"),
 }
-# What stands at the edge may import every lot; what `__init__` names, it loads when it is first used.
+# What stands at the edge may import every module; what `__init__` names, it loads when it is first used.
 EDGE = re.compile(r"runtime\.(cli\w*|__main__|__init__|commands(\..*)?|testing|pytest_plugin)")
 
-# Modules that may import lots inside of their functions, and why.
+# Modules that may import others inside of their functions, and why.
 LOADED_LATE = {
     "runtime/commands/run.py": "loads the board, and with it aiohttp, only when it is on",
     "runtime/commands/top.py": "loads rich only to draw, so that its flags are known without it",
@@ -244,12 +244,12 @@ def test_no_module_is_imported_by_a_name_in_a_text() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-# --- lots without I/O, and who speaks Redis -----------------------------------------------------------------------------------
+# --- modules without I/O, and who speaks Redis --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("lot", PURE)
-def test_a_pure_module_awaits_nothing_and_has_no_clock(lot: str) -> None:
-    path = RUNTIME / f"{lot}.py"
+@pytest.mark.parametrize("module", PURE)
+def test_a_pure_module_awaits_nothing_and_has_no_clock(module: str) -> None:
+    path = RUNTIME / f"{module}.py"
     waits = (ast.Await, ast.AsyncFunctionDef, ast.AsyncFor, ast.AsyncWith)
     assert [node.lineno for node in ast.walk(tree_of(path)) if isinstance(node, waits)] == []
     assert [name for _, name in imports(path) if name.split(".")[0] in IMPURE] == []

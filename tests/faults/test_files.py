@@ -65,7 +65,7 @@ def close(*lines: tuple[asyncio.StreamReader, asyncio.StreamWriter]) -> None:
 
 
 async def test_however_many_connect_and_are_silent_the_next_one_is_answered_and_the_oldest_leaves(monkeypatch):
-    for limit in ("HEAD_S", "KEEP_ALIVE_S"):  # nobody leaves for its silence, only for want of lot
+    for limit in ("HEAD_S", "KEEP_ALIVE_S"):  # nobody leaves for its silence, only for want of space
         monkeypatch.setattr(board.site, limit, 1e6)
     async with Site("127.0.0.1", 0, {"/": hello}) as site:
         lines = [await connect(site) for _ in range(3 * MAX_CONNECTIONS)]
