@@ -17,6 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 STREAMS = "tests/contract/test_streams.py"
+VERBS = "tests/contract/test_verbs.py"
 BOUNDS = "tests/unit/test_bounds.py"
 CODEC = "tests/unit/test_codec.py"
 ISOLATION = "tests/contract/test_isolation.py"
@@ -53,35 +54,35 @@ MUTANTS = (
         "runtime/store/lua/common.lua",
         "return row and row[2] == consumer and row[4] == count",
         "return row",
-        f"{STREAMS}::test_a_move_without_the_lease_is_refused_and_writes_nothing",
+        f"{VERBS}::test_a_move_without_the_lease_is_refused_and_writes_nothing",
     ),
     Mutant(
         "fence without the delivery count",
         "runtime/store/lua/common.lua",
         "return row and row[2] == consumer and row[4] == count",
         "return row and row[2] == consumer",
-        f"{STREAMS}::test_the_delivery_count_is_part_of_the_fence",
+        f"{VERBS}::test_the_delivery_count_is_part_of_the_fence",
     ),
     Mutant(
         "no fence for many at once",
         "runtime/store/lua/common.lua",
         "if seen ~= nil then return seen == count end",
         "if seen ~= nil then return true end",
-        f"{STREAMS}::test_the_fence_is_the_same_for_many_at_once",
+        f"{VERBS}::test_the_fence_is_the_same_for_many_at_once",
     ),
     Mutant(
         "many at once are looked up for whoever holds them",
         "runtime/store/lua/common.lua",
         "'-', '+', asked[s] + 100, consumer)",
         "'-', '+', asked[s] + 100)",
-        f"{STREAMS}::test_the_fence_is_the_same_for_many_at_once",
+        f"{VERBS}::test_the_fence_is_the_same_for_many_at_once",
     ),
     Mutant(
         "two moves of one lease",
         "runtime/store/lua/common.lua",
         "  known[s][id] = false\n  if count > 1",
         "  if count > 1",
-        f"{STREAMS}::test_two_moves_of_one_lease_are_one",
+        f"{VERBS}::test_two_moves_of_one_lease_are_one",
     ),
     Mutant(
         "source removed before the destination is written",
@@ -200,14 +201,14 @@ MUTANTS = (
         "runtime/store/lua/renew.lua",
         "if holds(s, id, consumer, tonumber(ARGV[i + 2])) then",
         "if true then",
-        f"{STREAMS}::test_a_late_renewal_does_not_steal_the_job_back",
+        f"{VERBS}::test_a_late_renewal_does_not_steal_the_job_back",
     ),
     Mutant(
         "heartbeat without JUSTID",
         "runtime/store/lua/renew.lua",
         "    call[#call + 1] = 'JUSTID'\n",
         "",
-        f"{STREAMS}::test_a_renewal_keeps_the_count_and_resets_the_idle_time",
+        f"{VERBS}::test_a_renewal_keeps_the_count_and_resets_the_idle_time",
     ),
     Mutant(
         "a worker starts on a queue of whatever layout",
@@ -228,7 +229,7 @@ MUTANTS = (
         "runtime/store/lua/reclaim.lua",
         "if string.sub(consumer, 1, 1) ~= '~' and",
         "if string.sub(consumer, 1, 1) ~= '~' and tonumber(redis.call('ZSCORE', WORKERS, consumer) or '0') <= now and",
-        f"{STREAMS}::test_a_delivery_that_a_live_worker_never_saw_does_not_count",
+        f"{VERBS}::test_a_delivery_that_a_live_worker_never_saw_does_not_count",
     ),
     Mutant(
         "a lot that is full waits for its next look",
@@ -284,14 +285,14 @@ MUTANTS = (
         "runtime/store/lua/reclaim.lua",
         "if guard(now, lease_ms) < lease_ms then return {0, 0, 1} end",
         "guard(now, lease_ms)",
-        f"{STREAMS}::test_after_a_gap_in_all_beats_nobody_is_robbed_for_one_lease",
+        f"{VERBS}::test_after_a_gap_in_all_beats_nobody_is_robbed_for_one_lease",
     ),
     Mutant(
         "whoever stood still once is dead",
         "runtime/store/lua/reclaim.lua",
         "still[consumer] == lives_until",
         "still[consumer] ~= nil",
-        f"{STREAMS}::test_a_row_that_stands_still_is_dead_whatever_the_idle_time_says",
+        f"{VERBS}::test_a_row_that_stands_still_is_dead_whatever_the_idle_time_says",
     ),
     Mutant(
         "frozen, and on as if nothing had been",
@@ -333,7 +334,7 @@ MUTANTS = (
         "runtime/store/lua/forget.lua",
         "if ARGV[2] and",
         "if false and",
-        f"{STREAMS}::test_a_consumer_that_holds_something_is_not_forgotten",
+        f"{VERBS}::test_a_consumer_that_holds_something_is_not_forgotten",
     ),
     Mutant(
         "what came late waits for the next beat",
@@ -347,7 +348,7 @@ MUTANTS = (
         "runtime/store/lua/reclaim.lua",
         "local LATER = 1.25",
         "local LATER = 1",
-        f"{STREAMS}::test_what_a_live_worker_holds_is_no_lost_delivery_within_its_own_lease_and_a_moment",
+        f"{VERBS}::test_what_a_live_worker_holds_is_no_lost_delivery_within_its_own_lease_and_a_moment",
     ),
     Mutant(
         "the bell is unblocked while writes are held back",
@@ -361,14 +362,14 @@ MUTANTS = (
         "runtime/store/lua/common.lua",
         "0, id, 'RETRYCOUNT', count, 'JUSTID')",
         "0, id, 'JUSTID')",
-        f"{STREAMS}::test_a_released_job_comes_back_through_take_with_the_count_it_had",
+        f"{VERBS}::test_a_released_job_comes_back_through_take_with_the_count_it_had",
     ),
     Mutant(
         "DELCONSUMER without looking",
         "runtime/store/lua/forget.lua",
         "elseif #held == 0 then",
         "else",
-        f"{STREAMS}::test_a_consumer_that_holds_something_is_not_forgotten",
+        f"{VERBS}::test_a_consumer_that_holds_something_is_not_forgotten",
     ),
     Mutant(
         "promotion removes before it adds",
@@ -390,7 +391,7 @@ MUTANTS = (
         "runtime/store/lua/common.lua",
         "return not owner or owner == place or not place_counts(owner, key)",
         "return not owner or not place_counts(owner, key)",
-        f"{STREAMS}::test_a_redelivery_of_the_owner_is_never_taken_for_a_copy",
+        f"{VERBS}::test_a_redelivery_of_the_owner_is_never_taken_for_a_copy",
     ),
     Mutant(
         "done without a fence after a restart",
@@ -516,14 +517,14 @@ MUTANTS = (
         "runtime/store/lua/done.lua",
         "  free_key(ARGV[i + 3], STREAMS[s] .. ' ' .. id)\n",
         "",
-        f"{STREAMS}::test_the_mark_of_a_key_goes_with_its_job",
+        f"{VERBS}::test_the_mark_of_a_key_goes_with_its_job",
     ),
     Mutant(
         "done deletes anybody's mark",
         "runtime/store/lua/common.lua",
         "if key and key ~= '' and redis.pcall('GET', mark_of(key)) == place then redis.pcall('DEL'",
         "if key and key ~= '' then redis.pcall('DEL'",
-        f"{STREAMS}::test_the_mark_of_a_key_stays_with_whom_it_names",
+        f"{VERBS}::test_the_mark_of_a_key_stays_with_whom_it_names",
     ),
     Mutant(
         "patience only on the line",
@@ -600,28 +601,28 @@ MUTANTS = (
         "runtime/store/lua/reclaim.lua",
         "park(s, entry[1], SUSPECT, math.max(1, entry[4]))",
         "park(s, entry[1], FREE, 0)",
-        f"{STREAMS}::test_what_a_dead_worker_held_is_suspect_and_keeps_its_count",
+        f"{VERBS}::test_what_a_dead_worker_held_is_suspect_and_keeps_its_count",
     ),
     Mutant(
         "a suspect beside young jobs",
         "runtime/store/lua/isolate.lua",
         "(calm_ms >= 0 and calm_ms < isolation_ms)",
         "false",
-        f"{STREAMS}::test_beside_a_suspect_runs_only_what_has_run_as_long_as_the_isolation",
+        f"{VERBS}::test_beside_a_suspect_runs_only_what_has_run_as_long_as_the_isolation",
     ),
     Mutant(
         "dead-lettered at the second strike",
         "runtime/store/lua/isolate.lua",
         "STRIKES_OUT = 500, 3",
         "STRIKES_OUT = 500, 2",
-        f"{STREAMS}::test_three_strikes_are_handed_out_to_be_dead_lettered_without_calm",
+        f"{VERBS}::test_three_strikes_are_handed_out_to_be_dead_lettered_without_calm",
     ),
     Mutant(
         "a death after the isolation is evidence",
         "runtime/store/lua/acquit.lua",
         "redis.pcall('HDEL', ISOLATIONS, consumer)\n",
         "",
-        f"{STREAMS}::test_a_death_after_the_isolation_is_no_evidence",
+        f"{VERBS}::test_a_death_after_the_isolation_is_no_evidence",
     ),
     Mutant(
         "others start before the end of an isolation is confirmed",
@@ -635,42 +636,42 @@ MUTANTS = (
         "runtime/store/lua/isolate.lua",
         "'(' .. ms(now), '+inf') / 2",
         "'(' .. ms(now), '+inf') / 1000",
-        f"{STREAMS}::test_half_of_the_workers_that_live_may_isolate_at_a_time",
+        f"{VERBS}::test_half_of_the_workers_that_live_may_isolate_at_a_time",
     ),
     Mutant(
         "who died twice with others is never alone",
         "runtime/store/lua/isolate.lua",
         "local ALONE = 4",
         "local ALONE = 400",
-        f"{STREAMS}::test_who_dies_again_runs_in_groups_of_the_root_of_all_that_wait_twice_and_then_alone",
+        f"{VERBS}::test_who_dies_again_runs_in_groups_of_the_root_of_all_that_wait_twice_and_then_alone",
     ),
     Mutant(
         "an isolation of a minute at most",
         "runtime/store/lua/isolate.lua",
         "base_ms * 2 ^ (suspect.count - 1), timeouts",
         "base_ms * 2 ^ (suspect.count - 1), 60000, timeouts",
-        f"{STREAMS}::test_isolation_doubles_up_to_the_timeout_whatever_that_is",
+        f"{VERBS}::test_isolation_doubles_up_to_the_timeout_whatever_that_is",
     ),
     Mutant(
         "a strike that a longer isolation has refuted stays",
         "runtime/store/lua/acquit.lua",
         "    redis.pcall('HDEL', STRIKES, stands_at(s, id))\n",
         "",
-        f"{STREAMS}::test_who_outlives_its_isolation_has_no_strikes_any_more",
+        f"{VERBS}::test_who_outlives_its_isolation_has_no_strikes_any_more",
     ),
     Mutant(
         "who has a strike runs beside other suspects",
         "runtime/store/lua/isolate.lua",
         "if rank ~= STRUCK or is_clean then",
         "if true then",
-        f"{STREAMS}::test_of_whom_a_worker_died_runs_first_where_no_other_former_suspect_does_and_else_not_at_all",
+        f"{VERBS}::test_of_whom_a_worker_died_runs_first_where_no_other_former_suspect_does_and_else_not_at_all",
     ),
     Mutant(
         "the living bear witness against a job",
         "runtime/store/lua/renew.lua",
         "    acquit(s, id, consumer)\n",
         "",
-        f"{STREAMS}::test_a_process_that_learns_that_its_lease_is_lost_is_no_witness",
+        f"{VERBS}::test_a_process_that_learns_that_its_lease_is_lost_is_no_witness",
     ),
     Mutant(
         "a late tick interrupts whom the loop kept waiting",
@@ -705,7 +706,7 @@ MUTANTS = (
         "runtime/store/lua/defer.lua",
         "    if ids[tonumber(ARGV[i])][ARGV[i + 1]] then\n",
         "    if true then\n",
-        f"{STREAMS}::test_an_entry_deleted_under_our_feet_is_simply_gone",
+        f"{VERBS}::test_an_entry_deleted_under_our_feet_is_simply_gone",
     ),
     Mutant(
         "a mark that stays behind when its job is delayed",

@@ -1,0 +1,546 @@
+"""A store in memory with the verbs of `Streams` and its rules, which fails at any call as a network, a server or a process does.
+
+It passes the same suite as the servers (tests/contract/test_verbs.py), so that it cannot drift from them. Left out is what only a
+server has: bytes on the wire, memory, keys of other types, the life of marks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import math
+import re
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import repeat
+from typing import Any
+
+from runtime.codec import MAX_DATA_BYTES, MAX_OTHERS_BYTES, as_text, pack_record, summary, unpack_record
+from runtime.errors import QueueFull, StoreError, StoreUnavailable
+from runtime.jobs import FREE, STREAMS, SUSPECT, Batch, Deferral, Job, Lease, Letter, Parking
+from runtime.store.base import MAX_LEASE_MS, End, Keys, WorkerRow
+from runtime.streams import MAX_ANSWER_BYTES, MAX_IDS, Ask, Delivery, Fetched, Isolated, Promoted, Reclaimed, Settled
+from tests.cruelty import Fault, Plan
+from tests.memory import MemoryStore, Pending, stands_at, value
+
+# The same numbers as in the scripts.
+ALONE, STRIKES_OUT, MAX_ISOLATED_BYTES, LATER, DELAY_AFTER_ERROR_MS = 4, 3, 2_000_000, 1.25, 60_000
+GUILTY, STRUCK, UNSTRUCK = 1, 2, 3
+
+
+@dataclass
+class Suspect:
+    """An entry of the suspects' lot, as the isolation chooses among them."""
+
+    stream: int
+    entry: bytes
+    count: int
+    rank: int
+    names: str
+    fields: list[bytes] = field(default_factory=list)
+
+
+# --- the verbs ---------------------------------------------------------------------------------------------------------------
+
+Act = Callable[..., Any]
+
+
+def verb(act: Act) -> Any:
+    """Make a verb of a step: it comes to the server in a later turn of the loop, its answer in a later one again."""
+
+    @functools.wraps(act)
+    async def called(self: MemoryStreams, *args: Any, **named: Any) -> Any:
+        return await self._call(act.__name__, functools.partial(act, self, *args, **named))
+
+    return called
+
+
+class MemoryStreams:
+    """What `Streams` is, over a store in memory; `plan` says what goes wrong."""
+
+    def __init__(self, store: MemoryStore, consumer: str, plan: Plan | None = None, max_data_bytes: int = MAX_DATA_BYTES) -> None:
+        self.store = store
+        self.consumer = consumer
+        self.plan = plan or Plan()
+        self.url, self.queue, self.keys = "memory://", "jobs", Keys("jobs")
+        self.budget_bytes = MAX_ANSWER_BYTES
+        self.max_entry_bytes = max_data_bytes + MAX_OTHERS_BYTES
+        self.came = (0, 0.0)
+        self.is_closed = False
+        self._blocked: asyncio.Event | None = None
+
+    @property
+    def broken(self) -> dict[int, str]:
+        """The streams that cannot be read."""
+        return self.store.broken
+
+    async def _call(self, name: str, act: Callable[[], Any], wait: Callable[[], Awaitable[None]] | None = None) -> Any:
+        plan = self.plan
+        if plan.is_dead:
+            await plan.die()
+        fault = plan.met(name)
+        await asyncio.sleep(0)
+        match fault:
+            case Fault.REFUSED:
+                raise StoreUnavailable(f"{name}: no answer")
+            case Fault.ERROR:
+                raise StoreError(f"{name}: an error")
+            case Fault.FULL:
+                raise QueueFull(f"{name}: full")
+            case Fault.RESTARTED:
+                self.store.restart()
+            case Fault.KILLED_BEFORE:
+                await plan.die()
+            case _:
+                if plan.is_dead:
+                    await plan.die()
+        if wait is not None:
+            await wait()
+        with self.store.lock:
+            answer = act()
+        match fault:
+            case Fault.HELD:
+                await plan.hold()
+            case Fault.KILLED_AFTER:
+                await plan.die()
+            case _:
+                await asyncio.sleep(0)
+        if plan.is_dead:
+            await plan.die()
+        if fault is Fault.LOST:
+            raise StoreUnavailable(f"{name}: the reply was lost")
+        return answer
+
+    def sibling(self, answer_s: float) -> MemoryStreams:
+        """Return the same worker's store for another loop: one process, which dies as one."""
+        return MemoryStreams(self.store, self.consumer, self.plan)
+
+    async def close(self) -> None:
+        """Close; may be repeated."""
+        self.is_closed = True
+
+    @verb
+    def start(self) -> None:
+        """Have groups; here they are always there."""
+
+    # --- fetch and take ------------------------------------------------------------------------------------------------------
+
+    @verb
+    def fetch(self, shares: Sequence[int], takes: set[int]) -> Fetched:
+        """Lease new entries, or those of `~free`."""
+        fetched = Fetched(self.store.now_ms, self.store.run_id, [], set())
+        asked = [stream for stream, share in enumerate(shares) if share > 0 and stream not in self.broken]
+        for stream in asked:
+            if stream in self.store.refusing:
+                fetched.refused = self.store.refusing[stream]
+            elif stream in takes:
+                fetched.deliveries.append(self._take(Ask(stream, FREE, min(shares[stream], MAX_IDS)), len(asked)))
+            elif rows := self.store.read(stream, self.consumer, shares[stream]):
+                fetched.deliveries.append(Delivery(stream, rows, repeat(1)))
+            if self.store.held_by(stream, FREE):
+                fetched.free.add(stream)
+        return self._weighed(fetched)
+
+    async def wait_for_entry(self, block_ms: int, but_not: Collection[int] = ()) -> Fetched:
+        """Wait for the first entry."""
+        asked = [stream for stream in range(len(STREAMS)) if stream not in {*but_not, *self.broken}]
+        free: set[int] = set()
+
+        async def wait() -> None:
+            free.update(stream for stream in asked if self.store.held_by(stream, FREE))
+            self._blocked = event = asyncio.Event()
+            self.store.waiting.add(event)
+            end_s, run_id = time.monotonic() + block_ms / 1000, self.store.run_id
+            try:
+                while not any(self.store.unread(stream) for stream in asked) and self._blocked is event:
+                    if self.store.run_id != run_id:
+                        raise StoreUnavailable("wait_for_entry: the server has gone")
+                    event.clear()
+                    await asyncio.wait_for(event.wait(), end_s - time.monotonic())
+            except TimeoutError:
+                return
+            finally:
+                self._blocked = None
+                self.store.waiting.discard(event)
+
+        def ring() -> Fetched:
+            rung = [(stream, self.store.read(stream, self.consumer, 1)) for stream in asked]
+            deliveries = [Delivery(stream, rows, repeat(1)) for stream, rows in rung if rows]
+            return self._weighed(Fetched(self.store.now_ms, self.store.run_id, deliveries, free))
+
+        return await self._call("wait_for_entry", ring, wait)
+
+    @verb
+    def unblock(self) -> None:
+        """Wake the blocked wait; one that is not blocked yet is not woken."""
+        if self._blocked is not None:
+            self._blocked.set()
+            self._blocked = None
+
+    @verb
+    def take(self, *asks: Ask) -> Fetched:
+        """Lease entries of lots."""
+        refused = [self.store.refusing[ask.stream] for ask in asks if ask.stream in self.store.refusing]
+        deliveries = [
+            Delivery(ask.stream, [], list[int]()) if ask.stream in self.store.refusing else self._take(ask, len(asks))
+            for ask in asks
+        ]
+        return self._weighed(Fetched(self.store.now_ms, self.store.run_id, deliveries, set(), refused[0] if refused else ""))
+
+    def _take(self, ask: Ask, beside: int) -> Delivery:
+        store, stream = self.store, ask.stream
+        most, spent = max(1, self.budget_bytes // beside), 0
+        delivery = Delivery(stream, [], list[int](), list[tuple[bytes, int, int]]())
+        innocent: list[bytes] = []
+        listed = store.held_by(stream, ask.lot)
+        for entry, row in listed if ask.types is not None else listed[: ask.n]:
+            if row.count > 0:
+                store.put(stream, entry, SUSPECT, row.count)
+            elif ask.types is None or _fits(store.entries[stream].get(entry), ask.types):
+                innocent.append(entry)
+        for entry in innocent[: ask.n]:
+            if spent >= most:
+                delivery.is_cut = True
+                break
+            fields = store.entries[stream].get(entry)
+            if fields is None:
+                del store.pending[stream][entry]
+                continue
+            store.pending[stream][entry] = Pending(self.consumer, 1, store.now_ms)
+            size = sum(map(len, fields))
+            if size > self.max_entry_bytes:
+                delivery.oversized = [*delivery.oversized, (entry, 1, size)]
+            else:
+                spent += size
+                delivery.rows.append((entry, fields))
+                delivery.counts = [*delivery.counts, 1]
+        return delivery
+
+    def _weighed(self, fetched: Fetched) -> Fetched:
+        if fetched.refused and not any(delivery.rows or delivery.oversized for delivery in fetched.deliveries):
+            raise StoreError(fetched.refused)
+        self.came = (sum(len(word) for delivery in fetched.deliveries for _, fields in delivery.rows for word in fields), 0.0)
+        return fetched
+
+    @verb
+    def leased(self) -> list[Lease]:
+        """Return all that is pending with us."""
+        now_s, run_id = time.monotonic(), self.store.run_id
+        held = [(stream, *item) for stream in range(len(STREAMS)) for item in self.store.held_by(stream, self.consumer)]
+        return [Lease(stream, entry, row.count, run_id, now_s) for stream, entry, row in held]
+
+    @verb
+    def admit(self, keyed: Sequence[tuple[Lease, bytes]]) -> list[str]:
+        """Claim keys."""
+        return [self.store.errors.get(lease.entry) or self._admit(lease, key) for lease, key in keyed]
+
+    def _admit(self, lease: Lease, key: bytes) -> str:
+        place = f"{STREAMS[lease.stream]} {lease.entry.decode()}"
+        if not self.store.holds(self.consumer, lease):
+            return "refused"
+        if self.store.key_is_free(key, place):
+            self.store.marks[key] = place
+            return "mine"
+        self.store.remove(lease.stream, lease.entry, lease.count)
+        return "duplicate"
+
+    # --- isolation -----------------------------------------------------------------------------------------------------------
+
+    @verb
+    def isolate(
+        self, lease_ms: int, calm_ms: int, base_ms: int, n: int, types: Mapping[str, tuple[int, int]], is_clean: bool = True
+    ) -> Isolated:
+        """Ask for a place in the isolation, and for suspects."""
+        store, me = self.store, self.consumer
+
+        def answer(word: str, for_ms: float = 0, chosen: Sequence[Suspect] = ()) -> Isolated:
+            deliveries = [Delivery(one.stream, [(one.entry, one.fields)], [one.count + 1]) for one in chosen]
+            names = chosen[0].names.split() if chosen else []
+            return Isolated(word, int(for_ms), Fetched(store.now_ms, store.run_id, deliveries, set()), names)
+
+        if n < 0:
+            store.isolations.pop(me, None)
+            return answer("none")
+        is_any = any(store.held_by(stream, SUSPECT) for stream in range(len(STREAMS)))
+        listed = self._suspects(is_clean)
+        wait_ms = self._wait_for_place()
+        if wait_ms > 0 and listed and listed[0].rank != GUILTY:
+            store.isolations.pop(me, None)
+            return answer("busy", wait_ms)
+        chosen = self._choose(listed, n, types)
+        if not chosen or (chosen[0].rank != GUILTY and wait_ms > 0):
+            store.isolations.pop(me, None)
+            return answer("none", wait_ms if chosen else self._sweep_strikes() or (lease_ms if is_any else 0))
+        timeouts = [types.get((value(one.fields, b"type") or b"").decode(), (0, 0))[1] for one in chosen]
+        isolation_ms = max(min(base_ms * 2 ** (one.count - 1), most) for one, most in zip(chosen, timeouts, strict=True))
+        is_guilty = chosen[0].rank == GUILTY
+        if not is_guilty and (n == 0 or 0 <= calm_ms < isolation_ms):
+            store.isolations[me] = (store.now_ms + max(lease_ms, 2 * isolation_ms), "")
+            return answer("wait", isolation_ms)
+        for one in chosen:
+            store.pending[one.stream][one.entry] = Pending(me, one.count + 1, store.now_ms)
+        if not is_guilty:
+            alone = stands_at(chosen[0].stream, chosen[0].entry) if len(chosen) == 1 else ""
+            store.isolations[me] = (store.now_ms + isolation_ms, alone)
+        return answer("dead" if is_guilty else "run", isolation_ms, chosen)
+
+    def _suspects(self, is_clean: bool) -> list[Suspect]:
+        listed: list[Suspect] = []
+        for stream in range(len(STREAMS)):
+            for entry, row in self.store.held_by(stream, SUSPECT):
+                names, count, rank = self.store.strikes.get(stands_at(stream, entry), ""), max(1, row.count), UNSTRUCK
+                if count > 1 and names:
+                    rank = GUILTY if len(names.split()) >= STRIKES_OUT else STRUCK
+                if rank != STRUCK or is_clean:
+                    listed.append(Suspect(stream, entry, count, rank, names))
+        return sorted(listed, key=lambda one: (one.rank, one.count))  # sorted keeps the order of streams and entries
+
+    def _choose(self, listed: Sequence[Suspect], n: int, types: Mapping[str, tuple[int, int]]) -> list[Suspect]:
+        chosen: list[Suspect] = []
+        most, size = 1, 0
+        waiting = sum(len(self.store.held_by(stream, SUSPECT)) for stream in range(len(STREAMS)))
+        newest = {name: version for name, (version, _) in types.items()}
+        for one in listed:
+            if chosen and (len(chosen) >= most or one.count != chosen[0].count or size > MAX_ISOLATED_BYTES):
+                break
+            fields = self.store.entries[one.stream].get(one.entry)
+            if fields is None:
+                del self.store.pending[one.stream][one.entry]
+            elif value(fields, b"type") is None or _fits(fields, newest):
+                one.fields = fields
+                chosen.append(one)
+                size += sum(map(len, fields))
+                if len(chosen) == 1 and one.rank == UNSTRUCK and one.count < ALONE:
+                    most = n if one.count == 1 else min(n, math.isqrt(waiting))
+        return chosen
+
+    def _wait_for_place(self) -> float:
+        store, now_ms = self.store, self.store.now_ms
+        alive = sum(1 for until_ms in store.workers.values() if until_ms > now_ms)
+        theirs = [
+            ends_ms for name, (ends_ms, _) in store.isolations.items()
+            if name != self.consumer and min(ends_ms, store.until_ms(name)) > now_ms
+        ]  # fmt: skip
+        return 0 if len(theirs) < max(1, alive // 2) else min(theirs) - now_ms
+
+    def _sweep_strikes(self) -> int:
+        places = {stands_at(stream, entry) for stream, held in enumerate(self.store.pending) for entry in held}
+        self.store.strikes = {at: names for at, names in self.store.strikes.items() if at in places}
+        self.store.isolations = {name: row for name, row in self.store.isolations.items() if name in self.store.workers}
+        return 0
+
+    @verb
+    def acquit(self, alone: Sequence[tuple[int, bytes]]) -> None:
+        """An isolation is over."""
+        self.store.isolations.pop(self.consumer, None)
+        for stream, entry in alone:
+            row = self.store.pending[stream].get(entry)
+            if row and row.consumer == self.consumer:
+                self.store.strikes.pop(stands_at(stream, entry), None)
+            else:
+                self.store.acquit(stream, entry, self.consumer)
+
+    # --- settle --------------------------------------------------------------------------------------------------------------
+
+    @verb
+    def settle(self, batch: Batch) -> Settled:
+        """Write a batch of outcomes."""
+        settled = Settled(0, 0, Batch([[], [], [], []], [], [], []), "")
+        for jobs in batch.done:
+            for job in jobs:
+                is_old = job.run_id != self.store.run_id
+                if not self._finish(job, is_old):
+                    settled.refused += is_old
+                    settled.shortfall += not is_old
+        moves: list[tuple[Any, list[Any], Callable[[Any], bool]]] = [
+            *((move, settled.left.defer, self._defer) for move in batch.defer),
+            *((move, settled.left.dead, functools.partial(self._bury, self.consumer)) for move in batch.dead),
+            *((move, settled.left.park, self._park) for move in batch.park),
+        ]
+        for move, left, act in moves:
+            if move.lease.entry in self.store.errors:
+                left.append(move)
+                settled.error = self.store.errors[move.lease.entry]
+            elif not self.store.holds(self.consumer, move.lease) or not act(move):
+                settled.refused += 1
+        return settled
+
+    def _finish(self, job: Job, is_fenced: bool) -> bool:
+        if is_fenced and not self.store.holds(self.consumer, job):
+            return False
+        is_there = job.entry in self.store.pending[job.stream]
+        self.store.remove(job.stream, job.entry, job.count)
+        self.store.move_key(job.envelope.key, f"{STREAMS[job.stream]} {job.entry.decode()}", "")
+        return is_there
+
+    def _defer(self, move: Deferral) -> bool:
+        store, stream, entry = self.store, move.lease.stream, move.lease.entry
+        is_there = entry in store.entries[stream]
+        store.remove(stream, entry, move.lease.count)
+        if is_there:
+            member = f"{move.job_id}#{stands_at(stream, entry)}" if move.job_id in store.records else move.job_id
+            store.records[member] = unpack_record(pack_record(move))
+            store.due[member] = move.when_ms if move.kind == "at" else store.now_ms + move.when_ms
+            store.move_key(move.lease.envelope.key, f"{STREAMS[stream]} {entry.decode()}", f"due {member}")
+        return is_there
+
+    def _bury(self, holder: str, letter: Letter) -> bool:
+        store, stream, entry = self.store, letter.lease.stream, letter.lease.entry
+        if not store.holds(holder, letter.lease):
+            return False
+        fields = store.entries[stream].get(entry)
+        store.remove(stream, entry, letter.lease.count)
+        if fields is not None:
+            notes = {"reason": letter.code, "error": letter.error, "stack": letter.stack, "attempts": str(letter.attempts)}
+            notes |= {"from": stands_at(stream, entry), "at": str(store.now_ms)}
+            own_id = {"id": letter.job_id} if letter.job_id and value(fields, b"id") is None else {}
+            store.dead.append(as_text(fields) | own_id | {f"dead_{name}": note for name, note in notes.items()})
+            store.move_key(value(fields, b"key"), f"{STREAMS[stream]} {entry.decode()}", "")
+        return fields is not None
+
+    def _park(self, move: Parking) -> bool:
+        stream, entry, count = move.lease.stream, move.lease.entry, move.lease.count
+        self.store.put(stream, entry, move.lot, count - 1)
+        if count > 1:
+            self.store.acquit(stream, entry, self.consumer)
+        return True
+
+    # --- leases, lots, delayed jobs ------------------------------------------------------------------------------------------
+
+    @verb
+    def renew(self, leases: Sequence[tuple[int, bytes, int]]) -> list[int]:
+        """Renew leases; an entry that nobody has is no refusal."""
+        refused: list[int] = []
+        for position, (stream, entry, count) in enumerate(leases):
+            row = self.store.pending[stream].get(entry)
+            if row and (row.consumer, row.count) == (self.consumer, count):
+                row.since_ms = self.store.now_ms
+            elif row or entry not in self.store.entries[stream]:
+                refused.append(position)
+                self.store.acquit(stream, entry, self.consumer)
+        return refused
+
+    @verb
+    def beat(self, row: WorkerRow) -> str:
+        """Say that this worker lives."""
+        now_ms = self.store.now_ms
+        self.store.guarded_for_ms(row.lease_ms)
+        self.store.workers |= {"~last": now_ms, self.consumer: now_ms + row.lease_ms}
+        self.store.rows[self.consumer] = str(row)
+        return self.store.run_id
+
+    @verb
+    def workers(self) -> dict[str, tuple[int, WorkerRow]]:
+        """Return the known workers."""
+        known = {name: until_ms for name, until_ms in self.store.workers.items() if not name.startswith("~")}
+        return {name: (int(until_ms), WorkerRow.parse(self.store.rows.get(name, ""))) for name, until_ms in known.items()}
+
+    @verb
+    def lots(self) -> tuple[dict[tuple[int, str], int], set[int]]:
+        """Return the lots with their sizes, and the streams of which workers hold some."""
+        found = Counter((stream, row.consumer) for stream, held in enumerate(self.store.pending) for row in held.values())
+        lots = {at: number for at, number in found.items() if at[1].startswith("~")}
+        return lots, {stream for stream, name in found if not name.startswith("~")}
+
+    @verb
+    def waiting_longest(self, stream: int, lot: str, idle_ms: int, n: int) -> list[tuple[bytes, int, bytes, int]]:
+        """Return entries that sat in a lot for long."""
+        held = self.store.held_by(stream, lot)
+        old = [(entry, row.count) for entry, row in held if self.store.now_ms - row.since_ms >= idle_ms][:n]
+        abouts = [summary(self.store.entries[stream].get(entry, ())) for entry, _ in old]
+        return [(*item, about.type, about.version) for item, about in zip(old, abouts, strict=True)]
+
+    @verb
+    def dead_letter(self, lot: str, letters: Sequence[Letter]) -> int:
+        """Move entries of a lot to the dead letters."""
+        return sum([self._bury(lot, letter) for letter in letters])
+
+    @verb
+    def promote(self, n: int, cursor: str) -> Promoted:
+        """Move delayed jobs to their streams."""
+        store, now_ms, moved, bad, is_full = self.store, self.store.now_ms, 0, 0, False
+        due = sorted((due_ms, member) for member, due_ms in store.due.items() if due_ms <= now_ms)[:n]
+        for _, member in due:
+            record = store.records.get(member, [])
+            if store.is_full:
+                is_full = True
+                break
+            if len(record) > 2 and STREAMS.index(record[1].decode()) in store.refusing:
+                store.due[member] = now_ms + DELAY_AFTER_ERROR_MS
+                continue
+            if len(record) > 2:
+                stream = STREAMS.index(record[1].decode())
+                names = zip(record[2::2], record[3::2], strict=True)
+                fields = [word for name, text in names if name != b"at" for word in (name, text)]
+                entry = store.add(stream, fields)
+                store.move_key(value(fields, b"key"), f"due {member}", f"{STREAMS[stream]} {entry.decode()}")
+            moved, bad = moved + (len(record) > 2), bad + (len(record) <= 2)
+            store.records.pop(member, None)
+            del store.due[member]
+        store.due |= {member: now_ms for member in store.records if member not in store.due}
+        wait_ms = max(0, math.ceil(min(store.due.values()) - now_ms)) if store.due else -1
+        return Promoted(moved, bad, wait_ms, is_full, "0")
+
+    @verb
+    def reclaim(self, stream: int, lease_ms: int, n: int, still: Mapping[str, int]) -> Reclaimed:
+        """Take from workers what nobody renews."""
+        store = self.store
+        if store.guarded_for_ms(lease_ms) < lease_ms:
+            return Reclaimed(0, 0, True)
+        dead = undelivered = 0
+        leases = {name: _lease_in(row) for name, row in store.rows.items()}
+        longest = max([lease_ms, *(lease or 0 for lease in leases.values())])
+        for name in sorted({row.consumer for row in store.pending[stream].values() if not row.consumer.startswith("~")}):
+            is_still = name in still and still[name] == int(store.until_ms(name))
+            is_alive = store.until_ms(name) > store.now_ms and not is_still
+            idle_ms = 0 if is_still else leases.get(name) or longest
+            held = store.held_by(stream, name)
+            late = [item for item in held if store.now_ms - item[1].since_ms >= idle_ms * (LATER if is_alive else 1)]
+            for entry, row in late[: n - dead - undelivered]:
+                if is_alive:
+                    store.put(stream, entry, FREE, max(0, row.count - 1))
+                    store.acquit(stream, entry, name)
+                    undelivered += 1
+                else:
+                    at = stands_at(stream, entry)
+                    if store.isolations.get(name, (0, ""))[1] == at:
+                        store.strikes[at] = " ".join(dict.fromkeys([*store.strikes.get(at, "").split(), name]))
+                    store.put(stream, entry, SUSPECT, max(1, row.count))
+                    dead += 1
+        return Reclaimed(dead, undelivered, False)
+
+    @verb
+    def ends(self) -> list[End]:
+        """Return where each stream ends."""
+        return self.store.ends
+
+    @verb
+    def forget(self, consumer: str, stood_at_ms: int | None = None) -> bool:
+        """Remove a worker that holds nothing."""
+        has_moved = stood_at_ms is not None and int(self.store.until_ms(consumer)) != stood_at_ms
+        if has_moved or any(self.store.held_by(stream, consumer) for stream in range(len(STREAMS))):
+            return False
+        for table in (self.store.workers, self.store.rows, self.store.isolations):
+            table.pop(consumer, None)
+        return True
+
+    @verb
+    def count(self, minute: int, counts: Sequence[tuple[str, int]]) -> None:
+        """Add to the counters."""
+        self.store.stats.update(dict(counts))
+
+
+def _fits(fields: Sequence[bytes] | None, newest: Mapping[str, int]) -> bool:
+    """Return whether one of these types can run it; what was deleted fits all."""
+    if fields is None:
+        return True
+    version = value(fields, b"v") or b"1"
+    known = newest.get((value(fields, b"type") or b"").decode(errors="replace"))
+    return known is not None and (int(version) if version.isdigit() else 0) <= known
+
+
+def _lease_in(row: str) -> int | None:
+    found = re.match(r"(\d+) ", row)
+    return min(int(found[1]), MAX_LEASE_MS) if found else None

@@ -1,0 +1,184 @@
+"""What a server would hold of one queue, in memory, and the small steps of its scripts: the ground of tests/double.py."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from runtime.jobs import FREE, STREAMS, SUSPECT, Lease
+from runtime.store.base import End
+
+BEGAN_MS = 1_700_000_000_000
+
+
+@dataclass
+class Pending:
+    """Who has an entry, worker or lot, by which count and since when."""
+
+    consumer: str
+    count: int
+    since_ms: float
+
+
+def order(entry: bytes) -> tuple[int, int]:
+    """Return where an entry stands in its stream."""
+    ms, _, number = entry.partition(b"-")
+    return int(ms), int(number)
+
+
+def stands_at(stream: int, entry: bytes) -> str:
+    """Return an entry's place as strikes and letters name it."""
+    return f"{STREAMS[stream]}/{entry.decode()}"
+
+
+def value(fields: Sequence[bytes], name: bytes) -> bytes | None:
+    """Return the value of a field; the last one wins."""
+    return dict(zip(fields[::2], fields[1::2], strict=False)).get(name)
+
+
+class MemoryStore:
+    """Owns what a server would hold, and the time. Its methods are the steps that scripts make: none of them awaits.
+
+    `now_ms` stands still, but for `advance` and for a `clock` (in seconds) that is given. `refusing` are streams that answer with
+    an error, `errors` entries of which moves and claims are answered with one, `is_full` says that nothing new can be stored.
+    """
+
+    def __init__(self, clock: Callable[[], float] = lambda: 0.0) -> None:
+        self.lock = threading.Lock()  # the heartbeat calls from a thread
+        self.run_id = "run/1"
+        self.entries: list[dict[bytes, list[bytes]]] = [{}, {}, {}, {}]
+        self.pending: list[dict[bytes, Pending]] = [{}, {}, {}, {}]
+        self.due: dict[str, float] = {}
+        self.records: dict[str, list[bytes]] = {}
+        self.dead: list[dict[str, str]] = []
+        self.workers: dict[str, float] = {}
+        self.rows: dict[str, str] = {}
+        self.strikes: dict[str, str] = {}
+        self.isolations: dict[str, tuple[float, str]] = {}
+        self.marks: dict[bytes, str] = {}
+        self.stats = Counter[str]()
+        self.broken: dict[int, str] = {}
+        self.refusing: dict[int, str] = {}
+        self.errors: dict[bytes, str] = {}
+        self.is_full = False
+        self.ends = [End(0, False)] * (len(STREAMS) + 1)
+        self.waiting: set[asyncio.Event] = set()
+        self._read: list[tuple[int, int]] = [(0, 0)] * len(STREAMS)
+        self._newest: list[tuple[int, int]] = [(0, 0)] * len(STREAMS)
+        self._clock, self._offset_ms = clock, BEGAN_MS
+
+    @property
+    def now_ms(self) -> int:
+        """The server's time."""
+        return self._offset_ms + int(self._clock() * 1000)
+
+    def advance(self, by_ms: int) -> None:
+        """Let time pass."""
+        self._offset_ms += by_ms
+
+    def restart(self) -> None:
+        """Be another server process, with all that the one before had."""
+        self.run_id = f"run/{int(self.run_id.partition('/')[2]) + 1}"
+        for event in self.waiting:
+            event.set()
+
+    def lose_groups(self) -> None:
+        """Have the groups made again: nobody holds anything, and everything is to be read once more."""
+        for stream, held in enumerate(self.pending):
+            held.clear()
+            self._read[stream] = (0, 0)
+
+    # --- entries ---------------------------------------------------------------------------------------------------------------
+
+    def add(self, stream: int, fields: Sequence[bytes], entry: bytes = b"") -> bytes:
+        """Add a message as a plain XADD does."""
+        newest = self._newest[stream]
+        if not entry:
+            now_ms = self.now_ms
+            at = (now_ms, 0) if now_ms > newest[0] else (newest[0], newest[1] + 1)
+            entry = b"%d-%d" % at
+        self._newest[stream] = order(entry)
+        self.entries[stream][entry] = list(fields)
+        for event in self.waiting:
+            event.set()
+        return entry
+
+    def unread(self, stream: int) -> list[bytes]:
+        """Return the entries that no worker was ever given."""
+        return [entry for entry in self.entries[stream] if order(entry) > self._read[stream]]
+
+    def read(self, stream: int, consumer: str, n: int) -> list[tuple[bytes, list[bytes]]]:
+        """Lease new entries."""
+        entries = self.unread(stream)[:n]
+        for entry in entries:
+            self._read[stream] = order(entry)
+            self.pending[stream][entry] = Pending(consumer, 1, self.now_ms)
+        return [(entry, self.entries[stream][entry]) for entry in entries]
+
+    def held_by(self, stream: int, consumer: str) -> list[tuple[bytes, Pending]]:
+        """Return what a worker or a lot holds, in the order of the stream."""
+        held = [(entry, row) for entry, row in self.pending[stream].items() if row.consumer == consumer]
+        return sorted(held, key=lambda item: order(item[0]))
+
+    def holds(self, consumer: str, lease: Lease) -> bool:
+        """The fence."""
+        row = self.pending[lease.stream].get(lease.entry)
+        return row is not None and (row.consumer, row.count) == (consumer, lease.count)
+
+    def remove(self, stream: int, entry: bytes, count: int) -> None:
+        """Let an entry leave its stream, and its strikes with it."""
+        self.pending[stream].pop(entry, None)
+        self.entries[stream].pop(entry, None)
+        if count > 1:
+            self.strikes.pop(stands_at(stream, entry), None)
+
+    def put(self, stream: int, entry: bytes, lot: str, count: int) -> None:
+        """Put an entry into a lot; what a dead worker had becomes a suspect wherever it is given back."""
+        self.pending[stream][entry] = Pending(SUSPECT if lot == FREE and count > 0 else lot, count, self.now_ms)
+
+    # --- keys and strikes ----------------------------------------------------------------------------------------------------
+
+    def key_is_free(self, key: bytes, place: str) -> bool:
+        """Return whether a job with this key may live at a place."""
+        owner = self.marks.get(key)
+        if owner is None or owner == place:
+            return True
+        where, _, ref = owner.partition(" ")
+        if where == "due":
+            fields: Sequence[bytes] = self.records.get(ref, ())
+        else:
+            fields = self.entries[STREAMS.index(where)].get(ref.encode(), ()) if where in STREAMS else ()
+        return value(fields, b"key") != key
+
+    def move_key(self, key: bytes | None, before: str, after: str) -> None:
+        """Let the mark of a key follow its job; away, where it has ended."""
+        if key and self.marks.get(key) == before:
+            if after:
+                self.marks[key] = after
+            else:
+                del self.marks[key]
+
+    def acquit(self, stream: int, entry: bytes, name: str) -> None:
+        """Strike a name off the strikes of an entry."""
+        at = stands_at(stream, entry)
+        rest = " ".join(one for one in self.strikes.get(at, "").split() if one != name)
+        if rest:
+            self.strikes[at] = rest
+        else:
+            self.strikes.pop(at, None)
+
+    # --- life and death ------------------------------------------------------------------------------------------------------
+
+    def until_ms(self, name: str) -> float:
+        """Return until when a worker lives."""
+        return self.workers.get(name, 0)
+
+    def guarded_for_ms(self, lease_ms: int) -> float:
+        """Return for how long the guard has been on, and put it on where no beat has come for long."""
+        gap_ms = self.now_ms - self.until_ms("~last")
+        if gap_ms > lease_ms / 2 or gap_ms < 0:
+            self.workers["~since"] = self.now_ms
+        return self.now_ms - self.until_ms("~since")
