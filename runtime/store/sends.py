@@ -50,7 +50,7 @@ def durability_of(text: str) -> Durability:
     if number != text and number.isascii() and number.isdigit() and 1 <= int(number) <= MAX_REPLICAS:
         return Durability(replicas=int(number))
     if text not in ("local", "fsync"):
-        raise ConfigError(f"durability {text!r}: must be local, fsync, or replicas=1 to replicas={MAX_REPLICAS}")
+        raise ConfigError(f"durability {text!r}: must be one of local, fsync, replicas=1 to replicas={MAX_REPLICAS}")
     return Durability(fsync=text == "fsync")
 
 

@@ -1,4 +1,4 @@
-"""A stream that somebody's id has closed: its jobs run and retry as others do, it is told of, and there is a way out."""
+"""A stream that an id far ahead has closed: its jobs run and retry as others do, it is told of, and there is a way out."""
 
 from __future__ import annotations
 
