@@ -304,7 +304,7 @@ class Sender:
     # --- what callers are told ---------------------------------------------------------------------------------------
 
     def _answer(self, chunk: _Chunk, stored: Sequence[Sent | JobsError], doubt: str, until_s: float = math.inf) -> None:
-        """Return to the callers whose patience ends until then what became of their messages."""
+        """Answer the callers whose patience ends until then with what became of their messages."""
         start = 0
         for waiting in chunk.taken:
             own = stored[start : start + len(waiting.packed)]

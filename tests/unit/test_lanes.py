@@ -65,14 +65,14 @@ def handler(run: Run, decode: Callable[[Job], Any] = lambda job: None) -> Handle
 
 
 async def until(is_true: Callable[[], bool]) -> None:
-    """Return the loop turns until a condition holds."""
+    """Let the loop turn until a condition holds."""
     async with asyncio.timeout(60):
         while not is_true():
             await asyncio.sleep(0)
 
 
 async def rest() -> None:
-    """Return the loop so many turns that all which can happen without time has happened."""
+    """Let the loop turn so often that all which can happen without time has happened."""
     for _ in range(30):
         await asyncio.sleep(0)
 

@@ -47,7 +47,7 @@ def untold(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=[ValueError, Panic, KeyboardInterrupt])
 def broken(request: pytest.FixtureRequest) -> Iterator[Broken]:
-    """Return the logger of the worker a filter that raises."""
+    """Add a filter that raises to the logger of the worker."""
     found = Broken(request.param)
     logging.getLogger("runtime").addFilter(found)
     yield found

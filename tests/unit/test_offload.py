@@ -36,7 +36,7 @@ def job(do: str = "", note: Path | str = "", **fields: Any) -> Job:
 
 
 async def until(is_true: Callable[[], bool]) -> None:
-    """Return the loop turns until a condition holds; threads and processes take their time."""
+    """Let the loop turn until a condition holds; threads and processes take their time."""
     async with asyncio.timeout(60):
         while not is_true():
             await asyncio.sleep(0)
@@ -47,7 +47,7 @@ async def until(is_true: Callable[[], bool]) -> None:
 
 @pytest.fixture(autouse=True)
 def places() -> Iterator[dict[str, Places]]:
-    """Return each test places of its own, which are free again at its end."""
+    """Provide places for this test alone, which are free again at its end."""
     own = make_places(threads=40)
     token = PLACES.set(own)
     yield own
