@@ -232,7 +232,7 @@ async def test_a_repeated_chunk_of_which_some_were_refused_answers_the_same_and_
 
 
 async def test_of_many_the_error_says_what_became_of_each_and_nothing_behind_its_chunk_is_stored(server, raw):
-    """Chunks wait in a queue while the one before is stored: whoever sends the rest again must not find it stored already."""
+    """Chunks wait in a queue while the one before is stored: what its sender sends again must not be stored already."""
     broken_low(raw)
     messages = [Message(payload=Order(n=n), priority=Priority.LOW if n == 700 else Priority.HIGH) for n in range(3000)]
     told: list[int] = []
@@ -300,7 +300,7 @@ async def test_a_server_that_is_not_there_is_a_typed_error():
     ],
 )
 async def test_an_option_that_cannot_be_sent_is_refused_before_anything_is_written(options):
-    """And before anybody is asked: here is no server. `send_many` says the same."""
+    """And before a connection is opened: there is no server here. `send_many` raises the same."""
     [name] = options
     async with Producer.connect("unix:///no/such/server", patience_s=60) as producer:
         with pytest.raises(BadPayload, match=name):
@@ -439,7 +439,7 @@ async def test_a_password_is_never_shown():
 
 @pytest.fixture
 def proxy(server: Server) -> Proxy:
-    """A way to the server that is not there until it is entered: whoever connects before is refused."""
+    """A proxy of the server that refuses connections until it is entered."""
     return Proxy(server.socket)
 
 
@@ -499,7 +499,7 @@ def silent_and_away(proxy: Proxy) -> None:
 
 @pytest.mark.parametrize(("away", "idle_s"), [(gone_silent, 0.0), (gone, 60.0), (silent_and_away, 60.0)])
 async def test_what_is_cancelled_while_there_is_no_line_is_not_sent(proxy, raw, monkeypatch, away, idle_s):
-    """While the idle line is asked whether it still is one, while another is opened, and before a repeat."""
+    """While the idle connection is tried, while another is opened, and before a repeat."""
     async with proxy, Producer.connect(proxy.url, patience_s=3) as producer:
         await producer.send(Order(n=0))
         [sender] = producer._senders.values()
@@ -526,7 +526,7 @@ async def until(is_true: Callable[[], bool], what: str) -> None:
 
 
 def answering(server: Server, reply: bytes, times: int = 1_000_000) -> Relay:
-    """Return a way to the server on which the calls of scripts are executed, and answered by this instead."""
+    """Return a proxy through which the calls of scripts are executed, and answered by this instead."""
 
     async def serve(reader: Reader, writer: Writer, server_reader: Reader, server_writer: Writer) -> None:
         nonlocal times
@@ -661,7 +661,7 @@ async def test_whoever_waits_for_an_answer_at_the_end_hears_of_the_end(proxy):
         await producer.send(Order(n=0))
         proxy.stall()
         sending = asyncio.create_task(producer.send(Order(n=1)))
-        await until(lambda: any(sender._current for sender in producer._senders.values()), "it is on the line")
+        await until(lambda: any(sender._current for sender in producer._senders.values()), "it is sent")
         await producer.close()
         with pytest.raises(StoreUnavailable, match=r"closed.*may have been stored, once") as caught:
             await sending

@@ -496,7 +496,7 @@ MUTANTS = (
         "runtime/sender.py",
         "[behind for behind in self._waiting if behind.flow is waiting.flow]",
         "[]",
-        f"{PRODUCER}::test_of_many_the_error_says_what_became_of_each_and_nothing_behind_its_chunk_is_stored",
+        "tests/unit/test_sender.py::test_of_one_flow_nothing_behind_a_failed_chunk_is_sent",
     ),
     Mutant(
         "a new chunk for each repeat",
