@@ -1,7 +1,7 @@
 """A lane runs jobs one after another, from the inbox into the ledger: the hot path, without Redis.
 
 Per job: one coroutine and its arguments; no task, timer, timeout object or lock. A lane is a task as long as its jobs leave
-nothing behind in it. What a job did leave, a cancel that nobody took back or a context variable, stays with the old task: the
+nothing behind in it. What a job did leave, a cancel that was not taken back or a context variable, stays with the old task: the
 lane runs on as a new one, in the context in which it began.
 """
 

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Take what nobody renews from real consumers of one stream and put it into a lot, at most n.
+-- Take what is not renewed from real consumers of one stream and put it into a lot, at most n.
 -- ARGV: stream, the caller's lease in ms, n, then the consumers whose row has stood still for two leases of the caller's own clock, each
 -- with the time at which it stood: one that has moved since is alive.
 -- Reply: number taken from the dead, number of lost replies found, 1 while the guard holds (then nothing is taken).
