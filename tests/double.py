@@ -158,7 +158,8 @@ class MemoryStreams:
                     if self.store.run_id != run_id:
                         raise StoreUnavailable("wait_for_entry: the server has gone")
                     event.clear()
-                    await asyncio.wait_for(event.wait(), end_s - time.monotonic())
+                    async with asyncio.timeout(end_s - time.monotonic()):
+                        await event.wait()
             except TimeoutError:
                 return
             finally:

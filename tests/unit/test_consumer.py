@@ -1,0 +1,266 @@
+"""A whole worker over the double: each fault at each call of each verb. Nothing is lost, nothing runs twice but for a death."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import cast
+
+import msgspec
+import pytest
+
+from runtime import Backoff, Dead, Job, Snooze, contract, handler
+from runtime.config import Config
+from runtime.consumer import Consumer
+from runtime.errors import StoreUnavailable
+from runtime.jobs import SUSPECT
+from runtime.streams import Streams
+from tests.cruelty import Fault, Plan
+from tests.double import MemoryStreams
+from tests.memory import MemoryStore, Pending
+from tests.unit.parts import HURRY, until
+
+LEASE_S = 2.0  # after an error, suspects are asked for again after a quarter of it
+LONG_MS = 10**7
+AT_ONCE = 24  # points under way: they wait more than they work
+GOES_ON = ("REFUSED", "LOST", "ERROR", "FULL", "RESTARTED")
+ENDS = ("KILLED_BEFORE", "KILLED_AFTER", "held, cancelled", "held, stopped", "held")
+HELD_S = 0.3  # for so long an answer is held back while its worker stops
+VOID_PART = 0.3  # calls that came later than in the unharmed run, or never
+MOST_OF_A_VERB = 4  # calls of a verb that are tried: what comes later comes by the clock
+
+# --- the scenario ------------------------------------------------------------------------------------------------------------
+
+
+@contract("step")
+class Step(msgspec.Struct, frozen=True):
+    """Number `n` of a point, and what becomes of it."""
+
+    point: int
+    n: int
+    what: str
+
+
+histories: dict[int, list[tuple[str, int, int]]] = {}
+
+
+@handler(Step, retry=Backoff(base_s=0.001, cap_s=0.001, attempts=2))
+async def step(message: Step, job: Job) -> None:
+    history = histories[message.point]
+    history.append(("start", message.n, job.attempt))
+    await asyncio.sleep(0.003 if message.what == "slow" else 0)
+    if message.what == "fail" or (message.what == "retry" and job.attempt == 1):
+        raise RuntimeError("as it should")
+    if message.what == "dead":
+        raise Dead("as it should", code="no-use")
+    if message.what == "snooze" and not job.envelope.snoozed_ms:
+        raise Snooze(0.001)
+    history.append(("end", message.n, job.attempt))
+
+
+WHAT = ("ok", "slow", "retry", "fail", "dead", "snooze", "ok", "ok", "ok", "ok", "ok", "ok", "ok", "ok", "ok")
+LATER, KEYED, TWINS, FREED, PARKED, LEFT, OTHERS, BAD, UNKNOWN = 6, 7, (8, 9), 10, 11, 12, (13, 14), 15, 16
+DEADLY = {3: ("attempts", 2), 4: ("no-use", 1)}
+MUST_END = {0, 1, 2, 5, LATER, KEYED, FREED, PARKED, LEFT, *OTHERS}
+ATTEMPTS = {2: {1, 2}, 3: {1, 2}}
+
+
+def prepare(store: MemoryStore, point: int, is_to_die: bool) -> None:
+    """Put everything into the store that a worker may meet; no suspect that nobody knows: others would wait for a lease."""
+
+    def add(n: int, stream: int, **fields: object) -> bytes:
+        data = msgspec.json.encode(Step(point, n, WHAT[n] if n < len(WHAT) else ""))
+        message = {"type": "step", "data": data, **fields}
+        words = [word if isinstance(word, bytes) else str(word).encode() for item in message.items() for word in item]
+        return store.add(stream, words)
+
+    def put(holder: str, count: int, entry: bytes, stream: int) -> None:
+        store.read(stream, holder, 1)
+        store.pending[stream][entry] = Pending(holder, count, store.now_ms - LONG_MS)
+
+    put("~free", 0, add(FREED, 3), 3)
+    put("~t:step@1", 0, add(PARKED, 3), 3)
+    put("long-dead", 1, add(LEFT, 3), 3)
+    for n, what in enumerate(WHAT[:6]):
+        add(n, 1 + n % 2, **({"id": "mine"} if what == "dead" else {}))
+    add(LATER, 2, at=store.now_ms + 10)
+    add(KEYED, 2, key="once")
+    for n in TWINS:
+        add(n, 0, key="twin")
+    for n in OTHERS:
+        add(n, 2)
+    store.add(1, [b"no", b"message"])
+    if not is_to_die:
+        add(UNKNOWN, 2, type="nobody-knows")
+    store.workers |= {"~last": store.now_ms, "~since": 1}
+
+
+def left_in(store: MemoryStore) -> list[str]:
+    """Return what is not at its end; of a type that nobody knows that is the lot of its type, or that of suspects."""
+    held = {entry: row.consumer for pending in store.pending for entry, row in pending.items()}
+    unknown = [entry for entry, fields in store.entries[2].items() if b"nobody-knows" in fields]
+    left = {entry for entries in (*store.entries, *store.pending) for entry in entries}
+    left -= {entry for entry in unknown if held.get(entry) in ("~t:nobody-knows@1", SUSPECT)}
+    return [*(f"{entry.decode()} with {held.get(entry)}" for entry in left), *store.records, *store.due]
+
+
+def check(store: MemoryStore, history: list[tuple[str, int, int]], has_died: bool) -> list[str]:
+    """Return what is wrong at the end of a point."""
+    runs = Counter(history)
+    ends = {n for word, n, _ in history if word == "end"}
+    attempts: dict[int, set[int]] = {}
+    for word, n, attempt in history:
+        if word == "start":
+            attempts.setdefault(n, set()).add(attempt)
+    wrong = [f"left: {left_in(store)}"] if left_in(store) else []
+    wrong += [f"{n} is lost" for n in sorted(MUST_END - ends)]
+    wrong += [] if ends & {*TWINS} else ["both twins are lost"]
+    wrong += [f"{n} ended" for n in DEADLY if n in ends]
+    wrong += [f"{n} ran as attempts {found}" for n, found in attempts.items() if found != ATTEMPTS.get(n, {1})]
+    wrong += [f"{what} twice" for what, number in runs.items() if number > (2 if has_died else 1) and what[1] != 5]
+    wrong += [f"{n} started more often than it should" for n in (5,) if runs["start", n, 1] > (4 if has_died else 2)]
+    wrong += ["both twins ran, and nothing had died"] if ends >= {*TWINS} and not has_died and not second_twin(history) else []
+    letters = Counter((letter["dead_reason"], letter["dead_attempts"]) for letter in store.dead)
+    wrong += (
+        [f"dead letters {dict(letters)}"] if letters != {("attempts", "2"): 1, ("no-use", "1"): 1, ("unreadable", "0"): 1} else []
+    )
+    wrong += [f"marks {store.marks}"] if store.marks else []
+    wrong += [f"strikes {store.strikes}"] if store.strikes else []
+    return wrong
+
+
+def second_twin(history: list[tuple[str, int, int]]) -> bool:
+    """Return whether the second of two jobs with one key began after the first had ended."""
+    first, second = (at for at, (word, n, _) in enumerate(history) if word == "start" and n in TWINS)
+    return any(word == "end" and n in TWINS for word, n, _ in history[first:second])
+
+
+# --- one point ---------------------------------------------------------------------------------------------------------------
+
+points = itertools.count()
+
+
+@dataclass
+class Point:
+    """What came of one fault."""
+
+    at: tuple[str, int]
+    what: str
+    wrong: list[str] = field(default_factory=list)
+    is_hit: bool = False
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+def worker(store: MemoryStore, name: str, plan: Plan, crashes: list[BaseException]) -> Consumer:
+    config = Config(concurrency=4, lease_s=LEASE_S, grace_s=2.0, suspect_s=0.05)
+    return Consumer(config, cast("Streams", MemoryStreams(store, name, plan)), {b"step": step}, on_crash=crashes.append)
+
+
+async def run_point(at: tuple[str, int], what: str) -> Point:
+    """Let a worker meet one fault, and another finish where the first has ended; check all."""
+    number = next(points)
+    point, store = Point(at, what), MemoryStore(time.monotonic)
+    history = histories[number] = []
+    crashes: list[BaseException] = []
+    prepare(store, number, what not in GOES_ON)
+    fault = Fault.HELD if what.startswith("held") else Fault[what]
+    plan = Plan((*at, fault))
+    consumer = worker(store, "victim", plan, crashes)
+    running = asyncio.create_task(consumer.run())
+    loop = asyncio.get_running_loop()
+    plan.on_death = lambda: loop.call_soon_threadsafe(running.cancel) and None
+    try:
+        await until(lambda: running.done() or plan.held or plan.is_dead or not left_in(store), f"{at} {what}: {left_in(store)}")
+        if plan.held and what == "held, cancelled":
+            running.cancel()
+        elif plan.held and what == "held":
+            await asyncio.sleep(0.01)
+            plan.heal()
+            await until(lambda: running.done() or not left_in(store), f"{at} {what} {left_in(store)}")
+        if not plan.is_dead and not running.cancelling() and not running.done():
+            if what != "held, stopped":
+                await until(lambda: not len(consumer.held) or plan.held or plan.is_dead, f"{at} {what}: all is let go of")
+            consumer.stop()
+        await until(lambda: running.done() or plan.held, f"{at} {what}: the end")
+        if plan.held and what == "held, cancelled":
+            running.cancel()
+        elif plan.held and what == "held, stopped":
+            await asyncio.wait([running], timeout=HELD_S)
+        plan.heal()
+        await asyncio.wait([running])
+    except AssertionError as error:
+        point.wrong.append(str(error))
+        running.cancel()
+        await asyncio.wait([running])
+    is_clean = not running.cancelled() and running.exception() is None
+    has_died = not is_clean
+    if not running.cancelled() and running.exception() is not None and not isinstance(running.exception(), StoreUnavailable):
+        point.wrong.append(f"ended with {running.exception()!r}")
+    point.wrong += [f"crashed of {error!r}" for error in crashes]
+    point.is_hit, point.counts = plan.hits > 0, plan.counts
+    left = [entry for held in store.pending for entry, row in held.items() if row.consumer == "victim"]
+    if is_clean and left and at[0] not in ("settle", "leased"):
+        point.wrong.append(f"an orderly stop left {left}")
+    if is_clean and "victim" in store.workers and at[0] not in ("settle", "forget", "leased"):
+        point.wrong.append("an orderly stop left its row")
+    if left_in(store) or has_died:
+        await rescue(store, point, number)
+    point.wrong += check(store, history, has_died)
+    return point
+
+
+async def rescue(store: MemoryStore, point: Point, number: int) -> None:
+    """Let the victim be dead for long, and another worker run what it left."""
+    if "victim" in store.workers:
+        store.workers["victim"] = 1
+    for held in store.pending:
+        for row in held.values():
+            row.since_ms -= LONG_MS
+    store.workers |= {"~last": store.now_ms, "~since": 1}
+    crashes: list[BaseException] = []
+    consumer = worker(store, "rescuer", Plan(), crashes)
+    running = asyncio.create_task(consumer.run())
+    try:
+        await until(
+            lambda: running.done() or (not left_in(store) and not len(consumer.held)), f"{point.at} {point.what}: the rescue"
+        )
+    except AssertionError as error:
+        point.wrong.append(f"{error}, left {left_in(store)}")
+    consumer.stop()
+    await running
+    point.wrong += [f"the rescuer crashed of {error!r}" for error in crashes]
+
+
+# --- the sweep ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name, value in HURRY:
+        monkeypatch.setattr(name, value)
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+    histories.clear()
+
+
+@pytest.mark.parametrize("what", [*GOES_ON, *ENDS])
+async def test_whatever_happens_at_whichever_call_every_job_has_its_end_and_only_a_death_runs_any_twice(what):
+    unharmed = await run_point(("none", 1), "REFUSED")
+    assert unharmed.wrong == []
+    ats = [(verb, nth) for verb, count in unharmed.counts.items() for nth in range(1, min(count, MOST_OF_A_VERB) + 1)]
+    places = asyncio.Semaphore(AT_ONCE)
+
+    async def one(at: tuple[str, int]) -> Point:
+        async with places:
+            return await run_point(at, what)
+
+    found = await asyncio.gather(*map(one, ats))
+    assert [point for point in found if point.wrong] == []
+    missed = [point.at for point in found if not point.is_hit]
+    assert len(missed) <= VOID_PART * len(ats), f"a sweep that hits nothing proves nothing: {missed}"
