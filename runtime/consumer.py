@@ -324,12 +324,15 @@ class Consumer:
         return len(self.lanes) + read_ahead - len(self.held)
 
     def _beside(self) -> tuple[float, bool]:
-        """Return for how long the youngest job here has run, 0 when one is about to, and whether no former suspect runs here."""
-        if self.inbox.jobs:
-            return 0.0, False
+        """Return for how long the youngest job here has run, 0 when one is about to, and whether no former suspect is here.
+
+        What waits in the inbox of a busy worker is mostly none: else a suspect with a strike would find such a worker never.
+        """
         runs = [(lane.started_s, lane.job.count) for lane in self.lanes if lane.job is not None]
-        calm_s = time.monotonic() - max(run[0] for run in runs) if runs else float("inf")
-        return calm_s, all(count == 1 for _, count in runs)
+        is_clean = all(count == 1 for _, count in runs) and all(job.count == 1 for job in self.inbox.jobs)
+        if self.inbox.jobs:
+            return 0.0, is_clean
+        return time.monotonic() - max(run[0] for run in runs) if runs else float("inf"), is_clean
 
     def _may_start(self, now_s: float) -> bool:
         """Return whether jobs of the inbox may start; if not, give them back."""

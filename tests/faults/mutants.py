@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 STREAMS = "tests/contract/test_streams.py"
 VERBS = "tests/contract/test_verbs.py"
 BOUNDS = "tests/unit/test_bounds.py"
+CONSUMER = "tests/unit/test_consumer.py"
 CODEC = "tests/unit/test_codec.py"
 ISOLATION = "tests/contract/test_isolation.py"
 ENGINE = "tests/contract/test_engine.py"
@@ -658,6 +659,13 @@ MUTANTS = (
         "    redis.pcall('HDEL', STRIKES, stands_at(s, id))\n",
         "",
         f"{VERBS}::test_who_outlives_its_isolation_has_no_strikes_any_more",
+    ),
+    Mutant(
+        "what waits in a busy worker's inbox counts as a former suspect",
+        "runtime/consumer.py",
+        "return 0.0, is_clean",
+        "return 0.0, False",
+        f"{CONSUMER}::test_beside_a_suspect_stands_what_waits_in_the_inbox_and_only_a_former_suspect_is_in_its_way",
     ),
     Mutant(
         "who has a strike runs beside other suspects",

@@ -20,6 +20,7 @@ from runtime.consumer import Consumer
 from runtime.errors import StoreUnavailable
 from runtime.jobs import SUSPECT
 from runtime.streams import Streams
+from tests.builders import job
 from tests.cruelty import Fault, Plan
 from tests.double import MemoryStreams
 from tests.memory import MemoryStore, Pending
@@ -264,3 +265,45 @@ async def test_whatever_happens_at_whichever_call_every_job_has_its_end_and_only
     assert [point for point in found if point.wrong] == []
     missed = [point.at for point in found if not point.is_hit]
     assert len(missed) <= VOID_PART * len(ats), f"a sweep that hits nothing proves nothing: {missed}"
+
+
+# --- single cases ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_worker_that_is_always_busy_isolates_a_suspect_of_which_a_worker_has_died():
+    """What waits in its inbox is no former suspect: it drains for the isolation, and does not ask again a lease later."""
+    number, store = next(points), MemoryStore(time.monotonic)
+    history = histories[number] = []
+
+    def add(n: int, stream: int = 1) -> bytes:
+        return store.add(stream, [b"type", b"step", b"data", msgspec.json.encode(Step(number, n, "ok"))])
+
+    for n in range(1, 200):
+        add(n)
+    consumer = worker(store, "busy", Plan(), [])
+    running = asyncio.create_task(consumer.run())
+
+    def backlog_is_kept() -> bool:
+        for _ in range(len(store.unread(1)), 1000):
+            add(1)
+        return True
+
+    await until(lambda: backlog_is_kept() and len(consumer.inbox) > 10, "it is busy")
+    struck = add(0, 3)
+    store.read(3, SUSPECT, 1)
+    store.pending[3][struck] = Pending(SUSPECT, 4, store.now_ms)
+    store.strikes[f"low/{struck.decode()}"] = "died"
+    began_s = time.monotonic()
+    await until(lambda: backlog_is_kept() and ("end", 0, 1) in history, "the suspect runs")
+    assert time.monotonic() - began_s < LEASE_S / 2
+    consumer.stop()
+    await running
+
+
+def test_beside_a_suspect_stands_what_waits_in_the_inbox_and_only_a_former_suspect_is_in_its_way():
+    consumer = worker(MemoryStore(), "me", Plan(), [])
+    assert consumer._beside() == (float("inf"), True)
+    consumer.inbox.put([job("step")])
+    assert consumer._beside() == (0.0, True), "about to run"
+    consumer.inbox.put([job("step", count=2)])
+    assert consumer._beside() == (0.0, False)
