@@ -145,7 +145,7 @@ def _hear(handler: Handler[Any], job: Job, jitter: Callable[[], float], word: Jo
         return LOST
     if _is(word, NoPlace) and job.count == 1:
         return Park(lot_of(handler.contract.type, job.envelope.version))
-    if _is(word, NotStarted):  # and a suspect, which only the isolation hands out
+    if _is(word, NotStarted):  # and a suspect, which only `isolate` hands out
         return RELEASE
     if _is(word, Dead):  # it ran: its letter counts this run, and has its stack
         return _dead(describe(word), _code(word.code), stack_of(_cause_of(word)))

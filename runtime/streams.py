@@ -72,7 +72,7 @@ class Ask(msgspec.Struct, frozen=True):
 
 
 class Isolated(msgspec.Struct):
-    """What the isolation answered: `word` as isolate.lua has it, `for_ms` the time that belongs to it, and what was handed out.
+    """What `isolate` answered: `word` as isolate.lua has it, `for_ms` the time that belongs to it, and what was handed out.
 
     `names` are the workers that died of the one entry that is handed out to be dead-lettered.
     """
@@ -290,7 +290,7 @@ class Streams(Store):
     async def isolate(
         self, lease_ms: int, calm_ms: int, base_ms: int, n: int, types: Mapping[str, tuple[int, int]], is_clean: bool = True
     ) -> Isolated:
-        """Ask for a place in the isolation, and for suspects of these types (each with its newest version, and timeout in ms).
+        """Ask whether this worker may isolate, and for suspects of these types (each with its newest version, and timeout in ms).
 
         `calm_ms` is for how long the youngest job here has run, -1 where none runs; up to `n` may start; -1 gives the place up.
         `is_clean` says that no former suspect runs here.

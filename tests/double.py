@@ -32,7 +32,7 @@ GUILTY, STRUCK, UNSTRUCK = 1, 2, 3
 
 @dataclass
 class Suspect:
-    """An entry of the suspects' lot, as the isolation chooses among them."""
+    """An entry of the suspects' lot, as `isolate` chooses among them."""
 
     stream: int
     entry: bytes
@@ -253,7 +253,7 @@ class MemoryStreams:
     def isolate(
         self, lease_ms: int, calm_ms: int, base_ms: int, n: int, types: Mapping[str, tuple[int, int]], is_clean: bool = True
     ) -> Isolated:
-        """Ask for a place in the isolation, and for suspects."""
+        """Ask whether this worker may isolate, and for suspects."""
         store, me = self.store, self.consumer
 
         def answer(word: str, for_ms: float = 0, chosen: Sequence[Suspect] = ()) -> Isolated:

@@ -78,7 +78,7 @@ async def test_a_worker_that_drains_gives_the_isolation_up_and_its_death_is_no_e
     async with working(server.url, guarded, grace_s=4) as worker:
         await until(lambda: ran == [0] and raw.exists("{jobs}:wards"), "the suspect runs")
         worker.stop()
-        await until(lambda: not raw.exists("{jobs}:wards"), "others can have the isolation")
+        await until(lambda: not raw.exists("{jobs}:wards"), "others may isolate")
         assert worker.running == 1, "while it still runs here"
 
 

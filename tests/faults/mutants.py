@@ -633,7 +633,7 @@ MUTANTS = (
         f"{ISOLATION}::test_nothing_starts_beside_what_outlived_its_isolation_before_the_store_has_confirmed_that",
     ),
     Mutant(
-        "one place in the isolation of all workers",
+        "one isolation at a time, of all workers",
         "runtime/store/lua/isolate.lua",
         "'(' .. ms(now), '+inf') / 2",
         "'(' .. ms(now), '+inf') / 1000",

@@ -434,7 +434,7 @@ class StoreMachine(RuleBasedStateMachine):
         found = self.bench.do(store.isolate(30_000, -1, 10_000, most, {knows: (version, 30_000)}))
         self.look()
         assert self.receive(name, found.fetched) == self.model.isolate(name, most, {knows: version})
-        self.bench.do(store.isolate(0, 0, 0, -1, {}))  # the isolation is free for whoever comes next
+        self.bench.do(store.isolate(0, 0, 0, -1, {}))  # another worker may isolate
 
     @rule(backs=st.lists(which, min_size=1, max_size=4), loses=loses)
     def admit(self, backs: list[int], loses: bool) -> None:

@@ -121,7 +121,7 @@ def left_of_isolations(server: Server) -> tuple[list[str], list[str]]:
         held = [f"the isolation of {name}, who has gone" for name in alive]
         if raw.pttl(ISOLATION) == -1:
             held.append(f"{ISOLATION} of {raw.get(ISOLATION)} for ever")
-    return held, [f"places of the dead in the isolation: {len(of_the_dead)}"] if of_the_dead else []
+    return held, [f"isolations of the dead: {len(of_the_dead)}"] if of_the_dead else []
 
 
 def environment_of(release: str, tree: Path) -> dict[str, str]:

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Hand out suspects, entries that some worker held when it died, to a consumer that has a place in the isolation.
+-- Hand out suspects, entries that some worker held when it died, to a consumer that may isolate.
 -- ARGV: consumer, its lease in ms, for how long the youngest job that runs there has run in ms (-1: none runs), base of the isolation
 -- time in ms, n (how many may start; -1 gives the place up), 1 if no former suspect runs there, then in turn type, newest version and
 -- timeout in ms of what may run there.
