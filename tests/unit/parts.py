@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import msgspec
-import pytest
 
 from runtime.backoff import Backoff
+from runtime.codec import decode_many
 from runtime.config import Config
-from runtime.jobs import FREE, SUSPECT, Handler, Job, Lease, contract, contract_of
+from runtime.jobs import FREE, SUSPECT, Batch, Handler, Job, Lease, contract, contract_of
 from runtime.places import Places, make_places
 from runtime.stats import Stats
 from runtime.store.base import WorkerRow
 from runtime.streams import Streams
 from runtime.worker.context import WorkerContext
+from runtime.worker.flusher import leases_of
 from runtime.worker.heartbeat import Beat, LeaseWatch
 from runtime.worker.held import Held
 from runtime.worker.lanes import Inbox
@@ -27,7 +29,7 @@ from runtime.worker.log import ThrottledLog
 from runtime.worker.parking import Parked
 from tests.cruelty import Fault, Plan
 from tests.double import MemoryStreams
-from tests.memory import MemoryStore, Pending
+from tests.memory import MemoryStore, Pending, value
 
 ME = "me"
 HIGH = 1
@@ -83,26 +85,43 @@ class Parts:
         """Let a beat be confirmed now."""
         self.ctx.leases.confirm(Beat(self.now_s[0], self.store.run_id, []))
 
+    async def hold(self, n: int = 100, stream: int = HIGH) -> list[Job]:
+        """Fetch jobs of one stream and hold them, as admission does; where they go then is the test's part."""
+        shares = [0, 0, 0, 0]
+        shares[stream] = n
+        fetched = await MemoryStreams(self.store, ME).fetch(shares, set())
+        for delivery in fetched.deliveries:
+            taken = (delivery.stream, delivery.rows, delivery.counts, fetched.run_id, time.monotonic(), fetched.now_ms)
+            return self.ctx.held.add(stream, decode_many(*taken)[0])
+        return []
+
     # --- where jobs are ------------------------------------------------------------------------------------------------------
 
     def known(self) -> set[bytes]:
         """Return the entries that are held here."""
         return {lease.entry for held in self.ctx.held._leases for lease in held.values()}
 
-    def accounted(self) -> set[bytes]:
-        """Return the entries that are in the inbox or the ledger."""
-        batch = self.ctx.ledger._batch
-        leases = [lease for done in batch.done for lease in done]
-        leases += [move.lease for moves in (batch.defer, batch.dead, batch.park) for move in moves]
-        return {lease.entry for lease in (*self.ctx.inbox.jobs, *leases)}
+    def accounted(self, apart: Batch | None = None) -> set[bytes]:
+        """Return the entries that are in the inbox or the ledger, or wait apart."""
+        noted = [*leases_of(self.ctx.ledger._batch), *(leases_of(apart) if apart else ())]
+        return {lease.entry for lease in (*self.ctx.inbox.jobs, *noted)}
+
+    def places(self) -> Counter[bytes]:
+        """Return in how many places each job is that was added: by its `id`."""
+        found = Counter[bytes]()
+        for entries in self.store.entries:
+            found.update(value(fields, b"id") or b"" for fields in entries.values())
+        found.update(value(record, b"id") or b"" for record in self.store.records.values())
+        found.update(letter["id"].encode() for letter in self.store.dead)
+        return found
 
     def pending(self, consumer: str = ME) -> set[bytes]:
         """Return the entries that the store lists with a worker or a lot."""
         return {entry for held in self.store.pending for entry, row in held.items() if row.consumer == consumer}
 
-    def check(self, *, is_lost: bool = False) -> None:
+    def check(self, apart: Batch | None = None, *, is_lost: bool = False) -> None:
         """Check that each lease of ours is known here and on its way; `is_lost` allows some that are not known yet."""
-        assert self.known() == self.accounted(), "held, and neither waiting nor to be written"
+        assert self.known() == self.accounted(apart), "held, and neither waiting nor to be written"
         unknown = self.pending() - self.known()
         assert is_lost or not unknown, f"leased, and not known here: {unknown}"
 
@@ -165,13 +184,6 @@ HURRY: Sequence[tuple[str, Any]] = [
     ("runtime.consumer.UNBLOCK_S", 0.08),
     ("runtime.consumer.LOST_S", 0.05),
 ]
-
-
-@pytest.fixture
-def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a worker wait for milliseconds where it waits for moments."""
-    for name, value in HURRY:
-        monkeypatch.setattr(name, value)
 
 
 def row() -> WorkerRow:
