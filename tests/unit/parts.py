@@ -51,6 +51,17 @@ REGISTRY: dict[bytes, Handler[Any]] = {
 }
 
 
+class StillInbox(Inbox):
+    """An inbox whose lanes wait and start nothing: each job in it has one of them to come."""
+
+    lanes = 4
+
+    @property
+    def idle(self) -> int:
+        """How many lanes have no job to come."""
+        return max(0, self.lanes - len(self.jobs))
+
+
 @dataclass
 class Parts:
     """The state that parts share, and the double under it."""
@@ -94,6 +105,12 @@ class Parts:
             taken = (delivery.stream, delivery.rows, delivery.counts, fetched.run_id, time.monotonic(), fetched.now_ms)
             return self.ctx.held.add(stream, decode_many(*taken)[0])
         return []
+
+    async def write(self) -> None:
+        """Write what is in the ledger, as the flusher does."""
+        batch = self.ctx.ledger.take()
+        await MemoryStreams(self.store, ME).settle(batch)
+        self.ctx.held.remove(leases_of(batch))
 
     # --- where jobs are ------------------------------------------------------------------------------------------------------
 
@@ -143,7 +160,7 @@ def make(
         streams=cast("Streams", streams),
         leases=LeaseWatch(config.lease_s, lambda: now_s[0]),
         parked=Parked(handlers, found_places),
-        inbox=Inbox(),
+        inbox=StillInbox(),
         ledger=Ledger(),
         held=Held(),
         stats=Stats(),
@@ -177,6 +194,7 @@ HURRY: Sequence[tuple[str, Any]] = [
     ("runtime.worker.maintenance.SOON_S", 0.001),
     ("runtime.worker.maintenance.PROMOTE_S", 0.02),
     ("runtime.worker.fetcher.LOTS_S", 0.005),
+    ("runtime.worker.fetcher.LONGEST_WAIT_MS", 30),
     ("runtime.worker.fetcher.PAUSE_S", 0.005),
     ("runtime.worker.loop_monitor.WATCH_S", 0.004),
     ("runtime.consumer.TICK_S", 0.01),
