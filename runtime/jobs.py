@@ -209,8 +209,8 @@ class Batch(msgspec.Struct, gc=False):
 
     def add(self, other: Batch) -> None:
         """Take over what another batch holds."""
-        for stream in range(4):
-            self.done[stream] += other.done[stream]
+        for ours, theirs in zip(self.done, other.done, strict=True):
+            ours.extend(theirs)
         self.defer += other.defer
         self.dead += other.dead
         self.park += other.park

@@ -410,11 +410,12 @@ def _sent(messages: Sequence[Packed], reply: Sequence[Any]) -> list[Sent | JobsE
     """Return what became of each message; ids that are not given are numbered on from the first entry of their stream."""
     stamps: list[str] = []
     numbers: list[int] = []
-    for stream, first in enumerate(reply[:4]):
+    *first_ids, duplicate_positions, refusals = reply
+    for stream, first in enumerate(first_ids):
         stamp, _, number = bytes(first).decode().partition("-")
         stamps.append(default_id(STREAMS[stream], f"{stamp}-"))
         numbers.append(int(number or -1))
-    duplicates, refused = set(reply[4]), dict(zip(reply[5][::2], reply[5][1::2], strict=True))
+    duplicates, refused = set(duplicate_positions), dict(zip(refusals[::2], refusals[1::2], strict=True))
     sent: list[Sent | JobsError] = []
     for position, message in enumerate(messages):
         head = message.head

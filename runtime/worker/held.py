@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterable
 from typing import TypeVar
 
-from runtime.jobs import Lease
+from runtime.jobs import STREAMS, Lease
 
 L = TypeVar("L", bound=Lease)
 
@@ -15,7 +15,7 @@ class Held:
     """Owns every lease of this process: inbox, lanes and ledger. Changed per batch, under a lock shared with the heartbeat."""
 
     def __init__(self) -> None:
-        self._leases: tuple[dict[bytes, Lease], ...] = ({}, {}, {}, {})
+        self._leases: tuple[dict[bytes, Lease], ...] = tuple({} for _ in STREAMS)
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:

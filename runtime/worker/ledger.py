@@ -8,6 +8,7 @@ from runtime.errors import Dead, Retry, Snooze
 from runtime.jobs import (
     DONE,
     FREE,
+    STREAMS,
     BadEntry,
     Batch,
     Deferral,
@@ -103,4 +104,4 @@ class Ledger:
 
 def empty_batch() -> Batch:
     """Return a batch with nothing in it."""
-    return Batch([[], [], [], []], [], [], [])
+    return Batch([[] for _ in STREAMS], [], [], [])
