@@ -180,6 +180,7 @@ class Fetcher:
         parked = self._ctx.parked
         if not parked.seen:
             parked.awaited.clear()
+            self._are_lots_full = False  # the last one gave all that it had: gone, it holds no more
             return []
         if time.monotonic() < self._next_lots_s and not self._are_lots_full:
             return []

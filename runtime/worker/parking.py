@@ -97,7 +97,8 @@ class Parked:
             return True
         if not lot.startswith(UNKNOWN):
             return lot in self._adopted
-        return lot_is_known(lot, self.types.items())
+        name, version = _type_and_version(lot)
+        return version <= self.types.get(name, 0)  # by name: asked of each lot before each wait, and a worker may know many types
 
     def may_take(self, at: Place) -> bool:
         """Return whether a fetch takes from this lot by name; `~free` is looked at with its stream."""
@@ -192,5 +193,10 @@ class Shares:
 
 def lot_is_known(lot: str, known: Iterable[tuple[str, int]]) -> bool:
     """Return whether one of these types, each with the newest version that is known, can run what waits in a lot of a type."""
+    name, version = _type_and_version(lot)
+    return any(name == known_name and version <= newest for known_name, newest in known)
+
+
+def _type_and_version(lot: str) -> tuple[str, int]:
     name, _, version = lot[len(UNKNOWN) :].rpartition("@")
-    return any(name == known_name and (parse_int(version) or FAR) <= newest for known_name, newest in known)
+    return name, parse_int(version) or FAR

@@ -185,6 +185,15 @@ async def test_a_queue_of_a_newer_layout_is_left_alone_and_its_worker_told_to_be
     assert raw.keys("*") == [LAYOUT_KEY], "not even a group was made"
 
 
+async def test_a_worker_that_may_not_ask_for_the_layout_starts_as_one_of_an_older_release_does(server, raw):
+    raw.execute_command("ACL", "SETUSER", "worker", "on", ">secret", "~*", "+@all", "-get", "-set")
+    streams = Streams(f"{server.url}?username=worker&password=secret", "jobs", "me")
+    await streams.start()
+    await streams.close()
+    raw.execute_command("ACL", "DELUSER", "worker")
+    assert raw.exists("{jobs}:high") == 1
+
+
 @pytest.mark.parametrize("layout", ["", "0", "one", "1.0", "-1", "9" * 400, "\u00b2", {"a": "hash"}])
 async def test_what_is_no_layout_is_named_with_what_fixes_it(server, raw, layout):
     raw.hset(LAYOUT_KEY, mapping=layout) if isinstance(layout, dict) else raw.set(LAYOUT_KEY, layout)

@@ -948,6 +948,13 @@ MUTANTS = (
         f"{OFFLOAD}::test_what_a_job_sets_in_its_child_is_not_seen_by_the_next",
     ),
     Mutant(
+        "a lot that gave all is asked for without end",
+        "runtime/worker/fetcher.py",
+        "            self._are_lots_full = False  # the last one",
+        "            pass  # the last one",
+        "tests/unit/test_fetcher.py::test_a_fetcher_waits_again_when_a_lot_that_gave_all_is_gone_at_the_next_look",
+    ),
+    Mutant(
         "a turn of the loop takes as long as its jobs",
         "runtime/worker/lanes.py",
         "            self._turn = 0\n            return False",

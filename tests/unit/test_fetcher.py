@@ -272,3 +272,17 @@ async def test_where_it_cannot_ask_what_was_lost_nothing_is_forgotten():
     bench.parts.check(is_lost=True)
     await bench.fetcher.give_back_lost()
     bench.parts.check()
+
+
+async def test_a_fetcher_waits_again_when_a_lot_that_gave_all_is_gone_at_the_next_look() -> None:
+    """Else it would fetch without a pause: the lot that had given all that it was asked for had nothing more."""
+    parts = make(concurrency=1)
+    fetcher = Fetcher(parts.ctx, lambda: 1, lambda: (float("inf"), True), asyncio.Event())
+    fetcher._longest_wait_ms = 20
+    parts.park("~t:part@1")
+    parts.ctx.parked.saw({(HIGH, "~t:part@1"): 1}, ())
+    while not parts.ctx.inbox.jobs:  # what is due to the lot comes to an entry in its second round
+        await fetcher._round(1)
+    parts.ctx.parked.saw({}, ())
+    await fetcher._round(1)
+    assert parts.streams.plan.counts["wait_for_entry"] == 1
