@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -55,6 +56,8 @@ histories: dict[int, list[tuple[str, int, int]]] = {}
 async def step(message: Step, job: Job) -> None:
     history = histories[message.point]
     history.append(("start", message.n, job.attempt))
+    if message.what == "stubborn":
+        await stubborn(message.point)
     await asyncio.sleep({"slow": 0.003, "long": 60}.get(message.what, 0))
     if message.what == "fail" or (message.what == "retry" and job.attempt == 1):
         raise RuntimeError("as it should")
@@ -63,6 +66,13 @@ async def step(message: Step, job: Job) -> None:
     if message.what == "snooze" and not job.envelope.snoozed_ms:
         raise Snooze(0.001)
     history.append(("end", message.n, job.attempt))
+
+
+async def stubborn(point: int) -> None:
+    """Swallow each cancel until the point's history says that it may end."""
+    while ("may", 0, 0) not in histories[point]:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0.001)
 
 
 WHAT = ("ok", "slow", "retry", "fail", "dead", "snooze", "ok", "ok", "ok", "ok", "ok", "ok", "ok", "ok", "ok")
@@ -158,8 +168,8 @@ class Point:
     counts: Counter[str] = field(default_factory=Counter)
 
 
-def worker(store: MemoryStore, name: str, plan: Plan, crashes: list[BaseException]) -> Consumer:
-    config = Config(concurrency=4, lease_s=LEASE_S, grace_s=2.0, suspect_s=0.05)
+def worker(store: MemoryStore, name: str, plan: Plan, crashes: list[BaseException], **settings: Any) -> Consumer:
+    config = Config(**{"concurrency": 4, "lease_s": LEASE_S, "grace_s": 2.0, "suspect_s": 0.05, **settings})
     return Consumer(config, cast("Streams", MemoryStreams(store, name, plan)), {b"step": step}, on_crash=crashes.append)
 
 
@@ -344,3 +354,163 @@ async def test_a_job_whose_lease_is_refused_while_it_runs_is_cut_off_and_writes_
     assert histories[number] == [("start", 0, 1)]
     assert store.pending[1][entry].consumer == "other"
     assert list(store.entries[1]) == [entry]
+
+
+# --- a stop, stage by stage --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Stopping:
+    """A worker with one lane, and jobs of its point."""
+
+    plan: Plan = field(default_factory=Plan)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.number, self.store = next(points), MemoryStore(time.monotonic)
+        self.history = histories[self.number] = []
+        self.crashes: list[BaseException] = []
+        self.consumer = worker(self.store, "me", self.plan, self.crashes, **{"concurrency": 1, "grace_s": 0.02, **self.settings})
+
+    def add(self, n: int, what: str = "ok", stream: int = 1) -> bytes:
+        return self.store.add(stream, [b"type", b"step", b"data", msgspec.json.encode(Step(self.number, n, what))])
+
+    @property
+    def rows(self) -> list[tuple[str, int]]:
+        """Who has which entry, by what count."""
+        return [(row.consumer, row.count) for row in self.store.pending[1].values()]
+
+    async def running(self, what: str) -> asyncio.Task[Any]:
+        """Start it, and return when a job of this kind runs."""
+        self.add(0, what)
+        running = asyncio.create_task(self.consumer.run())
+        await until(lambda: self.history, "it runs")
+        return running
+
+
+async def test_an_idle_worker_is_woken_at_a_stop_and_its_read_is_not_cancelled():
+    at = Stopping()
+    at.consumer._fetcher._longest_wait_ms = 60_000
+    running = asyncio.create_task(at.consumer.run())
+    await until(lambda: at.store.waiting, "it waits")
+    at.consumer.stop()
+    report = await running
+    assert at.plan.counts["leased"] == 0, "a cancelled read would leave what it brought to others"
+    assert (report.left, at.store.workers.keys() & {"me"}) == (0, set())
+
+
+async def test_at_the_end_of_the_grace_what_runs_is_cut_and_given_back_as_if_it_had_not_been_handed_out():
+    at = Stopping()
+    running = await at.running("long")
+    at.consumer.stop()
+    report = await running
+    assert (report.released, report.left) == (1, 0)
+    assert at.rows == [("~free", 0)]
+    assert "me" not in at.store.workers
+    assert at.history == [("start", 0, 1)]
+
+
+async def test_a_second_stop_skips_the_grace():
+    at = Stopping(settings={"grace_s": 3600.0})
+    running = await at.running("long")
+    at.consumer.stop()
+    at.consumer.stop()
+    assert (await running).released == 1
+
+
+async def test_what_ends_within_the_grace_is_written():
+    at = Stopping(settings={"grace_s": 60.0})
+    running = await at.running("slow")
+    at.consumer.stop()
+    report = await running
+    assert (report.finished, report.released, report.left) == (1, 0, 0)
+    assert at.store.entries[1] == {}
+
+
+async def test_what_an_answer_brings_while_a_worker_stops_is_given_back_with_the_rest(monkeypatch):
+    monkeypatch.setattr("runtime.consumer.UNSTARTED_S", 3600.0)  # not for having waited here for long
+    at = Stopping(Plan(("wait_for_entry", 1, Fault.HELD)))
+    running = asyncio.create_task(at.consumer.run())
+    await until(lambda: at.store.waiting, "it waits")
+    for n in range(4):
+        at.add(n, "long", stream=n)
+    await until(lambda: at.plan.held, "the answer is on its way")
+    at.consumer.stop()
+    await asyncio.sleep(0)
+    at.plan.let_go()
+    report = await running
+    assert report.left == 0
+    assert [(row.consumer, row.count) for held in at.store.pending for row in held.values()] == [("~free", 0)] * 4
+    assert len(at.history) <= 1, "there is one lane"
+
+
+async def test_what_can_not_be_cut_is_given_back_as_the_very_last_and_its_process_may_be_left(monkeypatch):
+    monkeypatch.setattr("runtime.consumer.CUT_S", 0.02)
+    monkeypatch.setattr("runtime.consumer.FLUSH_S", 0.05)
+    at = Stopping()
+    left: list[tuple[Any, list[tuple[str, int]]]] = []
+
+    def leave(report: Any) -> None:
+        left.append((report, at.rows))
+        at.history.append(("may", 0, 0))
+
+    at.consumer._leave = leave
+    running = await at.running("stubborn")
+    at.consumer.stop()
+    await running
+    [(report, rows)] = left
+    assert rows == [("~free", 0)], "before the process ends, and not earlier"
+    assert report.left == 0
+
+
+@pytest.mark.parametrize("verb", ["settle", "forget"])
+@pytest.mark.parametrize("fault", [Fault.REFUSED, Fault.LOST, Fault.HELD])
+async def test_a_stop_ends_though_the_store_does_not_answer(monkeypatch, verb, fault):
+    monkeypatch.setattr("runtime.consumer.FLUSH_S", 0.05)
+    at = Stopping()
+    running = await at.running("long")
+    at.plan.faults[verb, 0] = fault
+    at.consumer.stop()
+    await until(running.done, "its end")
+    assert running.result().released == (1 if verb == "forget" else 0)
+    assert at.rows in ([("me", 1)], [("~free", 0)])
+
+
+# --- crashes -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["lots", "promote", "fetch", "settle"])
+async def test_a_loop_that_crashes_ends_the_worker_with_its_error_and_writes_nothing_more(monkeypatch, verb):
+    at = Stopping()
+    call = getattr(at.consumer.streams, verb)
+
+    async def crash(*args: Any) -> None:
+        await call(*args)
+        raise ValueError("a bug")
+
+    running = await at.running("long")
+    monkeypatch.setattr(at.consumer.streams, verb, crash)
+    at.add(2)
+    if verb == "settle":
+        at.consumer.ledger.release([lane.job for lane in at.consumer.lanes if lane.job])
+    elif verb == "fetch":
+        at.consumer.held.remove([lane.job for lane in at.consumer.lanes if lane.job])
+        at.consumer._fetcher.look_again()
+    with pytest.raises(ExceptionGroup) as caught:
+        await running
+    assert caught.value.subgroup(ValueError)
+    assert any(isinstance(crash, ValueError) for crash in at.crashes), "it is told when it happens"
+    assert at.consumer._heartbeat is not None
+    assert not at.consumer._heartbeat.is_alive()
+    assert ("end", 0, 1) not in at.history
+
+
+async def test_a_heartbeat_that_crashes_ends_the_worker():
+    at = Stopping()
+    running = await at.running("long")
+    assert at.consumer._heartbeat is not None
+    at.consumer._heartbeat.error = ValueError("a bug")
+    with pytest.raises(ExceptionGroup, match="unhandled") as caught:
+        await running
+    assert caught.value.subgroup(RuntimeError)
+    assert at.rows == [("me", 1)], "its leases expire"

@@ -67,11 +67,11 @@ LOSING = {
 
 
 @pytest.mark.parametrize("verb", LOSING)
-@pytest.mark.parametrize("also", ["", "leased refused", "leased lost"])
+@pytest.mark.parametrize("also", [None, Fault.REFUSED, Fault.LOST, Fault.ERROR], ids=["once", "unasked", "unheard", "an error"])
 async def test_what_a_lost_answer_brought_is_given_back_in_the_next_round_and_comes_again(verb, also):
     bench = Bench((verb, 1, Fault.LOST))
     if also:
-        bench.parts.plan.faults |= {("leased", nth): Fault.REFUSED if also == "leased refused" else Fault.LOST for nth in (1, 2)}
+        bench.parts.plan.faults |= {("leased", nth): also for nth in (1, 2)}
     LOSING[verb](bench)
     async with fetching(bench):
         await until(lambda: len(bench.parts.ctx.ledger), "it is to be given back")
@@ -107,14 +107,16 @@ async def test_a_cancel_while_an_answer_is_on_its_way_loses_nothing_that_is_aske
 
 
 async def test_what_is_held_is_not_given_back_with_what_was_lost():
-    bench = Bench(("fetch", 2, Fault.LOST))
+    bench = Bench()
     bench.parts.add(id="held")
     async with fetching(bench):
         await until(lambda: bench.ids == {"held"}, "one is here")
-        bench.parts.add(id="lost")
-        await until(lambda: len(bench.parts.ctx.ledger) or bench.ids == {"held", "lost"}, "another one came or got lost")
-        bench.parts.check()
-        assert "held" in bench.ids
+    lost = bench.parts.add(id="lost")
+    bench.parts.store.read(HIGH, ME, 1)
+    await bench.fetcher.give_back_lost()
+    assert [move.lease.entry for move in bench.parts.ctx.ledger._batch.park] == [lost]
+    assert bench.ids == {"held"}
+    bench.parts.check()
 
 
 @pytest.mark.parametrize("fault", [Fault.REFUSED, Fault.ERROR, Fault.FULL, Fault.RESTARTED])
