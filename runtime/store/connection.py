@@ -52,7 +52,8 @@ def one_connection(url: str) -> AbstractConnection:
         ConfigError: the URL is none of redis://, rediss://, unix://, sentinel://.
     """
     if url.startswith("unix://") and not url.startswith("unix:///"):
-        raise ConfigError(f"Redis URL {url!r}: the path of a unix socket must begin with /, as in unix:///run/redis.sock")
+        shown = without_password(url)
+        raise ConfigError(f"Redis URL {shown!r}: the path of a unix socket must begin with /, as in unix:///run/redis.sock")
     options: dict[str, Any] = {
         "protocol": 2,
         "decode_responses": False,

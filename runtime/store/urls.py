@@ -5,20 +5,22 @@ Opens nothing: `connection` does.
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
 
 from runtime.errors import ConfigError
 
 SENTINEL_EXAMPLE: Final = "sentinel://host:26379,host:26379/mymaster"
+_PASSWORD: Final = re.compile(r"(\bpassword=)[^&#]*")  # among the options of a URL, where redis-py reads one too
 _DOWN: Final = {b"s_down", b"o_down"}  # as this sentinel sees it, or as enough of them do
 
 
 def without_password(url: str) -> str:
-    """Return the URL as it may be shown to people and logs."""
-    head, at, tail = url.rpartition("@")
+    """Return the URL as it may be shown to people and logs, also one that is none: its scheme may have been forgotten."""
+    head, at, tail = _PASSWORD.sub(r"\1***", url).rpartition("@")
     scheme, slashes, _ = head.partition("://")
-    return f"{scheme}{slashes}***@{tail}" if at else url
+    return f"{scheme if slashes else ''}{slashes}***@{tail}" if at else tail
 
 
 class SentinelUrl(NamedTuple):

@@ -17,10 +17,9 @@ import pytest
 import redis
 from redis.asyncio.sentinel import MasterNotFoundError
 
-from runtime import ConfigError, Message, NotDurable, Producer, StoreUnavailable
-from runtime.store.connection import MasterConnection, one_connection
+from runtime import Message, NotDurable, Producer, StoreUnavailable
+from runtime.store.connection import one_connection
 from runtime.store.inspector import Inspector
-from runtime.store.urls import redis_cli, without_password
 from tests.faults.harness import ROOT, Worker, events, hire, leftovers
 from tests.faults.jobs import Scripted
 from tests.servers import Server, binary_of, free_ports, wait_until
@@ -296,37 +295,3 @@ async def test_a_cancel_while_the_master_is_looked_for_is_never_lost(lone):
     await looking
     assert turns > 10, "it was cancelled in all of its stages"
     await connection.disconnect(nowait=True)
-
-
-def test_the_parts_of_the_url():
-    connection = one_connection("sentinel://jobs:ge%40heim@a:1,[::1]:2,c:3/kept/4")
-    assert isinstance(connection, MasterConnection)
-    assert (connection.username, connection.password, connection.db) == ("jobs", "ge@heim", 4)
-    assert connection.sentinel_url.sentinels == [("a", 1), ("::1", 2), ("c", 3)]
-    assert connection.sentinel_url.service == "kept"
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "sentinel:///kept",
-        "sentinel://geheim@a:1",
-        "sentinel://u:geheim@a:1/",
-        "sentinel://u:geheim@a/kept",
-        "sentinel://u:geheim@a:1,b/kept",
-        "sentinel://u:geheim@a:x/kept",
-        "sentinel://u:geheim@a:1/kept/x",
-        "sentinel://u:geheim@a:1/kept?db=1",
-        "sentinel:kept",
-    ],
-)
-def test_a_url_that_is_none_says_how_one_looks(url):
-    with pytest.raises(ConfigError, match="sentinel://host:26379,host:26379/mymaster") as caught:
-        one_connection(url)
-    assert "geheim" not in str(caught.value)
-
-
-def test_the_command_that_is_shown_finds_the_master_and_hides_the_password():
-    url = "sentinel://jobs:geheim@a:1,b:2/kept"
-    assert redis_cli("sentinel://a:1/kept").startswith("redis-cli $(redis-cli -h a -p 1 SENTINEL GET-MASTER-ADDR-BY-NAME kept")
-    assert "geheim" not in redis_cli(url) + without_password(url)

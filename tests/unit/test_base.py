@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.codec import MAX_MS
-from runtime.store.base import MAX_LEASE_MS, WorkerRow, parse_int, script, workers_of
+from runtime.errors import ConfigError
+from runtime.store.base import MAX_LEASE_MS, Keys, WorkerRow, parse_int, script, setting, workers_of
+from runtime.store.resp import ServerError
 
 COUNTS = st.dictionaries(st.text(max_size=20), st.integers(0, 2000), max_size=5)
 
@@ -80,3 +82,21 @@ def test_a_script_has_its_flags_first_and_the_constants_of_python_before_its_bod
     assert "local DUE = KEYS[5]" in lines
     assert f"local MAX_LEASE_MS = {MAX_LEASE_MS}" in lines
     assert "local STREAMS = {'critical', 'high', 'medium', 'low'}" in lines
+
+
+@pytest.mark.parametrize("queue", ["", "a b", "{a}", "a\r", "a\n"])
+def test_a_queue_whose_keys_would_lie_on_several_slots_or_lines_is_refused(queue: str) -> None:
+    with pytest.raises(ConfigError, match="must be a name without spaces and braces"):
+        Keys(queue)
+
+
+def test_all_keys_of_a_queue_share_its_hash_tag():
+    keys = Keys("jobs")
+    assert {key.partition(":")[0] for key in (*keys.scripted, keys.layout, keys.stats(7))} == {"{jobs}"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "value"), [([b"appendonly", b"yes"], "yes"), ([], ""), (ServerError("NOPERM no permissions to run CONFIG"), "")]
+)
+def test_a_setting_that_the_server_does_not_tell_is_empty(answer: object, value: str) -> None:
+    assert setting(answer) == value

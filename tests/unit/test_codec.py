@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from runtime.bounds import MAX_DEPTH
+from runtime.bounds import MAX_DEPTH, TOO_DEEP
 from runtime.codec import (
     DEAD_FIELDS,
     MAX_DATA_BYTES,
@@ -22,6 +22,7 @@ from runtime.codec import (
     MAX_FIELDS,
     MAX_KEY_BYTES,
     MAX_MS,
+    MAX_OTHERS_BYTES,
     NOTED_FIELDS,
     OWN_FIELDS,
     SENT_FIELDS,
@@ -224,6 +225,14 @@ def test_without_a_setting_data_ends_at_256_kib() -> None:
     assert refusal(message(data=b"x" * (MAX_DATA_BYTES + 1))).code == "too-large"
 
 
+def test_all_fields_together_may_have_a_mebibyte_more_than_data() -> None:
+    known = sum(map(len, message(x_origin=b"", x=b"")))
+    fits = message(x_origin=b"", x=b"y" * (MAX_DATA_BYTES + MAX_OTHERS_BYTES - known))
+    assert one(fits).fields == fits
+    bad = refusal([*fits[:-1], fits[-1] + b"y"])
+    assert (bad.code, bad.reason) == ("too-large", f"more than {MAX_DATA_BYTES + MAX_OTHERS_BYTES} bytes in all fields")
+
+
 def test_an_entry_has_at_most_512_fields_and_those_that_retries_add() -> None:
     extra = [part for at in range(MAX_FIELDS + OWN_FIELDS - 2) for part in (b"x-%d" % at, b"")]
     assert len(one([*message(), *extra]).data) > 0
@@ -368,6 +377,27 @@ def test_a_record_takes_texts_of_any_length_and_as_many_fields_as_a_message(size
     fields = [*message(), *[part for n in range(MAX_FIELDS - 2) for part in (b"x-%d" % n, b"v" * (size if n == 7 else 1))]]
     record = unpack_record(pack_record(Deferral(one(fields), "retry", 5, "i", 1)))
     assert record[4 : 4 + len(fields)] == fields
+
+
+PACKED = msgspec.msgpack.encode(["stream", "high", "id", "x" * 300, "data", "y" * 70_000])
+
+
+def test_a_record_that_a_script_wrote_is_read_whatever_the_length_of_its_texts() -> None:
+    assert unpack_record(PACKED) == [b"stream", b"high", b"id", b"x" * 300, b"data", b"y" * 70_000]
+    assert read_record(PACKED) == ("high", [b"id", b"x" * 300, b"data", b"y" * 70_000])
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [
+        *(b"", PACKED[:1], PACKED[:20], PACKED[:-1], b"\xc0", b"\xdc", b"\xdd\xff\xff\xff\xff", b"\xff"),
+        *(b"\x90", b"\x91\xa1x", b"\x93\xa1x\xa1x\xa1x", b"\x92\xa1x\x01", b"\x92\xc0\xc0", b"\x81\xa1x\xa1x", b"\x92\xa1x\xd9"),
+    ],
+    ids=range(15),
+)
+def test_what_is_no_list_of_names_and_values_is_no_record(packed: bytes) -> None:
+    assert unpack_record(packed) == []
+    assert read_record(packed) == ("", [])
 
 
 # --- payloads ----------------------------------------------------------------------------------------------------------------
@@ -596,6 +626,18 @@ def test_messagepack_nested_without_end_is_refused(head: bytes, opener: bytes) -
 )
 def test_strings_without_end_are_refused_in_linear_time(data: bytes) -> None:
     refused(b"[" * 65 + data)
+
+
+def test_a_contracts_own_code_that_never_ends_makes_the_payload_unreadable() -> None:
+    @contract("greet")
+    class Endless(msgspec.Struct):
+        name: str = ""
+
+        def __post_init__(self) -> None:
+            self.__post_init__()
+
+    error = refused(b"{}", payload_decoder(contract_of(Endless)))
+    assert (error.code, str(error)) == ("unreadable", TOO_DEEP)
 
 
 # --- versions ----------------------------------------------------------------------------------------------------------------

@@ -225,6 +225,20 @@ def test_a_file_that_is_no_text_is_refused_by_name(tmp_path: Path) -> None:
     assert str(tmp_path / FILE) in complaint(tmp_path)
 
 
+def test_a_file_that_everybody_may_write_is_refused_with_what_else_one_may_do(tmp_path: Path) -> None:
+    toml(tmp_path, "concurrency = 7")
+    (tmp_path / FILE).chmod(0o666)
+    with pytest.raises(ConfigError, match=f"{FILE} cannot be trusted: everybody may write it.*with flags or variables"):
+        settings(tmp_path)
+
+
+def test_a_file_in_a_folder_that_everybody_may_write_is_refused_too(tmp_path: Path) -> None:
+    toml(tmp_path, "concurrency = 7")
+    tmp_path.chmod(0o777)
+    with pytest.raises(ConfigError, match=f"{FILE} cannot be trusted: its folder, everybody may write it"):
+        settings(tmp_path)
+
+
 def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / FILE).mkdir()
     assert str(tmp_path / FILE) in complaint(tmp_path)

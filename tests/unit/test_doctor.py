@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from runtime.errors import ConfigError
-from runtime.store.doctor import about_server, check_server, refusals
+from runtime.store.doctor import about_clock, about_server, check_server, refusals
 from runtime.store.inspector import Server
 
 FINE = Server("valkey", "8.1.0", "noeviction", True, "master", "everysec", 1, 0, 0, 0)
@@ -59,3 +59,27 @@ def test_what_a_worker_can_live_with_is_a_warning_at_its_start_and_a_finding_of_
     [warning] = check_server(one, "redis-cli -s here")
     assert why in warning
     assert levels(one) == [level]
+
+
+@pytest.mark.parametrize(
+    ("fsync", "words"),
+    [
+        ("always", "every acknowledged job is on disk"),
+        ("everysec", "loses up to 2 s of acknowledged jobs (appendfsync everysec)"),
+        ("", "appendfsync unknown"),
+    ],
+)
+def test_the_doctor_says_what_a_crash_of_the_machine_costs(fsync, words):
+    told = [finding.what for finding in about_server(server(fsync=fsync)) if finding.what.startswith("durability")]
+    assert len(told) == 1
+    assert words in told[0]
+
+
+@pytest.mark.parametrize(
+    ("off_ms", "level"), [(0, ""), (1000, ""), (1001, "warning"), (10_000, "warning"), (10_001, "error"), (30_000, "error")]
+)
+def test_a_clock_may_be_off_by_a_second_and_ten_are_an_error(off_ms, level):
+    for local_ms in (1_700_000_000_000 + off_ms, 1_700_000_000_000 - off_ms):
+        found = list(about_clock(1_700_000_000_000, local_ms))
+        assert [finding.level for finding in found] == [level] * bool(level)
+        assert all(f"{off_ms / 1000:.1f} s off" in finding.what and finding.fix for finding in found)

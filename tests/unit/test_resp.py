@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,7 +15,7 @@ from hiredis import Reader
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.store.resp import Limits, RespProtocol, Tail, pack, packed_value, packed_words, tail_of
+from runtime.store.resp import Limits, RespProtocol, ServerError, Tail, disown, pack, packed_value, packed_words, tail_of
 
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 SILENT_S = 0.5
@@ -130,3 +131,109 @@ async def test_a_request_that_leaves_slowly_is_no_silence():
 
     async with protocol_to(read_slowly) as protocol:
         assert await protocol.ask(b"x" * size, 1, Limits(SILENT_S)) == [b"OK"]
+
+
+async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Read what comes and answer nothing."""
+    while await reader.read(1 << 16):
+        pass
+
+
+async def test_an_error_is_one_answer_among_others():
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(b":1\r\n-WRONGTYPE of a key\r\n$-1\r\n")
+
+    async with protocol_to(answer) as protocol:
+        one, error, nothing = await protocol.ask(b"PING\r\n", 3)
+        assert (one, type(error), error.code, nothing) == (1, ServerError, "WRONGTYPE", None)
+
+
+async def test_what_is_no_resp_ends_the_connection():
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        await reader.read()
+
+    async with protocol_to(greet) as protocol:
+        with pytest.raises(ConnectionError, match="Protocol error"):
+            await protocol.ask(b"PING\r\n", 1)
+        assert protocol.is_lost
+
+
+async def test_a_connection_that_has_ended_takes_no_request_and_says_why():
+    async def leave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+
+    async with protocol_to(leave) as protocol:
+        assert repr(protocol) == "<RespProtocol open, 0 answers to come>"
+        with pytest.raises(ConnectionError):
+            await protocol.ask(b"PING\r\n", 2)
+        assert repr(protocol) == "<RespProtocol lost, 2 answers to come>"
+        with pytest.raises(ConnectionError) as caught:
+            await protocol.ask(b"PING\r\n", 1)
+        assert caught.value is protocol._lost
+
+
+async def test_a_connection_that_this_side_closes_takes_no_request_from_then_on():
+    async with protocol_to(hang) as protocol:
+        protocol._transport.close()
+        assert protocol.is_lost
+        with pytest.raises(ConnectionError, match="is closed"):
+            await protocol.ask(b"PING\r\n", 1)
+
+
+async def test_an_answer_that_comes_in_the_turn_of_a_look_is_the_answer():
+    """The transport reads first, and sets the answer; then the look of the same turn comes, before its asker has run."""
+    async with protocol_to(hang) as protocol:
+        asking = asyncio.create_task(protocol.ask(b"PING\r\n", 1, Limits(SILENT_S, most_s=0.0)))
+        await asyncio.sleep(0)
+        protocol.data_received(b"+PONG\r\n")
+        protocol._look()
+        assert await asking == [b"PONG"]
+
+
+async def test_an_answer_that_comes_after_its_asker_has_given_up_harms_nothing():
+    """The look ends the request; then the transport brings the answer, before the asker has run and closed the connection."""
+    async with protocol_to(hang) as protocol:
+        asking = asyncio.create_task(protocol.ask(b"PING\r\n", 1, Limits(SILENT_S, most_s=0.0)))
+        await asyncio.sleep(0)
+        protocol._look()
+        protocol.data_received(b"+PONG\r\n")
+        with pytest.raises(TimeoutError):
+            await asking
+
+
+async def test_a_process_that_was_forked_neither_writes_to_its_parents_connection_nor_closes_it():
+    """Another descriptor of the socket is the parent's."""
+    heard = bytearray()
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.extend(await reader.readline())
+        writer.write(b"+PONG\r\n")
+        heard.extend(await reader.readline())
+        writer.close()
+
+    async with protocol_to(listen) as protocol:
+        await protocol.ask(b"PING 1\r\n", 1)
+        ours = protocol._transport.get_extra_info("socket").fileno()
+        with socket.socket(fileno=os.dup(ours)) as parents:
+            disown()
+            assert os.path.samestat(os.fstat(ours), os.stat(os.devnull))
+            with pytest.raises(ConnectionError, match="not shared with a process that was forked"):
+                await protocol.ask(b"PING 2\r\n", 1)
+            protocol._transport.abort()
+            parents.sendall(b"PING 3\r\n")
+            parents.setblocking(False)
+            assert await asyncio.get_running_loop().sock_recv(parents, 9) == b"", "the server has heard the parent, and closes"
+    assert heard == b"PING 1\r\nPING 3\r\n"
+
+
+async def test_a_connection_that_was_closed_before_the_fork_is_left_alone():
+    async with protocol_to(hang) as protocol:
+        protocol._transport.abort()
+        taken = os.open(os.devnull, os.O_RDONLY)  # perhaps by the number that the connection had
+        disown()
+        os.read(taken, 1)
+        os.close(taken)
+        assert protocol.is_lost
