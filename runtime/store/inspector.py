@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from runtime.codec import as_text, read_letter, read_record, summary
+from runtime.codec import MAX_MS, as_text, read_letter, read_record, summary
 from runtime.jobs import STREAMS, default_id, ms_of
 from runtime.store.base import GROUP, Store, WorkerRow, holders_in, is_code, ms_in, pairs, parse_int, setting, workers_of
 from runtime.store.connection import Connection
@@ -205,7 +205,7 @@ class Inspector(Store):
         return await self.workers_on(self._connection)
 
     async def counters(self, minutes: int) -> dict[tuple[str, str, str], int]:
-        """Return what all workers counted in the last minutes: (type, priority, outcome) → number.
+        """Return what all workers counted in the last minutes: (type, priority, outcome) → number. What is no count is left out.
 
         Raises:
             StoreUnavailable: no answer or an error.
@@ -215,8 +215,10 @@ class Inspector(Store):
         totals: dict[tuple[str, str, str], int] = {}
         for answer in answers:
             for name, value in pairs(self.checked(answer)):
-                type_name, priority, outcome = name.decode(errors="replace").rsplit(" ", 2)
-                totals[type_name, priority, outcome] = totals.get((type_name, priority, outcome), 0) + int(value)
+                words, count = name.decode(errors="replace").rsplit(" ", 2), parse_int(value.decode(errors="replace"))
+                if len(words) == 3 and count is not None:
+                    type_name, priority, outcome = words
+                    totals[type_name, priority, outcome] = totals.get((type_name, priority, outcome), 0) + count
         return totals
 
     async def dead_letters(self, n: int, before: str = "+") -> list[DeadLetter]:
@@ -345,13 +347,18 @@ class Inspector(Store):
                     type=about.type_name,
                     priority=priority,
                     state="delayed",
-                    where=time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(score) / 1000)),
+                    where=_local_time(score),
                     attempt=about.attempt,
                     place=f"due/{member}",
                     message=as_text(fields),
                 )
             )
         return found
+
+
+def _local_time(due_ms: bytes) -> str:
+    """Return a due time for people: a sender may choose any number, and the calendar ends before them."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(min(max(float(due_ms), 0.0), float(MAX_MS)) / 1000))
 
 
 def _letter(row: Sequence[Any]) -> DeadLetter:

@@ -1,0 +1,331 @@
+"""What people are shown of a queue: depth and ages, counters, dead letters, each job where it is; also what strangers wrote."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+import redis
+
+from runtime.errors import StoreError
+from runtime.jobs import Deferral, Letter, Parking
+from runtime.store.base import GROUP, WorkerRow
+from runtime.store.inspector import DeadLetter, Depth, Filter, FoundJob, Inspector, is_letter
+from runtime.streams import Streams
+from tests.contract.kit import ME, ServerKit, batch, leases
+from tests.servers import Server
+
+KEY, DEAD, DUE, MESSAGES, WORKERS = "{jobs}:high", "{jobs}:dead", "{jobs}:due", "{jobs}:msg", "{jobs}:workers"
+NONE = {"critical": 0, "high": 0, "medium": 0, "low": 0}
+EMPTY = Depth(waiting=NONE, running=NONE, parked=0, delayed=0, due_now=0, dead=0, workers=0)
+
+
+@pytest.fixture
+async def inspector(server: Server) -> AsyncIterator[Inspector]:
+    opened = Inspector(server.url, "jobs")
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def kit(server: Server) -> AsyncIterator[ServerKit]:
+    opened = ServerKit(server)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def store(kit: ServerKit) -> Streams:
+    opened = kit.streams(ME)
+    await opened.start()
+    return opened
+
+
+def bury(raw: redis.Redis, n: int, **fields: str) -> list[str]:
+    """Add dead letters; return their places."""
+    notes = {"dead_reason": "attempts", "dead_error": "e", "dead_from": "low/1-1", "dead_at": "7000", "dead_attempts": "3"}
+    return [str(raw.xadd(DEAD, {"type": "t", "data": "{}", "id": f"j{at}", **notes, **fields})) for at in range(n)]
+
+
+def where(found: list[FoundJob]) -> list[tuple[str, str, str]]:
+    return [(job.id, job.state, job.where) for job in found]
+
+
+# --- depth and ages ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_queue_in_which_no_worker_has_been_is_empty_or_waits(inspector, kit):
+    assert await inspector.depth() == EMPTY
+    kit.add()
+    depth = await inspector.depth()
+    assert (depth.waiting["high"], depth.backlog) == (1, 1)
+
+
+async def test_each_job_is_counted_once_where_it_is(inspector, kit, store, raw):
+    for _ in range(6):
+        kit.add()
+    kit.add(3)
+    held = await leases(store, 5)
+    await store.settle(
+        batch(
+            Parking(held[0], "~free"),
+            Deferral(held[1], "retry", 60_000, "later", 1),
+            Deferral(held[2], "at", 1, "due", 0),
+            Letter(held[3], "handler", "e", "", 1, "dead"),
+        )
+    )
+    await store.beat(WorkerRow(30_000))
+    raw.zadd(WORKERS, {"gone": kit.now_ms() - 1000, "~last": kit.now_ms() + 60_000})
+    depth = await inspector.depth()
+    assert depth == Depth(
+        waiting={**NONE, "high": 1, "low": 1}, running={**NONE, "high": 1}, parked=1, delayed=2, due_now=1, dead=1, workers=1
+    )
+    assert depth.backlog == 5
+
+
+@pytest.mark.parametrize("name", ["high", "due", "dead", "workers"])
+async def test_what_is_of_another_type_counts_as_nothing_and_the_rest_is_counted(inspector, kit, store, raw, name):
+    kit.add(3)
+    raw.delete(f"{{jobs}}:{name}")
+    raw.set(f"{{jobs}}:{name}", "a string")
+    depth = await inspector.depth()
+    assert depth == Depth(waiting={**NONE, "low": 1}, running=NONE, parked=0, delayed=0, due_now=0, dead=0, workers=0)
+
+
+async def test_the_oldest_that_was_not_fetched_yet_says_how_long_a_priority_waits(inspector, kit, store, raw):
+    now_ms = kit.now_ms()
+    kit.add(entry=f"{now_ms - 90_000}-0")
+    kit.add(entry=f"{now_ms - 30_000}-0")
+    raw.xgroup_destroy("{jobs}:low", GROUP)
+    kit.add(3, entry=f"{now_ms - 60_000}-0")
+    ages = await inspector.oldest_waiting_s()
+    assert (ages["critical"], ages["medium"]) == (0, 0)
+    assert 90 <= ages["high"] < 120
+    assert 60 <= ages["low"] < 90, "without a group nothing of it was fetched"
+    await leases(store, 1)
+    assert 30 <= (await inspector.oldest_waiting_s())["high"] < 60, "the first one is fetched, and runs"
+
+
+async def test_an_id_of_the_future_waits_for_no_negative_time(inspector, kit):
+    assert await inspector.oldest_waiting_s() == dict.fromkeys(NONE, 0.0)
+    kit.add(entry=f"{2**63}-0")
+    assert (await inspector.oldest_waiting_s())["high"] == 0
+
+
+async def test_workers_are_those_that_said_so_with_their_rows(inspector, store, raw):
+    row = WorkerRow(30_000, "host", 7, 8, 3, {"t": 1}, "running", {"t": 2})
+    await store.beat(row)
+    workers = await inspector.workers()
+    assert {name: told for name, (_, told) in workers.items()} == {ME: row}
+    assert workers[ME][0] == raw.zscore(WORKERS, ME)
+
+
+# --- counters ----------------------------------------------------------------------------------------------------------------
+
+
+async def test_counters_of_the_last_minutes_are_added_up_and_older_ones_are_not(inspector, raw, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: 60_000 * 60.0 + 59)
+    for minute, count in ((60_000, 1), (59_999, 2), (59_998, 4), (60_001, 8)):
+        raw.hset(f"{{jobs}}:stats:{minute}", mapping={"t high done": count, "a type low dead": 1})
+    assert await inspector.counters(2) == {("t", "high", "done"): 3, ("a type", "low", "dead"): 2}
+    assert await inspector.counters(1) == {("t", "high", "done"): 1, ("a type", "low", "dead"): 1}
+
+
+async def test_what_a_stranger_wrote_beside_the_counters_is_left_out(inspector, raw, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: 60_000 * 60.0)
+    odd = {"word": 1, "two words": 1, "t high dead": "many", "t high late": "-1", "t high lost": "9" * 400, b"\xff high \xff": 2}
+    raw.hset("{jobs}:stats:60000", mapping={**odd, "t high done": 3})
+    assert await inspector.counters(1) == {("t", "high", "done"): 3, ("\ufffd", "high", "\ufffd"): 2}
+
+
+async def test_counters_of_another_type_are_an_error(inspector, raw):
+    for ago in range(3):  # the minute may change meanwhile
+        raw.set(f"{{jobs}}:stats:{int(time.time() // 60) + ago - 1}", "x")
+    with pytest.raises(StoreError, match="WRONGTYPE"):
+        await inspector.counters(1)
+
+
+# --- dead letters --------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_dead_letter_has_its_notes_apart_from_its_message(inspector, raw):
+    [place] = bury(raw, 1, dead_stack="a\nb", **{"x-tenant": "a", "dead_left_out": "data 300"})
+    letter = DeadLetter(
+        letter=place, type="t", id="j0", reason="attempts", error="e", attempts=3, priority="low", died_at=7.0, stack="a\nb",
+        message={"type": "t", "data": "{}", "id": "j0", "x-tenant": "a"}, left_out="data 300",
+    )  # fmt: skip
+    assert await inspector.dead_letter(place) == letter
+    assert await inspector.dead_letters(5) == [letter]
+    assert await inspector.dead_letter("1-1") is None
+
+
+async def test_dead_letters_are_paged_from_the_newest_or_from_the_oldest_without_a_gap(inspector, raw):
+    places = bury(raw, 7)
+    newest, before = [], "+"
+    while page := await inspector.dead_letters(3, before):
+        newest += [letter.letter for letter in page]
+        before = page[-1].letter
+    assert newest == places[::-1]
+    oldest, after = [], "-"
+    while page := await inspector.letters_page(after, 3):
+        oldest += [letter.letter for letter in page]
+        after = page[-1].letter
+    assert oldest == places
+
+
+async def test_a_dead_letter_of_a_stranger_is_shown_whatever_bytes_it_has(server, inspector):
+    client = redis.Redis(unix_socket_path=server.socket)
+    client.xadd(DEAD, {b"\xff": b"\xfe", b"dead_at": b"soon", b"dead_attempts": b"-3", b"id": b"\xff", b"dead_from": b"\xff/1"})
+    client.close()
+    [letter] = await inspector.dead_letters(1)
+    assert (letter.type, letter.id, letter.attempts, letter.died_at, letter.reason) == ("", "\\xff", 0, 0, "")
+    assert letter.message == {"\ufffd": "\\xfe", "id": "\\xff"}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "fits"),
+    [
+        (Filter(), True),
+        (Filter(type="t", reason="attempts", before=7.0), True),
+        (Filter(type="u"), False),
+        (Filter(reason="handler"), False),
+        (Filter(before=6.9), False),
+    ],
+)
+async def test_a_filter_means_letters_that_fit_all_it_says(inspector, raw, chosen, fits):
+    bury(raw, 1)
+    [letter] = await inspector.dead_letters(1)
+    assert chosen.fits(letter) is fits
+
+
+@pytest.mark.parametrize(
+    ("text", "is_one"),
+    [("7-1", True), ("1" * 20 + "-0", True), ("1" * 21 + "-0", False), ("7", False), ("a-1", False), ("7-1\n", False)],
+)
+def test_the_place_of_a_letter_is_two_numbers(text, is_one):
+    assert is_letter(text) is is_one
+
+
+# --- jobs where they are -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_job_is_found_by_its_id_wherever_it_is(inspector, kit, store, raw):
+    for name in ("running", "parked", "delayed", "dead"):
+        kit.add(id=name)
+    held = await leases(store)
+    later, letter = Deferral(held[2], "retry", 60_000, "delayed", 2), Letter(held[3], "attempts", "e", "", 3, "dead")
+    await store.settle(batch(Parking(held[1], "~t:t@9"), later, letter))
+    kit.add(id="waiting", a="4")
+    found = {name: await inspector.find_job(name, 100) for name in ("running", "parked", "delayed", "dead", "waiting")}
+    assert {name: [(job.id, job.state, job.attempt) for job in jobs] for name, jobs in found.items()} == {
+        "running": [("running", "running", 1)],
+        "parked": [("parked", "parked", 1)],
+        "delayed": [("delayed", "delayed", 3)],
+        "dead": [("dead", "dead", 3)],
+        "waiting": [("waiting", "waiting", 5)],
+    }
+    assert [found[name][0].where for name in ("running", "parked", "dead", "waiting")] == [ME, "~t:t@9", "attempts", ""]
+    due = time.mktime(time.strptime(found["delayed"][0].where, "%Y-%m-%d %H:%M:%S"))
+    assert abs(due * 1000 - raw.zscore(DUE, "delayed")) < 2000
+    assert [found[name][0].priority for name in found] == ["high"] * 5
+    entry = held[0].entry.decode()
+    assert found["running"][0] == FoundJob(
+        "running", "t", "high", "running", ME, 1, f"high/{entry}", {"type": "t", "data": "{}", "id": "running"}
+    )
+    assert found["delayed"][0].place == "due/delayed"
+    assert found["dead"][0].place.startswith("dead/")
+
+
+async def test_a_job_without_an_id_is_found_by_its_place_however_many_came_after_it(inspector, kit, raw):
+    first = kit.add(3)
+    for _ in range(5):
+        kit.add(3)
+    assert [job.place for job in await inspector.find_job(f"low-{first}", 1)] == [f"low/{first}"]
+    raw.xdel("{jobs}:low", first)
+    assert await inspector.find_job(f"low-{first}", 100) == []
+
+
+async def test_a_job_is_looked_for_among_so_many_of_the_newest_over_all_their_pages(inspector, kit, raw, monkeypatch):
+    monkeypatch.setattr("runtime.store.inspector.PAGE", 3)
+    kit.add(id="wanted")
+    for _ in range(6):
+        kit.add()
+    assert await inspector.find_job("wanted", 6) == []
+    assert where(await inspector.find_job("wanted", 7)) == [("wanted", "waiting", "")]
+    assert where(await inspector.find_job("wanted", 100)) == [("wanted", "waiting", "")], "once, and pages end with the stream"
+
+
+async def test_all_jobs_with_an_id_are_found_and_none_that_only_carry_its_text(inspector, kit, raw):
+    kit.add(id="twice")
+    kit.add(2, id="twice")
+    kit.add(key="twice")
+    bury(raw, 1, id="twice")
+    assert [job.priority for job in await inspector.find_job("twice", 100)] == ["high", "medium", "low"]
+
+
+async def test_an_id_that_looks_like_a_place_is_no_place_unless_it_is_one(inspector, kit):
+    kit.add(id="high-a-b")
+    kit.add(id="high-1-1")
+    assert where(await inspector.find_job("high-a-b", 100)) == [("high-a-b", "waiting", "")]
+    assert where(await inspector.find_job("high-1-1", 100)) == [("high-1-1", "waiting", "")]
+
+
+async def test_the_newest_of_each_stream_are_shown_and_the_next_of_the_delayed(inspector, kit, store, raw):
+    assert await inspector.newest_jobs(2) == []
+    entries = [kit.add(stream) for stream in (0, 3) for _ in range(3)]
+    for at_ms in (9_000, 3_000, 6_000):
+        raw.zadd(DUE, {f"at-{at_ms}": at_ms})
+    found = await inspector.newest_jobs(2)
+    assert [job.id for job in found[:4]] == [
+        *(f"critical-{entry}" for entry in entries[2:0:-1]),
+        *(f"low-{entry}" for entry in entries[5:3:-1]),
+    ]
+    assert [(job.id, job.state, job.type, job.message) for job in found[4:]] == [
+        ("at-3000", "delayed", "", {}),
+        ("at-6000", "delayed", "", {}),
+    ], "also without their messages"
+
+
+async def test_a_stream_without_a_group_is_shown_as_waiting(inspector, kit, raw):
+    kit.add(id="a")
+    assert where(await inspector.newest_jobs(5)) == [("a", "waiting", "")]
+
+
+@pytest.mark.parametrize("score", [float("inf"), float("-inf"), 1e300, -1e300, 2.0**63, 253402300800_000.0])
+async def test_a_delayed_job_of_a_stranger_is_shown_whatever_time_and_bytes_it_has(server, inspector, score):
+    client = redis.Redis(unix_socket_path=server.socket)
+    client.zadd(DUE, {b"\xff": score})
+    client.hset(MESSAGES, b"\xff", b"\x94\xa6stream\xa1\xff\xa4type\xa1\xff")
+    client.close()
+    [job] = await inspector.newest_jobs(5)
+    assert (job.id, job.priority, job.type, job.state, job.place) == ("\ufffd", "\ufffd", "\\xff", "delayed", "due/\ufffd")
+    assert job.message == {"type": "\\xff"}
+
+
+async def test_an_entry_and_a_consumer_of_a_stranger_are_shown_whatever_bytes_they_have(server, inspector, store):
+    client = redis.Redis(unix_socket_path=server.socket)
+    client.xadd(KEY, {b"\xff": b"\xfe", b"a": b"many", b"type": b"\xff"})
+    client.xreadgroup(GROUP, b"\xff", {KEY: ">"})
+    client.close()
+    [job] = await inspector.newest_jobs(5)
+    assert (job.type, job.state, job.where, job.attempt) == ("\\xff", "running", "\ufffd", 1)
+    assert job.message == {"\ufffd": "\\xfe", "a": "many", "type": "\\xff"}
+
+
+# --- the server ----------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_server_says_what_it_is_and_how_it_is_set(inspector, server, raw):
+    raw.config_set("maxmemory", 200_000_000)
+    raw.config_set("timeout", 77)
+    try:
+        found = await inspector.server()
+    finally:
+        raw.config_set("timeout", 0)
+    assert found.name == ("valkey" if server.kind == "valkey" else "redis")
+    assert int(found.version.split(".")[0]) >= 7
+    assert (found.role, found.policy, found.appendonly, found.fsync) == ("master", "noeviction", False, "everysec")
+    assert (found.max_memory_bytes, found.client_timeout_s) == (200_000_000, 77)
+    assert 0 < found.memory_bytes < 200_000_000
+    assert abs(found.now_ms - time.time() * 1000) < 10_000
