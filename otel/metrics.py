@@ -130,7 +130,7 @@ def _queue_metrics(reading: Reading) -> Iterator[Metric]:
     for name, text, value in (
         (
             "runtime_backlog",
-            "Jobs that are due and have not started, over all workers: take the maximum, not the sum",
+            "Jobs that are due and have not ended, running ones too, over all workers: take the maximum, not the sum",
             depth.backlog,
         ),
         ("runtime_delayed", "Jobs that wait for their time", depth.delayed),

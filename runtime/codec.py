@@ -141,8 +141,9 @@ def _envelope(fields: Sequence[bytes], fetched_ms: int) -> tuple[bytes, bytes, E
 
 
 def _parse_int(text: bytes) -> int:
-    """Return the whole number that a text is, or -1."""
-    return int(text) if text.isdigit() and len(text) <= MAX_DIGITS else -1
+    """Return the whole number that a text is, up to MAX_MS, or -1."""
+    number = int(text) if text.isdigit() and len(text) <= MAX_DIGITS else -1
+    return number if number <= MAX_MS else -1
 
 
 def _number(message: dict[bytes, bytes], name: bytes, least: int = 0) -> int:

@@ -73,7 +73,7 @@ class Producer:
             Redis' disk; `replicas=1`, that so many replicas have it in memory.
 
     Raises:
-        ConfigError: the URL, the queue's name, the patience or the durability cannot be used.
+        ConfigError: the queue's name, the patience or the durability cannot be used. Of a URL the first send says so.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Producer:
         self._inherited: list[dict[tuple[asyncio.AbstractEventLoop, Durability], Sender]] = []
         self._pid = os.getpid()
         self._is_closed = False
-        SendStore(url, queue)  # raises what is wrong with them here, not at the first send
+        SendStore(url, queue)  # raises what is wrong with the queue's name here, not at the first send
 
     @classmethod
     def connect(

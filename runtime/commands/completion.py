@@ -21,6 +21,7 @@ def configure(command: argparse.ArgumentParser) -> None:
         command,
         f"Print a script that completes `{NAME}`: commands, flags and their choices.",
         f'eval "$({NAME} completion bash)"',
+        f'eval "$({NAME} completion zsh)"',
     )
     command.add_argument("shell", choices=["bash", "zsh"])
 

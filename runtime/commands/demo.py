@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from runtime.commands.flags import add_settings, add_texts
+from runtime.commands.flags import add_settings, add_texts, complete_path
 from runtime.config import Config
 from runtime.folders import SAFE
 
@@ -15,7 +15,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the flags."""
     add_texts(parser, "Run a worker, a mail server that misbehaves, and jobs that succeed, fail, retry and die, until Ctrl-C.")
     add_settings(parser, "board")
-    parser.add_argument("--folder", default=".run", help="where it keeps its data, mails and settings; default .run")
+    text = "where it keeps its data, mails and settings; default .run"
+    complete_path(parser.add_argument("--folder", metavar="FOLDER", default=".run", help=text))
 
 
 def main(config: Config, arguments: argparse.Namespace) -> int:

@@ -13,6 +13,12 @@ from runtime.errors import ConfigError
 from runtime.leaving import BAD_USAGE
 
 HEADING: Final = "settings (flag, environment variable, key in runtime.toml; the first one given wins)"
+LEAST_COLUMNS: Final = 11  # as argparse
+# shtab's FILE and DIRECTORY, without loading it: it is an extra.
+PATHS: Final = {
+    "FILE": {"bash": "_shtab_compgen_files", "zsh": "_files"},
+    "FOLDER": {"bash": "_shtab_compgen_dirs", "zsh": "_files -/"},
+}
 QUEUE: Final = ("redis", "queue", "handlers", "data_dir")  # the settings of a command that looks at a queue
 
 
@@ -29,7 +35,8 @@ class Parser(argparse.ArgumentParser):
 
 def add_texts(parser: argparse.ArgumentParser, description: str, *examples: str) -> None:
     """Set what the help says before the flags, and the examples after them."""
-    parser.description = fill(description, get_terminal_size().columns - 2)  # as argparse does for what it wraps
+    # As argparse does for what it wraps, and its least width: a terminal may be said to have one column.
+    parser.description = fill(description, max(get_terminal_size().columns - 2, LEAST_COLUMNS))
     if examples:
         parser.epilog = "examples:\n" + "\n".join(f"  {example}" for example in examples)
 
@@ -43,7 +50,13 @@ def add_settings(parser: argparse.ArgumentParser, *fields: str) -> None:
             default = getattr(defaults, setting.field)
             shown = f"; default {default:g}" if isinstance(default, int | float) else f"; default {default}" if default else ""
             help_text = f"{setting.help} [{setting.variable}{shown}]"
-            group.add_argument(setting.flag, dest=setting.field, metavar=setting.metavar, help=help_text)
+            complete_path(group.add_argument(setting.flag, dest=setting.field, metavar=setting.metavar, help=help_text))
+
+
+def complete_path(action: argparse.Action) -> None:
+    """Have a flag whose value is called FILE or FOLDER completed with the names of such."""
+    if isinstance(action.metavar, str) and action.metavar in PATHS:
+        setattr(action, "complete", PATHS[action.metavar])  # noqa: B010 -- shtab's own attribute, of which argparse knows nothing
 
 
 def add_verb(verbs: Any, name: str, run: Callable[[Config, argparse.Namespace], int], text: str) -> argparse.ArgumentParser:

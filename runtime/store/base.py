@@ -242,7 +242,7 @@ class Store:
             raise StoreError(f"Redis answered: {broken[0]} ({', '.join(self.keys.streams)})")
 
     async def agree_on_layout(self, connection: Connection) -> None:
-        """Write the layout version of the queue where it has none, and compare it with what this version knows. May be repeated.
+        """Write the layout version of the queue where it has none or a lower one, unless it is newer than this. May be repeated.
 
         Raises:
             ConfigError: a newer version wrote this queue, or what stands there is no version: then this one touches nothing.
@@ -254,6 +254,8 @@ class Store:
         if trouble is not None:
             what, fix = trouble
             raise ConfigError(f"{what}; hint: {fix.replace('redis-cli', redis_cli(self.url))}")
+        if isinstance(layout, bytes) and (parse_int(layout.decode()) or 0) < LAYOUT:
+            await self.ask(connection, ("SET", self.keys.layout, LAYOUT))  # older releases never lower it
         if not is_code(layout, "NOPERM"):  # a user who may not ask: workers of releases before this one never did
             self.checked(layout)
 

@@ -294,3 +294,7 @@ def test_a_worker_whose_threads_all_hang_is_not_ready_and_ends_with_status_1(own
         worker.kill()
         worker.wait()
         raw.close()
+
+
+def test_a_terminal_of_one_column_is_no_trouble() -> None:
+    assert call("schema", "--help", COLUMNS="1").returncode == 0

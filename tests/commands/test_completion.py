@@ -55,6 +55,14 @@ def test_the_script_knows_commands_flags_and_choices() -> None:
     assert completed(script, "backend-jobs", "enqueue", "--priority", "") == ["critical", "high", "medium", "low"]
 
 
+def test_flags_that_name_a_path_are_completed_with_paths(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there.toml").touch()
+    script = call("completion", "bash").stdout
+    assert completed(script, "backend-jobs", "run", "--data-dir", f"{tmp_path}/th") == [f"{tmp_path}/there"]
+    assert set(completed(script, "backend-jobs", "run", "--handlers-config", f"{tmp_path}/th")) >= {f"{tmp_path}/there.toml"}
+
+
 def test_every_command_is_in_the_script() -> None:
     from runtime.cli import COMMANDS
 

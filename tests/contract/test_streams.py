@@ -194,6 +194,15 @@ async def test_a_worker_that_may_not_ask_for_the_layout_starts_as_one_of_an_olde
     assert raw.exists("{jobs}:high") == 1
 
 
+async def test_a_later_layout_is_written_over_an_earlier_one(server, raw, monkeypatch):
+    raw.set(LAYOUT_KEY, str(LAYOUT))
+    monkeypatch.setattr("runtime.store.base.LAYOUT", LAYOUT + 1)
+    streams = Streams(server.url, "jobs", "me")
+    await streams.start()
+    await streams.close()
+    assert raw.get(LAYOUT_KEY) == str(LAYOUT + 1)
+
+
 @pytest.mark.parametrize("layout", ["", "0", "one", "1.0", "-1", "9" * 400, "\u00b2", {"a": "hash"}])
 async def test_what_is_no_layout_is_named_with_what_fixes_it(server, raw, layout):
     raw.hset(LAYOUT_KEY, mapping=layout) if isinstance(layout, dict) else raw.set(LAYOUT_KEY, layout)
