@@ -13,7 +13,7 @@ import msgspec
 import pytest
 import redis
 
-from runtime.errors import ConfigError, QueueFull, StoreUnavailable
+from runtime.errors import ConfigError, QueueFull, StoreError, StoreUnavailable
 from runtime.jobs import Batch, Deferral, Lease, Letter, Parking
 from runtime.store.base import GROUP, LAYOUT, Store, WorkerRow
 from runtime.store.connection import Connection
@@ -410,3 +410,115 @@ async def test_what_is_pending_with_us_is_found_however_much_it_is(server, raw, 
     assert [lease.entry.decode() for lease in leases] == [entry for entry, _ in raw.xrange(KEY)]
     assert {(lease.stream, lease.count) for lease in leases} == {(1, 1)}
     await streams.close()
+
+
+# --- streams that cannot be read ---------------------------------------------------------------------------------------------
+
+MEDIUM = "{jobs}:medium"
+
+
+async def test_a_stream_of_another_type_is_left_out_and_named_and_the_others_are_fetched(store, raw):
+    raw.delete(MEDIUM)
+    raw.set(MEDIUM, "not a stream")
+    add(raw)
+    fetched = await store.fetch([1, 1, 1, 1], set())
+    assert [(delivery.stream, len(delivery.rows)) for delivery in fetched.deliveries] == [(HIGH, 1)]
+    assert "WRONGTYPE" in store.broken[2]
+    add(raw, to="{jobs}:low")
+    assert [delivery.stream for delivery in (await store.fetch([1, 1, 1, 1], set())).deliveries] == [3], (
+        "no error among the answers"
+    )
+    add(raw)
+    assert [delivery.stream for delivery in (await store.wait_for_entry(1000)).deliveries] == [HIGH], "others wake its wait"
+
+
+async def test_a_stream_that_was_of_another_type_is_looked_at_again_and_read(store, raw, monkeypatch):
+    monkeypatch.setattr("runtime.store.base.BROKEN_S", -1.0)
+    raw.delete(MEDIUM)
+    raw.set(MEDIUM, "not a stream")
+    await store.fetch([1, 1, 1, 1], set())
+    assert set(store.broken) == {2}
+    await store.fetch([1, 1, 1, 1], set())
+    assert set(store.broken) == {2}, "it still is"
+    raw.delete(MEDIUM)
+    add(raw, to=MEDIUM)
+    assert [delivery.stream for delivery in (await store.fetch([1, 1, 1, 1], set())).deliveries] == [2]
+    assert not store.broken
+
+
+async def test_where_no_stream_can_be_read_all_keys_are_named(server, raw):
+    streams = Streams(server.url, "jobs", ME)
+    for name in ("critical", "high", "medium", "low"):
+        raw.set(f"{{jobs}}:{name}", "not a stream")
+    with pytest.raises(StoreError, match=MEDIUM):
+        await streams.start()
+    await streams.close()
+
+
+async def test_an_error_of_one_stream_that_may_pass_is_told_beside_what_the_others_brought(store, raw):
+    raw.xgroup_destroy(MEDIUM, GROUP)
+    add(raw)
+    fetched = await store.fetch([1, 1, 1, 1], set())
+    assert [(delivery.stream, len(delivery.rows)) for delivery in fetched.deliveries] == [(HIGH, 1)]
+    assert MEDIUM in fetched.refused
+    assert not (await store.fetch([1, 1, 1, 1], set())).refused, "the group is made again"
+    assert not store.broken
+
+
+@pytest.fixture
+async def barred(server: Server, raw: redis.Redis, store: Streams) -> AsyncIterator[Streams]:
+    """A worker's store that may do nothing with the medium stream."""
+    rights = ["+@all", "~{jobs}:[a-l]*", "~{jobs}:msg", "~{jobs}:workers*"]
+    raw.execute_command("ACL", "SETUSER", "barred", "on", ">secret", *rights)
+    opened = Streams(f"{server.url}?username=barred&password=secret", "jobs", OTHER)
+    yield opened
+    await opened.close()
+    raw.acl_deluser("barred")
+
+
+async def test_a_stream_that_may_not_be_read_is_told_and_not_taken_for_a_broken_one(barred, raw):
+    add(raw)
+    add(raw, to=MEDIUM)
+    fetched = await barred.fetch([1, 1, 1, 1], set())
+    assert [(delivery.stream, len(delivery.rows)) for delivery in fetched.deliveries] == [(HIGH, 1)]
+    assert fetched.refused.startswith("Redis answered: NOPERM")
+    assert fetched.refused.endswith(f"({MEDIUM})")
+    with pytest.raises(StoreError, match="NOPERM"):
+        await barred.fetch([1, 1, 1, 1], set())
+    assert not barred.broken
+
+
+async def test_lots_that_cannot_be_taken_from_are_told_beside_what_others_brought(store, raw):
+    add(raw)
+    [lease] = await leases(store)
+    await store.settle(batch(Parking(lease, "~free")))
+    raw.xgroup_destroy(MEDIUM, GROUP)
+    taken = await store.take(Ask(2, "~free", 5), Ask(HIGH, "~free", 5))
+    assert [len(delivery.rows) for delivery in taken.deliveries] == [0, 1]
+    assert "NOGROUP" in taken.refused
+    assert taken.refused.endswith(f"({MEDIUM})")
+    raw.xgroup_destroy(MEDIUM, GROUP)
+    taken = await store.take(Ask(2, "~free", 5))
+    assert (taken.refused, [len(delivery.rows) for delivery in taken.deliveries]) == ("", [0]), "the group is made again"
+
+
+async def test_a_lot_that_cannot_be_taken_from_is_an_error_where_nothing_else_was_asked(store, raw):
+    raw.delete(MEDIUM)
+    raw.set(MEDIUM, "not a stream")
+    with pytest.raises(StoreError, match=f"WRONGTYPE.*{MEDIUM}"):
+        await store.take(Ask(2, "~free", 5))
+
+
+async def test_what_cannot_be_parked_for_now_is_given_back_to_be_parked_again(store, raw):
+    add(raw)
+    add(raw, to=MEDIUM)
+    [high], [medium] = await leases(store), await leases(store, stream=2)
+    raw.rename(MEDIUM, "{jobs}:aside")
+    raw.set(MEDIUM, "not a stream")
+    settled = await store.settle(batch(Parking(high, "~free"), Parking(medium, "~free")))
+    assert "WRONGTYPE" in settled.error
+    assert [move.lease for move in settled.left.park] == [medium]
+    raw.rename("{jobs}:aside", MEDIUM)
+    settled = await store.settle(settled.left)
+    assert (settled.error, settled.refused) == ("", 0)
+    assert [*pending_with(raw), *pending_with(raw, MEDIUM)] == [("~free", 0)] * 2

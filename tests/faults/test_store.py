@@ -8,8 +8,7 @@ import time
 import pytest
 import redis
 
-from runtime.errors import QueueFull, StoreError, StoreUnavailable
-from runtime.streams import Streams
+from runtime.errors import QueueFull, StoreUnavailable
 from tests.faults.harness import LEASE_S, count, hire
 from tests.faults.store_kit import (
     GROUP,
@@ -171,48 +170,6 @@ def test_a_string_in_a_streams_place_is_named_once_and_the_other_streams_are_ser
     wait_until(lambda: len(ended(tmp_path)) == 40, what="all run when it is gone")
     assert worker.log.count("WRONGTYPE") == 1, worker.log
     assert len(lines_of(crew)) <= 8, lines_of(crew)
-
-
-async def test_a_stream_of_another_type_is_left_out_and_named_and_the_others_are_fetched(server, raw):
-    streams = Streams(server.url, "jobs", "me")
-    await streams.start()
-    raw.delete(KEY)
-    raw.set(KEY, "not a stream")
-    add(raw, 1, lambda n: 0, to="high")
-    fetched = await streams.fetch([1, 1, 1, 1], set())
-    assert [(delivery.stream, len(delivery.rows)) for delivery in fetched.deliveries] == [(1, 1)]
-    assert "WRONGTYPE" in streams.broken[2]
-    add(raw, 1, lambda n: 0, to="low")
-    assert [delivery.stream for delivery in (await streams.fetch([1, 1, 1, 1], set())).deliveries] == [3], (
-        "no error among the answers"
-    )
-    add(raw, 1, lambda n: 0, to="high")
-    assert [delivery.stream for delivery in (await streams.wait_for_entry(1000)).deliveries] == [1], (
-        "the bell rings for the others"
-    )
-    await streams.close()
-
-
-async def test_where_no_stream_can_be_read_all_keys_are_named(server, raw):
-    streams = Streams(server.url, "jobs", "me")
-    for name in ("critical", "high", "medium", "low"):
-        raw.set(f"{{jobs}}:{name}", "not a stream")
-    with pytest.raises(StoreError, match=KEY):
-        await streams.start()
-    await streams.close()
-
-
-async def test_an_error_of_one_stream_that_may_pass_is_told_beside_what_the_others_brought(server, raw):
-    streams = Streams(server.url, "jobs", "me")
-    await streams.start()
-    raw.xgroup_destroy(KEY, "workers")
-    add(raw, 1, lambda n: 0, to="high")
-    fetched = await streams.fetch([1, 1, 1, 1], set())
-    assert [(delivery.stream, len(delivery.rows)) for delivery in fetched.deliveries] == [(1, 1)]
-    assert KEY in fetched.refused
-    assert not (await streams.fetch([1, 1, 1, 1], set())).refused, "the group is made again"
-    assert not streams.broken
-    await streams.close()
 
 
 @pytest.mark.long
