@@ -47,10 +47,12 @@ format: install ## put the code into its form, and fix what the linter can
 	$(BIN)/ruff format .
 
 # Unit and contract tests alone: all others ask processes of their own, which are killed with what they have counted.
+# tests/coverage_floors.py says how much of the pure modules and of the store they must reach.
 # The plugin for tests of users is left out, since pytest would load it, and the package, before anything is measured.
-coverage: install second-server third-server ## branches that unit and contract tests reach, per module; lines in build/coverage/html
+coverage: install second-server third-server ## branches that unit and contract tests reach, and whether those are enough; lines in build/coverage/html
 	$(BIN)/python -m pytest -q -r fE -m 'not long' -n $(WORKERS) --maxschedchunk 2 --reruns 1 -p no:backend-jobs \
-	  --cov --cov-report term --cov-report html $(ARGS) tests/unit tests/contract
+	  --cov --cov-report term --cov-report html --cov-report json $(ARGS) tests/unit tests/contract
+	$(BIN)/python -m tests.coverage_floors build/coverage/report.json
 
 faults: install second-server third-server ## storms of every fault with fresh seeds: make faults SEEDS=5 JOBS=100000
 	$(BIN)/python -m tests.faults $(if $(SEEDS),--seeds $(SEEDS)) $(if $(JOBS),--jobs $(JOBS)) $(if $(SEED),--seed $(SEED)) $(ARGS)

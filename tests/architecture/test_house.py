@@ -59,7 +59,7 @@ LOADED_BY_NAME = {
     "runtime/cli.py": "loads only the command that was asked for",
 }
 
-PURE = ("errors", "jobs", "stats", "config", "bounds", "codec", "backoff", "worker/plan", "settle")
+PURE = ("errors", "jobs", "stats", "config", "bounds", "codec", "backoff", "worker/plan", "settle", "schema")
 IMPURE = {"asyncio", "anyio", "threading", "subprocess", "socket", "time", "datetime", "random"}  # clock and jitter are arguments
 
 # The one place on a job's path; the thread's and the child's side of the same; and start-up, where a module may do anything when

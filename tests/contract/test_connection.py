@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from collections.abc import AsyncIterator, Callable
 
@@ -202,6 +203,26 @@ async def test_where_nobody_listens_the_error_names_the_server_without_its_passw
     with pytest.raises(StoreUnavailable, match=r"Redis at redis://\*\*\*@127\.0\.0\.1:1: ") as caught:
         await connection.ready()
     assert "geheim" not in str(caught.value)
+
+
+async def test_without_a_free_file_there_is_no_connection_for_now(monkeypatch):
+    def full(url: str, address: str) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    connection = Connection(AWAY, "tested")
+    with monkeypatch.context() as context:
+        context.setattr("runtime.store.connection._connection_to", full)
+        with pytest.raises(StoreUnavailable, match="Too many open files"):
+            await connection.ready()
+
+
+async def test_an_error_without_words_is_told_by_its_kind(monkeypatch):
+    async def fails(connection: object) -> list[str]:
+        raise LookupError
+
+    monkeypatch.setattr("runtime.store.connection._addresses", fails)
+    with pytest.raises(StoreUnavailable, match=f"Redis at {AWAY}: LookupError"):
+        await Connection(AWAY, "tested").ready()
 
 
 # --- an idle connection ------------------------------------------------------------------------------------------------------

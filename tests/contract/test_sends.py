@@ -162,9 +162,17 @@ async def sent_to(answer: bytes) -> list[object]:
             await sends.close()
 
 
-async def test_the_reply_of_the_script_is_returned_as_it_is():
-    reply = b"*6\r\n$0\r\n\r\n$3\r\n7-1\r\n$0\r\n\r\n$0\r\n\r\n*1\r\n:2\r\n*2\r\n:3\r\n$3\r\nOOM\r\n"
-    assert await sent_to(reply) == [b"", b"7-1", b"", b"", [2], [3, b"OOM"]]
+@pytest.mark.parametrize(
+    ("lists", "read"),
+    [
+        (b"*0\r\n*0\r\n", [[], []]),
+        (b"*1\r\n:2\r\n*0\r\n", [[2], []]),
+        (b"*1\r\n:2\r\n*2\r\n:3\r\n$3\r\nOOM\r\n", [[2], [3, b"OOM"]]),
+    ],
+)
+async def test_the_reply_of_the_script_is_returned_as_it_is(lists, read):
+    first = b"*6\r\n$0\r\n\r\n$3\r\n7-1\r\n$0\r\n\r\n$0\r\n\r\n"
+    assert await sent_to(first + lists) == [b"", b"7-1", b"", b"", *read]
 
 
 @pytest.mark.parametrize(

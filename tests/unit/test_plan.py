@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from runtime.worker.plan import (
+    ENTRY_BYTES,
     MOST_BYTES,
     START_BYTES,
     WEIGHTS,
@@ -238,6 +239,14 @@ def test_a_budget_never_allows_nothing() -> None:
         budget.failed()
     assert budget.bytes == 1
     assert Sizes().entries([0.25] * 4, budget.bytes) == 1
+
+
+def test_a_budget_and_sizes_say_what_they_have_learnt() -> None:
+    budget, sizes = Budget(target_s=1.0), Sizes(2)
+    budget.passed(1_000_000, 4.0)
+    sizes.learn([(1, rows(3, 100))], 0)
+    assert repr(budget) == "<Budget 250000 bytes>"
+    assert repr(sizes) == f"<Sizes [None, {ENTRY_BYTES + 109}]>"
 
 
 def test_of_a_stream_that_nothing_is_known_of_few_entries_are_asked_for() -> None:
