@@ -13,8 +13,8 @@ from typing import Any
 
 from tests.architecture.test_house import PURE
 
-# The least percentage of statements and branches of each module, by the first pattern that fits; all others have none. Not 100 for
-# the store: Python 3.11 does not tell of the way out of an `async with` whose last statement is an `if`.
+# The least percentage of statements and branches of each module, by the first pattern that fits; all others have none. The store
+# has not all: Python 3.11 does not tell of the way out of an `async with` whose last statement is an `if`.
 FLOORS = {
     **{f"runtime/{name}.py": 100.0 for name in PURE},
     "runtime/answers.py": 100.0,
