@@ -1,7 +1,7 @@
 """A store in memory with the verbs of `Streams` and its rules, which fails at any call as a network, a server or a process does.
 
-It passes the same suite as the servers (tests/contract/test_verbs.py), so that it cannot drift from them. Left out is what only a
-server has: bytes on the wire, memory, keys of other types, the life of marks.
+It passes the same suite as the servers (tests/contract/test_verbs.py), and answers as one of them does to verbs in any order
+(test_drift.py). Left out is what only a server has: bytes on the wire, memory, keys of other types, the life of marks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from runtime.jobs import FREE, STREAMS, SUSPECT, Batch, Deferral, Job, Lease, Le
 from runtime.store.base import MAX_LEASE_MS, End, Keys, WorkerRow
 from runtime.streams import MAX_ANSWER_BYTES, MAX_IDS, Ask, Delivery, Fetched, Isolated, Promoted, Reclaimed, Settled
 from tests.cruelty import Fault, Plan
-from tests.memory import MemoryStore, Pending, stands_at, value
+from tests.memory import MemoryStore, stands_at, value
 
 # The same numbers as in the scripts.
 ALONE, STRIKES_OUT, MAX_ISOLATED_BYTES, LATER, DELAY_AFTER_ERROR_MS = 4, 3, 2_000_000, 1.25, 60_000
@@ -206,10 +206,9 @@ class MemoryStreams:
                 delivery.is_cut = True
                 break
             fields = store.entries[stream].get(entry)
+            store.claim(stream, entry, self.consumer, 1)
             if fields is None:
-                del store.pending[stream][entry]
                 continue
-            store.pending[stream][entry] = Pending(self.consumer, 1, store.now_ms)
             size = sum(map(len, fields))
             if size > self.max_entry_bytes:
                 delivery.oversized = [*delivery.oversized, (entry, 1, size)]
@@ -281,7 +280,7 @@ class MemoryStreams:
             store.isolations[me] = (store.now_ms + max(lease_ms, 2 * isolation_ms), "")
             return answer("wait", isolation_ms)
         for one in chosen:
-            store.pending[one.stream][one.entry] = Pending(me, one.count + 1, store.now_ms)
+            store.claim(one.stream, one.entry, me, one.count + 1)
         if not is_guilty:
             alone = stands_at(chosen[0].stream, chosen[0].entry) if len(chosen) == 1 else ""
             store.isolations[me] = (store.now_ms + isolation_ms, alone)
@@ -392,14 +391,16 @@ class MemoryStreams:
         if not store.holds(holder, letter.lease):
             return False
         fields = store.entries[stream].get(entry)
+        if fields is None:
+            del store.pending[stream][entry]
+            return False
         store.remove(stream, entry, letter.lease.count)
-        if fields is not None:
-            notes = {"reason": letter.code, "error": letter.error, "stack": letter.stack, "attempts": str(letter.attempts)}
-            notes |= {"from": stands_at(stream, entry), "at": str(store.now_ms)}
-            own_id = {"id": letter.job_id} if letter.job_id and value(fields, b"id") is None else {}
-            store.dead.append(as_text(fields) | own_id | {f"dead_{name}": note for name, note in notes.items()})
-            store.move_key(value(fields, b"key"), f"{STREAMS[stream]} {entry.decode()}", "")
-        return fields is not None
+        notes = {"reason": letter.code, "error": letter.error, "stack": letter.stack, "attempts": str(letter.attempts)}
+        notes |= {"from": stands_at(stream, entry), "at": str(store.now_ms)}
+        own_id = {"id": letter.job_id} if letter.job_id and value(fields, b"id") is None else {}
+        store.dead.append(as_text(fields) | own_id | {f"dead_{name}": note for name, note in notes.items()})
+        store.move_key(value(fields, b"key"), f"{STREAMS[stream]} {entry.decode()}", "")
+        return True
 
     def _park(self, move: Parking) -> bool:
         stream, entry, count = move.lease.stream, move.lease.entry, move.lease.count
@@ -417,7 +418,7 @@ class MemoryStreams:
         for position, (stream, entry, count) in enumerate(leases):
             row = self.store.pending[stream].get(entry)
             if row and (row.consumer, row.count) == (self.consumer, count):
-                row.since_ms = self.store.now_ms
+                self.store.claim(stream, entry, self.consumer, count)
             elif row or entry not in self.store.entries[stream]:
                 refused.append(position)
                 self.store.acquit(stream, entry, self.consumer)

@@ -137,7 +137,14 @@ class MemoryStore:
 
     def put(self, stream: int, entry: bytes, lot: str, count: int) -> None:
         """Put an entry into a lot; what a dead worker had becomes a suspect wherever it is given back."""
-        self.pending[stream][entry] = Pending(SUSPECT if lot == FREE and count > 0 else lot, count, self.now_ms)
+        self.claim(stream, entry, SUSPECT if lot == FREE and count > 0 else lot, count)
+
+    def claim(self, stream: int, entry: bytes, holder: str, count: int, idle_ms: float = 0) -> None:
+        """Put an entry into other hands; one that was deleted leaves the list instead."""
+        if entry in self.entries[stream]:
+            self.pending[stream][entry] = Pending(holder, count, self.now_ms - idle_ms)
+        else:
+            self.pending[stream].pop(entry, None)
 
     # --- keys and strikes ----------------------------------------------------------------------------------------------------
 

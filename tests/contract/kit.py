@@ -14,7 +14,7 @@ from runtime.streams import Ask, Fetched, Streams
 from tests.contract.snapshot import snapshot, stable
 from tests.cruelty import Fault, Plan
 from tests.double import MemoryStreams
-from tests.memory import MemoryStore, Pending
+from tests.memory import MemoryStore
 from tests.proxy import Proxy
 from tests.servers import Server
 
@@ -126,6 +126,9 @@ class ServerKit(Kit):
     def messages(self, stream: int = HIGH) -> list[dict[str, str]]:
         return [fields for _, fields in self.raw.xrange(self._key(stream))]
 
+    def ids(self, stream: int = HIGH) -> dict[str, str]:
+        return {entry: fields.get("id", "") for entry, fields in self.raw.xrange(self._key(stream))}
+
     def letters(self) -> list[dict[str, str]]:
         return [fields for _, fields in self.raw.xrange("{jobs}:dead")]
 
@@ -220,7 +223,7 @@ class MemoryKit(Kit):
     def claim(self, entry: str | bytes, holder: str, count: int | None = None, idle_ms: int = 0, stream: int = HIGH) -> None:
         name = entry if isinstance(entry, bytes) else entry.encode()
         before = self.store.pending[stream][name].count
-        self.store.pending[stream][name] = Pending(holder, before if count is None else count, self.store.now_ms - idle_ms)
+        self.store.claim(stream, name, holder, before if count is None else count, idle_ms)
 
     def holders(self, stream: int = HIGH) -> dict[str, tuple[str, int]]:
         return {entry.decode(): (row.consumer, row.count) for entry, row in self.store.pending[stream].items()}
@@ -231,6 +234,9 @@ class MemoryKit(Kit):
 
     def messages(self, stream: int = HIGH) -> list[dict[str, str]]:
         return [as_text(fields) for fields in self.store.entries[stream].values()]
+
+    def ids(self, stream: int = HIGH) -> dict[str, str]:
+        return {entry.decode(): as_text(fields).get("id", "") for entry, fields in self.store.entries[stream].items()}
 
     def letters(self) -> list[dict[str, str]]:
         return [dict(letter) for letter in self.store.dead]
@@ -259,7 +265,10 @@ class MemoryKit(Kit):
             state[name] = sorted(stable(fields) for fields in self.messages(stream))
             state[f"{name} pending"] = sorted(self.holders(stream).values())
         state |= {"due": sorted(self.store.due), "msg": sorted(self.store.records)}
-        return state | {"dead": sorted(map(stable, self.store.dead)), "marks": sorted(key.decode() for key in self.store.marks)}
+        return state | {
+            "dead": sorted(map(stable, self.store.dead)),
+            "marks": sorted(f"k:{key.decode()}" for key in self.store.marks),
+        }
 
     def set_until(self, until_ms: dict[str, int]) -> None:
         self.store.workers |= until_ms

@@ -1,0 +1,288 @@
+"""The double beside a server: any verbs in any order, by three workers of which some die. Both answer alike, and hold the same.
+
+What one case of test_verbs.py pins down for each verb, this does for what verbs do to each other.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from random import Random
+from typing import Any
+
+import pytest
+
+from runtime.jobs import FREE, STREAMS, Deferral, Job, Lease, Letter, Parking
+from runtime.store.base import WorkerRow
+from runtime.streams import Ask
+from tests.contract.kit import MemoryKit, ServerKit, batch, jobs_of, quiet_guard
+
+WORKERS = ("ann", "bob", "cid")
+TYPES = {"t": (1, 30_000), "u": (2, 600_000)}
+LOTS = (FREE, "~t:", "~t:u@2")
+AGES_MS = (0, 40_000, 200_000)
+LEASE_MS = 30_000
+LONG_MS = 10**10
+STEPS = 120
+RECENT = 12  # leases among which one is chosen: older ones are mostly void
+SEEDS = int(os.environ.get("DRIFT_SEEDS", "10"))  # three seconds; 700 of them, three minutes, found nothing more
+
+
+class Side:
+    """One of the two: a kit, its workers' stores, and the leases that were handed out, by number of job and order."""
+
+    def __init__(self, kit: Any) -> None:
+        self.kit = kit
+        self.streams = {name: kit.streams(name) for name in WORKERS}
+        self.leases: list[tuple[str, Any]] = []
+
+    def leased(self, who: str, fetched: Any) -> list[tuple[str, int]]:
+        """Remember what was handed out, and say what it is."""
+        jobs = jobs_of(fetched)
+        self.leases += [(who, job) for job in jobs]
+        return sorted((job.envelope.id, job.count) for job in jobs)
+
+    def name(self, stream: int, entry: bytes | str) -> str:
+        """Return the id of the job that stands there: entries have other names on the other side."""
+        wanted = entry if isinstance(entry, str) else entry.decode()
+        return self.kit.ids(stream).get(wanted, "gone")
+
+    def at(self, place: str) -> str:
+        stream, _, entry = place.partition("/")
+        return self.name(STREAMS.index(stream), entry) if entry else place
+
+    def state(self) -> dict[str, Any]:
+        """Return all that must be the same."""
+        snapshot = self.kit.snapshot()
+        for name in STREAMS:
+            snapshot[name] = sorted(without_own_places(fields) for fields in snapshot[name])
+        snapshot["dead"] = sorted(without_own_places(fields) for fields in snapshot["dead"])
+        holders = {
+            (stream, self.name(stream, entry)): row for stream in range(4) for entry, row in self.kit.holders(stream).items()
+        }
+        strikes = {self.at(place): names for place, names in self.kit.strikes().items()}
+        isolations = {name: self.at(alone) for name, alone in self.kit.isolations().items()}
+        return snapshot | {"holders": holders, "strikes": strikes, "isolations": isolations}
+
+
+def without_own_places(fields: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    return [item for item in fields if item[0] != "dead_from"]
+
+
+class Walk:
+    """Owns the choices: each step takes them from the same dice for both sides."""
+
+    def __init__(self, seed: int) -> None:
+        self.dice = Random(seed)
+        self.n = 0
+
+    def step(self) -> tuple[str, list[Any]]:
+        """Return a verb, and what it is called with; leases are named by their place in the list of all."""
+        dice = self.dice
+        who, stream, any_lease = dice.choice(WORKERS), dice.choice((1, 1, 1, 1, 3)), dice.randrange(1 << 30)
+        verb = dice.choice(VERBS)
+        match verb:
+            case "add":
+                self.n += 1
+                key = {"key": dice.choice("kl")} if dice.random() < 0.6 else {}
+                return verb, [stream, f"j{self.n}", dice.choice((("t", "1"), ("u", "2"), ("u", "3"))), key]
+            case "take":
+                return verb, [who, stream, dice.choice(LOTS)]
+            case "isolate":
+                return verb, [who, dice.choice((-1, -1, 0, 10**6)), dice.choice((-1, 0, 1, 1, 1, 20)), dice.random() < 0.8]
+            case "reclaim":
+                return verb, [who, stream, dice.choice((None, *WORKERS))]
+            case "age":
+                return verb, [any_lease, dice.choice(AGES_MS)]
+            case "waiting_longest":
+                return verb, [stream, dice.choice((*LOTS, "~suspect"))]
+            case "dead_letter":
+                return verb, [stream, dice.choice((*LOTS, "~suspect"))]
+            case "fetch" | "beat" | "die" | "die alone" | "forget" | "leased" | "acquit":
+                return verb, [who, stream]
+            case "move":
+                return verb, [any_lease, dice.choice(MOVES)]
+            case _:
+                return verb, [any_lease]
+
+
+VERBS = (
+    *("add",) * 5,
+    *("fetch",) * 4,
+    *("move",) * 5,
+    *("isolate",) * 4,
+    *("reclaim",) * 4,
+    *("take", "take", "take", "acquit", "age", "age", "renew", "admit", "admit", "admit", "beat", "beat", "die", "die alone"),
+    *("forget", "leased", "lots", "waiting_longest", "dead_letter", "delete"),
+)
+MOVES = ("done", "retry", "later", "snooze", "dead", "release", "release", "park", "park shared", "old done")
+
+
+async def do(side: Side, verb: str, args: list[Any]) -> Any:
+    """Do a step on one side, and return what it answered, without names of its own."""
+    kit = side.kit
+    match verb, args:
+        case "add", [stream, job_id, (type_name, version), key]:
+            kit.add(stream, type=type_name, v=version, id=job_id, **key)
+        case "fetch", [who, stream]:
+            shares = [0, 0, 0, 0]
+            shares[stream] = 100
+            fetched = await side.streams[who].fetch(shares, set())
+            return side.leased(who, fetched), fetched.free
+        case "take", [who, stream, lot]:
+            types = {name: version for name, (version, _) in TYPES.items()} if lot == "~t:" else None
+            return side.leased(who, await side.streams[who].take(Ask(stream, lot, 100, types)))
+        case "isolate", [who, calm_ms, n, is_clean]:
+            found = await side.streams[who].isolate(LEASE_MS, calm_ms, 10_000, n, TYPES, is_clean)
+            for_ms = found.for_ms if found.word in ("run", "wait") else found.for_ms > 0
+            return found.word, for_ms, side.leased(who, found.fetched), found.names
+        case "acquit", [who, _]:
+            alone = [place for name, place in kit.isolations().items() if name == who and place]
+            stood = [(STREAMS.index(place.partition("/")[0]), place.partition("/")[2].encode()) for place in alone]
+            await side.streams[who].acquit(stood)
+        case "reclaim", [who, stream, still]:
+            quiet_guard(kit)
+            standing = {still: int(kit.until_ms(still))} if still else {}
+            found = await side.streams[who].reclaim(stream, LEASE_MS, 100, standing)
+            return found.dead, found.undelivered, found.is_guarded
+        case "beat", [who, _]:
+            await side.streams[who].beat(WorkerRow(LEASE_MS))
+        case "die" | "die alone", [who, _]:
+            if verb == "die alone":
+                side.leased(who, (await side.streams[who].isolate(LEASE_MS, -1, 10_000, 1, TYPES)).fetched)
+            if kit.until_ms(who):
+                kit.set_until({who: 1})
+            held = [(stream, *item) for stream in range(4) for item in kit.holders(stream).items()]
+            for stream, entry, (holder, count) in held:
+                if holder == who:
+                    kit.claim(entry, holder, count, AGES_MS[-1], stream)
+        case "forget", [who, _]:
+            return await side.streams[who].forget(who)
+        case "leased", [who, _]:
+            return sorted((side.name(lease.stream, lease.entry), lease.count) for lease in await side.streams[who].leased())
+        case "lots", _:
+            return await side.streams["ann"].lots()
+        case "waiting_longest", [stream, lot]:
+            found = await side.streams["ann"].waiting_longest(stream, lot, 0, 100)
+            return sorted((side.name(stream, entry), *rest) for entry, *rest in found)
+        case "dead_letter", [stream, lot]:
+            found = await side.streams["ann"].waiting_longest(stream, lot, 0, 100)
+            letters = [Letter(Lease(stream, row[0], row[1], "", 0.0), "unknown-type", "e", "", 0, "x") for row in found[:2]]
+            return await side.streams["ann"].dead_letter(lot, letters)
+        case _, [lease, *rest] if side.leases:
+            return await with_lease(side, verb, *side.leases[-1 - lease % min(len(side.leases), RECENT)], *rest)
+    return None
+
+
+async def with_lease(side: Side, verb: str, who: str, job: Job, how: Any = None) -> Any:
+    """Do a step with a lease that somebody had, whether or not it still counts."""
+    kit, streams = side.kit, side.streams[who]
+    match verb:
+        case "renew":
+            return await streams.renew([(job.stream, job.entry, job.count)])
+        case "admit":
+            return await streams.admit([(job, job.envelope.key)]) if job.envelope.key else None
+        case "age":
+            holder = kit.holders(job.stream).get(job.entry.decode())
+            if holder is not None:
+                kit.claim(job.entry, holder[0], holder[1], how, job.stream)
+            return holder
+        case "delete":
+            if job.entry.decode() in kit.ids(job.stream):
+                kit.delete(job.entry.decode(), job.stream)
+            return None
+        case _:
+            settled = await streams.settle(move(job, how))
+            await streams.promote(100, "0")
+            return settled.refused, settled.shortfall, settled.error
+
+
+def move(job: Job, how: str) -> Any:
+    match how:
+        case "done":
+            return batch(done=[job])
+        case "old done":
+            old = Job(*[getattr(job, name) for name in Job.__struct_fields__])
+            old.run_id = "another server/0"
+            return batch(done=[old])
+        case "retry":
+            return batch(Deferral(job, "retry", 0, job.envelope.id, 1))
+        case "later":
+            return batch(Deferral(job, "retry", LONG_MS, job.envelope.id, 1))
+        case "snooze":
+            return batch(Deferral(job, "snooze", 0, job.envelope.id, 0))
+        case "dead":
+            return batch(Letter(job, "handler", "e", "", 1, job.envelope.id))
+        case "release":
+            return batch(Parking(job, FREE))
+        case _:
+            return batch(Parking(job, "~t:" if how == "park shared" else "~t:u@2"))
+
+
+@pytest.fixture
+async def sides(valkey: Any) -> AsyncIterator[list[Side]]:
+    kits = [ServerKit(valkey), MemoryKit()]
+    yield [Side(kit) for kit in kits]
+    for kit in kits:
+        await kit.close()
+
+
+# What a walk must have met, or it proves little; a job that is dead-lettered for three strikes is too rare for a few seeds.
+MET = {
+    *("isolate none", "isolate run", "isolate wait", "isolate busy", "admit mine", "admit duplicate", "admit refused"),
+    *(
+        "renew refused",
+        "settle refused",
+        "settle shortfall",
+        "reclaim dead",
+        "reclaim undelivered",
+        "forget gone",
+        "forget refused",
+    ),
+    *("a strike", "alone", "dead_letter moved", "take some", "leased some"),
+}
+
+
+def met_by(verb: str, answer: Any, state: dict[str, Any]) -> set[str]:
+    """Return what a step has met."""
+    found: set[str] = set()
+    match verb, answer:
+        case "isolate", (word, *_):
+            found.add(f"isolate {word}")
+        case "admit", [verdict]:
+            found.add(f"admit {verdict}")
+        case "renew", [_]:
+            found.add("renew refused")
+        case "move", (refused, shortfall, _):
+            found |= {name for name, number in (("settle refused", refused), ("settle shortfall", shortfall)) if number}
+        case "reclaim", (dead, undelivered, _):
+            found |= {name for name, number in (("reclaim dead", dead), ("reclaim undelivered", undelivered)) if number}
+        case "forget", is_gone:
+            found.add("forget gone" if is_gone else "forget refused")
+        case "dead_letter", moved if moved:
+            found.add("dead_letter moved")
+        case "take" | "leased", some if some:
+            found.add(f"{verb} some")
+        case _:
+            pass
+    found |= {"a strike"} if state["strikes"] else set()
+    return found | ({"alone"} if any(state["isolations"].values()) else set())
+
+
+async def test_whatever_verbs_do_to_each_other_the_double_answers_and_holds_what_a_server_does(sides):
+    met: set[str] = set()
+    for seed in range(SEEDS):
+        walk, told = Walk(seed), []
+        for side in sides:
+            side.kit.clear()
+            side.leases.clear()
+            await side.streams["ann"].start()
+        for _ in range(STEPS):
+            verb, args = walk.step()
+            told.append((verb, args))
+            answers = [await do(side, verb, args) for side in sides]
+            assert answers[0] == answers[1], (seed, told)
+            server, double = (side.state() for side in sides)
+            assert server == double, (seed, told)
+            met |= met_by(verb, answers[0], server)
+    assert MET - met == set()
