@@ -522,3 +522,18 @@ async def test_what_cannot_be_parked_for_now_is_given_back_to_be_parked_again(st
     settled = await store.settle(settled.left)
     assert (settled.error, settled.refused) == ("", 0)
     assert [*pending_with(raw), *pending_with(raw, MEDIUM)] == [("~free", 0)] * 2
+
+
+async def test_a_finished_job_that_cannot_be_settled_for_now_is_given_back_and_its_key_stays_claimed(store, raw):
+    add(raw, to=MEDIUM, key="k")
+    [lease] = await leases(store, stream=2)
+    await store.admit([(lease, b"k")])
+    raw.rename(MEDIUM, "{jobs}:aside")
+    raw.set(MEDIUM, "not a stream")
+    settled = await store.settle(batch(done=[lease]))
+    assert "WRONGTYPE" in settled.error
+    assert settled.left.done[2] == [lease]
+    assert raw.exists("{jobs}:seen:k:k")
+    raw.rename("{jobs}:aside", MEDIUM)
+    settled = await store.settle(settled.left)
+    assert (settled.error, settled.refused, raw.xlen(MEDIUM), raw.exists("{jobs}:seen:k:k")) == ("", 0, 0, 0)
