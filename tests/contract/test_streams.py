@@ -524,16 +524,16 @@ async def test_what_cannot_be_parked_for_now_is_given_back_to_be_parked_again(st
     assert [*pending_with(raw), *pending_with(raw, MEDIUM)] == [("~free", 0)] * 2
 
 
-async def test_a_finished_job_that_cannot_be_settled_for_now_is_given_back_and_its_key_stays_claimed(store, raw):
-    add(raw, to=MEDIUM, key="k")
+async def test_a_job_of_before_a_restart_that_cannot_be_settled_for_now_is_given_back(store, raw):
+    """Of that one the fence asks, whose question is an error; done again, it leaves when the stream is back."""
+    add(raw, to=MEDIUM)
     [lease] = await leases(store, stream=2)
-    await store.admit([(lease, b"k")])
+    old = msgspec.structs.replace(lease, run_id="another server/0")
     raw.rename(MEDIUM, "{jobs}:aside")
     raw.set(MEDIUM, "not a stream")
-    settled = await store.settle(batch(done=[lease]))
+    settled = await store.settle(batch(done=[old]))
     assert "WRONGTYPE" in settled.error
-    assert settled.left.done[2] == [lease]
-    assert raw.exists("{jobs}:seen:k:k")
+    assert settled.left.done[2] == [old]
     raw.rename("{jobs}:aside", MEDIUM)
     settled = await store.settle(settled.left)
-    assert (settled.error, settled.refused, raw.xlen(MEDIUM), raw.exists("{jobs}:seen:k:k")) == ("", 0, 0, 0)
+    assert (settled.error, settled.refused, raw.xlen(MEDIUM)) == ("", 0, 0)
