@@ -92,7 +92,7 @@ class Isolation:
         return max(0.0, self._ask_at_s - time.monotonic())
 
     async def close(self) -> None:
-        """Give up the place at a stop: what is isolated here may run on for the whole grace, and be killed at its end."""
+        """Leave the place at a stop: what is isolated here may run on for the whole grace, and be killed at its end."""
         if self._needed_s is not None or self._may_be_named:
             with contextlib.suppress(StoreUnavailable):
                 await self._leave(time.monotonic())
@@ -159,7 +159,7 @@ class Isolation:
         self._isolated.clear()
 
     async def _leave(self, now_s: float) -> None:
-        """Give up the place for a lease: another worker may have a free lane sooner."""
+        """Leave the place for a lease: another worker may have a free lane sooner."""
         await self._ctx.streams.isolate(0, 0, 0, -1, {})
         self._needed_s, self._patient_until_s, self._may_be_named = None, 0.0, False
         self._ask_at_s = now_s + self._ctx.config.lease_s

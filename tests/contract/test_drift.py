@@ -69,39 +69,39 @@ def without_own_places(fields: list[tuple[str, str]]) -> list[tuple[str, str]]:
     return [item for item in fields if item[0] != "dead_from"]
 
 
-class Walk:
-    """Owns the choices: each step takes them from the same dice for both sides."""
+class Steps:
+    """Owns the choices: each step takes them from the same rng for both sides."""
 
     def __init__(self, seed: int) -> None:
-        self.dice = Random(seed)
+        self.rng = Random(seed)
         self.n = 0
 
     def step(self) -> tuple[str, list[Any]]:
         """Return a verb, and what it is called with; leases are named by their place in the list of all."""
-        dice = self.dice
-        who, stream, any_lease = dice.choice(WORKERS), dice.choice((1, 1, 1, 1, 3)), dice.randrange(1 << 30)
-        verb = dice.choice(VERBS)
+        rng = self.rng
+        who, stream, any_lease = rng.choice(WORKERS), rng.choice((1, 1, 1, 1, 3)), rng.randrange(1 << 30)
+        verb = rng.choice(VERBS)
         match verb:
             case "add":
                 self.n += 1
-                key = {"key": dice.choice("kl")} if dice.random() < 0.6 else {}
-                return verb, [stream, f"j{self.n}", dice.choice((("t", "1"), ("u", "2"), ("u", "3"))), key]
+                key = {"key": rng.choice("kl")} if rng.random() < 0.6 else {}
+                return verb, [stream, f"j{self.n}", rng.choice((("t", "1"), ("u", "2"), ("u", "3"))), key]
             case "take":
-                return verb, [who, stream, dice.choice(LOTS)]
+                return verb, [who, stream, rng.choice(LOTS)]
             case "isolate":
-                return verb, [who, dice.choice((-1, -1, 0, 10**6)), dice.choice((-1, 0, 1, 1, 1, 20)), dice.random() < 0.8]
+                return verb, [who, rng.choice((-1, -1, 0, 10**6)), rng.choice((-1, 0, 1, 1, 1, 20)), rng.random() < 0.8]
             case "reclaim":
-                return verb, [who, stream, dice.choice((None, *WORKERS))]
+                return verb, [who, stream, rng.choice((None, *WORKERS))]
             case "age":
-                return verb, [any_lease, dice.choice(AGES_MS)]
+                return verb, [any_lease, rng.choice(AGES_MS)]
             case "waiting_longest":
-                return verb, [stream, dice.choice((*LOTS, "~suspect"))]
+                return verb, [stream, rng.choice((*LOTS, "~suspect"))]
             case "dead_letter":
-                return verb, [stream, dice.choice((*LOTS, "~suspect"))]
+                return verb, [stream, rng.choice((*LOTS, "~suspect"))]
             case "fetch" | "beat" | "die" | "die alone" | "forget" | "leased" | "acquit":
                 return verb, [who, stream]
             case "move":
-                return verb, [any_lease, dice.choice(MOVES)]
+                return verb, [any_lease, rng.choice(MOVES)]
             case _:
                 return verb, [any_lease]
 
@@ -227,7 +227,7 @@ async def sides(valkey: Any) -> AsyncIterator[list[Side]]:
         await kit.close()
 
 
-# What a walk must have met, or it proves little; a job that is dead-lettered for three strikes is too rare for a few seeds.
+# What a steps must have met, or it proves little; a job that is dead-lettered for three strikes is too rare for a few seeds.
 MET = {
     *("isolate none", "isolate run", "isolate wait", "isolate busy", "admit mine", "admit duplicate", "admit refused"),
     *(
@@ -272,13 +272,13 @@ def met_by(verb: str, answer: Any, state: dict[str, Any]) -> set[str]:
 async def test_whatever_verbs_do_to_each_other_the_double_answers_and_holds_what_a_server_does(sides):
     met: set[str] = set()
     for seed in range(SEEDS):
-        walk, told = Walk(seed), []
+        steps, told = Steps(seed), []
         for side in sides:
             side.kit.clear()
             side.leases.clear()
             await side.streams["ann"].start()
         for _ in range(STEPS):
-            verb, args = walk.step()
+            verb, args = steps.step()
             told.append((verb, args))
             answers = [await do(side, verb, args) for side in sides]
             assert answers[0] == answers[1], (seed, told)
