@@ -108,7 +108,8 @@ def test_an_outage_of_20_s_is_told_in_few_lines_and_readyz_says_so(kind, tmp_pat
         wait_until(lambda: is_settled(raw), what="all is settled")
         assert ended(tmp_path) == set(range(50))
         assert second_runs(tmp_path) == 0
-        said = lines_of(crew)[before:]
+        # A machine that stands still for a moment blocks the loop, which is told too, and is no word of the outage.
+        said = [line for line in lines_of(crew)[before:] if "event loop is blocked" not in line]
         print(kind, *said, sep="\n")
         assert len(said) <= 6, said
 
