@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -304,7 +304,10 @@ def _check_duplicates(verdict: Verdict, story: Story, by_number: dict[int, list[
 
 
 def _check_deliveries(verdict: Verdict, story: Story, knows_faults: bool) -> None:
-    """An innocent is handed out at most three times, not counting runs that a fault of ours cut."""
+    """An innocent is handed out at most three times, not counting runs that a fault cut, or whose end it kept from being written.
+
+    What ran again for no fault is unexplained, and judged by itself. This one looks for deliveries that come to no run.
+    """
     verdict.most_deliveries = max((run.count for run in story.runs), default=0)
     by_place: dict[tuple[int, str], list[Run]] = defaultdict(list)
     for run in story.runs:
@@ -312,9 +315,15 @@ def _check_deliveries(verdict: Verdict, story: Story, knows_faults: bool) -> Non
     often = {
         f"{n} at {place}": f"{most} deliveries, {len(runs)} runs"
         for (n, place), runs in by_place.items()
-        if (most := max(run.count for run in runs)) - sum(1 for run in runs if run.until_s == float("inf")) > MOST_DELIVERIES
+        if (most := max(run.count for run in runs)) - _explained(runs) > MOST_DELIVERIES
     }
     verdict.delivered_too_often = _blame(verdict, "delivered too often", often.items() if knows_faults else ())
+
+
+def _explained(runs: Sequence[Run]) -> int:
+    """Return how many runs of an entry were cut, or were followed by another one."""
+    last = max(runs, key=lambda run: run.start_s)
+    return len(runs) - 1 + (last.until_s == float("inf"))
 
 
 def _cause(run: Run, following: Run, by_pid: dict[int, list[Fault]], handover_s: float) -> str:

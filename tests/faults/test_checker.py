@@ -230,6 +230,16 @@ def test_an_innocent_that_is_handed_out_again_and_again_is_seen(book: Book) -> N
     assert book.judge().delivered_too_often == 1
 
 
+def test_a_run_whose_end_was_not_written_is_no_delivery_too_many(book: Book) -> None:
+    book.drop("start 1 1")
+    book.lines[ME].insert(0, "start 1 1 1-0 5 3.0 2")
+    for count, start_s in ((1, 1.0), (3, 2.0)):
+        book.lines.setdefault(OTHER, []).extend(
+            [f"start 1 1 1-0 {count} {start_s} 2", f"end 1 1 {start_s + 0.1}", f"settle {start_s + 0.2} 1 0 done:2/1-0"]
+        )
+    assert book.judge().delivered_too_often == 0
+
+
 @pytest.mark.parametrize(
     ("command", "left"),
     [
