@@ -164,8 +164,8 @@ class Fetcher:
                 case TakeParked():
                     capacity -= await self._take_parked()
                     has_taken = True
-                case Fetch():
-                    has_found = await self._fetch(capacity, resting)
+                case Fetch(capacity=asked):
+                    has_found = await self._fetch(asked, resting)
                     has_fetched = True
                 case Wait():
                     return await self._wait(resting)
