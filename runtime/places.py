@@ -67,7 +67,7 @@ class Places:
 
         Raises:
             NoPlace: there was none in time.
-            NotStarted: the worker stops.
+            NotStarted: the worker stops, or may start nothing now.
         """
         if not self._is_open:
             raise NotStarted("the worker stops")
@@ -86,7 +86,11 @@ class Places:
                 raise NoPlace(f"it was cut while it waited for a {self.kind}") from None
         else:
             self.taken += 1
-        BEGINS.get()()
+        try:
+            BEGINS.get()()
+        except NotStarted:
+            self.give_back()
+            raise
 
     def give_back(self, slot: object = None) -> None:
         """Free a place, and give it to the job that has waited longest."""

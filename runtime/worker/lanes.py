@@ -37,8 +37,8 @@ _LOOKED_AT: Final = (GeneratorExit, CancelledError, NotStarted, LeaseLost)
 
 
 class Inbox:
-    """Owns the jobs that are fetched and not started, and the lanes that wait for one. `may_start` is asked once a turn of the
-    loop, with the time: a process may have stood still for any time since its jobs came.
+    """Owns the jobs that are fetched and not started, and the lanes that wait for one. `may_start` is asked with the time, once a
+    turn of the loop and of each job that waited for a thread or a child: a process may have stood still since its jobs came.
     """
 
     def __init__(self, on_idle: Callable[[], None] = lambda: None) -> None:
@@ -301,10 +301,16 @@ class Lane:
             coroutine.close()
 
     def begin(self) -> None:
-        """Count the time of the job from now on. A task that outlives its job may still call this: it finds no job."""
+        """Count the time of the job from now on. A task that outlives its job may still call this: it finds no job.
+
+        Raises:
+            NotStarted: nothing may start now: the process may have stood still while the job waited here.
+        """
         if self.job is None:
             return
         self.started_s = started_s = self.clock()
+        if not self.inbox.may_start(started_s):
+            raise NotStarted("its lease may be another worker's by now")
         self.deadline_s = started_s + self.timeout_s
 
     def interrupt(self, why: BaseException) -> None:

@@ -303,6 +303,13 @@ MUTANTS = (
         "tests/contract/test_engine.py::test_a_worker_that_stood_still_starts_nothing_before_its_next_beat",
     ),
     Mutant(
+        "frozen while a job waits for its thread, and on as if nothing had been",
+        "runtime/worker/lanes.py",
+        "if not self.inbox.may_start(started_s):",
+        "if False:",
+        "tests/unit/test_lanes.py::test_a_job_that_has_its_place_when_nothing_may_start_is_given_back_and_so_is_the_place",
+    ),
+    Mutant(
         "a lost delivery is not held while it is given back",
         "runtime/worker/fetcher.py",
         "            self._ctx.held.add(lease.stream, [lease])\n",

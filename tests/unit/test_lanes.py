@@ -997,6 +997,34 @@ async def test_a_job_that_was_cut_before_it_began_is_given_back(closes: bool) ->
     await world.end()
 
 
+@pytest.mark.parametrize("waits", [False, True])
+async def test_a_job_that_has_its_place_when_nothing_may_start_is_given_back_and_so_is_the_place(waits: bool) -> None:
+    world = World()
+    places = Places("thread", 1)
+    if waits:
+        await places.take()
+
+    async def begins(payload: Any, job: Job) -> None:
+        await places.take()
+        raise AssertionError("it began")
+
+    frozen = False
+    world.inbox.may_start = lambda now_s: not frozen
+    first = world.put(begins)
+    if waits:
+        await until(lambda: places.waiting == 1)
+        frozen = True
+        places.give_back()
+    else:
+        world.inbox.may_start = lambda now_s: not world.lane.job  # it stands still after the job has left the inbox
+    await until(lambda: len(world.ledger) == 1)
+    assert world.ledger._batch.park == [Parking(first, FREE)]
+    assert (places.taken, places.waiting) == (0, 0)
+    world.inbox.may_start = lambda now_s: True
+    await next_job_runs_undisturbed(world)
+    await world.end()
+
+
 @pytest.mark.parametrize("kind", [NotStarted, NoPlace, LeaseLost])
 @pytest.mark.parametrize("is_cut", [False, True])
 async def test_a_handler_that_raises_the_runtime_s_own_word_has_failed(kind: type[Exception], is_cut: bool) -> None:
