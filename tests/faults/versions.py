@@ -359,7 +359,10 @@ class Mixture:
             self.hits[fault.kind, hired[pid]] += any(run.overlaps(fault) for run in by_pid.get(pid, ()))
 
     def _judge_keys(self, story: Story, by_number: dict[int, list[ledger.Run]]) -> None:
-        """A key is its job's from the answer to its sending until it has ended, whoever of the two sent it and whoever asks."""
+        """A key is its job's from the answer to its sending until it has ended, whoever of the two sent it and whoever asks.
+
+        It may have ended with the first of its runs that did: one that stood still meanwhile ends later, and holds nothing.
+        """
         by_key: dict[str, list[Try]] = {}
         for sent in story.tries.values():
             if key := sent.fields.get("key"):
@@ -369,7 +372,7 @@ class Mixture:
                 if story.verdicts.get(owner.n) != "ok":
                     continue
                 from_s = story.answered_s[owner.n]
-                to_s = max((run.end_s for run in by_number.get(owner.n, ()) if run.outcome == "end"), default=0.0)
+                to_s = min((run.end_s for run in by_number.get(owner.n, ()) if run.outcome == "end"), default=0.0)
                 for other in owners:
                     if from_s < other.at_s and story.answered_s.get(other.n, to_s) < to_s:
                         if story.verdicts[other.n] == "ok":
