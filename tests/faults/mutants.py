@@ -481,8 +481,8 @@ MUTANTS = (
     Mutant(
         "waiting for a thread counts against the deadline",
         "runtime/places.py",
-        "        BEGINS.get()()\n",
-        "",
+        "            BEGINS.get()()\n",
+        "            pass\n",
         f"{OFFLOAD}::test_a_function_says_that_it_begins_when_it_has_its_slot",
     ),
     Mutant(
