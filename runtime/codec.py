@@ -56,6 +56,7 @@ MAX_OTHERS_BYTES: Final = 1024 * 1024  # of all fields beside `data`, a guess: m
 OWN_FIELDS: Final = 8  # twice what the runtime notes: a retry must not make a message too large
 MAX_FIELDS: Final = 512  # a script's `unpack` fails near 4,000 values: 512 pairs leave space for fields of the runtime's own
 MAX_KEY_BYTES: Final = 512  # a guess: long enough for any natural key
+MAX_GROUP_BYTES: Final = MAX_KEY_BYTES  # it becomes a part of names in Redis
 MAX_MS: Final = 2**53  # times pass through Lua, whose numbers are doubles
 MAX_DIGITS: Final = len(str(MAX_MS))
 # Short enough for a log line, and without what a key's name or a URL would have to escape; 128 is a guess.
@@ -121,6 +122,11 @@ def _envelope(fields: Sequence[bytes], fetched_ms: int) -> tuple[bytes, bytes, E
     key = message.get(KEY, b"")
     if len(key) > MAX_KEY_BYTES:
         raise BadMessage(f"`key` has {len(key)} bytes, the limit is {MAX_KEY_BYTES}")
+    group = message.get(GROUP, b"")
+    if len(group) > MAX_GROUP_BYTES:
+        raise BadMessage(f"`group` has {len(group)} bytes, the limit is {MAX_GROUP_BYTES}")
+    if group and not _is_text(group):
+        raise BadMessage("`group` is not UTF-8")
     return (
         type_name,
         data,
@@ -130,6 +136,7 @@ def _envelope(fields: Sequence[bytes], fetched_ms: int) -> tuple[bytes, bytes, E
             at_ms=_number(message, AT) if AT in message else 0,
             exp_ms=_number(message, EXP) if EXP in message else 0,
             key=key,
+            group=group,
             attempts=_number(message, ATTEMPTS, 1) if ATTEMPTS in message else 0,
             failed=_number(message, FAILED) if FAILED in message else 0,
             first_ms=_past(message, FIRST_AT, fetched_ms) if FIRST_AT in message else 0,
@@ -157,6 +164,14 @@ def _past(message: dict[bytes, bytes], name: bytes, now_ms: int) -> int:
     """Return a time that the runtime noted, or 0 where it lies ahead or is no number: any sender may write such a field."""
     number = _parse_int(message[name])
     return number if 0 <= number <= now_ms else 0
+
+
+def _is_text(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _is_msgpack(content_type: bytes) -> bool:

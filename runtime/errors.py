@@ -85,10 +85,12 @@ class Retry(JobsError):
     Args:
         delay_s: seconds to wait, in place of the handler's backoff; below 0 is 0, at most ten years.
         reason: a text for the log.
+        pause_type: nothing else of this type starts before then either, on any worker: for a dependency that says 429.
     """
 
-    def __init__(self, delay_s: float, reason: str = "") -> None:
+    def __init__(self, delay_s: float, reason: str = "", *, pause_type: bool = False) -> None:
         self.delay_s: float = float(delay_s)
+        self.pause_type = pause_type
         super().__init__(reason or f"retry in {delay_s:g} s")
 
 
@@ -98,10 +100,12 @@ class Snooze(JobsError):
     Args:
         delay_s: seconds to wait; below 0 is 0, at most ten years.
         reason: a text for the log.
+        pause_type: nothing else of this type starts before then either, on any worker: for a dependency that says 429.
     """
 
-    def __init__(self, delay_s: float, reason: str = "") -> None:
+    def __init__(self, delay_s: float, reason: str = "", *, pause_type: bool = False) -> None:
         self.delay_s: float = float(delay_s)
+        self.pause_type = pause_type
         super().__init__(reason or f"snooze for {delay_s:g} s")
 
 

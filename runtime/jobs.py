@@ -15,6 +15,7 @@ import msgspec
 
 from runtime.backoff import Backoff
 from runtime.errors import ConfigError, Dead, Retry, Snooze
+from runtime.limits import NO_LIMITS, Limits
 
 TYPE_NAME: Final = re.compile(rb"[a-z0-9][a-z0-9._-]{0,63}(?![\s\S])")  # a guess: longer than any name that people say
 DEFAULT_TIMEOUT_S: Final = 600.0  # a guess: a handler that needs longer says so
@@ -54,6 +55,7 @@ class Envelope(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     at_ms: int = 0
     exp_ms: int = 0
     key: bytes = b""
+    group: bytes = b""
     attempts: int = 0
     failed: int = 0
     first_ms: int = 0
@@ -305,6 +307,7 @@ class Handler(Generic[P]):
     timeout_s: float
     retry: Backoff
     runs: str
+    limits: Limits = NO_LIMITS
 
     def __call__(self, payload: P, job: Job) -> object:
         """Return what the function itself returns, as if it were not declared a handler."""

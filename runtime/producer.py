@@ -156,7 +156,7 @@ class Producer:
             key: up to 512 bytes; while another job with this key lives, this one is dropped, and `Sent.new` is False.
             id: the job's id, 1 to 128 of `[A-Za-z0-9._:-]`; need not be unique. Without one it is made from stream and entry.
             attempts: how often it is run at most; 0 for what its handler says.
-            group: up to 512 bytes, kept untouched; for people.
+            group: up to 512 bytes; a handler may bound how many of a group run at once, or start in a time.
             durability: `local`, `fsync` or `replicas=N`; empty for the producer's.
 
         The message is stored once, however often it is repeated for a lost reply. Cancelled before it was written to the

@@ -18,6 +18,7 @@ from runtime.backoff import Backoff
 from runtime.codec import payload_decoder
 from runtime.errors import ConfigError
 from runtime.jobs import DEFAULT_TIMEOUT_S, Handler, Job, P, contract_of
+from runtime.limits import Limits, limits_of
 from runtime.settle import describe
 
 MIN_MEMORY_BYTES: Final = 1024 * 1024  # a guess: below it, hardly any import works; it catches numbers meant as megabytes
@@ -38,6 +39,10 @@ def handler(
     retry: Backoff = Backoff(),  # noqa: B008 -- frozen
     runs: str = "",
     memory_bytes: int | None = None,
+    limit: int | None = None,
+    rate: str | None = None,
+    group_limit: int | None = None,
+    group_rate: str | None = None,
 ) -> Callable[[Callable[[P, Job], object]], Handler[P]]:
     """Make a function `(payload, job)` the handler of a contract.
 
@@ -53,6 +58,11 @@ def handler(
             is killed at its deadline; a thread goes on, and keeps its place until it ends.
         memory_bytes: with `runs="process"`, at least 1 MiB: what a job may take beyond what an idle child has (Linux). More is a
             MemoryError of that job, or the end of the child, never of the worker.
+        limit: how many jobs of this type may run at once, over all workers.
+        rate: how many of them may start in a time, over all workers: a number, a slash, and `s`, `m`, `h` or `d`, such as `100/m`
+            or `5/30s`. No such time ever sees more; one that may not start waits in its place and burns no attempt.
+        group_limit: as `limit`, for each `group` that messages name; those that name none are bounded by `limit` and `rate`.
+        group_rate: as `rate`, for each group.
 
     Raises:
         ConfigError: the class is no contract, the function has other arguments or a `yield`, or an option is out of its range.
@@ -68,8 +78,9 @@ def handler(
         _check_call(function, where)
         _check_signature(function, payload, where)
         _check_options(timeout_s, retry, runs, memory_bytes, where)
+        limits = _limits_of(limit, rate, group_limit, group_rate, where)
         kind, run = _runner_of(function, runs, memory_bytes, where)
-        return Handler(contract, run, payload_decoder(contract), function, timeout_s, retry, kind)
+        return Handler(contract, run, payload_decoder(contract), function, timeout_s, retry, kind, limits)
 
     return declare
 
@@ -81,6 +92,13 @@ def _check_options(timeout_s: float, retry: object, runs: str, memory_bytes: int
         raise ConfigError(f'{where}: memory_bytes must be at least {MIN_MEMORY_BYTES}, and needs runs="process"')
     if not isinstance(retry, Backoff):
         raise ConfigError(f"{where}: retry must be a Backoff, got {retry!r}")
+
+
+def _limits_of(limit: int | None, rate: str | None, group_limit: int | None, group_rate: str | None, where: str) -> Limits:
+    try:
+        return limits_of(limit, rate, group_limit, group_rate)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def _runner_of(

@@ -75,9 +75,9 @@ def _plain_words(error: BaseException) -> tuple[Any, ...]:
     if _is(word, Dead):
         return "dead", describe(word), _code(word.code), stack_of(_cause_of(word))
     if _is(word, Snooze):
-        return "snooze", describe(word), _seconds(word.delay_s)
+        return "snooze", describe(word), _seconds(word.delay_s), _pauses(word)
     if _is(word, Retry):
-        return "retry", describe(word), _seconds(word.delay_s), stack_of(word)
+        return "retry", describe(word), _seconds(word.delay_s), _pauses(word), stack_of(word)
     if _is(word, BadMessage):
         return "bad", describe(word), _code(word.code), stack_of(word)
     return "error", describe(error), stack_of(error)
@@ -94,9 +94,9 @@ def raise_again(kind: str, text: str, *more: Any) -> NoReturn:
         case "dead":
             raise Dead(text, more[0], error=ChildFailed(text, more[1]))
         case "snooze":
-            raise Snooze(more[0], text)
+            raise Snooze(more[0], text, pause_type=more[1])
         case "retry":
-            raise Retry(more[0], text) from ChildFailed(text, more[1])
+            raise Retry(more[0], text, pause_type=more[1]) from ChildFailed(text, more[2])
         case "bad":
             raise BadMessage(text, more[0]) from ChildFailed(text, more[1])
         case _:
@@ -154,7 +154,7 @@ def _hear(handler: Handler[Any], job: Job, jitter: Callable[[], float], word: Jo
     if _is(word, Snooze):
         return _snooze(job, word)
     if _is(word, Retry):
-        return _fail(handler, job, jitter, word, wait_s=_seconds(word.delay_s))
+        return _fail(handler, job, jitter, word, wait_s=_seconds(word.delay_s), pause_type=_pauses(word))
     return _fail(handler, job, jitter, word)
 
 
@@ -170,13 +170,14 @@ def _fail(
     error: BaseException,
     second: BaseException | None = None,
     wait_s: float | None = None,
+    pause_type: bool = False,
 ) -> Outcome:
     """Return what the policy says of a failed run. `second` is what reading the first error raised."""
     text = describe(error) if second is None else _both(error, second)
     attempts, policy_s = _policy(handler, job, jitter)
     if job.attempt >= attempts:
         return _dead(text, "timeout" if issubclass(type(error), TimedOut) else "attempts", _stacks(error, second))
-    return Retry(policy_s if wait_s is None else wait_s, text)
+    return Retry(policy_s if wait_s is None else wait_s, text, pause_type=pause_type)
 
 
 def _both(error: BaseException, second: BaseException) -> str:
@@ -208,7 +209,11 @@ def _snooze(job: Job, word: Snooze) -> Outcome:
     if since_ms and job.fetched_ms - since_ms > MAX_SNOOZE_MS:
         text = f"snoozed for more than {MAX_SNOOZE_MS // 3_600_000} h: {describe(word)}"
         return _dead(text, "gave-up-waiting", stack_of(word), is_failure=False)
-    return Snooze(_seconds(word.delay_s), describe(word))
+    return Snooze(_seconds(word.delay_s), describe(word), pause_type=_pauses(word))
+
+
+def _pauses(word: Retry | Snooze) -> bool:
+    return getattr(word, "pause_type", False) is True  # a subclass may have a constructor of its own
 
 
 def _seconds(wait: object) -> float:

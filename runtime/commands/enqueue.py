@@ -41,6 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     text = "start no later than this time, in seconds since 1970; after it, a dead letter"
     parser.add_argument("--exp", type=float, metavar="EPOCH", help=text)
     parser.add_argument("--key", default="", help="drop the message while another job with this key lives")
+    parser.add_argument("--group", default="", help="what the handler's limits per group count by, such as a customer's id")
     parser.add_argument("--attempts", type=int, default=0, metavar="N", help="most attempts of this job; default: the handler's")
     text = "what to wait for: local (default), fsync, or replicas=N"
     parser.add_argument("--durability", default="local", metavar="WORD", help=text)
@@ -147,6 +148,7 @@ def _pack(producer: Producer, arguments: argparse.Namespace, handler: Handler[An
         at=arguments.at,
         exp=arguments.exp,
         key=arguments.key,
+        group=arguments.group,
         id=arguments.id,
         attempts=arguments.attempts,
         priority=Priority[arguments.priority.upper()] if arguments.priority else None,

@@ -39,6 +39,10 @@ _PLACES: Final = {
     "ROWS": "workers:rows",
     "STRIKES": "strikes",
     "ISOLATIONS": "wards",
+    "CONTROL": "control",
+    "AUDIT": "audit",
+    "CRON": "cron",
+    "CRON_STATE": "cron:state",
 }
 
 
@@ -52,6 +56,10 @@ class Keys:
     rows: str
     strikes: str
     isolations: str
+    control: str
+    audit: str
+    cron: str
+    cron_state: str
 
     def __init__(self, queue: str) -> None:
         if not queue or any(mark in queue for mark in "{}\r\n "):
@@ -59,7 +67,8 @@ class Keys:
         self.prefix: str = f"{{{queue}}}:"
         self.streams: tuple[str, ...] = tuple(self.prefix + name for name in STREAMS)
         places = tuple(self.prefix + name for name in _PLACES.values())
-        self.due, self.messages, self.dead, self.workers, self.rows, self.strikes, self.isolations = places
+        self.due, self.messages, self.dead, self.workers, self.rows, self.strikes, self.isolations, *flow = places
+        self.control, self.audit, self.cron, self.cron_state = flow
         self.scripted: tuple[str, ...] = (*self.streams, *places)
         self.layout: str = self.prefix + "layout"
 

@@ -74,6 +74,7 @@ class Doctor(Inspector):
         wanted = dict.fromkeys((*keys.streams, keys.dead), b"stream")
         wanted |= {keys.due: b"zset", keys.messages: b"hash", keys.workers: b"zset", keys.rows: b"hash"}
         wanted |= {keys.strikes: b"hash", keys.isolations: b"hash"}
+        wanted |= {keys.control: b"hash", keys.audit: b"stream", keys.cron: b"hash", keys.cron_state: b"hash"}
         found = await self.ask(self._connection, *[("TYPE", key) for key in wanted])
         return {
             key: Finding(

@@ -24,9 +24,9 @@ FIRST_PARTY = ("runtime", "handlers", "board", "otel")
 # The floors of runtime/, the lowest first: names of modules, or of a folder for all that is in it. A module imports from its own
 # floor and from lower ones.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "backoff", "jobs", "stats"),  # words
+    ("errors", "backoff", "limits", "jobs", "stats"),  # words
     ("logs", "folders", "leaving", "rubbish"),  # the process around them
-    ("config", "bounds", "codec", "settle", "schema"),  # pure
+    ("config", "bounds", "codec", "settle", "schema", "rules"),  # pure
     ("answers", "places", "offload", "registry"),  # users' code, and where it runs
     ("store",),
     ("streams", "sender", "producer"),
@@ -36,13 +36,13 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 # Stricter than its floor, and why.
 STRICT: dict[str, tuple[set[str], str]] = {
     "worker.lanes": (
-        {"errors", "jobs", "stats", "answers", "settle", "worker.ledger"},
+        {"errors", "limits", "jobs", "stats", "answers", "settle", "worker.ledger"},
         "the hot path is tested and measured without Redis",
     ),
     "supervisor": ({"errors", "backoff", "config", "folders", "logs", "leaving"}, "knows no job"),
-    "store": ({"errors", "jobs", "backoff", "codec", "store"}, "serves producers too, which load no handler"),
-    "sender": ({"errors", "jobs", "backoff", "codec", "store"}, "a web service that only enqueues loads no worker"),
-    "producer": ({"errors", "jobs", "backoff", "codec", "store", "sender"}, "the same"),
+    "store": ({"errors", "limits", "jobs", "backoff", "codec", "store"}, "serves producers too, which load no handler"),
+    "sender": ({"errors", "limits", "jobs", "backoff", "codec", "store"}, "a web service that only enqueues loads no worker"),
+    "producer": ({"errors", "limits", "jobs", "backoff", "codec", "store", "sender"}, "the same"),
 }
 # What stands at the edge may import every module; what `__init__` names, it loads when it is first used.
 EDGE = re.compile(r"runtime\.(cli\w*|__main__|__init__|commands(\..*)?|testing|pytest_plugin)")
@@ -59,7 +59,7 @@ LOADED_BY_NAME = {
     "runtime/cli.py": "loads only the command that was asked for",
 }
 
-PURE = ("errors", "jobs", "stats", "config", "bounds", "codec", "backoff", "worker/plan", "settle", "schema")
+PURE = ("errors", "jobs", "stats", "config", "bounds", "codec", "backoff", "worker/plan", "settle", "schema", "limits", "rules")
 IMPURE = {"asyncio", "anyio", "threading", "subprocess", "socket", "time", "datetime", "random"}  # clock and jitter are arguments
 
 # The one place on a job's path; the thread's and the child's side of the same; and start-up, where a module may do anything when

@@ -20,6 +20,7 @@ from runtime.codec import (
     MAX_DATA_BYTES,
     MAX_DIGITS,
     MAX_FIELDS,
+    MAX_GROUP_BYTES,
     MAX_KEY_BYTES,
     MAX_MS,
     MAX_OTHERS_BYTES,
@@ -152,6 +153,8 @@ def test_bad_entries_stand_beside_the_good_ones() -> None:
         (message(ct=b""), "`ct`"),
         (message(ct=b"\xff"), "`ct`"),
         (message(key=b"k" * (MAX_KEY_BYTES + 1)), "`key`"),
+        (message(group=b"g" * (MAX_GROUP_BYTES + 1)), "`group`"),
+        (message(group=b"\xff"), "`group`"),
     ],
 )
 def test_a_malformed_field_makes_the_entry_unreadable_and_is_named(fields: list[bytes], word: str) -> None:
@@ -174,7 +177,8 @@ def test_a_malformed_field_makes_the_entry_unreadable_and_is_named(fields: list[
         {"key": b""},
         {"traceparent": b"no trace at all \xff"},
         {"tracestate": b"\x00"},
-        {"group": b"\xff"},
+        {"group": b"g" * MAX_GROUP_BYTES},
+        {"group": b""},
         {"x_origin": b"\xff"},
     ],
 )
@@ -267,7 +271,7 @@ def test_what_came_is_never_changed() -> None:
 def test_what_a_sender_writes_is_what_a_worker_reads() -> None:
     fields = header("greet", id="o-1", version=2, exp_ms=7, key="ключ", attempts=3, group="g", source="shop")
     job = one(entry_fields(fields, b"{}"))
-    expected = Envelope(id="o-1", version=2, exp_ms=7, key="ключ".encode(), attempts=3)
+    expected = Envelope(id="o-1", version=2, exp_ms=7, key="ключ".encode(), group=b"g", attempts=3)
     assert (job.type, job.data, job.envelope) == (b"greet", b"{}", expected)
     assert dict(zip(job.fields[::2], job.fields[1::2], strict=True)).keys() == {
         *(b"id", b"v", b"exp", b"key", b"attempts", b"group", b"src", b"type", b"data")

@@ -39,7 +39,7 @@ from runtime.jobs import (
     Park,
     contract_of,
 )
-from runtime.settle import MAX_CAP_S, MAX_SNOOZE_MS, as_plain_words, decide, describe, has_word, stack_of
+from runtime.settle import MAX_CAP_S, MAX_SNOOZE_MS, as_plain_words, decide, describe, has_word, raise_again, stack_of
 from tests.builders import NOW_MS, job
 from tests.unit.outcomes import (
     HANDLER,
@@ -359,7 +359,7 @@ def test_whatever_was_raised_its_outcome_is_of_our_own_classes_and_plain(make: C
         for value in (value for move in (*batch.defer, *batch.dead) for value in msgspec.structs.astuple(move)[1:]):
             assert type(value) in (str, int)
         sent = as_plain_words(one)
-        assert {type(word) for word in sent} <= {str, float}
+        assert {type(word) for word in sent} <= {str, float, bool}
         assert pickle.loads(pickle.dumps(sent)) == sent
 
 
@@ -585,3 +585,24 @@ def test_a_stack_that_is_no_utf_8_can_be_written_all_the_same() -> None:
         stack = "in caf\udce9.py"
 
     assert b"in caf" in stack_of(Told()).encode()
+
+
+@pytest.mark.parametrize("word", [Retry, Snooze])
+def test_a_pause_of_the_type_is_taken_at_its_word_also_through_a_child_process(word: type[Retry] | type[Snooze]) -> None:
+    for asked in (True, False):
+        outcome = decided(raised(word(5, "429", pause_type=asked)))
+        assert isinstance(outcome, (Retry, Snooze))
+        assert outcome.pause_type is asked
+        with pytest.raises(word) as again:
+            raise_again(*as_plain_words(word(5, "429", pause_type=asked)))
+        assert again.value.pause_type is asked
+
+
+def test_a_subclass_with_a_constructor_of_its_own_pauses_nothing() -> None:
+    class Later(Snooze):
+        def __init__(self) -> None:
+            self.delay_s = 3.0
+
+    outcome = decided(raised(Later()))
+    assert isinstance(outcome, Snooze)
+    assert (outcome.delay_s, outcome.pause_type) == (3.0, False)
