@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from runtime.jobs import Job, Priority, contract
     from runtime.producer import Message, Producer, Sent
     from runtime.registry import handler
+    from runtime.schedules import Schedule
 
 __version__ = "0.1.0"  # the only place: the wheel's metadata is made from it
 
@@ -43,6 +44,7 @@ __all__ = [
     "Producer",
     "QueueFull",
     "Retry",
+    "Schedule",
     "Sent",
     "Snooze",
     "StoreError",
@@ -61,6 +63,7 @@ _MODULES = {
     "Producer": "producer",
     "Sent": "producer",
     "handler": "registry",
+    "Schedule": "schedules",
 }
 
 

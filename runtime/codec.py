@@ -6,9 +6,10 @@ a sender wrote: what cannot be a job is returned with the reason.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -218,6 +219,26 @@ def header(
 def entry_fields(head: Sequence[bytes | str | int], data: bytes) -> list[bytes]:
     """Return the fields of an entry as a worker would read them: the header, and the payload behind it."""
     return [*[word if isinstance(word, bytes) else str(word).encode() for word in head], DATA, data]
+
+
+def holds_no_number(payload: msgspec.Struct) -> bool:
+    """Return whether NaN or infinity stands anywhere in a payload, or as a key."""
+    todo: list[Any] = [msgspec.to_builtins(payload, enc_hook=_nothing)]
+    while todo:
+        value = todo.pop()
+        if isinstance(value, float):
+            if not math.isfinite(value):
+                return True
+        elif isinstance(value, dict):
+            todo += cast("dict[Any, Any]", value)
+            todo += cast("dict[Any, Any]", value).values()
+        elif isinstance(value, list | tuple):
+            todo += cast("list[Any]", value)
+    return False
+
+
+def _nothing(_: object) -> None:
+    """What is JSON already, as `msgspec.Raw`, holds no such number."""
 
 
 # --- what a message says of itself, whether or not it can be a job -----------------------------------------------------------

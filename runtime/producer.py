@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import os
 import secrets
 import time
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from itertools import chain, islice
 from types import TracebackType
-from typing import Any, Final, Self, cast
+from typing import Final, Self, cast
 
 import msgspec
 from msgspec import inspect
 
-from runtime.codec import JOB_ID, MAX_DATA_BYTES, MAX_KEY_BYTES, MAX_MS, header
+from runtime.codec import JOB_ID, MAX_DATA_BYTES, MAX_KEY_BYTES, MAX_MS, header, holds_no_number
 from runtime.errors import BadPayload, ConfigError
 from runtime.jobs import STREAMS, TYPE_NAME, Contract, Priority, contract_of
 from runtime.sender import CHUNK_BYTES, CHUNK_MESSAGES, Flow, Head, Packed, Sender, Sent
@@ -278,7 +277,7 @@ class Producer:
         if needles is None:
             needles = self._needles[kind] = _needles_of(kind)
         for needle in needles:
-            if needle in data and _holds_no_number(payload):
+            if needle in data and holds_no_number(payload):
                 raise BadPayload(f"{contract_of(kind).type}: the payload holds NaN or infinity, which JSON cannot write")
         return data
 
@@ -411,26 +410,6 @@ def _needles_of(kind: type[msgspec.Struct]) -> tuple[bytes, ...]:
 
 
 _KEYS: Final = (b'"nan":', b'"inf":', b'"-inf":')
-
-
-def _holds_no_number(payload: msgspec.Struct) -> bool:
-    """Return whether NaN or infinity stands anywhere in a payload, or as a key."""
-    todo: list[Any] = [msgspec.to_builtins(payload, enc_hook=_nothing)]
-    while todo:
-        value = todo.pop()
-        if isinstance(value, float):
-            if not math.isfinite(value):
-                return True
-        elif isinstance(value, dict):
-            todo += cast("dict[Any, Any]", value)
-            todo += cast("dict[Any, Any]", value).values()
-        elif isinstance(value, list | tuple):
-            todo += cast("list[Any]", value)
-    return False
-
-
-def _nothing(_: object) -> None:
-    """What is JSON already, as `msgspec.Raw`, holds no such number."""
 
 
 def _too_large(type_name: str, data: bytes) -> BadPayload:

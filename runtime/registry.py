@@ -19,6 +19,7 @@ from runtime.codec import payload_decoder
 from runtime.errors import ConfigError
 from runtime.jobs import DEFAULT_TIMEOUT_S, Handler, Job, P, contract_of
 from runtime.limits import Limits, limits_of
+from runtime.schedules import Schedule
 from runtime.settle import describe
 
 MIN_MEMORY_BYTES: Final = 1024 * 1024  # a guess: below it, hardly any import works; it catches numbers meant as megabytes
@@ -159,22 +160,26 @@ def _check_signature(function: Callable[..., object], payload: type[msgspec.Stru
 
 
 class Found(msgspec.Struct):
-    """The handlers of the given modules by type; `missing` has modules whose extra is not installed, and what to install."""
+    """The handlers of the given modules by type; `missing` has modules whose extra is not installed, and what to install.
+
+    `schedules` are those of the modules, by name.
+    """
 
     registry: dict[bytes, Handler[Any]]
     missing: list[tuple[str, str]]
+    schedules: dict[str, Schedule]
 
 
 def find(modules: Sequence[str]) -> Found:
-    """Import the modules, and those that a package names in `HANDLERS`; return all handlers in their attributes.
+    """Import the modules, and those that a package names in `HANDLERS`; return all handlers and schedules in their attributes.
 
     A package may say in `EXTRAS` which import comes with which installation; where such an import is missing, the types of that
     module are not offered here.
 
     Raises:
-        ConfigError: a module cannot be imported, two handlers have one type, or there is no handler at all.
+        ConfigError: a module cannot be imported, two handlers have one type or two schedules one name, or there is no handler.
     """
-    found = Found({}, [])
+    found = Found({}, [], {})
     for name in modules:
         module = _import(name)
         extras = getattr(module, "EXTRAS", {})
@@ -225,6 +230,8 @@ def _place(error: BaseException) -> str:
 
 def _collect(found: Found, module: ModuleType) -> None:
     for value in vars(module).values():
+        if isinstance(value, Schedule) and found.schedules.setdefault(value.name, value) is not value:
+            raise ConfigError(f"two schedules have the name {value.name!r}; the second is in module {module.__name__}")
         if not isinstance(value, Handler):
             continue
         known = found.registry.setdefault(value.contract.type.encode(), cast("Handler[Any]", value))

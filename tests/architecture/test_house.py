@@ -26,7 +26,7 @@ FIRST_PARTY = ("runtime", "handlers", "board", "otel")
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "backoff", "limits", "jobs", "stats"),  # words
     ("logs", "folders", "leaving", "rubbish"),  # the process around them
-    ("config", "bounds", "codec", "settle", "schema", "rules"),  # pure
+    ("config", "bounds", "codec", "settle", "schema", "rules", "cron", "schedules"),  # pure
     ("answers", "places", "offload", "registry"),  # users' code, and where it runs
     ("store",),
     ("streams", "sender", "producer"),
@@ -59,8 +59,13 @@ LOADED_BY_NAME = {
     "runtime/cli.py": "loads only the command that was asked for",
 }
 
-PURE = ("errors", "jobs", "stats", "config", "bounds", "codec", "backoff", "worker/plan", "settle", "schema", "limits", "rules")
+PURE = (
+    *("errors", "jobs", "stats", "config", "bounds", "codec", "backoff", "worker/plan", "settle", "schema"),
+    *("limits", "rules", "cron", "schedules"),
+)
 IMPURE = {"asyncio", "anyio", "threading", "subprocess", "socket", "time", "datetime", "random"}  # clock and jitter are arguments
+SHAPES = {"cron": {"datetime"}}  # what cronsim takes and yields; nobody asks it for the time
+ASKS_THE_TIME = {"now", "utcnow", "today"}
 
 # The one place on a job's path; the thread's and the child's side of the same; and start-up, where a module may do anything when
 # it is imported.
@@ -252,7 +257,10 @@ def test_a_pure_module_awaits_nothing_and_has_no_clock(module: str) -> None:
     path = RUNTIME / f"{module}.py"
     waits = (ast.Await, ast.AsyncFunctionDef, ast.AsyncFor, ast.AsyncWith)
     assert [node.lineno for node in ast.walk(tree_of(path)) if isinstance(node, waits)] == []
-    assert [name for _, name in imports(path) if name.split(".")[0] in IMPURE] == []
+    assert [name for _, name in imports(path) if name.split(".")[0] in IMPURE - SHAPES.get(module, set())] == []
+    assert [
+        node.lineno for node in ast.walk(tree_of(path)) if isinstance(node, ast.Attribute) and node.attr in ASKS_THE_TIME
+    ] == []
 
 
 def test_only_the_door_imports_redis() -> None:
@@ -507,7 +515,7 @@ def heavy_in(loaded: set[str]) -> list[str]:
 
 
 def test_a_contract_loads_neither_redis_nor_the_worker() -> None:
-    loaded = loaded_after("from runtime import Backoff, Dead, Job, Priority, Retry, Snooze, contract, handler")
+    loaded = loaded_after("from runtime import Backoff, Dead, Job, Priority, Retry, Schedule, Snooze, contract, handler")
     assert heavy_in(loaded) == []
     assert {"runtime.streams", "runtime.worker.lanes", "runtime.consumer", "runtime.producer"} & loaded == set()
 

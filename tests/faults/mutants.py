@@ -30,6 +30,8 @@ FUZZ = "tests/faults/test_fuzz.py::test_whatever_strangers_write_the_worker_goes
 DURABILITY = "tests/faults/test_durability.py"
 SENTINEL = "tests/faults/test_sentinel.py"
 FORKS = "tests/faults/test_forks.py::test_what_a_handler_forks_is_no_second_worker"
+CRON = "tests/unit/test_cron.py"
+SCHEDULES = "tests/unit/test_schedules.py"
 LANES = "tests/unit/test_lanes.py"
 OFFLOAD = "tests/unit/test_offload.py"
 SETTLE = "tests/unit/test_settle.py"
@@ -1079,6 +1081,48 @@ MUTANTS = (
         "            self._turn = 0\n            return False",
         "            return True",
         f"{LANES}::test_handlers_that_block_let_the_loop_breathe_after_a_while",
+    ),
+    Mutant(
+        "a tick of before the start counts",
+        "runtime/cron.py",
+        "            if at_s > start_s:",
+        "            if at_s:",
+        f"{CRON}::test_started_in_an_hour_that_comes_twice_no_tick_lies_before_the_start",
+    ),
+    Mutant(
+        "cronsim is trusted where clocks change by half an hour",
+        "runtime/cron.py",
+        "self._as_in_debian if self._is_as_in_debian else self._by_the_wall",
+        "self._as_in_debian",
+        f"{CRON}::test_where_the_clock_changes_by_half_an_hour_no_tick_is_lost",
+    ),
+    Mutant(
+        "a tick that falls on a change of the clock is left out",
+        "runtime/cron.py",
+        "start_s = end_s - 1",
+        "start_s = end_s",
+        f"{CRON}::test_a_year_of_ticks_is_that_of_the_oracle",
+    ),
+    Mutant(
+        "a late tick fires beside a newer one",
+        "runtime/schedules.py",
+        '"latest": 0 if ticks else 1',
+        '"latest": 1',
+        f"{SCHEDULES}::test_what_is_on_time_fires_and_what_is_late_as_the_policy_says",
+    ),
+    Mutant(
+        "a tick that was decided fires again",
+        "runtime/schedules.py",
+        "edge = max(last, now - ON_TIME_MS - 1)",
+        "edge = now - ON_TIME_MS - 1",
+        f"{SCHEDULES}::test_however_often_it_is_asked_each_tick_is_decided_once",
+    ),
+    Mutant(
+        "what cannot be read in Redis runs as the code says",
+        "runtime/schedules.py",
+        "            found.pop(name, None)\n",
+        "",
+        f"{SCHEDULES}::test_what_cannot_be_read_is_told_and_does_not_run_and_the_others_go_on",
     ),
 )
 

@@ -442,6 +442,28 @@ def test_two_handlers_for_one_contract_in_one_module_are_refused(write: Write) -
     assert "one:second" in refusal(lambda: find(["one"]))
 
 
+SCHEDULE = 'from runtime import Schedule\nnightly = Schedule("nightly", "0 3 * * *", Message())\n'
+
+
+def test_schedules_are_found_like_handlers(write: Write) -> None:
+    write("one", declaring("greet") + SCHEDULE + "also = nightly\n")
+    write("two", "from one import nightly, run")
+    found = find(["one", "two"])
+    assert list(found.schedules) == ["nightly"]
+    assert found.schedules["nightly"].definition.settings.type == "greet"
+
+
+def test_two_schedules_of_one_name_are_refused(write: Write) -> None:
+    write("one", declaring("greet") + SCHEDULE)
+    write("two", declaring("wave") + SCHEDULE)
+    assert "two schedules have the name 'nightly'; the second is in module two" in refusal(lambda: find(["one", "two"]))
+
+
+def test_a_schedule_that_cannot_be_used_is_named(write: Write) -> None:
+    write("one", declaring("greet") + SCHEDULE.replace("0 3", "0 33"))
+    assert "schedule 'nightly': when '0 33 * * *': hour '33'" in refusal(lambda: find(["one"]))
+
+
 def test_a_module_that_is_not_there_is_named(write: Write) -> None:
     assert "no module named nowhere;" in refusal(lambda: find(["nowhere"]))
     assert "no module named nowhere.at_all;" in refusal(lambda: find(["nowhere.at_all"]))

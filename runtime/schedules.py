@@ -1,0 +1,286 @@
+"""Schedules: what is sent when. Declared in code, or kept in Redis, where people may also override fields of one from code.
+
+No clock and no I/O: which ticks are due is worked out from the last one that was decided, and the server's time. A tick is a time
+that the expression names; it fires `offset_ms` later, the same in all workers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, cast
+
+import msgspec
+
+from runtime import codec
+from runtime.cron import Times, parse
+from runtime.errors import ConfigError
+from runtime.jobs import TYPE_NAME, Priority, contract_of
+
+NAME: Final = re.compile(r"[a-z0-9._-]{1,64}(?![\s\S])")
+ON_TIME_MS: Final = 60_000  # a guess: the workers of a deploy or the server are back within it, and nothing was missed
+MAX_CAP: Final = 100  # of late ticks that one call sends: few enough that a script's call stays short
+MAX_JITTER_S: Final = 86_400  # a guess: what is spread over more than a day has another expression
+MAX_EXPIRES_S: Final = 366 * 86_400  # a guess: a year
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """All of a schedule but its name: in code the arguments of `Schedule`, in Redis a JSON object with these members.
+
+    `data` is the payload as JSON. An object without `type` overrides members of a schedule from code.
+    """
+
+    type: str
+    data: msgspec.Raw
+    version: int = 1
+    priority: int = Priority.MEDIUM.value
+    when: str = ""
+    tz: str = "UTC"
+    every_s: float | None = None
+    missed: Literal["latest", "skip", "all"] = "latest"
+    cap: int = MAX_CAP
+    overlap: Literal["allow", "skip"] = "allow"
+    jitter_s: float = 0.0
+    expires_s: float | None = None
+    paused: bool = False
+
+
+class Due(msgspec.Struct, frozen=True):
+    """What a schedule is to do now: ticks to fire, how many late ones are left out, and up to when that decides all.
+
+    More than 100 are counted in part: nobody asks for their number, and counting a year of them would take seconds.
+    """
+
+    ticks: list[int]
+    missed: int
+    last_ms: int
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A schedule as workers run it: checked, with its times, and with the two hashes by which the store tells definitions apart.
+
+    `when_hash` is that of what says when it fires; `whole_hash` is that of all, and of the revision that stands in Redis (0 where
+    nothing does). All workers that have the same definition fire the same ticks at the same time.
+    """
+
+    name: str
+    settings: Settings
+    revision: int
+    times: Times
+    offset_ms: int
+    when_hash: str
+    whole_hash: str
+
+    def due(self, last_ms: int, now_ms: int) -> Due:
+        """Return what is to be done about the ticks that fire later than `last_ms`, up to now.
+
+        What is not older than a minute fires, whatever the policy. Of what is older: `skip` none; `latest` the newest, unless a
+        newer one fires; `all` the newest `cap`. While the schedule is paused nothing fires, and nothing counts as missed.
+        """
+        last, now = last_ms - self.offset_ms, now_ms - self.offset_ms
+        edge = max(last, now - ON_TIME_MS - 1)
+        ticks = self.times.between(edge, now)
+        if self.settings.paused:
+            newest = ticks or self.times.newest(last, edge, 0)
+            return Due([], 0, newest[-1] + self.offset_ms if newest else last_ms)
+        cap = {"skip": 0, "latest": 0 if ticks else 1, "all": self.settings.cap}[self.settings.missed]
+        late = self.times.newest(last, edge, MAX_CAP)
+        fired = [*late[len(late) - min(cap, len(late)) :], *ticks]
+        newest = ticks or late
+        return Due(fired, len(late) + len(ticks) - len(fired), newest[-1] + self.offset_ms if newest else last_ms)
+
+    def fires_after(self, start_ms: int, n: int = 1) -> list[int]:
+        """Return the next `n` times later than a start at which it fires, in ms."""
+        return [tick + self.offset_ms for tick in self.times.next(start_ms - self.offset_ms, n)]
+
+    def expires_ms(self, tick: int) -> int | None:
+        """Return until when the job of a tick may start; None for any time."""
+        return None if self.settings.expires_s is None else tick + round(self.settings.expires_s * 1000)
+
+    def fields(self) -> list[bytes]:
+        """Return the fields that the messages of all ticks share, names and values in turn."""
+        head = codec.header(self.settings.type, version=self.settings.version)
+        return codec.entry_fields(head, bytes(self.settings.data))
+
+
+def define(name: str, settings: Settings, revision: int = 0) -> Definition:
+    """Return a schedule that has been checked.
+
+    Raises:
+        ConfigError: a member is out of its range; the text names it.
+    """
+    try:
+        return _defined(name, settings, revision)
+    except ConfigError as error:
+        raise ConfigError(f"schedule {name!r}: {error}") from None
+
+
+def _defined(name: str, settings: Settings, revision: int) -> Definition:
+    if not NAME.match(name):
+        raise ConfigError("name: must be 1 to 64 of [a-z0-9._-]")
+    times = parse(settings.when, settings.tz, settings.every_s)
+    if not TYPE_NAME.match(settings.type.encode(errors="replace")):
+        raise ConfigError(f"type {settings.type!r}: must be 1 to 64 of [a-z0-9._-] and begin with a letter or digit")
+    data = bytes(settings.data)
+    if len(data) > codec.MAX_DATA_BYTES:
+        raise ConfigError(f"message: must be at most {codec.MAX_DATA_BYTES} bytes of JSON, got {len(data)}")
+    for member, low, high in _RANGES:
+        given = getattr(settings, member)
+        if given is not None and not low <= given <= high:
+            raise ConfigError(f"{member} {given!r}: must be between {low} and {high}")
+    jitter_ms = round(settings.jitter_s * 1000)
+    offset_ms = int(_hash(name), 16) % jitter_ms if jitter_ms else 0
+    when_hash = _hash(times.expression, times.zone, times.every_ms, offset_ms)
+    whole_hash = _hash(msgspec.json.encode(settings).decode(errors="replace"), revision)
+    return Definition(name, settings, revision, times, offset_ms, when_hash, whole_hash)
+
+
+_RANGES: Final = (
+    ("version", 1, codec.MAX_MS),
+    ("priority", 1, len(Priority)),
+    ("cap", 1, MAX_CAP),
+    ("jitter_s", 0, MAX_JITTER_S),
+    ("expires_s", 1, MAX_EXPIRES_S),
+)
+
+
+def _hash(*parts: object) -> str:
+    """Return 16 hexadecimal digits, the same in every process and version: 64 bits tell a few definitions apart."""
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:16]
+
+
+# --- from code ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A message that is sent again and again, once per tick over all workers; a worker finds it in its modules, like handlers.
+
+    Args:
+        name: 1 to 64 of `[a-z0-9._-]`; no other schedule of the queue has it.
+        when: a cron expression of 5 fields, or of 6 with seconds first, or `@hourly`, `@daily`, `@midnight`, `@weekly`,
+            `@monthly`, `@yearly`; empty with `every_s`.
+        message: the payload of each job, a struct of a class declared with `@contract`.
+        tz: the zone of the expression, as in `Europe/Berlin`.
+        every_s: in place of `when`: seconds from 1 to a year, counted from the epoch.
+        missed: what becomes of ticks more than a minute old, as after an outage: `latest` fires the newest, `all` the newest
+            `cap`, `skip` none.
+        cap: 1 to 100; for `missed="all"`.
+        overlap: `skip` leaves a tick out while the job of one before lives.
+        jitter_s: seconds from 0 to a day: it fires later by a part of it that is made from the name, the same in all workers.
+        expires_s: seconds after its tick, from 1 to a year, after which a job is not started any more; None for any time.
+        paused: whether nothing fires.
+        priority: the stream of its jobs; None for the contract's.
+
+    Raises:
+        ConfigError: an argument cannot be used; the text names it.
+    """
+
+    name: str
+    when: str
+    message: msgspec.Struct
+    tz: str = field(default="UTC", kw_only=True)
+    every_s: float | None = field(default=None, kw_only=True)
+    missed: Literal["latest", "skip", "all"] = field(default="latest", kw_only=True)
+    cap: int = field(default=MAX_CAP, kw_only=True)
+    overlap: Literal["allow", "skip"] = field(default="allow", kw_only=True)
+    jitter_s: float = field(default=0.0, kw_only=True)
+    expires_s: float | None = field(default=None, kw_only=True)
+    paused: bool = field(default=False, kw_only=True)
+    priority: Priority | None = field(default=None, kw_only=True)
+    definition: Definition = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if type(self.name) is not str:  # pyright: ignore[reportUnnecessaryComparison]
+            raise ConfigError(f"schedule: name {self.name!r}: must be 1 to 64 of [a-z0-9._-]")
+        try:
+            settings = self._settings()
+        except ConfigError as error:
+            raise ConfigError(f"schedule {self.name!r}: {error}") from None
+        object.__setattr__(self, "definition", define(self.name, settings))
+
+    def _settings(self) -> Settings:
+        try:
+            contract = contract_of(type(self.message))
+        except ConfigError as error:
+            raise ConfigError(f"message: {error}") from None
+        members = {name: getattr(self, name) for name in _FROM_CODE}
+        members["priority"] = contract.priority.value if self.priority is None else self.priority
+        members |= {"type": contract.type, "version": contract.version, "data": _data_of(self.message)}
+        return _converted(members)
+
+
+_FROM_CODE: Final = ("when", "tz", "every_s", "missed", "cap", "overlap", "jitter_s", "expires_s", "paused")
+
+
+def _data_of(message: msgspec.Struct) -> msgspec.Raw:
+    """Return a payload as JSON that its own class can read."""
+    try:
+        data = msgspec.json.encode(message)
+        msgspec.json.decode(data, type=type(message))
+        if codec.holds_no_number(message):
+            raise ValueError("it holds NaN or infinity")
+    except Exception as error:  # a payload that JSON cannot say, or code of the contract
+        raise ConfigError(f"message: cannot be written as JSON and read again: {error}") from None
+    return msgspec.Raw(data)
+
+
+def _converted(members: dict[str, Any]) -> Settings:
+    try:
+        return msgspec.convert(members, Settings)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at `$.")
+        name = where.rstrip("`")
+        given = f" {members[name]!r}" if name in members else ""
+        rule = f"must be {' or '.join(_CHOICES[name])}" if name in _CHOICES else f"{what[0].lower()}{what[1:]}"
+        raise ConfigError(f"{name or 'settings'}{given}: {rule}") from None
+
+
+_CHOICES: Final = {"missed": ("latest", "skip", "all"), "overlap": ("allow", "skip")}
+
+
+# --- from Redis ---------------------------------------------------------------------------------------------------------------
+
+
+def as_stored(members: dict[str, Any] | Settings) -> str:
+    """Return a whole schedule, or what overrides members of one from code, as JSON for Redis."""
+    return msgspec.json.encode(members).decode()
+
+
+def merge(code: dict[str, Definition], stored: dict[str, str]) -> tuple[dict[str, Definition], dict[str, str]]:
+    """Return the schedules in force by name, and what in Redis cannot be read, by name with the reason: it does not run.
+
+    `stored` has `<revision> <JSON>` by name. What overrides a schedule that this code does not have is another's: left out.
+    """
+    found, unreadable = dict(code), dict[str, str]()
+    for name, text in stored.items():
+        try:
+            definition = _merged(name, code.get(name), text)
+        except ConfigError as error:
+            found.pop(name, None)
+            unreadable[name] = str(error)
+        else:
+            if definition is not None:
+                found[name] = definition
+    return found, unreadable
+
+
+def _merged(name: str, code: Definition | None, text: str) -> Definition | None:
+    revision, _, json = text.partition(" ")
+    try:
+        members = cast("dict[str, Any]", msgspec.json.decode(json, type=dict[str, msgspec.Raw]))
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
+        raise ConfigError(f"schedule {name!r}: is no JSON object: {error}") from None
+    if not revision.isascii() or not revision.isdigit() or len(revision) > codec.MAX_DIGITS:
+        raise ConfigError(f"schedule {name!r}: must be a revision, a space and a JSON object")
+    if "type" not in members:
+        if code is None:
+            return None
+        members = msgspec.json.decode(msgspec.json.encode(code.settings), type=dict[str, msgspec.Raw]) | members
+    try:
+        settings = msgspec.json.decode(msgspec.json.encode(members), type=Settings)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ConfigError(f"schedule {name!r}: {error}") from None
+    return define(name, settings, int(revision))
