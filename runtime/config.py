@@ -19,11 +19,12 @@ from runtime.errors import ConfigError
 from runtime.folders import why_not
 
 FILE: Final = "runtime.toml"
+LANES_PER_RESERVED: Final = 20  # a choice: 5 %, and a small worker keeps none idle
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One setting: its flag, its field in Config, and its help."""
+    """One setting: its flag, its field in Config, and its help. Without a metavar the flag takes no value, and means true."""
 
     flag: str
     field: str
@@ -48,6 +49,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     queue: str = "jobs"
     handlers: str = "handlers"
     concurrency: int = 100
+    reserved: int = -1
+    strict: bool = False
     threads: int = 40
     processes: int = 1
     max_rss_mb: int = 0
@@ -64,6 +67,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     log: str = "auto"
     log_level: str = "info"
 
+    @property
+    def reserved_lanes(self) -> int:
+        """How many lanes run jobs of CRITICAL only."""
+        return self.concurrency // LANES_PER_RESERVED if self.reserved < 0 else self.reserved
+
 
 SETTINGS: Final = (
     Setting(
@@ -75,6 +83,18 @@ SETTINGS: Final = (
     Setting("--queue", "queue", "NAME", "the queue; in Redis, the hash tag of its keys"),
     Setting("--handlers", "handlers", "MODULES", "modules that have handlers, separated by commas"),
     Setting("--concurrency", "concurrency", "N", "how many jobs run at the same time"),
+    Setting(
+        "--reserved",
+        "reserved",
+        "N",
+        "how many of them are kept for CRITICAL; -1 keeps 5 % of the concurrency, rounded down, and 0 keeps none",
+    ),
+    Setting(
+        "--strict",
+        "strict",
+        "",
+        "give all capacity to the highest priority that has a job waiting; else they share it by 8:4:2:1, and none starves",
+    ),
     Setting("--threads", "threads", "N", "how many threads run handlers that are plain functions"),
     Setting(
         "--processes",
@@ -114,6 +134,7 @@ SETTINGS: Final = (
 # Guesses, but for ports (16 bits) and payloads (Redis has strings of 512 MB): beyond them a value is a slip of the keyboard.
 _BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "concurrency": (1, 100_000),
+    "reserved": (-1, 99_999),
     "threads": (1, 10_000),
     "processes": (1, 512),
     "max_rss_mb": (0, 1024 * 1024),
@@ -136,15 +157,21 @@ def load(flags: Mapping[str, str | None], environment: Mapping[str, str], folder
     """
     from_file = _read(folder / FILE)
     values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
     for setting in SETTINGS:
         flag = flags.get(setting.field)
         if flag is not None:
-            values[setting.field] = _convert(setting, flag, setting.flag)
+            value, source = flag, setting.flag
         elif environment.get(setting.variable):
-            values[setting.field] = _convert(setting, environment[setting.variable], setting.variable)
+            value, source = environment[setting.variable], setting.variable
         elif setting.key in from_file:
-            values[setting.field] = _convert(setting, from_file[setting.key], f"{FILE}: {setting.key}")
+            value, source = from_file[setting.key], f"{FILE}: {setting.key}"
+        else:
+            continue
+        values[setting.field], sources[setting.field] = _convert(setting, value, source), source
     config = Config(**values)
+    if config.reserved >= config.concurrency:
+        raise ConfigError(f"{sources['reserved']} {config.reserved}: must be less than the concurrency, {config.concurrency}")
     return config if config.data_dir else msgspec.structs.replace(config, data_dir=str(default_data_dir(environment)))
 
 
@@ -213,4 +240,5 @@ def _shown(value: Any) -> str:
     return text if text.isprintable() and text and not any(map(str.isspace, text)) else repr(value)
 
 
-_KINDS: Final = {int: "a whole number", float: "a number", str: "text in quotes"}  # only TOML can give what is no text
+# Only TOML can give what is no text.
+_KINDS: Final = {int: "a whole number", float: "a number", str: "text in quotes", bool: "true or false"}

@@ -27,7 +27,7 @@ import msgspec
 from runtime import logs
 from runtime.config import Config
 from runtime.errors import LeaseLost, SelfCancelled, StoreUnavailable, TimedOut
-from runtime.jobs import Job, Registry
+from runtime.jobs import CRITICAL, Job, Registry
 from runtime.places import HANGS_S, PLACES, Hang, Places, make_places
 from runtime.settle import decide
 from runtime.stats import Stats
@@ -252,8 +252,8 @@ class Consumer:
             flusher = self._begin(group, self._flusher.run)
             loops = [self.maintenance.promote, self.maintenance.sweep, self.maintenance.count]
             aides = [self._begin(group, self._watch, group), *(self._begin(group, loop) for loop in loops)]
-            for _ in range(self.config.concurrency):
-                self._open_lane(group)
+            for at in range(self.config.concurrency):
+                self._open_lane(group, at < self.config.reserved_lanes)
             self.stage = Stage.RUNNING
             await self._stop.wait()
             return await self._wind_down(fetcher, flusher, aides, heartbeat)
@@ -282,14 +282,14 @@ class Consumer:
         task.add_done_callback(self._look_at_end)
         return task
 
-    def _open_lane(self, group: asyncio.TaskGroup) -> None:
+    def _open_lane(self, group: asyncio.TaskGroup, is_reserved: bool) -> None:
         def open_task(coroutine: Coroutine[Any, Any, None], context: Context | None) -> asyncio.Task[Any]:
             task = group.create_task(coroutine, context=context)
             task.add_done_callback(self._look_at_end)
             return task
 
-        log_failure = self.log.failure
-        lane = Lane(self.inbox, self.ledger, self.stats, self.registry, time.monotonic, random, log_failure, open_task)
+        parts = (self.inbox, self.ledger, self.stats, self.registry, time.monotonic, random, self.log.failure, open_task)
+        lane = Lane(*parts, is_reserved=is_reserved)
         lane.start()
         self.lanes.append(lane)
 
@@ -316,12 +316,23 @@ class Consumer:
     def _read_ahead(self) -> int:
         return min(self.stats.finished - self._finished_before[0], MAX_READ_AHEAD, self._fetcher.entries(INBOX_BYTES))
 
-    def _capacity(self) -> int:
-        """Return how many jobs may be fetched now: lanes and read-ahead, less all that is held."""
-        read_ahead = self._read_ahead()
-        if len(self.inbox) > TOP_UP_PART * read_ahead or self.leases.is_silent:
-            return 0
-        return len(self.lanes) + read_ahead - len(self.held)
+    def _capacity(self) -> tuple[int, int]:
+        """Return how many jobs may be fetched now: lanes and read-ahead, less all that is held, and less what is CRITICAL's own;
+        and how many of CRITICAL beside those.
+        """
+        if self.leases.is_silent:
+            return 0, 0
+        read_ahead, reserved = self._read_ahead(), self._reserved()
+        if len(self.inbox.others) > TOP_UP_PART * read_ahead:  # others alone: else what is read ahead of LOW keeps CRITICAL out
+            return 0, reserved
+        return len(self.lanes) + read_ahead - len(self.held) - reserved, reserved
+
+    def _reserved(self) -> int:
+        """Return how many reserved lanes no job of CRITICAL is here for. One that runs in another lane needs none of them."""
+        critical = self.held.critical
+        if critical and self.config.reserved_lanes:
+            critical -= sum(1 for lane in self.lanes if not lane.is_reserved and lane.job and lane.job.stream == CRITICAL)
+        return max(0, self.config.reserved_lanes - critical)
 
     def _beside(self) -> tuple[float, bool]:
         """Return for how long the youngest job here has run, 0 when one is about to, and whether no former suspect is here.
@@ -330,7 +341,7 @@ class Consumer:
         """
         runs = [(lane.started_s, lane.job.count) for lane in self.lanes if lane.job is not None]
         is_clean = all(count == 1 for _, count in runs) and all(job.count == 1 for job in self.inbox.jobs)
-        if self.inbox.jobs:
+        if len(self.inbox):
             return 0.0, is_clean
         return time.monotonic() - max(run[0] for run in runs) if runs else float("inf"), is_clean
 
@@ -404,8 +415,8 @@ class Consumer:
                         self._interrupt(lane, now_s)
                 self._give_back_unstarted(now_s)
                 if self.stage is Stage.RUNNING:
-                    for _ in range(self._settle_ended_lanes()):
-                        self._open_lane(group)
+                    for lane in self._settle_ended_lanes():
+                        self._open_lane(group, lane.is_reserved)
                 self._flusher.retry_apart(now_s)
                 self.stats.fold()
             for places in self.places.values():
@@ -440,15 +451,15 @@ class Consumer:
 
     def _give_back_unstarted(self, now_s: float) -> None:
         """Release what has not started within a second, to run sooner elsewhere; all of it, when the leases may be lost."""
-        before_s = now_s - UNSTARTED_S
-        if self.inbox.jobs and (self.inbox.jobs[0].taken_s < before_s or self.leases.is_silent):
-            late = [job for job in self.inbox.jobs if job.taken_s < before_s or self.leases.is_silent]
+        before_s = float("inf") if self.leases.is_silent else now_s - UNSTARTED_S
+        if any(jobs and jobs[0].taken_s < before_s for jobs in (self.inbox.critical, self.inbox.others)):
+            late = [job for job in self.inbox.jobs if job.taken_s < before_s]
             for job in late:
                 self.inbox.remove(job)
             self.ledger.release(late)
 
-    def _settle_ended_lanes(self) -> int:
-        """Settle the jobs of lanes that a handler has cancelled, as failures, and return how many lanes have ended so."""
+    def _settle_ended_lanes(self) -> list[Lane]:
+        """Settle the jobs of lanes that a handler has cancelled, as failures, and return the lanes that have ended so."""
         ended = [lane for lane in self.lanes if lane.task and lane.task.done()]
         for lane in ended:
             self.lanes.remove(lane)
@@ -459,7 +470,7 @@ class Consumer:
                 self.ledger.add(job, outcome)
                 self.stats.ran(job, outcome, time.monotonic() - lane.started_s)
                 self.log.failure(job, error, outcome)
-        return len(ended)
+        return ended
 
     # --- stop ------------------------------------------------------------------------------------------------------------
 

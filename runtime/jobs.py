@@ -31,6 +31,7 @@ class Priority(IntEnum):
 
 
 STREAMS: Final = ("critical", "high", "medium", "low")
+CRITICAL: Final = 0  # its stream
 
 
 class Lease(msgspec.Struct, gc=False, eq=False):

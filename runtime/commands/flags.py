@@ -48,9 +48,13 @@ def add_settings(parser: argparse.ArgumentParser, *fields: str) -> None:
     for setting in SETTINGS:
         if not fields or setting.field in fields:
             default = getattr(defaults, setting.field)
-            shown = f"; default {default:g}" if isinstance(default, int | float) else f"; default {default}" if default else ""
+            is_number = isinstance(default, int | float) and not isinstance(default, bool)
+            shown = f"; default {default:g}" if is_number else f"; default {default}" if default else ""
             help_text = f"{setting.help} [{setting.variable}{shown}]"
-            complete_path(group.add_argument(setting.flag, dest=setting.field, metavar=setting.metavar, help=help_text))
+            if setting.metavar:
+                complete_path(group.add_argument(setting.flag, dest=setting.field, metavar=setting.metavar, help=help_text))
+            else:
+                group.add_argument(setting.flag, dest=setting.field, action="store_const", const="true", help=help_text)
 
 
 def complete_path(action: argparse.Action) -> None:

@@ -11,19 +11,20 @@ from typing import Final
 
 from runtime.backoff import delay_s
 from runtime.errors import StoreError, StoreUnavailable
-from runtime.jobs import STREAMS, UNKNOWN
+from runtime.jobs import CRITICAL, STREAMS, UNKNOWN
 from runtime.places import Places
 from runtime.streams import Ask, Fetched
 from runtime.worker.admission import Admission
 from runtime.worker.context import STORE_BACKOFF, WorkerContext
 from runtime.worker.isolation import Isolation
 from runtime.worker.parking import Shares
-from runtime.worker.plan import Budget, Fetch, Pause, Plan, Sizes, TakeParked, View, Wait, next_step
+from runtime.worker.plan import AwaitCapacity, Budget, Fetch, Pause, Plan, Sizes, TakeParked, View, Wait, next_step
 
 LONGEST_WAIT_MS: Final = 1000  # a guess: an idle worker asks once a second, and sees a stop or a lot no later
 WAIT_PART: Final = 1 / 6  # of a lease, at most: what a wait brought must not be late
 SHORTEST_WAIT_MS: Final = 20  # a guess: while suspects are to be asked for, a wait only tells whether ordinary work is there
 LOTS_S: Final = 0.25  # a guess: between two looks into lots that gave less than they were asked for
+CRITICAL_S: Final = 0.01  # a guess, of CRITICAL's p99 of 20 ms: between two questions for it alone, each 150 µs of a worker
 PAUSE_S: Final = 0.05  # a guess: until a few lanes more are free, or a stream rests no longer
 # An answer takes this part of a lease at most, as far as the connection's speed is known: what comes late is given back unrun.
 FETCH_PART: Final = 0.1
@@ -35,13 +36,14 @@ UNBLOCK_S: Final = 0.02  # a guess: until the blocked read is woken once more; t
 class Fetcher:
     """Owns the plan, and what the last answers have told. How much is asked for is learnt from what came.
 
-    `capacity` returns how many jobs may be fetched now; `beside` what `Isolation` needs to know of the jobs that run here.
+    `capacity` returns how many jobs may be fetched now, of any priority and of CRITICAL beside those; `beside` what `Isolation`
+    needs to know of the jobs that run here.
     """
 
     def __init__(
         self,
         ctx: WorkerContext,
-        capacity: Callable[[], int],
+        capacity: Callable[[], tuple[int, int]],
         beside: Callable[[], tuple[float, bool]],
         stop: asyncio.Event,
     ) -> None:
@@ -50,7 +52,8 @@ class Fetcher:
         self._stop = stop
         self._admission = Admission(ctx)
         self._isolation = Isolation(ctx, beside, self._admission)
-        self._plan = Plan()
+        self._plan = Plan(is_strict=ctx.config.strict)
+        self._paused: frozenset[int] = frozenset()
         self._lot_shares = Shares()
         self._budget = Budget(min(FETCH_S, FETCH_PART * ctx.config.lease_s))
         self._sizes = Sizes()
@@ -59,6 +62,7 @@ class Fetcher:
         self._next_lots_s = 0.0
         self._are_lots_full = False  # one of them gave all that it was asked for, and has more
         self._free: set[int] = set()  # streams in whose `~free` something waits
+        self._ask_critical_s = 0.0  # then CRITICAL is due, which gave less than it was asked for
         self._is_quiet = False  # the last wait brought nothing: nothing can be there but what lots hold
         self._is_waiting = False
         self._unblocking: asyncio.Task[None] | None = None
@@ -74,15 +78,15 @@ class Fetcher:
         """Fetch whenever there is capacity, until told to stop; never cancelled, since a cancelled read loses deliveries."""
         failures = 0
         while not self._stop.is_set():
-            capacity = self._capacity()
+            self.capacity_freed.clear()  # before it is counted: what becomes free from here on begins another round
+            capacity, reserved = self._limits()
             try:
-                if self._ctx.leases.is_silent or await self._isolation.is_resting() or capacity < 1:
-                    self.capacity_freed.clear()
+                if self._ctx.leases.is_silent or await self._isolation.is_resting() or (capacity < 1 and reserved < 1):
                     await self.capacity_freed.wait()
                     continue
                 if self._has_lost:
                     await self.give_back_lost()
-                await self._round(capacity)
+                await self._round(capacity, reserved)
                 self._log_broken()
                 self._ctx.log.store_back(failures)
                 failures, self.is_fetching = 0, True
@@ -97,6 +101,31 @@ class Fetcher:
                 self._ctx.log.store_unavailable(error, failures)
                 await self._pause(delay_s(failures, STORE_BACKOFF, random))
         await self._isolation.close()
+
+    @property
+    def paused(self) -> frozenset[int]:
+        """The streams whose priority is paused: nothing is asked of them, nor taken from their lots."""
+        return self._paused
+
+    @paused.setter
+    def paused(self, streams: frozenset[int]) -> None:
+        """Fetch so from now on: a wait that knows others ends."""
+        if streams != self._paused:
+            self._paused = streams
+            self._is_quiet = False  # that was said of others
+            self.look_again()
+
+    def _limits(self) -> tuple[int, int]:
+        """Return how many jobs may be fetched now of any priority, and of CRITICAL beside those, as far as it may be asked."""
+        if len(self._paused) == len(STREAMS):
+            self.is_fetching = True  # as far as it is to fetch
+            return 0, 0
+        capacity, reserved = self._capacity()
+        is_open = CRITICAL not in self._closed() | self._ctx.streams.broken.keys()
+        return capacity, reserved if is_open else 0
+
+    def _closed(self) -> frozenset[int]:
+        return self._paused | self._admission.resting()
 
     def entries(self, most_bytes: int) -> int:
         """Return how many entries weigh so much, by what came lately."""
@@ -139,40 +168,51 @@ class Fetcher:
 
     # --- a round: lots, streams, or a wait -------------------------------------------------------------------------------
 
-    async def _round(self, capacity: int) -> None:
+    async def _round(self, capacity: int, reserved: int) -> None:
         """Use the capacity, step by step, as `next_step` says."""
-        self._asks = self._asks_of_lots(capacity)
+        self._plan.closed = self._closed()
+        self._asks = self._asks_of_lots(capacity, reserved)
         has_taken = has_fetched = has_found = False
         while True:
-            resting = self._admission.resting()
+            self._plan.closed = closed = self._closed()
             view = View(
                 capacity=capacity,
+                reserved=reserved,
+                is_critical_due=time.monotonic() >= self._ask_critical_s,
                 has_asks=bool(self._asks),
                 has_taken=has_taken,
                 has_fetched=has_fetched,
                 has_found=has_found,
                 is_quiet=self._is_quiet,
-                is_free_left=bool(self._free),
+                is_free_left=bool(self._free & self._asked(capacity)),
                 are_lots_full=self._are_lots_full,
                 is_stopping=self._stop.is_set(),
-                is_deaf=len(resting | self._ctx.streams.broken.keys()) == len(STREAMS),
-                wait_from=min(len(STREAMS), self._ctx.config.concurrency),
+                is_deaf=len(closed | self._ctx.streams.broken.keys()) == len(STREAMS),
+                wait_from=min(len(STREAMS), self._ctx.config.concurrency - self._ctx.config.reserved_lanes),
             )
             match next_step(view):
                 case None:
                     return None
                 case TakeParked():
-                    capacity -= await self._take_parked()
+                    critical, others = await self._take_parked()
+                    beside = min(critical, reserved)
+                    capacity, reserved = capacity - (critical + others - beside), reserved - beside
                     has_taken = True
-                case Fetch(capacity=asked):
-                    has_found = await self._fetch(asked, resting)
+                case Fetch():
+                    has_found = await self._fetch(capacity, reserved)
                     has_fetched = True
                 case Wait():
-                    return await self._wait(resting)
+                    return await self._wait(closed)
+                case AwaitCapacity():
+                    return await self._await_capacity()
                 case Pause():
                     return await self._pause(PAUSE_S)
 
-    def _asks_of_lots(self, capacity: int) -> list[Ask]:
+    def _asked(self, capacity: int) -> set[int]:
+        """Return the streams of which something may be asked; without a capacity for all, CRITICAL's."""
+        return self._plan.asked if capacity > 0 else self._plan.asked & {CRITICAL}
+
+    def _asks_of_lots(self, capacity: int, reserved: int) -> list[Ask]:
         """Return what to ask of lots now: a while after the last look, and only where something was seen.
 
         At once, as long as one of them gives all that it is asked for.
@@ -184,14 +224,17 @@ class Fetcher:
             return []
         if time.monotonic() < self._next_lots_s and not self._are_lots_full:
             return []
-        openings = parked.openings(self._admission.coming)
+        asked = self._asked(capacity)
+        openings = [opening for opening in parked.openings(self._admission.coming) if opening.stream in asked]
+        if capacity < 1 and not openings:
+            return []  # what is known of the others' lots holds until there is capacity for them
         part = self._plan.part_beside({opening.stream for opening in openings})
-        asks = self._lot_shares.divide(openings, capacity, part, parked.places_of_ask)
+        asks = self._lot_shares.divide(openings, capacity if capacity > 0 else reserved, part, parked.places_of_ask)
         self._next_lots_s, self._are_lots_full = time.monotonic() + LOTS_S, bool(openings) and not asks
         return asks
 
-    async def _take_parked(self) -> int:
-        """Take from lots, and return how many jobs came."""
+    async def _take_parked(self) -> tuple[int, int]:
+        """Take from lots, and return how many jobs came: of CRITICAL, and others."""
         asked_s = time.monotonic()
         fetched = await self._ctx.streams.take(*self._asks)
         self._weigh(fetched)
@@ -204,38 +247,41 @@ class Fetcher:
         await self._admission.receive(fetched, asked_s, is_chosen=True)
         if fetched.refused:
             raise StoreError(fetched.refused)
-        return sum(len(delivery.rows) for delivery in fetched.deliveries)
+        critical = sum(len(delivery.rows) for delivery in fetched.deliveries if delivery.stream == CRITICAL)
+        return critical, sum(len(delivery.rows) for delivery in fetched.deliveries) - critical
 
-    async def _fetch(self, capacity: int, resting: set[int]) -> bool:
+    async def _fetch(self, capacity: int, reserved: int) -> bool:
         """Fetch from the streams as planned, and return whether anything came."""
-        shares, takes = self._plan.shares(min(capacity, self.entries(self._budget.bytes))), self._free
-        shares = [0 if stream in resting else max(share, int(stream in takes)) for stream, share in enumerate(shares)]
+        most = self.entries(self._budget.bytes)
+        shares, takes = self._plan.shares(min(capacity, most), min(reserved, most)), self._free
         asked_s = time.monotonic()
         fetched = await self._ctx.streams.fetch(shares, takes)
         self._weigh(fetched)
         got = [0] * len(shares)
         for delivery in fetched.deliveries:
             got[delivery.stream] = len(delivery.rows) + len(delivery.oversized)
-        self._free = fetched.free
+        self._free = fetched.free | {stream for stream in takes if not shares[stream]}
         for stream in takes | fetched.free:
             got[stream] = max(got[stream], shares[stream])  # something waits there: by no means dry
         self._plan.learn(shares, got)
+        self._ask_critical_s = asked_s + CRITICAL_S if got[CRITICAL] < shares[CRITICAL] else 0.0
         self.is_fetching = not fetched.refused
         await self._admission.receive(fetched, asked_s)
         if fetched.refused:
             raise StoreError(fetched.refused)
         return any(delivery.rows for delivery in fetched.deliveries)
 
-    async def _wait(self, resting: set[int]) -> None:
-        """Wait in Redis for the first entry of any stream that does not rest."""
-        asked_s = time.monotonic()
+    async def _wait(self, closed: frozenset[int]) -> None:
+        """Wait in Redis for the first entry of any stream that may be asked."""
+        asked_s, paused = time.monotonic(), self._paused
         self._is_waiting = True
         try:
-            fetched = await self._ctx.streams.wait_for_entry(self._wait_ms(), resting)
+            fetched = await self._ctx.streams.wait_for_entry(self._wait_ms(), closed)
         finally:
             self._is_waiting = False
         self._weigh(fetched)
-        self._free, self._is_quiet = fetched.free, not fetched.deliveries and not resting
+        self._free = fetched.free | (self._free & closed)
+        self._is_quiet = not fetched.deliveries and closed == paused == self._paused
         if self._is_quiet:
             self._isolation.is_quiet()
         await self._admission.receive(fetched, asked_s)
@@ -248,6 +294,14 @@ class Fetcher:
         must_look = self._admission.has_resting or self._ctx.parked.is_any_to_take
         lots_ms = LOTS_S * 1000 if must_look else self._longest_wait_ms
         return int(max(SHORTEST_WAIT_MS, min(lots_ms, self._isolation.next_ask_s * 1000)))
+
+    async def _await_capacity(self) -> None:
+        """Wait until a lane is free, or until CRITICAL is due. If the process dies meanwhile, nothing is on its way to it."""
+        timer = asyncio.get_running_loop().call_later(self._ask_critical_s - time.monotonic(), self.capacity_freed.set)
+        try:
+            await self.capacity_freed.wait()
+        finally:
+            timer.cancel()
 
     def _weigh(self, fetched: Fetched) -> None:
         """Learn from what came: how large entries are, and how fast the connection is."""

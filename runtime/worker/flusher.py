@@ -48,8 +48,12 @@ class Flusher:
 
     def lanes_idle(self) -> None:
         """Note that a lane has nothing to do; when all are idle, what is in the ledger waits for no more."""
-        if self._ctx.inbox.idle >= self._ctx.config.concurrency:
+        if self._are_all_idle():
             self._flush_now.set()
+
+    def _are_all_idle(self) -> bool:
+        inbox = self._ctx.inbox
+        return inbox.idle + inbox.idle_reserved >= self._ctx.config.concurrency
 
     async def run(self) -> None:
         """Write the ledger whenever something is in it, until cancelled."""
@@ -70,7 +74,7 @@ class Flusher:
     async def _gather(self) -> None:
         """Wait until a flush is worth its round trip: all lanes idle, or the oldest outcome is old enough."""
         self._flush_now.clear()
-        if not self._ctx.inbox.jobs and self._ctx.inbox.idle >= self._ctx.config.concurrency:
+        if not len(self._ctx.inbox) and self._are_all_idle():
             return
         try:
             async with asyncio.timeout(FLUSH_AGE_S):

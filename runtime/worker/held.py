@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterable
 from typing import TypeVar
 
-from runtime.jobs import STREAMS, Lease
+from runtime.jobs import CRITICAL, STREAMS, Lease
 
 L = TypeVar("L", bound=Lease)
 
@@ -23,6 +23,11 @@ class Held:
 
     def __len__(self) -> int:
         return sum(map(len, self._leases))
+
+    @property
+    def critical(self) -> int:
+        """How many leases of CRITICAL are among them."""
+        return len(self._leases[CRITICAL])
 
     def __contains__(self, lease: Lease) -> bool:
         return self._leases[lease.stream].get(lease.entry) is lease

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from runtime.answers import finish
 from runtime.errors import LeaseLost, NotStarted, SelfCancelled, TimedOut
-from runtime.jobs import BEGINS, DONE, Job, Outcome, Registry
+from runtime.jobs import BEGINS, CRITICAL, DONE, Job, Outcome, Registry
 from runtime.settle import decide, describe, forget_stack, has_word, module_of, told_as
 from runtime.stats import Stats
 from runtime.worker.ledger import Ledger
@@ -39,11 +39,15 @@ _LOOKED_AT: Final = (GeneratorExit, CancelledError, NotStarted, LeaseLost)
 class Inbox:
     """Owns the jobs that are fetched and not started, and the lanes that wait for one. `may_start` is asked with the time, once a
     turn of the loop and of each job that waited for a thread or a child: a process may have stood still since its jobs came.
+
+    CRITICAL has a queue of its own: every lane looks there first, and a reserved one nowhere else.
     """
 
     def __init__(self, on_idle: Callable[[], None] = lambda: None) -> None:
-        self.jobs: deque[Job] = deque()
+        self.critical: deque[Job] = deque()
+        self.others: deque[Job] = deque()
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting_reserved: deque[asyncio.Future[None]] = deque()
         self.on_idle = on_idle
         self.may_start: Callable[[float], bool] = lambda now_s: True
         self._turn = JOBS_PER_TURN
@@ -51,19 +55,32 @@ class Inbox:
         self._is_winded = False
 
     def __repr__(self) -> str:
-        return f"<Inbox {len(self.jobs)} jobs, {len(self._waiting)} lanes wait>"
+        return f"<Inbox {len(self)} jobs, {self.idle + self.idle_reserved} lanes wait>"
 
     def __len__(self) -> int:
-        return len(self.jobs)
+        return len(self.critical) + len(self.others)
+
+    @property
+    def jobs(self) -> list[Job]:
+        """A copy of both queues, in the order in which lanes take from them."""
+        return [*self.critical, *self.others]
 
     @property
     def idle(self) -> int:
-        """How many lanes wait for a job."""
+        """How many lanes wait for a job of any priority."""
         return len(self._waiting)
+
+    @property
+    def idle_reserved(self) -> int:
+        """How many reserved lanes wait for a job of CRITICAL."""
+        return len(self._waiting_reserved)
 
     def put(self, jobs: list[Job]) -> None:
         """Add jobs and wake lanes for them."""
-        self.jobs.extend(jobs)
+        others = [job for job in jobs if job.stream != CRITICAL]
+        if len(others) != len(jobs):
+            self.critical.extend([job for job in jobs if job.stream == CRITICAL])
+        self.others.extend(others)
         self._wake(FIRST_WAKE)
 
     def _wake(self, lanes: int) -> None:
@@ -74,13 +91,17 @@ class Inbox:
         if not self._turn:
             self._call_for_turn()
             return
-        lanes = min(lanes, len(self.jobs), len(self._waiting), self._turn)
-        for _ in range(lanes):
-            turn = self._waiting.popleft()
-            if not turn.done():  # a lane that was stopped this very moment
-                turn.set_result(None)
-        if lanes and self._waiting:
-            asyncio.get_running_loop().call_soon(self._wake, 2 * lanes)
+        lanes = min(lanes, self._turn)
+        # Reserved lanes first: what CRITICAL needs of the others, it takes from the other priorities.
+        reserved = min(lanes, len(self.critical), len(self._waiting_reserved))
+        others = min(lanes - reserved, len(self) - reserved, len(self._waiting))
+        for waiting, number in ((self._waiting_reserved, reserved), (self._waiting, others)):
+            for _ in range(number):
+                turn = waiting.popleft()
+                if not turn.done():  # a lane that was stopped this very moment
+                    turn.set_result(None)
+        if reserved + others and (self._waiting or (self._waiting_reserved and self.critical)):
+            asyncio.get_running_loop().call_soon(self._wake, 2 * (reserved + others))
 
     def _call_for_turn(self) -> None:
         if not self._is_winded:
@@ -91,13 +112,14 @@ class Inbox:
         self._is_winded, self._turn, self._turn_ends_s = False, JOBS_PER_TURN, _NOT_BEGUN
         self._wake(FIRST_WAKE)
 
-    def take(self, now_s: float) -> Job | None:
-        """Return a job at once; None when there is none, or when it is time to let the loop breathe."""
-        if self.jobs and self._turn:
+    def take(self, now_s: float, is_reserved: bool = False) -> Job | None:
+        """Return a job at once; None when there is none for this lane, or when it is time to let the loop breathe."""
+        jobs = self.critical or self.others
+        if jobs and self._turn and not (is_reserved and jobs is self.others):
             if now_s >= self._turn_ends_s and not self._begin_turn(now_s):
                 return None
             self._turn -= 1
-            return self.jobs.popleft()
+            return jobs.popleft()
         return None
 
     def _begin_turn(self, now_s: float) -> bool:
@@ -112,33 +134,35 @@ class Inbox:
 
     def clear(self) -> list[Job]:
         """Take out all jobs that have not started."""
-        jobs = list(self.jobs)
-        self.jobs.clear()
+        jobs = self.jobs
+        self.critical.clear()
+        self.others.clear()
         return jobs
 
     def remove(self, job: Job) -> bool:
         """Take one job out, if it has not started."""
         try:
-            self.jobs.remove(job)  # compares by identity
+            (self.critical if job.stream == CRITICAL else self.others).remove(job)  # compares by identity
         except ValueError:
             return False
         return True
 
-    async def wait(self) -> None:
+    async def wait(self, is_reserved: bool = False) -> None:
         """Return after the loop had a turn, when there may be a job; another lane may have taken it meanwhile."""
         loop = asyncio.get_running_loop()
         turn = loop.create_future()
-        self._waiting.append(turn)
-        if self.jobs:
+        waiting = self._waiting_reserved if is_reserved else self._waiting
+        waiting.append(turn)
+        if self.critical or (self.others and not is_reserved):
             self._call_for_turn()
-        else:
+        elif not self.others:
             self._turn_ends_s = _NOT_BEGUN  # what comes next comes in another turn
             self.on_idle()
         try:
             await turn
         except CancelledError:
-            if turn in self._waiting:
-                self._waiting.remove(turn)
+            if turn in waiting:
+                waiting.remove(turn)
             raise
 
 
@@ -150,7 +174,7 @@ class Lane:
     """Owns the one job it runs. `job` is None between jobs; a lane that was stopped in the midst of one keeps it, to be released.
 
     `open_task` makes a task of a coroutine, in a context. `on_failure` hears of each run that failed; then `forget` lets go of
-    what was raised: the same may be raised again by each job.
+    what was raised: the same may be raised again by each job. One that `is_reserved` runs jobs of CRITICAL only.
     """
 
     def __init__(
@@ -164,6 +188,7 @@ class Lane:
         on_failure: Callable[[Job, BaseException, object], None] = lambda job, error, outcome: None,
         open_task: Callable[[Coroutine[Any, Any, None], Context | None], asyncio.Task[Any]] = _open_task,
         forget: Callable[[BaseException], None] = forget_stack,
+        is_reserved: bool = False,
     ) -> None:
         self.inbox = inbox
         self.ledger = ledger
@@ -174,6 +199,7 @@ class Lane:
         self.on_failure = on_failure
         self.open_task = open_task
         self.forget = forget
+        self.is_reserved = is_reserved
         self.job: Job | None = None
         self.started_s: float = 0.0
         self.timeout_s: float = NEVER
@@ -219,13 +245,13 @@ class Lane:
         decimals = _Decimals.of_this_task()
         first = copy_context()
         inbox, ledger, stats, registry, clock = self.inbox, self.ledger, self.stats, self.registry, self.clock
-        now_s = clock()
+        is_reserved, now_s = self.is_reserved, clock()
         while True:
-            job = inbox.take(now_s)
+            job = inbox.take(now_s, is_reserved)
             while job is None:
-                await inbox.wait()
+                await inbox.wait(is_reserved)
                 now_s = clock()
-                job = inbox.take(now_s)
+                job = inbox.take(now_s, is_reserved)
             handler = registry[job.type]  # cannot miss: admission has parked what is not here
             self.job = job
             self.timeout_s = handler.timeout_s

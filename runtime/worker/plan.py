@@ -7,6 +7,8 @@ from typing import Final
 
 import msgspec
 
+from runtime.jobs import CRITICAL
+
 START_BYTES: Final = 1 << 20  # a guess: a second of a slow connection, and more than a thousand small entries
 MOST_BYTES: Final = 16 << 20  # a guess: so much at once that the round trip no longer counts
 LEAST_BYTES: Final = 4096  # a guess: less than this says nothing of how fast a connection is
@@ -23,9 +25,15 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     `is_quiet`: the last wait brought nothing, so that only lots can hold anything. `is_free_left`: something waits in the `~free`
     of a stream. `are_lots_full`: a lot gave all that it was asked for. `is_deaf`: no stream can be waited at, since each rests or
     cannot be read. `wait_from` is the capacity that a wait may use up, since one entry of each stream may come.
+
+    `capacity` is for entries of any priority, `reserved` for some of CRITICAL beside those. `is_critical_due`: it may hold
+    something, since it gave all that it was asked for, or was not asked for a while. Where only CRITICAL has capacity,
+    `is_free_left` is about its stream alone.
     """
 
     capacity: int
+    reserved: int = 0
+    is_critical_due: bool = False
     has_asks: bool = False
     has_taken: bool = False
     has_fetched: bool = False
@@ -43,20 +51,25 @@ class TakeParked(msgspec.Struct, frozen=True):
 
 
 class Fetch(msgspec.Struct, frozen=True):
-    """Lease up to `capacity` new entries, divided among the streams by the plan."""
+    """Lease up to `capacity` new entries, divided among the streams by the plan, and up to `reserved` of CRITICAL beside them."""
 
     capacity: int
+    reserved: int = 0
 
 
 class Wait(msgspec.Struct, frozen=True):
     """Wait in Redis for the first entry that comes."""
 
 
+class AwaitCapacity(msgspec.Struct, frozen=True):
+    """Wait until a lane is free, or CRITICAL is due. Not in Redis, where nothing tells of a lane that becomes free meanwhile."""
+
+
 class Pause(msgspec.Struct, frozen=True):
     """Do nothing for a moment."""
 
 
-Step = TakeParked | Fetch | Wait | Pause
+Step = TakeParked | Fetch | Wait | AwaitCapacity | Pause
 
 
 def next_step(view: View) -> Step | None:
@@ -66,46 +79,72 @@ def next_step(view: View) -> Step | None:
     """
     if view.has_asks and not view.has_taken:
         return TakeParked()
-    if view.capacity < 1:
+    if view.capacity < 1 and view.reserved < 1:
         return None
     can_wait = view.capacity >= view.wait_from
-    is_nothing_new = view.is_quiet and can_wait and not view.is_free_left and not view.are_lots_full
-    if not view.has_fetched and not is_nothing_new:
-        return Fetch(view.capacity)
-    if view.has_fetched and (view.has_found or view.is_free_left or view.are_lots_full or view.is_stopping):
+    is_dry = view.is_quiet and can_wait if view.capacity > 0 else not view.is_critical_due
+    is_more_known = view.is_free_left or (view.are_lots_full and view.capacity > 0)
+    if not view.has_fetched and (is_more_known or not is_dry):
+        return Fetch(view.capacity, view.reserved)
+    if view.has_fetched and (view.has_found or is_more_known or view.is_stopping):
         return None
-    return Wait() if can_wait and not view.is_deaf else Pause()
+    if can_wait and not view.is_deaf:
+        return Wait()
+    return AwaitCapacity() if view.reserved > 0 and not view.is_deaf else Pause()
 
 
 class Plan:
     """Owns what is owed to each stream, and which of them answered with less than they were asked for.
 
     A stream that ran dry is only probed, with one entry; the others share the capacity by weight. So a fetch may bring
-    up to three entries more than the capacity, when it is nearly used up and dry streams wake up.
+    up to three entries more than the capacity, when it is nearly used up and dry streams wake up. Where it `is_strict`, the
+    first stream that is not dry gets all, those before it are probed, and nothing is asked of those behind it.
+
+    `closed` are the streams of which nothing may be asked now.
     """
 
-    def __init__(self, weights: Sequence[int] = WEIGHTS) -> None:
+    def __init__(self, weights: Sequence[int] = WEIGHTS, *, is_strict: bool = False) -> None:
+        self.closed: frozenset[int] = frozenset()
         self._weights = weights
+        self._is_strict = is_strict
         self._owed = [0.0] * len(weights)
         self._is_loaded = [False] * len(weights)
 
     def __repr__(self) -> str:
         return f"<Plan owed={[round(owed, 2) for owed in self._owed]} loaded={self._is_loaded}>"
 
-    def shares(self, capacity: int) -> list[int]:
-        """Return how many entries to ask of each stream for `capacity` of them, at least 1."""
-        loaded = [at for at, is_loaded in enumerate(self._is_loaded) if is_loaded]
-        shares = [0 if self._is_loaded[at] else 1 for at in range(len(self._weights))]
-        if not loaded:  # nothing is known to wait: ask all, by weight
-            loaded, shares = list(range(len(self._weights))), [0] * len(self._weights)
-        left = max(1, capacity - sum(shares))
-        total = sum(self._weights[at] for at in loaded)
-        for at in loaded:
+    def shares(self, capacity: int, reserved: int = 0) -> list[int]:
+        """Return how many entries to ask of each stream for `capacity` of them, and for `reserved` of CRITICAL beside those."""
+        shares = [0] * len(self._weights)
+        if CRITICAL not in self.closed:
+            shares[CRITICAL] = reserved
+        if capacity < 1:
+            return shares
+        sharing, probed = self._sharing_and_probed()
+        for at in probed:
+            shares[at] += 1
+        left = max(1, capacity - len(probed))
+        total = sum(self._weights[at] for at in sharing)
+        for at in sharing:
             self._owed[at] += left * self._weights[at] / total
-        for at, share in zip(loaded, _divide([self._owed[at] for at in loaded], left), strict=True):
+        for at, share in zip(sharing, _divide([self._owed[at] for at in sharing], left) if sharing else (), strict=True):
             self._owed[at] -= share
             shares[at] += share
         return shares
+
+    def _sharing_and_probed(self) -> tuple[list[int], list[int]]:
+        """Return the streams that share the capacity, and those that are asked for one entry."""
+        asked = [at for at in range(len(self._weights)) if at not in self.closed]
+        loaded = [at for at in asked if self._is_loaded[at]]
+        if self._is_strict:  # where nothing is known to wait, by weight would bring much of the last while the first has more
+            return loaded[:1], [at for at in asked if not loaded or at < loaded[0]]
+        return (loaded, [at for at in asked if not self._is_loaded[at]]) if loaded else (asked, [])
+
+    @property
+    def asked(self) -> set[int]:
+        """The streams of which something may be asked now."""
+        sharing, probed = self._sharing_and_probed()
+        return {*sharing, *probed}
 
     def part_beside(self, lots: Collection[int]) -> float:
         """Return which part is due to what waits in lots of these streams: by weight, as to the streams that are loaded.
@@ -113,13 +152,14 @@ class Plan:
         Never all: where streams have run dry, a fetch must look whether that is still so.
         """
         theirs = sum(self._weights[at] for at in lots)
-        others = sum(weight for weight, is_loaded in zip(self._weights, self._is_loaded, strict=True) if is_loaded)
+        others = sum(self._weights[at] for at in self.asked if self._is_loaded[at])
         return theirs / (theirs + (others or min(self._weights)))
 
     def parts(self) -> list[float]:
         """Return which part of a large capacity each stream would get."""
-        loaded = self._is_loaded if any(self._is_loaded) else [True] * len(self._weights)
-        weights = [weight * is_loaded for weight, is_loaded in zip(self._weights, loaded, strict=True)]
+        sharing, probed = self._sharing_and_probed()
+        counted = sharing or probed or range(len(self._weights))
+        weights = [weight * (at in counted) for at, weight in enumerate(self._weights)]
         return [weight / sum(weights) for weight in weights]
 
     def learn(self, shares: Sequence[int], got: Sequence[int]) -> None:

@@ -59,7 +59,7 @@ class StillInbox(Inbox):
     @property
     def idle(self) -> int:
         """How many lanes have no job to come."""
-        return max(0, self.lanes - len(self.jobs))
+        return max(0, self.lanes - len(self))
 
 
 @dataclass

@@ -17,6 +17,8 @@ SAMPLES: dict[str, list[tuple[str, Any]]] = {
     "queue": [("a", "a"), ("b", "b"), ("c", "c")],
     "handlers": [("a", "a"), ("b,c", "b,c"), ("c", "c")],
     "concurrency": [("1", 1), ("500", 500), ("100000", 100_000)],
+    "reserved": [("-1", -1), ("0", 0), ("99999", 99_999)],
+    "strict": [("true", True), ("0", False), ("true", True)],
     "threads": [("1", 1), ("8", 8), ("10000", 10_000)],
     "processes": [("1", 1), ("4", 4), ("512", 512)],
     "max_rss_mb": [("0", 0), ("500", 500), ("1048576", 1_048_576)],
@@ -35,6 +37,7 @@ SAMPLES: dict[str, list[tuple[str, Any]]] = {
 }
 BELOW_AND_ABOVE: dict[str, tuple[str, str]] = {
     "concurrency": ("0", "100001"),
+    "reserved": ("-2", "100000"),
     "threads": ("0", "10001"),
     "processes": ("0", "513"),
     "max_rss_mb": ("-1", "1048577"),
@@ -46,8 +49,11 @@ BELOW_AND_ABOVE: dict[str, tuple[str, str]] = {
     "unknown_after_s": ("0.9", "2592000.1"),
     "embedded_port": ("-1", "65536"),
 }
-NUMBERS = [name for name in Config.__struct_fields__ if isinstance(getattr(Config(), name), int | float)]
+NUMBERS = [name for name in Config.__struct_fields__ if type(getattr(Config(), name)) in (int, float)]
+TEXTS = [name for name in Config.__struct_fields__ if isinstance(getattr(Config(), name), str)]
 WHOLE = [name for name in NUMBERS if isinstance(getattr(Config(), name), int)]
+
+MOST_LANES: dict[str, str | None] = {"concurrency": "100000"}  # so many that any number of them may be reserved
 
 every_setting = pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.field)
 
@@ -62,7 +68,7 @@ def toml(folder: Path, text: str) -> None:
 
 def in_toml(setting: Setting, text: str) -> str:
     """Write a value as TOML would have it."""
-    return f"{setting.key} = {text}" if setting.field in NUMBERS else f'{setting.key} = "{text}"'
+    return f'{setting.key} = "{text}"' if setting.field in TEXTS else f"{setting.key} = {text}"
 
 
 def complaint(folder: Path, flags: dict[str, str | None] | None = None, **environment: str) -> str:
@@ -82,10 +88,11 @@ def complaint(folder: Path, flags: dict[str, str | None] | None = None, **enviro
 def test_a_flag_wins_over_the_environment_over_the_file_over_the_default(setting: Setting, tmp_path: Path) -> None:
     (flag, from_flag), (variable, from_environment), (text, from_file) = SAMPLES[setting.field]
     toml(tmp_path, in_toml(setting, text))
-    by_flag, by_environment = {setting.field: flag}, {setting.variable: variable}
+    by_flag, by_environment = {**MOST_LANES, setting.field: flag}, {setting.variable: variable}
+    not_by_flag: dict[str, str | None] = {name: value for name, value in MOST_LANES.items() if name != setting.field}
     assert getattr(settings(tmp_path, by_flag, **by_environment), setting.field) == from_flag
-    assert getattr(settings(tmp_path, {}, **by_environment), setting.field) == from_environment
-    assert getattr(settings(tmp_path, {setting.field: None}), setting.field) == from_file
+    assert getattr(settings(tmp_path, not_by_flag, **by_environment), setting.field) == from_environment
+    assert getattr(settings(tmp_path, {**not_by_flag, setting.field: None}), setting.field) == from_file
     (tmp_path / FILE).unlink()
     if setting.field != "data_dir":
         assert getattr(settings(tmp_path), setting.field) == getattr(Config(), setting.field)
@@ -96,8 +103,8 @@ def test_the_type_of_a_value_is_the_same_wherever_it_came_from(setting: Setting,
     kind = type(getattr(Config(), setting.field))
     (flag, _), (variable, _), (text, _) = SAMPLES[setting.field]
     toml(tmp_path, in_toml(setting, text))
-    by_flag, by_environment = {setting.field: flag}, {setting.variable: variable}
-    for config in (settings(tmp_path, by_flag), settings(tmp_path, {}, **by_environment), settings(tmp_path)):
+    by_flag, by_environment = {**MOST_LANES, setting.field: flag}, {setting.variable: variable}
+    for config in (settings(tmp_path, by_flag), settings(tmp_path, {}, **by_environment), settings(tmp_path, MOST_LANES)):
         assert type(getattr(config, setting.field)) is kind
 
 
@@ -144,6 +151,31 @@ def test_a_number_out_of_its_bounds_is_refused_wherever_it_came_from(name: str, 
     assert told in complaint(tmp_path, {}, **{setting.variable: text})
     toml(tmp_path, in_toml(setting, text))
     assert told in complaint(tmp_path)
+
+
+def test_reserved_lanes_are_5_percent_unless_told_otherwise(tmp_path: Path) -> None:
+    def lanes(concurrency: int, **flags: str | None) -> int:
+        return settings(tmp_path, {"concurrency": str(concurrency), **flags}).reserved_lanes
+
+    assert [lanes(n) for n in (1, 19, 20, 39, 100, 500)] == [0, 0, 1, 1, 5, 25]
+    assert lanes(10, reserved="9") == 9
+    assert lanes(100, reserved="0") == 0
+    assert lanes(100, reserved="-1") == 5
+
+
+def test_not_all_lanes_can_be_reserved_and_the_message_names_where_that_was_set(tmp_path: Path) -> None:
+    told = "must be less than the concurrency, 10"
+    assert complaint(tmp_path, {"reserved": "10", "concurrency": "10"}) == f"--reserved 10: {told}"
+    assert complaint(tmp_path, {"concurrency": "10"}, RUNTIME_RESERVED="11") == f"RUNTIME_RESERVED 11: {told}"
+    toml(tmp_path, "reserved = 10")
+    assert complaint(tmp_path, {"concurrency": "10"}) == f"{FILE}: reserved 10: {told}"
+
+
+def test_what_is_neither_true_nor_false_is_refused(tmp_path: Path) -> None:
+    assert complaint(tmp_path, {}, RUNTIME_STRICT="yes") == "RUNTIME_STRICT yes: must be true or false"
+    for value in ('"x"', "2", "1.5", "[true]"):
+        toml(tmp_path, f"strict = {value}")
+        assert f"{FILE}: strict" in complaint(tmp_path)
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -265,7 +297,7 @@ def test_flag_variable_and_key_are_one_name(setting: Setting) -> None:
     assert setting.flag == "--" + setting.key.replace("_", "-")
     assert setting.variable == ("REDIS_URL" if setting.field == "redis" else f"RUNTIME_{setting.key.upper()}")
     assert setting.help
-    assert setting.metavar.isupper()
+    assert setting.metavar.isupper() or (setting.metavar == "" and getattr(Config(), setting.field) is False)
 
 
 # --- addresses and folders -----------------------------------------------------------------------------------------------------

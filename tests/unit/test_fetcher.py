@@ -26,13 +26,13 @@ class Bench:
 
     def __init__(self, *faults: tuple[str, int, Fault], limit: int = 10) -> None:
         self.parts = make(*faults)
-        self.limit = limit
+        self.limit, self.reserved = limit, 0
         self.stop = asyncio.Event()
         self.fetcher = Fetcher(self.parts.ctx, self._capacity, lambda: (float("inf"), True), self.stop)
         self.parts.ctx.parked.on_new = self.fetcher.look_again
 
-    def _capacity(self) -> int:
-        return self.limit - len(self.parts.ctx.held)
+    def _capacity(self) -> tuple[int, int]:
+        return self.limit - len(self.parts.ctx.held), self.reserved
 
     @property
     def ids(self) -> set[str]:
@@ -279,12 +279,12 @@ async def test_where_it_cannot_ask_what_was_lost_nothing_is_forgotten():
 async def test_a_fetcher_waits_again_when_a_lot_that_gave_all_is_gone_at_the_next_look() -> None:
     """Else it would fetch without a pause: the lot that had given all that it was asked for had nothing more."""
     parts = make(concurrency=1)
-    fetcher = Fetcher(parts.ctx, lambda: 1, lambda: (float("inf"), True), asyncio.Event())
+    fetcher = Fetcher(parts.ctx, lambda: (1, 0), lambda: (float("inf"), True), asyncio.Event())
     fetcher._longest_wait_ms = 20
     parts.park("~t:part@1")
     parts.ctx.parked.saw({(HIGH, "~t:part@1"): 1}, ())
     while not parts.ctx.inbox.jobs:  # what is due to the lot comes to an entry in its second round
-        await fetcher._round(1)
+        await fetcher._round(1, 0)
     parts.ctx.parked.saw({}, ())
-    await fetcher._round(1)
+    await fetcher._round(1, 0)
     assert parts.streams.plan.counts["wait_for_entry"] == 1

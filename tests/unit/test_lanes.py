@@ -33,7 +33,7 @@ import uvloop
 
 from runtime.backoff import Backoff
 from runtime.errors import BadPayload, Dead, LeaseLost, NeverRan, NoPlace, NotStarted, Retry, SelfCancelled, Snooze, TimedOut
-from runtime.jobs import BEGINS, FREE, LOST, Handler, Job, Parking, contract, contract_of
+from runtime.jobs import BEGINS, CRITICAL, FREE, LOST, Handler, Job, Parking, contract, contract_of
 from runtime.places import Places
 from runtime.stats import BUCKETS, Stats
 from runtime.worker.lanes import JOBS_PER_TURN, NEVER, RECUT_S, TURN_S, Inbox, Lane
@@ -1959,3 +1959,96 @@ def test_an_inbox_says_what_it_holds() -> None:
     inbox = Inbox()
     inbox.put([job("first")])
     assert repr(inbox) == "<Inbox 1 jobs, 0 lanes wait>"
+
+
+# --- reserved lanes ----------------------------------------------------------------------------------------------------------
+
+
+def critical(entry: str = "1-0") -> Job:
+    return job("first", entry, stream=CRITICAL)
+
+
+async def waiting_reserved(inbox: Inbox) -> tuple[list[Job], asyncio.Task[None]]:
+    """Return the job that a waiting reserved lane will get, and that lane."""
+    got: list[Job] = []
+
+    async def take() -> None:
+        while (job := inbox.take(0.0, True)) is None:
+            await inbox.wait(True)
+        got.append(job)
+
+    task = asyncio.create_task(take())
+    await rest()
+    return got, task
+
+
+async def test_every_lane_takes_critical_first_and_a_reserved_one_nothing_else() -> None:
+    inbox = Inbox()
+    low, first, second = job("first"), critical("1-0"), critical("2-0")
+    inbox.put([low, first])
+    inbox.put([second])
+    assert (len(inbox), inbox.jobs) == (3, [first, second, low])
+    assert inbox.take(0.0) is first
+    assert inbox.take(0.0, True) is second
+    assert inbox.take(0.0, True) is None
+    assert inbox.take(0.0) is low
+
+
+async def test_a_reserved_lane_is_woken_first_for_critical_and_for_nothing_else() -> None:
+    inbox = Inbox()
+    got, [lane] = await waiting_lanes(inbox, 1)
+    got_reserved, reserved = await waiting_reserved(inbox)
+    assert (inbox.idle, inbox.idle_reserved) == (1, 1)
+    one, two, low = critical("1-0"), critical("2-0"), job("first")
+    inbox.put([one])
+    await rest()
+    assert (got, got_reserved) == ([], [one])
+    got_again, again = await waiting_reserved(inbox)
+    inbox.put([low])
+    await rest()
+    assert (got, got_again) == ([low], [])
+    inbox.put([two])
+    await asyncio.wait([lane, reserved, again])
+    assert got_again == [two]
+
+
+async def test_more_of_critical_than_lanes_are_reserved_goes_to_the_others() -> None:
+    inbox = Inbox()
+    got, lanes = await waiting_lanes(inbox, 3)
+    got_reserved, reserved = await waiting_reserved(inbox)
+    inbox.put([critical(f"{n}-0") for n in range(4)])
+    await asyncio.wait([*lanes, reserved])
+    assert (len(got), len(got_reserved)) == (3, 1)
+
+
+async def test_a_reserved_lane_that_is_stopped_waits_no_more() -> None:
+    inbox = Inbox()
+    _, reserved = await waiting_reserved(inbox)
+    reserved.cancel()
+    await asyncio.wait([reserved])
+    assert inbox.idle_reserved == 0
+
+
+async def test_a_job_is_found_in_its_queue_when_it_is_taken_out() -> None:
+    inbox = Inbox()
+    one, low = critical(), job("first")
+    inbox.put([one, low])
+    assert inbox.remove(one)
+    assert not inbox.remove(one)
+    assert inbox.remove(low)
+    inbox.put([one, low])
+    assert inbox.clear() == [one, low]
+    assert len(inbox) == 0
+
+
+async def test_reserved_lanes_end_a_turn_as_all_others_do() -> None:
+    """A burst of CRITICAL that never suspends lets the loop breathe, and none is left behind."""
+    inbox = Inbox()
+    inbox.put([critical(f"{n}-0") for n in range(2 * JOBS_PER_TURN)])
+    taken = 0
+    while inbox.take(0.0, True):
+        taken += 1
+    assert taken == JOBS_PER_TURN
+    _, reserved = await waiting_reserved(inbox)
+    await asyncio.wait([reserved])
+    assert len(inbox) == JOBS_PER_TURN - 1

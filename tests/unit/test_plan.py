@@ -12,6 +12,7 @@ from runtime.worker.plan import (
     MOST_BYTES,
     START_BYTES,
     WEIGHTS,
+    AwaitCapacity,
     Budget,
     Fetch,
     Pause,
@@ -210,6 +211,74 @@ def test_lots_have_their_part_by_weight_and_never_all(full: str, lots: set[int],
     assert plan.part_beside(lots) == pytest.approx(part)
 
 
+# --- reserved, strict, closed ------------------------------------------------------------------------------------------------
+
+
+@given(ROUNDS, st.integers(0, 20))
+def test_what_is_reserved_comes_on_top_of_the_share_of_critical(story: list[Round], reserved: int) -> None:
+    plan, same = Plan(), Plan()
+    for capacity, full in story:
+        shares, alone = plan.shares(capacity, reserved), same.shares(capacity)
+        assert shares == [alone[CRITICAL] + reserved, *alone[1:]]
+        for each in (plan, same):
+            each.learn(alone, [share if is_full else max(share - 1, 0) for share, is_full in zip(alone, full, strict=True)])
+
+
+@pytest.mark.parametrize("capacity", [0, -5])
+def test_without_capacity_for_all_critical_alone_is_asked_and_no_other_is_owed_for_it(capacity: int) -> None:
+    plan = Plan()
+    play(plan, *rounds("100:CHML")[0])
+    owed = list(plan._owed)
+    assert plan.shares(capacity, 3) == [3, 0, 0, 0]
+    assert plan._owed == owed
+    plan.learn([3, 0, 0, 0], [0, 0, 0, 0])
+    assert plan._is_loaded == [False, True, True, True]
+
+
+@given(ROUNDS, st.frozensets(st.integers(0, 3)), st.booleans())
+def test_nothing_is_asked_of_what_is_closed(story: list[Round], closed: frozenset[int], is_strict: bool) -> None:
+    plan = Plan(is_strict=is_strict)
+    plan.closed = closed
+    for capacity, full in story:
+        plan.learn([1] * 4, full)
+        shares = plan.shares(capacity, 2)
+        assert [shares[at] for at in closed] == [0] * len(closed)
+        assert closed.isdisjoint(plan.asked)
+        assert {at for at, share in enumerate(shares) if share} <= plan.asked
+        assert sum(plan.parts()) == pytest.approx(1)
+        if len(closed) < len(WEIGHTS) and not is_strict:
+            assert sum(shares) >= capacity, "the others share all of it"
+
+
+@given(st.integers(1, 500), st.tuples(*[st.booleans()] * 4), st.frozensets(st.integers(0, 3), max_size=3))
+def test_in_strict_order_all_goes_to_the_first_that_holds_something_and_nothing_behind_it(
+    capacity: int, is_loaded: tuple[bool, ...], closed: frozenset[int]
+) -> None:
+    plan = Plan(is_strict=True)
+    plan.learn([1] * 4, is_loaded)
+    plan.closed = closed
+    shares = plan.shares(capacity)
+    asked = [at for at in range(4) if at not in closed]
+    first = next((at for at in asked if is_loaded[at]), None)
+    if first is None:
+        assert shares == [int(at in asked) for at in range(4)], "what is not known is probed"
+        return
+    before = [at for at in asked if at < first]
+    assert shares[first] == max(1, capacity - len(before))
+    assert [shares[at] for at in before] == [1] * len(before)
+    assert sum(shares[first + 1 :]) == 0
+    assert plan.asked == {*before, first}
+    assert plan.parts()[first] == 1.0
+
+
+def test_lots_of_what_is_closed_or_behind_in_strict_order_have_no_weight_against_the_others() -> None:
+    plan = Plan()
+    for round_ in rounds("100:CHML 100:CHML"):
+        play(plan, *round_)
+    plan.closed = frozenset({CRITICAL, HIGH})
+    assert plan.part_beside({MEDIUM}) == pytest.approx(2 / (2 + 3))
+
+
 # --- how many bytes ----------------------------------------------------------------------------------------------------
 
 
@@ -295,6 +364,7 @@ def test_each_stream_has_its_own_size_and_counts_by_its_part() -> None:
 QUIET = View(capacity=10, is_quiet=True)
 LOADED = View(capacity=10)
 FETCHED = View(capacity=10, has_fetched=True)
+RESERVED = View(capacity=0, reserved=2)
 
 
 @pytest.mark.parametrize(
@@ -319,6 +389,24 @@ FETCHED = View(capacity=10, has_fetched=True)
         (replace(FETCHED, is_quiet=True), Wait()),
         (replace(FETCHED, capacity=3), Pause()),
         (replace(FETCHED, is_deaf=True), Pause()),
+        # Places of CRITICAL alone: it is asked when it is due, and nothing waits in Redis meanwhile.
+        (RESERVED, AwaitCapacity()),
+        (replace(RESERVED, is_critical_due=True), Fetch(0, 2)),
+        (replace(RESERVED, capacity=-7, is_critical_due=True), Fetch(-7, 2)),
+        (replace(RESERVED, is_free_left=True), Fetch(0, 2)),
+        (replace(RESERVED, are_lots_full=True), AwaitCapacity()),
+        (replace(RESERVED, is_quiet=True, is_critical_due=True), Fetch(0, 2)),
+        (replace(RESERVED, has_asks=True), TakeParked()),
+        (replace(RESERVED, has_fetched=True, is_critical_due=True), AwaitCapacity()),
+        (replace(RESERVED, has_fetched=True, has_found=True), None),
+        (replace(RESERVED, has_fetched=True, is_free_left=True), None),
+        (replace(RESERVED, has_fetched=True, are_lots_full=True), AwaitCapacity()),
+        (replace(RESERVED, reserved=0, is_critical_due=True), None),
+        (replace(RESERVED, has_fetched=True, is_deaf=True), Pause()),
+        (replace(LOADED, reserved=2), Fetch(10, 2)),
+        (replace(QUIET, reserved=2), Wait()),
+        (replace(FETCHED, reserved=2), Wait()),
+        (replace(FETCHED, reserved=2, capacity=3), AwaitCapacity()),
     ],
 )
 def test_the_next_step_follows_from_what_is_known(view: View, step: Step | None) -> None:
@@ -328,15 +416,17 @@ def test_the_next_step_follows_from_what_is_known(view: View, step: Step | None)
 @given(
     st.builds(
         View,
-        capacity=st.integers(0, 5),
-        **{name: st.booleans() for name in View.__struct_fields__ if name not in ("capacity", "wait_from")},
+        capacity=st.integers(-5, 5),
+        reserved=st.integers(0, 2),
+        **{name: st.booleans() for name in View.__struct_fields__ if name not in ("capacity", "reserved", "wait_from")},
     )
 )
 def test_a_round_ends(view: View) -> None:
-    """Each step but a wait and a pause can be taken once in a round."""
+    """Each step but a wait and a pause can be taken once in a round; no wait in Redis without capacity for what it may bring."""
     taken: list[Step] = []
-    while (step := next_step(view)) is not None and not isinstance(step, Wait | Pause):
+    while (step := next_step(view)) is not None and not isinstance(step, Wait | AwaitCapacity | Pause):
         taken.append(step)
         view = replace(view, has_taken=True) if isinstance(step, TakeParked) else replace(view, has_fetched=True)
     assert len(taken) <= 2
+    assert view.capacity >= view.wait_from or not isinstance(step, Wait)
     assert len({type(step) for step in taken}) == len(taken)
