@@ -16,6 +16,7 @@ import msgspec
 from runtime.codec import MAX_DATA_BYTES, MAX_OTHERS_BYTES, pack_record, summary
 from runtime.errors import StoreError
 from runtime.jobs import FREE, PLAIN, Batch, Deferral, Job, Lease, Letter, Parking
+from runtime.rules import Rules
 from runtime.store.base import (
     GROUP,
     End,
@@ -530,8 +531,10 @@ class Streams(Store):
         where = () if stood_at_ms is None else (stood_at_ms,)
         return await self.call_one(self._helper, self.command("forget", consumer, *where)) == 1
 
-    async def count(self, minute: int, counts: Sequence[tuple[str, int]]) -> None:
-        """Add to the counters of a minute. Never repeated: what is lost here is lost.
+    async def count(self, minute: int, counts: Sequence[tuple[str, int]]) -> str:
+        """Add to the counters of a minute, and return how often the rules were changed; empty where that cannot be read.
+
+        Never repeated: what is lost here is lost.
 
         Raises:
             StoreUnavailable: no answer.
@@ -539,7 +542,17 @@ class Streams(Store):
         key = self.keys.stats(minute)
         counters: list[Command] = [("HINCRBY", key, name, by) for name, by in counts]
         # In one step: of a worker killed between the two, a key without an end of life would stay.
-        await self.ask(self._helper, ("MULTI",), *counters, ("EXPIRE", key, STATS_LIFE_S), ("EXEC",))
+        commands: list[Command] = [("MULTI",), *counters, ("EXPIRE", key, STATS_LIFE_S), ("EXEC",)] if counts else []
+        *_, version = await self.ask(self._helper, *commands, self.version_command())
+        return version.decode(errors="replace") if isinstance(version, bytes) else ""
+
+    async def rules(self) -> Rules:
+        """Return the rules that people have ordered.
+
+        Raises:
+            StoreUnavailable: no answer or an error.
+        """
+        return await self.rules_on(self._helper)
 
 
 # --- small shapes --------------------------------------------------------------------------------------------------------

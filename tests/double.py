@@ -20,6 +20,7 @@ from typing import Any
 from runtime.codec import MAX_DATA_BYTES, MAX_OTHERS_BYTES, as_text, pack_record, summary, unpack_record
 from runtime.errors import QueueFull, StoreError, StoreUnavailable
 from runtime.jobs import FREE, STREAMS, SUSPECT, Batch, Deferral, Job, Lease, Letter, Parking
+from runtime.rules import VERSION, Rules, parse
 from runtime.store.base import MAX_LEASE_MS, End, Keys, WorkerRow
 from runtime.streams import MAX_ANSWER_BYTES, MAX_IDS, Ask, Delivery, Fetched, Isolated, Promoted, Reclaimed, Settled
 from tests.cruelty import Fault, Plan
@@ -526,12 +527,19 @@ class MemoryStreams:
             return False
         for table in (self.store.workers, self.store.rows, self.store.isolations):
             table.pop(consumer, None)
+        self.store.control.pop(f"worker:{consumer}", None)
         return True
 
     @verb
-    def count(self, minute: int, counts: Sequence[tuple[str, int]]) -> None:
-        """Add to the counters."""
+    def count(self, minute: int, counts: Sequence[tuple[str, int]]) -> str:
+        """Add to the counters; return how often the rules were changed."""
         self.store.stats.update(dict(counts))
+        return self.store.control.get(VERSION, "")
+
+    @verb
+    def rules(self) -> Rules:
+        """Return the rules that people have ordered."""
+        return parse((name.encode(), text.encode()) for name, text in self.store.control.items())
 
 
 def _fits(fields: Sequence[bytes] | None, newest: Mapping[str, int]) -> bool:

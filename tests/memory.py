@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from runtime.errors import StoreError
 from runtime.jobs import FREE, STREAMS, SUSPECT, Lease
 from runtime.store.base import End
 
 BEGAN_MS = 1_700_000_000_000
+REPEAT_MS, MAX_RULES = 10_000, 2000  # as in control.lua
 
 
 @dataclass
@@ -39,6 +42,12 @@ def value(fields: Sequence[bytes], name: bytes) -> bytes | None:
     return dict(zip(fields[::2], fields[1::2], strict=False)).get(name)
 
 
+def pause_in(text: str | None) -> tuple[int, int, str]:
+    """Return until when and since when a pause holds, and what else it says; -1 where it is none."""
+    found = re.match(r"([0-9]+) ([0-9]+) (.*)", text or "", re.DOTALL)
+    return (int(found[1]), int(found[2]), found[3]) if found else (-1, -1, "")
+
+
 class MemoryStore:
     """Owns what a server would hold, and the time. Its methods are the steps that scripts make: none of them awaits.
 
@@ -60,6 +69,8 @@ class MemoryStore:
         self.isolations: dict[str, tuple[float, str]] = {}
         self.marks: dict[bytes, str] = {}
         self.stats = Counter[str]()
+        self.control: dict[str, str] = {}
+        self.audit: list[dict[str, str]] = []
         self.broken: dict[int, str] = {}
         self.refusing: dict[int, str] = {}
         self.errors: dict[bytes, str] = {}
@@ -176,6 +187,46 @@ class MemoryStore:
             self.strikes[at] = rest
         else:
             self.strikes.pop(at, None)
+
+    # --- rules ---------------------------------------------------------------------------------------------------------------
+
+    def order(self, by: str, reason: str, operations: Sequence[tuple[str, str, str]]) -> list[int]:
+        """Change rules; an order of which nothing changes writes nothing."""
+        after, changed, what = dict(self.control), list[int](), list[str]()
+        is_told = False
+        for verb, field, text in operations:
+            old = after.get(field)
+            is_extension = False
+            match verb:
+                case "set":
+                    after[field] = text
+                case "del":
+                    after.pop(field, None)
+                case _:
+                    is_extension = verb == "later" and pause_in(old)[0] > 0 and pause_in(old)[0] > self.now_ms
+                    after[field] = self._paused(old, int(text), f"{by} {reason}", verb == "later")
+            changed.append(int(after.get(field) != old))
+            if changed[-1]:
+                what.append(" ".join(filter(None, (verb, field, text))))
+                is_told = is_told or not is_extension
+        version = int(self.control.get("v", "0"))
+        if what:
+            if len(after) > MAX_RULES and len(after) > len(self.control):
+                raise StoreError(f"FULL {{jobs}}:control must have at most {MAX_RULES} fields")
+            version += 1
+            self.control = after | {"v": str(version)}
+            if is_told:
+                self.audit.append({"at": str(self.now_ms), "by": by, "reason": reason, "what": "\n".join(what)})
+        return [version, *changed]
+
+    def _paused(self, old: str | None, for_ms: int, said: str, is_later: bool) -> str:
+        ends, since, rest = pause_in(old)
+        if is_later:
+            stays = ends == 0 or (for_ms and ends >= self.now_ms + for_ms)
+        else:
+            is_repeat = ends > self.now_ms and ends - since == for_ms and since > self.now_ms - REPEAT_MS
+            stays = (is_repeat or ends == for_ms == 0) and rest == said
+        return old if old and stays else f"{self.now_ms + for_ms if for_ms else 0} {self.now_ms} {said}"
 
     # --- life and death ------------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from runtime.embedded import Embedded
 from runtime.errors import ConfigError
 from runtime.folders import add_folder, hidden_in_folder
 from runtime.registry import Found, find
-from runtime.store.control import Control
+from runtime.store.control import ControlStore
 from runtime.store.inspector import Inspector
 from runtime.store.urls import without_password
 
@@ -80,9 +80,9 @@ async def inspector(url: str, queue: str) -> AsyncGenerator[Inspector]:
 
 
 @contextlib.asynccontextmanager
-async def control(url: str, queue: str) -> AsyncGenerator[Control]:
+async def control(url: str, queue: str) -> AsyncGenerator[ControlStore]:
     """Yield the writes by people, and close their connection afterwards."""
-    opened = Control(url, queue)
+    opened = ControlStore(url, queue)
     try:
         yield opened
     finally:

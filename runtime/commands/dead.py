@@ -14,7 +14,7 @@ from runtime.commands.flags import add_texts, add_verb, check_between
 from runtime.config import Config
 from runtime.errors import ConfigError
 from runtime.leaving import CLEAN, FAILED
-from runtime.store.control import Control
+from runtime.store.control import ControlStore
 from runtime.store.inspector import PAGE, DeadLetter, Filter, Inspector, is_letter
 
 MAX_LIST: Final = 10_000  # a guess: ten reads of a thousand, some megabytes
@@ -128,7 +128,7 @@ def replay(config: Config, arguments: argparse.Namespace) -> int:
     if arguments.rate < 0:
         raise ConfigError(f"--rate {arguments.rate:g}: must be 0 or more (letters per second; 0 sets no limit)")
 
-    async def send_back(writes: Control, letter: str) -> bool:
+    async def send_back(writes: ControlStore, letter: str) -> bool:
         answer = await writes.replay(letter)
         if arguments.json:
             print_json({"letter": letter, "replayed": answer not in REFUSALS, "answer": answer})
@@ -144,14 +144,14 @@ def purge(config: Config, arguments: argparse.Namespace) -> int:
     """Delete dead letters, those named or those that fit; status 1 when one of them was not there."""
     _check_choice(arguments)
 
-    async def delete(writes: Control, letter: str) -> bool:
+    async def delete(writes: ControlStore, letter: str) -> bool:
         return await writes.purge([letter]) == 1
 
     return _for_each(config, arguments, "deleted", delete)
 
 
 def _for_each(
-    config: Config, arguments: argparse.Namespace, done_word: str, act: Callable[[Control, str], Awaitable[bool]]
+    config: Config, arguments: argparse.Namespace, done_word: str, act: Callable[[ControlStore, str], Awaitable[bool]]
 ) -> int:
     """Call `act` for each chosen letter, with a progress line at a terminal; `--dry-run` only prints them."""
 

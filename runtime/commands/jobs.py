@@ -12,7 +12,7 @@ from runtime.config import Config
 from runtime.errors import StoreError
 from runtime.jobs import STREAMS
 from runtime.leaving import CLEAN, FAILED
-from runtime.store.control import Control
+from runtime.store.control import ControlStore
 from runtime.store.inspector import FoundJob
 
 MAX_LIST: Final = 1_000  # of each stream; a guess
@@ -122,7 +122,7 @@ def reopen(config: Config, arguments: argparse.Namespace) -> int:
     return FAILED if failed else CLEAN
 
 
-async def _move_all(writes: Control, stream: int, name: str, done: dict[str, int]) -> None:
+async def _move_all(writes: ControlStore, stream: int, name: str, done: dict[str, int]) -> None:
     """Reopen one stream, and note in `done` how many were moved.
 
     It is set aside once at most: while a producer closes the fresh stream again and again, this would not end.

@@ -15,6 +15,7 @@ import msgspec
 from runtime.codec import DEAD_FIELDS, MAX_DIGITS, MAX_FIELDS, MAX_MS, OWN_FIELDS
 from runtime.errors import ConfigError, QueueFull, StoreError
 from runtime.jobs import FREE, STREAMS, SUSPECT
+from runtime.rules import VERSION, Rules, parse
 from runtime.store.connection import Connection
 from runtime.store.resp import Command, ServerError, Tail
 from runtime.store.urls import redis_cli
@@ -25,6 +26,7 @@ AHEAD_MS: Final = 3_600_000  # an id so far ahead is no clock's: a sender chose 
 MAX_LEASE_MS: Final = 3_600_000  # a guess: a row that claims a longer lease is a stranger's, or would keep a dead worker's jobs
 # What this version knows of what stands in Redis; one more with each release that an older worker could not share a queue with.
 LAYOUT: Final = 1
+Operation = tuple[str, str, str]  # verb, field and value of a change of rules, as control.lua has them
 KEY_LIFE_MS: Final = 7 * 24 * 3_600_000  # a guess: nothing that holds a key stands still for longer
 
 
@@ -218,6 +220,25 @@ class Store:
         rows = ("ZRANGE", self.keys.workers, 0, -1, "WITHSCORES"), ("HGETALL", self.keys.rows)
         until, told = await self.ask(connection, *rows)
         return workers_of(self.checked(until), self.checked(told))
+
+    def order_command(self, by: str, reason: str, operations: Iterable[Operation]) -> Command:
+        """Return the call that changes rules; see control.lua."""
+        return self.command("control", by, reason, *[word for operation in operations for word in operation])
+
+    def version_command(self) -> Command:
+        """Return the call that reads how often the rules were changed."""
+        return ("HGET", self.keys.control, VERSION)
+
+    async def rules_on(self, connection: Connection) -> Rules:
+        """Return the rules that are in force.
+
+        Raises:
+            StoreUnavailable: no answer or an error.
+        """
+        try:
+            return parse(pairs(await self.call_one(connection, ("HGETALL", self.keys.control))))
+        except StoreError as error:
+            raise StoreError(f"{error} ({self.keys.control})") from None
 
     async def ends_on(self, connection: Connection) -> list[End]:
         """Return where each stream ends; the dead letters last.

@@ -1,17 +1,31 @@
-"""Writes by people: send dead letters back or delete them, and open a stream that an id far ahead has closed."""
+"""Writes by people: rules, dead letters sent back or deleted, and the opening of a stream that an id far ahead has closed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Final
 
-from runtime.store.base import AHEAD_MS, Store
+import msgspec
+
+from runtime.codec import as_text
+from runtime.errors import ConfigError
+from runtime.rules import Rules
+from runtime.store.base import AHEAD_MS, Operation, Store, WorkerRow, is_code, ms_in, parse_int
 from runtime.store.connection import Connection
 
 REOPEN_IDS: Final = 500  # a guess: entries moved by one call, a few milliseconds of the server
 
 
-class Control(Store):
+class Change(msgspec.Struct, frozen=True):
+    """An entry of the audit: when (the server's ms), by whom and why, and what was changed, an operation in each line."""
+
+    at_ms: int
+    by: str
+    reason: str
+    what: str
+
+
+class ControlStore(Store):
     """A person's verbs that change a queue. Owns one connection."""
 
     def __init__(self, url: str, queue: str, name: str = "control") -> None:
@@ -21,6 +35,50 @@ class Control(Store):
     async def close(self) -> None:
         """Close the connection."""
         await self._connection.close()
+
+    async def order(self, by: str, reason: str, operations: Sequence[Operation]) -> list[bool]:
+        """Change rules, all together or none; return of each operation whether it changed anything.
+
+        May be repeated: what stands as it is ordered is left alone.
+
+        Raises:
+            ConfigError: an operation is none, or there would be too many rules.
+            StoreUnavailable: no answer or an error.
+        """
+        [answer] = await self.ask(self._connection, self.order_command(by, reason, operations))
+        if is_code(answer, "BADORDER") or is_code(answer, "FULL"):
+            raise ConfigError(str(answer).partition(" ")[2])
+        _, *changed = self.checked(answer)
+        return [bool(word) for word in changed]
+
+    async def rules(self) -> tuple[Rules, int]:
+        """Return the rules that are in force, and the server's time in ms.
+
+        Raises:
+            StoreUnavailable: no answer or an error.
+        """
+        now = self.checked((await self.ask(self._connection, ("TIME",)))[0])
+        return await self.rules_on(self._connection), ms_in(now)
+
+    async def audit(self, n: int) -> list[Change]:
+        """Return the newest `n` changes of rules, the newest first.
+
+        Raises:
+            StoreUnavailable: no answer or an error.
+        """
+        rows = await self.call_one(self._connection, ("XREVRANGE", self.keys.audit, "+", "-", "COUNT", n))
+        told = [as_text(fields or ()) for _, fields in rows]
+        return [
+            Change(parse_int(one.get("at", "")) or 0, *[one.get(name, "") for name in ("by", "reason", "what")]) for one in told
+        ]
+
+    async def workers(self) -> dict[str, tuple[int, WorkerRow]]:
+        """Return the known workers: until when each lives (the server's ms), and its row.
+
+        Raises:
+            StoreUnavailable: no answer or an error.
+        """
+        return await self.workers_on(self._connection)
 
     async def replay(self, letter: str) -> str:
         """Move a dead letter back to its stream; return its new entry, or `gone`, `unreadable`, `left-out`, `owned`.

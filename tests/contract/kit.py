@@ -7,9 +7,11 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, cast
 
+import redis
+
 from runtime.codec import as_text, decode_many
 from runtime.jobs import FREE, STREAMS, SUSPECT, Batch, Deferral, Lease, Letter, Parking
-from runtime.store.base import GROUP, WorkerRow
+from runtime.store.base import GROUP, Keys, WorkerRow, script
 from runtime.streams import Ask, Fetched, Streams
 from tests.contract.snapshot import snapshot, stable
 from tests.cruelty import Fault, Plan
@@ -178,6 +180,21 @@ class ServerKit(Kit):
     def set_mark(self, key: str, place: str) -> None:
         self.raw.set(f"{{jobs}}:seen:k:{key}", place)
 
+    def order(self, *operations: tuple[str, str, str], by: str = "ann@host", reason: str = "") -> list[int]:
+        name, keys = script("control").sha, Keys("jobs").scripted
+        words = [word for operation in operations for word in operation]
+        try:
+            return self.raw.evalsha(name, len(keys), *keys, by, reason, *words)
+        except redis.exceptions.NoScriptError:
+            self.raw.script_load(script("control").text)
+            return self.order(*operations, by=by, reason=reason)
+
+    def control(self) -> dict[str, str]:
+        return self.raw.hgetall("{jobs}:control")
+
+    def audit(self) -> list[dict[str, str]]:
+        return [fields for _, fields in self.raw.xrange("{jobs}:audit")]
+
     def lose_groups(self) -> None:
         for stream in range(len(STREAMS)):
             self.raw.xgroup_destroy(self._key(stream), GROUP)
@@ -293,6 +310,15 @@ class MemoryKit(Kit):
 
     def set_mark(self, key: str, place: str) -> None:
         self.store.marks[key.encode()] = place
+
+    def order(self, *operations: tuple[str, str, str], by: str = "ann@host", reason: str = "") -> list[int]:
+        return self.store.order(by, reason, operations)
+
+    def control(self) -> dict[str, str]:
+        return dict(self.store.control)
+
+    def audit(self) -> list[dict[str, str]]:
+        return [dict(change) for change in self.store.audit]
 
     def lose_groups(self) -> None:
         self.store.lose_groups()

@@ -16,7 +16,7 @@ from otel.metrics import Reading, render
 from runtime import Backoff, Dead, Job, contract, handler
 from runtime.errors import StoreError
 from runtime.store.base import AHEAD_MS
-from runtime.store.control import REOPEN_IDS, Control
+from runtime.store.control import REOPEN_IDS, ControlStore
 from runtime.store.doctor import Doctor
 from tests.faults.harness import leftovers
 from tests.workers import until, working
@@ -111,7 +111,7 @@ async def test_a_letter_from_a_closed_stream_is_replayed_with_a_birth_that_has_b
         "dead_error": "`first_at` is not a whole number from 0 to 9007199254740992",
     }
     given = {"first_at": first_at} if first_at else {}
-    store = Control(server.url, "jobs")
+    store = ControlStore(server.url, "jobs")
     for message in (letter | given, dead_lettered | given):
         answer = await store.replay(raw.xadd(DEAD, message))
         [(_, fields)] = raw.xrange(KEY, answer, answer)
@@ -164,7 +164,7 @@ async def test_an_id_within_the_hour_closes_nothing(server, raw):
 
 async def reopen(server, stop_after: int = 1000, stream: int = 1) -> int:
     """Reopen `high` as the command does; `stop_after` so many calls, as one that is killed."""
-    store = Control(server.url, "jobs")
+    store = ControlStore(server.url, "jobs")
     total = 0
     for call in range(stop_after):
         moved, left, _ = await store.reopen(stream, may_set_aside=call == 0)
@@ -276,7 +276,7 @@ async def test_a_sender_that_closes_a_stream_again_and_again_does_not_keep_the_c
     for at in range(2 * REOPEN_IDS):
         raw.xadd(KEY, {"type": "note", "data": f'{{"n":{at}}}'})
     close(raw, FAR[0])
-    store = Control(server.url, "jobs")
+    store = ControlStore(server.url, "jobs")
     assert await store.reopen(1) == (REOPEN_IDS, REOPEN_IDS + 1, True)
     close(raw, f"{LAST}-{LAST}")
     with pytest.raises(StoreError, match="last possible"):
@@ -330,7 +330,7 @@ async def test_dead_letters_that_take_no_more_are_told_of_and_opened_with_all_th
     assert long["dead_reason"] == "bad-payload"
     assert "raw" in long
     assert new["dead_error"] == "for ever"
-    store = Control(server.url, "jobs")
+    store = ControlStore(server.url, "jobs")
     assert (await store.replay(first)).partition("-")[0].isdigit()
     await store.close()
     assert "closed" not in await errors(server)

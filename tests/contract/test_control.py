@@ -8,15 +8,15 @@ import pytest
 import redis
 
 from runtime.errors import StoreError
-from runtime.store.control import Control
+from runtime.store.control import ControlStore
 from tests.servers import Server
 
 DEAD = "{jobs}:dead"
 
 
 @pytest.fixture
-async def control(server: Server) -> AsyncIterator[Control]:
-    opened = Control(server.url, "jobs")
+async def control(server: Server) -> AsyncIterator[ControlStore]:
+    opened = ControlStore(server.url, "jobs")
     yield opened
     await opened.close()
 

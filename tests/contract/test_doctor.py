@@ -10,7 +10,7 @@ import redis
 
 from runtime.errors import StoreUnavailable
 from runtime.store.base import GROUP, LAYOUT
-from runtime.store.control import REOPEN_IDS, Control
+from runtime.store.control import REOPEN_IDS, ControlStore
 from runtime.store.doctor import FIX_END, LOOK_AT, MAX_SHOWN, Doctor, Finding
 from tests.servers import Server
 
@@ -172,7 +172,7 @@ async def test_an_id_far_ahead_is_an_error_with_the_command_that_opens_the_strea
 async def test_what_was_set_aside_and_is_not_moved_yet_is_an_error_until_it_is(server, doctor, at_work):
     for n in range(REOPEN_IDS + 1):
         at_work.xadd(KEY, {"type": "t", "data": "{}"}, id=f"{now_ms() + 48 * HOUR_MS}-{n}")
-    control = Control(server.url, "jobs")
+    control = ControlStore(server.url, "jobs")
     assert await control.reopen(1) == (REOPEN_IDS, 1, True)
     assert await only(doctor) == Finding("error", f"{KEY} has entries set aside that are not moved yet", FIX_END)
     assert await control.reopen(1) == (1, 0, False)

@@ -17,7 +17,7 @@ from runtime.errors import ConfigError, QueueFull, StoreError, StoreUnavailable
 from runtime.jobs import Batch, Deferral, Lease, Letter, Parking
 from runtime.store.base import GROUP, LAYOUT, Store, WorkerRow
 from runtime.store.connection import Connection
-from runtime.store.control import Control
+from runtime.store.control import ControlStore
 from runtime.store.inspector import Inspector
 from runtime.streams import Ask, Streams
 from tests.contract.kit import HIGH, ME, OTHER, VERBS, ServerKit, batch, leases, quiet_guard
@@ -302,7 +302,7 @@ async def test_replay_gives_the_job_its_id_and_a_fresh_count_of_attempts(store, 
     entry = add(raw, id="mine", a="7", exp="5", at="3", **{"x-a": "b"})
     [lease] = await leases(store)
     await store.settle(batch(Letter(lease, "attempts", "e", "", 8, "mine")))
-    control = Control(server.url, "jobs")
+    control = ControlStore(server.url, "jobs")
     [(letter, _)] = raw.xrange("{jobs}:dead")
     again = await control.replay(letter)
     [(found, fields)] = raw.xrange(KEY)
@@ -321,7 +321,7 @@ async def test_replay_is_refused_while_another_live_job_owns_the_key(store, raw,
     await store.settle(batch(Letter(first, "handler", "e", "", 1, "i")))
     add(raw, key="k")
     await store.admit([(lease, b"k") for lease in await leases(store)])
-    control = Control(server.url, "jobs")
+    control = ControlStore(server.url, "jobs")
     [(letter, _)] = raw.xrange("{jobs}:dead")
     assert await control.replay(letter) == "owned"
     assert raw.xlen("{jobs}:dead") == 1
@@ -390,7 +390,7 @@ async def test_a_letter_of_what_is_too_large_names_what_it_left_out_and_cannot_b
     large, small = await inspector.dead_letters(9)
     assert (len(small.message["data"]), small.left_out) == (300_000, "")
     assert (large.message, large.left_out) == ({"type": "t", "x-note": "short"}, "data 3000000")
-    control = Control(server.url, "jobs")
+    control = ControlStore(server.url, "jobs")
     assert await control.replay(large.letter) == "left-out"
     assert "-" in await control.replay(small.letter)
     for opened in (streams, inspector, control):

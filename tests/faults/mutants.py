@@ -868,8 +868,8 @@ MUTANTS = (
     Mutant(
         "counters that get their end in a second step",
         "runtime/streams.py",
-        'self._helper, ("MULTI",), *counters, ("EXPIRE", key, STATS_LIFE_S), ("EXEC",))',
-        'self._helper, *counters, ("EXPIRE", key, STATS_LIFE_S))',
+        '[("MULTI",), *counters, ("EXPIRE", key, STATS_LIFE_S), ("EXEC",)]',
+        '[*counters, ("EXPIRE", key, STATS_LIFE_S)]',
         CRASH,
     ),
     Mutant(

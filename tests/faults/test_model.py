@@ -29,7 +29,7 @@ from runtime.jobs import FREE, STREAMS, UNKNOWN, Deferral, Lease, Letter, Parkin
 from runtime.jobs import Job as WorkerJob
 from runtime.store.base import GROUP, Store, WorkerRow
 from runtime.store.connection import Connection
-from runtime.store.control import Control
+from runtime.store.control import ControlStore
 from runtime.store.resp import Command
 from runtime.streams import Ask, Fetched, Streams
 from runtime.worker.ledger import empty_batch
@@ -91,7 +91,7 @@ class Bench:
             store._reader = ForgetfulConnection(server.url, "fetch")
             store._writer = ForgetfulConnection(server.url, "settle")
             store._helper = ForgetfulConnection(server.url, "helper")
-        self.control = Control(server.url, "jobs")
+        self.control = ControlStore(server.url, "jobs")
         self.control._connection = ForgetfulConnection(server.url, "control")
         self.eye = Connection(server.url, "eye")
         self.keys = self.control.keys

@@ -20,5 +20,6 @@ if gone == 1 then
   redis.call('ZREM', WORKERS, consumer)
   redis.call('HDEL', ROWS, consumer)
   redis.pcall('HDEL', ISOLATIONS, consumer)
+  redis.pcall('HDEL', CONTROL, 'worker:' .. consumer)
 end
 return gone

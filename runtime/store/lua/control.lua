@@ -1,0 +1,141 @@
+#!lua flags=allow-oom
+-- What people order at run time, in the hash `control`; the worker's parts read it (runtime/rules.py). All operations or none.
+-- ARGV: by, reason, then per operation: verb, field, value.
+--   set    the field has this value             del    the field goes; the value is ''
+--   pause  the field `pause:<what>` says that nothing of it starts for so many ms, or until it is resumed where that is 0
+--   later  the same, but a pause that lasts as long already stays
+-- Reply: v, then per operation 1 changed, 0 nothing to do. An order of which nothing changes writes nothing.
+-- Order: XADD audit, which alone may fail; the fields; v, which tells everybody to look.
+
+local MAX_OPERATIONS = 500
+local MAX_RULES = 2000  -- a guess: every worker reads all of them after a change
+local MAX_BYTES = 4096
+local AUDIT_ENTRIES = 10000  -- a guess: months of what people order
+local REPEAT_MS = 10000  -- a guess: an order that comes again so soon is one whose reply was lost
+
+local by, reason = ARGV[1], ARGV[2]
+local now = now_ms()
+local IS_KIND = {pause = true, limit = true, worker = true, op = true}
+
+-- The values of fields as they were, and as they will be; false is none.
+local before, after = {}, {}
+local function value_of(field)
+  if before[field] == nil then
+    before[field] = redis.call('HGET', CONTROL, field)
+    after[field] = before[field]
+  end
+  return after[field]
+end
+
+-- Until when and since when a pause holds, and what else it says.
+local function pause_in(text)
+  local ends, since, rest = string.match(text or '', '^(%d+) (%d+) (.*)$')
+  return tonumber(ends), tonumber(since), rest
+end
+
+local verbs, is_extension = {}, false
+
+function verbs.set(field, value)
+  return value
+end
+
+function verbs.del()
+  return false
+end
+
+local function paused(for_ms)
+  return ms(for_ms == 0 and 0 or now + for_ms) .. ' ' .. ms(now) .. ' ' .. by .. ' ' .. reason
+end
+
+function verbs.pause(field, value)
+  local for_ms, old = tonumber(value), value_of(field)
+  local ends, since, rest = pause_in(old)
+  local is_open = ends == 0 and for_ms == 0
+  local is_repeat = ends and ends > now and ends - since == for_ms and since > now - REPEAT_MS
+  return (is_open or is_repeat) and rest == by .. ' ' .. reason and old or paused(for_ms)
+end
+
+function verbs.later(field, value)
+  local for_ms, old = tonumber(value), value_of(field)
+  local ends = pause_in(old)
+  if ends == 0 or (ends and for_ms > 0 and ends >= now + for_ms) then return old end
+  is_extension = ends and ends > now
+  return paused(for_ms)
+end
+
+-- What is wrong with an operation, or nil.
+local function trouble_with(verb, field, value)
+  local kind = string.match(field, '^(%l+):.')
+  local is_pause = verb == 'pause' or verb == 'later'
+  if not verbs[verb] then return 'no verb ' .. verb end
+  if #field > MAX_BYTES or #value > MAX_BYTES then return 'a field and its value must be at most ' .. MAX_BYTES .. ' bytes' end
+  if not IS_KIND[kind] or (verb ~= 'del' and is_pause ~= (kind == 'pause')) then return verb .. ': no such field: ' .. field end
+  if is_pause and not (string.match(value, '^%d+$') and #value < 16 and now + value <= MAX_MS) then
+    return verb .. ' ' .. field .. ': must be for a number of ms'
+  end
+end
+
+local function trouble_with_all()
+  for _, place in ipairs({{CONTROL, 'hash'}, {AUDIT, 'stream'}}) do
+    local kind = redis.call('TYPE', place[1]).ok
+    if kind ~= 'none' and kind ~= place[2] then
+      return 'WRONGTYPE ' .. place[1] .. ' must be a ' .. place[2] .. ', and is a ' .. kind
+    end
+  end
+  if not string.match(by, '^%S+$') then return 'BADORDER by whom must be one word' end
+  if #by + #reason > MAX_BYTES - 64 then return 'BADORDER by and reason must be at most ' .. MAX_BYTES - 64 .. ' bytes' end
+  if #ARGV < 5 or #ARGV % 3 ~= 2 or #ARGV > 2 + 3 * MAX_OPERATIONS then
+    return 'BADORDER must be 1 to ' .. MAX_OPERATIONS .. ' operations of three words'
+  end
+  for i = 3, #ARGV, 3 do
+    local trouble = trouble_with(ARGV[i], ARGV[i + 1], ARGV[i + 2])
+    if trouble then return 'BADORDER ' .. trouble end
+  end
+end
+
+local trouble = trouble_with_all()
+if trouble then return redis.error_reply(trouble) end
+
+local v = redis.call('HGET', CONTROL, 'v')
+if v and not (string.match(v, '^%d+$') and #v < 16) then v = ms(now) end  -- a stranger's: what differs is all that counts
+local answers, what, is_told = {tonumber(v or '0')}, {}, false
+for i = 3, #ARGV, 3 do
+  local verb, field, value = ARGV[i], ARGV[i + 1], ARGV[i + 2]
+  local old = value_of(field)
+  is_extension = false
+  after[field] = verbs[verb](field, value)
+  answers[#answers + 1] = after[field] == old and 0 or 1
+  if after[field] ~= old then
+    what[#what + 1] = verb .. ' ' .. field .. (value == '' and '' or ' ' .. value)
+    is_told = is_told or not is_extension
+  end
+end
+if #what == 0 then return answers end
+
+local sets, gone, grown = {}, {}, 0
+for field, value in pairs(after) do
+  if value ~= before[field] then
+    grown = grown + (before[field] and 0 or 1) - (value and 0 or 1)
+    if value then
+      sets[#sets + 1] = field
+      sets[#sets + 1] = value
+    else
+      gone[#gone + 1] = field
+    end
+  end
+end
+if grown > 0 and redis.call('HLEN', CONTROL) + grown > MAX_RULES then
+  return redis.error_reply('FULL ' .. CONTROL .. ' must have at most ' .. MAX_RULES .. ' fields')
+end
+
+-- Where jobs only go on pausing their type, as each of many may, this would push out what people did.
+if is_told then
+  local told = table.concat(what, '\n')
+  if #told > MAX_BYTES then told = string.sub(told, 1, MAX_BYTES) .. '…' end
+  redis.call('XADD', AUDIT, 'MAXLEN', '~', AUDIT_ENTRIES, '*', 'at', ms(now), 'by', by, 'reason', reason, 'what', told)
+end
+if #sets > 0 then redis.call('HSET', CONTROL, unpack(sets)) end
+if #gone > 0 then redis.call('HDEL', CONTROL, unpack(gone)) end
+redis.call('HSET', CONTROL, 'v', ms(answers[1] + 1))
+answers[1] = answers[1] + 1
+return answers
