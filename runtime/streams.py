@@ -17,6 +17,7 @@ from runtime.codec import MAX_DATA_BYTES, MAX_OTHERS_BYTES, pack_record, summary
 from runtime.errors import StoreError
 from runtime.jobs import FREE, PLAIN, Batch, Deferral, Job, Lease, Letter, Parking
 from runtime.rules import Rules
+from runtime.schedules import Definition, Due
 from runtime.store.base import (
     GROUP,
     End,
@@ -33,6 +34,8 @@ from runtime.store.resp import Command, ServerError, tail_of
 T = TypeVar("T")
 
 MAX_IDS = 500  # per script call: measured, half a millisecond of the server at most
+MAX_SCHEDULES: Final = 100  # per call, a guess: some 40 µs of the server for each that fires
+MAX_TICK_BYTES: Final = 1 << 20  # of payloads per call, a guess: as in a chunk that is sent
 PENDING_PAGE: Final = 1000  # leases looked at in a round trip: measured, a millisecond of the server
 MAX_ANSWER_BYTES: Final = 64 << 20  # a guess: what a worker may have in its memory at once before it has looked at it
 BLOCK_SLACK_S: Final = 4.0  # a guess: a blocked read answers this much later than asked, or the connection is given up
@@ -101,6 +104,23 @@ class Promoted(msgspec.Struct):
     wait_ms: int
     is_full: bool
     cursor: str
+
+
+class TickAsk(msgspec.Struct, frozen=True):
+    """A schedule that is confirmed, and what of it is due after `known_ms`, the last time known to be decided (None: unknown)."""
+
+    definition: Definition
+    known_ms: int | None
+    due: Due
+
+
+class Ticked(msgspec.Struct):
+    """What became of one schedule: `word` as tick.lua has it, or an error text; up to when it is decided now; what was sent."""
+
+    word: str
+    last_ms: int
+    fired: int
+    skipped: int
 
 
 class Reclaimed(msgspec.Struct):
@@ -499,6 +519,34 @@ class Streams(Store):
         moved, bad, wait_ms, is_full, after = await self.call_one(self._helper, self.command("promote", n, cursor))
         return Promoted(moved, bad, wait_ms, bool(is_full), bytes(after).decode())
 
+    async def definitions(self) -> dict[str, str]:
+        """Return what stands in Redis of schedules: by name a revision, a space and a JSON object.
+
+        Raises:
+            StoreUnavailable: no answer or an error.
+        """
+        rows = pairs(await self.call_one(self._helper, ("HGETALL", self.keys.cron)))
+        return {name.decode(errors="replace"): text.decode(errors="replace") for name, text in rows}
+
+    async def tick(self, asks: Sequence[TickAsk], must_forget: bool = False) -> tuple[int, list[Ticked]]:
+        """Confirm schedules, and fire what is due, once over all workers; return the server's time and what became of each.
+
+        `must_forget` also drops what stands of schedules that nobody has confirmed for a week. May be repeated: what is decided
+        is not decided again. Where a call of several fails, those before it are done.
+
+        Raises:
+            QueueFull: memory is full; nothing was fired by this call.
+            StoreUnavailable: no answer or an error.
+        """
+        now_ms, ticked = 0, list[Ticked]()
+        for part in _tick_parts(asks):
+            args = [arg for ask in part for arg in _tick_arguments(ask)]
+            now_ms, *answers = await self.call_one(self._helper, self.command("tick", int(must_forget), *args))
+            for word, last_ms, fired, skipped in zip(*[iter(answers)] * 4, strict=True):
+                ticked.append(Ticked(word.decode(errors="replace"), int(last_ms), fired, skipped))
+            must_forget = False
+        return now_ms, ticked
+
     async def reclaim(self, stream: int, lease_ms: int, n: int, still: Mapping[str, int]) -> Reclaimed:
         """Take at most `n` entries of this stream that are not renewed, and put them into lots; none while the guard holds.
 
@@ -590,6 +638,32 @@ def _arguments(move: Deferral | Letter | Parking) -> tuple[str | bytes | int, ..
     if isinstance(move, Letter):
         return (*_token(move.lease), move.code, move.error, move.stack, move.attempts, move.job_id)
     return (*_token(move.lease), move.lot)
+
+
+def _tick_parts(asks: Sequence[TickAsk]) -> Iterable[list[TickAsk]]:
+    """Return the asks in parts of which each is short enough for a call: by schedules, by messages, and by bytes of payloads."""
+    part, messages, size = list[TickAsk](), 0, 0
+    for ask in asks:
+        own = len(ask.definition.settings.data) if ask.due.ticks else 0
+        messages, size = messages + len(ask.due.ticks), size + own
+        if part and (len(part) >= MAX_SCHEDULES or messages > MAX_IDS or size > MAX_TICK_BYTES):
+            yield part
+            part, messages, size = [], len(ask.due.ticks), own
+        part.append(ask)
+    if part:
+        yield part
+
+
+def _tick_arguments(ask: TickAsk) -> Iterable[str | bytes | int]:
+    definition, due = ask.definition, ask.due
+    settings = definition.settings
+    fields = definition.fields() if due.ticks else []
+    yield from (definition.name, definition.when_hash, definition.whole_hash, definition.revision)
+    yield from ("" if ask.known_ms is None else ask.known_ms, due.last_ms, due.missed)
+    yield from ("paused" if settings.paused else settings.overlap, settings.priority, len(fields), *fields, len(due.ticks))
+    for tick in due.ticks:
+        expires_ms = definition.expires_ms(tick)
+        yield from (tick, "" if expires_ms is None else expires_ms)
 
 
 def _put_back(batch: Batch, item: Job | Deferral | Letter | Parking) -> None:

@@ -22,12 +22,25 @@ from runtime.errors import QueueFull, StoreError, StoreUnavailable
 from runtime.jobs import FREE, STREAMS, SUSPECT, Batch, Deferral, Job, Lease, Letter, Parking
 from runtime.rules import VERSION, Rules, parse
 from runtime.store.base import MAX_LEASE_MS, End, Keys, WorkerRow
-from runtime.streams import MAX_ANSWER_BYTES, MAX_IDS, Ask, Delivery, Fetched, Isolated, Promoted, Reclaimed, Settled
+from runtime.streams import (
+    MAX_ANSWER_BYTES,
+    MAX_IDS,
+    Ask,
+    Delivery,
+    Fetched,
+    Isolated,
+    Promoted,
+    Reclaimed,
+    Settled,
+    TickAsk,
+    Ticked,
+)
 from tests.cruelty import Fault, Plan
 from tests.memory import MemoryStore, stands_at, value
 
 # The same numbers as in the scripts.
 ALONE, STRIKES_OUT, MAX_ISOLATED_BYTES, LATER, DELAY_AFTER_ERROR_MS = 4, 3, 2_000_000, 1.25, 60_000
+ALIVE_MS, STALE_MS, FORGET_MS, AHEAD_MS, FORMER, TICKS = 15_000, 60_000, 7 * 86_400_000, 30_000, 8, 20
 GUILTY, STRUCK, UNSTRUCK = 1, 2, 3
 
 
@@ -41,6 +54,43 @@ class Suspect:
     rank: int
     names: str
     fields: list[bytes] = field(default_factory=list)
+
+
+@dataclass
+class CronRow:
+    """What stands of a schedule in `cron:state`."""
+
+    last: int
+    times: str
+    whole: str
+    alive: int
+    former: list[str]
+    log: list[str]
+
+    @classmethod
+    def parse(cls, text: str) -> CronRow | None:
+        """Return the row that a text is."""
+        found = re.fullmatch(r"(\d{1,15}) ([0-9a-f]+) ([0-9a-f]+) (\d{1,15}) (\S+) ?(.*)", text)
+        if found is None:
+            return None
+        last, times, whole, alive, former, log = found.groups()
+        return cls(int(last), times, whole, int(alive), former.split(",") if former != "-" else [], log.split())
+
+    def __str__(self) -> str:
+        former = ",".join(self.former[-FORMER:]) or "-"
+        return " ".join([str(self.last), self.times, self.whole, str(self.alive), former, *self.log[-TICKS:]])
+
+    def rule(self, times: str, whole: str, now_ms: int) -> str:
+        """Let a definition rule, where it may."""
+        if self.whole == whole:
+            return ""
+        if whole in self.former and now_ms - self.alive < STALE_MS:
+            return "other"
+        is_new = self.times != times
+        self.last = max(self.last, self.alive) if is_new else self.last
+        self.former = [*[one for one in self.former if one != whole], self.whole]
+        self.times, self.whole, self.alive = times, whole, now_ms
+        return "new" if is_new else ""
 
 
 # --- the verbs ---------------------------------------------------------------------------------------------------------------
@@ -485,6 +535,77 @@ class MemoryStreams:
         store.due |= {member: now_ms for member in store.records if member not in store.due}
         wait_ms = max(0, math.ceil(min(store.due.values()) - now_ms)) if store.due else -1
         return Promoted(moved, bad, wait_ms, is_full, "0")
+
+    @verb
+    def definitions(self) -> dict[str, str]:
+        """Return what stands of schedules."""
+        return dict(self.store.cron)
+
+    @verb
+    def tick(self, asks: Sequence[TickAsk], must_forget: bool = False) -> tuple[int, list[Ticked]]:
+        """Confirm schedules, and fire what is due."""
+        if self.store.is_full:
+            raise QueueFull("tick: full")
+        ticked = [self._tick(ask) for ask in asks]
+        now_ms = self.store.now_ms
+        if must_forget:
+            rows = {name: CronRow.parse(text) for name, text in self.store.cron_state.items()}
+            for name in [name for name, row in rows.items() if row and now_ms - row.alive > FORGET_MS]:
+                del self.store.cron_state[name]
+        return now_ms, ticked
+
+    def _tick(self, ask: TickAsk) -> Ticked:
+        definition, now_ms = ask.definition, self.store.now_ms
+        row = CronRow.parse(self.store.cron_state.get(definition.name, ""))
+        stored = re.match(r"\d+", self.store.cron.get(definition.name, ""))
+        if (stored[0] if stored else "0") != str(definition.revision):
+            return Ticked("other", row.last if row else now_ms, 0, 0)
+        answer = ("new", 0, 0)
+        if row is None:
+            row = CronRow(now_ms, definition.when_hash, definition.whole_hash, now_ms, [], [])
+        else:
+            answer = self._decide(ask, row)
+        self.store.cron_state[definition.name] = str(row)
+        return Ticked(answer[0], row.last, *answer[1:])
+
+    def _decide(self, ask: TickAsk, row: CronRow) -> tuple[str, int, int]:
+        now_ms, due = self.store.now_ms, ask.due
+        is_ahead = row.last > now_ms + AHEAD_MS
+        row.last = now_ms if is_ahead else row.last
+        row.alive = now_ms if row.alive > now_ms + AHEAD_MS else row.alive
+        word = row.rule(ask.definition.when_hash, ask.definition.whole_hash, now_ms)
+        if word or is_ahead:
+            return word if word == "other" or not is_ahead else "ahead", 0, 0
+        row.alive = now_ms if now_ms - row.alive > ALIVE_MS else row.alive
+        if not due.ticks and not due.missed and due.last_ms <= row.last:
+            return "kept", 0, 0
+        if ask.known_ms != row.last:
+            return "moved", 0, 0
+        if due.last_ms > now_ms:
+            return "early", 0, 0
+        return self._fire(ask, row)
+
+    def _fire(self, ask: TickAsk, row: CronRow) -> tuple[str, int, int]:
+        definition, now_ms, due = ask.definition, self.store.now_ms, ask.due
+        settings, key, before = definition.settings, f"cron:{definition.name}".encode(), len(row.log)
+        row.log += [f"{now_ms}m{due.missed}"] if due.missed else []
+        for tick in due.ticks:
+            if settings.overlap == "skip" and not self.store.key_is_free(key, ""):
+                row.log.append(f"{tick}s")
+                continue
+            expires_ms = definition.expires_ms(tick)
+            fields = [b"id", b"%b:%d" % (key, tick), b"first_at", b"%d" % tick]
+            fields += [] if expires_ms is None else [b"exp", b"%d" % expires_ms]
+            fields += [b"key", key] if settings.overlap == "skip" else []
+            entry = self.store.add(settings.priority - 1, [*fields, *definition.fields()])
+            if settings.overlap == "skip":
+                self.store.marks[key] = f"{STREAMS[settings.priority - 1]} {entry.decode()}"
+            row.log.append(f"{tick}f")
+        if settings.paused and "p" not in (row.log[-1] if row.log else ""):
+            row.log.append(f"{now_ms}p")
+        row.last, row.alive = due.last_ms, now_ms
+        fired = sum(1 for tick in row.log[before:] if tick.endswith("f"))
+        return "fired", fired, len(due.ticks) - fired
 
     @verb
     def reclaim(self, stream: int, lease_ms: int, n: int, still: Mapping[str, int]) -> Reclaimed:

@@ -68,6 +68,8 @@ class MemoryStore:
         self.strikes: dict[str, str] = {}
         self.isolations: dict[str, tuple[float, str]] = {}
         self.marks: dict[bytes, str] = {}
+        self.cron: dict[str, str] = {}
+        self.cron_state: dict[str, str] = {}
         self.stats = Counter[str]()
         self.control: dict[str, str] = {}
         self.audit: list[dict[str, str]] = []

@@ -7,12 +7,14 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, cast
 
+import msgspec
 import redis
 
 from runtime.codec import as_text, decode_many
 from runtime.jobs import FREE, STREAMS, SUSPECT, Batch, Deferral, Lease, Letter, Parking
+from runtime.schedules import Definition, Due, Settings, define
 from runtime.store.base import GROUP, Keys, WorkerRow, script
-from runtime.streams import Ask, Fetched, Streams
+from runtime.streams import Ask, Fetched, Streams, TickAsk
 from tests.contract.snapshot import snapshot, stable
 from tests.cruelty import Fault, Plan
 from tests.double import MemoryStreams
@@ -195,6 +197,15 @@ class ServerKit(Kit):
     def audit(self) -> list[dict[str, str]]:
         return [fields for _, fields in self.raw.xrange("{jobs}:audit")]
 
+    def set_schedule(self, name: str, text: str) -> None:
+        self.raw.hset("{jobs}:cron", name, text)
+
+    def cron_state(self) -> dict[str, str]:
+        return self.raw.hgetall("{jobs}:cron:state")
+
+    def set_cron_state(self, name: str, text: str) -> None:
+        self.raw.hset("{jobs}:cron:state", name, text)
+
     def lose_groups(self) -> None:
         for stream in range(len(STREAMS)):
             self.raw.xgroup_destroy(self._key(stream), GROUP)
@@ -216,7 +227,7 @@ class MemoryKit(Kit):
         """Open a store whose next reply is lost."""
         plan = Plan()
         plan.faults = {
-            (name, 1): Fault.LOST for name in ("settle", "admit", "renew", "take", "promote", "reclaim", "beat", "forget")
+            (name, 1): Fault.LOST for name in ("settle", "admit", "renew", "take", "promote", "reclaim", "beat", "forget", "tick")
         }
         yield cast("Streams", MemoryStreams(self.store, ME, plan))
         assert plan.hits == 1
@@ -320,6 +331,15 @@ class MemoryKit(Kit):
     def audit(self) -> list[dict[str, str]]:
         return [dict(change) for change in self.store.audit]
 
+    def set_schedule(self, name: str, text: str) -> None:
+        self.store.cron[name] = text
+
+    def cron_state(self) -> dict[str, str]:
+        return dict(self.store.cron_state)
+
+    def set_cron_state(self, name: str, text: str) -> None:
+        self.store.cron_state[name] = text
+
     def lose_groups(self) -> None:
         self.store.lose_groups()
 
@@ -408,6 +428,24 @@ async def _prepare_beat(store: Streams, kit: Any) -> Act:
     return lambda which: which.beat(WorkerRow(LEASE_MS))
 
 
+def nightly(when: str = "0 3 * * *", **options: Any) -> Definition:
+    """Return a schedule whose jobs go to the stream HIGH."""
+    name, revision = options.pop("name", "nightly"), options.pop("revision", 0)
+    settings = {"type": "t", "data": msgspec.Raw(b"{}"), "priority": HIGH + 1, "when": when} | options
+    return define(name, Settings(**settings), revision)
+
+
+def row_of(definition: Definition, last_ms: int, alive_ms: int, former: str = "-", ticks: str = "") -> str:
+    """Return what stands of a schedule in Redis."""
+    return f"{last_ms} {definition.when_hash} {definition.whole_hash} {alive_ms} {former} {ticks}".rstrip()
+
+
+async def _prepare_tick(store: Streams, kit: Any) -> Act:
+    schedule = nightly(overlap="skip")
+    kit.set_cron_state("nightly", row_of(schedule, 1000, kit.now_ms()))
+    return lambda which: which.tick([TickAsk(schedule, 1000, Due([2000, 3000], 1, 3000))])
+
+
 async def _prepare_forget(store: Streams, kit: Any) -> Act:
     await store.beat(WorkerRow(LEASE_MS))
     return lambda which: which.forget(ME)
@@ -428,4 +466,5 @@ VERBS = {
     "reclaim": _prepare_reclaim,
     "beat": _prepare_beat,
     "forget": _prepare_forget,
+    "tick": _prepare_tick,
 }

@@ -10,12 +10,14 @@ from collections.abc import AsyncIterator
 from random import Random
 from typing import Any
 
+import msgspec
 import pytest
 
 from runtime.jobs import FREE, STREAMS, Deferral, Job, Lease, Letter, Parking
+from runtime.schedules import Due
 from runtime.store.base import WorkerRow
-from runtime.streams import Ask
-from tests.contract.kit import MemoryKit, ServerKit, batch, jobs_of, quiet_guard
+from runtime.streams import Ask, TickAsk
+from tests.contract.kit import MemoryKit, ServerKit, batch, jobs_of, nightly, quiet_guard
 
 WORKERS = ("ann", "bob", "cid")
 TYPES = {"t": (1, 30_000), "u": (2, 600_000)}
@@ -23,7 +25,8 @@ LOTS = (FREE, "~t:", "~t:u@2")
 AGES_MS = (0, 40_000, 200_000)
 LEASE_MS = 30_000
 LONG_MS = 10**10
-STEPS = 120
+LONG_AGO_MS = 10**9  # when a schedule was last decided: the same on both sides, as the ids of its jobs are made of it
+STEPS = 140
 RECENT = 12  # leases among which one is chosen: older ones are mostly void
 SEEDS = int(os.environ.get("DRIFT_SEEDS", "10"))  # three seconds; 700 of them, three minutes, found nothing more
 
@@ -35,6 +38,7 @@ class Side:
         self.kit = kit
         self.streams = {name: kit.streams(name) for name in WORKERS}
         self.leases: list[tuple[str, Any]] = []
+        self.known: dict[tuple[str, str], int] = {}
 
     def leased(self, who: str, fetched: Any) -> list[tuple[str, int]]:
         """Remember what was handed out, and say what it is."""
@@ -62,7 +66,14 @@ class Side:
         }
         strikes = {self.at(place): names for place, names in self.kit.strikes().items()}
         isolations = {name: self.at(alone) for name, alone in self.kit.isolations().items()}
-        return snapshot | {"holders": holders, "strikes": strikes, "isolations": isolations}
+        cron = {name: self.without_times(row.split()) for name, row in self.kit.cron_state().items()}
+        return snapshot | {"holders": holders, "strikes": strikes, "isolations": isolations, "cron": cron}
+
+    def without_times(self, row: list[str]) -> list[Any]:
+        """Return what stands of a schedule; of its times whether they are of now."""
+        now_ms = self.kit.now_ms()
+        ages = [now_ms - int(row[at]) > CRON_AGES_MS[1] / 2 for at in (0, 3)]
+        return [*ages, row[1], row[2], row[4], *[note.lstrip("0123456789") for note in row[5:]]]
 
 
 def without_own_places(fields: list[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -98,6 +109,10 @@ class Steps:
                 return verb, [stream, rng.choice((*LOTS, "~suspect"))]
             case "dead_letter":
                 return verb, [stream, rng.choice((*LOTS, "~suspect"))]
+            case "tick" | "age cron":
+                name = rng.choice(("a", "b"))
+                age_ms, n, revision = rng.choice(CRON_AGES_MS), rng.choice((0, 1, 1, 3)), rng.choice((0, 0, 0, 1))
+                return verb, [who, name, rng.choice(DEFINITIONS), age_ms, n, revision, rng.random() < 0.7]
             case "fetch" | "beat" | "die" | "die alone" | "forget" | "leased" | "acquit":
                 return verb, [who, stream]
             case "move":
@@ -114,7 +129,16 @@ VERBS = (
     *("reclaim",) * 4,
     *("take", "take", "take", "acquit", "age", "age", "renew", "admit", "admit", "admit", "beat", "beat", "die", "die alone"),
     *("forget", "leased", "lots", "waiting_longest", "dead_letter", "delete"),
+    *("tick", "tick", "tick", "tick", "age cron", "age cron"),
 )
+# One that skips, mostly; one with other times, one with another payload, one that is paused.
+DEFINITIONS = (
+    *({"overlap": "skip"},) * 4,
+    {"when": "0 4 * * *"},
+    {"data": msgspec.Raw(b"[]")},
+    {"paused": True},
+)
+CRON_AGES_MS = (5_000, 40_000, 100_000, 10 * 86_400_000)  # not yet to be confirmed, to be, silent, forgotten
 MOVES = ("done", "retry", "later", "snooze", "dead", "release", "release", "park", "park shared", "old done")
 
 
@@ -169,6 +193,27 @@ async def do(side: Side, verb: str, args: list[Any]) -> Any:
             found = await side.streams["ann"].waiting_longest(stream, lot, 0, 100)
             letters = [Letter(Lease(stream, row[0], row[1], "", 0.0), "unknown-type", "e", "", 0, "x") for row in found[:2]]
             return await side.streams["ann"].dead_letter(lot, letters)
+        case "age cron", [_, name, _, age_ms, _, revision, is_stored]:
+            if not is_stored:
+                kit.set_schedule(name, f"{revision} {{}}")
+            row = kit.cron_state().get(name)
+            if row is None:
+                return None
+            (_, times, whole, _, *rest), now_ms = row.split(), kit.now_ms()
+            kit.set_cron_state(name, " ".join([str(LONG_AGO_MS), times, whole, str(now_ms - age_ms), *rest]))
+        case "tick", [who, name, options, _, n, revision, is_first]:
+            schedule = nightly(**{"name": name, "revision": revision} | options)
+            row = kit.cron_state().get(name)
+            known = int(row.split()[0]) if row and is_first else side.known.get((who, name))
+            # A little more than was decided long ago, much too much of what was decided just now: the two have other clocks.
+            step = 1000 if known is not None and known < 2 * LONG_AGO_MS else 10**9
+            ticks = [(known or 0) + step * number for number in range(1, n + 1)]
+            paused = schedule.settings.paused
+            due = Due([] if paused else ticks, 2 if n == 3 and not paused else 0, ticks[-1] if ticks else 0)
+            _, [ticked] = await side.streams[who].tick([TickAsk(schedule, known, due)], n == 0)
+            side.known[who, name] = ticked.last_ms
+            # Of two that begin in one millisecond, one side knows the time of the other.
+            return "late" if ticked.word in ("moved", "early") else ticked.word, ticked.fired, ticked.skipped
         case _, [lease, *rest] if side.leases:
             return await with_lease(side, verb, *side.leases[-1 - lease % min(len(side.leases), RECENT)], *rest)
     return None
@@ -240,6 +285,7 @@ MET = {
         "forget refused",
     ),
     *("a strike", "alone", "dead_letter moved", "take some", "leased some"),
+    *("tick new", "tick kept", "tick fired", "tick late", "tick other", "tick skipped", "a tick"),
 }
 
 
@@ -257,6 +303,8 @@ def met_by(verb: str, answer: Any, state: dict[str, Any]) -> set[str]:
             found |= {name for name, number in (("settle refused", refused), ("settle shortfall", shortfall)) if number}
         case "reclaim", (dead, undelivered, _):
             found |= {name for name, number in (("reclaim dead", dead), ("reclaim undelivered", undelivered)) if number}
+        case "tick", (word, fired, skipped):
+            found |= {f"tick {word}", *(["tick skipped"] if skipped else []), *(["a tick"] if fired else [])}
         case "forget", is_gone:
             found.add("forget gone" if is_gone else "forget refused")
         case "dead_letter", moved if moved:
@@ -276,6 +324,7 @@ async def test_whatever_verbs_do_to_each_other_the_double_answers_and_holds_what
         for side in sides:
             side.kit.clear()
             side.leases.clear()
+            side.known.clear()
             await side.streams["ann"].start()
         for _ in range(STEPS):
             verb, args = steps.step()

@@ -15,12 +15,13 @@ import redis
 
 from runtime.errors import ConfigError, QueueFull, StoreError, StoreUnavailable
 from runtime.jobs import Batch, Deferral, Lease, Letter, Parking
+from runtime.schedules import Due
 from runtime.store.base import GROUP, LAYOUT, Store, WorkerRow
 from runtime.store.connection import Connection
 from runtime.store.control import ControlStore
 from runtime.store.inspector import Inspector
-from runtime.streams import Ask, Streams
-from tests.contract.kit import HIGH, ME, OTHER, VERBS, ServerKit, batch, leases, quiet_guard
+from runtime.streams import Ask, Streams, TickAsk, Ticked
+from tests.contract.kit import HIGH, ME, OTHER, VERBS, ServerKit, batch, leases, nightly, quiet_guard, row_of
 from tests.contract.snapshot import snapshot
 from tests.servers import Server
 
@@ -331,7 +332,7 @@ async def test_replay_is_refused_while_another_live_job_owns_the_key(store, raw,
 # --- each verb again, without memory and without scripts ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "tick"])
 async def test_a_verb_works_when_memory_is_full(store, kit, raw, verb):
     act = await VERBS[verb](store, kit)
     raw.config_set("maxmemory", 1)
@@ -374,6 +375,48 @@ async def test_send_is_refused_when_memory_is_full_and_nothing_was_written(serve
     await sender.call_one(connection, sender.command("send", "chunk", 60_000, 2, "", 2, 1, "type", "t", "{}"))
     assert raw.xlen(KEY) == 1
     await connection.close()
+
+
+# --- schedules ---------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_tick_is_refused_when_memory_is_full_and_nothing_was_decided(store, kit, raw):
+    act = await VERBS["tick"](store, kit)
+    before = kit.cron_state()
+    raw.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(QueueFull):
+            await act(store)
+    finally:
+        raw.config_set("maxmemory", 0)
+    assert (kit.cron_state(), kit.messages()) == (before, [])
+    _, [ticked] = await act(store)
+    assert ticked.fired == 1
+
+
+async def test_a_schedule_that_cannot_be_stored_says_why_and_the_others_fire(store, kit, raw):
+    broken, well = nightly(name="broken", priority=1), nightly(name="well")
+    raw.delete("{jobs}:critical")
+    raw.set("{jobs}:critical", "a stranger's")
+    for schedule in (broken, well):
+        kit.set_cron_state(schedule.name, row_of(schedule, 1000, kit.now_ms()))
+    before = kit.cron_state()["broken"]
+    _, ticked = await store.tick([TickAsk(one, 1000, Due([2000], 0, 2000)) for one in (broken, well)])
+    assert "WRONGTYPE" in ticked[0].word
+    assert ticked[1] == Ticked("fired", 2000, 1, 0)
+    assert kit.cron_state()["broken"] == before, "it is due as before"
+    raw.delete("{jobs}:critical")
+    await store.prepare(store._helper)
+    _, [again] = await store.tick([TickAsk(broken, 1000, Due([2000], 0, 2000))])
+    assert again.fired == 1
+
+
+@pytest.mark.parametrize("key", ["{jobs}:cron", "{jobs}:cron:state"])
+async def test_where_a_key_of_another_type_stands_in_the_place_of_schedules_nothing_fires(store, raw, key):
+    raw.set(key, "a stranger's")
+    _, [ticked] = await store.tick([TickAsk(nightly(), 1000, Due([2000], 0, 2000))], True)
+    assert "WRONGTYPE" in ticked.word
+    assert raw.xlen(KEY) == 0
 
 
 # --- large entries ----------------------------------------------------------------------------------------------------

@@ -21,14 +21,30 @@ import inspect
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 import pytest
 
 from runtime.errors import StoreUnavailable
 from runtime.jobs import Deferral, Lease, Letter, Parking
+from runtime.schedules import Definition, Due
 from runtime.store.base import WorkerRow
-from runtime.streams import Ask, Streams
+from runtime.streams import Ask, Streams, TickAsk, Ticked
 from tests.conftest import empty_server
-from tests.contract.kit import HIGH, ME, OTHER, VERBS, MemoryKit, ServerKit, batch, jobs_of, leases, pending, quiet_guard
+from tests.contract.kit import (
+    HIGH,
+    ME,
+    OTHER,
+    VERBS,
+    MemoryKit,
+    ServerKit,
+    batch,
+    jobs_of,
+    leases,
+    nightly,
+    pending,
+    quiet_guard,
+    row_of,
+)
 from tests.double import MemoryStreams
 from tests.servers import KINDS
 
@@ -859,3 +875,226 @@ async def test_a_take_brings_of_an_entry_that_is_too_large_its_size_alone(kit):
     assert [entry for entry, _ in delivery.rows] == [small, after]
     assert delivery.oversized == [(large, 1, streams.max_entry_bytes + 1 + len("typetdata"))]
     assert {holder for holder, _ in pending(kit)} == {ME}, "it is leased all the same"
+
+
+# --- schedules ---------------------------------------------------------------------------------------------------------------
+
+NOTHING = Due([], 0, 0)
+LONG_AGO = 1_000_000
+
+
+async def tick(store: Streams, schedule: Definition, known_ms: int | None = None, due: Due = NOTHING) -> Ticked:
+    _, [ticked] = await store.tick([TickAsk(schedule, known_ms, due)])
+    return ticked
+
+
+def log_of(kit: Any, name: str = "nightly") -> list[str]:
+    return kit.cron_state()[name].split()[5:]
+
+
+async def test_a_schedule_that_is_new_begins_now_and_fires_nothing(store, kit):
+    before_ms = kit.now_ms()
+    ticked = await tick(store, nightly(), None, Due([LONG_AGO], 0, LONG_AGO))
+    assert (ticked.word, ticked.fired) == ("new", 0)
+    assert before_ms <= ticked.last_ms <= kit.now_ms()
+    assert kit.messages() == []
+    assert kit.cron_state() == {"nightly": row_of(nightly(), ticked.last_ms, ticked.last_ms)}
+    assert await tick(store, nightly()) == Ticked("kept", ticked.last_ms, 0, 0)
+
+
+async def test_a_tick_fires_one_message_with_all_that_its_job_needs(store, kit):
+    schedule = nightly(expires_s=90, version=2)
+    kit.set_cron_state("nightly", row_of(schedule, LONG_AGO, kit.now_ms()))
+    due = Due([LONG_AGO + 1000, LONG_AGO + 2000], 3, LONG_AGO + 2000)
+    assert await tick(store, schedule, LONG_AGO, due) == Ticked("fired", LONG_AGO + 2000, 2, 0)
+    first, second = kit.messages()
+    assert first == {"id": "cron:nightly:1001000", "first_at": "1001000", "exp": "1091000", "type": "t", "v": "2", "data": "{}"}
+    assert second["id"] == "cron:nightly:1002000"
+    missed, *fired = log_of(kit)
+    assert missed.endswith("m3")
+    assert fired == ["1001000f", "1002000f"]
+    [job, _] = await leases(store)
+    assert (job.id, job.born_ms) == ("cron:nightly:1001000", 1_001_000)
+
+
+async def test_who_comes_second_hears_that_it_was_done_and_by_when(store, other, kit):
+    schedule = nightly()
+    kit.set_cron_state("nightly", row_of(schedule, LONG_AGO, kit.now_ms()))
+    due = Due([LONG_AGO + 1000], 0, LONG_AGO + 1000)
+    assert (await tick(store, schedule, LONG_AGO, due)).word == "fired"
+    assert await tick(other, schedule, LONG_AGO, due) == Ticked("moved", LONG_AGO + 1000, 0, 0)
+    assert await tick(other, schedule, None, due) == Ticked("moved", LONG_AGO + 1000, 0, 0)
+    assert len(kit.messages()) == 1
+
+
+async def test_nobody_fires_before_the_servers_time(store, kit):
+    schedule, now_ms = nightly(), kit.now_ms()
+    kit.set_cron_state("nightly", row_of(schedule, LONG_AGO, now_ms))
+    assert await tick(store, schedule, LONG_AGO, Due([now_ms + 60_000], 0, now_ms + 60_000)) == Ticked("early", LONG_AGO, 0, 0)
+    assert kit.messages() == []
+
+
+async def test_what_is_left_out_is_noted_and_decided(store, kit):
+    schedule = nightly()
+    kit.set_cron_state("nightly", row_of(schedule, LONG_AGO, kit.now_ms()))
+    assert await tick(store, schedule, LONG_AGO, Due([], 7, LONG_AGO + 9000)) == Ticked("fired", LONG_AGO + 9000, 0, 0)
+    assert [note.partition("m")[2] for note in log_of(kit)] == ["7"]
+
+
+async def test_the_last_twenty_ticks_are_kept(store, kit):
+    schedule = nightly()
+    kit.set_cron_state("nightly", row_of(schedule, LONG_AGO, kit.now_ms()))
+    ticks = [LONG_AGO + 1000 * number for number in range(1, 31)]
+    assert (await tick(store, schedule, LONG_AGO, Due(ticks, 0, ticks[-1]))).fired == 30
+    assert log_of(kit) == [f"{at}f" for at in ticks[10:]]
+
+
+@pytest.mark.parametrize(("age_ms", "is_confirmed"), [(10_000, False), (16_000, True)])
+async def test_that_its_workers_live_is_written_every_fifteen_seconds(store, kit, age_ms, is_confirmed):
+    schedule, now_ms = nightly(), kit.now_ms()
+    kit.set_cron_state("nightly", row_of(schedule, LONG_AGO, now_ms - age_ms))
+    assert (await tick(store, schedule)).word == "kept"
+    assert (int(kit.cron_state()["nightly"].split()[3]) >= now_ms) == is_confirmed
+
+
+async def test_with_overlap_skip_a_tick_is_left_out_while_the_job_of_one_before_lives(store, kit):
+    schedule = nightly(overlap="skip")
+    kit.set_cron_state("nightly", row_of(schedule, LONG_AGO, kit.now_ms()))
+    last = LONG_AGO
+    for fired, skipped in ((1, 1), (0, 2)):
+        due = Due([last + 1000, last + 2000], 0, last + 2000)
+        assert await tick(store, schedule, last, due) == Ticked("fired", last + 2000, fired, skipped)
+        last += 2000
+    assert [note[-1] for note in log_of(kit)] == ["f", "s", "s", "s"]
+    [job] = await leases(store)
+    assert job.envelope.key == b"cron:nightly"
+    assert await store.admit([(job, job.envelope.key)]) == ["mine"]
+    await store.settle(batch(done=[job]))
+    assert (await tick(store, schedule, last, Due([last + 1000], 0, last + 1000))).fired == 1
+
+
+async def test_one_that_is_paused_goes_on_without_a_message_and_notes_each_pause_once(store, kit):
+    paused, resumed = nightly(paused=True), nightly()
+    kit.set_cron_state("nightly", row_of(paused, LONG_AGO, kit.now_ms()))
+    for at in (1000, 2000):
+        known = LONG_AGO + at - 1000
+        assert await tick(store, paused, known, Due([], 0, LONG_AGO + at)) == Ticked("fired", LONG_AGO + at, 0, 0)
+    assert [note[-1] for note in log_of(kit)] == ["p"]
+    assert (await tick(store, resumed, LONG_AGO + 2000, Due([LONG_AGO + 3000], 0, LONG_AGO + 3000))).fired == 1
+    kit.set_cron_state("nightly", kit.cron_state()["nightly"].replace(resumed.whole_hash, paused.whole_hash, 1))
+    await tick(store, paused, LONG_AGO + 3000, Due([], 0, LONG_AGO + 4000))
+    assert [note[-1] for note in log_of(kit)] == ["p", "f", "p"]
+
+
+async def test_where_another_revision_is_stored_nothing_fires(store, kit):
+    schedule = nightly()
+    row = row_of(schedule, LONG_AGO, kit.now_ms() - 20_000)
+    kit.set_cron_state("nightly", row)
+    kit.set_schedule("nightly", '4 {"paused":true}')
+    due = Due([LONG_AGO + 1000], 0, LONG_AGO + 1000)
+    assert await tick(store, schedule, LONG_AGO, due) == Ticked("other", LONG_AGO, 0, 0)
+    assert kit.cron_state() == {"nightly": row}
+    assert kit.messages() == []
+    assert (await tick(store, nightly(revision=4), LONG_AGO, due)).fired == 1, "its times are the same: it goes on"
+    assert (await tick(store, nightly(revision=3), LONG_AGO + 1000, due)).word == "other"
+
+
+async def test_a_new_definition_rules_at_once_and_what_ruled_before_takes_nothing_back(store, other, kit):
+    old, new = nightly(), nightly("0 4 * * *")
+    alive = kit.now_ms() - 5000
+    kit.set_cron_state("nightly", row_of(old, LONG_AGO, alive))
+    due = Due([LONG_AGO + 1000], 0, LONG_AGO + 1000)
+    assert await tick(other, new, LONG_AGO, due) == Ticked("new", alive, 0, 0), "ticks of before are none that were missed"
+    assert (await tick(store, old, LONG_AGO, due)).word == "other"
+    assert (await tick(store, old)).word == "other", "nor does a worker that has started again"
+    assert (await tick(other, new)).word == "kept"
+    assert kit.messages() == []
+    state = kit.cron_state()["nightly"].split()
+    assert (state[1], state[2], state[4]) == (new.when_hash, new.whole_hash, old.whole_hash)
+
+
+async def test_what_ruled_before_rules_again_once_what_followed_it_is_silent_for_a_minute(store, kit):
+    old, new = nightly(), nightly("0 4 * * *")
+    silent = kit.now_ms() - 61_000
+    kit.set_cron_state("nightly", row_of(new, LONG_AGO, silent, old.whole_hash))
+    assert await tick(store, old) == Ticked("new", silent, 0, 0), "without a gap"
+    assert kit.cron_state()["nightly"].split()[4] == new.whole_hash
+
+
+async def test_a_definition_with_the_same_times_goes_on_where_the_one_before_was(store, kit):
+    old, new = nightly(), nightly(data=msgspec.Raw(b"[]"))
+    kit.set_cron_state("nightly", row_of(old, LONG_AGO, kit.now_ms()))
+    assert (await tick(store, new, LONG_AGO, Due([LONG_AGO + 1000], 0, LONG_AGO + 1000))).fired == 1
+    assert [message["data"] for message in kit.messages()] == ["[]"]
+
+
+async def test_eight_of_those_that_ruled_before_are_remembered(store, kit):
+    versions = [nightly(cap=cap) for cap in range(1, 12)]
+    kit.set_cron_state("nightly", row_of(versions[0], LONG_AGO, kit.now_ms()))
+    for version in versions[1:]:
+        assert (await tick(store, version)).word == "kept"
+    assert kit.cron_state()["nightly"].split()[4].split(",") == [version.whole_hash for version in versions[2:10]]
+
+
+async def test_where_the_clock_went_back_the_last_time_is_set_back_and_told(store, kit):
+    schedule, now_ms = nightly(), kit.now_ms()
+    kit.set_cron_state("nightly", row_of(schedule, now_ms + 3_600_000, now_ms + 3_600_000))
+    ticked = await tick(store, schedule, now_ms + 3_600_000)
+    assert ticked.word == "ahead"
+    assert now_ms <= ticked.last_ms <= kit.now_ms()
+    assert (await tick(store, schedule)).word == "kept"
+    kit.set_cron_state("nightly", row_of(schedule, now_ms + 20_000, now_ms))
+    assert await tick(store, schedule) == Ticked("kept", now_ms + 20_000, 0, 0), "a small step is waited for"
+
+
+async def test_where_the_clock_went_back_what_followed_counts_as_silent_a_minute_later_all_the_same(store, kit):
+    old, new = nightly(), nightly("0 4 * * *")
+    now_ms = kit.now_ms()
+    kit.set_cron_state("nightly", row_of(new, LONG_AGO, now_ms + 3_600_000, old.whole_hash))
+    assert (await tick(store, old)).word == "other"
+    assert now_ms <= int(kit.cron_state()["nightly"].split()[3]) <= kit.now_ms()
+
+
+@pytest.mark.parametrize("row", ["", "rubbish", "1000 ab cd", "99999999999999999999 ab cd 5 -", "x ab cd 5 - 3f"])
+async def test_a_row_that_cannot_be_read_begins_anew(store, kit, row):
+    kit.set_cron_state("nightly", row)
+    ticked = await tick(store, nightly(), LONG_AGO, Due([LONG_AGO + 1000], 0, LONG_AGO + 1000))
+    assert ticked.word == "new"
+    assert kit.cron_state() == {"nightly": row_of(nightly(), ticked.last_ms, ticked.last_ms)}
+
+
+async def test_a_year_behind_the_newest_ticks_fire_in_one_call(store, kit):
+    schedule = nightly("* * * * *", missed="all")
+    now_ms = kit.now_ms()
+    last_ms = now_ms - 365 * 86_400_000
+    kit.set_cron_state("nightly", row_of(schedule, last_ms, last_ms))
+    due = schedule.due(last_ms, now_ms)
+    assert (await tick(store, schedule, last_ms, due)).fired in (101, 102)
+    assert (await tick(store, schedule)).last_ms == due.last_ms
+    assert schedule.due(due.last_ms, now_ms) == Due([], 0, due.last_ms)
+
+
+async def test_many_schedules_are_asked_for_in_calls_that_are_short_enough(store, kit):
+    several = [nightly(name=f"n{number}", data=msgspec.Raw(b'"%b"' % (b"x" * 20_000))) for number in range(250)]
+    for schedule in several:
+        kit.set_cron_state(schedule.name, row_of(schedule, LONG_AGO, kit.now_ms()))
+    now_ms, ticked = await store.tick([TickAsk(one, LONG_AGO, Due([LONG_AGO + 1], 0, LONG_AGO + 1)) for one in several])
+    assert now_ms <= kit.now_ms()
+    assert ticked == [Ticked("fired", LONG_AGO + 1, 1, 0)] * 250
+    assert [message["id"] for message in kit.messages()] == [f"cron:n{number}:{LONG_AGO + 1}" for number in range(250)]
+
+
+async def test_rows_that_nobody_has_confirmed_for_a_week_go(store, kit):
+    now_ms = kit.now_ms()
+    for name, days in (("old", 8), ("young", 6), ("nightly", 9)):
+        kit.set_cron_state(name, row_of(nightly(), LONG_AGO, now_ms - days * 86_400_000))
+    await store.tick([TickAsk(nightly(), None, NOTHING)])
+    assert kit.cron_state().keys() == {"old", "young", "nightly"}
+    await store.tick([TickAsk(nightly(), None, NOTHING)], True)
+    assert kit.cron_state().keys() == {"young", "nightly"}
+
+
+async def test_definitions_are_read_as_they_stand(store, kit):
+    assert await store.definitions() == {}
+    kit.set_schedule("nightly", "1 {}")
+    assert await store.definitions() == {"nightly": "1 {}"}

@@ -1124,6 +1124,62 @@ MUTANTS = (
         "",
         f"{SCHEDULES}::test_what_cannot_be_read_is_told_and_does_not_run_and_the_others_go_on",
     ),
+    Mutant(
+        "a tick fires for each worker that asks",
+        "runtime/store/lua/tick.lua",
+        "if ask.expected ~= ms(row.last) then return 'moved', 0, 0 end",
+        "",
+        f"{VERBS}::test_who_comes_second_hears_that_it_was_done_and_by_when",
+    ),
+    Mutant(
+        "a tick fires before its time",
+        "runtime/store/lua/tick.lua",
+        "if ask.last > now then return 'early', 0, 0 end",
+        "",
+        f"{VERBS}::test_nobody_fires_before_the_servers_time",
+    ),
+    Mutant(
+        "a definition of before takes over from one that lives",
+        "runtime/store/lua/tick.lua",
+        "if #rest < #row.former and now - row.alive < STALE_MS then return 'other' end",
+        "",
+        f"{VERBS}::test_a_new_definition_rules_at_once_and_what_ruled_before_takes_nothing_back",
+    ),
+    Mutant(
+        "a new definition fires what was due before it",
+        "runtime/store/lua/tick.lua",
+        "if is_new then row.last = math.max(row.last, row.alive) end",
+        "",
+        f"{VERBS}::test_a_new_definition_rules_at_once_and_what_ruled_before_takes_nothing_back",
+    ),
+    Mutant(
+        "an edit is not waited for",
+        "runtime/store/lua/tick.lua",
+        "if ask.revision ~= (string.match(stored or '', '^%d+') or '0') then",
+        "if false then",
+        f"{VERBS}::test_where_another_revision_is_stored_nothing_fires",
+    ),
+    Mutant(
+        "after a clock that went back nothing fires until it is where it was",
+        "runtime/store/lua/tick.lua",
+        "if is_ahead then row.last = now end",
+        "",
+        f"{VERBS}::test_where_the_clock_went_back_the_last_time_is_set_back_and_told",
+    ),
+    Mutant(
+        "ticks fire though memory is full",
+        "runtime/store/lua/tick.lua",
+        "#!lua\n",
+        "#!lua flags=allow-oom\n",
+        "tests/contract/test_streams.py::test_a_tick_is_refused_when_memory_is_full_and_nothing_was_decided",
+    ),
+    Mutant(
+        "a schedule that cannot be stored stops the others",
+        "runtime/store/lua/tick.lua",
+        "local ok, word, last, fired, skipped = pcall(tick, ask)",
+        "local ok, word, last, fired, skipped = true, tick(ask)",
+        "tests/contract/test_streams.py::test_a_schedule_that_cannot_be_stored_says_why_and_the_others_fire",
+    ),
 )
 
 
