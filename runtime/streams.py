@@ -16,6 +16,7 @@ import msgspec
 from runtime.codec import MAX_DATA_BYTES, MAX_OTHERS_BYTES, pack_record, summary
 from runtime.errors import StoreError
 from runtime.jobs import FREE, PLAIN, Batch, Deferral, Job, Lease, Letter, Parking
+from runtime.limits import Limits, Rate
 from runtime.rules import Rules
 from runtime.schedules import Definition, Due
 from runtime.store.base import (
@@ -73,6 +74,40 @@ class Ask(msgspec.Struct, frozen=True):
     lot: str
     n: int
     types: Mapping[str, int] | None = None
+
+
+class Serve(msgspec.Struct, frozen=True):
+    """What a gate is asked for: up to `n` jobs, `n_others` of them from other streams than CRITICAL's, out of these lots (stream, name,
+    group). `freed` are places that hold a permit no more, `noted` those that hold one whatever the limit; each with its group.
+    """
+
+    type: str
+    limits: Limits
+    n: int
+    n_others: int
+    lots: Sequence[tuple[int, str, str]] = ()
+    freed: Sequence[tuple[str, str]] = ()
+    noted: Sequence[tuple[str, str]] = ()
+
+
+class Served(msgspec.Struct):
+    """What a gate gave. `stands` says how it stands with the type, `lots` with each lot that was asked: 0 more may come at once,
+    SHORT of permits, EMPTY and forgotten, else in how many ms the next token comes. `error` is what the server answered instead.
+    """
+
+    fetched: Fetched
+    stands: int = 0
+    lots: Sequence[int] = ()
+    error: str = ""
+
+    @property
+    def size(self) -> int:
+        """How many entries came."""
+        return sum(len(delivery.rows) + len(delivery.oversized) for delivery in self.fetched.deliveries)
+
+
+SHORT: Final = -1
+EMPTY: Final = -2
 
 
 class Isolated(msgspec.Struct):
@@ -279,6 +314,48 @@ class Streams(Store):
             raise StoreError(fetched.refused)
         return fetched
 
+    async def serve(
+        self, parks: Sequence[tuple[Lease, str]], serves: Sequence[Serve], *, by_writer: bool = False
+    ) -> tuple[int, list[Served]]:
+        """Put what may not start into its lots, then serve gates, in one round trip; return how many were no longer ours, and what
+        each gate gave.
+
+        `by_writer`: down the connection that settles, behind what was written there.
+
+        Raises:
+            StoreUnavailable: no answer, or an error to the parking; what was handed out meanwhile is found by the sweep.
+        """
+        connection = self._writer if by_writer else self._reader
+        moves = self._moves("park", [Parking(lease, lot) for lease, lot in parks])
+        calls = [self._serve(serve, len(serves)) for serve in serves]
+        answers = await self.ask(connection, *[command for _, command in moves], *calls)
+        served = [self._served(answer, connection.run_id) for answer in answers[len(moves) :]]
+        refused = 0
+        for answer in answers[: len(moves)]:
+            for verdict in self.checked(answer):
+                if verdict not in (0, 1):
+                    raise StoreError(f"Redis answered: {bytes(verdict).decode(errors='replace')}")
+                refused += verdict == 0
+        return refused, served
+
+    def _serve(self, serve: Serve, beside: int) -> Command:
+        limits, told = serve.limits, [serve.freed, serve.noted, [(stream + 1, lot, group) for stream, lot, group in serve.lots]]
+        bounds = (*_bounds(limits.limit, limits.rate), *_bounds(limits.group_limit, limits.group_rate))
+        lists = [word for items in told for word in (len(items), *itertools.chain.from_iterable(items))]
+        most = (max(1, self.budget_bytes // beside), self.max_entry_bytes)
+        return self.command("serve", self.consumer, serve.n, serve.n_others, *most, serve.type, *bounds, *lists)
+
+    def _served(self, answer: Any, run_id: str) -> Served:
+        if isinstance(answer, ServerError):
+            self._must_heal = self._must_heal or "NOGROUP" in answer
+            return Served(Fetched(0, run_id, [], set()), error=f"Redis answered: {answer}")
+        now_ms, stands, lots, *rows = answer
+        by_stream: dict[int, list[Any]] = {}
+        for stream, *row in rows:
+            by_stream.setdefault(stream - 1, []).append(row)
+        deliveries = [_taken(stream, [now_ms, 0, *found]) for stream, found in by_stream.items()]
+        return Served(Fetched(now_ms, run_id, deliveries, set()), stands, lots)
+
     def _take(self, ask: Ask, n: int, beside: int) -> Command:
         """Return the call that takes from a lot; as one of `beside` in its round trip, it may bring its part of the bytes."""
         bounds = (n, max(1, self.budget_bytes // beside), self.max_entry_bytes)
@@ -335,8 +412,10 @@ class Streams(Store):
         args = [part for stream, entry in alone for part in (stream + 1, entry)]
         await self.call_one(self._reader, self.command("acquit", self.consumer, *args))
 
-    async def admit(self, keyed: Sequence[tuple[Lease, bytes]]) -> list[str]:
+    async def admit(self, keyed: Sequence[tuple[Lease, bytes]], *, by_writer: bool = False) -> list[str]:
         """Claim the key of each job: `mine`, `duplicate` (a live job owns it: dropped), `refused`, or an error text.
+
+        `by_writer`: down the connection that settles; the other one may be waiting.
 
         Raises:
             StoreUnavailable: no answer or an error.
@@ -344,7 +423,8 @@ class Streams(Store):
         verdicts: list[str] = []
         for part in _parts(keyed):
             args = [arg for lease, key in part for arg in (*_token(lease), key)]
-            for answer in await self.call_one(self._reader, self.command("admit", self.consumer, *args)):
+            connection = self._writer if by_writer else self._reader
+            for answer in await self.call_one(connection, self.command("admit", self.consumer, *args)):
                 verdicts.append({1: "mine", 2: "duplicate", 0: "refused"}.get(answer) or answer.decode(errors="replace"))
         return verdicts
 
@@ -612,6 +692,11 @@ def _parts(items: Sequence[T]) -> list[Sequence[T]]:
 
 def _token(lease: Lease) -> tuple[int, bytes, int]:
     return lease.stream + 1, lease.entry, lease.count
+
+
+def _bounds(limit: int | None, rate: Rate | None) -> tuple[int | float, ...]:
+    """Return limit, interval in µs and burst, as a script takes them; 0 is no bound."""
+    return (limit or 0, rate.interval_ms * 1000, rate.burst) if rate else (limit or 0, 0, 0)
 
 
 def _taken(stream: int, answer: list[Any]) -> Delivery:

@@ -147,6 +147,53 @@ local function park(s, id, lot, count)
   known[s][id] = false
 end
 
+-- Read entries until they are `most` bytes together, at least one: what is handed out is read before it is claimed, which tells how much
+-- it is, and a claim without JUSTID would look for each again. What stands together is read together. Returns per entry {id, fields},
+-- with its bytes in place of the fields of one that has more than `most_of_one`, false where it was deleted; and the position of the
+-- first that was not read.
+local function read_entries(stream, ids, most, most_of_one)
+  local STRETCH = 50 -- a guess: read in vain at most, where others stand between
+  local rows, spent, at, step, is_dense = {}, 0, 1, 1, true
+  while at <= #ids and spent < most do
+    local last, met = math.min(at + step - 1, #ids), {}
+    if is_dense and last > at then
+      local found = redis.call('XRANGE', stream, ids[at], ids[last], 'COUNT', last - at + 1)
+      for _, row in ipairs(found) do met[row[1]] = row[2] end
+      is_dense = #found > 0 and found[#found][1] == ids[last]
+    end
+    while at <= last and spent < most do
+      local fields = met[ids[at]] or fields_of(stream, ids[at]) or false
+      if fields then
+        local size = bytes_of(fields)
+        if size > most_of_one then
+          fields = size
+        else
+          spent = spent + size
+        end
+      end
+      rows[at] = {ids[at], fields}
+      at = at + 1
+    end
+    step = math.max(1, math.min(STRETCH, math.floor((most - spent) * (at - 1) / math.max(1, spent)))) -- as many as fit, if they are alike
+  end
+  return rows, at, spent
+end
+
+-- Lease the first `n` of these entries to a consumer, delivered once; one that was deleted leaves its lot by this.
+local function hand_out(s, ids, n, consumer)
+  if n == 0 then return end
+  local claim = {'XCLAIM', KEYS[s], GROUP, consumer, 0, unpack(ids, 1, n)}
+  for _, word in ipairs({'RETRYCOUNT', 1, 'JUSTID'}) do claim[#claim + 1] = word end
+  redis.call(unpack(claim))
+end
+
+-- A lot left empty is forgotten: as a consumer without entries it would stay, and be listed nowhere.
+local function forget_if_empty(s, lot)
+  if #redis.call('XPENDING', KEYS[s], GROUP, '-', '+', 1, lot) > 0 then return false end
+  redis.call('XGROUP', 'DELCONSUMER', KEYS[s], GROUP, lot)
+  return true
+end
+
 -- The record of a delayed job as a flat list {'stream', name, field, value, ...}; nil when it is nothing of that kind.
 local function unpack_record(packed)
   local ok, list = pcall(cmsgpack.unpack, packed)

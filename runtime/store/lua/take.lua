@@ -32,39 +32,12 @@ for _, row in ipairs(redis.call('XPENDING', stream, GROUP, '-', '+', newest and 
   end
 end
 
--- What is handed out is read before it is claimed, which tells how much it is; a claim without JUSTID would look for each entry again.
--- What stands together is read together.
-local STRETCH = 50 -- a guess: read in vain at most, where others stand between
-local reply, spent, at, step, is_dense = {now_ms(), 0}, 0, 1, 1, true
-while at <= #ids and spent < most do
-  local last, met = math.min(at + step - 1, #ids), {}
-  if is_dense and last > at then
-    local rows = redis.call('XRANGE', stream, ids[at], ids[last], 'COUNT', last - at + 1)
-    for _, row in ipairs(rows) do met[row[1]] = row[2] end
-    is_dense = #rows > 0 and rows[#rows][1] == ids[last]
-  end
-  while at <= last and spent < most do
-    local fields = met[ids[at]] or fields_of(stream, ids[at])
-    if fields then -- else deleted: claiming it clears the list
-      local size = bytes_of(fields)
-      if size > most_of_one then
-        fields = size
-      else
-        spent = spent + size
-      end
-      reply[#reply + 1] = {ids[at], fields, 1}
-    end
-    at = at + 1
-  end
-  step = math.max(1, math.min(STRETCH, math.floor((most - spent) * (at - 1) / math.max(1, spent)))) -- as many as fit, if they are alike
+local rows, at = read_entries(stream, ids, most, most_of_one)
+local reply = {now_ms(), 0}
+for _, row in ipairs(rows) do
+  if row[2] then reply[#reply + 1] = {row[1], row[2], 1} end
 end
-if at > 1 then
-  local claim = {'XCLAIM', stream, GROUP, consumer, 0, unpack(ids, 1, at - 1)}
-  for _, word in ipairs({'RETRYCOUNT', 1, 'JUSTID'}) do claim[#claim + 1] = word end
-  redis.call(unpack(claim))
-end
+hand_out(s, ids, at - 1, consumer)
 if at <= #ids then reply[2] = 1 end
-if #redis.call('XPENDING', stream, GROUP, '-', '+', 1, lot) == 0 then
-  redis.call('XGROUP', 'DELCONSUMER', stream, GROUP, lot)
-end
+forget_if_empty(s, lot)
 return reply
