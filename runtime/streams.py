@@ -77,8 +77,8 @@ class Ask(msgspec.Struct, frozen=True):
 
 
 class Serve(msgspec.Struct, frozen=True):
-    """What a gate is asked for: up to `n` jobs, `n_others` of them from other streams than CRITICAL's, out of these lots (stream, name,
-    group). `freed` are places that hold a permit no more, `noted` those that hold one whatever the limit; each with its group.
+    """What a gate is asked for: up to `n` jobs, `n_others` of them from other streams than CRITICAL's, out of these lots (stream,
+    name, group). `freed` are what holds no permit any more, `noted` what holds one whatever the limit: each its group and place.
     """
 
     type: str
@@ -93,6 +93,7 @@ class Serve(msgspec.Struct, frozen=True):
 class Served(msgspec.Struct):
     """What a gate gave. `stands` says how it stands with the type, `lots` with each lot that was asked: 0 more may come at once,
     SHORT of permits, EMPTY and forgotten, else in how many ms the next token comes. `error` is what the server answered instead.
+    Of a lot whose stream, or the keys of whose group, cannot be read, it stands in `fetched.refused`, and the lot is SHORT.
     """
 
     fetched: Fetched
@@ -317,8 +318,9 @@ class Streams(Store):
     async def serve(
         self, parks: Sequence[tuple[Lease, str]], serves: Sequence[Serve], *, by_writer: bool = False
     ) -> tuple[int, list[Served]]:
-        """Put what may not start into its lots, then serve gates, in one round trip; return how many were no longer ours, and what
-        each gate gave.
+        """Put what may not start into its lots, then serve gates, in one round trip.
+
+        Return how many were no longer ours, and what each gate gave.
 
         `by_writer`: down the connection that settles, behind what was written there.
 
@@ -342,19 +344,24 @@ class Streams(Store):
         limits, told = serve.limits, [serve.freed, serve.noted, [(stream + 1, lot, group) for stream, lot, group in serve.lots]]
         bounds = (*_bounds(limits.limit, limits.rate), *_bounds(limits.group_limit, limits.group_rate))
         lists = [word for items in told for word in (len(items), *itertools.chain.from_iterable(items))]
-        most = (max(1, self.budget_bytes // beside), self.max_entry_bytes)
+        # Each call may bring one entry beyond its part: together no more than the connection bears.
+        bearable = (MAX_ANSWER_BYTES + 4 * self.max_entry_bytes) // beside - self.max_entry_bytes
+        most = (max(1, min(self.budget_bytes // beside, bearable)), self.max_entry_bytes)
         return self.command("serve", self.consumer, serve.n, serve.n_others, *most, serve.type, *bounds, *lists)
 
     def _served(self, answer: Any, run_id: str) -> Served:
         if isinstance(answer, ServerError):
             self._must_heal = self._must_heal or "NOGROUP" in answer
             return Served(Fetched(0, run_id, [], set()), error=f"Redis answered: {answer}")
-        now_ms, stands, lots, *rows = answer
+        now_ms, stands, told, *rows = answer
+        lots = [stand if isinstance(stand, int) else SHORT for stand in told]
+        refusals = [f"Redis answered: {stand.decode(errors='replace')}" for stand in told if isinstance(stand, bytes)]
+        self._must_heal = self._must_heal or any("NOGROUP" in refusal for refusal in refusals)
         by_stream: dict[int, list[Any]] = {}
         for stream, *row in rows:
             by_stream.setdefault(stream - 1, []).append(row)
         deliveries = [_taken(stream, [now_ms, 0, *found]) for stream, found in by_stream.items()]
-        return Served(Fetched(now_ms, run_id, deliveries, set()), stands, lots)
+        return Served(Fetched(now_ms, run_id, deliveries, set(), refusals[0] if refusals else ""), stands, lots)
 
     def _take(self, ask: Ask, n: int, beside: int) -> Command:
         """Return the call that takes from a lot; as one of `beside` in its round trip, it may bring its part of the bytes."""

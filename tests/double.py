@@ -31,11 +31,14 @@ from runtime.streams import (
     Isolated,
     Promoted,
     Reclaimed,
+    Serve,
+    Served,
     Settled,
     TickAsk,
     Ticked,
 )
 from tests.cruelty import Fault, Plan
+from tests.gating import Call
 from tests.memory import MemoryStore, stands_at, value
 
 # The same numbers as in the scripts.
@@ -283,7 +286,23 @@ class MemoryStreams:
         return [Lease(stream, entry, row.count, run_id, now_s) for stream, entry, row in held]
 
     @verb
-    def admit(self, keyed: Sequence[tuple[Lease, bytes]]) -> list[str]:
+    def serve(
+        self, parks: Sequence[tuple[Lease, str]], serves: Sequence[Serve], *, by_writer: bool = False
+    ) -> tuple[int, list[Served]]:
+        """Put into lots what may not start, then serve gates."""
+        errors = [self.store.errors[lease.entry] for lease, _ in parks if lease.entry in self.store.errors]
+        parked = [
+            lease.entry not in self.store.errors and self.store.holds(self.consumer, lease) and self._park(Parking(lease, lot))
+            for lease, lot in parks
+        ]
+        most = max(1, self.budget_bytes // max(1, len(serves)))
+        served = [Call(self.store, self.consumer, serve, most, self.max_entry_bytes).run() for serve in serves]
+        if errors:
+            raise StoreError(errors[0])
+        return parked.count(False), served
+
+    @verb
+    def admit(self, keyed: Sequence[tuple[Lease, bytes]], *, by_writer: bool = False) -> list[str]:
         """Claim keys."""
         return [self.store.errors.get(lease.entry) or self._admit(lease, key) for lease, key in keyed]
 

@@ -70,6 +70,8 @@ class MemoryStore:
         self.marks: dict[bytes, str] = {}
         self.cron: dict[str, str] = {}
         self.cron_state: dict[str, str] = {}
+        self.permits: dict[str, dict[str, float]] = {}
+        self.rates: dict[str, str] = {}
         self.stats = Counter[str]()
         self.control: dict[str, str] = {}
         self.audit: list[dict[str, str]] = []
@@ -140,6 +142,12 @@ class MemoryStore:
         """The fence."""
         row = self.pending[lease.stream].get(lease.entry)
         return row is not None and (row.consumer, row.count) == (consumer, lease.count)
+
+    def is_running(self, place: str) -> bool:
+        """Return whether a worker has the entry that stands there."""
+        name, _, entry = place.partition("/")
+        row = self.pending[STREAMS.index(name)].get(entry.encode()) if name in STREAMS else None
+        return row is not None and not row.consumer.startswith("~")
 
     def remove(self, stream: int, entry: bytes, count: int) -> None:
         """Let an entry leave its stream, and its strikes with it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, cast
 
 import msgspec
@@ -12,9 +12,10 @@ import redis
 
 from runtime.codec import as_text, decode_many
 from runtime.jobs import FREE, STREAMS, SUSPECT, Batch, Deferral, Lease, Letter, Parking
+from runtime.limits import Limits
 from runtime.schedules import Definition, Due, Settings, define
 from runtime.store.base import GROUP, Keys, WorkerRow, script
-from runtime.streams import Ask, Fetched, Streams, TickAsk
+from runtime.streams import Ask, Fetched, Serve, Streams, TickAsk
 from tests.contract.snapshot import snapshot, stable
 from tests.cruelty import Fault, Plan
 from tests.double import MemoryStreams
@@ -206,6 +207,20 @@ class ServerKit(Kit):
     def set_cron_state(self, name: str, text: str) -> None:
         self.raw.hset("{jobs}:cron:state", name, text)
 
+    def permits(self) -> dict[str, dict[str, float]]:
+        keys = [str(key) for key in self.raw.keys("{jobs}:permits:*")]
+        return {key.removeprefix("{jobs}:permits:"): dict(self.raw.zrange(key, 0, -1, withscores=True)) for key in keys}
+
+    def set_permits(self, gate: str, seen_ms: Mapping[str, float]) -> None:
+        self.raw.zadd(f"{{jobs}}:permits:{gate}", cast("Any", seen_ms))
+
+    def rates(self) -> dict[str, str]:
+        keys = [str(key) for key in self.raw.keys("{jobs}:rate:*")]
+        return {key.removeprefix("{jobs}:rate:"): str(self.raw.get(key)) for key in keys}
+
+    def set_rate(self, gate: str, text: str) -> None:
+        self.raw.set(f"{{jobs}}:rate:{gate}", text)
+
     def lose_groups(self) -> None:
         for stream in range(len(STREAMS)):
             self.raw.xgroup_destroy(self._key(stream), GROUP)
@@ -227,7 +242,8 @@ class MemoryKit(Kit):
         """Open a store whose next reply is lost."""
         plan = Plan()
         plan.faults = {
-            (name, 1): Fault.LOST for name in ("settle", "admit", "renew", "take", "promote", "reclaim", "beat", "forget", "tick")
+            (name, 1): Fault.LOST
+            for name in ("settle", "admit", "renew", "take", "serve", "promote", "reclaim", "beat", "forget", "tick")
         }
         yield cast("Streams", MemoryStreams(self.store, ME, plan))
         assert plan.hits == 1
@@ -340,6 +356,18 @@ class MemoryKit(Kit):
     def set_cron_state(self, name: str, text: str) -> None:
         self.store.cron_state[name] = text
 
+    def permits(self) -> dict[str, dict[str, float]]:
+        return {gate: dict(seen_ms) for gate, seen_ms in self.store.permits.items() if seen_ms}
+
+    def set_permits(self, gate: str, seen_ms: Mapping[str, float]) -> None:
+        self.store.permits.setdefault(gate, {}).update(seen_ms)
+
+    def rates(self) -> dict[str, str]:
+        return dict(self.store.rates)
+
+    def set_rate(self, gate: str, text: str) -> None:
+        self.store.rates[gate] = text
+
     def lose_groups(self) -> None:
         self.store.lose_groups()
 
@@ -409,6 +437,13 @@ async def _prepare_take(store: Streams, kit: Any) -> Act:
     return lambda which: which.take(Ask(HIGH, FREE, 5))
 
 
+async def _prepare_serve(store: Streams, kit: Any) -> Act:
+    kit.add(entry="7-1")
+    [lease] = await leases(store)
+    await store.settle(batch(Parking(lease, "~g:t")))
+    return lambda which: which.serve([], [Serve("t", Limits(limit=1), 5, 5, [(HIGH, "~g:t", "")])])
+
+
 async def _prepare_promote(store: Streams, kit: Any) -> Act:
     kit.add(entry="7-1")
     [lease] = await leases(store)
@@ -462,6 +497,7 @@ VERBS = {
     "admit": _with_lease(lambda store, lease: store.admit([(lease, b"k")])),
     "renew": _with_lease(lambda store, lease: store.renew([(lease.stream, lease.entry, lease.count)])),
     "take": _prepare_take,
+    "serve": _prepare_serve,
     "promote": _prepare_promote,
     "reclaim": _prepare_reclaim,
     "beat": _prepare_beat,

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
@@ -29,14 +28,12 @@ from runtime.jobs import Deferral, Lease, Letter, Parking
 from runtime.schedules import Definition, Due
 from runtime.store.base import WorkerRow
 from runtime.streams import Ask, Streams, TickAsk, Ticked
-from tests.conftest import empty_server
 from tests.contract.kit import (
     HIGH,
     ME,
     OTHER,
     VERBS,
     MemoryKit,
-    ServerKit,
     batch,
     jobs_of,
     leases,
@@ -46,31 +43,9 @@ from tests.contract.kit import (
     row_of,
 )
 from tests.double import MemoryStreams
-from tests.servers import KINDS
 
 LOW = 3
 TYPES = {"t": (1, 30_000)}
-
-
-@pytest.fixture(params=["double", *KINDS])
-async def kit(request: pytest.FixtureRequest) -> AsyncIterator[Any]:
-    """An empty queue, in the double and on each server in turn."""
-    is_double = request.param == "double"
-    opened = MemoryKit() if is_double else ServerKit(empty_server(request.param, request.getfixturevalue("_servers")))
-    yield opened
-    await opened.close()
-
-
-@pytest.fixture
-async def store(kit: Any) -> Streams:
-    opened = kit.streams(ME)
-    await opened.start()
-    return opened
-
-
-@pytest.fixture
-def other(kit: Any) -> Streams:
-    return kit.streams(OTHER)
 
 
 def test_the_double_has_the_verbs_of_the_store_and_their_arguments():

@@ -461,9 +461,9 @@ MUTANTS = (
     ),
     Mutant(
         "too large is handed out all the same",
-        "runtime/store/lua/take.lua",
-        "      if size > most_of_one then\n",
-        "      if false then\n",
+        "runtime/store/lua/common.lua",
+        "        if size > most_of_one then\n",
+        "        if false then\n",
         f"{ENGINE}::test_an_entry_too_large_for_any_answer_is_a_dead_letter_without_its_body_and_holds_up_nobody",
     ),
     Mutant(

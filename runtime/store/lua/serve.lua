@@ -5,8 +5,9 @@
 -- then three lists, each with its length before it: places that are free again (group, place), places to note (group, place), lots
 -- (stream, lot, group).
 -- Reply: now in ms, how it stands with the type, and with each lot, then per entry {stream, id, fields, 1}; of one that is too large its
--- bytes in place of the fields. How it stands: 0 more may come at once, -1 short of permits, -2 (of a lot) empty and forgotten, else short
--- of tokens, and in how many ms the next one comes.
+-- bytes in place of the fields. How it stands: 0 more may come at once, -1 short of permits, -2 (of a lot) empty and forgotten, an error
+-- text (of a lot: its stream, or the key of its group, cannot be read; the others go on), else short of tokens, and in how many ms the
+-- next one comes.
 -- A permit is a place among `permits:<gate>`, scored with when it was last seen pending with a worker; no clock frees it. A rate is the
 -- theoretical arrival time (TAT) of the next job in µs, as GCRA has it.
 -- What is past its `exp`, too large or deleted is handed out free of charge: it does not start.
@@ -24,16 +25,16 @@ local function bounds(at)
   return {limit = tonumber(ARGV[at]), interval = tonumber(ARGV[at + 1]), burst = tonumber(ARGV[at + 2])}
 end
 local of_type, of_group = bounds(7), bounds(10)
+local is_by_group = of_group.limit > 0 or of_group.interval > 0
 
 -- Its permits would be wrong if it ran: an entry that is gone, or waits in a lot.
+local number_of = {}
+for s = 1, #STREAMS do number_of[STREAMS[s]] = s end
 local function is_running(place)
   local name, id = string.match(place, '^(%a+)/(%d+%-%d+)$')
-  for s = 1, #STREAMS do
-    if STREAMS[s] == name then
-      local row = redis.pcall('XPENDING', KEYS[s], GROUP, id, id, 1)[1]
-      return row and string.sub(row[2], 1, 1) ~= '~'
-    end
-  end
+  if not number_of[name] then return false end
+  local row = redis.pcall('XPENDING', KEYS[number_of[name]], GROUP, id, id, 1)[1]
+  return row and string.sub(row[2], 1, 1) ~= '~'
 end
 
 local function permits_of(name)
@@ -42,9 +43,19 @@ end
 local function rate_of(name)
   return PREFIX .. 'rate:' .. name
 end
+local function group_name(group)
+  return kind .. ':' .. group
+end
+
+-- --- gates --------------------------------------------------------------------------------------------------------------------------
 
 local function note(key, places)
-  for _, place in ipairs(places) do redis.call('ZADD', key, ms(now), place) end
+  local scored = {}
+  for _, place in ipairs(places) do
+    scored[#scored + 1] = ms(now)
+    scored[#scored + 1] = place
+  end
+  redis.call('ZADD', key, unpack(scored))
   redis.call('PEXPIRE', key, KEY_LIFE_MS)
 end
 
@@ -54,20 +65,13 @@ local function free_permits(name, limit)
   local key = permits_of(name)
   local free = limit - redis.call('ZCARD', key)
   if free > 0 then return free end
-  local old = redis.call('ZRANGE', key, '-inf', ms(now - SEEN_MS), 'BYSCORE', 'LIMIT', 0, HEAL)
-  local ahead = redis.call('ZRANGE', key, '(' .. ms(now + SEEN_MS), '+inf', 'BYSCORE', 'LIMIT', 0, HEAL) -- the clock went back
-  local seen = {}
-  for _, places in ipairs({old, ahead}) do
-    for _, place in ipairs(places) do
-      if is_running(place) then
-        seen[#seen + 1] = place
-      else
-        redis.call('ZREM', key, place)
-      end
-    end
-  end
-  if #seen > 0 then note(key, seen) end
-  return limit - redis.call('ZCARD', key)
+  local places = redis.call('ZRANGE', key, '(' .. ms(now + SEEN_MS), '+inf', 'BYSCORE', 'LIMIT', 0, HEAL) -- the clock went back
+  if #places == 0 then places = redis.call('ZRANGE', key, '-inf', ms(now - SEEN_MS), 'BYSCORE', 'LIMIT', 0, HEAL) end
+  local running, gone = {}, {}
+  for _, place in ipairs(places) do table.insert(is_running(place) and running or gone, place) end
+  if #gone > 0 then redis.call('ZREM', key, unpack(gone)) end
+  if #running > 0 then note(key, running) end
+  return free + #gone
 end
 
 local function write_rate(name, tat)
@@ -89,8 +93,7 @@ end
 local gates = {}
 local function gate_of(name, bound)
   if not gates[name] then
-    local tat = tat_of(name, bound)
-    local tokens = math.huge
+    local tat, tokens = tat_of(name, bound), math.huge
     -- The hundredth of a µs is for what division of doubles loses.
     if bound.interval > 0 then tokens = math.floor((bound.interval * bound.burst - (tat - now_us) + 0.01) / bound.interval) end
     gates[name] = {bound = bound, tat = tat, tokens = tokens, permits = free_permits(name, bound.limit), granted = {}}
@@ -100,16 +103,23 @@ end
 local function type_gate()
   return gate_of(kind, of_type)
 end
+-- Of a group whose keys are of another type nothing comes out; the other groups go on.
 local function group_gate(group)
-  return group ~= '' and (of_group.limit > 0 or of_group.interval > 0) and gate_of(kind .. ':' .. group, of_group) or nil
+  if group == '' or not is_by_group then return nil end
+  local name = group_name(group)
+  local ok, gate = pcall(gate_of, name, of_group)
+  if not ok then gates[name] = {bound = of_group, tat = 0, tokens = 0, permits = 0, granted = {}, failure = text_of(gate)} end
+  return gates[name]
 end
 
 local function left_of(gate)
   return gate and math.min(gate.permits, gate.tokens) - #gate.granted or math.huge
 end
 
--- How it stands with a gate that has nothing left.
+-- How it stands with a gate.
 local function standing(gate)
+  if gate.failure then return gate.failure end
+  if left_of(gate) > 0 then return 0 end
   if gate.permits - #gate.granted < 1 then return -1 end
   local tat = gate.tat + #gate.granted * gate.bound.interval
   return math.max(1, math.ceil((tat - (gate.bound.burst - 1) * gate.bound.interval - now_us) / 1000))
@@ -117,100 +127,106 @@ end
 
 -- --- what is told -------------------------------------------------------------------------------------------------------------------
 
-local at = 13
-local function told(width)
-  local count, items = tonumber(ARGV[at]), {}
-  for i = 1, count do items[i] = {unpack(ARGV, at + 1 + (i - 1) * width, at + i * width)} end
-  at = at + 1 + count * width
-  return items
+-- Use each item of the list at `at`, by where it begins; return where the next list is.
+local function told(at, width, use)
+  local after = at + tonumber(ARGV[at]) * width
+  for i = at + 1, after, width do use(i) end
+  return after + 1
 end
-local function limited(group)
-  local names = {}
-  if of_type.limit > 0 then names[1] = kind end
-  if of_group.limit > 0 and group ~= '' then names[#names + 1] = kind .. ':' .. group end
-  return names
+local function permits_with(group)
+  local keys = {}
+  if of_type.limit > 0 then keys[1] = permits_of(kind) end
+  if of_group.limit > 0 and group ~= '' then keys[#keys + 1] = permits_of(group_name(group)) end
+  return keys
 end
-for _, free in ipairs(told(2)) do
-  if not is_running(free[2]) then -- else another worker has it by now, with a permit of its own
-    for _, name in ipairs(limited(free[1])) do redis.call('ZREM', permits_of(name), free[2]) end
-  end
-end
-for _, noted in ipairs(told(2)) do
-  for _, name in ipairs(limited(noted[1])) do note(permits_of(name), {noted[2]}) end
-end
-local lots = told(3)
+-- A hint: where a permit cannot be taken back or noted, a look finds it.
+local at = told(13, 2, function(i)
+  local keys = permits_with(ARGV[i])
+  if #keys == 0 or is_running(ARGV[i + 1]) then return end -- another worker has it by now, with a permit of its own
+  for _, key in ipairs(keys) do redis.pcall('ZREM', key, ARGV[i + 1]) end
+end)
+at = told(at, 2, function(i)
+  for _, key in ipairs(permits_with(ARGV[i])) do pcall(note, key, {ARGV[i + 1]}) end
+end)
 
 -- --- what comes out -----------------------------------------------------------------------------------------------------------------
 
-local chosen, reply, stands = lists(), {now, 0, {}}, {}
+local chosen, reply, stands, may_be_empty = lists(), {now, 0, {}}, {}, {}
 local taken, taken_others, spent, looked = 0, 0, 0, 0
 
 local function capacity_for(s)
   return s == 1 and n - taken or math.min(n - taken, n_others - taken_others)
 end
 
+-- As admission has it: an `exp` of 0 is none, and one that is no number makes the job unreadable.
 local function is_free_of_charge(fields)
   if type(fields) ~= 'table' then return true end
-  local exp = tonumber(field(fields, 'exp') or '')
-  return exp and exp <= now
+  local exp = field(fields, 'exp')
+  return exp and string.match(exp, '^%d+$') and tonumber(exp) > 0 and tonumber(exp) <= now
 end
 
-local function grant(s, id, gate)
-  if gate then table.insert(gate.granted, stands_at(s, id)) end
-end
-
-local function choose(s, row, group)
-  local fields = row[2]
+-- Hand out an entry, unless its group has nothing left; return whether it is.
+local function choose(s, id, fields, group)
   if not is_free_of_charge(fields) then
-    if group == nil then
-      group = field(fields, 'group') or ''
-      if left_of(group_gate(group)) < 1 then return end
-    end
-    grant(s, row[1], type_gate())
-    grant(s, row[1], group_gate(group))
+    local gate = group_gate(group or field(fields, 'group') or '')
+    if left_of(gate) < 1 then return false end
+    table.insert(type_gate().granted, stands_at(s, id))
+    if gate then table.insert(gate.granted, stands_at(s, id)) end
     taken = taken + 1
     if s > 1 then taken_others = taken_others + 1 end
   end
-  table.insert(chosen[s], row[1])
-  if fields then reply[#reply + 1] = {s, row[1], fields, 1} end
+  table.insert(chosen[s], id)
+  if fields then reply[#reply + 1] = {s, id, fields, 1} end
+  return true
 end
 
-local function want_of(s, gate, share, before)
-  return math.min(share - (taken - before), capacity_for(s), left_of(type_gate()), left_of(gate))
-end
-
+-- Hand out of one lot, at most `share`; return how it stands with it (or its gate), and whether it may be empty. In the lot that groups share, and
+-- in that of no group where one stood before groups were bounded, each entry says which gate it asks.
 local function serve(s, lot, group, share)
-  local is_shared = string.sub(lot, 1, #SHARED) == SHARED
-  local gate, from, before = nil, '-', taken
-  if is_shared then group = nil else gate = group_gate(group) end
-  while looked < LOOK_AT and spent < most do
-    local want = want_of(s, gate, share, before)
-    if want < 1 then break end
-    local page = redis.call('XPENDING', KEYS[s], GROUP, from, '+', is_shared and LOOK_AT or math.min(want, LOOK_AT), lot)
-    if #page == 0 then break end
+  if string.sub(lot, 1, #SHARED) == SHARED or group == '' and is_by_group then group = nil end
+  local gate, from, page, has_moved, is_stuck = group and group_gate(group), '-', {}, false, false
+  local before = taken
+  local function want()
+    return math.min(share - (taken - before), capacity_for(s), left_of(type_gate()), left_of(gate))
+  end
+  while want() > 0 and looked < LOOK_AT and spent < most do
+    -- No more than may come, at first: most of what waits may start.
+    page = redis.call('XPENDING', KEYS[s], GROUP, from, '+', math.min(math.max(want(), 2 * #page), LOOK_AT - looked), lot)
+    if #page == 0 then return is_stuck and -1 or 0, true end
     local ids = {}
     for _, row in ipairs(page) do
-      if row[4] > 0 then park(s, row[1], SUSPECT, row[4]) else ids[#ids + 1] = row[1] end
+      if row[4] > 0 then
+        park(s, row[1], SUSPECT, row[4])
+        has_moved = true
+      else
+        ids[#ids + 1] = row[1]
+      end
     end
     local rows, _, size = read_entries(KEYS[s], ids, most - spent, most_of_one)
-    spent, looked = spent + size, looked + #page
+    spent, looked, from = spent + size, looked + #page, '(' .. page[#page][1]
     for _, row in ipairs(rows) do
-      if want_of(s, gate, share, before) < 1 then break end
-      choose(s, row, group)
+      if want() < 1 then break end
+      local is_chosen = choose(s, row[1], row[2], group)
+      has_moved, is_stuck = has_moved or is_chosen, is_stuck or not is_chosen
     end
-    from = '(' .. page[#page][1]
   end
-  return gate, is_shared and taken == before
+  return gate or (is_stuck and not has_moved and -1 or 0), has_moved
 end
 
-for i, lot in ipairs(lots) do
-  local s = tonumber(lot[1])
-  if capacity_for(s) > 0 and left_of(type_gate()) > 0 then
-    local share = math.max(1, math.floor(math.min(n - taken, left_of(type_gate())) / (#lots - i + 1)))
-    local gate, is_stuck = serve(s, lot[2], lot[3], share)
-    stands[i] = gate or (is_stuck and -1 or 0)
-  end
+local function lot_at(i)
+  return tonumber(ARGV[i]), ARGV[i + 1], ARGV[i + 2]
 end
+local left = tonumber(ARGV[at])
+told(at, 3, function(i)
+  local s, lot, group = lot_at(i)
+  local most_of_it = math.min(capacity_for(s), capacity_for(s) > 0 and left_of(type_gate()) or 0)
+  stands[#stands + 1] = 0
+  if most_of_it > 0 then
+    local ok, stand, is_bare = pcall(serve, s, lot, group, math.max(1, math.floor(most_of_it / left)))
+    stands[#stands], may_be_empty[#stands] = ok and stand or text_of(stand), ok and is_bare
+  end
+  left = left - 1
+end)
 
 -- The permits, the rates, and last the leases: what fails before writes none of the later ones.
 for name, gate in pairs(gates) do
@@ -221,14 +237,11 @@ for name, gate in pairs(gates) do
 end
 for s = 1, #STREAMS do hand_out(s, chosen[s], #chosen[s], consumer) end
 
-for i, lot in ipairs(lots) do
-  local stand = stands[i] or 0
-  if stands[i] and forget_if_empty(tonumber(lot[1]), lot[2]) then
-    stand = -2
-  elseif type(stand) == 'table' then
-    stand = left_of(stand) < 1 and standing(stand) or 0
-  end
-  reply[3][i] = stand
-end
-if gates[kind] and left_of(gates[kind]) < 1 then reply[2] = standing(gates[kind]) end
+told(at, 3, function(i)
+  local s, lot = lot_at(i)
+  local nth = #reply[3] + 1
+  local stand = type(stands[nth]) == 'table' and standing(stands[nth]) or stands[nth]
+  reply[3][nth] = may_be_empty[nth] and forget_if_empty(s, lot) and -2 or stand
+end)
+if gates[kind] then reply[2] = standing(gates[kind]) end
 return reply
