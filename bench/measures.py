@@ -19,12 +19,14 @@ import uvloop
 
 from bench import raw
 from bench.lab import PAYLOAD, ROOT, STREAM, STREAMS, WORKERS, BenchError, Server, Worker, xadd
-from bench.noop import LATENCY_VARIABLE, Noop
+from bench.noop import LATENCY_VARIABLE, TURNS_VARIABLE, Noop
 from runtime.producer import Message, Producer
 
 Figures = dict[str, float]
 LANES: Final = ("--concurrency", "500")
 BURSTS: Final = 20  # a guess: enough for a steady sum
+LOW_WAITING: Final = 100_000
+CRITICAL_PER_S: Final = 200  # as in `latency`
 SENDERS: Final = 100  # a guess: a busy web process
 WARM_S: Final = 2.0  # a guess: several rounds of maintenance and heartbeats
 TICK_S: Final = 0.001  # the sleep that the system keeps on time
@@ -67,6 +69,14 @@ class Round:
         """The same at half of what the drain of this round reached."""
         rate = int(self.plain["jobs_per_s"] / 2)
         return {**_latency(rate, self.seconds / 2), "rate_per_s": rate}
+
+    def critical(self) -> Figures:
+        """Return how long CRITICAL waits while LOW has all other lanes, and how long a lane is free then."""
+        return _critical(self.seconds)
+
+    def starving(self) -> Figures:
+        """Return the part of LOW in what runs while HIGH has more."""
+        return _starving(self.jobs // 2)
 
     def drain(self, *, appendonly: bool = False) -> Figures:
         """Drain one stream with the worker and with the C client, each on a new server."""
@@ -241,14 +251,60 @@ def _latency(rate_per_s: int, seconds: float) -> Figures:
             jobs = _pace(server, rate_per_s, seconds)
             worker.wait_for(lambda: server.left() == 0, "the last job")
             worker.stop(jobs)
-        waits_ms = [wait_ns / 1e6 for wait_ns in array("q", waits.read_bytes())]
+        return _quantiles(waits, jobs)
+
+
+def _quantiles(waits: Path, jobs: int) -> Figures:
+    waits_ms = [wait_ns / 1e6 for wait_ns in array("q", waits.read_bytes())]
     if len(waits_ms) != jobs:
         raise BenchError(f"{len(waits_ms)} of {jobs} jobs recorded when they began")
     parts = quantiles(waits_ms, n=100)
     return {"p50_ms": parts[49], "p99_ms": parts[98], "worst_ms": max(waits_ms)}
 
 
-def _pace(server: Server, rate_per_s: int, seconds: float) -> int:
+def _critical(seconds: float) -> Figures:
+    """Let LOW fill all lanes that it may have, and send CRITICAL at a steady rate."""
+    critical, low = STREAMS[0], STREAMS[-1]
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder, Server() as server:
+        waits, turns = Path(folder) / "waits", Path(folder) / "turns"
+        server.fill(LOW_WAITING, low, b"slow")
+        with Worker(server, *LANES, variables={LATENCY_VARIABLE: str(waits), TURNS_VARIABLE: str(turns)}) as worker:
+            worker.wait_for(lambda: server.waiting() < LOW_WAITING, "the first job")
+            time.sleep(WARM_S)
+            jobs = _pace(server, CRITICAL_PER_S, seconds, critical)
+            worker.wait_for(lambda: not server.client.xlen(critical), "the last job of CRITICAL")
+            still_low = server.client.xlen(low)
+            worker.stop(None)
+        if not still_low:
+            raise BenchError("no job of LOW waited any more when the last one of CRITICAL had run")
+        return {**_quantiles(waits, jobs), "freed_p99_ms": _free_ms(array("q", turns.read_bytes()))}
+
+
+def _free_ms(turns_ns: array[int]) -> float:
+    """Return the 99th percentile of how long lanes were free, until the last start: the first to be free is the first taken."""
+    starts = [at for at in turns_ns if at > 0]
+    ends = [-at for at in turns_ns if at < 0]
+    lanes = turns_ns.index(next(at for at in turns_ns if at < 0))  # so many ran at once before the first one ended
+    free_ms = [(start - end) / 1e6 for start, end in zip(starts[lanes:], ends, strict=False)]
+    return quantiles(free_ms, n=100)[98]
+
+
+def _starving(jobs: int) -> Figures:
+    """Drain HIGH and LOW with as many of each; return what part LOW has in the first half of HIGH."""
+    high, low = STREAMS[1], STREAMS[-1]
+    with Server() as server:
+        for stream in (high, low):
+            server.fill(jobs, stream)
+        with Worker(server, *LANES) as worker:
+            worker.wait_for(lambda: server.client.xlen(high) <= jobs // 2, "half of HIGH")
+            of_high, of_low = (jobs - server.client.xlen(stream) for stream in (high, low))
+            worker.wait_for(lambda: server.left() == 0, "the last job")
+            worker.stop(2 * jobs)
+        server.check_empty()
+    return {"low_percent": 100 * of_low / (of_high + of_low)}
+
+
+def _pace(server: Server, rate_per_s: int, seconds: float, stream: str = STREAM) -> int:
     """Send at a rate, in steps of a millisecond or of one job; return how many were sent."""
     step_s = max(TICK_S, 1 / rate_per_s)
     began_s, sent, lines = time.perf_counter(), 0, 0
@@ -259,7 +315,7 @@ def _pace(server: Server, rate_per_s: int, seconds: float) -> int:
             if due > 0:
                 text = b'{"sent_ns":%d,"text":"%s"}' % (time.time_ns(), b"x" * 61)
                 connection.setblocking(True)
-                connection.sendall(xadd(STREAM, b"timed", text) * due)
+                connection.sendall(xadd(stream, b"timed", text) * due)
                 connection.setblocking(False)
                 sent += due
             with contextlib.suppress(BlockingIOError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
+import random
 import time
 from array import array
 from pathlib import Path
@@ -15,6 +16,7 @@ import msgspec
 from runtime import Backoff, Job, contract, handler
 
 LATENCY_VARIABLE: Final = "BENCH_LATENCY_FILE"
+TURNS_VARIABLE: Final = "BENCH_TURNS_FILE"
 SLEEP_S: Final = 0.01  # a guess: a query of a database
 
 
@@ -82,6 +84,22 @@ async def litter(message: Litter, job: Job) -> None:
     Node()
 
 
+@contract("slow")
+class Slow(Noop, frozen=True, kw_only=True):
+    """Hold a lane for a second, and tell when it began and ended."""
+
+
+_turns_ns = array("q")
+
+
+@handler(Slow)
+async def slow(message: Slow, job: Job) -> None:
+    """Sleep for half a second to one and a half: so that lanes become free one by one."""
+    _turns_ns.append(time.time_ns())
+    await asyncio.sleep(0.5 + random.random())
+    _turns_ns.append(-time.time_ns())
+
+
 _waits_ns = array("q")
 
 
@@ -91,9 +109,10 @@ async def timed(message: Timed, job: Job) -> None:
     _waits_ns.append(time.time_ns() - message.sent_ns)
 
 
-def _write_waits() -> None:
-    Path(os.environ[LATENCY_VARIABLE]).write_bytes(_waits_ns.tobytes())
+def _write(variable: str, times_ns: array[int]) -> None:
+    Path(os.environ[variable]).write_bytes(times_ns.tobytes())
 
 
-if LATENCY_VARIABLE in os.environ:
-    atexit.register(_write_waits)
+for name, found_ns in ((LATENCY_VARIABLE, _waits_ns), (TURNS_VARIABLE, _turns_ns)):
+    if name in os.environ:
+        atexit.register(_write, name, found_ns)

@@ -163,7 +163,23 @@ ROWS: Final = (
             Line("worst, ms", "worst_ms", 1),
         ),
     ),
-    Row("critical", "a CRITICAL job while LOW holds all lanes with jobs of 1 s", _nothing, (), _not_yet),
+    Row(
+        "critical",
+        "XADD to start of a CRITICAL job, 200/s, while 100,000 LOW wait and hold the other lanes for 1 s each",
+        Round.critical,
+        (
+            Line("p50, ms", "p50_ms", 2),
+            Line("p99, ms", "p99_ms", 2, target=Target(below=20)),
+            Line("worst, ms", "worst_ms", 1),
+            Line("lane free for LOW, p99, ms", "freed_p99_ms", 2, target=Target(below=5)),
+        ),
+    ),
+    Row(
+        "starving",
+        "LOW beside HIGH that never ends, no-op handlers",
+        Round.starving,
+        (Line("LOW, % of what ran", "low_percent", 1, target=Target(at_least=5)),),
+    ),
     Row(
         "send-many",
         "Producer.send_many, beside pipelined XADD",
