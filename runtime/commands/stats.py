@@ -17,7 +17,8 @@ MAX_MINUTES: Final = 1440  # a day
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the flags."""
-    add_texts(parser, "Print how many jobs wait, run, are delayed or dead, and the outcomes of all workers by job type.")
+    text = "Print how many jobs wait, for how long, run, are delayed or dead, and the outcomes of all workers by job type."
+    add_texts(parser, text)
     add_settings(parser, *QUEUE)
     text = f"count the outcomes of the last N minutes (1 to {MAX_MINUTES}; default 10)"
     parser.add_argument("--minutes", type=int, default=10, metavar="N", help=text)
@@ -25,28 +26,28 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def main(config: Config, arguments: argparse.Namespace) -> int:
-    """Print waiting, running, delayed and dead jobs, and outcomes by type."""
+    """Print waiting, running, delayed and dead jobs, since when the oldest waits, and outcomes by type."""
     check_between("--minutes", arguments.minutes, 1, MAX_MINUTES)
 
-    async def read(url: str) -> tuple[Depth, Counters]:
+    async def read(url: str) -> tuple[Depth, dict[str, float], Counters]:
         async with inspector(url, config.queue) as found:
             counted = await found.counters(arguments.minutes)
-            return await found.depth(), {name: count for name, count in counted.items() if name[2] in OUTCOMES}
+            outcomes = {name: count for name, count in counted.items() if name[2] in OUTCOMES}
+            return await found.depth(), await found.oldest_waiting_s(), outcomes
 
-    depth, counters = with_store(config, read)
+    depth, oldest_s, counters = with_store(config, read)
     if arguments.json:
         rows = [
             {"type": type_name, "priority": priority, "outcome": outcome, "count": count}
             for (type_name, priority, outcome), count in sorted(counters.items())
         ]
-        print_json(
-            {"queue": config.queue, "backlog": depth.backlog, "depth": depth, "minutes": arguments.minutes, "outcomes": rows}
-        )
+        queue = {"queue": config.queue, "backlog": depth.backlog, "depth": depth, "oldest_waiting_s": oldest_s}
+        print_json({**queue, "minutes": arguments.minutes, "outcomes": rows})
         return 0
     print(f"queue {config.queue}: backlog {depth.backlog:,}, {depth.workers} workers")
-    print(f"{'priority':10} {'waiting':>10} {'running':>10}")
+    print(f"{'priority':10} {'waiting':>10} {'running':>10} {'oldest, s':>10}")
     for priority, waiting in depth.waiting.items():
-        print(f"{priority:10} {waiting:>10,} {depth.running[priority]:>10,}")
+        print(f"{priority:10} {waiting:>10,} {depth.running[priority]:>10,} {oldest_s[priority]:>10,.1f}")
     print(f"delayed {depth.delayed:,} ({depth.due_now:,} due now), parked {depth.parked:,}, dead {depth.dead:,}")
     if counters:
         print(f"\nlast {arguments.minutes} minutes:\n{'type':28} {'priority':10} {'outcome':10} {'count':>10}")

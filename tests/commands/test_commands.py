@@ -133,6 +133,8 @@ def test_a_message_is_enqueued_found_dead_shown_and_replayed(server, raw):
     redis = ("--redis", server.url)
     result = call("enqueue", "scripted", '{"n":1,"failures":9}', "--id", "job-1", "--attempts", "1", *redis, *SCRIPTED)
     assert (result.returncode, result.stdout.strip()) == (0, "job-1")
+    oldest_s = json.loads(call("stats", "--json", *redis).stdout)["oldest_waiting_s"]
+    assert [priority for priority, waited_s in oldest_s.items() if waited_s > 0] == ["medium"]
     worker = subprocess.Popen(
         [sys.executable, "-m", "runtime", *redis, *SCRIPTED, "--board", "off"], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
