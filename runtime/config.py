@@ -87,7 +87,7 @@ SETTINGS: Final = (
         "--reserved",
         "reserved",
         "N",
-        "how many of them are kept for CRITICAL; -1 keeps 5 % of the concurrency, rounded down, and 0 keeps none",
+        "how many of those run CRITICAL jobs only; -1 keeps one in twenty for that (5 of 100, none of 19), 0 keeps none",
     ),
     Setting(
         "--strict",

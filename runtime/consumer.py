@@ -323,8 +323,8 @@ class Consumer:
         if self.leases.is_silent:
             return 0, 0
         read_ahead, reserved = self._read_ahead(), self._reserved()
-        if len(self.inbox.others) > TOP_UP_PART * read_ahead:  # others alone: else what is read ahead of LOW keeps CRITICAL out
-            return 0, reserved
+        if len(self.inbox) > TOP_UP_PART * read_ahead:
+            return 0, reserved  # else what is read ahead of LOW would keep CRITICAL out
         return len(self.lanes) + read_ahead - len(self.held) - reserved, reserved
 
     def _reserved(self) -> int:

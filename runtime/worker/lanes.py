@@ -114,8 +114,8 @@ class Inbox:
 
     def take(self, now_s: float, is_reserved: bool = False) -> Job | None:
         """Return a job at once; None when there is none for this lane, or when it is time to let the loop breathe."""
-        jobs = self.critical or self.others
-        if jobs and self._turn and not (is_reserved and jobs is self.others):
+        jobs = self.critical or (None if is_reserved else self.others)
+        if jobs and self._turn:
             if now_s >= self._turn_ends_s and not self._begin_turn(now_s):
                 return None
             self._turn -= 1

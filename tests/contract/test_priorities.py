@@ -168,7 +168,8 @@ async def test_nothing_is_taken_from_the_lots_of_a_paused_priority(server, raw):
         await until(lambda: fetcher._is_waiting and fetcher._plan.closed == {HIGH}, "it knows")
         for lot in (FREE, "~t:turn@1"):
             send(raw, HIGH, lot)
-            raw.xreadgroup(GROUP, lot, {"{jobs}:high": ">"})
+            [[_, [[entry, _]]]] = raw.xreadgroup(GROUP, lot, {"{jobs}:high": ">"})
+            raw.xclaim("{jobs}:high", GROUP, lot, 0, [entry], retrycount=0, justid=True)  # it never started
             worker.parked.put([(HIGH, lot)])
         for n in range(20):
             send(raw, LOW, str(n))

@@ -33,6 +33,7 @@ FORKS = "tests/faults/test_forks.py::test_what_a_handler_forks_is_no_second_work
 CRON = "tests/unit/test_cron.py"
 SCHEDULES = "tests/unit/test_schedules.py"
 LANES = "tests/unit/test_lanes.py"
+PRIORITIES = "tests/contract/test_priorities.py"
 OFFLOAD = "tests/unit/test_offload.py"
 SETTLE = "tests/unit/test_settle.py"
 STATUS = "tests/faults/test_crash.py::test_an_orderly_stop_has_its_status_whatever_handlers_have_left_behind"
@@ -808,6 +809,83 @@ MUTANTS = (
         "            was_late = now_s - before_s > LATE_S and not was_late\n",
         "",
         "tests/faults/test_loop.py::test_jobs_beside_one_that_blocks_the_loop_past_their_deadline_have_a_turn_to_end",
+    ),
+    Mutant(
+        "a reserved lane takes whatever comes",
+        "runtime/worker/lanes.py",
+        "(None if is_reserved else self.others)",
+        "self.others",
+        f"{PRIORITIES}::test_critical_runs_at_once_while_all_other_lanes_are_busy_and_low_waits",
+    ),
+    Mutant(
+        "capacity of others counts reserved lanes",
+        "runtime/consumer.py",
+        "return len(self.lanes) + read_ahead - len(self.held) - reserved, reserved",
+        "return len(self.lanes) + read_ahead - len(self.held), reserved",
+        f"{CONSUMER}::test_what_others_may_fetch_is_less_by_the_lanes_that_are_kept_for_critical",
+    ),
+    Mutant(
+        "what is read ahead of others keeps CRITICAL out",
+        "runtime/consumer.py",
+        "            return 0, reserved  # else",
+        "            return 0, 0  # else",
+        f"{CONSUMER}::test_a_full_read_ahead_of_others_does_not_keep_critical_out",
+    ),
+    Mutant(
+        "what CRITICAL runs in an ordinary lane shuts a reserved one",
+        "runtime/consumer.py",
+        "if critical and self.config.reserved_lanes:",
+        "if False:",
+        f"{CONSUMER}::test_what_runs_of_critical_in_other_lanes_needs_no_reserved_one",
+    ),
+    Mutant(
+        "reserved lanes with a blocking read",
+        "runtime/worker/plan.py",
+        "    can_wait = view.capacity >= view.wait_from\n",
+        "    can_wait = view.capacity + view.reserved > 0\n",
+        f"{PRIORITIES}::test_where_no_lane_is_free_for_others_no_read_blocks",
+    ),
+    Mutant(
+        "a lane that becomes free while CRITICAL is asked waits",
+        "runtime/worker/fetcher.py",
+        "        timer = asyncio",
+        "        self.capacity_freed.clear()\n        timer = asyncio",
+        "tests/unit/test_fetcher.py::test_a_lane_that_becomes_free_while_critical_alone_is_asked_is_not_missed",
+    ),
+    Mutant(
+        "a reserved lane that a handler ended takes whatever comes",
+        "runtime/consumer.py",
+        "self._open_lane(group, lane.is_reserved)",
+        "self._open_lane(group, False)",
+        f"{PRIORITIES}::test_a_reserved_lane_that_a_handler_ends_is_reserved_again",
+    ),
+    Mutant(
+        "strict in name only",
+        "runtime/worker/plan.py",
+        "        if self._is_strict:  #",
+        "        if False:  #",
+        f"{PRIORITIES}::test_in_strict_order_nothing_starts_while_something_of_a_higher_priority_waits",
+    ),
+    Mutant(
+        "a pause that the wait in Redis does not know",
+        "runtime/worker/fetcher.py",
+        "return self._paused | self._admission.resting()",
+        "return frozenset(self._admission.resting())",
+        f"{PRIORITIES}::test_a_paused_priority_starts_nothing_and_what_waited_runs_at_once_when_it_goes_on",
+    ),
+    Mutant(
+        "lots of a paused priority are taken from",
+        "runtime/worker/fetcher.py",
+        " if opening.stream in asked]",
+        "]",
+        f"{PRIORITIES}::test_nothing_is_taken_from_the_lots_of_a_paused_priority",
+    ),
+    Mutant(
+        "the end of a pause waits for the bell",
+        "runtime/worker/fetcher.py",
+        "            self._is_quiet = False  # that was said of others\n            self.look_again()\n",
+        "",
+        "tests/unit/test_fetcher.py::test_a_wait_that_knew_of_a_pause_does_not_say_that_nothing_is_there_when_it_has_ended",
     ),
     Mutant(
         "all priorities alike",

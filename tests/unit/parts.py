@@ -178,6 +178,12 @@ async def until(is_true: Callable[[], object], what: str) -> None:
         await asyncio.sleep(0.0005)
 
 
+async def rest() -> None:
+    """Let the loop turn so often that all which can happen without time has happened."""
+    for _ in range(30):
+        await asyncio.sleep(0)
+
+
 async def end(*tasks: asyncio.Task[Any]) -> None:
     """Cancel tasks and wait for their end."""
     for task in tasks:

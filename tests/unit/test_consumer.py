@@ -17,11 +17,13 @@ import pytest
 
 from runtime import Backoff, Dead, Job, Snooze, contract, handler
 from runtime.config import Config
-from runtime.consumer import Consumer
+from runtime.consumer import UNSTARTED_S, Consumer
 from runtime.errors import StoreUnavailable
 from runtime.jobs import DONE, SUSPECT
 from runtime.streams import Streams
+from runtime.worker.fetcher import INBOX_BYTES
 from runtime.worker.heartbeat import Beat
+from runtime.worker.lanes import Lane
 from tests.builders import job
 from tests.cruelty import Fault, Plan
 from tests.double import MemoryStreams
@@ -354,6 +356,98 @@ async def test_a_job_whose_lease_is_refused_while_it_runs_is_cut_off_and_writes_
     assert histories[number] == [("start", 0, 1)]
     assert store.pending[1][entry].consumer == "other"
     assert list(store.entries[1]) == [entry]
+
+
+# --- what may be fetched -----------------------------------------------------------------------------------------------------
+
+
+class Counted:
+    """A worker of twenty lanes, four of them reserved, that runs nothing by itself."""
+
+    def __init__(self) -> None:
+        self.consumer = worker(MemoryStore(), "me", Plan(), [], concurrency=20, reserved=4, lease_s=3600.0)
+        parts = (self.consumer.inbox, self.consumer.ledger, self.consumer.stats, self.consumer.registry)
+        self.consumer.lanes += [Lane(*parts, time.monotonic, lambda: 0.5, is_reserved=at < 4) for at in range(20)]
+        self.consumer.leases.begin()
+        self.entries = itertools.count()
+
+    def hold(self, stream: int, n: int) -> list[Job]:
+        """Hold jobs of a stream: their moves wait, unless the test puts them elsewhere."""
+        jobs = [job("step", f"{next(self.entries)}-1", stream=stream) for _ in range(n)]
+        return self.consumer.held.add(stream, jobs)
+
+    def run(self, stream: int, n: int, *, is_reserved: bool = False) -> None:
+        """Let jobs run in lanes of this kind."""
+        lanes = [lane for lane in self.consumer.lanes if lane.is_reserved == is_reserved and lane.job is None]
+        for lane, one in zip(lanes, self.hold(stream, n), strict=False):
+            lane.job = one
+
+
+CRITICAL, LOW = 0, 3
+
+
+def test_what_others_may_fetch_is_less_by_the_lanes_that_are_kept_for_critical():
+    at = Counted()
+    assert at.consumer._capacity() == (16, 4)
+    at.run(LOW, 10)
+    assert at.consumer._capacity() == (6, 4)
+    at.run(LOW, 6)
+    assert at.consumer._capacity() == (0, 4)
+
+
+def test_a_job_of_critical_that_is_here_for_a_reserved_lane_takes_its_place():
+    at = Counted()
+    at.run(LOW, 16)
+    at.run(CRITICAL, 1, is_reserved=True)
+    at.consumer.inbox.put(at.hold(CRITICAL, 1))
+    assert at.consumer._capacity() == (0, 2)
+    at.hold(CRITICAL, 1)
+    assert at.consumer._capacity() == (0, 1), "its move is not written: a store that refuses all moves fills no worker"
+    at.hold(CRITICAL, 5)
+    assert at.consumer._capacity()[1] == 0
+
+
+def test_what_runs_of_critical_in_other_lanes_needs_no_reserved_one():
+    at = Counted()
+    at.run(CRITICAL, 6)
+    assert at.consumer._capacity() == (10, 4)
+    at.run(LOW, 10)
+    assert at.consumer._capacity() == (0, 4), "four lanes wait for CRITICAL, and nothing else may run there"
+
+
+def test_a_full_read_ahead_of_others_does_not_keep_critical_out():
+    at = Counted()
+    at.consumer.stats.finished = 100
+    at.run(LOW, 16)
+    at.consumer.inbox.put(at.hold(LOW, 70))
+    assert at.consumer._fetcher.entries(INBOX_BYTES) >= 100
+    assert at.consumer._capacity() == (30, 4)
+    at.consumer.inbox.put(at.hold(LOW, 6))
+    assert at.consumer._capacity() == (0, 4)
+    at.consumer.stats.finished = 0
+    assert at.consumer._capacity() == (0, 4), "nothing is read ahead any more, and what was is here still"
+
+
+def test_a_worker_that_is_silent_fetches_nothing_of_any_priority(monkeypatch):
+    at = Counted()
+    monkeypatch.setattr(type(at.consumer.leases), "is_silent", property(lambda leases: True))
+    assert at.consumer._capacity() == (0, 0)
+
+
+@pytest.mark.parametrize("stream", [CRITICAL, LOW])
+def test_what_waits_too_long_is_given_back_whichever_queue_it_waits_in(stream):
+    at = Counted()
+    at.consumer.inbox.put(at.hold(CRITICAL, 2) + at.hold(LOW, 2))
+    for one in at.consumer.inbox.jobs:
+        one.taken_s = 100.0
+    late = next(one for one in at.consumer.inbox.jobs if one.stream == stream)
+    at.consumer._give_back_unstarted(100.0 + UNSTARTED_S)
+    assert len(at.consumer.inbox) == 4, "not yet"
+    late.taken_s = 99.9
+    at.consumer._give_back_unstarted(100.0 + UNSTARTED_S)
+    assert len(at.consumer.inbox) == 3
+    assert late not in at.consumer.inbox.jobs
+    assert len(at.consumer.ledger) == 1
 
 
 # --- a stop, stage by stage --------------------------------------------------------------------------------------------------

@@ -9,16 +9,17 @@ from collections.abc import AsyncIterator
 import pytest
 
 from runtime.errors import StoreUnavailable
-from runtime.jobs import DONE, FREE, SUSPECT
+from runtime.jobs import CRITICAL, DONE, FREE, SUSPECT
 from runtime.worker.fetcher import Fetcher
 from tests.cruelty import Fault
 from tests.memory import Pending
-from tests.unit.parts import HIGH, ME, end, make, until
+from tests.unit.parts import HIGH, ME, end, make, rest, until
 
 pytestmark = pytest.mark.usefixtures("_hurry")
 
 
 LONG_MS = 60_000
+LOW = 3
 
 
 class Bench:
@@ -288,3 +289,120 @@ async def test_a_fetcher_waits_again_when_a_lot_that_gave_all_is_gone_at_the_nex
     parts.ctx.parked.saw({}, ())
     await fetcher._round(1, 0)
     assert parts.streams.plan.counts["wait_for_entry"] == 1
+
+
+# --- what is reserved for CRITICAL, and what is paused -----------------------------------------------------------------------
+
+
+def add_to(bench: Bench, stream: int, *ids: str) -> None:
+    for name in ids:
+        bench.parts.add(stream, id=name)
+
+
+async def test_without_capacity_for_others_critical_alone_is_asked_and_never_by_a_wait():
+    bench = Bench(limit=0)
+    bench.reserved = 2
+    add_to(bench, LOW, "low")
+    async with fetching(bench):
+        await until(lambda: bench.parts.plan.counts["fetch"] >= 3, "it asks again and again")
+        add_to(bench, CRITICAL, "critical")
+        await until(lambda: bench.ids == {"critical"}, "it comes")
+        assert bench.parts.plan.counts["wait_for_entry"] == 0
+        bench.limit = 10
+        bench.fetcher.capacity_freed.set()
+        await until(lambda: bench.ids == {"critical", "low"}, "there is capacity for all")
+
+
+async def test_a_lane_that_becomes_free_while_critical_alone_is_asked_is_not_missed(monkeypatch):
+    """What was freed during the round trip ends the wait that follows."""
+    monkeypatch.setattr("runtime.worker.fetcher.CRITICAL_S", 3600.0)
+    bench = Bench(("fetch", 1, Fault.HELD), limit=0)
+    bench.reserved = 2
+    add_to(bench, LOW, "low")
+    async with fetching(bench):
+        await until(lambda: bench.parts.plan.held, "the answer is on its way")
+        bench.limit = 10
+        bench.fetcher.capacity_freed.set()
+        bench.parts.plan.let_go()
+        await until(lambda: bench.ids == {"low"}, "it comes")
+
+
+async def test_critical_alone_is_not_asked_again_before_it_is_due_however_often_something_is_freed():
+    bench = Bench(limit=0)
+    bench.reserved = 2
+    async with fetching(bench):
+        await until(lambda: bench.parts.plan.counts["fetch"], "it asks")
+        bench.fetcher._ask_critical_s = float("inf")
+        await rest()
+        asked = bench.parts.plan.counts["fetch"]
+        for _ in range(20):
+            bench.fetcher.capacity_freed.set()
+            await until(lambda: not bench.fetcher.capacity_freed.is_set(), "it looks")
+        assert bench.parts.plan.counts["fetch"] <= asked + 1
+        bench.fetcher._ask_critical_s = 0.0
+        bench.fetcher.capacity_freed.set()
+        await until(lambda: bench.parts.plan.counts["fetch"] > asked + 1, "it is due")
+
+
+async def test_what_is_free_of_others_is_remembered_while_critical_alone_is_asked():
+    bench = Bench(limit=1)
+    bench.reserved = 2
+    add_to(bench, LOW, "first")
+    async with fetching(bench):
+        await until(lambda: bench.ids == {"first"}, "no capacity for others is left")
+        bench.parts.park(FREE, stream=LOW, id="free")
+        bench.fetcher._free = {LOW}
+        before = bench.parts.plan.counts["fetch"]
+        await until(lambda: bench.parts.plan.counts["fetch"] > before + 2, "CRITICAL is asked")
+        assert bench.fetcher._free == {LOW}
+        assert bench.ids == {"first"}
+        await bench.finish()
+        await until(lambda: bench.ids == {"free"}, "it is taken")
+
+
+async def test_a_lot_of_critical_is_taken_from_with_what_is_reserved_and_no_other_is():
+    bench = Bench(limit=0)
+    bench.reserved = 2
+    for stream in (CRITICAL, LOW):
+        bench.parts.park("~t:part@1", stream=stream, id=str(stream))
+    bench.parts.ctx.parked.saw({(stream, "~t:part@1"): 1 for stream in (CRITICAL, LOW)}, ())
+    async with fetching(bench):
+        await until(lambda: bench.ids == {str(CRITICAL)}, "it comes")
+        asked = bench.parts.plan.counts["fetch"]
+        await until(lambda: bench.parts.plan.counts["fetch"] > asked + 2, "CRITICAL is asked again")
+        assert bench.ids == {str(CRITICAL)}
+        bench.limit = 10
+        bench.fetcher.capacity_freed.set()
+        await until(lambda: bench.ids == {str(CRITICAL), str(LOW)}, "there is capacity for all")
+
+
+async def test_a_paused_critical_gets_nothing_of_what_is_reserved():
+    bench = Bench(limit=0)
+    bench.reserved = 2
+    bench.fetcher.paused = frozenset({CRITICAL})
+    add_to(bench, CRITICAL, "critical")
+    async with fetching(bench):
+        await until(lambda: not bench.fetcher.capacity_freed.is_set(), "it has looked")
+        await rest()
+        assert bench.parts.plan.counts["fetch"] == 0
+        bench.fetcher.paused = frozenset()
+        await until(lambda: bench.ids == {"critical"}, "it goes on")
+
+
+async def test_what_is_said_again_of_paused_priorities_changes_nothing():
+    bench = Bench()
+    bench.fetcher.paused = frozenset({HIGH})
+    bench.fetcher.capacity_freed.clear()
+    bench.fetcher.paused = frozenset({HIGH})
+    assert not bench.fetcher.capacity_freed.is_set()
+
+
+async def test_a_wait_that_knew_of_a_pause_does_not_say_that_nothing_is_there_when_it_has_ended():
+    bench = Bench()
+    bench.fetcher._longest_wait_ms = 60_000
+    bench.fetcher.paused = frozenset({HIGH})
+    add_to(bench, HIGH, "paused")
+    async with fetching(bench):
+        await until(lambda: bench.fetcher._is_waiting and bench.parts.store.waiting, "it waits for the others")
+        bench.fetcher.paused = frozenset({LOW})
+        await until(lambda: bench.ids == {"paused"}, "it comes at once")
