@@ -14,7 +14,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from contextvars import Context
 from enum import Enum
 from functools import partial
@@ -27,8 +27,9 @@ import msgspec
 from runtime import logs
 from runtime.config import Config
 from runtime.errors import LeaseLost, SelfCancelled, StoreUnavailable, TimedOut
-from runtime.jobs import CRITICAL, Job, Registry
+from runtime.jobs import CRITICAL, STREAMS, Job, Registry
 from runtime.places import HANGS_S, PLACES, Hang, Places, make_places
+from runtime.rules import Rules
 from runtime.settle import decide
 from runtime.stats import Stats
 from runtime.store.base import WorkerRow
@@ -44,6 +45,7 @@ from runtime.worker.ledger import Ledger
 from runtime.worker.log import ThrottledLog
 from runtime.worker.loop_monitor import TICK_S, LoopMonitor, LoopState, stacks
 from runtime.worker.maintenance import Maintenance
+from runtime.worker.orders import Orders
 from runtime.worker.parking import Parked
 
 log: Final = logs.guarded("runtime.consumer")
@@ -104,7 +106,8 @@ class Consumer:
 
     `leave` is called at the end of a stop when a handler could not be ended; it may end the process. `on_crash` hears of a crash
     when it happens, in whichever thread: `run` raises it only when all handlers have ended, which they may never do.
-    `collect` is called at each tick of a worker that is not idle.
+    `collect` is called at each tick of a worker that is not idle. `on_stop_order` is called once where people have ordered this
+    worker to stop; without it, the worker stops by itself.
     """
 
     def __init__(
@@ -116,6 +119,7 @@ class Consumer:
         leave: Callable[[Report], None] = lambda report: None,
         on_crash: Callable[[BaseException], None] = lambda error: None,
         collect: Callable[[], None] = lambda: None,
+        on_stop_order: Callable[[], None] | None = None,
     ) -> None:
         self.config = config
         self.streams = streams
@@ -131,11 +135,14 @@ class Consumer:
         self.inbox: Inbox = Inbox()
         self.leases: LeaseWatch = LeaseWatch(config.lease_s, time.monotonic)
         self.parked: Parked = Parked(registry, self.places)
-        shared = (self.leases, self.parked, self.inbox, self.ledger, self.held, self.stats, self.log, self.places)
+        self.orders: Orders = Orders(streams)
+        shared = (self.leases, self.parked, self.inbox, self.ledger, self.held, self.stats, self.log, self.places, self.orders)
         ctx = WorkerContext(config, registry, streams, *shared)
         self._leave = leave
         self._on_crash = on_crash
         self._collect = collect
+        self._on_stop_order = on_stop_order or self.stop
+        self._has_stop_order = False
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self.maintenance: Maintenance = Maintenance(ctx)
@@ -157,6 +164,7 @@ class Consumer:
             places.on_wanting = partial(self._fetcher.place_free, places)
         self.ledger.on_first, self.inbox.on_idle = self._flusher.wake, self._flusher.lanes_idle
         self.inbox.may_start = self._may_start
+        self.orders.on_look = self._apply
 
     def __repr__(self) -> str:
         return (
@@ -224,6 +232,7 @@ class Consumer:
         await self.streams.start()
         # Before the first fetch: a consumer that reads and dies without a row would have no row, and its name would stay.
         await self.streams.beat(self._row())
+        await self.orders.begin()
         self._loop_state.moved_s = time.monotonic()
         self.leases.begin()
         heartbeat = Heartbeat(
@@ -352,6 +361,19 @@ class Consumer:
             return False
         return True
 
+    def _apply(self, rules: Rules) -> None:
+        """Obey what people have ordered. Called after each look at the rules, since pauses end by themselves."""
+        paused = self.orders.paused
+        if paused != self._fetcher.paused:
+            log.info("nothing starts of: %s%s", names_of(paused) or "none", f" ({self.orders.mine})" if self.orders.mine else "")
+            self._fetcher.paused = paused
+            self._give_back_unstarted(time.monotonic())
+        if self.orders.mine == "stop" and not self._has_stop_order:
+            self._has_stop_order = True
+            log.info("ordered to stop")
+            if not self._stop.is_set():
+                self._on_stop_order()
+
     def on_heartbeat(self, beat: Beat) -> None:
         """Take a confirmed heartbeat: what it refused, and is still ours by the same token, is lost."""
         self.leases.confirm(beat)
@@ -388,7 +410,7 @@ class Consumer:
             lanes=self.config.concurrency,
             held=len(self.held),
             running=running,
-            stage=self.stage.value,
+            stage="quiet" if self.stage is Stage.RUNNING and self.orders.mine == "quiet" else self.stage.value,
             types=self.parked.types,
         )
 
@@ -450,10 +472,12 @@ class Consumer:
             self.stop()
 
     def _give_back_unstarted(self, now_s: float) -> None:
-        """Release what has not started within a second, to run sooner elsewhere; all of it, when the leases may be lost."""
-        before_s = float("inf") if self.leases.is_silent else now_s - UNSTARTED_S
-        if any(jobs and jobs[0].taken_s < before_s for jobs in (self.inbox.critical, self.inbox.others)):
-            late = [job for job in self.inbox.jobs if job.taken_s < before_s]
+        """Release what has not started within a second, to run sooner elsewhere; all of it, when the leases may be lost; and what
+        is paused, which came while the pause was not known here.
+        """
+        before_s, paused = float("inf") if self.leases.is_silent else now_s - UNSTARTED_S, self._fetcher.paused
+        if paused or any(jobs and jobs[0].taken_s < before_s for jobs in (self.inbox.critical, self.inbox.others)):
+            late = [job for job in self.inbox.jobs if job.taken_s < before_s or job.stream in paused]
             for job in late:
                 self.inbox.remove(job)
             self.ledger.release(late)
@@ -559,6 +583,11 @@ class Consumer:
         end_s = time.monotonic() + wait_s
         while not is_true() and time.monotonic() < end_s and not (hurry and hurry.is_set()):
             await asyncio.sleep(POLL_S)
+
+
+def names_of(streams: Collection[int]) -> str:
+    """Return the names of priorities, for people."""
+    return ", ".join(STREAMS[stream] for stream in sorted(streams))
 
 
 def _tell(loop: asyncio.AbstractEventLoop, on_heartbeat: Callable[[Beat], None], beat: Beat) -> None:

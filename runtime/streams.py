@@ -132,6 +132,13 @@ class Settled(msgspec.Struct):
     error: str
 
 
+class Looked(msgspec.Struct, frozen=True):
+    """How often the rules were changed, empty where that is not known, and the server's time in ms."""
+
+    version: str
+    now_ms: int
+
+
 class Promoted(msgspec.Struct):
     """One run of promote. `wait_ms` is the time until the next delayed job is due, -1 without one."""
 
@@ -393,18 +400,26 @@ class Streams(Store):
         return found
 
     async def isolate(
-        self, lease_ms: int, calm_ms: int, base_ms: int, n: int, types: Mapping[str, tuple[int, int]], is_clean: bool = True
+        self,
+        lease_ms: int,
+        calm_ms: int,
+        base_ms: int,
+        n: int,
+        types: Mapping[str, tuple[int, int]],
+        is_clean: bool = True,
+        paused: Collection[int] = (),
     ) -> Isolated:
         """Ask whether this worker may isolate, and for suspects of these types (each with its newest version, and timeout in ms).
 
         `calm_ms` is for how long the youngest job here has run, -1 where none runs; up to `n` may start; -1 gives the place up.
-        `is_clean` says that no former suspect runs here.
+        `is_clean` says that no former suspect runs here. None are handed out of the streams that are `paused`.
 
         Raises:
             StoreUnavailable: no answer or an error.
         """
         runnable = [part for name, bounds in types.items() for part in (name, *bounds)]
-        args = (self.consumer, lease_ms, calm_ms, base_ms, n, int(is_clean), *runnable)
+        without = "".join(str(stream + 1) for stream in paused)
+        args = (self.consumer, lease_ms, calm_ms, base_ms, n, int(is_clean), without, *runnable)
         now_ms, word, for_ms, *rows = await self.call_one(self._reader, self.command("isolate", *args))
         deliveries = [Delivery(row[0] - 1, [(row[1], row[2])], [row[3]]) for row in rows]
         names = cast("bytes", rows[0][4]).decode(errors="replace").split() if rows else []
@@ -666,20 +681,19 @@ class Streams(Store):
         where = () if stood_at_ms is None else (stood_at_ms,)
         return await self.call_one(self._helper, self.command("forget", consumer, *where)) == 1
 
-    async def count(self, minute: int, counts: Sequence[tuple[str, int]]) -> str:
-        """Add to the counters of a minute, and return how often the rules were changed; empty where that cannot be read.
-
-        Never repeated: what is lost here is lost.
+    async def count(self, minute: int, counts: Sequence[tuple[str, int]]) -> Looked:
+        """Add to the counters of a minute, and return how often the rules were changed. Never repeated: what is lost is lost.
 
         Raises:
-            StoreUnavailable: no answer.
+            StoreUnavailable: no answer, or none to TIME.
         """
         key = self.keys.stats(minute)
         counters: list[Command] = [("HINCRBY", key, name, by) for name, by in counts]
         # In one step: of a worker killed between the two, a key without an end of life would stay.
         commands: list[Command] = [("MULTI",), *counters, ("EXPIRE", key, STATS_LIFE_S), ("EXEC",)] if counts else []
-        *_, version = await self.ask(self._helper, *commands, self.version_command())
-        return version.decode(errors="replace") if isinstance(version, bytes) else ""
+        *_, version, now = await self.ask(self._helper, *commands, self.version_command(), ("TIME",))
+        text = version.decode(errors="replace") if isinstance(version, bytes) else ""
+        return Looked(text, ms_in(self.checked(now)))
 
     async def rules(self) -> Rules:
         """Return the rules that people have ordered.

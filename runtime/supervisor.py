@@ -72,7 +72,11 @@ class Ended(msgspec.Struct, frozen=True, tag=True):
     left: int
 
 
-ChildMessage = Ready | Alive | Failed | Ended
+class Ordered(msgspec.Struct, frozen=True, tag=True):
+    """People have ordered this worker to stop: a child is not replaced after that, however it ends."""
+
+
+ChildMessage = Ready | Alive | Failed | Ended | Ordered
 _DECODER: Final = msgspec.json.Decoder(ChildMessage)
 
 
@@ -118,6 +122,7 @@ class Child:
         self.ready: Ready | None = None
         self.failed: Failed | None = None
         self.ended: Ended = Ended(0, 0, 0)
+        self.is_ordered: bool = False  # to stop, by people
         self.silent_looks: int = 0  # since its last message; not seconds, which go on while the machine is suspended
         self._process = process
         self._reader = reader
@@ -161,6 +166,8 @@ class Child:
                         self.failed = message
                     case Ended():
                         self.ended = message
+                    case Ordered():
+                        self.is_ordered = True
 
 
 class Slot:
@@ -172,6 +179,7 @@ class Slot:
         self.keeper: asyncio.Task[None] | None = None
         self.ready: asyncio.Event = asyncio.Event()  # a child has been ready in this slot, once
         self.is_retired = False
+        self.was_ordered = False  # the child that was here, to stop
 
     def send_signal(self, which: signal.Signals) -> None:
         """Send a signal to the child that is in this slot now, if there is one."""
@@ -292,6 +300,9 @@ class Supervisor:
             how = await self._run_child(slot)
             if self._stop.is_set() or slot.is_retired:
                 return
+            if slot.was_ordered:
+                self._close(slot, how)
+                return
             lived_s = time.monotonic() - began_s
             failures = 1 if lived_s >= STEADY_S else failures + 1
             self.total.deaths += 1
@@ -300,6 +311,14 @@ class Supervisor:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self._stop.wait()
+
+    def _close(self, slot: Slot, how: str) -> None:
+        """Let nothing follow in this slot; the supervisor ends with the last one."""
+        del self.slots[slot.index]
+        slot.ready.set()  # whoever waits for it need not
+        log.info("process %d %s, as ordered: none takes its place", slot.index, how)
+        if not self.slots:
+            self.stop()
 
     async def _run_child(self, slot: Slot) -> str:
         """Run one child in this slot. Return how it ended, for the log."""
@@ -312,6 +331,7 @@ class Supervisor:
             child.send_signal(signal.SIGTERM)
         status = await child.wait(lambda: self._on_ready(slot, child))
         slot.child = None
+        slot.was_ordered = child.is_ordered
         self._add_up(child, status)
         why = f": {child.failed.text}" if child.failed else ""
         how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
@@ -355,7 +375,7 @@ class Supervisor:
         self.total.finished += child.ended.finished
         self.total.released += child.ended.released
         self.total.left += child.ended.left
-        if self._stop.is_set():
+        if self._stop.is_set() or child.is_ordered:
             self.total.status = max(self.total.status, status)  # negative when SIGTERM came before its signal handler was set
         elif child.failed is not None and not self._has_started:
             kind = StoreUnavailable if child.failed.status == NO_REDIS else ConfigError
@@ -395,7 +415,7 @@ class Supervisor:
         limit_bytes = self._config.max_rss_mb * MB
         for slot in self.slots.values():
             child = slot.child
-            if child and child.ready and child.ready.base_bytes <= limit_bytes < rss_bytes(child.pid):
+            if child and child.ready and not child.is_ordered and child.ready.base_bytes <= limit_bytes < rss_bytes(child.pid):
                 return slot
         return None
 
@@ -407,7 +427,7 @@ class Supervisor:
             if late:
                 slot.send_signal(signal.SIGKILL)
                 await asyncio.wait(late)
-        del self.slots[slot.index]
+        self.slots.pop(slot.index, None)  # it may have been ordered to stop meanwhile
 
 
 def rss_bytes(pid: int | str) -> int:

@@ -29,6 +29,7 @@ from runtime.streams import (
     Delivery,
     Fetched,
     Isolated,
+    Looked,
     Promoted,
     Reclaimed,
     Serve,
@@ -320,7 +321,14 @@ class MemoryStreams:
 
     @verb
     def isolate(
-        self, lease_ms: int, calm_ms: int, base_ms: int, n: int, types: Mapping[str, tuple[int, int]], is_clean: bool = True
+        self,
+        lease_ms: int,
+        calm_ms: int,
+        base_ms: int,
+        n: int,
+        types: Mapping[str, tuple[int, int]],
+        is_clean: bool = True,
+        paused: Collection[int] = (),
     ) -> Isolated:
         """Ask whether this worker may isolate, and for suspects."""
         store, me = self.store, self.consumer
@@ -334,7 +342,7 @@ class MemoryStreams:
             store.isolations.pop(me, None)
             return answer("none")
         is_any = any(store.held_by(stream, SUSPECT) for stream in range(len(STREAMS)))
-        listed = self._suspects(is_clean)
+        listed = [one for one in self._suspects(is_clean) if one.stream not in paused]
         wait_ms = self._wait_for_place()
         if wait_ms > 0 and listed and listed[0].rank != GUILTY:
             store.isolations.pop(me, None)
@@ -671,10 +679,10 @@ class MemoryStreams:
         return True
 
     @verb
-    def count(self, minute: int, counts: Sequence[tuple[str, int]]) -> str:
+    def count(self, minute: int, counts: Sequence[tuple[str, int]]) -> Looked:
         """Add to the counters; return how often the rules were changed."""
         self.store.stats.update(dict(counts))
-        return self.store.control.get(VERSION, "")
+        return Looked(self.store.control.get(VERSION, ""), self.store.now_ms)
 
     @verb
     def rules(self) -> Rules:

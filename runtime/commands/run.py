@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from random import random
 from types import FrameType
@@ -32,7 +33,7 @@ from runtime.store.connection import one_connection
 from runtime.store.doctor import check_server
 from runtime.store.inspector import Inspector, Server
 from runtime.store.urls import redis_cli, without_password
-from runtime.supervisor import Alive, Ended, Ready, Supervisor, Tether, Total
+from runtime.supervisor import Alive, Ended, Ordered, Ready, Supervisor, Tether, Total
 from runtime.worker.forks import guard
 
 log: Final = logs.guarded("runtime")
@@ -225,7 +226,15 @@ async def _work(
             log.log(logging.WARNING if tether is None or tether.index == 0 else logging.DEBUG, "%s", warning)
         rubbish = Rubbish(time.monotonic, resident_reader())
         streams = streams_for(config, url)
-        consumer = Consumer(config, streams, found.registry, leave=leave, on_crash=leaving.crashed, collect=rubbish.look)
+        consumer = Consumer(
+            config,
+            streams,
+            found.registry,
+            leave=leave,
+            on_crash=leaving.crashed,
+            collect=rubbish.look,
+            on_stop_order=partial(_stop_as_ordered, tether),
+        )
         async with contextlib.AsyncExitStack() as stack:
             where, board_url = "no board", ""
             address = address_of(config.board)
@@ -302,6 +311,13 @@ async def _report_to(consumer: Consumer, tether: Tether, ready: Ready) -> None:
     while True:
         await asyncio.sleep(supervisor.ALIVE_S)
         tether.send(ALIVE)
+
+
+def _stop_as_ordered(tether: Tether | None) -> None:
+    """Stop as at a SIGTERM, with its hard deadline; a supervisor replaces this process no more."""
+    if tether is not None:
+        tether.send(Ordered())
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _stop_on_signals(

@@ -17,6 +17,7 @@ from runtime.worker.held import Held
 from runtime.worker.lanes import Inbox
 from runtime.worker.ledger import Ledger
 from runtime.worker.log import ThrottledLog
+from runtime.worker.orders import Orders
 from runtime.worker.parking import Parked
 
 # A guess: soon enough that a short outage is not noticed, seldom enough that many workers do not keep a server from starting.
@@ -27,8 +28,9 @@ STORE_BACKOFF: Final = Backoff(base_s=0.05, cap_s=5.0)
 class WorkerContext:
     """Jobs pass from admission to the inbox, the lanes, the ledger and the flusher; `held` knows every lease on the way.
 
-    `parked` knows what waits in lots, `leases` whether the heartbeat is confirmed. Each of them is changed in the loop's thread
-    only, without an await between reading and writing; `held` is also read by the heartbeat's thread, under its lock.
+    `parked` knows what waits in lots, `leases` whether the heartbeat is confirmed, `orders` what people have ordered. Each of
+    them is changed in the loop's thread only, without an await between reading and writing; `held` is also read by the
+    heartbeat's thread, under its lock.
     """
 
     config: Config
@@ -42,3 +44,4 @@ class WorkerContext:
     stats: Stats
     log: ThrottledLog
     places: Mapping[str, Places]
+    orders: Orders

@@ -111,7 +111,7 @@ class Fetcher:
     def paused(self, streams: frozenset[int]) -> None:
         """Fetch so from now on: a wait that knows others ends."""
         if streams != self._paused:
-            self._paused = streams
+            self._paused = self._isolation.paused = streams
             self._is_quiet = False  # that was said of others
             self.look_again()
 

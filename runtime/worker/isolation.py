@@ -49,6 +49,7 @@ class Isolation:
         self._turn_until_s = 0.0  # until then it is the turn of ordinary work, unless none waits
         self._needed_s: float | None = None  # what runs beside must have run this long; None unless we have a place and wait
         self._patient_until_s = 0.0  # until then it is worth waiting for that; 0 while nothing is waited for
+        self._paused: frozenset[int] = frozenset()
         self._may_be_named = False  # the store may name a job that runs alone here: our death would be evidence against it
 
     def __repr__(self) -> str:
@@ -70,6 +71,10 @@ class Isolation:
         if self._may_be_named:  # a reply was lost: what it named never ran here
             await self._end_isolation()
         is_ours = self._needed_s is not None
+        if len(self._paused) == len(STREAMS):
+            if is_ours:
+                await self._leave(now_s)
+            return False
         if now_s < max(self._ask_at_s, self._turn_until_s) or not (self._ctx.parked.has_suspects or is_ours):
             return False
         lanes = self._ctx.inbox.idle
@@ -80,6 +85,17 @@ class Isolation:
             await self._leave(now_s)
             return False
         return await self._ask(min(lanes, MAX_IDS), now_s)
+
+    @property
+    def paused(self) -> frozenset[int]:
+        """The streams of which no suspects are asked for."""
+        return self._paused
+
+    @paused.setter
+    def paused(self, streams: frozenset[int]) -> None:
+        """Ask so from now on, and soon: what was answered before was about others."""
+        if streams != self._paused:
+            self._paused, self._ask_at_s = streams, 0.0
 
     @property
     def next_ask_s(self) -> float:
@@ -107,7 +123,7 @@ class Isolation:
         lease_ms, base_ms = int(config.lease_s * 1000), int(config.suspect_s * 1000)
         self._may_be_named = True
         try:
-            found = await self._ctx.streams.isolate(lease_ms, calm_ms, base_ms, n, self._startable(), is_clean)
+            found = await self._ctx.streams.isolate(lease_ms, calm_ms, base_ms, n, self._startable(), is_clean, self._paused)
         except StoreError:  # its last step is to name us
             self._may_be_named = False
             self._ask_at_s = now_s + ASK_PART * config.lease_s  # ordinary work goes on, though suspects cannot

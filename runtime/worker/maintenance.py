@@ -15,6 +15,7 @@ from runtime.backoff import delay_s
 from runtime.errors import StoreUnavailable
 from runtime.jobs import FREE, STREAMS, SUSPECT, UNKNOWN, Lease, Letter, default_id, lot_of
 from runtime.store.base import End, WorkerRow
+from runtime.streams import Looked
 from runtime.worker.context import STORE_BACKOFF, WorkerContext
 from runtime.worker.log import level_of
 from runtime.worker.parking import lot_is_known
@@ -237,20 +238,20 @@ class Maintenance:
     # --- counters ------------------------------------------------------------------------------------------------
 
     async def count(self) -> None:
-        """Add what this process counted to the shared counters once a second, until cancelled."""
+        """Add what this process counted to the shared counters once a second, and hear of new rules, until cancelled."""
         while True:
             await asyncio.sleep(1.0)
-            await self.count_once()
+            await self._ctx.orders.look(await self.count_once())
 
-    async def count_once(self) -> None:
-        """Write what was counted since the last time."""
+    async def count_once(self) -> Looked | None:
+        """Write what was counted since the last time, and return what the store told; None where it did not answer."""
         counts: list[tuple[str, int]] = []
         for name, total in self._ctx.stats.totals():
             if total != self._counted.get(name, 0):
                 counts.append((name, total - self._counted.get(name, 0)))
                 self._counted[name] = total
-        if counts:
-            try:
-                await self._streams.count(int(time.time() // 60), counts)
-            except StoreUnavailable as error:
-                log.debug("a second of statistics is lost: %s", error)
+        try:
+            return await self._streams.count(int(time.time() // 60), counts)
+        except StoreUnavailable as error:
+            log.debug("a second of statistics is lost: %s", error)
+            return None

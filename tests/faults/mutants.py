@@ -736,8 +736,8 @@ MUTANTS = (
     Mutant(
         "a worker that is never calm keeps the isolation",
         "runtime/worker/isolation.py",
-        "            await self._leave(now_s)\n            return False",
-        "            return True",
+        "return True\n            await self._leave(now_s)\n            return False",
+        "return True\n            return True",
         "tests/unit/test_isolation.py::test_until_what_runs_beside_is_calm_the_place_is_kept_and_then_given_up_for_a_lease",
     ),
     Mutant(
@@ -792,8 +792,8 @@ MUTANTS = (
     Mutant(
         "who has a strike runs beside other suspects",
         "runtime/store/lua/isolate.lua",
-        "if rank ~= STRUCK or is_clean then",
-        "if true then",
+        "if (rank ~= STRUCK or is_clean) and",
+        "if true and",
         f"{VERBS}::test_of_whom_a_worker_died_runs_first_where_no_other_former_suspect_does_and_else_not_at_all",
     ),
     Mutant(

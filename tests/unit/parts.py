@@ -26,6 +26,7 @@ from runtime.worker.held import Held
 from runtime.worker.lanes import Inbox
 from runtime.worker.ledger import Ledger
 from runtime.worker.log import ThrottledLog
+from runtime.worker.orders import Orders
 from runtime.worker.parking import Parked
 from tests.cruelty import Fault, Plan
 from tests.double import MemoryStreams
@@ -166,6 +167,7 @@ def make(
         stats=Stats(),
         log=ThrottledLog(),
         places=found_places,
+        orders=Orders(cast("Streams", streams)),
     )
     return Parts(store, plan, streams, ctx, now_s)
 

@@ -278,7 +278,6 @@ async def test_counters_are_added_once_or_lost_and_never_added_twice(fault):
     await maintenance.count_once()
     is_lost = fault in (Fault.REFUSED, Fault.ERROR)
     assert parts.store.stats["part high done"] == (0 if is_lost else 1)
-    assert parts.plan.counts["count"] == 1, "nothing new, nothing to write"
     parts.ctx.stats.ran(job("part"), DONE, 0.001)
     await maintenance.count_once()
     assert parts.store.stats["part high done"] == (1 if is_lost else 2)

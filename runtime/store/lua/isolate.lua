@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
 -- Hand out suspects, entries that some worker held when it died, to a consumer that may isolate.
 -- ARGV: consumer, its lease in ms, for how long the youngest job that runs there has run in ms (-1: none runs), base of the isolation
--- time in ms, n (how many may start; -1 gives the place up), 1 if no former suspect runs there, then in turn type, newest version and
--- timeout in ms of what may run there.
+-- time in ms, n (how many may start; -1 gives the place up), 1 if no former suspect runs there, the numbers of the streams that are
+-- paused, then in turn type, newest version and timeout in ms of what may run there.
 -- Reply: now in ms, a word, a time in ms, then per entry {stream, id, fields, delivery count, names of workers that died of it alone}:
 -- 'none'  no suspect that may run there now: the place is given up; ask again after this time for those that are there all the same
 -- 'busy'  others have all places, half of the workers that live, at least one; one may be free after this time
@@ -20,7 +20,8 @@ local ALONE = 4 -- a guess: who is handed out for the fourth time after a death 
 local MAX_BYTES = 2000000 -- of an answer, and one entry more: payloads may be large where connections are slow; a guess
 local now = now_ms()
 local newest, timeouts = {}, {}
-for i = 7, #ARGV, 3 do
+local paused = ARGV[7] or ''
+for i = 8, #ARGV, 3 do
   newest[ARGV[i]], timeouts[ARGV[i]] = tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2])
 end
 
@@ -108,7 +109,7 @@ for s = 1, #STREAMS do
     local count, rank = math.max(1, row[4]), UNSTRUCK
     local _, strikes = string.gsub(names[position] or '', '%S+', '')
     if count > 1 and strikes > 0 then rank = strikes >= STRIKES_OUT and GUILTY or STRUCK end
-    if rank ~= STRUCK or is_clean then
+    if (rank ~= STRUCK or is_clean) and not string.find(paused, s, 1, true) then
       listed[#listed + 1] = {
         s = s, id = row[1], count = count, rank = rank, place = s * LOOK_AT + position, names = names[position] or '',
       }
