@@ -14,7 +14,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from contextvars import Context
 from enum import Enum
 from functools import partial
@@ -30,6 +30,7 @@ from runtime.errors import LeaseLost, SelfCancelled, StoreUnavailable, TimedOut
 from runtime.jobs import CRITICAL, STREAMS, Job, Registry
 from runtime.places import HANGS_S, PLACES, Hang, Places, make_places
 from runtime.rules import Rules
+from runtime.schedules import Schedule
 from runtime.settle import decide
 from runtime.stats import Stats
 from runtime.store.base import WorkerRow
@@ -47,6 +48,7 @@ from runtime.worker.loop_monitor import TICK_S, LoopMonitor, LoopState, stacks
 from runtime.worker.maintenance import Maintenance
 from runtime.worker.orders import Orders
 from runtime.worker.parking import Parked
+from runtime.worker.ticker import Ticker
 
 log: Final = logs.guarded("runtime.consumer")
 P = ParamSpec("P")
@@ -107,7 +109,7 @@ class Consumer:
     `leave` is called at the end of a stop when a handler could not be ended; it may end the process. `on_crash` hears of a crash
     when it happens, in whichever thread: `run` raises it only when all handlers have ended, which they may never do.
     `collect` is called at each tick of a worker that is not idle. `on_stop_order` is called once where people have ordered this
-    worker to stop; without it, the worker stops by itself.
+    worker to stop; without it, the worker stops by itself. `schedules` are those of this worker's modules.
     """
 
     def __init__(
@@ -120,6 +122,7 @@ class Consumer:
         on_crash: Callable[[BaseException], None] = lambda error: None,
         collect: Callable[[], None] = lambda: None,
         on_stop_order: Callable[[], None] | None = None,
+        schedules: Iterable[Schedule] = (),
     ) -> None:
         self.config = config
         self.streams = streams
@@ -146,6 +149,7 @@ class Consumer:
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self.maintenance: Maintenance = Maintenance(ctx)
+        self.ticker: Ticker = Ticker(streams, {schedule.name: schedule.definition for schedule in schedules})
         self._fetcher = Fetcher(ctx, self._capacity, self._beside, self._stop)
         self._flusher = Flusher(ctx, self._fetcher.capacity_freed.set, self.maintenance.due_within)
         self._connect_parts()
@@ -259,7 +263,7 @@ class Consumer:
         try:
             fetcher = self._begin(group, self._fetcher.run)
             flusher = self._begin(group, self._flusher.run)
-            loops = [self.maintenance.promote, self.maintenance.sweep, self.maintenance.count]
+            loops = [self.maintenance.promote, self.maintenance.sweep, self.maintenance.count, self.ticker.run]
             aides = [self._begin(group, self._watch, group), *(self._begin(group, loop) for loop in loops)]
             for at in range(self.config.concurrency):
                 self._open_lane(group, at < self.config.reserved_lanes)
@@ -363,6 +367,7 @@ class Consumer:
 
     def _apply(self, rules: Rules) -> None:
         """Obey what people have ordered. Called after each look at the rules, since pauses end by themselves."""
+        self.ticker.saw(rules.version)
         paused = self.orders.paused
         if paused != self._fetcher.paused:
             log.info("nothing starts of: %s%s", names_of(paused) or "none", f" ({self.orders.mine})" if self.orders.mine else "")

@@ -269,12 +269,12 @@ def merge(code: dict[str, Definition], stored: dict[str, str]) -> tuple[dict[str
 
 def _merged(name: str, code: Definition | None, text: str) -> Definition | None:
     revision, _, json = text.partition(" ")
+    if not revision.isascii() or not revision.isdigit() or len(revision) > codec.MAX_DIGITS:
+        raise ConfigError(f"schedule {name!r}: must be a revision, a space and a JSON object")
     try:
         members = cast("dict[str, Any]", msgspec.json.decode(json, type=dict[str, msgspec.Raw]))
     except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
         raise ConfigError(f"schedule {name!r}: is no JSON object: {error}") from None
-    if not revision.isascii() or not revision.isdigit() or len(revision) > codec.MAX_DIGITS:
-        raise ConfigError(f"schedule {name!r}: must be a revision, a space and a JSON object")
     if "type" not in members:
         if code is None:
             return None

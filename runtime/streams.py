@@ -630,24 +630,25 @@ class Streams(Store):
         rows = pairs(await self.call_one(self._helper, ("HGETALL", self.keys.cron)))
         return {name.decode(errors="replace"): text.decode(errors="replace") for name, text in rows}
 
-    async def tick(self, asks: Sequence[TickAsk], must_forget: bool = False) -> tuple[int, list[Ticked]]:
+    async def tick(self, asks: Sequence[TickAsk], now_ms: int, must_forget: bool = False) -> tuple[int, list[Ticked]]:
         """Confirm schedules, and fire what is due, once over all workers; return the server's time and what became of each.
 
-        `must_forget` also drops what stands of schedules that nobody has confirmed for a week. May be repeated: what is decided
-        is not decided again. Where a call of several fails, those before it are done.
+        `now_ms` is the server's time for which what is due was worked out. `must_forget` also drops what stands of schedules that
+        nobody has confirmed for a week. May be repeated: what is decided is not decided again. Where a call of several fails,
+        those before it are done.
 
         Raises:
             QueueFull: memory is full; nothing was fired by this call.
             StoreUnavailable: no answer or an error.
         """
-        now_ms, ticked = 0, list[Ticked]()
+        server_ms, ticked = 0, list[Ticked]()
         for part in _tick_parts(asks):
             args = [arg for ask in part for arg in _tick_arguments(ask)]
-            now_ms, *answers = await self.call_one(self._helper, self.command("tick", int(must_forget), *args))
+            server_ms, *answers = await self.call_one(self._helper, self.command("tick", int(must_forget), now_ms, *args))
             for word, last_ms, fired, skipped in zip(*[iter(answers)] * 4, strict=True):
                 ticked.append(Ticked(word.decode(errors="replace"), int(last_ms), fired, skipped))
             must_forget = False
-        return now_ms, ticked
+        return server_ms, ticked
 
     async def reclaim(self, stream: int, lease_ms: int, n: int, still: Mapping[str, int]) -> Reclaimed:
         """Take at most `n` entries of this stream that are not renewed, and put them into lots; none while the guard holds.

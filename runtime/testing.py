@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextvars import copy_context
 from datetime import UTC, datetime
 from itertools import cycle
@@ -21,6 +21,7 @@ from runtime.errors import ConfigError, Dead, Retry, Snooze, TimedOut
 from runtime.jobs import DONE, Done, Handler, Job, Outcome, P, Park, Priority
 from runtime.places import PLACES, make_places
 from runtime.producer import Options, Packed, Producer
+from runtime.schedules import Schedule
 from runtime.stats import Stats
 from runtime.store.inspector import DeadLetter, Inspector
 from runtime.streams import Streams
@@ -286,7 +287,13 @@ class Worker:
 
 @contextlib.asynccontextmanager
 async def worker(
-    url: str, *handlers: Handler[Any], concurrency: int = 10, lease_s: float = 2.0, grace_s: float = 5.0, **settings: Any
+    url: str,
+    *handlers: Handler[Any],
+    concurrency: int = 10,
+    lease_s: float = 2.0,
+    grace_s: float = 5.0,
+    schedules: Sequence[Schedule] = (),
+    **settings: Any,
 ) -> AsyncGenerator[Worker]:
     """Run a worker for these handlers until the block ends, in the current loop; the block begins when it has started.
 
@@ -296,6 +303,7 @@ async def worker(
         concurrency: how many jobs run at the same time.
         lease_s: seconds after which a worker that is silent is taken for dead.
         grace_s: seconds that running jobs have at the end of the block.
+        schedules: what it fires.
         settings: further fields of Config, such as `queue`.
 
     Raises:
@@ -306,7 +314,7 @@ async def worker(
     registry = {handler.contract.type.encode(): handler for handler in handlers}
     if len(registry) < len(handlers):
         raise ConfigError(f"two handlers run the same type: {', '.join(handler.location for handler in handlers)}")
-    consumer = Consumer(config, streams_for(config, url), registry)
+    consumer = Consumer(config, streams_for(config, url), registry, schedules=schedules)
     inspector, streams = Inspector(url, config.queue, "test"), Streams(url, config.queue, "test")
     running = asyncio.create_task(consumer.run(), name="worker")
     try:

@@ -44,7 +44,8 @@ from tests.memory import MemoryStore, stands_at, value
 
 # The same numbers as in the scripts.
 ALONE, STRIKES_OUT, MAX_ISOLATED_BYTES, LATER, DELAY_AFTER_ERROR_MS = 4, 3, 2_000_000, 1.25, 60_000
-ALIVE_MS, STALE_MS, FORGET_MS, AHEAD_MS, FORMER, TICKS = 15_000, 60_000, 7 * 86_400_000, 30_000, 8, 20
+ALIVE_MS, STALE_MS, FORGET_MS, AHEAD_MS, OFF_MS = 15_000, 60_000, 7 * 86_400_000, 30_000, 10_000
+FORMER, TICKS = 8, 20
 GUILTY, STRUCK, UNSTRUCK = 1, 2, 3
 
 
@@ -569,11 +570,12 @@ class MemoryStreams:
         return dict(self.store.cron)
 
     @verb
-    def tick(self, asks: Sequence[TickAsk], must_forget: bool = False) -> tuple[int, list[Ticked]]:
+    def tick(self, asks: Sequence[TickAsk], now_ms: int, must_forget: bool = False) -> tuple[int, list[Ticked]]:
         """Confirm schedules, and fire what is due."""
         if self.store.is_full:
             raise QueueFull("tick: full")
-        ticked = [self._tick(ask) for ask in asks]
+        is_off = self.store.now_ms - now_ms > OFF_MS
+        ticked = [self._tick(ask, is_off) for ask in asks]
         now_ms = self.store.now_ms
         if must_forget:
             rows = {name: CronRow.parse(text) for name, text in self.store.cron_state.items()}
@@ -581,8 +583,10 @@ class MemoryStreams:
                 del self.store.cron_state[name]
         return now_ms, ticked
 
-    def _tick(self, ask: TickAsk) -> Ticked:
+    def _tick(self, ask: TickAsk, is_off: bool) -> Ticked:
         definition, now_ms = ask.definition, self.store.now_ms
+        if definition.name in self.store.cron_errors:
+            return Ticked(self.store.cron_errors[definition.name], 0, 0, 0)
         row = CronRow.parse(self.store.cron_state.get(definition.name, ""))
         stored = re.match(r"\d+", self.store.cron.get(definition.name, ""))
         if (stored[0] if stored else "0") != str(definition.revision):
@@ -591,11 +595,11 @@ class MemoryStreams:
         if row is None:
             row = CronRow(now_ms, definition.when_hash, definition.whole_hash, now_ms, [], [])
         else:
-            answer = self._decide(ask, row)
+            answer = self._decide(ask, row, is_off)
         self.store.cron_state[definition.name] = str(row)
         return Ticked(answer[0], row.last, *answer[1:])
 
-    def _decide(self, ask: TickAsk, row: CronRow) -> tuple[str, int, int]:
+    def _decide(self, ask: TickAsk, row: CronRow, is_off: bool) -> tuple[str, int, int]:
         now_ms, due = self.store.now_ms, ask.due
         is_ahead = row.last > now_ms + AHEAD_MS
         row.last = now_ms if is_ahead else row.last
@@ -608,7 +612,7 @@ class MemoryStreams:
             return "kept", 0, 0
         if ask.known_ms != row.last:
             return "moved", 0, 0
-        if due.last_ms > now_ms:
+        if due.last_ms > now_ms or is_off:
             return "early", 0, 0
         return self._fire(ask, row)
 

@@ -52,7 +52,8 @@ class MemoryStore:
     """Owns what a server would hold, and the time. Its methods are the steps that scripts make: none of them awaits.
 
     `now_ms` stands still, but for `advance` and for a `clock` (in seconds) that is given. `refusing` are streams that answer with
-    an error, `errors` entries of which moves and claims are answered with one, `is_full` says that nothing new can be stored.
+    an error, `errors` entries of which moves and claims are answered with one, `cron_errors` schedules of which ticks are;
+    `is_full` says that nothing new can be stored.
     """
 
     def __init__(self, clock: Callable[[], float] = lambda: 0.0) -> None:
@@ -72,6 +73,7 @@ class MemoryStore:
         self.cron_state: dict[str, str] = {}
         self.permits: dict[str, dict[str, float]] = {}
         self.rates: dict[str, str] = {}
+        self.cron_errors: dict[str, str] = {}
         self.stats = Counter[str]()
         self.control: dict[str, str] = {}
         self.audit: list[dict[str, str]] = []

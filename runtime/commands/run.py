@@ -234,6 +234,7 @@ async def _work(
             on_crash=leaving.crashed,
             collect=rubbish.look,
             on_stop_order=partial(_stop_as_ordered, tether),
+            schedules=found.schedules.values(),
         )
         async with contextlib.AsyncExitStack() as stack:
             where, board_url = "no board", ""

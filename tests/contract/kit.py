@@ -478,7 +478,7 @@ def row_of(definition: Definition, last_ms: int, alive_ms: int, former: str = "-
 async def _prepare_tick(store: Streams, kit: Any) -> Act:
     schedule = nightly(overlap="skip")
     kit.set_cron_state("nightly", row_of(schedule, 1000, kit.now_ms()))
-    return lambda which: which.tick([TickAsk(schedule, 1000, Due([2000, 3000], 1, 3000))])
+    return lambda which: which.tick([TickAsk(schedule, 1000, Due([2000, 3000], 1, 3000))], kit.now_ms())
 
 
 async def _prepare_forget(store: Streams, kit: Any) -> Act:

@@ -210,7 +210,7 @@ async def do(side: Side, verb: str, args: list[Any]) -> Any:
             ticks = [(known or 0) + step * number for number in range(1, n + 1)]
             paused = schedule.settings.paused
             due = Due([] if paused else ticks, 2 if n == 3 and not paused else 0, ticks[-1] if ticks else 0)
-            _, [ticked] = await side.streams[who].tick([TickAsk(schedule, known, due)], n == 0)
+            _, [ticked] = await side.streams[who].tick([TickAsk(schedule, known, due)], kit.now_ms(), n == 0)
             side.known[who, name] = ticked.last_ms
             # Of two that begin in one millisecond, one side knows the time of the other.
             return "late" if ticked.word in ("moved", "early") else ticked.word, ticked.fired, ticked.skipped

@@ -401,20 +401,20 @@ async def test_a_schedule_that_cannot_be_stored_says_why_and_the_others_fire(sto
     for schedule in (broken, well):
         kit.set_cron_state(schedule.name, row_of(schedule, 1000, kit.now_ms()))
     before = kit.cron_state()["broken"]
-    _, ticked = await store.tick([TickAsk(one, 1000, Due([2000], 0, 2000)) for one in (broken, well)])
+    _, ticked = await store.tick([TickAsk(one, 1000, Due([2000], 0, 2000)) for one in (broken, well)], kit.now_ms())
     assert "WRONGTYPE" in ticked[0].word
     assert ticked[1] == Ticked("fired", 2000, 1, 0)
     assert kit.cron_state()["broken"] == before, "it is due as before"
     raw.delete("{jobs}:critical")
     await store.prepare(store._helper)
-    _, [again] = await store.tick([TickAsk(broken, 1000, Due([2000], 0, 2000))])
+    _, [again] = await store.tick([TickAsk(broken, 1000, Due([2000], 0, 2000))], kit.now_ms())
     assert again.fired == 1
 
 
 @pytest.mark.parametrize("key", ["{jobs}:cron", "{jobs}:cron:state"])
 async def test_where_a_key_of_another_type_stands_in_the_place_of_schedules_nothing_fires(store, raw, key):
     raw.set(key, "a stranger's")
-    _, [ticked] = await store.tick([TickAsk(nightly(), 1000, Due([2000], 0, 2000))], True)
+    _, [ticked] = await store.tick([TickAsk(nightly(), 1000, Due([2000], 0, 2000))], 2000, True)
     assert "WRONGTYPE" in ticked.word
     assert raw.xlen(KEY) == 0
 

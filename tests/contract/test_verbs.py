@@ -858,8 +858,10 @@ NOTHING = Due([], 0, 0)
 LONG_AGO = 1_000_000
 
 
-async def tick(store: Streams, schedule: Definition, known_ms: int | None = None, due: Due = NOTHING) -> Ticked:
-    _, [ticked] = await store.tick([TickAsk(schedule, known_ms, due)])
+async def tick(
+    store: Streams, schedule: Definition, known_ms: int | None = None, due: Due = NOTHING, now_ms: int = 2**53
+) -> Ticked:
+    _, [ticked] = await store.tick([TickAsk(schedule, known_ms, due)], now_ms)
     return ticked
 
 
@@ -907,6 +909,14 @@ async def test_nobody_fires_before_the_servers_time(store, kit):
     kit.set_cron_state("nightly", row_of(schedule, LONG_AGO, now_ms))
     assert await tick(store, schedule, LONG_AGO, Due([now_ms + 60_000], 0, now_ms + 60_000)) == Ticked("early", LONG_AGO, 0, 0)
     assert kit.messages() == []
+
+
+async def test_what_was_worked_out_for_a_time_long_ago_is_worked_out_again(store, kit):
+    schedule, now_ms = nightly(), kit.now_ms()
+    kit.set_cron_state("nightly", row_of(schedule, LONG_AGO, now_ms))
+    due = Due([LONG_AGO + 1000], 0, LONG_AGO + 1000)
+    assert await tick(store, schedule, LONG_AGO, due, now_ms - 11_000) == Ticked("early", LONG_AGO, 0, 0)
+    assert (await tick(store, schedule, LONG_AGO, due, now_ms)).word == "fired"
 
 
 async def test_what_is_left_out_is_noted_and_decided(store, kit):
@@ -1053,7 +1063,9 @@ async def test_many_schedules_are_asked_for_in_calls_that_are_short_enough(store
     several = [nightly(name=f"n{number}", data=msgspec.Raw(b'"%b"' % (b"x" * 20_000))) for number in range(250)]
     for schedule in several:
         kit.set_cron_state(schedule.name, row_of(schedule, LONG_AGO, kit.now_ms()))
-    now_ms, ticked = await store.tick([TickAsk(one, LONG_AGO, Due([LONG_AGO + 1], 0, LONG_AGO + 1)) for one in several])
+    now_ms, ticked = await store.tick(
+        [TickAsk(one, LONG_AGO, Due([LONG_AGO + 1], 0, LONG_AGO + 1)) for one in several], kit.now_ms()
+    )
     assert now_ms <= kit.now_ms()
     assert ticked == [Ticked("fired", LONG_AGO + 1, 1, 0)] * 250
     assert [message["id"] for message in kit.messages()] == [f"cron:n{number}:{LONG_AGO + 1}" for number in range(250)]
@@ -1063,9 +1075,9 @@ async def test_rows_that_nobody_has_confirmed_for_a_week_go(store, kit):
     now_ms = kit.now_ms()
     for name, days in (("old", 8), ("young", 6), ("nightly", 9)):
         kit.set_cron_state(name, row_of(nightly(), LONG_AGO, now_ms - days * 86_400_000))
-    await store.tick([TickAsk(nightly(), None, NOTHING)])
+    await store.tick([TickAsk(nightly(), None, NOTHING)], now_ms)
     assert kit.cron_state().keys() == {"old", "young", "nightly"}
-    await store.tick([TickAsk(nightly(), None, NOTHING)], True)
+    await store.tick([TickAsk(nightly(), None, NOTHING)], now_ms, True)
     assert kit.cron_state().keys() == {"young", "nightly"}
 
 

@@ -1,4 +1,4 @@
-"""`python -m tests.faults`: storms of every kind of fault with fresh seeds, with their figures; a mass kill; the long tests.
+"""`python -m tests.faults`: storms of every fault with fresh seeds, with their figures; a mass kill; schedules; the long tests.
 
 Exit status: 0 all figures hold, 1 one does not, 3 a run proved nothing, since a kind of fault met nobody at work, nor did two
 more runs in its place.
@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 
-from tests.faults import mass, versions
+from tests.faults import mass, ticks, versions
 from tests.faults.checker import Verdict
 from tests.faults.nemesis import GRACE_S, KINDS
 from tests.faults.storms import DURABLE, LARGE, LONG, Weather, blow, commit, usual, version_of
@@ -66,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         statuses.append(blow_versions([first, first + 1], options.server, math.ceil(options.jobs / SEEDS)))
     if not options.storms_only:
         statuses.append(mass.main([]))
+        statuses.append(ticks.main([]))
         print("long tests of single faults:", flush=True)
         command = [sys.executable, "-m", "pytest", "-q", "-m", "long", "tests/faults"]
         statuses.append(FAILED if subprocess.run(command, cwd=ROOT).returncode not in (0, 5) else 0)  # 5: there are none

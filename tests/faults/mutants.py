@@ -32,6 +32,7 @@ SENTINEL = "tests/faults/test_sentinel.py"
 FORKS = "tests/faults/test_forks.py::test_what_a_handler_forks_is_no_second_worker"
 CRON = "tests/unit/test_cron.py"
 SCHEDULES = "tests/unit/test_schedules.py"
+TICKER = "tests/unit/test_ticker.py"
 LANES = "tests/unit/test_lanes.py"
 PRIORITIES = "tests/contract/test_priorities.py"
 OFFLOAD = "tests/unit/test_offload.py"
@@ -1210,11 +1211,25 @@ MUTANTS = (
         f"{VERBS}::test_who_comes_second_hears_that_it_was_done_and_by_when",
     ),
     Mutant(
+        "an edit is not read where nobody tells of it",
+        "runtime/worker/ticker.py",
+        "                self._must_read = True\n            case refusal",
+        "            case refusal",
+        f"{TICKER}::test_an_edit_of_which_nobody_told_it_is_read_before_it_fires_again",
+    ),
+    Mutant(
         "a tick fires before its time",
         "runtime/store/lua/tick.lua",
-        "if ask.last > now then return 'early', 0, 0 end",
+        "ask.last > now or ",
         "",
         f"{VERBS}::test_nobody_fires_before_the_servers_time",
+    ),
+    Mutant(
+        "who has slept takes for on time what is late",
+        "runtime/store/lua/tick.lua",
+        " or now - ARGV[2] > OFF_MS",
+        "",
+        f"{VERBS}::test_what_was_worked_out_for_a_time_long_ago_is_worked_out_again",
     ),
     Mutant(
         "a definition of before takes over from one that lives",

@@ -196,7 +196,7 @@ async def end(*tasks: asyncio.Task[Any]) -> None:
 HURRY: Sequence[tuple[str, Any]] = [
     *(
         (f"runtime.worker.{part}.STORE_BACKOFF", Backoff(base_s=0.001, cap_s=0.005))
-        for part in ("fetcher", "flusher", "maintenance")
+        for part in ("fetcher", "flusher", "maintenance", "ticker")
     ),
     ("runtime.worker.maintenance.SWEEP_S", (0.004, 0.008)),
     ("runtime.worker.maintenance.SOON_S", 0.001),

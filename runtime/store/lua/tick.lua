@@ -1,12 +1,12 @@
 #!lua
 -- Fire ticks of schedules, each once over any number of workers.
--- ARGV: '1' to forget rows that nobody has confirmed for long, else '0'; then per schedule: name, hash of what says when, hash of all,
--- revision, the last time that was decided ('' unknown), the newest time that is decided now, how many late ticks are left out,
--- overlap (allow, skip; paused fires nothing), stream, how many words the fields that all its messages share have, these fields and
--- values in turn, how many ticks, and per tick: its time, until when its job may start ('' for any time).
+-- ARGV: '1' to forget rows that nobody has confirmed for long, else '0'; the caller's idea of now; then per schedule: name, hash of
+-- what says when, hash of all, revision, the last time that was decided ('' unknown), the newest time that is decided now, how many
+-- late ticks are left out, overlap (allow, skip; paused fires nothing), stream, how many words the fields that all its messages share
+-- have, these fields and values in turn, how many ticks, and per tick: its time, until when its job may start ('' for any time).
 -- Reply: now; then per schedule a word or an error text, the last time that is decided now, fired, skipped. The words: kept (nothing to
--- do), fired, moved (another worker was first), early, new (other times rule from now on), ahead (the clock has gone back), other
--- (another definition rules).
+-- do), fired, moved (another worker was first), early (worked out for another time than now), new (other times rule from now on),
+-- ahead (the clock has gone back), other (another definition rules).
 -- Row: the last time, both hashes, when a worker last confirmed it, hashes that ruled before, then the last ticks: `<ms>f` fired, `<ms>s`
 -- skipped, `<ms>m<n>` n were left out, `<ms>p` paused. It is written last; a repeated call finds another last time, and does nothing.
 
@@ -14,6 +14,7 @@ local ALIVE_MS = 15000 -- a guess: a quarter of the next, so that a few may be l
 local STALE_MS = 60000 -- a guess: a rolling restart has replaced the worker that it stopped
 local FORGET_MS = 7 * 24 * 3600000 -- a guess: whoever comes back later begins anew
 local AHEAD_MS = 30000 -- a usual lease: a clock that is set by less has been waited for
+local OFF_MS = 10000 -- a guess: who is so far behind (its machine slept, or the clock was set) takes for on time what is late
 local FORMER, TICKS = 8, 20 -- guesses: releases of a day; what fits a line
 
 local now = now_ms()
@@ -83,7 +84,7 @@ local function decide(ask, row)
   if now - row.alive > ALIVE_MS then row.alive = now end
   if ask.ticks == 0 and ask.missed == 0 and ask.last <= row.last then return 'kept', 0, 0 end
   if ask.expected ~= ms(row.last) then return 'moved', 0, 0 end
-  if ask.last > now then return 'early', 0, 0 end
+  if ask.last > now or now - ARGV[2] > OFF_MS then return 'early', 0, 0 end
   return fire(row, ask)
 end
 
@@ -102,7 +103,7 @@ local function tick(ask)
   return word, row.last, fired, skipped
 end
 
-local answers, at = {now}, 2
+local answers, at = {now}, 3
 while at <= #ARGV do
   local ask = {
     name = ARGV[at], times = ARGV[at + 1], whole = ARGV[at + 2], revision = ARGV[at + 3], expected = ARGV[at + 4],
