@@ -112,7 +112,7 @@ class Round:
 
     def naps(self) -> Figures:
         """Drain jobs that sleep for 10 ms."""
-        return _drain(self.jobs * 3 // 10, type_name=b"nap")
+        return _drain(self.jobs * 3 // 10, type_name=b"nap", options=("--reserved", "0"))
 
     def failures(self) -> Figures:
         """Drain jobs that fail once each; the rate is of attempts."""

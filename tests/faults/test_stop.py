@@ -99,7 +99,7 @@ def test_the_hard_deadline_holds_with_a_server_that_does_not_answer(tmp_path, cr
 
 def test_500_jobs_that_a_stop_cuts_off_are_given_back_and_run_elsewhere_as_if_nothing_had_been(valkey, tmp_path, crew):
     raw = valkey.client()
-    worker = hire(crew, valkey, tmp_path, "--grace", "0.5", concurrency=500)
+    worker = hire(crew, valkey, tmp_path, "--grace", "0.5", "--reserved", "0", concurrency=500)
     add(raw, 700, lambda n: 1700)
     wait_until(lambda: count(tmp_path, "start") == 500, what="500 run")
     assert worker.stop() == 0
@@ -117,7 +117,7 @@ def test_500_jobs_that_a_stop_cuts_off_are_given_back_and_run_elsewhere_as_if_no
 def test_500_running_jobs_and_a_server_that_does_not_answer_keep_no_process_and_lose_nothing(tmp_path, crew, signals):
     grace_s = 1.0 if signals == 1 else 60.0
     with own_server("valkey") as server, contextlib.closing(server.client()) as raw:
-        worker = hire(crew, server, tmp_path, "--grace", str(grace_s), concurrency=500)
+        worker = hire(crew, server, tmp_path, "--grace", str(grace_s), "--reserved", "0", concurrency=500)
         add(raw, 700, lambda n: 3000)
         wait_until(lambda: count(tmp_path, "start") == 500, what="500 run")
         assert server.process
