@@ -27,7 +27,7 @@ import msgspec
 from runtime import logs
 from runtime.config import Config
 from runtime.errors import LeaseLost, SelfCancelled, StoreUnavailable, TimedOut
-from runtime.jobs import CRITICAL, STREAMS, Job, Registry
+from runtime.jobs import CRITICAL, STREAMS, Job, Park, Registry
 from runtime.places import HANGS_S, PLACES, Hang, Places, make_places
 from runtime.rules import Rules
 from runtime.schedules import Schedule
@@ -39,6 +39,7 @@ from runtime.worker.context import WorkerContext
 from runtime.worker.fetcher import INBOX_BYTES, Fetcher
 from runtime.worker.flusher import Flusher
 from runtime.worker.forks import guard
+from runtime.worker.gates import Gates
 from runtime.worker.heartbeat import SILENT_PART, Beat, Heartbeat, LeaseWatch
 from runtime.worker.held import Held
 from runtime.worker.lanes import Inbox, Lane
@@ -139,8 +140,9 @@ class Consumer:
         self.leases: LeaseWatch = LeaseWatch(config.lease_s, time.monotonic)
         self.parked: Parked = Parked(registry, self.places)
         self.orders: Orders = Orders(streams)
-        shared = (self.leases, self.parked, self.inbox, self.ledger, self.held, self.stats, self.log, self.places, self.orders)
-        ctx = WorkerContext(config, registry, streams, *shared)
+        self.gates: Gates = Gates(registry)
+        shared = (self.leases, self.parked, self.gates, self.inbox, self.ledger, self.held, self.stats, self.log, self.places)
+        ctx = WorkerContext(config, registry, streams, *shared, self.orders)
         self._leave = leave
         self._on_crash = on_crash
         self._collect = collect
@@ -151,7 +153,8 @@ class Consumer:
         self.maintenance: Maintenance = Maintenance(ctx)
         self.ticker: Ticker = Ticker(streams, {schedule.name: schedule.definition for schedule in schedules})
         self._fetcher = Fetcher(ctx, self._capacity, self._beside, self._stop)
-        self._flusher = Flusher(ctx, self._fetcher.capacity_freed.set, self.maintenance.due_within)
+        after_flush = (self._fetcher.capacity_freed.set, self.maintenance.due_within, self._fetcher.serve_freed)
+        self._flusher = Flusher(ctx, *after_flush)
         self._connect_parts()
         self._finished_before = [0] * RATE_TICKS
         self._loop_state = LoopState(time.monotonic(), threading.get_ident(), self._running_now)
@@ -167,6 +170,7 @@ class Consumer:
         for places in self.places.values():
             places.on_wanting = partial(self._fetcher.place_free, places)
         self.ledger.on_first, self.inbox.on_idle = self._flusher.wake, self._flusher.lanes_idle
+        self.ledger.on_pause = self._pause_type
         self.inbox.may_start = self._may_start
         self.orders.on_look = self._apply
 
@@ -371,13 +375,29 @@ class Consumer:
         paused = self.orders.paused
         if paused != self._fetcher.paused:
             log.info("nothing starts of: %s%s", names_of(paused) or "none", f" ({self.orders.mine})" if self.orders.mine else "")
-            self._fetcher.paused = paused
+            self._fetcher.paused = self.gates.paused = paused
             self._give_back_unstarted(time.monotonic())
+        now_s = time.monotonic()
+        changed = self.gates.apply(rules, self.orders.now_ms, now_s)
+        self._park_unstarted(changed.paused)
+        self.gates.note(self.held.jobs_of(changed.limited))
+        if changed.is_any:
+            self._fetcher.look_again()
         if self.orders.mine == "stop" and not self._has_stop_order:
             self._has_stop_order = True
             log.info("ordered to stop")
             if not self._stop.is_set():
                 self._on_stop_order()
+
+    def _pause_type(self, type_name: bytes, wait_s: float) -> None:
+        """Start nothing of a type for a while, as a job of it has asked for."""
+        self.gates.pause(type_name, wait_s, time.monotonic())
+        self._park_unstarted([type_name])
+
+    def _park_unstarted(self, types: Collection[bytes]) -> None:
+        """Put what waits here of these types into the lots of their gates."""
+        for job in self.inbox.remove_types(types) if types else ():
+            self.ledger.add(job, Park(self.gates.park(job)))
 
     def on_heartbeat(self, beat: Beat) -> None:
         """Take a confirmed heartbeat: what it refused, and is still ours by the same token, is lost."""

@@ -200,12 +200,15 @@ class Parking(msgspec.Struct, frozen=True, gc=False):
 
 
 class Batch(msgspec.Struct, gc=False):
-    """What one flush writes. `done` has a list per stream, since most of it is one XACK and one XDEL of each."""
+    """What one flush writes. `done` has a list per stream, since most of it is one XACK and one XDEL of each. `pauses` says which
+    types jobs have asked to pause, for how many ms.
+    """
 
     done: list[list[Job]]
     defer: list[Deferral]
     dead: list[Letter]
     park: list[Parking]
+    pauses: dict[str, int] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self.done)) + len(self.defer) + len(self.dead) + len(self.park)
@@ -217,11 +220,15 @@ class Batch(msgspec.Struct, gc=False):
         self.defer += other.defer
         self.dead += other.dead
         self.park += other.park
+        for name, for_ms in other.pauses.items():
+            self.pauses[name] = max(for_ms, self.pauses.get(name, 0))
 
 
 FREE: Final = "~free"
 SUSPECT: Final = "~suspect"
 UNKNOWN: Final = "~t:"
+GATE: Final = "~g:"  # where jobs of a type that is paused or has limits wait, or those of a group of it
+OVERFLOW: Final = "~o:"  # the same, for the groups of a type together, where there are too many
 
 
 def lot_of(type_name: str, version: int) -> str:

@@ -474,11 +474,15 @@ class Streams(Store):
         if any(plain):
             commands += self._finish(plain)
         finish_size = len(commands)
+        pauses = [self._pause(name, for_ms) for name, for_ms in batch.pauses.items()]
         moves = self._done_by_script("", again)
         unfenced = len(moves)
         moves += [*self._moves("defer", batch.defer), *self._moves("dead", batch.dead), *self._moves("park", batch.park)]
         moves += self._done_by_script(self.consumer, old)
-        answers = await self.ask(self._writer, *commands, *[command for _, command in moves], run_id=server)
+        answers = await self.ask(self._writer, *pauses, *commands, *[command for _, command in moves], run_id=server)
+        answers = answers[
+            len(pauses) :
+        ]  # one that could not be written holds here alone, for a moment: its job waits as long as it said
         settled = Settled(0, 0, Batch([[] for _ in self.keys.streams], [], [], []), "")
         if commands:
             settled.shortfall = await self._finished(plain, answers[:finish_size], server)
@@ -493,6 +497,9 @@ class Streams(Store):
                     settled.error = bytes(verdict).decode(errors="replace")
                     self._must_heal = self._must_heal or "NOGROUP" in settled.error
         return settled
+
+    def _pause(self, type_name: str, for_ms: int) -> Command:
+        return self.command("control", self.consumer, "a job of it asked for it", "later", f"pause:{type_name}", for_ms)
 
     def _finish(self, done: Sequence[Sequence[Job]]) -> list[Command]:
         commands: list[Command] = [("MULTI",)]

@@ -1,15 +1,18 @@
 """Admission: which of the jobs that a fetch brought may start here now, and what becomes of the others.
 
-Order: unreadable, held already, late, expired, unknown type, key, not yet due, no thread or child process. What is held here and
-does not start goes to the ledger in the same step; a process that dies before, during or after each await leaves entries pending,
-which the sweep of another worker takes.
+Order: unreadable, held already, late, expired, unknown type, key, not yet due, no thread or child process, its type's gate. What
+is held here and does not start goes to the ledger in the same step; a process that dies before, during or after each await leaves
+entries pending, which the sweep of another worker takes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections import Counter
 from collections.abc import Sequence
+from enum import Enum
 from typing import Any, Final
 
 import msgspec
@@ -17,6 +20,7 @@ import msgspec
 from runtime.codec import decode_many
 from runtime.errors import Dead, Snooze, StoreUnavailable
 from runtime.jobs import (
+    CRITICAL,
     LOST,
     PLAIN,
     STREAMS,
@@ -37,11 +41,23 @@ from runtime.places import Places
 from runtime.stats import outcome_name
 from runtime.streams import Delivery, Fetched
 from runtime.worker.context import WorkerContext
+from runtime.worker.gates import Asked
 
 # So fast a worker moves jobs that find no thread or child process out of the way of others. A guess: 2,000 a second are about 2 %
 # of Redis' time, and ten workers pass a million of them at the head of a stream within a minute.
 PARKED_PER_S: Final = 2000
 KEY_UNKNOWN_S: Final = 5.0  # a guess: until a job is tried again of whose key the server could not say whose it is
+
+
+class From(Enum):
+    """Where jobs come from. What was taken from lots was asked for one by one, so it is known that it finds a place; what a gate
+    has served has its permit and its token; a suspect has its turn, and starts over any limit.
+    """
+
+    STREAM = "stream"
+    LOT = "lot"
+    GATE = "gate"
+    ISOLATION = "isolation"
 
 
 class Admitted(msgspec.Struct):
@@ -113,6 +129,9 @@ def _admit_by_time(job: Job, now_ms: int, ready: list[Job], turned_away: list[tu
         ready.append(job)
 
 
+_ASK: Final = (From.STREAM, From.LOT)  # who has come through a gate, or need not, is not asked again
+
+
 class Admission:
     """Owns which streams rest: those whose jobs were parked for want of a thread or a child process."""
 
@@ -128,34 +147,42 @@ class Admission:
         """Whether any stream rests."""
         return bool(self._rests)
 
-    async def receive(self, fetched: Fetched, asked_s: float, *, is_chosen: bool = False) -> None:
-        """Decode, hold and admit what was asked for at `asked_s`; only late and keyed jobs wait for another answer.
+    async def receive(self, fetched: Fetched, asked_s: float, came: From = From.STREAM, *, by_writer: bool = False) -> None:
+        """Decode, hold and admit what was asked for at `asked_s`; only late, keyed and gated jobs wait for another answer.
 
-        `is_chosen`: it was asked for one by one, so it is known that it finds a place.
+        `by_writer`: that is asked for down the connection that settles, since the other one may be waiting.
 
         Raises:
-            StoreUnavailable: no answer about late or keyed jobs: these are given back, the others have their way.
+            StoreUnavailable: no answer about late, keyed or gated jobs: these are given back, the others have their way.
         """
         ctx = self._ctx
         held: list[Job] = []
         now_s = time.monotonic()
         for delivery in fetched.deliveries:
             held += self._hold(delivery, fetched, now_s)
+            if delivery.rows and came is not From.GATE:
+                middle: bytes = delivery.rows[len(delivery.rows) // 2][0]
+                ctx.stats.waited(delivery.stream, fetched.now_ms - ms_of(middle, fetched.now_ms), len(delivery.rows))
         if held and ctx.leases.is_late(asked_s):
             held = await self._still_ours(held)
         admitted = admit(held, ctx.registry, fetched.now_ms)
         self._turn_away(admitted.turned_away)
-        self._start(admitted.ready, is_chosen)
+        gated = self._start(admitted.ready, came)
         if admitted.keyed:
-            await self._claim_keys(admitted.keyed, fetched.now_ms, is_chosen)
+            try:
+                gated += await self._claim_keys(admitted.keyed, fetched.now_ms, came, by_writer)
+            except (StoreUnavailable, asyncio.CancelledError):
+                ctx.ledger.release(gated)
+                raise
+        if gated:
+            await self._ask_gates(gated)
+        if came is From.ISOLATION:
+            await self.tell_gates()
 
     def _hold(self, delivery: Delivery, fetched: Fetched, now_s: float) -> list[Job]:
         """Hold what a stream brought, and return the jobs that are new here; what cannot be a job goes to the dead letters."""
         ctx = self._ctx
         stream, rows = delivery.stream, delivery.rows
-        if rows:
-            middle: bytes = rows[len(rows) // 2][0]
-            ctx.stats.waited(stream, fetched.now_ms - ms_of(middle, fetched.now_ms), len(rows))
         jobs, bad = decode_many(stream, rows, delivery.counts, fetched.run_id, now_s, fetched.now_ms, ctx.config.max_data_bytes)
         for entry, count, size_bytes in delivery.oversized:
             reason = f"{size_bytes} bytes in all fields, the limit is {ctx.streams.max_entry_bytes}"
@@ -186,12 +213,14 @@ class Admission:
         ctx.ledger.release(ours)
         return []
 
-    async def _claim_keys(self, keyed: list[Job], now_ms: int, is_chosen: bool) -> None:
-        """Claim the keys of a batch. Without an answer the jobs are given back: it is not known whose the keys are."""
+    async def _claim_keys(self, keyed: list[Job], now_ms: int, came: From, by_writer: bool) -> list[Job]:
+        """Claim the keys of a batch, let start what may, and return the jobs that must ask a gate first. Without an answer they
+        are given back: it is not known whose the keys are.
+        """
         ctx = self._ctx
         asked_s = time.monotonic()
         try:
-            verdicts = await ctx.streams.admit([(job, job.envelope.key) for job in keyed])
+            verdicts = await ctx.streams.admit([(job, job.envelope.key) for job in keyed], by_writer=by_writer)
         except (StoreUnavailable, asyncio.CancelledError):
             ctx.ledger.release(keyed)
             raise
@@ -204,18 +233,87 @@ class Admission:
         # nor in a lane, and dropped nothing.
         if ctx.leases.is_late(asked_s):
             ctx.ledger.release(claimed.ready)
-        else:
-            self._start(claimed.ready, is_chosen)
+            return []
+        return self._start(claimed.ready, came)
 
-    def _start(self, jobs: list[Job], is_chosen: bool) -> None:
-        """Let jobs run; without a confirmed beat they are given back."""
+    def _start(self, jobs: list[Job], came: From) -> list[Job]:
+        """Let jobs run, and return those that must ask a gate first; without a confirmed beat all are given back."""
         ctx = self._ctx
         if ctx.leases.is_silent:
             ctx.ledger.release(jobs)
-        elif is_chosen or not ctx.parked.needs_places or not ctx.parked.needs_any({job.type for job in jobs}):
-            ctx.inbox.put(jobs)
-        else:
-            ctx.inbox.put(self._without_surplus(jobs))
+            return []
+        if came is From.STREAM and ctx.parked.needs_places and ctx.parked.needs_any({job.type for job in jobs}):
+            jobs = self._without_surplus(jobs)
+        closed, gated = ctx.gates.closed, list[Job]()
+        if closed and came in _ASK:
+            gated = [job for job in jobs if job.type in closed]
+            if gated:
+                jobs = [job for job in jobs if job.type not in closed]
+        elif closed and came is From.ISOLATION:
+            ctx.gates.note(jobs)
+        if jobs:
+            ctx.inbox.put(jobs, is_first=came is From.GATE)
+        return gated
+
+    # --- gates ---------------------------------------------------------------------------------------------------------
+
+    async def _ask_gates(self, jobs: list[Job]) -> None:
+        """Put jobs into the lots of their gates, and ask these gates for as many as came.
+
+        They are held no more before they are put there: what the flusher asks may bring one back before the answer to this is
+        read, and a job that is held already does not run again. Without an answer they are given back, as far as they are ours.
+        """
+        ctx = self._ctx
+        ctx.held.remove(jobs)
+        parks = [(job, ctx.gates.park(job)) for job in jobs]
+        now_s = time.monotonic()
+        came = Counter(job.type.decode() for job in jobs)
+        critical = Counter(job.type.decode() for job in jobs if job.stream == CRITICAL)
+        due = [gate for gate in ctx.gates.due(now_s) if gate.type in came]
+        asked = [ctx.gates.ask(gate, now_s, came[gate.type], came[gate.type] - critical[gate.type]) for gate in due]
+        try:
+            await self.serve(asked, parks)
+        except (StoreUnavailable, asyncio.CancelledError):
+            for job in jobs:
+                ctx.ledger.release(ctx.held.add(job.stream, [job]))
+            raise
+
+    async def tell_gates(self) -> None:
+        """Tell gates which permits are free and which are in use; without an answer, they are told the next time."""
+        gates, now_s = self._ctx.gates, time.monotonic()
+        with contextlib.suppress(StoreUnavailable):
+            await self.serve([gates.ask(gate, now_s, 0, 0) for gate in gates.with_news()])
+
+    async def serve(
+        self, asked: Sequence[Asked], parks: Sequence[tuple[Job, str]] = (), *, by_writer: bool = False
+    ) -> tuple[int, int]:
+        """Ask gates, after jobs were put into their lots, and let start what comes out; return how many came: of CRITICAL, and
+        others.
+
+        Raises:
+            StoreUnavailable: no answer: what came out meanwhile is pending with us, and not held.
+        """
+        if not asked and not parks:
+            return 0, 0
+        ctx = self._ctx
+        asked_s = time.monotonic()
+        try:
+            refused, served = await ctx.streams.serve(parks, [ask.serve for ask in asked], by_writer=by_writer)
+        except (StoreUnavailable, asyncio.CancelledError):
+            ctx.gates.unanswered(asked)
+            raise
+        ctx.stats.refused += refused
+        now_s = time.monotonic()
+        for ask, answer in zip(asked, served, strict=True):
+            ctx.gates.answered(ask, answer, now_s)
+            if answer.error:
+                ctx.log.warn("the gate of %s gives nothing: %s", ask.gate.type, answer.error)
+        for answer in served:
+            if answer.size:
+                await self.receive(answer.fetched, asked_s, From.GATE, by_writer=by_writer)
+        came = [(delivery.stream, len(delivery.rows)) for answer in served for delivery in answer.fetched.deliveries]
+        critical = sum(size for stream, size in came if stream == CRITICAL)
+        return critical, sum(size for _, size in came) - critical
 
     def _turn_away(self, turned_away: Sequence[tuple[Job, Outcome]]) -> None:
         ctx = self._ctx

@@ -12,6 +12,7 @@ from runtime.jobs import Registry
 from runtime.places import Places
 from runtime.stats import Stats
 from runtime.streams import Streams
+from runtime.worker.gates import Gates
 from runtime.worker.heartbeat import LeaseWatch
 from runtime.worker.held import Held
 from runtime.worker.lanes import Inbox
@@ -28,9 +29,9 @@ STORE_BACKOFF: Final = Backoff(base_s=0.05, cap_s=5.0)
 class WorkerContext:
     """Jobs pass from admission to the inbox, the lanes, the ledger and the flusher; `held` knows every lease on the way.
 
-    `parked` knows what waits in lots, `leases` whether the heartbeat is confirmed, `orders` what people have ordered. Each of
-    them is changed in the loop's thread only, without an await between reading and writing; `held` is also read by the
-    heartbeat's thread, under its lock.
+    `parked` knows what waits in lots, `gates` which types ask before they start, `leases` whether the heartbeat is confirmed,
+    `orders` what people have ordered. Each of them is changed in the loop's thread only, without an await between reading and
+    writing; `held` is also read by the heartbeat's thread, under its lock.
     """
 
     config: Config
@@ -38,6 +39,7 @@ class WorkerContext:
     streams: Streams
     leases: LeaseWatch
     parked: Parked
+    gates: Gates
     inbox: Inbox
     ledger: Ledger
     held: Held

@@ -13,12 +13,13 @@ from runtime.backoff import delay_s
 from runtime.errors import StoreError, StoreUnavailable
 from runtime.jobs import CRITICAL, STREAMS, UNKNOWN
 from runtime.places import Places
-from runtime.streams import Ask, Fetched
-from runtime.worker.admission import Admission
+from runtime.streams import MAX_IDS, Ask, Fetched
+from runtime.worker.admission import Admission, From
 from runtime.worker.context import STORE_BACKOFF, WorkerContext
+from runtime.worker.gates import TOKEN_S, Asked, Gate
 from runtime.worker.isolation import Isolation
 from runtime.worker.parking import Shares
-from runtime.worker.plan import AwaitCapacity, Budget, Fetch, Pause, Plan, Sizes, TakeParked, View, Wait, next_step
+from runtime.worker.plan import AwaitCapacity, Budget, Fetch, Pause, Plan, ServeGates, Sizes, TakeParked, View, Wait, next_step
 
 LONGEST_WAIT_MS: Final = 1000  # a guess: an idle worker asks once a second, and sees a stop or a lot no later
 WAIT_PART: Final = 1 / 6  # of a lease, at most: what a wait brought must not be late
@@ -172,13 +173,16 @@ class Fetcher:
         """Use the capacity, step by step, as `next_step` says."""
         self._plan.closed = self._closed()
         self._asks = self._asks_of_lots(capacity, reserved)
-        has_taken = has_fetched = has_found = False
+        has_served = has_taken = has_fetched = has_found = are_gates_open = False
         while True:
             self._plan.closed = closed = self._closed()
             view = View(
                 capacity=capacity,
                 reserved=reserved,
                 is_critical_due=time.monotonic() >= self._ask_critical_s,
+                are_gates_due=not has_served and bool(self._gates_due(capacity)),
+                has_served=has_served,
+                are_gates_open=are_gates_open,
                 has_asks=bool(self._asks),
                 has_taken=has_taken,
                 has_fetched=has_fetched,
@@ -193,10 +197,12 @@ class Fetcher:
             match next_step(view):
                 case None:
                     return None
+                case ServeGates():
+                    came = await self._serve_gates(capacity, reserved)
+                    capacity, reserved = _less(capacity, reserved, came)
+                    has_served, are_gates_open = True, sum(came) > 0 and bool(self._gates_due(capacity))
                 case TakeParked():
-                    critical, others = await self._take_parked()
-                    beside = min(critical, reserved)
-                    capacity, reserved = capacity - (critical + others - beside), reserved - beside
+                    capacity, reserved = _less(capacity, reserved, await self._take_parked())
                     has_taken = True
                 case Fetch():
                     has_found = await self._fetch(capacity, reserved)
@@ -207,6 +213,39 @@ class Fetcher:
                     return await self._await_capacity()
                 case Pause():
                     return await self._pause(PAUSE_S)
+
+    def _gates_due(self, capacity: int) -> list[Gate]:
+        gates = self._ctx.gates
+        return gates.due(time.monotonic(), critical_only=capacity < 1) if gates.is_any else []
+
+    async def _serve_gates(self, capacity: int, reserved: int) -> tuple[int, int]:
+        """Ask gates for as many as find a lane, half of them at most, since streams have their part; return how many came: of
+        CRITICAL, and others.
+        """
+        now_s, due = time.monotonic(), self._gates_due(capacity)
+        others = (capacity + 1) // 2 if capacity > 0 else 0
+        asked: list[Asked] = []
+        for gate in due:
+            places = self._ctx.parked.places_of(gate.type.encode())
+            most = others + reserved if places is None else places.capacity_soon(self._admission.coming(places))
+            n, n_others = min(most, -(-(others + reserved) // len(due))), -(-others // len(due))
+            # So many in a call at most; those of a gate that is open come by the thousand after a pause.
+            parts = [(min(n - at, MAX_IDS), max(0, n_others - at)) for at in range(0, n, MAX_IDS)]
+            asked += [self._ctx.gates.ask(gate, now_s, *part) for part in parts]
+        return await self._admission.serve(asked)
+
+    async def serve_freed(self) -> None:
+        """Tell gates which permits are free, and let start what waits for these; at a stop, tell only."""
+        gates, now_s = self._ctx.gates, time.monotonic()
+        capacity, reserved = (0, 0) if self._stop.is_set() else self._limits()
+        asked: list[Asked] = []
+        for gate in gates.with_news():
+            others = max(0, min(len(gate.freed), capacity))
+            asked.append(gates.ask(gate, now_s, others + min(len(gate.freed) - others, reserved), others))
+        try:
+            await self._admission.serve(asked, by_writer=True)
+        except StoreUnavailable:
+            self._has_lost = True  # what came out, if anything did
 
     def _asked(self, capacity: int) -> set[int]:
         """Return the streams of which something may be asked; without a capacity for all, CRITICAL's."""
@@ -244,7 +283,7 @@ class Fetcher:
             elif ask.lot != UNKNOWN:
                 self._lot_shares.forgive()
                 self._ctx.parked.emptied(ask.stream, ask.lot)
-        await self._admission.receive(fetched, asked_s, is_chosen=True)
+        await self._admission.receive(fetched, asked_s, From.LOT)
         if fetched.refused:
             raise StoreError(fetched.refused)
         critical = sum(len(delivery.rows) for delivery in fetched.deliveries if delivery.stream == CRITICAL)
@@ -293,7 +332,8 @@ class Fetcher:
         """Return for how long to wait: nothing wakes the wait for what is put into a lot by another worker."""
         must_look = self._admission.has_resting or self._ctx.parked.is_any_to_take
         lots_ms = LOTS_S * 1000 if must_look else self._longest_wait_ms
-        return int(max(SHORTEST_WAIT_MS, min(lots_ms, self._isolation.next_ask_s * 1000)))
+        wait_ms = max(SHORTEST_WAIT_MS, min(lots_ms, self._isolation.next_ask_s * 1000))
+        return int(min(wait_ms, max(TOKEN_S, self._ctx.gates.next_look_s(time.monotonic())) * 1000))
 
     async def _await_capacity(self) -> None:
         """Wait until a lane is free, or until CRITICAL is due. If the process dies meanwhile, nothing is on its way to it."""
@@ -328,3 +368,10 @@ class Fetcher:
                 await self._stop.wait()
         except TimeoutError:
             return
+
+
+def _less(capacity: int, reserved: int, came: tuple[int, int]) -> tuple[int, int]:
+    """Return what is left of both capacities after so many of CRITICAL, and so many others."""
+    critical, others = came
+    beside = min(critical, reserved)
+    return capacity - (critical + others - beside), reserved - beside

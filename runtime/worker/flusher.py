@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from random import random
 from typing import Final
 
@@ -25,12 +25,22 @@ MOVE_BYTES: Final = 200  # a guess: of a move, beside the message and the texts 
 
 
 class Flusher:
-    """Owns the moves that the server answered with an error, which wait apart, and the moment of the next flush."""
+    """Owns the moves that the server answered with an error, which wait apart, and the moment of the next flush.
 
-    def __init__(self, ctx: WorkerContext, on_written: Callable[[], None], on_delayed: Callable[[float], None]) -> None:
+    `on_permits` is awaited after each write that may have left a permit free, before anything else is written.
+    """
+
+    def __init__(
+        self,
+        ctx: WorkerContext,
+        on_written: Callable[[], None],
+        on_delayed: Callable[[float], None],
+        on_permits: Callable[[], Awaitable[None]],
+    ) -> None:
         self._ctx = ctx
         self._on_written = on_written
         self._on_delayed = on_delayed
+        self._on_permits = on_permits
         self._to_flush = asyncio.Event()
         self._flush_now = asyncio.Event()
         self._apart = empty_batch()
@@ -118,7 +128,8 @@ class Flusher:
         again = [move.lease for move, taken_s in zip(batch.park, parked_s, strict=True) if move.lease.taken_s != taken_s]
         self._ctx.ledger.release(again)
         kept |= {id(lease) for lease in again}
-        self._ctx.held.remove([lease for lease in leases_of(batch) if id(lease) not in kept] if kept else leases_of(batch))
+        settled_here = [lease for lease in leases_of(batch) if id(lease) not in kept] if kept else leases_of(batch)
+        self._ctx.held.remove(settled_here)
         self._ctx.stats.refused += settled.refused
         self._ctx.stats.shortfall += settled.shortfall
         self.released += sum(1 for move in batch.park if move.lot == FREE)
@@ -126,6 +137,9 @@ class Flusher:
         for move in batch.defer:
             if move.kind != "at":
                 self._on_delayed(move.when_ms / 1000)
+        if self._ctx.gates.closed:
+            self._ctx.gates.settled(settled_here)
+            await self._on_permits()
         self._on_written()
 
     def _keep_apart(self, settled: Settled) -> None:
@@ -155,7 +169,7 @@ def parts_of(batch: Batch, most_bytes: int) -> list[tuple[int, Batch]]:
     if whole <= most_bytes:
         return [(whole, batch)]
     part = empty_batch()
-    part.done = batch.done  # a few words each: they never weigh
+    part.done, part.pauses = batch.done, batch.pauses  # a few words each: they never weigh
     parts, size = [(0, part)], 0
     for target, moves in (("defer", batch.defer), ("dead", batch.dead), ("park", batch.park)):
         for move in moves:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TypeVar
 
-from runtime.jobs import CRITICAL, STREAMS, Lease
+from runtime.jobs import CRITICAL, STREAMS, Job, Lease
 
 L = TypeVar("L", bound=Lease)
 
@@ -61,6 +61,11 @@ class Held:
                 known = by_stream[lease.stream]
                 if known.get(lease.entry) is lease:
                     del known[lease.entry]
+
+    def jobs_of(self, types: Collection[bytes]) -> list[Job]:
+        """Return the jobs of these types."""
+        with self._lock:
+            return [job for known in self._leases for job in known.values() if isinstance(job, Job) and job.type in types]
 
     def older_than(self, age_s: float, now_s: float) -> list[tuple[Lease, int]]:
         """Return the leases taken longer than `age_s` ago, each with the count it has now."""

@@ -17,7 +17,7 @@ from runtime.codec import summary
 from runtime.errors import StoreError, StoreUnavailable
 from runtime.jobs import STREAMS, Lease, Letter, default_id
 from runtime.streams import MAX_IDS, Isolated
-from runtime.worker.admission import Admission
+from runtime.worker.admission import Admission, From
 from runtime.worker.context import WorkerContext
 
 ASK_PART: Final = 0.25  # a guess: of a lease, until we ask again while others isolate
@@ -137,7 +137,7 @@ class Isolation:
                 self._rests_since_s = rests_since_s
                 self._until_s = now_s + found.for_ms / 1000
                 try:
-                    await self._admission.receive(found.fetched, now_s, is_chosen=True)
+                    await self._admission.receive(found.fetched, now_s, From.ISOLATION)
                 except StoreUnavailable:
                     if len(self._isolated) == 1:  # it has not run: that this process lives says nothing of it
                         self._isolated.clear()

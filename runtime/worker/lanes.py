@@ -11,7 +11,7 @@ import asyncio
 import decimal
 from asyncio import CancelledError
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from contextvars import Context, copy_context
 from typing import Any, Final
 
@@ -75,12 +75,15 @@ class Inbox:
         """How many reserved lanes wait for a job of CRITICAL."""
         return len(self._waiting_reserved)
 
-    def put(self, jobs: list[Job]) -> None:
-        """Add jobs and wake lanes for them."""
+    def put(self, jobs: list[Job], *, is_first: bool = False) -> None:
+        """Add jobs and wake lanes for them; what `is_first` goes before those of its kind that are here."""
         others = [job for job in jobs if job.stream != CRITICAL]
-        if len(others) != len(jobs):
-            self.critical.extend([job for job in jobs if job.stream == CRITICAL])
-        self.others.extend(others)
+        critical = [job for job in jobs if job.stream == CRITICAL] if len(others) != len(jobs) else []
+        for queue, more in ((self.critical, critical), (self.others, others)):
+            if is_first:
+                queue.extendleft(reversed(more))
+            elif more:
+                queue.extend(more)
         self._wake(FIRST_WAKE)
 
     def _wake(self, lanes: int) -> None:
@@ -138,6 +141,16 @@ class Inbox:
         self.critical.clear()
         self.others.clear()
         return jobs
+
+    def remove_types(self, types: Collection[bytes]) -> list[Job]:
+        """Take all jobs of these types out, and return them."""
+        found: list[Job] = []
+        for queue in (self.critical, self.others):
+            found += [job for job in queue if job.type in types]
+            kept = [job for job in queue if job.type not in types]
+            queue.clear()
+            queue.extend(kept)
+        return found
 
     def remove(self, job: Job) -> bool:
         """Take one job out, if it has not started."""

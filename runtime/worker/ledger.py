@@ -27,11 +27,15 @@ from runtime.settle import MAX_CODE_CHARS, MAX_ERROR_CHARS, describe, plain
 
 
 class Ledger:
-    """Owns the outcomes that are not yet written. Lanes append, the flusher takes all at once."""
+    """Owns the outcomes that are not yet written. Lanes append, the flusher takes all at once.
+
+    `on_pause` hears of each type that a job has asked to pause, and for how many seconds.
+    """
 
     def __init__(self, on_first: Callable[[], None] = lambda: None) -> None:
         self._batch = empty_batch()
         self.on_first = on_first
+        self.on_pause: Callable[[bytes, float], None] = lambda type_name, wait_s: None
         self._is_empty = True
 
     def __repr__(self) -> str:
@@ -83,10 +87,13 @@ class Ledger:
         match outcome:
             case Done():
                 batch.done[job.stream].append(job)
-            case Retry():
-                batch.defer.append(Deferral(job, "retry", int(outcome.delay_s * 1000), job.id, job.attempt))
-            case Snooze():
-                batch.defer.append(Deferral(job, "snooze", int(outcome.delay_s * 1000), job.id, job.envelope.failed))
+            case Retry() | Snooze() if outcome.pause_type:
+                name, wait_ms = job.type.decode(), int(outcome.delay_s * 1000)
+                batch.pauses[name] = max(wait_ms, batch.pauses.get(name, 0))
+                self.on_pause(job.type, outcome.delay_s)
+                self._defer(job, outcome)
+            case Retry() | Snooze():
+                self._defer(job, outcome)
             case Postpone():
                 batch.defer.append(Deferral(job, "at", outcome.at_ms, job.id, job.envelope.failed))
             case Dead():
@@ -101,7 +108,11 @@ class Ledger:
             case Lost():
                 pass
 
+    def _defer(self, job: Job, outcome: Retry | Snooze) -> None:
+        kind, failed = ("retry", job.attempt) if isinstance(outcome, Retry) else ("snooze", job.envelope.failed)
+        self._batch.defer.append(Deferral(job, kind, int(outcome.delay_s * 1000), job.id, failed))
+
 
 def empty_batch() -> Batch:
     """Return a batch with nothing in it."""
-    return Batch([[] for _ in STREAMS], [], [], [])
+    return Batch([[] for _ in STREAMS], [], [], [], {})

@@ -13,7 +13,7 @@ from typing import Final
 from runtime import logs
 from runtime.backoff import delay_s
 from runtime.errors import StoreUnavailable
-from runtime.jobs import FREE, STREAMS, SUSPECT, UNKNOWN, Lease, Letter, default_id, lot_of
+from runtime.jobs import FREE, GATE, OVERFLOW, STREAMS, SUSPECT, UNKNOWN, Lease, Letter, default_id, lot_of
 from runtime.store.base import End, WorkerRow
 from runtime.streams import Looked
 from runtime.worker.context import STORE_BACKOFF, WorkerContext
@@ -164,6 +164,7 @@ class Maintenance:
         before = self._ctx.parked.begin_look()
         lots, busy = await self._streams.lots()
         self._ctx.parked.saw(lots, before)
+        self._ctx.gates.saw(lots, time.monotonic())
         return busy or {stream for stream, _ in list(lots)[:1]}
 
     def _standing_still(self, workers: dict[str, tuple[int, WorkerRow]]) -> dict[str, int]:
@@ -199,7 +200,7 @@ class Maintenance:
         Asked of the lots there are now: the next sweep meets one that comes meanwhile, and one that goes answers with nothing.
         """
         for stream, lot in list(self._ctx.parked.seen):
-            is_strange = lot not in (FREE, SUSPECT) and not lot.startswith(UNKNOWN)
+            is_strange = lot not in (FREE, SUSPECT) and not lot.startswith((UNKNOWN, GATE, OVERFLOW))
             if is_strange and await self._streams.waiting_longest(stream, lot, int(self._lease_s * 1000), 1):
                 self._ctx.parked.adopt(lot)
 
@@ -218,7 +219,7 @@ class Maintenance:
             return
         idle_ms = int(self._unknown_after_s * 1000)
         for stream, lot in list(self._ctx.parked.seen):
-            is_shared = lot in (UNKNOWN, SUSPECT)
+            is_shared = lot in (UNKNOWN, SUSPECT) or (lot.startswith((GATE, OVERFLOW)) and not self._ctx.gates.is_kept(lot))
             if not is_shared and (not lot.startswith(UNKNOWN) or lot_is_known(lot, known)):
                 continue
             letters: list[Letter] = []

@@ -28,12 +28,16 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
 
     `capacity` is for entries of any priority, `reserved` for some of CRITICAL beside those. `is_critical_due`: it may hold
     something, since it gave all that it was asked for, or was not asked for a while. Where only CRITICAL has capacity,
-    `is_free_left` is about its stream alone.
+    `is_free_left` is about its stream alone. `are_gates_due`: gates may be asked now; `has_served`: this round did, and where
+    `are_gates_open` one of them has more.
     """
 
     capacity: int
     reserved: int = 0
     is_critical_due: bool = False
+    are_gates_due: bool = False
+    has_served: bool = False
+    are_gates_open: bool = False
     has_asks: bool = False
     has_taken: bool = False
     has_fetched: bool = False
@@ -44,6 +48,10 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     is_stopping: bool = False
     is_deaf: bool = False
     wait_from: int = 4
+
+
+class ServeGates(msgspec.Struct, frozen=True):
+    """Ask gates for what may start now."""
 
 
 class TakeParked(msgspec.Struct, frozen=True):
@@ -69,7 +77,7 @@ class Pause(msgspec.Struct, frozen=True):
     """Do nothing for a moment."""
 
 
-Step = TakeParked | Fetch | Wait | AwaitCapacity | Pause
+Step = ServeGates | TakeParked | Fetch | Wait | AwaitCapacity | Pause
 
 
 def next_step(view: View) -> Step | None:
@@ -77,13 +85,15 @@ def next_step(view: View) -> Step | None:
 
     Lots come first, as far as they are due; then streams; and only where both have nothing, a wait.
     """
+    if view.are_gates_due and not view.has_served:
+        return ServeGates()
     if view.has_asks and not view.has_taken:
         return TakeParked()
     if view.capacity < 1 and view.reserved < 1:
         return None
     can_wait = view.capacity >= view.wait_from
     is_dry = view.is_quiet and can_wait if view.capacity > 0 else not view.is_critical_due
-    is_more_known = view.is_free_left or (view.are_lots_full and view.capacity > 0)
+    is_more_known = view.is_free_left or view.are_gates_open or (view.are_lots_full and view.capacity > 0)
     if not view.has_fetched and (is_more_known or not is_dry):
         return Fetch(view.capacity, view.reserved)
     if view.has_fetched and (view.has_found or is_more_known or view.is_stopping):

@@ -21,6 +21,7 @@ from runtime.store.base import WorkerRow
 from runtime.streams import Streams
 from runtime.worker.context import WorkerContext
 from runtime.worker.flusher import leases_of
+from runtime.worker.gates import Gates
 from runtime.worker.heartbeat import Beat, LeaseWatch
 from runtime.worker.held import Held
 from runtime.worker.lanes import Inbox
@@ -161,6 +162,7 @@ def make(
         streams=cast("Streams", streams),
         leases=LeaseWatch(config.lease_s, lambda: now_s[0]),
         parked=Parked(handlers, found_places),
+        gates=Gates(handlers),
         inbox=StillInbox(),
         ledger=Ledger(),
         held=Held(),

@@ -12,7 +12,7 @@ from runtime.errors import Dead, Snooze, StoreUnavailable
 from runtime.jobs import FREE, LOST, Handler, Job, Outcome, Park, Postpone
 from runtime.places import Places
 from runtime.streams import Ask
-from runtime.worker.admission import Admission, admit, sort_claimed
+from runtime.worker.admission import Admission, From, admit, sort_claimed
 from tests.builders import NOW_MS, job
 from tests.cruelty import Fault
 from tests.unit.outcomes import REGISTRY
@@ -177,7 +177,7 @@ async def test_without_an_answer_about_keys_their_jobs_are_given_back_and_the_ot
     parts.check()
     await parts.write()
     again = await parts.streams.take(Ask(HIGH, FREE, 9))
-    await Admission(parts.ctx).receive(again, parts.now_s[0], is_chosen=True)
+    await Admission(parts.ctx).receive(again, parts.now_s[0], From.LOT)
     assert ids(parts) == ["plain", "keyed0", "keyed1"], "a lost claim is theirs when they come again"
     parts.check()
 
@@ -297,7 +297,7 @@ async def test_what_is_too_large_dies_without_its_body() -> None:
     parts.streams.max_entry_bytes = 100
     parts.park(id="large", data="x" * 200)
     taken = await parts.streams.take(Ask(HIGH, FREE, 9))
-    await Admission(parts.ctx).receive(taken, parts.now_s[0], is_chosen=True)
+    await Admission(parts.ctx).receive(taken, parts.now_s[0], From.LOT)
     parts.check()
     await parts.write()
     assert [letter["dead_reason"] for letter in parts.store.dead] == ["too-large"]
@@ -336,5 +336,5 @@ async def test_what_was_asked_for_one_by_one_is_not_parked_again() -> None:
     parts, _ = threaded(0)
     for n in range(2):
         parts.add(id=f"j{n}")
-    await receive(parts, is_chosen=True)
+    await receive(parts, came=From.LOT)
     assert ids(parts) == ["j0", "j1"]

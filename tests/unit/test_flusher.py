@@ -28,12 +28,16 @@ class Bench:
         self.parts = make(*faults)
         self.written = 0
         self.delayed_s: list[float] = []
-        self.flusher = Flusher(self.parts.ctx, self._on_written, self.delayed_s.append)
+        self.permits = 0
+        self.flusher = Flusher(self.parts.ctx, self._on_written, self.delayed_s.append, self._on_permits)
         self.parts.ctx.ledger.on_first = self.flusher.wake
         self.jobs: list[Job] = []
 
     def _on_written(self) -> None:
         self.written += 1
+
+    async def _on_permits(self) -> None:
+        self.permits += 1
 
     async def fill(self, outcomes: Sequence[Outcome] = OUTCOMES) -> None:
         """Hold a job for each outcome, and note it."""
