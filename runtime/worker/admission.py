@@ -242,6 +242,9 @@ class Admission:
         if ctx.leases.is_silent:
             ctx.ledger.release(jobs)
             return []
+        if ctx.gates.paused and came is not From.ISOLATION:  # what was on its way when its priority was paused
+            ctx.ledger.release([job for job in jobs if job.stream in ctx.gates.paused])
+            jobs = [job for job in jobs if job.stream not in ctx.gates.paused]
         if came is From.STREAM and ctx.parked.needs_places and ctx.parked.needs_any({job.type for job in jobs}):
             jobs = self._without_surplus(jobs)
         closed, gated = ctx.gates.closed, list[Job]()

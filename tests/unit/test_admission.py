@@ -338,3 +338,13 @@ async def test_what_was_asked_for_one_by_one_is_not_parked_again() -> None:
         parts.add(id=f"j{n}")
     await receive(parts, came=From.LOT)
     assert ids(parts) == ["j0", "j1"]
+
+
+async def test_what_was_on_its_way_when_its_priority_was_paused_is_given_back() -> None:
+    parts = make()
+    parts.add(id="paused")
+    parts.add(id="keyed", key="k")
+    parts.ctx.gates.paused = frozenset({HIGH})
+    await receive(parts)
+    assert (ids(parts), given_back(parts)) == ([], {"paused", "keyed"})
+    parts.check()
