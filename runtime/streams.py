@@ -360,14 +360,11 @@ class Streams(Store):
         if isinstance(answer, ServerError):
             self._must_heal = self._must_heal or "NOGROUP" in answer
             return Served(Fetched(0, run_id, [], set()), error=f"Redis answered: {answer}")
-        now_ms, stands, told, *rows = answer
+        now_ms, stands, told, *given = answer
         lots = [stand if isinstance(stand, int) else SHORT for stand in told]
         refusals = [f"Redis answered: {stand.decode(errors='replace')}" for stand in told if isinstance(stand, bytes)]
         self._must_heal = self._must_heal or any("NOGROUP" in refusal for refusal in refusals)
-        by_stream: dict[int, list[Any]] = {}
-        for stream, *row in rows:
-            by_stream.setdefault(stream - 1, []).append(row)
-        deliveries = [_taken(stream, [now_ms, 0, *found]) for stream, found in by_stream.items()]
+        deliveries = [_taken(stream, [now_ms, 0, *rows]) for stream, rows in enumerate(given) if rows]
         return Served(Fetched(now_ms, run_id, deliveries, set(), refusals[0] if refusals else ""), stands, lots)
 
     def _take(self, ask: Ask, n: int, beside: int) -> Command:

@@ -14,21 +14,32 @@ import msgspec
 import pytest
 
 from runtime.jobs import FREE, STREAMS, Deferral, Job, Lease, Letter, Parking
+from runtime.limits import NO_LIMITS, Limits, Rate
 from runtime.schedules import Due
 from runtime.store.base import WorkerRow
-from runtime.streams import Ask, TickAsk
+from runtime.streams import Ask, Serve, TickAsk
 from tests.contract.kit import MemoryKit, ServerKit, batch, jobs_of, nightly, quiet_guard
 
 WORKERS = ("ann", "bob", "cid")
 TYPES = {"t": (1, 30_000), "u": (2, 600_000)}
 LOTS = (FREE, "~t:", "~t:u@2")
+GATE_LOTS = ("~g:t", "~g:t:a", "~g:t:b", "~o:t")
+# Rates of which no second token comes while the test runs: the double's clock stands still.
+LIMITS = (
+    NO_LIMITS,
+    Limits(limit=2),
+    Limits(limit=3, group_limit=1),
+    Limits(group_limit=1),
+    Limits(rate=Rate(3, 3_600_000)),
+    Limits(limit=9, group_rate=Rate(1, 3_600_000)),
+)
 AGES_MS = (0, 40_000, 200_000)
 LEASE_MS = 30_000
 LONG_MS = 10**10
 LONG_AGO_MS = 10**9  # when a schedule was last decided: the same on both sides, as the ids of its jobs are made of it
-STEPS = 140
+STEPS = 180
 RECENT = 12  # leases among which one is chosen: older ones are mostly void
-SEEDS = int(os.environ.get("DRIFT_SEEDS", "10"))  # three seconds; 700 of them, three minutes, found nothing more
+SEEDS = int(os.environ.get("DRIFT_SEEDS", "10"))  # five seconds; 700 of them, three minutes, found nothing more
 
 
 class Side:
@@ -67,7 +78,9 @@ class Side:
         strikes = {self.at(place): names for place, names in self.kit.strikes().items()}
         isolations = {name: self.at(alone) for name, alone in self.kit.isolations().items()}
         cron = {name: self.without_times(row.split()) for name, row in self.kit.cron_state().items()}
-        return snapshot | {"holders": holders, "strikes": strikes, "isolations": isolations, "cron": cron}
+        permits = {gate: sorted(map(self.at, held)) for gate, held in self.kit.permits().items()}
+        gates = {"permits": permits, "rates": sorted(self.kit.rates())}
+        return snapshot | {"holders": holders, "strikes": strikes, "isolations": isolations, "cron": cron} | gates
 
     def without_times(self, row: list[str]) -> list[Any]:
         """Return what stands of a schedule; of its times whether they are of now."""
@@ -96,6 +109,8 @@ class Steps:
             case "add":
                 self.n += 1
                 key = {"key": rng.choice("kl")} if rng.random() < 0.6 else {}
+                key |= {"group": rng.choice("ab")} if rng.random() < 0.6 else {}
+                key |= {"exp": "1"} if rng.random() < 0.1 else {}
                 return verb, [stream, f"j{self.n}", rng.choice((("t", "1"), ("u", "2"), ("u", "3"))), key]
             case "take":
                 return verb, [who, stream, rng.choice(LOTS)]
@@ -117,6 +132,13 @@ class Steps:
                 return verb, [who, stream]
             case "move":
                 return verb, [any_lease, rng.choice(MOVES)]
+            case "serve":
+                parks = [(rng.randrange(RECENT), rng.choice(GATE_LOTS)) for _ in range(rng.choice((0, 0, 2, 6)))]
+                freed = [rng.randrange(RECENT) for _ in range(rng.choice((0, 0, 3)))]
+                noted = [rng.randrange(RECENT)] if rng.random() < 0.1 else []
+                n = rng.choice((0, 1, 3, 100))
+                bounds = rng.choice(LIMITS), n, rng.choice((n, n, 1, 0)), rng.choice((1, 1e15))
+                return verb, [who, parks, freed, noted, [*bounds, "inf" if rng.random() < 0.1 else ""]]
             case _:
                 return verb, [any_lease]
 
@@ -128,6 +150,7 @@ VERBS = (
     *("isolate",) * 4,
     *("reclaim",) * 4,
     *("take", "take", "take", "acquit", "age", "age", "renew", "admit", "admit", "admit", "beat", "beat", "die", "die alone"),
+    *("serve",) * 6,
     *("forget", "leased", "lots", "waiting_longest", "dead_letter", "delete"),
     *("tick", "tick", "tick", "tick", "age cron", "age cron"),
 )
@@ -156,6 +179,10 @@ async def do(side: Side, verb: str, args: list[Any]) -> Any:
         case "take", [who, stream, lot]:
             types = {name: version for name, (version, _) in TYPES.items()} if lot == "~t:" else None
             return side.leased(who, await side.streams[who].take(Ask(stream, lot, 100, types)))
+        case "serve", [who, parks, *rest]:
+            recent = [job for _, job in side.leases[-RECENT:]]
+            chosen = [(recent[at], lot) for at, lot in parks if at < len(recent)]
+            return await serve(side, who, chosen, recent, *rest)
         case "isolate", [who, calm_ms, n, is_clean]:
             found = await side.streams[who].isolate(LEASE_MS, calm_ms, 10_000, n, TYPES, is_clean)
             for_ms = found.for_ms if found.word in ("run", "wait") else found.for_ms > 0
@@ -217,6 +244,23 @@ async def do(side: Side, verb: str, args: list[Any]) -> Any:
         case _, [lease, *rest] if side.leases:
             return await with_lease(side, verb, *side.leases[-1 - lease % min(len(side.leases), RECENT)], *rest)
     return None
+
+
+async def serve(
+    side: Side, who: str, parks: list[Any], recent: list[Any], freed: list[int], noted: list[int], how: list[Any]
+) -> Any:
+    """Park and serve; all permits were seen at the same time, so that a full gate looks at them on both sides."""
+    limits, n, n_others, seen_ms, rate = how
+    for gate, held in side.kit.permits().items():
+        side.kit.set_permits(gate, dict.fromkeys(held, seen_ms))
+    for gate in side.kit.rates() if rate else ():
+        side.kit.set_rate(gate, rate)
+    places = [(job.envelope.group.decode(), f"{STREAMS[job.stream]}/{job.entry.decode()}") for job in recent]
+    told = [[places[at] for at in chosen if at < len(places)] for chosen in (freed, noted)]
+    lots = [(stream, lot, lot[5:] if lot.startswith("~g:t:") else "") for stream in (1, 3) for lot in GATE_LOTS]
+    refused, [served] = await side.streams[who].serve(parks, [Serve("t", limits, n, n_others, lots, *told)])
+    stands = [min(stand, 1) for stand in (served.stands, *served.lots)]
+    return refused, side.leased(who, served.fetched), stands, served.error, served.fetched.refused
 
 
 async def with_lease(side: Side, verb: str, who: str, job: Job, how: Any = None) -> Any:
@@ -285,6 +329,7 @@ MET = {
         "forget refused",
     ),
     *("a strike", "alone", "dead_letter moved", "take some", "leased some"),
+    *("serve refused", "serve some", "serve short", "serve later", "lot 0", "lot -1", "lot -2", "lot 1"),
     *("tick new", "tick kept", "tick fired", "tick late", "tick other", "tick skipped", "a tick"),
 }
 
@@ -311,6 +356,9 @@ def met_by(verb: str, answer: Any, state: dict[str, Any]) -> set[str]:
             found.add("dead_letter moved")
         case "take" | "leased", some if some:
             found.add(f"{verb} some")
+        case "serve", (refused, given, (stands, *lots), _, _):
+            words = {"refused": refused, "some": given, "short": stands < 0, "later": stands > 0}
+            found |= {f"serve {word}" for word, is_met in words.items() if is_met} | {f"lot {stand}" for stand in lots}
         case _:
             pass
     found |= {"a strike"} if state["strikes"] else set()

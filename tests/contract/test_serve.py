@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
@@ -10,9 +10,10 @@ import pytest
 from runtime.errors import StoreUnavailable
 from runtime.jobs import STREAMS, Parking
 from runtime.limits import NO_LIMITS, Limits, Rate
-from runtime.store.base import WorkerRow
+from runtime.store.base import KEY_LIFE_MS, WorkerRow
 from runtime.streams import EMPTY, SHORT, Serve, Served, Streams
 from tests.contract.kit import HIGH, LEASE_MS, ME, OTHER, ServerKit, batch, jobs_of, leases, pending, quiet_guard
+from tests.servers import Server
 
 CRITICAL, LOW = 0, 3
 LOT = "~g:t"
@@ -449,3 +450,129 @@ async def test_what_came_in_a_reply_that_was_lost_is_pending_with_us_and_holds_i
     assert (await other.reclaim(HIGH, LEASE_MS, 100, {})).undelivered == 2
     kit.set_permits("t", dict.fromkeys(places(entries[:2]), LONG_AGO_MS))
     assert given(await ask(other, Limits(limit=2))) == entries[2:]
+
+
+# --- what only a server has ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def on_server(server: Server) -> AsyncIterator[ServerKit]:
+    kit = ServerKit(server)
+    yield kit
+    await kit.close()
+
+
+@pytest.fixture
+async def serving(on_server: ServerKit) -> Streams:
+    store = on_server.streams(ME)
+    await store.start()
+    return store
+
+
+@pytest.mark.parametrize("kind", ["permits", "rate"])
+async def test_a_key_of_another_type_in_the_place_of_a_gates_own_bars_that_type_alone(on_server, serving, kind):
+    parked(on_server)
+    [other] = parked(on_server, lot="~g:u", type="u")
+    on_server.raw.lpush(f"{{jobs}}:{kind}:t", "x")
+    limits, before = Limits(limit=2, rate=HOURLY), on_server.holders()
+    free_places, noted = [("", "high/1-1")], [("", "high/2-2")]
+    serves = [Serve(name, limits, 5, 5, [(HIGH, f"~g:{name}", "")], free_places, noted) for name in "tu"]
+    _, [broken, whole] = await serving.serve([], serves)
+    assert (broken.size, "WRONGTYPE" in broken.error) == (0, True)
+    assert (given(whole), whole.error) == ([other], "")
+    assert on_server.holders() == before | {other: (ME, 1)}
+    on_server.raw.delete(f"{{jobs}}:{kind}:t")
+    assert "t" not in on_server.rates()
+    assert on_server.permits().get("t", {}).keys() <= {"high/2-2"}
+
+
+@pytest.mark.parametrize("kind", ["permits", "rate"])
+async def test_a_key_of_another_type_in_the_place_of_a_groups_own_bars_that_group_alone(on_server, serving, kind):
+    limits = Limits(limit=9, group_limit=1, group_rate=HOURLY)
+    on_server.raw.lpush(f"{{jobs}}:{kind}:t:a", "x")
+    for lot, groups in (("~g:t:a", "a"), ("~g:t:b", "b"), ("~o:t", "ac")):
+        for group in groups:
+            parked(on_server, 1, lot, group=group)
+    lots = [(HIGH, "~g:t:a", "a"), (HIGH, "~g:t:b", "b"), (HIGH, "~o:t", "")]
+    served = await ask(serving, limits, lots=lots, freed=[("a", "high/1-1")], noted=[("a", "high/2-2")])
+    assert [job.envelope.group for job in jobs_of(served.fetched)] == [b"b", b"c"]
+    assert ("WRONGTYPE" in served.fetched.refused, served.lots) == (True, [SHORT, EMPTY, SHORT])
+    held = on_server.raw.zrange("{jobs}:permits:t", 0, -1)
+    assert (len(held), "high/2-2" in held) == (3, True)
+
+
+async def test_a_stream_that_cannot_be_read_keeps_no_other_from_giving(on_server, serving):
+    entries = parked(on_server)
+    parked(on_server, to=CRITICAL)
+    on_server.raw.set("{jobs}:critical", "x")
+    lots = [(CRITICAL, LOT, ""), (HIGH, LOT, "")]
+    served = await ask(serving, Limits(limit=9), lots=lots, freed=[("", "critical/1-1")])
+    assert (given(served), served.lots, "WRONGTYPE" in served.fetched.refused) == (entries, [SHORT, EMPTY], True)
+
+
+async def test_groups_that_have_vanished_are_made_again_and_hold_no_permit(on_server, serving):
+    parked(on_server)
+    await ask(serving, Limits(limit=1))
+    parked(on_server)
+    on_server.set_permits("t", dict.fromkeys(on_server.permits()["t"], LONG_AGO_MS))
+    on_server.raw.xgroup_destroy("{jobs}:high", "workers")
+    assert "NOGROUP" in (await ask(serving, Limits(limit=1))).fetched.refused
+    held = await leases(serving)
+    assert len(held) == 2, "from the beginning"
+    _, [served] = await serving.serve([(lease, LOT) for lease in held], [Serve("t", Limits(limit=1), 5, 5, [(HIGH, LOT, "")])])
+    assert served.size == 1
+
+
+async def test_with_memory_full_a_gate_goes_on(on_server, serving):
+    entries = parked(on_server, 3)
+    on_server.set_rate("t", "inf")
+    on_server.raw.config_set("maxmemory", 1)
+    try:
+        assert given(await ask(serving, Limits(limit=2, rate=HOURLY))) == []
+        assert given(await ask(serving, Limits(limit=2), noted=[("", f"high/{entries[2]}")])) == entries[:1]
+        assert given(await ask(serving, Limits(group_rate=HOURLY), lots=[(HIGH, LOT, "g")])) == entries[1:2]
+    finally:
+        on_server.raw.config_set("maxmemory", 0)
+    assert {gate: len(held) for gate, held in on_server.permits().items()} == {"t": 2}
+    assert sorted(on_server.rates()) == ["t", "t:g"]
+
+
+async def test_a_lot_left_empty_is_no_consumer_any_more_and_one_with_entries_stays(on_server, serving):
+    parked(on_server)
+    parked(on_server, 2, "~g:t:a")
+    served = await ask(serving, lots=[(HIGH, LOT, ""), (HIGH, "~g:t:a", "a"), (LOW, "~g:never", "")], n=2)
+    assert served.lots == [EMPTY, 0, 0]
+    assert [row["name"] for row in on_server.raw.xinfo_consumers("{jobs}:high", "workers")] == [ME, "somebody", "~g:t:a"]
+
+
+async def test_permits_and_rates_do_not_stay_for_good(on_server, serving):
+    parked(on_server, 2)
+    await ask(serving, Limits(limit=1, rate=HOURLY))
+    assert 0 < on_server.raw.pttl("{jobs}:permits:t") <= KEY_LIFE_MS
+    assert 3_599_000 < on_server.raw.pttl("{jobs}:rate:t") <= 3_600_001
+    on_server.raw.persist("{jobs}:permits:t")
+    on_server.set_permits("t", dict.fromkeys(on_server.permits()["t"], LONG_AGO_MS))
+    await ask(serving, Limits(limit=1))
+    assert on_server.raw.pttl("{jobs}:permits:t") > 0, "a look makes it last as long again"
+    await ask(serving, Limits(limit=1), noted=[("", "high/1-1")])
+    assert on_server.raw.pttl("{jobs}:permits:t") > 0
+
+
+async def test_thousands_of_lots_asked_in_parts_give_all_that_they_hold(on_server, serving):
+    number, part = 1200, 100
+    entries = [on_server.add(group=f"g{n}") for n in range(number)]
+    on_server.read_as("somebody")
+    for n, entry in enumerate(entries):
+        on_server.claim(entry, f"~g:t:g{n}", 0)
+    came: list[str] = []
+    for first in range(0, number, part):
+        lots = [(HIGH, f"~g:t:g{n}", f"g{n}") for n in range(first, first + part)]
+        served = await ask(serving, Limits(limit=number, group_limit=1, group_rate=HOURLY), lots=lots)
+        assert served.lots == [EMPTY] * part
+        came += given(served)
+    assert came == entries
+    assert (await ask(serving, Limits(limit=number), freed=free(came[:1000]))).stands == SHORT
+    assert len(on_server.permits()["t"]) == number, "they all run"
+    await done(on_server, serving, came)
+    await ask(serving, Limits(limit=number), freed=free(came))
+    assert "t" not in on_server.permits()

@@ -18,6 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 STREAMS = "tests/contract/test_streams.py"
 VERBS = "tests/contract/test_verbs.py"
+SERVE = "tests/contract/test_serve.py"
 BOUNDS = "tests/unit/test_bounds.py"
 CONSUMER = "tests/unit/test_consumer.py"
 CODEC = "tests/unit/test_codec.py"
@@ -467,6 +468,55 @@ MUTANTS = (
         "        if size > most_of_one then\n",
         "        if false then\n",
         f"{ENGINE}::test_an_entry_too_large_for_any_answer_is_a_dead_letter_without_its_body_and_holds_up_nobody",
+    ),
+    Mutant(
+        "a time far ahead is set back in mind alone",
+        "runtime/store/lua/serve.lua",
+        "    tat = furthest\n    write_rate(name, tat)\n",
+        "    tat = furthest\n",
+        f"{SERVE}::test_a_time_far_ahead_is_set_back_and_written",
+    ),
+    Mutant(
+        "permits are counted, not named",
+        "runtime/store/lua/serve.lua",
+        "redis.pcall('ZREM', key, ARGV[i + 1])",
+        "redis.pcall('ZPOPMIN', key)",
+        f"{SERVE}::test_no_more_run_than_the_limit_and_each_that_is_free_again_lets_one_start",
+    ),
+    Mutant(
+        "what does not start is charged",
+        "runtime/store/lua/serve.lua",
+        "local cost = is_free_of_charge(row[2]) and 0 or 1",
+        "local cost = type(row[2]) == 'table' and 1 or 0",
+        f"{SERVE}::test_what_does_not_start_comes_free_of_charge_before_what_does",
+    ),
+    Mutant(
+        "an exp of 0 makes a start free of charge",
+        "runtime/store/lua/serve.lua",
+        "tonumber(exp) > 0 and tonumber(exp) <= now",
+        "tonumber(exp) <= now",
+        f"{SERVE}::test_an_exp_that_does_not_end_a_job_is_none",
+    ),
+    Mutant(
+        "a permit is freed while somebody runs with it",
+        "runtime/store/lua/serve.lua",
+        "if #keys == 0 or is_running(ARGV[i + 1]) then return end",
+        "if #keys == 0 then return end",
+        f"{SERVE}::test_a_place_that_somebody_holds_again_is_not_freed",
+    ),
+    Mutant(
+        "what waits in a lot keeps its permit",
+        "runtime/store/lua/serve.lua",
+        "  return row and string.sub(row[2], 1, 1) ~= '~'\n",
+        "  return row\n",
+        f"{SERVE}::test_a_full_gate_takes_back_the_permits_of_what_is_gone_or_waits_in_a_lot",
+    ),
+    Mutant(
+        "what waited before groups were bounded asks no gate of its group",
+        "runtime/store/lua/serve.lua",
+        " == SHARED or group == '' and is_by_group then group = nil end",
+        " == SHARED then group = nil end",
+        f"{SERVE}::test_what_was_parked_before_groups_were_bounded_asks_the_gate_of_its_group_too",
     ),
     Mutant(
         "a slow answer counts as none",

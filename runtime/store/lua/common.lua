@@ -148,9 +148,9 @@ local function park(s, id, lot, count)
 end
 
 -- Read entries until they are `most` bytes together, at least one: what is handed out is read before it is claimed, which tells how much
--- it is, and a claim without JUSTID would look for each again. What stands together is read together. Returns per entry {id, fields},
--- with its bytes in place of the fields of one that has more than `most_of_one`, false where it was deleted; and the position of the
--- first that was not read.
+-- it is, and a claim without JUSTID would look for each again. What stands together is read together. Returns per entry {id, fields, 1}
+-- (the count with which it is handed out), with its bytes in place of the fields of one that has more than `most_of_one`, false where it
+-- was deleted; the position of the first that was not read; and how many bytes it is.
 local function read_entries(stream, ids, most, most_of_one)
   local STRETCH = 50 -- a guess: read in vain at most, where others stand between
   local rows, spent, at, step, is_dense = {}, 0, 1, 1, true
@@ -171,7 +171,7 @@ local function read_entries(stream, ids, most, most_of_one)
           spent = spent + size
         end
       end
-      rows[at] = {ids[at], fields}
+      rows[at] = {ids[at], fields, 1}
       at = at + 1
     end
     step = math.max(1, math.min(STRETCH, math.floor((most - spent) * (at - 1) / math.max(1, spent)))) -- as many as fit, if they are alike

@@ -4,10 +4,10 @@
 -- entry does), how many one entry may have, the type, its limit, interval in µs and burst (0: no bound), the same three for each group;
 -- then three lists, each with its length before it: places that are free again (group, place), places to note (group, place), lots
 -- (stream, lot, group).
--- Reply: now in ms, how it stands with the type, and with each lot, then per entry {stream, id, fields, 1}; of one that is too large its
--- bytes in place of the fields. How it stands: 0 more may come at once, -1 short of permits, -2 (of a lot) empty and forgotten, an error
--- text (of a lot: its stream, or the key of its group, cannot be read; the others go on), else short of tokens, and in how many ms the
--- next one comes.
+-- Reply: now in ms, how it stands with the type, and with each lot, then for each stream its entries as {id, fields, 1}; of one that is
+-- too large its bytes in place of the fields. How it stands: 0 more may come at once, -1 short of permits, -2 (of a lot) empty and
+-- forgotten, an error text (of a lot: its stream, or the keys of its group, cannot be read; the others go on), else short of tokens, and
+-- in how many ms the next one comes.
 -- A permit is a place among `permits:<gate>`, scored with when it was last seen pending with a worker; no clock frees it. A rate is the
 -- theoretical arrival time (TAT) of the next job in µs, as GCRA has it.
 -- What is past its `exp`, too large or deleted is handed out free of charge: it does not start.
@@ -49,24 +49,20 @@ end
 
 -- --- gates --------------------------------------------------------------------------------------------------------------------------
 
+local NOW, AGO, AHEAD = ms(now), ms(now - SEEN_MS), '(' .. ms(now + SEEN_MS)
 local function note(key, places)
   local scored = {}
-  for _, place in ipairs(places) do
-    scored[#scored + 1] = ms(now)
-    scored[#scored + 1] = place
-  end
+  for i, place in ipairs(places) do scored[2 * i - 1], scored[2 * i] = NOW, place end
   redis.call('ZADD', key, unpack(scored))
   redis.call('PEXPIRE', key, KEY_LIFE_MS)
 end
 
 -- A full gate looks whether its permits are still in use: those of dead workers, of retries and of a restored server come back so.
-local function free_permits(name, limit)
-  if limit == 0 then return math.huge end
-  local key = permits_of(name)
+local function free_permits(key, limit)
   local free = limit - redis.call('ZCARD', key)
   if free > 0 then return free end
-  local places = redis.call('ZRANGE', key, '(' .. ms(now + SEEN_MS), '+inf', 'BYSCORE', 'LIMIT', 0, HEAL) -- the clock went back
-  if #places == 0 then places = redis.call('ZRANGE', key, '-inf', ms(now - SEEN_MS), 'BYSCORE', 'LIMIT', 0, HEAL) end
+  local places = redis.call('ZRANGE', key, '-inf', AGO, 'BYSCORE', 'LIMIT', 0, HEAL)
+  if #places == 0 then places = redis.call('ZRANGE', key, AHEAD, '+inf', 'BYSCORE', 'LIMIT', 0, HEAL) end -- the clock went back
   local running, gone = {}, {}
   for _, place in ipairs(places) do table.insert(is_running(place) and running or gone, place) end
   if #gone > 0 then redis.call('ZREM', key, unpack(gone)) end
@@ -81,7 +77,6 @@ end
 -- No grant puts the TAT further ahead than the burst: one beyond is of a former rate, or the clock went back. It is set back in Redis, not
 -- here alone: it would stay as far ahead as it is.
 local function tat_of(name, bound)
-  if bound.interval == 0 then return 0 end
   local tat, furthest = tonumber(redis.call('GET', rate_of(name)) or '0') or 0, math.ceil(now_us + bound.interval * bound.burst)
   if not (tat <= furthest) then
     tat = furthest
@@ -90,26 +85,32 @@ local function tat_of(name, bound)
   return math.max(now_us, tat)
 end
 
+-- Each gate that is asked: what it has left, the places that it granted; with a rate, its TAT before them.
 local gates = {}
-local function gate_of(name, bound)
-  if not gates[name] then
-    local tat, tokens = tat_of(name, bound), math.huge
+local function open_gate(gate, name, bound)
+  if bound.interval > 0 then
+    gate.tat = tat_of(name, bound)
     -- The hundredth of a µs is for what division of doubles loses.
-    if bound.interval > 0 then tokens = math.floor((bound.interval * bound.burst - (tat - now_us) + 0.01) / bound.interval) end
-    gates[name] = {bound = bound, tat = tat, tokens = tokens, permits = free_permits(name, bound.limit), granted = {}}
+    gate.tokens = math.floor((bound.interval * bound.burst - (gate.tat - now_us) + 0.01) / bound.interval)
   end
-  return gates[name]
+  if bound.limit > 0 then gate.permits = free_permits(permits_of(name), bound.limit) end
 end
+local function new_gate(name, bound)
+  local gate = {bound = bound, permits = math.huge, tokens = math.huge, granted = {}}
+  local ok, failure = pcall(open_gate, gate, name, bound)
+  if not ok then gate.permits, gate.failure = 0, failure end
+  gates[name] = gate
+  return gate
+end
+-- Where the keys of the type itself cannot be read, the call fails; of a group whose keys cannot, nothing comes, and the others go on.
 local function type_gate()
-  return gate_of(kind, of_type)
+  local gate = gates[kind] or new_gate(kind, of_type)
+  return gate.failure and error(gate.failure) or gate
 end
--- Of a group whose keys are of another type nothing comes out; the other groups go on.
 local function group_gate(group)
   if group == '' or not is_by_group then return nil end
   local name = group_name(group)
-  local ok, gate = pcall(gate_of, name, of_group)
-  if not ok then gates[name] = {bound = of_group, tat = 0, tokens = 0, permits = 0, granted = {}, failure = text_of(gate)} end
-  return gates[name]
+  return gates[name] or new_gate(name, of_group)
 end
 
 local function left_of(gate)
@@ -118,11 +119,11 @@ end
 
 -- How it stands with a gate.
 local function standing(gate)
-  if gate.failure then return gate.failure end
-  if left_of(gate) > 0 then return 0 end
-  if gate.permits - #gate.granted < 1 then return -1 end
-  local tat = gate.tat + #gate.granted * gate.bound.interval
-  return math.max(1, math.ceil((tat - (gate.bound.burst - 1) * gate.bound.interval - now_us) / 1000))
+  if gate.failure then return text_of(gate.failure) end
+  local granted, bound = #gate.granted, gate.bound
+  if gate.permits <= granted then return -1 end
+  if gate.tokens > granted then return 0 end
+  return math.max(1, math.ceil((gate.tat + (granted - bound.burst + 1) * bound.interval - now_us) / 1000))
 end
 
 -- --- what is told -------------------------------------------------------------------------------------------------------------------
@@ -151,7 +152,7 @@ end)
 
 -- --- what comes out -----------------------------------------------------------------------------------------------------------------
 
-local chosen, reply, stands, may_be_empty = lists(), {now, 0, {}}, {}, {}
+local chosen, given, stands, may_be_empty = lists(), lists(), {}, {}
 local taken, taken_others, spent, looked = 0, 0, 0, 0
 
 local function capacity_for(s)
@@ -165,33 +166,31 @@ local function is_free_of_charge(fields)
   return exp and string.match(exp, '^%d+$') and tonumber(exp) > 0 and tonumber(exp) <= now
 end
 
--- Hand out an entry, unless its group has nothing left; return whether it is.
-local function choose(s, id, fields, group)
-  if not is_free_of_charge(fields) then
-    local gate = group_gate(group or field(fields, 'group') or '')
-    if left_of(gate) < 1 then return false end
-    table.insert(type_gate().granted, stands_at(s, id))
-    if gate then table.insert(gate.granted, stands_at(s, id)) end
+-- Hand out an entry; return how many permits and tokens that takes, nil where its group has none left.
+local function choose(s, row, group)
+  local cost = is_free_of_charge(row[2]) and 0 or 1
+  if cost > 0 then
+    local gate, place = group_gate(group or field(row[2], 'group') or ''), stands_at(s, row[1])
+    if left_of(gate) < 1 then return nil end
+    table.insert(type_gate().granted, place)
+    if gate then table.insert(gate.granted, place) end
     taken = taken + 1
     if s > 1 then taken_others = taken_others + 1 end
   end
-  table.insert(chosen[s], id)
-  if fields then reply[#reply + 1] = {s, id, fields, 1} end
-  return true
+  table.insert(chosen[s], row[1])
+  if row[2] then table.insert(given[s], row) end
+  return cost
 end
 
--- Hand out of one lot, at most `share`; return how it stands with it (or its gate), and whether it may be empty. In the lot that groups share, and
--- in that of no group where one stood before groups were bounded, each entry says which gate it asks.
+-- Hand out of one lot, at most `share`; return how it stands with it (or its gate), and whether it may be empty. In the lot that groups
+-- share, and in that of no group where one stood before groups were bounded, each entry says which gate it asks.
 local function serve(s, lot, group, share)
   if string.sub(lot, 1, #SHARED) == SHARED or group == '' and is_by_group then group = nil end
   local gate, from, page, has_moved, is_stuck = group and group_gate(group), '-', {}, false, false
-  local before = taken
-  local function want()
-    return math.min(share - (taken - before), capacity_for(s), left_of(type_gate()), left_of(gate))
-  end
-  while want() > 0 and looked < LOOK_AT and spent < most do
-    -- No more than may come, at first: most of what waits may start.
-    page = redis.call('XPENDING', KEYS[s], GROUP, from, '+', math.min(math.max(want(), 2 * #page), LOOK_AT - looked), lot)
+  local left = math.min(share, left_of(gate)) -- no more than may come at all
+  while left > 0 and looked < LOOK_AT and spent < most do
+    -- At first no more than may come: most of what waits may start.
+    page = redis.call('XPENDING', KEYS[s], GROUP, from, '+', math.min(math.max(left, 2 * #page), LOOK_AT - looked), lot)
     if #page == 0 then return is_stuck and -1 or 0, true end
     local ids = {}
     for _, row in ipairs(page) do
@@ -205,9 +204,13 @@ local function serve(s, lot, group, share)
     local rows, _, size = read_entries(KEYS[s], ids, most - spent, most_of_one)
     spent, looked, from = spent + size, looked + #page, '(' .. page[#page][1]
     for _, row in ipairs(rows) do
-      if want() < 1 then break end
-      local is_chosen = choose(s, row[1], row[2], group)
-      has_moved, is_stuck = has_moved or is_chosen, is_stuck or not is_chosen
+      if left < 1 then break end
+      local cost = choose(s, row, group)
+      if cost then
+        left, has_moved = left - cost, true
+      else
+        is_stuck = true
+      end
     end
   end
   return gate or (is_stuck and not has_moved and -1 or 0), has_moved
@@ -216,16 +219,16 @@ end
 local function lot_at(i)
   return tonumber(ARGV[i]), ARGV[i + 1], ARGV[i + 2]
 end
-local left = tonumber(ARGV[at])
+local asked = tonumber(ARGV[at])
 told(at, 3, function(i)
   local s, lot, group = lot_at(i)
-  local most_of_it = math.min(capacity_for(s), capacity_for(s) > 0 and left_of(type_gate()) or 0)
-  stands[#stands + 1] = 0
-  if most_of_it > 0 then
-    local ok, stand, is_bare = pcall(serve, s, lot, group, math.max(1, math.floor(most_of_it / left)))
-    stands[#stands], may_be_empty[#stands] = ok and stand or text_of(stand), ok and is_bare
+  local nth, capacity = #stands + 1, capacity_for(s)
+  local may_come = capacity > 0 and math.min(capacity, left_of(type_gate())) or 0
+  stands[nth] = 0
+  if may_come > 0 then
+    local ok, stand, is_bare = pcall(serve, s, lot, group, math.max(1, math.floor(may_come / (asked - nth + 1))))
+    stands[nth], may_be_empty[nth] = ok and stand or text_of(stand), ok and is_bare
   end
-  left = left - 1
 end)
 
 -- The permits, the rates, and last the leases: what fails before writes none of the later ones.
@@ -237,11 +240,11 @@ for name, gate in pairs(gates) do
 end
 for s = 1, #STREAMS do hand_out(s, chosen[s], #chosen[s], consumer) end
 
+local told_of = {}
 told(at, 3, function(i)
   local s, lot = lot_at(i)
-  local nth = #reply[3] + 1
+  local nth = #told_of + 1
   local stand = type(stands[nth]) == 'table' and standing(stands[nth]) or stands[nth]
-  reply[3][nth] = may_be_empty[nth] and forget_if_empty(s, lot) and -2 or stand
+  told_of[nth] = may_be_empty[nth] and forget_if_empty(s, lot) and -2 or stand
 end)
-if gates[kind] then reply[2] = standing(gates[kind]) end
-return reply
+return {now, gates[kind] and standing(gates[kind]) or 0, told_of, unpack(given)}

@@ -35,7 +35,7 @@ end
 local rows, at = read_entries(stream, ids, most, most_of_one)
 local reply = {now_ms(), 0}
 for _, row in ipairs(rows) do
-  if row[2] then reply[#reply + 1] = {row[1], row[2], 1} end
+  if row[2] then reply[#reply + 1] = row end
 end
 hand_out(s, ids, at - 1, consumer)
 if at <= #ids then reply[2] = 1 end
