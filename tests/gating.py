@@ -5,20 +5,19 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
-from runtime.jobs import SUSPECT
+from runtime.jobs import OVERFLOW, SUSPECT
 from runtime.limits import Rate
 from runtime.streams import EMPTY, SHORT, Delivery, Fetched, Serve, Served
 from tests.memory import MemoryStore, Pending, stands_at, value
 
 # The same numbers as in the script.
 HEAL, SEEN_MS, LOOK_AT = 20, 1000, 500
-SHARED = "~o:"
 
 
 class Gate:
     """Owns what one call knows of a gate: what it may give, and which places it gave."""
 
-    def __init__(self, store: MemoryStore, name: str, limit: int | None, rate: Rate | None) -> None:
+    def __init__(self, store: MemoryStore, name: str, limit: int | None, rate: Rate | None, n: int) -> None:
         self._store, self._name, self._limit, self._rate = store, name, limit, rate
         self.granted: list[str] = []
         self.tokens = self.permits = math.inf
@@ -29,7 +28,7 @@ class Gate:
             self._tat_us = self._tat()
             self.tokens = math.floor((self._interval_us * rate.burst - (self._tat_us - self._now_us)) / self._interval_us)
         if limit is not None:
-            self.permits = self._free_permits(limit)
+            self.permits = self._free_permits(limit, n)
 
     def _tat(self) -> int:
         assert self._rate is not None
@@ -40,9 +39,9 @@ class Gate:
             return furthest
         return int(max(self._now_us, told))
 
-    def _free_permits(self, limit: int) -> int:
+    def _free_permits(self, limit: int, n: int) -> int:
         held, now_ms = self._store.permits.setdefault(self._name, {}), self._store.now_ms
-        if limit > len(held):
+        if limit - len(held) >= n:
             return limit - len(held)
         listed = sorted(held.items(), key=lambda item: (item[1], item[0]))
         ahead = [place for place, seen_ms in listed if seen_ms > now_ms + SEEN_MS]
@@ -121,7 +120,7 @@ class Call:
     def _serve(self, stream: int, lot: str, group: str, share: int) -> tuple[int | Gate, bool]:
         """Hand out of one lot; return how it stands with it, and whether it may be empty."""
         store, before, has_moved, is_stuck = self._store, self._taken, False, False
-        by_entry = lot.startswith(SHARED) or (not group and self._ask.limits.by_group)
+        by_entry = lot.startswith(OVERFLOW) or (not group and self._ask.limits.by_group)
         gate = None if by_entry else self._group(group)
         listed = store.held_by(stream, lot)
         page: list[tuple[bytes, Pending]] = []
@@ -197,7 +196,7 @@ class Call:
 
     def _gate(self, name: str, limit: int | None, rate: Rate | None) -> Gate:
         if name not in self._gates:
-            self._gates[name] = Gate(self._store, name, limit, rate)
+            self._gates[name] = Gate(self._store, name, limit, rate, self._ask.n)
         return self._gates[name]
 
     def _group(self, group: str) -> Gate | None:

@@ -340,6 +340,14 @@ async def test_a_look_at_a_full_gate_takes_up_to_twenty_permits(store, kit):
     assert given(await ask(store, Limits(limit=50))) == []
 
 
+@pytest.mark.parametrize("seen_ms", [LONG_AGO_MS, 1e15])
+async def test_a_permit_that_nobody_uses_is_found_while_others_come_and_go(store, kit, seen_ms):
+    """Each look comes with a permit that is free again: the gate is never full."""
+    entries = parked(kit, 3)
+    kit.set_permits("t", {"high/1-1": seen_ms})
+    assert given(await ask(store, Limits(limit=2))) == entries[:2]
+
+
 async def test_a_permit_that_was_seen_within_a_second_is_not_looked_at(store, kit):
     parked(kit)
     seen_ms = kit.now_ms()

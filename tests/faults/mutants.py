@@ -512,10 +512,17 @@ MUTANTS = (
         f"{SERVE}::test_a_full_gate_takes_back_the_permits_of_what_is_gone_or_waits_in_a_lot",
     ),
     Mutant(
+        "a gate looks at its permits only when none is left",
+        "runtime/store/lua/serve.lua",
+        "  if free >= n then return free end\n",
+        "  if free > 0 then return free end\n",
+        f"{SERVE}::test_a_permit_that_nobody_uses_is_found_while_others_come_and_go",
+    ),
+    Mutant(
         "what waited before groups were bounded asks no gate of its group",
         "runtime/store/lua/serve.lua",
-        " == SHARED or group == '' and is_by_group then group = nil end",
-        " == SHARED then group = nil end",
+        " == OVERFLOW or group == '' and is_by_group then group = nil end",
+        " == OVERFLOW then group = nil end",
         f"{SERVE}::test_what_was_parked_before_groups_were_bounded_asks_the_gate_of_its_group_too",
     ),
     Mutant(

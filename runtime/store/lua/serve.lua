@@ -14,9 +14,8 @@
 
 local consumer, n, n_others = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local most, most_of_one, kind = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
-local HEAL, SEEN_MS = 20, 1000 -- guesses: permits that a full gate looks at, unless it has seen them within this time
+local HEAL, SEEN_MS = 20, 1000 -- guesses: permits that a gate looks at, unless one was seen within this time
 local LOOK_AT = 500 -- a guess: entries looked at, a millisecond of the server
-local SHARED = '~o:' -- lots where the entries of many groups wait
 local time = redis.call('TIME')
 local now_us = time[1] * 1000000 + time[2]
 local now = math.floor(now_us / 1000)
@@ -57,12 +56,13 @@ local function note(key, places)
   redis.call('PEXPIRE', key, KEY_LIFE_MS)
 end
 
--- A full gate looks whether its permits are still in use: those of dead workers, of retries and of a restored server come back so.
+-- A gate that has fewer than may come looks whether the others are still in use: those of dead workers, of retries and of a restored
+-- server come back so. (Looked at only where none is left, one that nobody uses would stay while others come and go.)
 local function free_permits(key, limit)
   local free = limit - redis.call('ZCARD', key)
-  if free > 0 then return free end
-  local places = redis.call('ZRANGE', key, '-inf', AGO, 'BYSCORE', 'LIMIT', 0, HEAL)
-  if #places == 0 then places = redis.call('ZRANGE', key, AHEAD, '+inf', 'BYSCORE', 'LIMIT', 0, HEAL) end -- the clock went back
+  if free >= n then return free end
+  local places = redis.call('ZRANGE', key, AHEAD, '+inf', 'BYSCORE', 'LIMIT', 0, HEAL) -- the clock went back
+  if #places == 0 then places = redis.call('ZRANGE', key, '-inf', AGO, 'BYSCORE', 'LIMIT', 0, HEAL) end
   local running, gone = {}, {}
   for _, place in ipairs(places) do table.insert(is_running(place) and running or gone, place) end
   if #gone > 0 then redis.call('ZREM', key, unpack(gone)) end
@@ -185,7 +185,7 @@ end
 -- Hand out of one lot, at most `share`; return how it stands with it (or its gate), and whether it may be empty. In the lot that groups
 -- share, and in that of no group where one stood before groups were bounded, each entry says which gate it asks.
 local function serve(s, lot, group, share)
-  if string.sub(lot, 1, #SHARED) == SHARED or group == '' and is_by_group then group = nil end
+  if string.sub(lot, 1, #OVERFLOW) == OVERFLOW or group == '' and is_by_group then group = nil end
   local gate, from, page, has_moved, is_stuck = group and group_gate(group), '-', {}, false, false
   local left = math.min(share, left_of(gate)) -- no more than may come at all
   while left > 0 and looked < LOOK_AT and spent < most do
