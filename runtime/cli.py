@@ -28,6 +28,7 @@ COMMANDS: Final = {
     "dead": "list, show, replay or purge dead letters",
     "stats": "show one reading of the queue",
     "jobs": "list or show jobs that wait, run, are parked or delayed; reopen a closed stream",
+    "cron": "list, change, run or backfill schedules",
     "top": "show a live view of the queue in the terminal",
     "doctor": "check the server and the queue; print how to fix what is wrong",
     "types": "list the job types that a worker can run; needs no Redis",

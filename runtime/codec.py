@@ -196,6 +196,7 @@ def header(
     attempts: int = 0,
     group: str = "",
     source: str = "",
+    first_ms: int = 0,
 ) -> tuple[bytes | str | int, ...]:
     """Return the fields of a message but `data`, names and values in turn; what is empty is left out. The values are checked."""
     fields: list[bytes | str | int] = []
@@ -213,6 +214,8 @@ def header(
         fields += (GROUP, group)
     if source:
         fields += (SOURCE, source)
+    if first_ms:
+        fields += (FIRST_AT, first_ms)
     return (*fields, TYPE, type_name)
 
 

@@ -249,6 +249,42 @@ def as_stored(members: dict[str, Any] | Settings) -> str:
     return msgspec.json.encode(members).decode()
 
 
+def stored_members(text: str) -> tuple[int, dict[str, Any]]:
+    """Return revision and members of what stands in Redis of a schedule; 0 and none of what cannot be read or is not there."""
+    revision, _, json = text.partition(" ")
+    try:
+        members = cast("dict[str, Any]", msgspec.json.decode(json, type=dict[str, msgspec.Raw]))
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+        members = {}
+    return int(revision) if _is_ms(revision) else 0, members
+
+
+class Row(msgspec.Struct, frozen=True):
+    """What stands of a schedule that has fired: up to when all is decided, when a worker last confirmed it, and its last ticks.
+
+    A tick is `<ms>f` fired, `<ms>s` skipped, `<ms>m<n>` n were left out, `<ms>p` paused, the newest last. `whole_hash` is that of
+    the definition that rules.
+    """
+
+    last_ms: int
+    alive_ms: int
+    whole_hash: str
+    ticks: list[str]
+
+
+def read_row(text: str) -> Row | None:
+    """Return the row that a text of `cron:state` is; None where it is none."""
+    match text.split():
+        case [last, _, whole, alive, _, *ticks] if all(_is_ms(word) for word in (last, alive)):
+            return Row(int(last), int(alive), whole, ticks)
+        case _:
+            return None
+
+
+def _is_ms(word: str) -> bool:
+    return word.isascii() and word.isdigit() and len(word) <= codec.MAX_DIGITS
+
+
 def merge(code: dict[str, Definition], stored: dict[str, str]) -> tuple[dict[str, Definition], dict[str, str]]:
     """Return the schedules in force by name, and what in Redis cannot be read, by name with the reason: it does not run.
 
@@ -269,7 +305,7 @@ def merge(code: dict[str, Definition], stored: dict[str, str]) -> tuple[dict[str
 
 def _merged(name: str, code: Definition | None, text: str) -> Definition | None:
     revision, _, json = text.partition(" ")
-    if not revision.isascii() or not revision.isdigit() or len(revision) > codec.MAX_DIGITS:
+    if not _is_ms(revision):
         raise ConfigError(f"schedule {name!r}: must be a revision, a space and a JSON object")
     try:
         members = cast("dict[str, Any]", msgspec.json.decode(json, type=dict[str, msgspec.Raw]))

@@ -28,6 +28,7 @@ from runtime.store.base import (
     is_code,
     ms_in,
     pairs,
+    texts,
 )
 from runtime.store.connection import ANSWER_S, Connection
 from runtime.store.resp import Command, ServerError, tail_of
@@ -631,8 +632,7 @@ class Streams(Store):
         Raises:
             StoreUnavailable: no answer or an error.
         """
-        rows = pairs(await self.call_one(self._helper, ("HGETALL", self.keys.cron)))
-        return {name.decode(errors="replace"): text.decode(errors="replace") for name, text in rows}
+        return texts(await self.call_one(self._helper, ("HGETALL", self.keys.cron)))
 
     async def tick(self, asks: Sequence[TickAsk], now_ms: int, must_forget: bool = False) -> tuple[int, list[Ticked]]:
         """Confirm schedules, and fire what is due, once over all workers; return the server's time and what became of each.

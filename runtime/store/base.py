@@ -414,6 +414,11 @@ def parse_int(text: str) -> int | None:
     return None if number is None or number > MAX_MS else number
 
 
+def texts(flat: Sequence[bytes]) -> dict[str, str]:
+    """Return a hash as texts, out of the raw HGETALL."""
+    return {name.decode(errors="replace"): value.decode(errors="replace") for name, value in pairs(flat)}
+
+
 def pairs(flat: Sequence[Any]) -> Iterable[tuple[Any, Any]]:
     """Return as pairs the names and values that stand in turn in an answer."""
     return zip(flat[::2], flat[1::2], strict=True)

@@ -10,7 +10,7 @@ import msgspec
 from runtime.codec import as_text
 from runtime.errors import ConfigError
 from runtime.rules import Rules
-from runtime.store.base import AHEAD_MS, Operation, Store, WorkerRow, is_code, ms_in, parse_int
+from runtime.store.base import AHEAD_MS, Operation, Store, WorkerRow, is_code, ms_in, parse_int, texts
 from runtime.store.connection import Connection
 
 REOPEN_IDS: Final = 500  # a guess: entries moved by one call, a few milliseconds of the server
@@ -23,6 +23,10 @@ class Change(msgspec.Struct, frozen=True):
     by: str
     reason: str
     what: str
+
+
+class ChangedMeanwhile(ConfigError):
+    """What was to be changed is not what it was when it was read: read it again."""
 
 
 class ControlStore(Store):
@@ -43,11 +47,14 @@ class ControlStore(Store):
 
         Raises:
             ConfigError: an operation is none, or there would be too many rules.
+            ChangedMeanwhile: a schedule has another revision than the operation says.
             StoreUnavailable: no answer or an error.
         """
         [answer] = await self.ask(self._connection, self.order_command(by, reason, operations))
         if is_code(answer, "BADORDER") or is_code(answer, "FULL"):
             raise ConfigError(str(answer).partition(" ")[2])
+        if is_code(answer, "STALE"):
+            raise ChangedMeanwhile(str(answer).partition(" ")[2])
         _, *changed = self.checked(answer)
         return [bool(word) for word in changed]
 
@@ -59,6 +66,16 @@ class ControlStore(Store):
         """
         now = self.checked((await self.ask(self._connection, ("TIME",)))[0])
         return await self.rules_on(self._connection), ms_in(now)
+
+    async def schedules(self) -> tuple[dict[str, str], dict[str, str], int]:
+        """Return what stands of schedules by name, definitions and what was decided, and the server's time in ms.
+
+        Raises:
+            StoreUnavailable: no answer or an error.
+        """
+        reads = [("HGETALL", self.keys.cron), ("HGETALL", self.keys.cron_state), ("TIME",)]
+        definitions, state, now = [self.checked(answer) for answer in await self.ask(self._connection, *reads)]
+        return texts(definitions), texts(state), ms_in(now)
 
     async def audit(self, n: int) -> list[Change]:
         """Return the newest `n` changes of rules, the newest first.

@@ -1303,6 +1303,27 @@ MUTANTS = (
         f"{VERBS}::test_a_new_definition_rules_at_once_and_what_ruled_before_takes_nothing_back",
     ),
     Mutant(
+        "two people overwrite each other's schedules",
+        "runtime/store/lua/control.lua",
+        "if revision ~= expected then moved = field end",
+        "",
+        "tests/contract/test_schedules.py::test_what_was_changed_meanwhile_is_not_overwritten",
+    ),
+    Mutant(
+        "a change of a schedule makes a past tick due",
+        "runtime/store/lua/control.lua",
+        "if last and #last < 16 and tonumber(last) < now then",
+        "if false then",
+        "tests/contract/test_schedules.py::test_of_a_schedule_that_changes_no_tick_of_before_is_due",
+    ),
+    Mutant(
+        "payloads go to the audit",
+        "runtime/store/lua/control.lua",
+        "if OF_SCHEDULES[verb] then value = string.match(value, '^%d+ (%S+)') or '' end",
+        "",
+        "tests/contract/test_schedules.py::test_no_payload_goes_to_the_audit",
+    ),
+    Mutant(
         "an edit is not waited for",
         "runtime/store/lua/tick.lua",
         "if ask.revision ~= (string.match(stored or '', '^%d+') or '0') then",

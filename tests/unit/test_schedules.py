@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from runtime import Priority, Schedule, contract
 from runtime.errors import ConfigError
-from runtime.schedules import Definition, Due, as_stored, merge
+from runtime.schedules import Definition, Due, Row, as_stored, merge, read_row, stored_members
 
 NOON = 1_800_014_400_000 // 86_400_000 * 86_400_000 + 43_200_000
 MINUTE = 60_000
@@ -260,3 +260,18 @@ def test_what_cannot_be_read_is_told_and_does_not_run_and_the_others_go_on(text:
 def test_whatever_stands_in_redis_reading_it_raises_nothing(stored: dict[str, str]) -> None:
     found, unreadable = merge({}, stored)
     assert not found.keys() & unreadable.keys()
+
+
+@pytest.mark.parametrize("text", ["", "1 ab cd", "x ab cd 5 -", "1 ab cd x -", "1" * 30 + " ab cd 5 -"])
+def test_what_is_no_row_is_none(text: str) -> None:
+    assert read_row(text) is None
+
+
+def test_a_row_is_read() -> None:
+    assert read_row("7 ab cd 5 ef,gh 1f 2s") == Row(7, 5, "cd", ["1f", "2s"])
+
+
+@pytest.mark.parametrize("text", ["", "rubbish", "1 [", "x {}"])
+def test_what_cannot_be_read_has_no_members(text: str) -> None:
+    assert stored_members(text) == (1 if text.startswith("1") else 0, {})
+    assert stored_members('3 {"cap":1}') == (3, {"cap": msgspec.Raw(b"1")})
