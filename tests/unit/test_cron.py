@@ -234,6 +234,11 @@ def test_the_short_names_are_those_of_debian() -> None:
     assert parse(" @Daily ") == parse("0  0 * * *")
 
 
+@pytest.mark.parametrize("hour", ["0", "*"])
+def test_where_there_is_no_time_within_fifty_years_there_is_none(hour: str) -> None:
+    assert Times(f"0 {hour} */31 * MON#5", "Europe/Berlin", 0).next(AUTUMN, 3) == []
+
+
 FIELD = st.text("0123456789*/-,LWASUNMOFRIDECJ#", min_size=1, max_size=8)
 
 
