@@ -255,7 +255,7 @@ class Admission:
         elif closed and came is From.ISOLATION:
             ctx.gates.note(jobs)
         if jobs:
-            ctx.inbox.put(jobs, is_first=came is From.GATE)
+            ctx.inbox.put(jobs)
         return gated
 
     # --- gates ---------------------------------------------------------------------------------------------------------
@@ -311,9 +311,15 @@ class Admission:
             ctx.gates.answered(ask, answer, now_s)
             if answer.error:
                 ctx.log.warn("the gate of %s gives nothing: %s", ask.gate.type, answer.error)
-        for answer in served:
-            if answer.size:
-                await self.receive(answer.fetched, asked_s, From.GATE, by_writer=by_writer)
+        lost: StoreUnavailable | None = None
+        for answer in served:  # all of them: what one of them brought is not given back by the failure of another
+            try:
+                if answer.size:
+                    await self.receive(answer.fetched, asked_s, From.GATE, by_writer=by_writer)
+            except StoreUnavailable as error:
+                lost = error
+        if lost is not None:
+            raise lost
         came = [(delivery.stream, len(delivery.rows)) for answer in served for delivery in answer.fetched.deliveries]
         critical = sum(size for stream, size in came if stream == CRITICAL)
         return critical, sum(size for _, size in came) - critical

@@ -26,6 +26,7 @@ WAIT_PART: Final = 1 / 6  # of a lease, at most: what a wait brought must not be
 SHORTEST_WAIT_MS: Final = 20  # a guess: while suspects are to be asked for, a wait only tells whether ordinary work is there
 LOTS_S: Final = 0.25  # a guess: between two looks into lots that gave less than they were asked for
 CRITICAL_S: Final = 0.01  # a guess, of CRITICAL's p99 of 20 ms: between two questions for it alone, each 150 µs of a worker
+GATES_PART: Final = 0.5  # of what may be fetched, a guess: after a pause, what waits at gates is no reason to stop all else
 PAUSE_S: Final = 0.05  # a guess: until a few lanes more are free, or a stream rests no longer
 # An answer takes this part of a lease at most, as far as the connection's speed is known: what comes late is given back unrun.
 FETCH_PART: Final = 0.1
@@ -56,6 +57,7 @@ class Fetcher:
         self._plan = Plan(is_strict=ctx.config.strict)
         self._paused: frozenset[int] = frozenset()
         self._lot_shares = Shares()
+        self._owed_to_gates = 0.0  # of what could be fetched
         self._budget = Budget(min(FETCH_S, FETCH_PART * ctx.config.lease_s))
         self._sizes = Sizes()
         self._longest_wait_ms = min(LONGEST_WAIT_MS, WAIT_PART * ctx.config.lease_s * 1000)
@@ -219,11 +221,14 @@ class Fetcher:
         return gates.due(time.monotonic(), critical_only=capacity < 1) if gates.is_any else []
 
     async def _serve_gates(self, capacity: int, reserved: int) -> tuple[int, int]:
-        """Ask gates for as many as find a lane, half of them at most, since streams have their part; return how many came: of
+        """Ask gates for as many as are due to them beside the streams, by weight, half of all at most; return how many came: of
         CRITICAL, and others.
         """
         now_s, due = time.monotonic(), self._gates_due(capacity)
-        others = (capacity + 1) // 2 if capacity > 0 else 0
+        part = min(GATES_PART, self._plan.part_beside({stream for gate in due for stream, _ in gate.lots}))
+        self._owed_to_gates = min(capacity, self._owed_to_gates + max(0, capacity) * part)
+        others = max(0, int(self._owed_to_gates))
+        self._owed_to_gates -= others
         asked: list[Asked] = []
         for gate in due:
             places = self._ctx.parked.places_of(gate.type.encode())

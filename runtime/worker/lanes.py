@@ -75,15 +75,12 @@ class Inbox:
         """How many reserved lanes wait for a job of CRITICAL."""
         return len(self._waiting_reserved)
 
-    def put(self, jobs: list[Job], *, is_first: bool = False) -> None:
-        """Add jobs and wake lanes for them; what `is_first` goes before those of its kind that are here."""
+    def put(self, jobs: list[Job]) -> None:
+        """Add jobs and wake lanes for them."""
         others = [job for job in jobs if job.stream != CRITICAL]
-        critical = [job for job in jobs if job.stream == CRITICAL] if len(others) != len(jobs) else []
-        for queue, more in ((self.critical, critical), (self.others, others)):
-            if is_first:
-                queue.extendleft(reversed(more))
-            elif more:
-                queue.extend(more)
+        if len(others) != len(jobs):
+            self.critical.extend([job for job in jobs if job.stream == CRITICAL])
+        self.others.extend(others)
         self._wake(FIRST_WAKE)
 
     def _wake(self, lanes: int) -> None:

@@ -262,3 +262,31 @@ async def test_a_stop_leaves_no_permit_and_what_was_served_runs_elsewhere(server
         await until(lambda: len(seen.ended) == 30, "all have run")
         await nothing_left(raw)
     assert seen.peaks[b""] == 3
+
+
+@pytest.mark.parametrize("concurrency", [1, 10])
+async def test_what_flows_out_after_a_pause_leaves_others_their_part(server, raw, concurrency):
+    order: list[str] = []
+
+    @handler(Limited)
+    async def was_paused(message: Limited, job: Job) -> None:
+        await asyncio.sleep(0.01 * concurrency)
+        order.append("paused")
+
+    @handler(Free)
+    async def free(message: Free, job: Job) -> None:
+        order.append("free")
+
+    raw.hset("{jobs}:control", mapping={"pause:limited": "0 1 ann", "v": "1"})
+    async with working(server.url, was_paused, free, concurrency=concurrency):
+        send(raw, *range(300))
+        await until(lambda: len(in_lot(raw)) == 300, "all are parked")
+        assert order == []
+        raw.hset("{jobs}:control", "v", "2")
+        raw.hdel("{jobs}:control", "pause:limited")
+        await until(lambda: "paused" in order, "the pause is over")
+        send(raw, *range(20), type_name="free")
+        await until(lambda: order.count("free") == 20, "the others have run")
+        assert order.count("paused") < 200
+        await until(lambda: len(order) == 320, "all have run")
+        await nothing_left(raw)
