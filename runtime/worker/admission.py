@@ -309,8 +309,9 @@ class Admission:
         now_s = time.monotonic()
         for ask, answer in zip(asked, served, strict=True):
             ctx.gates.answered(ask, answer, now_s)
-            if answer.error:
-                ctx.log.warn("the gate of %s gives nothing: %s", ask.gate.type, answer.error)
+            trouble = answer.error or answer.fetched.refused
+            if trouble:
+                ctx.log.warn("the gate of %s does not give all that it could: %s", ask.gate.type, trouble)
         lost: StoreUnavailable | None = None
         for answer in served:  # all of them: what one of them brought is not given back by the failure of another
             try:

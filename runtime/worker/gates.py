@@ -21,6 +21,7 @@ Place = tuple[int, str]  # a stream, and the name of a lot on it
 MAX_LOTS: Final = 4000  # measured: the list of so many takes 0.3 ms of Redis, each has 150 bytes; further groups share a lot
 ASKED_LOTS: Final = 100  # of a gate at once: measured, 130 µs of Redis where all are shut
 LOOK_S: Final = 0.25  # a guess: between two looks at a gate without permits; where they come free here, we look at once
+OVERFLOW_S: Final = 1.0  # of such a lot each entry is looked at: measured, 2 ms of Redis where all groups are shut
 TOKEN_S: Final = 0.01  # at most 100 looks a second for tokens: a rate of more than that has several at each
 ERROR_S: Final = 1.0  # a guess: until a gate is asked again that was answered with an error
 # A guess: a pause that a job here has asked for holds at once, until it is among the rules, where people can end it.
@@ -200,6 +201,11 @@ class Gates:
                     self._gate(type_name).lots.setdefault((stream, name), Lot(group))
         self._close(now_s)
 
+    def is_type_paused(self, type_name: bytes, now_s: float) -> bool:
+        """Return whether nothing of a type may start."""
+        gate = self.closed.get(type_name)
+        return gate is not None and gate.is_paused(now_s)
+
     def is_kept(self, lot: str) -> bool:
         """Return whether what waits in this lot waits for people: its type was paused, whoever knows it."""
         return lot.startswith((GATE, OVERFLOW)) and lot[len(GATE) :].partition(":")[0] in self._paused
@@ -281,7 +287,7 @@ class Gates:
             if stands == EMPTY:
                 del gate.lots[stream, name]
             elif gate.turn < ask.turn:
-                lot.stands, lot.next_s = stands, _when(stands, now_s)
+                lot.stands, lot.next_s = stands, _when(stands, now_s, name)
 
 
 def place_of(lease: Lease) -> str:
@@ -289,7 +295,10 @@ def place_of(lease: Lease) -> str:
     return f"{STREAMS[lease.stream]}/{lease.entry.decode()}"
 
 
-def _when(stands: int, now_s: float) -> float:
+def _when(stands: int, now_s: float, lot: str = "") -> float:
+    """Return when to ask again for what stands so."""
     if stands == 0:
         return 0.0
+    if lot.startswith(OVERFLOW):
+        return now_s + OVERFLOW_S
     return now_s + (LOOK_S if stands == SHORT else max(TOKEN_S, stands / 1000))

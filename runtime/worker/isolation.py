@@ -165,6 +165,9 @@ class Isolation:
         return {name: bounds for name, bounds in self._types.items() if self._may_start(name.encode())}
 
     def _may_start(self, type_name: bytes) -> bool:
+        gates = self._ctx.gates
+        if len(gates.paused) == len(STREAMS) or gates.is_type_paused(type_name, time.monotonic()):
+            return False
         places = self._ctx.parked.places_of(type_name)
         return places is None or places.capacity_within_a_second(0) > 0
 

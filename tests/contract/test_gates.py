@@ -290,3 +290,19 @@ async def test_what_flows_out_after_a_pause_leaves_others_their_part(server, raw
         assert order.count("paused") < 200
         await until(lambda: len(order) == 320, "all have run")
         await nothing_left(raw)
+
+
+async def test_a_suspect_of_a_paused_type_waits_like_the_others(server, raw, seen):
+    raw.hset("{jobs}:control", mapping={"pause:limited": "0 1 ann", "v": "1"})
+    async with working(server.url, limited(seen), suspect_s=0.1) as worker:
+        (entry,) = send(raw, 1)
+        await until(lambda: len(in_lot(raw)) == 1, "it waits")
+        raw.execute_command("XCLAIM", KEY, GROUP, SUSPECT, 0, entry, "RETRYCOUNT", 1, "JUSTID")
+        worker.parked.has_suspects = True
+        await until(lambda: worker._fetcher._isolation._ask_at_s > 0, "suspects were asked for")
+        assert seen.began == []
+        assert in_lot(raw, SUSPECT) == [1]
+        raw.hset("{jobs}:control", "v", "2")
+        raw.hdel("{jobs}:control", "pause:limited")
+        await until(lambda: seen.ended == [1], "the pause is over")
+        await nothing_left(raw)
