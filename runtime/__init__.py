@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from runtime.backoff import Backoff
+    from runtime.control import Control
     from runtime.errors import (
         BadMessage,
         BadPayload,
@@ -34,6 +35,7 @@ __all__ = [
     "BadMessage",
     "BadPayload",
     "ConfigError",
+    "Control",
     "Dead",
     "Job",
     "JobsError",
@@ -56,6 +58,7 @@ __all__ = [
 
 _MODULES = {
     "Backoff": "backoff",
+    "Control": "control",
     "Job": "jobs",
     "Priority": "jobs",
     "contract": "jobs",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import threading
 from collections import Counter
@@ -214,6 +215,12 @@ class MemoryStore:
                     after[field] = text
                 case "del":
                     after.pop(field, None)
+                case "merge":
+                    merged = (json.loads(old) if old else {}) | json.loads(text)
+                    told = {name: merged[name] for name in sorted(merged) if merged[name] is not False}
+                    after[field] = json.dumps(told, separators=(",", ":"))
+                    if not told:
+                        del after[field]
                 case _:
                     is_extension = verb == "later" and pause_in(old)[0] > 0 and pause_in(old)[0] > self.now_ms
                     after[field] = self._paused(old, int(text), f"{by} {reason}", verb == "later")

@@ -29,7 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("config", "bounds", "codec", "settle", "schema", "rules", "cron", "schedules"),  # pure
     ("answers", "places", "offload", "registry"),  # users' code, and where it runs
     ("store",),
-    ("streams", "sender", "producer"),
+    ("streams", "sender", "producer", "control"),
     ("worker",),
     ("consumer", "embedded", "supervisor"),
 )
@@ -42,6 +42,7 @@ STRICT: dict[str, tuple[set[str], str]] = {
     "supervisor": ({"errors", "backoff", "config", "folders", "logs", "leaving"}, "knows no job"),
     "store": ({"errors", "limits", "jobs", "backoff", "codec", "rules", "store"}, "serves producers too, which load no handler"),
     "sender": ({"errors", "limits", "jobs", "backoff", "codec", "store"}, "a web service that only enqueues loads no worker"),
+    "control": ({"errors", "limits", "jobs", "rules", "store"}, "a service that orders loads no worker"),
     "producer": ({"errors", "limits", "jobs", "backoff", "codec", "store", "sender"}, "the same"),
 }
 # What stands at the edge may import every module; what `__init__` names, it loads when it is first used.

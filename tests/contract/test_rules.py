@@ -91,6 +91,7 @@ async def test_an_operation_that_changes_nothing_is_not_among_those_told(kit):
         ("pause", "pause:mail", str(HOUR_MS)),
         ("later", "pause:mail", "0"),
         ("set", "limit:mail", '{"rate":"10/s"}'),
+        ("merge", "limit:mail", '{"rate":"10/s","limit":null}'),
         ("set", "worker:w", "stop"),
         ("del", "worker:gone", ""),
     ],
@@ -108,6 +109,18 @@ async def test_a_pause_of_another_length_or_reason_is_a_new_one(kit):
     for n, (for_ms, reason) in enumerate([(HOUR_MS, ""), (HOUR_MS + 1, ""), (HOUR_MS, "why"), (0, "why"), (0, ""), (5, "")], 1):
         assert kit.order(("pause", "pause:mail", str(for_ms)), reason=reason) == [n, 1]
     assert ends_ms(kit, "mail") > 0, "people may shorten a pause"
+
+
+async def test_limits_are_merged_member_by_member(kit):
+    for members, text in [
+        ('{"rate":"100/5m","limit":1000000}', '{"limit":1000000,"rate":"100/5m"}'),
+        ('{"limit":null}', '{"limit":null,"rate":"100/5m"}'),
+        ('{"rate":false,"group_limit":2}', '{"group_limit":2,"limit":null}'),
+        ('{"limit":false,"group_limit":false,"rate":false}', None),
+    ]:
+        assert kit.order(("merge", "limit:mail", members))[1] == 1
+        assert kit.control().get("limit:mail") == text
+    assert kit.order(("merge", "limit:mail", '{"limit":false}'))[1] == 0
 
 
 async def test_a_field_that_goes_is_gone(kit):
@@ -189,11 +202,14 @@ async def test_a_worker_that_is_forgotten_takes_its_order_along(kit):
 
 def random_order(rng: Random) -> list[tuple[str, str, str]]:
     def one() -> tuple[str, str, str]:
-        verb = rng.choice(["set", "set", "del", "pause", "later", "later"])
+        verb = rng.choice(["set", "set", "merge", "merge", "del", "pause", "later", "later"])
         what = rng.choice(["mail", "text", "*"])
         match verb:
             case "set":
                 return verb, *rng.choice([("limit:mail", "{}"), ("limit:mail", '{"limit":1}'), ("worker:w", "stop")])
+            case "merge":
+                member = rng.choice(['"limit":7', '"rate":"10/s"', '"limit":null', '"limit":false', '"rate":false'])
+                return verb, "limit:mail", f"{{{member}}}"
             case "del":
                 return verb, rng.choice(["limit:mail", "worker:w", f"pause:{what}"]), ""
             case _:
@@ -264,6 +280,9 @@ GOOD = ("set", "worker:w", "quiet")
         ([GOOD, ("pause", "pause:mail", "soon")], "number of ms"),
         ([GOOD, ("pause", "pause:mail", "-5")], "number of ms"),
         ([GOOD, ("later", "pause:mail", "9" * 16)], "number of ms"),
+        ([GOOD, ("merge", "limit:mail", "[")], "must be a limit and an object"),
+        ([GOOD, ("merge", "limit:mail", "5")], "must be a limit and an object"),
+        ([GOOD, ("merge", "worker:w", "{}")], "must be a limit and an object"),
         ([GOOD, ("set", "limit:mail", "x" * 4097)], "at most 4096 bytes"),
         ([GOOD, ("set", "limit:" + "x" * 4091, "x")], "at most 4096 bytes"),
     ],
@@ -330,6 +349,13 @@ async def test_a_pause_that_cannot_be_read_is_replaced(control, raw):
     assert await control.order("ann", "", [("later", "pause:mail", "5")]) == [True]
     rules, now_ms = await control.rules()
     assert rules.pauses["mail"].until_ms <= now_ms + 5
+
+
+@pytest.mark.parametrize("strange", ["x", "5", "[1]", "[" * 3000])
+async def test_limits_that_cannot_be_read_are_replaced(control, raw, strange):
+    raw.hset(CONTROL, "limit:mail", strange)
+    assert await control.order("ann", "", [("merge", "limit:mail", '{"limit":3}')]) == [True]
+    assert raw.hget(CONTROL, "limit:mail") == '{"limit":3}'
 
 
 async def test_rules_change_with_memory_full(control, raw):

@@ -2,6 +2,8 @@
 -- What people order at run time, in the hash `control`; the worker's parts read it (runtime/rules.py). All operations or none.
 -- ARGV: by, reason, then per operation: verb, field, value.
 --   set    the field has this value             del    the field goes; the value is ''
+--   merge  the field `limit:<type>`, a JSON object, has these members instead of those it had; one that is false goes, and with the
+--          last one the field
 --   pause  the field `pause:<what>` says that nothing of it starts for so many ms, or until it is resumed where that is 0
 --   later  the same, but a pause that lasts as long already stays
 --   put    the schedule `cron:<name>` is what stands behind two words of the value: the revision that it is made from ('0' where there
@@ -76,6 +78,22 @@ function verbs.drop(field, value)
   return false
 end
 
+function verbs.merge(field, value)
+  local members, names, told = {}, {}, {}
+  for _, text in ipairs({value_of(field) or '{}', value}) do
+    local ok, object = pcall(cjson.decode, text)  -- what stands there may be a stranger's
+    for name, member in pairs(ok and type(object) == 'table' and object or {}) do
+      if type(name) == 'string' then members[name] = member end
+    end
+  end
+  for name, member in pairs(members) do
+    if member ~= false then names[#names + 1] = name end
+  end
+  table.sort(names)  -- the same members are the same text
+  for i, name in ipairs(names) do told[i] = cjson.encode(name) .. ':' .. cjson.encode(members[name]) end
+  return #told > 0 and '{' .. string.gsub(table.concat(told, ','), '\\/', '/') .. '}'
+end
+
 local function paused(for_ms)
   return ms(for_ms == 0 and 0 or now + for_ms) .. ' ' .. ms(now) .. ' ' .. by .. ' ' .. reason
 end
@@ -107,6 +125,10 @@ local function trouble_with(verb, field, value)
   if (kind == 'cron') ~= (OF_SCHEDULES[verb] or false) then return verb .. ': no such field: ' .. field end
   if (verb == 'put' and not string.match(value, '^%d+ %S+ {')) or (verb == 'drop' and not string.match(value, '^%d+$')) then
     return verb .. ' ' .. field .. ': must be a revision, what changes, and an object'
+  end
+  if verb == 'merge' then
+    local ok, object = pcall(cjson.decode, value)
+    if kind ~= 'limit' or not ok or type(object) ~= 'table' then return 'merge ' .. field .. ': must be a limit and an object' end
   end
   if is_pause and not (string.match(value, '^%d+$') and #value < 16 and now + value <= MAX_MS) then
     return verb .. ' ' .. field .. ': must be for a number of ms'

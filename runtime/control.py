@@ -1,0 +1,336 @@
+"""Control is what people order for a queue while it runs: pauses, limits, workers that are to be quiet or to stop.
+
+Workers obey within two seconds. Each order is one step on the server, with an entry in the audit that says who ordered it, and
+why.
+"""
+
+from __future__ import annotations
+
+import getpass
+import math
+import os
+import re
+import socket
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Final, Self
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from runtime.errors import ConfigError, StoreError, StoreUnavailable
+from runtime.jobs import STREAMS, TYPE_NAME, Priority
+from runtime.limits import FIELDS, Override, override_of
+from runtime.rules import ALL, Rules
+from runtime.store.base import Operation
+from runtime.store.control import Change, ControlStore
+from runtime.store.urls import without_password
+
+MAX_PAUSE_S: Final = 366 * 24 * 3600  # a guess: a year; what is to last longer, lasts until it is resumed
+MAX_REASON: Final = 500  # characters; a guess: a line or two. Of four bytes each, it fits into a field
+MAX_BY: Final = 100  # characters; a guess
+MAX_NAMED: Final = 20  # workers; a guess: a line that can still be read
+MAX_OPERATIONS: Final = 500  # of one step, as control.lua has it; more are only workers
+MAX_AUDIT: Final = 10_000  # entries, about as many as are kept
+
+
+class Worker(msgspec.Struct, frozen=True):
+    """A worker that lives: what it said of itself with its last heartbeat, and its `order`: `quiet`, `stop` or nothing."""
+
+    name: str
+    host: str
+    pid: int
+    lanes: int
+    held: int
+    running: dict[str, int]
+    stage: str
+    order: str
+    types: dict[str, int]
+
+
+class Control:
+    """Changes the rules of a queue, and reads them. Use it with `async with`; it connects when it is first used.
+
+    An order may be given twice: what stands as it is ordered is left alone. So it is repeated once by itself where the answer was
+    lost. Each method that orders returns the names of what it changed; what such a lost call has changed is not among them.
+
+    Args:
+        url: of Redis: `redis://`, `rediss://`, `unix://` or `sentinel://`.
+        queue: name of the queue.
+        by: who orders, for the audit: one word of up to 100 characters; the user and host of this process where it is empty.
+
+    Raises:
+        ConfigError: the queue's name or `by` cannot be used.
+    """
+
+    def __init__(self, url: str, queue: str = "jobs", *, by: str = "") -> None:
+        self.by: str = _checked_by(by) if by else who()
+        self._url = url
+        self._store = ControlStore(url, queue)
+
+    def __repr__(self) -> str:
+        return f"<Control of {without_password(self._url)}, by {self.by}>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection; may be repeated."""
+        await self._store.close()
+
+    # --- pauses ----------------------------------------------------------------------------------------------------------
+
+    async def pause(
+        self,
+        *,
+        type: str | Sequence[str] = (),
+        priority: str | Priority | Sequence[str | Priority] = (),
+        all: bool = False,
+        for_s: float | None = None,
+        reason: str = "",
+    ) -> list[str]:
+        """Let nothing start of job types, of priorities, or of the whole queue. What runs goes on; what is sent waits.
+
+        Args:
+            type: names of job types; they need not be known to anybody yet.
+            priority: names of priorities, such as `high`.
+            all: the whole queue, beside which nothing else may be named.
+            for_s: for how many seconds, 1 to 31,622,400; None until it is resumed.
+            reason: for people, up to 500 characters.
+
+        Raises:
+            ConfigError: an argument cannot be used; nothing is changed.
+            StoreUnavailable: no answer or an error; it may or may not be changed.
+        """
+        names = _paused_names(type, priority, all)
+        for_ms = "0" if for_s is None else str(_checked_ms(for_s))
+        return await self._order(reason, [("pause", f"pause:{name}", for_ms) for name in names])
+
+    async def resume(
+        self,
+        *,
+        type: str | Sequence[str] = (),
+        priority: str | Priority | Sequence[str | Priority] = (),
+        all: bool = False,
+        reason: str = "",
+    ) -> list[str]:
+        """Take pauses back. `all` takes back that of the whole queue; types and priorities that are paused by name stay so.
+
+        Raises:
+            ConfigError: an argument cannot be used; nothing is changed.
+            StoreUnavailable: no answer or an error; it may or may not be changed.
+        """
+        return await self._order(reason, [("del", f"pause:{name}", "") for name in _paused_names(type, priority, all)])
+
+    # --- limits ----------------------------------------------------------------------------------------------------------
+
+    async def limits(self) -> dict[str, Override]:
+        """Return what was set in place of the code's limits, by job type.
+
+        Raises:
+            StoreUnavailable: no answer or an error.
+        """
+        return (await self.rules()).limits
+
+    async def set_limits(
+        self,
+        type: str,
+        *,
+        limit: int | UnsetType | None = UNSET,
+        rate: str | UnsetType | None = UNSET,
+        group_limit: int | UnsetType | None = UNSET,
+        group_rate: str | UnsetType | None = UNSET,
+        reason: str = "",
+    ) -> bool:
+        """Set limits of a job type in place of those in the code; return whether that changed anything.
+
+        What is not given stays as it is.
+
+        Args:
+            type: the name of the job type.
+            limit: how many jobs may run at once, 1 to 1,000,000; None for no limit.
+            rate: how many may start in a time, such as `100/m`, `10/s` or `5/30s`; None for no limit.
+            group_limit: the same for the jobs of each group.
+            group_rate: the same for the jobs of each group.
+            reason: for people, up to 500 characters.
+
+        Raises:
+            ConfigError: an argument cannot be used; nothing is changed.
+            StoreUnavailable: no answer or an error; it may or may not be changed.
+        """
+        given = {"limit": limit, "rate": rate, "group_limit": group_limit, "group_rate": group_rate}
+        override = override_of({name: value for name, value in given.items() if value is not UNSET})
+        if override == Override():
+            raise ConfigError(f"give at least one of {', '.join(FIELDS)}")
+        return bool(await self._order(reason, [("merge", f"limit:{_checked_type(type)}", override.text())]))
+
+    async def clear_limits(self, type: str, *names: str, reason: str = "") -> bool:
+        """Let those of the code hold again: of the limits named, or of all. Return whether that changed anything.
+
+        Raises:
+            ConfigError: an argument cannot be used; nothing is changed.
+            StoreUnavailable: no answer or an error; it may or may not be changed.
+        """
+        field = f"limit:{_checked_type(type)}"
+        for name in names:
+            if name not in FIELDS:
+                raise ConfigError(f"unknown limit {name!r}; there are {', '.join(FIELDS)}")
+        members = msgspec.json.encode(dict.fromkeys(names, False)).decode()
+        return bool(await self._order(reason, [("merge", field, members) if names else ("del", field, "")]))
+
+    # --- workers ---------------------------------------------------------------------------------------------------------
+
+    async def workers(self) -> list[Worker]:
+        """Return the workers that live.
+
+        Raises:
+            StoreUnavailable: no answer or an error.
+        """
+        rules, now_ms = await self._store.rules()
+        known = await self._store.workers()
+        return [
+            Worker(name, row.host, row.pid, row.lanes, row.held, row.running, row.stage, rules.orders.get(name, ""), row.types)
+            for name, (until_ms, row) in sorted(known.items())
+            if until_ms > now_ms
+        ]
+
+    async def quiet(self, *workers: str, all: bool = False, reason: str = "") -> list[str]:
+        """Let workers start nothing new, until they are resumed; what runs there goes on.
+
+        Args:
+            workers: names, or beginnings that only one worker has.
+            all: all workers that live now, in place of names; others that start later work.
+            reason: for people, up to 500 characters.
+
+        Raises:
+            ConfigError: no worker that lives has such a name, or several have; nothing is changed.
+            StoreUnavailable: no answer or an error; it may or may not be changed.
+        """
+        return await self._order(reason, [("set", f"worker:{name}", "quiet") for name in await self._named(workers, all)])
+
+    async def resume_worker(self, *workers: str, all: bool = False, reason: str = "") -> list[str]:
+        """Let quiet workers go on; for arguments and errors see `quiet`. One that has begun to stop goes on stopping."""
+        return await self._order(reason, [("del", f"worker:{name}", "") for name in await self._named(workers, all)])
+
+    async def stop(self, *workers: str, all: bool = False, reason: str = "") -> list[str]:
+        """Stop workers as SIGTERM does; for arguments and errors see `quiet`. Their supervisor replaces them no more."""
+        return await self._order(reason, [("set", f"worker:{name}", "stop") for name in await self._named(workers, all)])
+
+    async def _named(self, wanted: Sequence[str], all: bool) -> list[str]:
+        if bool(wanted) == all:
+            raise ConfigError("name workers, or choose all of them, not both")
+        living = [worker.name for worker in await self.workers()]
+        return living if all else list(dict.fromkeys(_worker(name, living) for name in wanted))
+
+    # --- what holds ------------------------------------------------------------------------------------------------------
+
+    async def rules(self) -> Rules:
+        """Return all rules that hold, without pauses whose time is up; `unreadable` are fields that are left out.
+
+        Raises:
+            StoreUnavailable: no answer or an error.
+        """
+        rules, now_ms = await self._store.rules()
+        pauses = {name: pause for name, pause in rules.pauses.items() if not pause.is_over(now_ms)}
+        return msgspec.structs.replace(rules, pauses=pauses)
+
+    async def audit(self, n: int = 20) -> list[Change]:
+        """Return the newest `n` orders (1 to 10,000), the newest first.
+
+        Raises:
+            ConfigError: `n` is out of its range.
+            StoreUnavailable: no answer or an error.
+        """
+        if type(n) is not int or not 1 <= n <= MAX_AUDIT:
+            raise ConfigError(f"n must be between 1 and {MAX_AUDIT:,}, got {n}")
+        return await self._store.audit(n)
+
+    async def _order(self, reason: str, operations: Sequence[Operation]) -> list[str]:
+        """Write an order; return the names of what it changed."""
+        _check_reason(reason)
+        changed: list[bool] = []
+        for start in range(0, len(operations), MAX_OPERATIONS):
+            part = operations[start : start + MAX_OPERATIONS]
+            try:
+                changed += await self._store.order(self.by, reason, part)
+            except StoreError:
+                raise
+            except StoreUnavailable:  # the reply was lost, or the server has closed a connection that stood idle
+                changed += await self._store.order(self.by, reason, part)
+        return [field.partition(":")[2] for (_, field, _), is_new in zip(operations, changed, strict=True) if is_new]
+
+
+# --- what is given ---------------------------------------------------------------------------------------------------------
+
+
+def who() -> str:
+    """Return user and host of this process, as one word."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container may have no such user
+        user = f"uid-{os.getuid()}"
+    return re.sub(r"[^\w.@-]+", "-", f"{user}@{socket.gethostname()}")[:MAX_BY]
+
+
+def _checked_by(by: Any) -> str:
+    if not isinstance(by, str) or len(by) > MAX_BY or not by.isprintable() or " " in by:
+        raise ConfigError(f"by must be one word of up to {MAX_BY} characters, got {_shown(by)}")
+    return by
+
+
+def _check_reason(reason: Any) -> None:
+    if not isinstance(reason, str) or len(reason) > MAX_REASON or not reason.isprintable():
+        raise ConfigError(f"reason must be one line of up to {MAX_REASON} characters, got {_shown(reason)}")
+
+
+def _checked_ms(for_s: Any) -> int:
+    if not (isinstance(for_s, int | float) and math.isfinite(for_s) and 1 <= for_s <= MAX_PAUSE_S):
+        raise ConfigError(f"for_s must be between 1 and {MAX_PAUSE_S:,} s, or None until it is resumed, got {_shown(for_s)}")
+    return int(for_s * 1000)
+
+
+def _checked_type(name: Any) -> str:
+    if not isinstance(name, str) or not TYPE_NAME.match(name.encode(errors="replace")):
+        raise ConfigError(f"type must be 1 to 64 of a-z, 0-9, `.`, `_` and `-`, with a letter or digit first, got {_shown(name)}")
+    if name in STREAMS:
+        raise ConfigError(f"type must not be the name of a priority, got {name!r}; hint: priority={name!r}")
+    return name
+
+
+def _checked_priority(priority: Any) -> str:
+    name = priority.name.lower() if isinstance(priority, Priority) else priority
+    if name not in STREAMS:
+        raise ConfigError(f"priority must be one of {', '.join(STREAMS)}, got {_shown(name)}")
+    return name
+
+
+def _paused_names(types: Any, priorities: Any, is_all: bool) -> list[str]:
+    names = [*map(_checked_type, _listed(types)), *map(_checked_priority, _listed(priorities))]
+    if bool(names) == is_all:
+        raise ConfigError("name types or priorities, or choose the whole queue, not both")
+    return [ALL] if is_all else list(dict.fromkeys(names))
+
+
+def _listed(given: Any) -> Sequence[Any]:
+    return given if isinstance(given, list | tuple) else [given]  # pyright: ignore[reportUnknownVariableType]
+
+
+def _worker(wanted: str, living: Sequence[str]) -> str:
+    found = [wanted] if wanted in living else [name for name in living if wanted and name.startswith(wanted)]
+    if not found:
+        raise ConfigError(f"no worker {_shown(wanted)} lives; {f'there are {_some(living)}' if living else 'none does'}")
+    if len(found) > 1:
+        raise ConfigError(f"{_shown(wanted)} is the beginning of several workers: {_some(found)}")
+    return found[0]
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(names[:MAX_NAMED]) + more
+
+
+def _shown(value: object) -> str:
+    return repr(value)[:60]
