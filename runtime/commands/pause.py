@@ -29,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_settings(parser, *QUEUE)
     add_what(parser)
     parser.add_argument(
-        "--for", dest="for_time", metavar="TIME", help="for so long, such as 90s, 10m, 2h or 1d; else until `resume`"
+        "--for", dest="for_time", metavar="SPAN", help="for so long, such as 90s, 10m, 2h or 1d; else until `resume`"
     )
     add_order_flags(parser)
 

@@ -36,6 +36,9 @@ SCHEDULES = "tests/unit/test_schedules.py"
 TICKER = "tests/unit/test_ticker.py"
 LANES = "tests/unit/test_lanes.py"
 PRIORITIES = "tests/contract/test_priorities.py"
+ORDERING = "tests/contract/test_ordering.py"
+ORDERS = "tests/contract/test_orders.py"
+RULES = "tests/contract/test_rules.py"
 OFFLOAD = "tests/unit/test_offload.py"
 SETTLE = "tests/unit/test_settle.py"
 STATUS = "tests/faults/test_crash.py::test_an_orderly_stop_has_its_status_whatever_handlers_have_left_behind"
@@ -1350,6 +1353,167 @@ MUTANTS = (
         "local ok, word, last, fired, skipped = pcall(tick, ask)",
         "local ok, word, last, fired, skipped = true, tick(ask)",
         "tests/contract/test_streams.py::test_a_schedule_that_cannot_be_stored_says_why_and_the_others_fire",
+    ),
+    Mutant(
+        "order: a repeated pause is a new one",
+        "runtime/store/lua/control.lua",
+        "return (is_open or is_repeat) and rest",
+        "return is_open and rest",
+        f"{RULES}::test_an_order_repeated_after_a_lost_reply_changes_nothing_more",
+    ),
+    Mutant(
+        "order: a later pause shortens a longer one",
+        "runtime/store/lua/control.lua",
+        "(ends and for_ms > 0 and ends >= now + for_ms)",
+        "false",
+        f"{RULES}::test_a_later_pause_leaves_one_that_lasts_longer",
+    ),
+    Mutant(
+        "order: jobs that go on pausing fill the audit",
+        "runtime/store/lua/control.lua",
+        "is_told = is_told or not is_extension",
+        "is_told = true",
+        f"{RULES}::test_jobs_that_only_go_on_pausing_their_type_do_not_fill_the_audit",
+    ),
+    Mutant(
+        "order: one bad operation does not stop the others",
+        "runtime/store/lua/control.lua",
+        "    if trouble then return 'BADORDER ' .. trouble end\n",
+        "",
+        f"{RULES}::test_an_order_with_one_bad_operation_changes_nothing",
+    ),
+    Mutant(
+        "order: as many rules as anybody likes",
+        "runtime/store/lua/control.lua",
+        "if grown > 0 and",
+        "if false and",
+        f"{RULES}::test_there_are_at_most_2000_rules",
+    ),
+    Mutant(
+        "order: full memory refuses a pause",
+        "runtime/store/lua/control.lua",
+        "#!lua flags=allow-oom\n",
+        "#!lua\n",
+        f"{RULES}::test_rules_change_with_memory_full",
+    ),
+    Mutant(
+        "order: what changes is told to nobody",
+        "runtime/store/lua/control.lua",
+        "redis.call('HSET', CONTROL, 'v', ms(answers[1] + 1))\n",
+        "",
+        f"{ORDERS}::test_a_paused_priority_starts_nothing_and_the_others_go_on",
+    ),
+    Mutant(
+        "order: limits replace one another",
+        "runtime/store/lua/control.lua",
+        "ipairs({value_of(field) or '{}', value})",
+        "ipairs({value})",
+        f"{RULES}::test_limits_are_merged_member_by_member",
+    ),
+    Mutant(
+        "order: a forgotten worker leaves its order",
+        "runtime/store/lua/forget.lua",
+        "  redis.pcall('HDEL', CONTROL, 'worker:' .. consumer)\n",
+        "",
+        f"{RULES}::test_a_worker_that_is_forgotten_takes_its_order_along",
+    ),
+    Mutant(
+        "order: rules are read after the first fetch only",
+        "runtime/consumer.py",
+        "        await self.orders.begin()\n",
+        "",
+        f"{ORDERS}::test_the_rules_are_read_before_the_first_fetch",
+    ),
+    Mutant(
+        "order: rules are read where v is greater",
+        "runtime/worker/orders.py",
+        "looked.version != self.rules.version or",
+        "looked.version > self.rules.version or",
+        f"{ORDERS}::test_rules_of_a_restored_server_hold_though_it_counts_lower",
+    ),
+    Mutant(
+        "order: rules are read only where v differs",
+        "runtime/worker/orders.py",
+        " or time.monotonic() >= self._reread_s:",
+        ":",
+        f"{ORDERS}::test_rules_that_were_changed_by_hand_hold_after_a_while",
+    ),
+    Mutant(
+        "order: a pause ends by the clock of the worker",
+        "runtime/worker/orders.py",
+        "return time.monotonic() * 1000 + self._server_ahead_ms",
+        "return time.time() * 1000",
+        f"{ORDERS}::test_a_pause_ends_by_the_servers_clock",
+    ),
+    Mutant(
+        "order: rules that cannot be read are none",
+        "runtime/worker/orders.py",
+        "        self._failures += 1\n",
+        "        self._failures += 1\n        self.rules = NO_RULES\n",
+        f"{ORDERS}::test_rules_read_last_hold_where_the_key_becomes_one_of_another_type",
+    ),
+    Mutant(
+        "order: an unreadable rule is told at each look",
+        "runtime/worker/orders.py",
+        "unreadable - self._told",
+        "unreadable",
+        f"{ORDERS}::test_what_cannot_be_read_is_told_once_and_the_rest_is_obeyed",
+    ),
+    Mutant(
+        "order: what waits here is not given back",
+        "runtime/consumer.py",
+        " or job.stream in paused]",
+        "]",
+        f"{ORDERS}::test_what_waits_here_when_its_priority_is_paused_is_given_back",
+    ),
+    Mutant(
+        "order: a suspect of a paused priority is isolated",
+        "runtime/store/lua/isolate.lua",
+        " and not string.find(paused, s, 1, true) then",
+        " then",
+        f"{ORDERS}::test_a_suspect_of_a_paused_priority_is_not_isolated",
+    ),
+    Mutant(
+        "order: a quiet worker goes on",
+        "runtime/worker/orders.py",
+        "return ALL_STREAMS if self.mine else",
+        "return",
+        f"{ORDERS}::test_a_quiet_worker_starts_nothing_finishes_what_runs_and_says_so",
+    ),
+    Mutant(
+        "order: a quiet worker isolates",
+        "runtime/worker/isolation.py",
+        "        if len(self._paused) == len(STREAMS):\n",
+        "        if False:\n",
+        "tests/unit/test_isolation.py::test_where_all_is_paused_nothing_is_asked_for_and_the_place_is_left",
+    ),
+    Mutant(
+        "order: a stopped worker is replaced",
+        "runtime/supervisor.py",
+        "        slot.was_ordered = child.is_ordered\n",
+        "",
+        "tests/faults/test_supervisor.py::test_one_that_is_ordered_to_stop_is_not_replaced_and_with_the_last_one_all_is_over",
+    ),
+    Mutant(
+        "order: a supervisor without children goes on",
+        "runtime/supervisor.py",
+        "        if not self.slots:\n            self.stop()\n",
+        "",
+        "tests/faults/test_supervisor.py::test_one_that_is_ordered_to_stop_is_not_replaced_and_with_the_last_one_all_is_over",
+    ),
+    Mutant(
+        "order: a beginning of several workers is the first of them",
+        "runtime/control.py",
+        "    if len(found) > 1:\n",
+        "    if False:\n",
+        f"{ORDERING}::test_a_worker_that_does_not_live_is_refused_with_those_that_do",
+    ),
+    Mutant(
+        "order: dead workers can be ordered",
+        "runtime/control.py",
+        "            if until_ms > now_ms\n",
+        "",
+        f"{ORDERING}::test_a_worker_that_does_not_live_is_refused_with_those_that_do",
     ),
 )
 

@@ -17,6 +17,7 @@ import pytest
 import redis
 
 from runtime.embedded import Embedded
+from runtime.store.base import Keys, script
 from tests.faults.harness import ROOT, count, events, leftovers
 from tests.servers import Server, free_ports, wait_until
 
@@ -166,6 +167,45 @@ def test_one_that_is_too_large_from_the_start_is_left_alone_with_a_warning(hire,
 
 def runs_all(pids: list[int]) -> bool:
     return all(map(runs, pids))
+
+
+def order(raw: redis.Redis, order: str, pid: int) -> None:
+    """Order what the worker of a process is to do, as a person does."""
+    [name] = [name for name in raw.hkeys("{jobs}:workers:rows") if f"-{pid}-" in name]
+    keys = Keys("jobs").scripted
+    raw.eval(script("control").text, len(keys), *keys, "ann", "", "set", f"worker:{name}", order)
+
+
+def test_one_that_is_ordered_to_stop_is_not_replaced_and_with_the_last_one_all_is_over(hire, raw, tmp_path):
+    supervisor = hire()
+    first, second = supervisor.children
+    send(raw, 40, ms=50)
+    order(raw, "stop", first)
+    wait_until(lambda: not runs(first), what="it stops")
+    wait_until(lambda: "as ordered: none takes its place" in supervisor.log, what="that is logged")
+    send(raw, 40)
+    wait_until(lambda: not leftovers(raw), what="the other works")
+    assert set(ended(tmp_path)) == set(range(40))
+    assert runs(second)
+    assert supervisor.children == [first, second], "none was started"
+    order(raw, "stop", second)
+    assert supervisor.process.wait(60) == 0
+    [report] = reports(supervisor.log)
+    assert "80 runs finished" in report
+    assert "died" not in report
+
+
+def test_one_that_dies_while_it_stops_as_ordered_is_not_replaced_either(hire, raw, tmp_path):
+    supervisor = hire("--grace", "60", "--max-rss", "9000", processes=1)
+    send(raw, 1, ms=60_000)
+    wait_until(lambda: count(tmp_path, "start") == 1, what="its job runs")
+    [child] = supervisor.children
+    order(raw, "stop", child)
+    wait_until(lambda: "stopping: 1 jobs run" in supervisor.log, what="it begins to stop")
+    os.kill(child, signal.SIGKILL)
+    supervisor.process.wait(60)
+    assert supervisor.children == [child]
+    assert "as ordered: none takes its place" in supervisor.log
 
 
 # --- stopping ----------------------------------------------------------------------------------------------------------------

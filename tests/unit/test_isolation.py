@@ -114,6 +114,42 @@ async def test_until_what_runs_beside_is_calm_the_place_is_kept_and_then_given_u
     bench.parts.check()
 
 
+async def test_where_all_is_paused_nothing_is_asked_for_and_the_place_is_left():
+    bench = Bench()
+    bench.parts.suspect(1, id="s")
+    bench.calm_s = 0.0
+    assert await bench.rests()
+    assert bench.named == "", "the place is kept until it is calm"
+    bench.isolation.paused = frozenset(range(4))
+    assert not await bench.rests()
+    assert bench.named is None
+    bench.calm_s = INF
+    assert not await bench.rests()
+    assert bench.calls == {"isolate": 2}
+    bench.isolation.paused = frozenset()
+    assert await bench.rests(), "it is asked at once"
+    assert [job.id for job in bench.parts.ctx.inbox.jobs] == ["s"]
+
+
+async def test_an_isolation_comes_to_its_end_though_all_is_paused_meanwhile():
+    bench = Bench()
+    bench.parts.suspect(2)
+    assert await bench.rests()
+    bench.isolation.paused = frozenset(range(4))
+    assert await bench.rests(), "it runs"
+    await bench.finish()
+    assert not await bench.rests()
+    assert bench.named is None
+
+
+async def test_a_suspect_of_a_paused_priority_is_not_handed_out():
+    bench = Bench()
+    bench.parts.suspect(1)
+    bench.isolation.paused = frozenset({HIGH})
+    assert not await bench.rests()
+    assert not bench.parts.ctx.inbox.jobs
+
+
 async def test_once_it_is_calm_the_suspect_runs():
     bench = Bench()
     bench.parts.suspect(2, id="s")
