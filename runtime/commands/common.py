@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import getpass
-import os
-import re
 import shlex
-import socket
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -98,15 +94,6 @@ def flags_of(config: Config) -> str:
     where = "" if config.redis else f" --data-dir {shlex.quote(config.data_dir)}"
     redis = f" --redis {shlex.quote(config.redis)}" if config.redis and without_password(config.redis) == config.redis else ""
     return f"{where}{redis}" + (f" --queue {shlex.quote(config.queue)}" if config.queue != Config().queue else "")
-
-
-def who() -> str:
-    """Return user and host of this process, as one word, for the audit."""
-    try:
-        user = getpass.getuser()
-    except (OSError, KeyError):  # a container may have no such user
-        user = f"uid-{os.getuid()}"
-    return re.sub(r"[^\w.@-]+", "-", f"{user}@{socket.gethostname()}")[:100]
 
 
 def print_json(value: Any) -> None:

@@ -13,9 +13,10 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from runtime.codec import header
-from runtime.commands.common import clean, control, find_handlers, print_json, who, with_store
+from runtime.commands.common import clean, control, find_handlers, print_json, with_store
 from runtime.commands.flags import add_texts, add_verb, check_between
 from runtime.config import Config
+from runtime.control import who
 from runtime.errors import BadPayload, ConfigError, UnknownType
 from runtime.jobs import PLAIN, Job, Priority
 from runtime.leaving import CLEAN, FAILED

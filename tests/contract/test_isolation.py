@@ -86,8 +86,8 @@ def away(verb):
     """Return a verb whose reply is lost while the first word of the list is true, and the list."""
     is_away = [True]
 
-    async def called(*arguments: object) -> object:
-        answer = await verb(*arguments)
+    async def called(*arguments: object, **named: object) -> object:
+        answer = await verb(*arguments, **named)
         if is_away[0]:
             raise StoreUnavailable("the reply was lost")
         return answer

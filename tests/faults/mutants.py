@@ -1385,7 +1385,7 @@ MUTANTS = (
     Mutant(
         "order: as many rules as anybody likes",
         "runtime/store/lua/control.lua",
-        "if grown > 0 and",
+        "if hash.grown > 0 and",
         "if false and",
         f"{RULES}::test_there_are_at_most_2000_rules",
     ),
@@ -1399,7 +1399,7 @@ MUTANTS = (
     Mutant(
         "order: what changes is told to nobody",
         "runtime/store/lua/control.lua",
-        "redis.call('HSET', CONTROL, 'v', ms(answers[1] + 1))\n",
+        "redis.call('HSET', CONTROL, 'v', v_now)\n",
         "",
         f"{ORDERS}::test_a_paused_priority_starts_nothing_and_the_others_go_on",
     ),
