@@ -185,12 +185,14 @@ async def test_a_job_may_pause_its_type_and_none_of_the_others_burns_an_attempt(
 
     @handler(Limited)
     async def busy(message: Limited, job: Job) -> None:
+        if message.n >= 100:  # these pass quickly, so that many of the others are here when the first of them has its word
+            return
         ran.append((message.n, job.attempt))
         if message.n == 0 and len(ran) == 1:
             raise word(delay_s=1.5, pause_type=True)
 
     async with working(server.url, busy, concurrency=1):
-        send(raw, *range(10))
+        send(raw, *range(100, 400), *range(10))
         await until(lambda: len(in_lot(raw)) == 9, "the others wait")
         assert set(in_lot(raw)) == {0}
         assert ran == [(0, 1)]
@@ -306,3 +308,15 @@ async def test_a_suspect_of_a_paused_type_waits_like_the_others(server, raw, see
         raw.hdel("{jobs}:control", "pause:limited")
         await until(lambda: seen.ended == [1], "the pause is over")
         await nothing_left(raw)
+
+
+async def test_a_limit_that_is_set_while_jobs_run_counts_them(server, raw, seen):
+    async with working(server.url, limited(seen), concurrency=8) as worker:
+        send(raw, *range(4), for_s=1.0)
+        await until(lambda: len(seen.began) == 4, "four run")
+        raw.hset("{jobs}:control", mapping={"limit:limited": '{"limit": 4}', "v": "1"})
+        await until(lambda: worker.gates.closed, "it hears of the limit")
+        send(raw, *range(4, 12), for_s=0.01)
+        await until(lambda: len(seen.ended) == 12, "all have run")
+        await nothing_left(raw)
+    assert seen.peaks[b""] == 4

@@ -39,6 +39,8 @@ PRIORITIES = "tests/contract/test_priorities.py"
 ORDERING = "tests/contract/test_ordering.py"
 ORDERS = "tests/contract/test_orders.py"
 RULES = "tests/contract/test_rules.py"
+GATES = "tests/contract/test_gates.py"
+GATES_ALONE = "tests/unit/test_gates.py"
 OFFLOAD = "tests/unit/test_offload.py"
 SETTLE = "tests/unit/test_settle.py"
 STATUS = "tests/faults/test_crash.py::test_an_orderly_stop_has_its_status_whatever_handlers_have_left_behind"
@@ -1514,6 +1516,106 @@ MUTANTS = (
         "            if until_ms > now_ms\n",
         "",
         f"{ORDERING}::test_a_worker_that_does_not_live_is_refused_with_those_that_do",
+    ),
+    Mutant(
+        "what waits at a gate is held meanwhile",
+        "runtime/worker/admission.py",
+        """        ctx.held.remove(jobs)
+        parks = [""",
+        "        parks = [",
+        f"{GATES}::test_two_workers_run_no_more_at_once_than_the_limit",
+    ),
+    Mutant(
+        "an answer drops a lot that was filled meanwhile",
+        "runtime/worker/gates.py",
+        "if lot is None or lot.turn > ask.turn:",
+        "if lot is None:",
+        f"{GATES_ALONE}::test_an_answer_tells_nothing_of_what_came_after_its_question",
+    ),
+    Mutant(
+        "an answer hides a permit that came free meanwhile",
+        "runtime/worker/gates.py",
+        "if gate.turn < ask.turn and ask.serve.lots:",
+        "if ask.serve.lots:",
+        f"{GATES_ALONE}::test_an_answer_tells_nothing_of_what_came_after_its_question",
+    ),
+    Mutant(
+        "a free permit hurries a rate",
+        "runtime/worker/gates.py",
+        "gate.next_s = 0.0 if gate.stands == SHORT else gate.next_s",
+        "gate.next_s = 0.0",
+        f"{GATES_ALONE}::test_a_permit_that_comes_free_hurries_no_rate",
+    ),
+    Mutant(
+        "suspects ask their gate",
+        "runtime/worker/admission.py",
+        "_ASK: Final = (From.STREAM, From.LOT)",
+        "_ASK: Final = (From.STREAM, From.LOT, From.ISOLATION)",
+        f"{GATES}::test_a_suspect_of_a_full_gate_runs_all_the_same_and_its_permit_counts",
+    ),
+    Mutant(
+        "suspects of a paused type run",
+        "runtime/worker/isolation.py",
+        "or gates.is_type_paused(type_name, time.monotonic())",
+        "",
+        f"{GATES}::test_a_suspect_of_a_paused_type_waits_like_the_others",
+    ),
+    Mutant(
+        "a pause by a job starts what waits here",
+        "runtime/consumer.py",
+        """        self.gates.pause(type_name, wait_s, time.monotonic())
+        self._park_unstarted([type_name])""",
+        "        self.gates.pause(type_name, wait_s, time.monotonic())",
+        f"{GATES}::test_a_job_may_pause_its_type_and_none_of_the_others_burns_an_attempt",
+    ),
+    Mutant(
+        "a pause by a job is told to nobody",
+        "runtime/streams.py",
+        "pauses = [self._pause(name, for_ms) for name, for_ms in batch.pauses.items()]",
+        "pauses: list[Command] = []",
+        f"{GATES}::test_a_job_may_pause_its_type_and_none_of_the_others_burns_an_attempt",
+    ),
+    Mutant(
+        "a new limit does not count what runs",
+        "runtime/consumer.py",
+        "self.gates.note(self.held.jobs_of(changed.limited))",
+        "pass",
+        f"{GATES}::test_a_limit_that_is_set_while_jobs_run_counts_them",
+    ),
+    Mutant(
+        "gates give all",
+        "runtime/worker/fetcher.py",
+        "part = min(GATES_PART, self._plan.part_beside({stream for gate in due for stream, _ in gate.lots}))",
+        "part = 1.0",
+        f"{GATES}::test_what_flows_out_after_a_pause_leaves_others_their_part",
+    ),
+    Mutant(
+        "permits are told to nobody",
+        "runtime/worker/flusher.py",
+        "            self._ctx.gates.settled(settled_here)\n",
+        "",
+        f"{GATES}::test_a_stop_leaves_no_permit_and_what_was_served_runs_elsewhere",
+    ),
+    Mutant(
+        "what was on its way when its priority was paused starts",
+        "runtime/worker/admission.py",
+        "if ctx.gates.paused and came is not From.ISOLATION:",
+        "if False:",
+        "tests/unit/test_admission.py::test_what_was_on_its_way_when_its_priority_was_paused_is_given_back",
+    ),
+    Mutant(
+        "empty lots stay",
+        "runtime/worker/maintenance.py",
+        "        await self._forget_empty_lots()\n",
+        "",
+        "tests/contract/test_lots.py::test_lots_that_hold_nothing_and_are_still_listed_are_forgotten",
+    ),
+    Mutant(
+        "what is paused is buried",
+        "runtime/worker/maintenance.py",
+        "and not self._ctx.gates.is_kept(lot))",
+        ")",
+        "tests/contract/test_lots.py::test_what_waits_in_a_gate_of_a_type_that_nobody_knows_is_buried_unless_it_is_paused",
     ),
 )
 
