@@ -133,13 +133,6 @@ class Settled(msgspec.Struct):
     error: str
 
 
-class Looked(msgspec.Struct, frozen=True):
-    """How often the rules were changed, empty where that is not known, and the server's time in ms."""
-
-    version: str
-    now_ms: int
-
-
 class Promoted(msgspec.Struct):
     """One run of promote. `wait_ms` is the time until the next delayed job is due, -1 without one."""
 
@@ -701,22 +694,23 @@ class Streams(Store):
         where = () if stood_at_ms is None else (stood_at_ms,)
         return await self.call_one(self._helper, self.command("forget", consumer, *where)) == 1
 
-    async def count(self, minute: int, counts: Sequence[tuple[str, int]]) -> Looked:
-        """Add to the counters of a minute, and return how often the rules were changed. Never repeated: what is lost is lost.
+    async def count(self, minute: int, counts: Sequence[tuple[str, int]]) -> str:
+        """Add to the counters of a minute, and return how often the rules were changed, empty where that cannot be read.
+
+        Never repeated: what is lost is lost.
 
         Raises:
-            StoreUnavailable: no answer, or none to TIME.
+            StoreUnavailable: no answer.
         """
         key = self.keys.stats(minute)
         counters: list[Command] = [("HINCRBY", key, name, by) for name, by in counts]
         # In one step: of a worker killed between the two, a key without an end of life would stay.
         commands: list[Command] = [("MULTI",), *counters, ("EXPIRE", key, STATS_LIFE_S), ("EXEC",)] if counts else []
-        *_, version, now = await self.ask(self._helper, *commands, self.version_command(), ("TIME",))
-        text = version.decode(errors="replace") if isinstance(version, bytes) else ""
-        return Looked(text, ms_in(self.checked(now)))
+        *_, version = await self.ask(self._helper, *commands, self.version_command())
+        return version.decode(errors="replace") if isinstance(version, bytes) else ""
 
-    async def rules(self) -> Rules:
-        """Return the rules that people have ordered.
+    async def rules(self) -> tuple[Rules, int]:
+        """Return the rules that people have ordered, and the server's time in ms.
 
         Raises:
             StoreUnavailable: no answer or an error.

@@ -29,7 +29,6 @@ from runtime.streams import (
     Delivery,
     Fetched,
     Isolated,
-    Looked,
     Promoted,
     Reclaimed,
     Serve,
@@ -688,15 +687,15 @@ class MemoryStreams:
         return True
 
     @verb
-    def count(self, minute: int, counts: Sequence[tuple[str, int]]) -> Looked:
+    def count(self, minute: int, counts: Sequence[tuple[str, int]]) -> str:
         """Add to the counters; return how often the rules were changed."""
         self.store.stats.update(dict(counts))
-        return Looked(self.store.control.get(VERSION, ""), self.store.now_ms)
+        return self.store.control.get(VERSION, "")
 
     @verb
-    def rules(self) -> Rules:
-        """Return the rules that people have ordered."""
-        return parse((name.encode(), text.encode()) for name, text in self.store.control.items())
+    def rules(self) -> tuple[Rules, int]:
+        """Return the rules that people have ordered, and the time."""
+        return parse((name.encode(), text.encode()) for name, text in self.store.control.items()), self.store.now_ms
 
 
 def _fits(fields: Sequence[bytes] | None, newest: Mapping[str, int]) -> bool:

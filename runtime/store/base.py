@@ -230,14 +230,15 @@ class Store:
         """Return the call that reads how often the rules were changed."""
         return ("HGET", self.keys.control, VERSION)
 
-    async def rules_on(self, connection: Connection) -> Rules:
-        """Return the rules that are in force.
+    async def rules_on(self, connection: Connection) -> tuple[Rules, int]:
+        """Return the rules that are in force, and the server's time in ms.
 
         Raises:
             StoreUnavailable: no answer or an error.
         """
+        fields, now = await self.ask(connection, ("HGETALL", self.keys.control), ("TIME",))
         try:
-            return parse(pairs(await self.call_one(connection, ("HGETALL", self.keys.control))))
+            return parse(pairs(self.checked(fields))), ms_in(self.checked(now))
         except StoreError as error:
             raise StoreError(f"{error} ({self.keys.control})") from None
 

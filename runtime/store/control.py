@@ -64,8 +64,7 @@ class ControlStore(Store):
         Raises:
             StoreUnavailable: no answer or an error.
         """
-        now = self.checked((await self.ask(self._connection, ("TIME",)))[0])
-        return await self.rules_on(self._connection), ms_in(now)
+        return await self.rules_on(self._connection)
 
     async def schedules(self) -> tuple[dict[str, str], dict[str, str], int]:
         """Return what stands of schedules by name, definitions and what was decided, and the server's time in ms.

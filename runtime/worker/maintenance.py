@@ -15,7 +15,6 @@ from runtime.backoff import delay_s
 from runtime.errors import StoreUnavailable
 from runtime.jobs import FREE, GATE, OVERFLOW, STREAMS, SUSPECT, UNKNOWN, Lease, Letter, default_id, lot_of
 from runtime.store.base import End, WorkerRow
-from runtime.streams import Looked
 from runtime.worker.context import STORE_BACKOFF, WorkerContext
 from runtime.worker.log import level_of
 from runtime.worker.parking import lot_is_known
@@ -257,8 +256,8 @@ class Maintenance:
             await asyncio.sleep(1.0)
             await self._ctx.orders.look(await self.count_once())
 
-    async def count_once(self) -> Looked | None:
-        """Write what was counted since the last time, and return what the store told; None where it did not answer."""
+    async def count_once(self) -> str | None:
+        """Write what was counted since the last time, and return how often the rules were changed; None without an answer."""
         counts: list[tuple[str, int]] = []
         for name, total in self._ctx.stats.totals():
             if total != self._counted.get(name, 0):

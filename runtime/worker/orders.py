@@ -14,7 +14,7 @@ from runtime import logs
 from runtime.errors import StoreError, StoreUnavailable
 from runtime.jobs import STREAMS
 from runtime.rules import NO_RULES, Rules
-from runtime.streams import Looked, Streams
+from runtime.streams import Streams
 from runtime.worker.log import level_of
 
 log: Final = logs.guarded("runtime.orders")
@@ -46,7 +46,7 @@ class Orders:
 
     @property
     def now_ms(self) -> float:
-        """The server's time, by what it said last and our clock since then."""
+        """The server's time, by what it said with the rules and our clock since then."""
         return time.monotonic() * 1000 + self._server_ahead_ms
 
     @property
@@ -60,7 +60,6 @@ class Orders:
         Raises:
             StoreUnavailable: no answer, or an error that says no more than that.
         """
-        self._see_clock(await self._streams.count(0, ()))
         try:
             await self._read()
         except StoreError as error:
@@ -69,19 +68,18 @@ class Orders:
             self._cannot_read(error)
         self.on_look(self.rules)
 
-    async def look(self, looked: Looked | None) -> None:
-        """Read the rules where they were changed, and every REREAD_S; `looked` is None where the store was away."""
-        if looked is not None:
-            self._see_clock(looked)
-            if looked.version != self.rules.version or time.monotonic() >= self._reread_s:
-                try:
-                    await self._read()
-                except StoreUnavailable as error:
-                    self._cannot_read(error)
+    async def look(self, version: str | None) -> None:
+        """Read the rules where they were changed, and every REREAD_S; `version` is None where the store was away."""
+        if version is not None and (version != self.rules.version or time.monotonic() >= self._reread_s):
+            try:
+                await self._read()
+            except StoreUnavailable as error:
+                self._cannot_read(error)
         self.on_look(self.rules)
 
     async def _read(self) -> None:
-        self.rules = await self._streams.rules()
+        self.rules, now_ms = await self._streams.rules()
+        self._server_ahead_ms = now_ms - time.monotonic() * 1000
         self._reread_s = time.monotonic() + REREAD_S
         self._failures = 0
         unreadable = frozenset(self.rules.unreadable)
@@ -93,6 +91,3 @@ class Orders:
         self._failures += 1
         self._reread_s = time.monotonic() + REREAD_S
         log.log(level_of(error, self._failures), "rules cannot be read, those read last hold: %s", error)
-
-    def _see_clock(self, looked: Looked) -> None:
-        self._server_ahead_ms = looked.now_ms - time.monotonic() * 1000

@@ -165,19 +165,18 @@ async def test_jobs_that_only_go_on_pausing_their_type_do_not_fill_the_audit(kit
 @pytest.mark.parametrize("counts", [[], [("t|high|done", 3)]])
 async def test_the_counters_bring_how_often_the_rules_were_changed(kit, counts):
     store = kit.streams(ME)
-    assert (await store.count(28_000_000, counts)).version == ""
+    assert await store.count(28_000_000, counts) == ""
     kit.order(("set", "worker:w", "quiet"))
-    before_ms = kit.now_ms()
-    looked = await store.count(28_000_000, counts)
-    assert looked.version == "1"
-    assert before_ms <= looked.now_ms <= kit.now_ms()
+    assert await store.count(28_000_000, counts) == "1"
 
 
 async def test_a_worker_reads_the_rules(kit):
     store = kit.streams(ME)
-    assert (await store.rules()).version == ""
+    assert (await store.rules())[0].version == ""
     kit.order(("pause", "pause:mail", "0"), ("set", "limit:mail", '{"limit":3}'), ("set", f"worker:{ME}", "quiet"), reason="why")
-    rules = await store.rules()
+    before_ms = kit.now_ms()
+    rules, now_ms = await store.rules()
+    assert before_ms <= now_ms <= kit.now_ms()
     assert (rules.version, rules.orders, list(rules.limits), rules.unreadable) == ("1", {ME: "quiet"}, ["mail"], ())
     assert isinstance(rules.pauses["mail"], Pause)
     assert (rules.pauses["mail"].by, rules.pauses["mail"].reason) == ("ann@host", "why")
@@ -331,7 +330,7 @@ async def test_a_worker_is_told_of_a_key_of_another_type_and_counts_all_the_same
     raw.set(CONTROL, "x")
     with pytest.raises(StoreError, match=CONTROL):
         await store.rules()
-    assert (await store.count(28_000_000, [("t|high|done", 3)])).version == ""
+    assert await store.count(28_000_000, [("t|high|done", 3)]) == ""
     assert raw.hgetall("{jobs}:stats:28000000") == {"t|high|done": "3"}
     await kit.close()
 

@@ -1429,15 +1429,15 @@ MUTANTS = (
     Mutant(
         "order: rules are read where v is greater",
         "runtime/worker/orders.py",
-        "looked.version != self.rules.version or",
-        "looked.version > self.rules.version or",
+        "(version != self.rules.version or",
+        "(version > self.rules.version or",
         f"{ORDERS}::test_rules_of_a_restored_server_hold_though_it_counts_lower",
     ),
     Mutant(
         "order: rules are read only where v differs",
         "runtime/worker/orders.py",
-        " or time.monotonic() >= self._reread_s:",
-        ":",
+        " or time.monotonic() >= self._reread_s):",
+        "):",
         f"{ORDERS}::test_rules_that_were_changed_by_hand_hold_after_a_while",
     ),
     Mutant(
