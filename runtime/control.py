@@ -1,4 +1,4 @@
-"""Control is what people order for a queue while it runs: pauses, limits, workers that are to be quiet or to stop.
+"""Control is what people order for a queue while it runs: pauses, limits, schedules, workers that are to be quiet or to stop.
 
 Workers obey within two seconds. Each order is one step on the server, with an entry in the audit that says who ordered it, and
 why.
@@ -11,19 +11,25 @@ import math
 import os
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
+from zoneinfo import ZoneInfo
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from runtime.codec import header
 from runtime.errors import ConfigError, StoreError, StoreUnavailable
 from runtime.jobs import STREAMS, TYPE_NAME, Priority
 from runtime.limits import FIELDS, Override, override_of
+from runtime.producer import Producer
 from runtime.rules import ALL, Rules
+from runtime.schedules import Definition, Schedule, Schedules, message_members, schedules_in, whole_members
+from runtime.sender import CHUNK_BYTES, CHUNK_MESSAGES, Head, Packed, Sent
 from runtime.store.base import Operation
-from runtime.store.control import Change, ControlStore
+from runtime.store.control import Change, ChangedMeanwhile, ControlStore
 from runtime.store.urls import without_password
 
 MAX_PAUSE_S: Final = 366 * 24 * 3600  # a guess: a year; what is to last longer, lasts until it is resumed
@@ -32,6 +38,8 @@ MAX_BY: Final = 100  # characters; a guess
 MAX_NAMED: Final = 20  # workers; a guess: a line that can still be read
 MAX_OPERATIONS: Final = 500  # of one step, as control.lua has it; more are only workers
 MAX_AUDIT: Final = 10_000  # entries, about as many as are kept
+MAX_BACKFILL: Final = 1000  # ticks of a call; a guess: who wants more, splits it
+TRIES: Final = 3  # a guess: two people that change one schedule at once
 
 
 class Worker(msgspec.Struct, frozen=True):
@@ -58,14 +66,17 @@ class Control:
         url: of Redis: `redis://`, `rediss://`, `unix://` or `sentinel://`.
         queue: name of the queue.
         by: who orders, for the audit: one word of up to 100 characters; the user and host of this process where it is empty.
+        schedules: those of the code, so that they can be looked at and overridden; others have nothing to do with them.
 
     Raises:
-        ConfigError: the queue's name or `by` cannot be used.
+        ConfigError: the queue's name or `by` cannot be used, or two schedules have one name.
     """
 
-    def __init__(self, url: str, queue: str = "jobs", *, by: str = "") -> None:
+    def __init__(self, url: str, queue: str = "jobs", *, by: str = "", schedules: Iterable[Schedule] = ()) -> None:
         self.by: str = _checked_by(by) if by else who()
+        self._code = _by_name(schedules)
         self._url = url
+        self._queue = queue
         self._store = ControlStore(url, queue)
 
     def __repr__(self) -> str:
@@ -225,6 +236,199 @@ class Control:
         living = [worker.name for worker in await self.workers()]
         return living if all else list(dict.fromkeys(_worker(name, living) for name in wanted))
 
+    # --- schedules -------------------------------------------------------------------------------------------------------
+
+    async def schedules(self) -> Schedules:
+        """Return the schedules in force, those of the code that were given and those that stand in Redis.
+
+        Raises:
+            StoreUnavailable: no answer or an error.
+        """
+        return schedules_in(self._code, *await self._store.schedules())
+
+    async def add_schedule(self, schedule: Schedule, *, reason: str = "") -> bool:
+        """Add a schedule, which stands in Redis alone; return whether that changed anything, as each verb below.
+
+        Raises:
+            ConfigError: there is one of this name, or an argument cannot be used; nothing is changed.
+            StoreUnavailable: no answer or an error; it may or may not be changed.
+        """
+        if not isinstance(schedule, Schedule):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(f"schedule must be a Schedule, got {_shown(schedule)}")
+
+        def change(known: Schedules) -> dict[str, Any]:
+            if schedule.name in known.stored or schedule.name in known.in_force:
+                raise ConfigError(f"there is a schedule {schedule.name!r} already; hint: edit it, or remove it first")
+            return whole_members(schedule.definition)
+
+        return await self._change(schedule.name, reason, change)
+
+    async def edit_schedule(
+        self,
+        name: str,
+        *,
+        message: msgspec.Struct | UnsetType = UNSET,
+        when: str | UnsetType = UNSET,
+        every_s: float | UnsetType = UNSET,
+        tz: str | UnsetType = UNSET,
+        missed: Literal["latest", "skip", "all"] | UnsetType = UNSET,
+        cap: int | UnsetType = UNSET,
+        overlap: Literal["allow", "skip"] | UnsetType = UNSET,
+        jitter_s: float | UnsetType = UNSET,
+        expires_s: float | UnsetType | None = UNSET,
+        priority: str | Priority | UnsetType = UNSET,
+        reason: str = "",
+    ) -> bool:
+        """Change a schedule; of one from code, what is given overrides the code. What is not given stays as it is.
+
+        No change makes a tick of the past due.
+
+        Args:
+            name: of the schedule.
+            message: the payload of each job, of the type that the schedule has.
+            when: as in `Schedule`, like all that follow; takes the place of `every_s`.
+            every_s: seconds; takes the place of `when`.
+            tz: name of a zone.
+            missed: what becomes of late ticks.
+            cap: how many of them fire at most, 1 to 100.
+            overlap: what becomes of a tick while the job of one before lives.
+            jitter_s: seconds.
+            expires_s: seconds; None for any time.
+            priority: the stream of its jobs.
+            reason: for people, up to 500 characters.
+
+        Raises:
+            ConfigError: there is no such schedule, or an argument cannot be used; nothing is changed.
+            StoreUnavailable: no answer or an error; it may or may not be changed.
+        """
+        members = {"when": when, "every_s": every_s, "tz": tz, "missed": missed, "cap": cap, "overlap": overlap}
+        members |= {"jitter_s": jitter_s, "expires_s": expires_s}
+        given = {member: value for member, value in members.items() if value is not UNSET}
+        if priority is not UNSET:
+            given["priority"] = STREAMS.index(_checked_priority(priority)) + 1
+        if message is UNSET and not given:
+            raise ConfigError(f"give at least one of message, {', '.join(members)}, priority")
+
+        def change(known: Schedules) -> dict[str, Any]:
+            data = {} if message is UNSET else message_members(known.named(name), message)
+            return known.edited(name, given | data)
+
+        return await self._change(name, reason, change)
+
+    async def pause_schedule(self, name: str, *, reason: str = "") -> bool:
+        """Let a schedule fire nothing until it is resumed; what it would have fired is not made up for.
+
+        Raises:
+            ConfigError: there is no such schedule, or the reason cannot be used; nothing is changed.
+            StoreUnavailable: no answer or an error; it may or may not be changed.
+        """
+        return await self._set_paused(name, True, reason)
+
+    async def resume_schedule(self, name: str, *, reason: str = "") -> bool:
+        """Let a schedule fire again, from now on; raises as `pause_schedule`."""
+        return await self._set_paused(name, False, reason)
+
+    async def _set_paused(self, name: str, is_paused: bool, reason: str) -> bool:
+        def change(known: Schedules) -> dict[str, Any]:
+            if known.named(name).settings.paused == is_paused:
+                return {}
+            return known.edited(name, {"paused": is_paused})
+
+        return await self._change(name, reason, change)
+
+    async def remove_schedule(self, name: str, *, reason: str = "") -> bool:
+        """Remove a schedule from Redis; or what overrides one from code, which goes on as the code says.
+
+        Raises:
+            ConfigError: nothing of this name stands in Redis, or the reason cannot be used; nothing is changed.
+            StoreUnavailable: no answer or an error; it may or may not be changed.
+        """
+
+        def change(known: Schedules) -> None:
+            if name not in known.stored:
+                is_code = "; it is one of the code: pause it" if name in known.code else ""
+                raise ConfigError(f"no schedule {_shown(name)} in Redis{is_code}")
+
+        return await self._change(name, reason, change)
+
+    async def run_schedule(self, name: str) -> Sent:
+        """Send the job of a schedule now, beside its ticks; `Sent.new` is False where one lives and it is to overlap with none.
+
+        Raises:
+            ConfigError: there is no such schedule.
+            QueueFull: Redis has no memory left; nothing was sent.
+            StoreUnavailable: no answer or an error; it may or may not be sent.
+        """
+        _check_text(name)
+        known = await self.schedules()
+        definition = known.named(name)
+        key = f"cron:{name}" if definition.settings.overlap == "skip" else ""
+        packed = _packed(definition, f"now-{known.now_ms}", key=key, exp_ms=definition.expires_ms(known.now_ms))
+        async with Producer.connect(self._url, queue=self._queue) as producer:
+            [sent] = await producer.send_packed([packed])
+        return sent
+
+    async def backfill_schedule(self, name: str, begin: datetime, end: datetime, *, is_dry_run: bool = False) -> list[datetime]:
+        """Send the jobs of the ticks in a time again, at most 1,000, with the ids they had or would have had; return the ticks.
+
+        They do not expire: a tick of long ago would have, and whoever calls this wants it to run.
+
+        Args:
+            name: of the schedule.
+            begin: the first tick, in the schedule's zone where it names none.
+            end: before this time, which may not lie ahead.
+            is_dry_run: whether nothing is sent.
+
+        Raises:
+            ConfigError: there is no such schedule, or the times cannot be used, or there are more ticks; nothing is sent.
+            QueueFull: Redis has no memory left; a part may be sent.
+            StoreUnavailable: no answer or an error; a part may be sent.
+        """
+        _check_text(name)
+        known = await self.schedules()
+        definition = known.named(name)
+        zone = ZoneInfo(definition.times.zone)
+        begin_ms, end_ms = _checked_time("begin", begin, zone), _checked_time("end", end, zone)
+        if not 0 < begin_ms < end_ms <= known.now_ms:
+            raise ConfigError(
+                "begin, end (--from, --to): must be two times, the first one before the second, and neither may lie ahead"
+            )
+        ticks: list[int] = []
+        for tick in definition.times.after(begin_ms - 1):
+            if tick >= end_ms:
+                break
+            ticks.append(tick)
+            if len(ticks) > MAX_BACKFILL:
+                raise ConfigError(
+                    f"begin, end (--from, --to): there are more than {MAX_BACKFILL:,} ticks; hint: call it for a part at a time"
+                )
+        packed = [_packed(definition, str(tick), first_ms=tick) for tick in ticks]
+        if packed and not is_dry_run:
+            n = min(CHUNK_MESSAGES, max(1, CHUNK_BYTES // len(packed[0].data)))
+            async with Producer.connect(self._url, queue=self._queue) as producer:
+                for at in range(0, len(packed), n):
+                    await producer.send_packed(packed[at : at + n])
+        return [datetime.fromtimestamp(tick / 1000, zone) for tick in ticks]
+
+    async def _change(self, name: str, reason: str, change: Callable[[Schedules], dict[str, Any] | None]) -> bool:
+        """Write what `change` makes of what stands: members, none where nothing is to be done, None where all is to go.
+
+        Between reading and writing another may change the schedule: its revision differs by then, and the server refuses.
+        """
+        _check_text(name)
+        _check_reason(reason)
+        for tries in range(TRIES):
+            known = await self.schedules()
+            members = change(known)
+            if members is not None and not members:
+                return False
+            try:
+                return bool(await self._order(reason, [known.operation(name, members)]))
+            except ChangedMeanwhile:
+                if tries == TRIES - 1:
+                    raise
+        raise AssertionError
+
     # --- what holds ------------------------------------------------------------------------------------------------------
 
     async def rules(self) -> Rules:
@@ -330,6 +534,33 @@ def _worker(wanted: str, living: Sequence[str]) -> str:
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
     return ", ".join(names[:MAX_NAMED]) + more
+
+
+def _by_name(schedules: Iterable[Schedule]) -> dict[str, Definition]:
+    found: dict[str, Definition] = {}
+    for schedule in schedules:
+        if schedule.name in found:
+            raise ConfigError(f"two schedules have the name {schedule.name!r}")
+        found[schedule.name] = schedule.definition
+    return found
+
+
+def _check_text(name: Any) -> None:
+    if not isinstance(name, str):  # of what stands in Redis any text may be a name, so that it can be removed
+        raise ConfigError(f"name must be a text, got {_shown(name)}")
+
+
+def _checked_time(name: str, at: Any, zone: ZoneInfo) -> int:
+    try:
+        return int((at if at.tzinfo else at.replace(tzinfo=zone)).timestamp() * 1000)
+    except (AttributeError, TypeError, ValueError, OverflowError):
+        raise ConfigError(f"{name} must be a datetime, got {_shown(at)}") from None
+
+
+def _packed(definition: Definition, tick: str, *, key: str = "", exp_ms: int | None = None, first_ms: int = 0) -> Packed:
+    settings, job_id = definition.settings, f"cron:{definition.name}:{tick}"
+    fields = header(settings.type, id=job_id, version=settings.version, key=key, exp_ms=exp_ms, first_ms=first_ms)
+    return Packed(Head(settings.priority - 1, 0, job_id, fields), bytes(settings.data))
 
 
 def _shown(value: object) -> str:

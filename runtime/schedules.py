@@ -320,3 +320,126 @@ def _merged(name: str, code: Definition | None, text: str) -> Definition | None:
     except (msgspec.DecodeError, RecursionError) as error:
         raise ConfigError(f"schedule {name!r}: {error}") from None
     return define(name, settings, int(revision))
+
+
+# --- what people see of them, and change --------------------------------------------------------------------------------------
+
+
+class InForce(msgspec.Struct, frozen=True):
+    """A schedule that runs: `source` is `code`, `code, overridden` or `Redis`.
+
+    `row` is what workers have decided about it; None before one of them has seen it.
+    """
+
+    definition: Definition
+    source: Literal["code", "code, overridden", "Redis"]
+    row: Row | None
+
+    @property
+    def is_ruling(self) -> bool:
+        """Whether workers fire this definition: neither another one nor none yet."""
+        return self.row is not None and self.row.whole_hash == self.definition.whole_hash
+
+
+class Schedules(msgspec.Struct, frozen=True):
+    """All that is known of schedules: those in force by name, and why others in Redis cannot be read; `now_ms` is the server's.
+
+    `code` are those of the code without what overrides them; `stored` is what stands in Redis.
+    """
+
+    in_force: dict[str, InForce]
+    unreadable: dict[str, str]
+    code: dict[str, Definition]
+    stored: dict[str, str]
+    now_ms: int
+
+    def named(self, name: str) -> Definition:
+        """Return a schedule in force.
+
+        Raises:
+            ConfigError: there is none of this name, or it cannot be read.
+        """
+        if name in self.unreadable:
+            raise ConfigError(f"{self.unreadable[name]}; hint: `cron remove {name}`")
+        if name not in self.in_force:
+            known = ", ".join(sorted(self.in_force)) or "none"
+            raise ConfigError(f"no schedule {name!r}; there are {known}; hint: those of code are known where its modules are")
+        return self.in_force[name].definition
+
+    @property
+    def elsewhere(self) -> list[str]:
+        """Names of schedules that are overridden in Redis and are not in this code."""
+        return sorted(set(self.stored) - set(self.in_force) - set(self.unreadable))
+
+    def operation(self, name: str, members: dict[str, Any] | None) -> tuple[str, str, str]:
+        """Return the operation that writes these members of a schedule in place of those that stand there; None for none.
+
+        Of one from code an empty object stays: its revision makes a new definition of it, which rules at once.
+        """
+        revision, before = stored_members(self.stored.get(name, ""))
+        if members is None and name not in self.code:
+            return ("drop", f"cron:{name}", str(revision))
+        text = as_stored(members or {})
+        after = stored_members(f"0 {text}")[1]
+        changed = sorted(member for member in {*after, *before} if _raw(after, member) != _raw(before, member))
+        return ("put", f"cron:{name}", f"{revision} {','.join(changed) or 'nothing'} {text}")
+
+    def edited(self, name: str, given: dict[str, Any]) -> dict[str, Any]:
+        """Return the members that stand in Redis with some that were given; `when` and `every_s` take each other's place.
+
+        Raises:
+            ConfigError: there is no such schedule, or with these members it could not run; the text names the member.
+        """
+        definition = self.named(name)
+        if "when" in given and "every_s" not in given:
+            given = {**given, "every_s": None}
+        elif "every_s" in given and "when" not in given:
+            given = {**given, "when": ""}
+        try:
+            settings = _converted(msgspec.structs.asdict(definition.settings) | given)
+        except ConfigError as error:
+            raise ConfigError(f"schedule {name!r}: {error}") from None
+        define(name, settings)
+        return stored_members(self.stored.get(name, ""))[1] | {member: getattr(settings, member) for member in given}
+
+
+def schedules_in(code: dict[str, Definition], stored: dict[str, str], rows: dict[str, str], now_ms: int) -> Schedules:
+    """Return what is known of the schedules of this code and of those that stand in Redis."""
+    found, unreadable = merge(code, stored)
+    in_force = {
+        name: InForce(definition, _source(name, code, stored), read_row(rows.get(name, ""))) for name, definition in found.items()
+    }
+    return Schedules(in_force, unreadable, code, stored, now_ms)
+
+
+def message_members(definition: Definition, message: msgspec.Struct) -> dict[str, Any]:
+    """Return the members that make a schedule send this payload.
+
+    Raises:
+        ConfigError: it is of another type than the schedule's, or cannot be written as JSON.
+    """
+    try:
+        contract = contract_of(type(message))
+    except ConfigError as error:
+        raise ConfigError(f"message: {error}") from None
+    if contract.type != definition.settings.type:
+        raise ConfigError(f"message: must be a job of type {definition.settings.type!r}, got one of {contract.type!r}")
+    version = {"version": contract.version} if contract.version != definition.settings.version else {}
+    return {"data": _data_of(message), **version}
+
+
+def whole_members(definition: Definition) -> dict[str, Any]:
+    """Return the members of a schedule as one that stands in Redis alone: what is sent, and what differs from the defaults."""
+    settings = msgspec.structs.asdict(definition.settings)
+    defaults = msgspec.structs.asdict(Settings(type="", data=msgspec.Raw(b"")))
+    kept = {"type", "data", "version", "priority"}
+    return {member: value for member, value in settings.items() if member in kept or value != defaults[member]}
+
+
+def _source(name: str, code: dict[str, Definition], stored: dict[str, str]) -> Literal["code", "code, overridden", "Redis"]:
+    members = stored_members(stored.get(name, ""))[1]
+    return "Redis" if "type" in members or name not in code else "code, overridden" if members else "code"
+
+
+def _raw(members: dict[str, Any], name: str) -> bytes:
+    return bytes(members[name]) if name in members else b""

@@ -4,55 +4,27 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from zoneinfo import ZoneInfo
 
 import msgspec
 
-from runtime.codec import header
-from runtime.commands.common import clean, control, find_handlers, print_json, with_store
+from runtime.commands.common import clean, find_handlers, print_json, with_store
 from runtime.commands.flags import add_texts, add_verb, check_between
+from runtime.commands.ordering import add_order_flags
 from runtime.config import Config
-from runtime.control import who
+from runtime.control import MAX_BACKFILL, Control
 from runtime.errors import BadPayload, ConfigError, UnknownType
 from runtime.jobs import PLAIN, Job, Priority
 from runtime.leaving import CLEAN, FAILED
-from runtime.producer import Producer, Sent
 from runtime.registry import Found
-from runtime.schedules import Definition, Row, as_stored, merge, read_row, stored_members
-from runtime.sender import CHUNK_BYTES, CHUNK_MESSAGES, Head, Packed
-from runtime.store.control import ChangedMeanwhile
+from runtime.schedules import InForce, Schedule, Schedules
 
 SHOWN: Final = 5  # next times; a guess: a week's worth of most schedules
-MAX_BACKFILL: Final = 1000  # ticks of a call; a guess: who wants more, splits it
-TRIES: Final = 3  # a guess: two people that change one schedule at once
 PRIORITIES: Final = [priority.name.lower() for priority in Priority]
-
-
-class Known(msgspec.Struct):
-    """All that is known here of schedules: of the code, in force, what cannot be read, what stands in Redis, what was fired."""
-
-    code: dict[str, Definition]
-    found: dict[str, Definition]
-    unreadable: dict[str, str]
-    stored: dict[str, str]
-    rows: dict[str, Row | None]
-    now_ms: int
-
-    def named(self, name: str) -> Definition:
-        """Return a schedule in force.
-
-        Raises:
-            ConfigError: there is none of this name, or it cannot be read.
-        """
-        if name in self.unreadable:
-            raise ConfigError(f"{self.unreadable[name]}; hint: cron remove {name}")
-        if name not in self.found:
-            raise ConfigError(f"no schedule {name!r}; there are {', '.join(sorted(self.found)) or 'none'} (--handlers, --queue)")
-        return self.found[name]
+T = TypeVar("T")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -88,7 +60,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
             "remove a schedule that was added here; or what overrides one from code, which goes on as the code says",
         ),
     ):
-        _add_reason(_verb(verbs, name, call, text))
+        add_order_flags(_verb(verbs, name, call, text))
     now = _verb(verbs, "run", run_now, "send its job now, beside its ticks")
     now.add_argument("--json", action="store_true", help="print JSON")
     fill = _verb(verbs, "backfill", backfill, f"send the jobs of its ticks in a time again, at most {MAX_BACKFILL:,}")
@@ -96,16 +68,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     fill.add_argument("--from", dest="begin", required=True, metavar="WHEN", help=f"the first tick, {text}")
     fill.add_argument("--to", dest="end", required=True, metavar="WHEN", help="before this time, which may not lie ahead")
     fill.add_argument("--dry-run", action="store_true", help="print what would be sent, and send nothing")
+    fill.add_argument("--json", action="store_true", help="print JSON lines")
 
 
 def _verb(verbs: Any, name: str, call: Callable[..., int], text: str) -> argparse.ArgumentParser:
     parser = add_verb(verbs, name, call, text)
     parser.add_argument("name", help="name of the schedule")
     return parser
-
-
-def _add_reason(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--reason", default="", help="why, for the audit")
 
 
 def _add_members(parser: argparse.ArgumentParser) -> None:
@@ -121,7 +90,7 @@ def _add_members(parser: argparse.ArgumentParser) -> None:
     text = "after so many seconds a job is not started any more; 0 for any time"
     parser.add_argument("--expires", dest="expires_s", type=float, metavar="SECONDS", help=text)
     parser.add_argument("--priority", choices=PRIORITIES, help="default: the contract's")
-    _add_reason(parser)
+    add_order_flags(parser)
 
 
 def main(config: Config, arguments: argparse.Namespace) -> int:
@@ -132,27 +101,20 @@ def main(config: Config, arguments: argparse.Namespace) -> int:
 # --- looking -----------------------------------------------------------------------------------------------------------------
 
 
-async def _known(store: Any, found: Found) -> Known:
-    stored, rows, now_ms = await store.schedules()
-    code = {name: schedule.definition for name, schedule in found.schedules.items()}
-    definitions, unreadable = merge(code, stored)
-    return Known(code, definitions, unreadable, stored, {name: read_row(text) for name, text in rows.items()}, now_ms)
+def _ask(config: Config, found: Found, work: Callable[[Control], Awaitable[T]]) -> T:
+    """Return what `work` does with the Control of the queue in force, which knows the schedules of the modules."""
 
+    async def run(url: str) -> T:
+        async with Control(url, config.queue, schedules=found.schedules.values()) as control:
+            return await work(control)
 
-def _look(config: Config) -> Known:
-    found = find_handlers(config)
-
-    async def read(url: str) -> Known:
-        async with control(url, config.queue) as store:
-            return await _known(store, found)
-
-    return with_store(config, read)
+    return with_store(config, run)
 
 
 def print_list(config: Config, arguments: argparse.Namespace) -> int:
     """Print all schedules; status 1 when one cannot be read."""
-    known = _look(config)
-    told = [_told(known, name, 1) for name in sorted(known.found)]
+    known = _ask(config, find_handlers(config), Control.schedules)
+    told = [_told(known, name, 1) for name in sorted(known.in_force)]
     if told and not arguments.json:
         print(f"{'NAME':24} {'TYPE':20} {'NEXT':20} {'LAST':12} WHEN")
     for one in told:
@@ -164,16 +126,15 @@ def print_list(config: Config, arguments: argparse.Namespace) -> int:
             print(f"{one['name']:24.24} {one['type']:20.20} {next_one:20} {last:12} {one['words']}")
     for reason in known.unreadable.values():
         print(clean(reason), file=sys.stderr)
-    others = sorted(set(known.stored) - set(known.found) - set(known.unreadable))
-    if others:
-        print(f"overridden, and not in {config.handlers}: {clean(', '.join(others))}", file=sys.stderr)
+    if known.elsewhere:
+        print(f"overridden, and not in {config.handlers}: {clean(', '.join(known.elsewhere))}", file=sys.stderr)
     return FAILED if known.unreadable else CLEAN
 
 
 def print_one(config: Config, arguments: argparse.Namespace) -> int:
     """Print a schedule, its next times and its last ticks."""
     check_between("-n", arguments.n, 1, 100)
-    known = _look(config)
+    known = _ask(config, find_handlers(config), Control.schedules)
     known.named(arguments.name)
     told = _told(known, arguments.name, arguments.n)
     if arguments.json:
@@ -196,14 +157,13 @@ def print_one(config: Config, arguments: argparse.Namespace) -> int:
     return CLEAN
 
 
-def _told(known: Known, name: str, n: int) -> dict[str, Any]:
-    definition = known.found[name]
-    settings, row, zone = definition.settings, known.rows.get(name), ZoneInfo(definition.times.zone)
-    source = "code, overridden here" if name in known.stored and name in known.code else "code" if name in known.code else "Redis"
-    is_whole = "type" in stored_members(known.stored.get(name, ""))[1]
+def _told(known: Schedules, name: str, n: int) -> dict[str, Any]:
+    one: InForce = known.in_force[name]
+    definition, row, zone = one.definition, one.row, ZoneInfo(one.definition.times.zone)
+    settings = definition.settings
     return {
         "name": name,
-        "source": "Redis" if is_whole else source,
+        "source": one.source,
         "words": definition.times.words(),
         **{member: getattr(settings, member) for member in settings.__struct_fields__ if member != "data"},
         "priority": PRIORITIES[settings.priority - 1],
@@ -214,7 +174,7 @@ def _told(known: Known, name: str, n: int) -> dict[str, Any]:
         "notes": definition.times.notes(known.now_ms, n),
         "ticks": row.ticks if row else [],
         "last_ms": row.last_ms if row else None,
-        "is_ruling": row is not None and row.whole_hash == definition.whole_hash,
+        "is_ruling": one.is_ruling,
     }
 
 
@@ -235,142 +195,82 @@ def _tick_in_words(tick: str) -> str:
 
 def add_one(config: Config, arguments: argparse.Namespace) -> int:
     """Add a schedule."""
-    found = find_handlers(config)
-    contract = _check_payload(config, found, arguments.type, arguments.data)
-    members = _members(arguments) | {
-        "type": contract.type,
-        "version": contract.version,
-        "data": msgspec.Raw(arguments.data.encode()),
-    }
-    members = {"priority": contract.priority.value} | members
-
-    def change(known: Known) -> dict[str, Any]:
-        if arguments.name in known.found or arguments.name in known.unreadable:
-            raise ConfigError(f"there is a schedule {arguments.name!r}; hint: cron edit")
-        return members
-
-    return _change(config, found, arguments, change)
+    found, members = find_handlers(config), _members(arguments)
+    message = _payload(config, found, arguments.type, arguments.data)
+    schedule = Schedule(arguments.name, members.pop("when", ""), message, **members)
+    return _changed(config, found, arguments, lambda control: control.add_schedule(schedule, reason=arguments.reason))
 
 
 def edit_one(config: Config, arguments: argparse.Namespace) -> int:
     """Change members of a schedule."""
     found, given = find_handlers(config), _members(arguments)
-    if arguments.data is not None:
-        given["data"] = msgspec.Raw(arguments.data.encode())
-    if not given:
+    if not given and arguments.data is None:
         raise ConfigError("nothing to change is given; hint: cron edit --help")
 
-    def change(known: Known) -> dict[str, Any]:
-        definition = known.named(arguments.name)
+    async def edit(control: Control) -> bool:
         if arguments.data is not None:
-            _check_payload(config, found, definition.settings.type, arguments.data)
-        return stored_members(known.stored.get(arguments.name, ""))[1] | given
+            of_type = (await control.schedules()).named(arguments.name).settings.type
+            given["message"] = _payload(config, found, of_type, arguments.data)
+        return await control.edit_schedule(arguments.name, **given, reason=arguments.reason)
 
-    return _change(config, found, arguments, change)
+    return _changed(config, found, arguments, edit)
 
 
 def pause(config: Config, arguments: argparse.Namespace) -> int:
     """Let a schedule fire nothing."""
-    return _set_paused(config, arguments, True)
+    return _order(config, arguments, Control.pause_schedule)
 
 
 def resume(config: Config, arguments: argparse.Namespace) -> int:
     """Let a schedule fire again."""
-    return _set_paused(config, arguments, False)
-
-
-def _set_paused(config: Config, arguments: argparse.Namespace, is_paused: bool) -> int:
-    def change(known: Known) -> dict[str, Any]:
-        if known.named(arguments.name).settings.paused == is_paused:
-            return {}
-        return stored_members(known.stored.get(arguments.name, ""))[1] | {"paused": is_paused}
-
-    return _change(config, find_handlers(config), arguments, change)
+    return _order(config, arguments, Control.resume_schedule)
 
 
 def remove(config: Config, arguments: argparse.Namespace) -> int:
     """Remove a schedule from Redis."""
+    return _order(config, arguments, Control.remove_schedule)
 
-    def change(known: Known) -> None:
-        if arguments.name not in known.stored:
-            is_code = arguments.name in known.code
-            raise ConfigError(f"no schedule {arguments.name!r} in Redis{'; it is one of the code: pause it' if is_code else ''}")
 
-    return _change(config, find_handlers(config), arguments, change)
+def _order(config: Config, arguments: argparse.Namespace, verb: Callable[..., Awaitable[bool]]) -> int:
+    found = find_handlers(config)
+    return _changed(config, found, arguments, lambda control: verb(control, arguments.name, reason=arguments.reason))
+
+
+def _changed(config: Config, found: Found, arguments: argparse.Namespace, change: Callable[[Control], Awaitable[bool]]) -> int:
+    has_changed = _ask(config, found, change)
+    if arguments.json:
+        print_json({"changed": [arguments.name] * has_changed, "unchanged": [arguments.name] * (not has_changed)})
+    else:
+        print(f"{clean(arguments.name)}: {'changed' if has_changed else 'nothing to do'}")
+    return CLEAN
 
 
 def _members(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return what was given of a schedule; one of the two ways to say when takes the place of the other."""
+    """Return what was given of a schedule."""
     names = ("when", "every_s", "tz", "missed", "cap", "overlap", "jitter_s", "expires_s")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     if arguments.priority:
-        given["priority"] = PRIORITIES.index(arguments.priority) + 1
+        given["priority"] = Priority[arguments.priority.upper()]
     if given.get("expires_s") == 0:
         given["expires_s"] = None
-    if "when" in given and "every_s" not in given:
-        given["every_s"] = None
-    elif "every_s" in given and "when" not in given:
-        given["when"] = ""
     return given
 
 
-def _check_payload(config: Config, found: Found, type_name: str, data: str) -> Any:
-    """Return the contract of a type.
+def _payload(config: Config, found: Found, type_name: str, data: str) -> msgspec.Struct:
+    """Return the payload of a type.
 
     Raises:
         UnknownType: no module of this process has it.
         BadPayload: a worker would refuse the payload.
     """
-    handler = found.registry.get(type_name.encode())
+    text = type_name.encode(errors="replace")
+    handler = found.registry.get(text)
     if handler is None:
         raise UnknownType(f"no contract {type_name!r} in {config.handlers} (--handlers names the modules)")
     try:
-        handler.decode(Job(0, b"0-0", 1, "", 0.0, type_name.encode(), data.encode(), PLAIN, 0))
+        return handler.decode(Job(0, b"0-0", 1, "", 0.0, text, data.encode(errors="surrogateescape"), PLAIN, 0))
     except BadPayload as error:
         raise BadPayload(f"payload of {type_name}: {error}") from None
-    return handler.contract
-
-
-def _raw(members: Mapping[str, Any], name: str) -> bytes:
-    return bytes(members[name]) if name in members else b""
-
-
-def _change(
-    config: Config, found: Found, arguments: argparse.Namespace, change: Callable[[Known], Mapping[str, Any] | None]
-) -> int:
-    """Write what `change` makes of what stands there: members, none where nothing is to be done, None where all is to go."""
-    name: str = arguments.name
-
-    async def write(url: str) -> bool:
-        async with control(url, config.queue) as store:
-            for tries in range(TRIES):
-                known = await _known(store, found)
-                members = change(known)
-                revision, before = stored_members(known.stored.get(name, ""))
-                if members is None and name not in known.code:
-                    operation = ("drop", f"cron:{name}", str(revision))
-                elif members is not None and not members:
-                    return False
-                else:
-                    # Of one from code an empty object stays: its revision makes a new definition of it, which rules at once.
-                    text = as_stored(dict(members or {}))
-                    _, unreadable = merge(known.code, {name: f"{revision} {text}"})
-                    if unreadable:
-                        raise ConfigError(unreadable[name])
-                    new = stored_members(f"0 {text}")[1]
-                    changed = sorted(key for key in {*new, *before} if _raw(new, key) != _raw(before, key))
-                    what = ",".join(changed) or "nothing"
-                    operation = ("put", f"cron:{name}", f"{revision} {what} {text}")
-                try:
-                    return any(await store.order(who(), arguments.reason, [operation]))
-                except ChangedMeanwhile:
-                    if tries == TRIES - 1:
-                        raise
-        raise AssertionError
-
-    has_changed = with_store(config, write)
-    print(f"{name}: {'changed' if has_changed else 'nothing to do'}")
-    return CLEAN
 
 
 # --- sending -----------------------------------------------------------------------------------------------------------------
@@ -378,11 +278,7 @@ def _change(
 
 def run_now(config: Config, arguments: argparse.Namespace) -> int:
     """Send the job of a schedule now; status 1 where one of its jobs lives and it is to overlap with none."""
-    definition = _look(config).named(arguments.name)
-    now_ms = int(time.time() * 1000)
-    key = f"cron:{definition.name}" if definition.settings.overlap == "skip" else ""
-    packed = _packed(definition, f"now-{now_ms}", key=key, exp_ms=definition.expires_ms(now_ms))
-    [sent] = with_store(config, lambda url: _send(url, config, [packed]))
+    sent = _ask(config, find_handlers(config), lambda control: control.run_schedule(arguments.name))
     if arguments.json:
         print_json(sent)
     elif sent.new:
@@ -394,51 +290,24 @@ def run_now(config: Config, arguments: argparse.Namespace) -> int:
 
 def backfill(config: Config, arguments: argparse.Namespace) -> int:
     """Send the jobs of the ticks in a time, with the ids that they had or would have had."""
-    known = _look(config)
-    definition = known.named(arguments.name)
-    zone = ZoneInfo(definition.times.zone)
-    begin_ms, end_ms = _time_ms("--from", arguments.begin, zone), _time_ms("--to", arguments.end, zone)
-    if not 0 < begin_ms < end_ms <= known.now_ms:
-        raise ConfigError("--from, --to: must be two times, the first one before the second, and neither may lie ahead")
-    ticks: list[int] = []
-    for tick in definition.times.after(begin_ms - 1):
-        if tick >= end_ms:
-            break
-        ticks.append(tick)
-        if len(ticks) > MAX_BACKFILL:
-            raise ConfigError(
-                f"--from, --to: there are more than {MAX_BACKFILL:,} ticks; hint: call it for a part of them at a time"
-            )
-    if arguments.dry_run:
-        for tick in ticks:
-            print(f"cron:{definition.name}:{tick} {_in_zone(tick, zone)}")
-        print(f"{len(ticks)} would be sent", file=sys.stderr)
-        return CLEAN
-    # No time at which it expires: that of a tick long ago is over, and whoever calls this wants it to run.
-    packed = [_packed(definition, str(tick), first_ms=tick) for tick in ticks]
-    sent = with_store(config, lambda url: _send(url, config, packed))
-    print(f"{len(sent)} sent")
+    name, is_dry_run = arguments.name, arguments.dry_run
+    begin, end = _time("--from", arguments.begin), _time("--to", arguments.end)
+    found = find_handlers(config)
+    ticks = _ask(config, found, lambda control: control.backfill_schedule(name, begin, end, is_dry_run=is_dry_run))
+    for tick in ticks if is_dry_run or arguments.json else ():
+        job_id, at = f"cron:{name}:{round(tick.timestamp() * 1000)}", tick.isoformat(timespec="seconds")
+        if arguments.json:
+            print_json({"id": job_id, "tick": at, "sent": not is_dry_run})
+        else:
+            print(job_id, at)
+    print(
+        f"{len(ticks)} {'would be ' if is_dry_run else ''}sent", file=sys.stderr if is_dry_run or arguments.json else sys.stdout
+    )
     return CLEAN
 
 
-def _time_ms(flag: str, text: str, zone: ZoneInfo) -> int:
+def _time(flag: str, text: str) -> datetime:
     try:
-        at = datetime.fromisoformat(text)
-        return int((at if at.tzinfo else at.replace(tzinfo=zone)).timestamp() * 1000)
-    except (ValueError, OverflowError):
+        return datetime.fromisoformat(text)
+    except ValueError:
         raise ConfigError(f"{flag} {text[:40]!r}: must be a time such as 2026-11-01 or 2026-11-01T06:00+01:00") from None
-
-
-def _packed(definition: Definition, tick: str, *, key: str = "", exp_ms: int | None = None, first_ms: int = 0) -> Packed:
-    settings, job_id = definition.settings, f"cron:{definition.name}:{tick}"
-    fields = header(settings.type, id=job_id, version=settings.version, key=key, exp_ms=exp_ms, first_ms=first_ms)
-    return Packed(Head(settings.priority - 1, 0, job_id, fields), bytes(settings.data))
-
-
-async def _send(url: str, config: Config, packed: Sequence[Packed]) -> list[Sent]:
-    sent: list[Sent] = []
-    n = min(CHUNK_MESSAGES, max(1, CHUNK_BYTES // max(len(one.data) for one in packed))) if packed else 1
-    async with Producer.connect(url, queue=config.queue) as producer:
-        for begin in range(0, len(packed), n):
-            sent += await producer.send_packed(packed[begin : begin + n])
-    return sent

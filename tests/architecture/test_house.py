@@ -42,7 +42,10 @@ STRICT: dict[str, tuple[set[str], str]] = {
     "supervisor": ({"errors", "backoff", "config", "folders", "logs", "leaving"}, "knows no job"),
     "store": ({"errors", "limits", "jobs", "backoff", "codec", "rules", "store"}, "serves producers too, which load no handler"),
     "sender": ({"errors", "limits", "jobs", "backoff", "codec", "store"}, "a web service that only enqueues loads no worker"),
-    "control": ({"errors", "limits", "jobs", "rules", "store"}, "a service that orders loads no worker"),
+    "control": (
+        {"errors", "limits", "jobs", "rules", "store", "codec", "cron", "schedules", "sender", "producer"},
+        "a service that orders loads no worker",
+    ),
     "producer": ({"errors", "limits", "jobs", "backoff", "codec", "store", "sender"}, "the same"),
 }
 # What stands at the edge may import every module; what `__init__` names, it loads when it is first used.

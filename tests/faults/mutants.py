@@ -38,6 +38,7 @@ LANES = "tests/unit/test_lanes.py"
 PRIORITIES = "tests/contract/test_priorities.py"
 ORDERING = "tests/contract/test_ordering.py"
 ORDERS = "tests/contract/test_orders.py"
+SCHEDULE_ORDERS = "tests/contract/test_schedule_orders.py"
 RULES = "tests/contract/test_rules.py"
 GATES = "tests/contract/test_gates.py"
 GATES_ALONE = "tests/unit/test_gates.py"
@@ -1257,6 +1258,41 @@ MUTANTS = (
         "edge = max(last, now - ON_TIME_MS - 1)",
         "edge = now - ON_TIME_MS - 1",
         f"{SCHEDULES}::test_however_often_it_is_asked_each_tick_is_decided_once",
+    ),
+    Mutant(
+        "a schedule that could not run is written",
+        "runtime/schedules.py",
+        "        define(name, settings)\n",
+        "",
+        f"{SCHEDULE_ORDERS}::test_a_wrong_argument_is_refused_by_name_and_nothing_changes",
+    ),
+    Mutant(
+        "a schedule is added over another one",
+        "runtime/control.py",
+        "if schedule.name in known.stored or schedule.name in known.in_force:",
+        "if schedule.name in known.unreadable:",
+        f"{SCHEDULE_ORDERS}::test_a_wrong_argument_is_refused_by_name_and_nothing_changes",
+    ),
+    Mutant(
+        "a schedule of the code that goes back to it is the one that ran before",
+        "runtime/schedules.py",
+        "if members is None and name not in self.code:",
+        "if members is None:",
+        "tests/commands/test_cron.py::test_one_from_code_is_overridden_and_goes_back_to_what_the_code_says",
+    ),
+    Mutant(
+        "who changes a schedule at the same time as another gives up",
+        "runtime/control.py",
+        "if tries == TRIES - 1:",
+        "if True:",
+        f"{SCHEDULE_ORDERS}::test_what_another_changes_meanwhile_is_kept",
+    ),
+    Mutant(
+        "what is backfilled expires",
+        "runtime/control.py",
+        "packed = [_packed(definition, str(tick), first_ms=tick) for tick in ticks]",
+        "packed = [_packed(definition, str(tick), first_ms=tick, exp_ms=tick) for tick in ticks]",
+        f"{SCHEDULE_ORDERS}::test_ticks_of_the_past_are_sent_with_their_ids_and_do_not_expire",
     ),
     Mutant(
         "what cannot be read in Redis runs as the code says",
