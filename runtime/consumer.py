@@ -437,6 +437,9 @@ class Consumer:
             running=running,
             stage="quiet" if self.stage is Stage.RUNNING and self.orders.mine == "quiet" else self.stage.value,
             types=self.parked.types,
+            reserved=self.config.reserved_lanes,
+            limits=self.gates.told,
+            schedules=self.ticker.next_ms,
         )
 
     def _running_now(self) -> Job | None:

@@ -5,6 +5,7 @@ Rates follow the generic cell rate algorithm (GCRA; ITU-T I.371): one number per
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any, Final
 
@@ -41,6 +42,11 @@ class Rate(msgspec.Struct, frozen=True):
         """The time from one token to the next: with the burst at its begin, a period has no more than `n`."""
         return self.period_ms / (self.n - self.burst + 1)
 
+    def wait_ms(self, tat_us: int, now_us: int) -> int:
+        """Return in how many ms the next token comes, 0 where one is there; the TAT as `serve` keeps it, in µs."""
+        interval_us = 1000 * self.interval_ms
+        return max(0, math.ceil(min(tat_us - now_us - (self.burst - 1) * interval_us, interval_us) / 1000))
+
     def __str__(self) -> str:
         unit = next(unit for unit in "dhms" if self.period_ms % _PERIODS_MS[unit] == 0)
         times = self.period_ms // _PERIODS_MS[unit]
@@ -65,9 +71,14 @@ class Limits(msgspec.Struct, frozen=True):
         """Whether groups are bounded, each by itself."""
         return self.group_limit is not None or self.group_rate is not None
 
-    def __str__(self) -> str:
+    @property
+    def told(self) -> dict[str, int | str]:
+        """What is bounded, by name as people write it."""
         named = (("limit", self.limit), ("rate", self.rate), ("group_limit", self.group_limit), ("group_rate", self.group_rate))
-        return ", ".join(f"{name} {value}" for name, value in named if value is not None) or "none"
+        return {name: str(value) if isinstance(value, Rate) else value for name, value in named if value is not None}
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value}" for name, value in self.told.items()) or "none"
 
 
 NO_LIMITS: Final = Limits()
@@ -86,10 +97,14 @@ class Override(msgspec.Struct, frozen=True, kw_only=True):
         """Return the limits that hold."""
         return msgspec.structs.replace(limits, **self._set())
 
+    @property
+    def told(self) -> dict[str, int | str | None]:
+        """What is set, by name as people write it."""
+        return {name: str(value) if isinstance(value, Rate) else value for name, value in self._set().items()}
+
     def text(self) -> str:
         """Return it as the hash `control` has it: a JSON object of what is set."""
-        told = {name: str(value) if isinstance(value, Rate) else value for name, value in self._set().items()}
-        return msgspec.json.encode(told).decode()
+        return msgspec.json.encode(self.told).decode()
 
     def _set(self) -> dict[str, Any]:
         return {name: value for name in FIELDS if (value := getattr(self, name)) is not UNSET}

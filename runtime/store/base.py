@@ -74,6 +74,14 @@ class Keys:
         self.scripted: tuple[str, ...] = (*self.streams, *places)
         self.layout: str = self.prefix + "layout"
 
+    def permits(self, gate: str) -> str:
+        """Return the key of the permits in use of a gate: a type, or a type, a colon and a group."""
+        return f"{self.prefix}permits:{gate}"
+
+    def rate(self, gate: str) -> str:
+        """Return the key of the time at which a gate gives its next token."""
+        return f"{self.prefix}rate:{gate}"
+
     def stats(self, minute: int) -> str:
         """Return the key of the counters of one minute since the epoch."""
         return f"{self.prefix}stats:{minute}"
@@ -320,7 +328,8 @@ def is_code(answer: Any, code: str) -> bool:
 class WorkerRow(msgspec.Struct, frozen=True):
     """What a worker says of itself with each heartbeat; in `workers:rows` as its lease in ms, a space and a JSON object.
 
-    A lease of 0 is one that the row does not say. `types` has the newest version of each type that the worker can run.
+    A lease of 0 is one that the row does not say. `types` has the newest version of each type that the worker can run, `limits`
+    those that its code declares, by type, and `schedules` when each fires next, in the server's ms, or 0 where it is paused.
     """
 
     lease_ms: int = 0
@@ -331,6 +340,9 @@ class WorkerRow(msgspec.Struct, frozen=True):
     running: dict[str, int] = {}
     stage: str = ""
     types: dict[str, int] = {}
+    reserved: int = 0
+    limits: dict[str, dict[str, int | str]] = {}
+    schedules: dict[str, int] = {}
 
     @property
     def lease_s(self) -> float:
@@ -350,7 +362,7 @@ class WorkerRow(msgspec.Struct, frozen=True):
         except (ValueError, RecursionError):
             found = None
         told = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
-        kept = {name: _as_kind(kind, told[name]) for name, kind in _TOLD.items() if isinstance(told.get(name), kind)}
+        kept = {name: _as_kind(name, kind, told[name]) for name, kind in _TOLD.items() if isinstance(told.get(name), kind)}
         return cls(min(parse_int(lease) or 0, MAX_LEASE_MS), **kept)
 
 
@@ -363,12 +375,20 @@ _TOLD: Final[dict[str, type]] = {
     "running": dict,
     "stage": str,
     "types": dict,
+    "reserved": int,
+    "limits": dict,
+    "schedules": dict,
 }
+_OF_TABLES: Final = ("limits",)  # tables whose values are tables; those of others are numbers
 
 
-def _as_kind(kind: type, value: Any) -> Any:
-    """Return a member of a row; of a table those that are numbers."""
-    return {name: number for name, number in value.items() if isinstance(number, int)} if kind is dict else value
+def _as_kind(name: str, kind: type, value: Any) -> Any:
+    """Return a member of a row; of a table those values that are of the kind that belongs there."""
+    if kind is not dict:
+        return value
+    wanted = dict if name in _OF_TABLES else int
+    kept: dict[str, Any] = {of: told for of, told in value.items() if isinstance(told, wanted)}
+    return kept
 
 
 def workers_of(until: Sequence[bytes], rows: Sequence[bytes]) -> dict[str, tuple[int, WorkerRow]]:

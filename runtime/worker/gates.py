@@ -116,6 +116,8 @@ class Gates:
         self.closed: dict[bytes, Gate] = {}
         self.paused: frozenset[int] = frozenset()
         self._code: dict[str, Limits] = {handler.contract.type: handler.limits for handler in registry.values()}
+        # What other processes are told of the code's limits; never changed.
+        self.told: Final = {name: limits.told for name, limits in self._code.items() if limits.has_any}
         self._limits: dict[str, Limits] = {}  # that hold now
         self._paused: set[str] = set()  # by the rules, also of types that do not run here
         self._gates: dict[str, Gate] = {}

@@ -79,6 +79,16 @@ class Ticker:
         """The schedules in force, by name."""
         return {name: known.definition for name, known in self._known.items()}
 
+    @property
+    def next_ms(self) -> dict[str, int]:
+        """When each schedule fires next, in the server's ms, or 0 where it is paused; any thread may ask."""
+        told = {name: known for name, known in list(self._known.items()) if known.last_ms is not None}
+        return {
+            name: 0 if known.definition.settings.paused else int(known.fires_ms)
+            for name, known in told.items()
+            if known.definition.settings.paused or known.fires_ms < float("inf")
+        }
+
     def saw(self, version: str) -> None:
         """Look again what stands in Redis where the rules have another version: schedules are changed with them."""
         if version != self._version:

@@ -25,6 +25,9 @@ COUNTS = st.dictionaries(st.text(max_size=20), st.integers(0, 2000), max_size=5)
         running=COUNTS,
         stage=st.sampled_from(["running", "draining"]),
         types=COUNTS,
+        reserved=st.integers(0, 100),
+        limits=st.dictionaries(st.text(max_size=20), st.dictionaries(st.text(max_size=9), st.integers() | st.text()), max_size=3),
+        schedules=COUNTS,
     )
 )
 def test_a_row_is_read_as_it_was_written(row: WorkerRow) -> None:
@@ -34,7 +37,8 @@ def test_a_row_is_read_as_it_was_written(row: WorkerRow) -> None:
 def test_a_row_is_written_as_every_version_reads_it():
     row = WorkerRow(30_000, "host", 7, 8, 3, {"a": 1}, "running", {"a": 2})
     told = '{"host":"host","pid":7,"lanes":8,"held":3,"running":{"a":1},"stage":"running","types":{"a":2}}'
-    assert str(row) == f"30000 {told}"
+    assert str(row) == f'30000 {told[:-1]},"reserved":0,"limits":{{}},"schedules":{{}}}}'
+    assert WorkerRow.parse(f"30000 {told}") == row, "and as the releases before limits wrote it"
 
 
 @given(st.text())
@@ -55,6 +59,10 @@ def test_whatever_text_stands_in_the_place_of_a_row_reads_as_one(text: str) -> N
         ('x {"lanes":"many","host":7,"held":3}', WorkerRow(held=3)),
         ('1 {"types":{"a":1,"b":"2"},"running":[]}', WorkerRow(1, types={"a": 1})),
         ('1 {"lease_ms":5,"hats":3}', WorkerRow(1)),
+        (
+            '1 {"limits":{"a":{"limit":5},"b":7},"schedules":{"c":[],"d":3}}',
+            WorkerRow(1, limits={"a": {"limit": 5}}, schedules={"d": 3}),
+        ),
     ],
 )
 def test_what_of_a_row_cannot_be_read_is_as_if_it_were_not_there(text: str, row: WorkerRow) -> None:

@@ -1,5 +1,7 @@
 """Limits: what a rate is, what a bad one is told, and what an order at run time leaves of the code's."""
 
+import math
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -89,3 +91,17 @@ def test_an_order_sets_some_takes_away_others_and_leaves_the_rest():
 def test_what_is_no_order_is_refused(told):
     with pytest.raises(ConfigError, match="limit|rate"):
         override_of(told)
+
+
+@given(st.integers(1, MAX_RATE), st.sampled_from([1000, 7000, 60_000, 3_600_000]), st.integers(-10_000_000, 10_000_000))
+def test_the_wait_for_a_token_is_that_of_the_cell_rate_and_at_most_one_interval(n, period_ms, ahead_us):
+    rate, now_us = Rate(n, period_ms), 1_700_000_000_000_000
+    wait_ms, interval_us = rate.wait_ms(now_us + ahead_us, now_us), 1000 * rate.interval_ms
+    tokens = (interval_us * rate.burst - ahead_us) / interval_us
+    assert (wait_ms == 0) == (tokens >= 1)
+    assert wait_ms <= math.ceil(rate.interval_ms)
+
+
+def test_limits_are_told_as_people_write_them():
+    assert limits_of(limit=5, group_rate="10/m").told == {"limit": 5, "group_rate": "10/m"}
+    assert override_of({"limit": None, "rate": "1/s"}).told == {"limit": None, "rate": "1/s"}
