@@ -13,7 +13,8 @@ from runtime.errors import StoreError
 from runtime.jobs import STREAMS
 from runtime.leaving import CLEAN, FAILED
 from runtime.store.control import ControlStore
-from runtime.store.inspector import FoundJob
+from runtime.store.flow import type_in
+from runtime.store.inspector import FoundJob, Inspector
 
 MAX_LIST: Final = 1_000  # of each stream; a guess
 LOOK_AT: Final = 10_000  # entries that `show` reads of each stream; a guess: well under a second
@@ -56,7 +57,7 @@ def print_list(config: Config, arguments: argparse.Namespace) -> int:
 
     async def read(url: str) -> list[FoundJob]:
         async with inspector(url, config.queue) as found:
-            return await found.newest_jobs(arguments.n)
+            return await _with_reasons(found, await found.newest_jobs(arguments.n))
 
     looked_at = with_store(config, read)
     jobs = [job for job in looked_at if arguments.type in ("", job.type) and arguments.state in ("", job.state)]
@@ -67,10 +68,20 @@ def print_list(config: Config, arguments: argparse.Namespace) -> int:
             print_json(job)
         else:
             head = f"{clean(job.id, 34):34} {clean(job.type, 24):24} {job.priority:8} {job.attempt:>3}"
-            print(f"{head} {job.state:8} {clean(job.where, 40)}")
+            print(f"{head} {job.state:8} {clean(job.waits or job.where, 80)}")
     which = f"the newest {arguments.n} of each stream, the next {arguments.n} delayed"
     print(f"{len(jobs)} shown of {len(looked_at)} looked at: {which}", file=sys.stderr)
     return 0
+
+
+async def _with_reasons(found: Inspector, jobs: list[FoundJob]) -> list[FoundJob]:
+    """Note why jobs wait that are at a gate, or paused."""
+    waiting = [job for job in jobs if job.state == "waiting" or type_in(job.where)]
+    if waiting:
+        flow = await found.flow({(type_in(job.where), job.message.get("group", "")) for job in waiting})
+        for job in waiting:
+            job.waits = flow.waits(job.where, job.message.get("group", ""), job.priority)
+    return jobs
 
 
 def print_one(config: Config, arguments: argparse.Namespace) -> int:
@@ -78,7 +89,7 @@ def print_one(config: Config, arguments: argparse.Namespace) -> int:
 
     async def read(url: str) -> list[FoundJob]:
         async with inspector(url, config.queue) as found:
-            return await found.find_job(arguments.id, LOOK_AT)
+            return await _with_reasons(found, await found.find_job(arguments.id, LOOK_AT))
 
     jobs = with_store(config, read)
     for job in jobs:
@@ -86,6 +97,8 @@ def print_one(config: Config, arguments: argparse.Namespace) -> int:
             print_json(job)
             continue
         print(f"{clean(job.id)}\n  {job.state}: {clean(job.where) or '-'} ({clean(job.place)})")
+        if job.waits:
+            print(f"  {clean(job.waits)}")
         print(f"  type {clean(job.type)}, priority {job.priority}, attempt {job.attempt}")
         for name, value in job.message.items():
             print(f"  {clean(name)}: {clean(value, 2000)}")

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any, Final
 
@@ -16,15 +16,18 @@ from rich.live import Live
 from rich.table import Column, Table
 from rich.text import Text
 
+from runtime.commands import readings
 from runtime.commands.common import clean, inspector
 from runtime.errors import StoreUnavailable
 from runtime.jobs import STREAMS
 from runtime.store.base import WorkerRow
+from runtime.store.flow import Flow
 from runtime.store.inspector import DeadLetter, Depth, Inspector
 
 EVERY_S: Final = 1.0  # as top and htop: a second or two
 FAILURES: Final = 5  # lines; with WORKERS and the four priorities, all fits a terminal of 40 lines; a guess
 WORKERS: Final = 12  # lines; a guess
+PAUSES, GATES, GROUPS, SCHEDULES = 5, 5, 2, 5  # lines of each; the groups are of each gate; a guess
 WIDE: Final = 160  # columns of a file or a pipe, which has no edge; a guess: nothing is cut
 
 Counters = Mapping[tuple[str, str, str], int]
@@ -39,6 +42,7 @@ class Screen(msgspec.Struct):
     window_s: float
     workers: list[tuple[str, bool, WorkerRow]]
     failures: list[DeadLetter]
+    flow: Flow
 
 
 async def show(url: str, queue: str, *, is_once: bool) -> int:
@@ -79,6 +83,7 @@ async def read(found: Inspector) -> Screen:
         60 + now_s % 60,
         workers,
         await found.dead_letters(FAILURES),
+        await found.flow(),
     )
 
 
@@ -89,9 +94,26 @@ def picture(queue: str, screen: Screen) -> Group:
         (f"queue {queue}", "bold"),
         f"   backlog {depth.backlog:,}   delayed {depth.delayed:,} ({depth.due_now:,} due)   parked {depth.parked:,}   ",
         (f"dead {depth.dead:,}", "red" if depth.dead else ""),
-        f"   {depth.workers} workers",
+        f"   {readings.workers_in_words(depth, screen.flow)}",
     )
-    return Group(head, _priorities(screen), _types(screen), _workers(screen), _failures(screen))
+    flow = [
+        _rows(readings.PAUSES, readings.pauses(screen.flow, PAUSES), style="yellow"),
+        _rows(readings.GATES, readings.gates(screen.flow, GATES, GROUPS)),
+        _rows(readings.SCHEDULES, readings.schedules(screen.flow, SCHEDULES)),
+    ]
+    shown: list[Table | Text] = [table for table in flow if table.row_count]
+    unreadable = len(screen.flow.unreadable_rules) + len(screen.flow.unreadable_schedules)
+    if unreadable:
+        shown.append(Text(f" {unreadable} rules or schedules cannot be read and are left out: see doctor", style="red"))
+    return Group(head, _priorities(screen), *shown, _types(screen), _workers(screen), _failures(screen))
+
+
+def _rows(headings: Sequence[str], rows: readings.Rows, style: str = "") -> Table:
+    columns = [_right(name) if name in readings.NUMBERS else name for name in headings]
+    table = Table(*columns, box=None)
+    for row in rows:
+        table.add_row(*row, style=style)
+    return table
 
 
 def _priorities(screen: Screen) -> Table:
@@ -130,7 +152,8 @@ def _workers(screen: Screen) -> Table:
     table = Table("worker", _right("lanes"), _right("held"), "runs", box=None)
     for name, is_alive, row in screen.workers[:WORKERS]:
         text = ", ".join(f"{count} {clean(type_name, 24)}" for type_name, count in sorted(row.running.items())[:4])
-        lanes, held = (str(row.lanes), str(row.held)) if row.lanes else ("", "")  # neither, if the row cannot be read
+        reserved = f" ({row.reserved} kept)" if row.reserved else ""
+        lanes, held = (f"{row.lanes}{reserved}", str(row.held)) if row.lanes else ("", "")  # neither, if the row cannot be read
         table.add_row(clean(name, 48), lanes, held, text or ("-" if is_alive else "no heartbeat"))
     if len(screen.workers) > WORKERS:
         table.add_row(f"… and {len(screen.workers) - WORKERS} more", "", "", "")

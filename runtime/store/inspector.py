@@ -7,16 +7,30 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import msgspec
 
-from runtime.codec import MAX_MS, as_text, read_letter, read_record, summary
+from runtime.codec import MAX_DIGITS, MAX_MS, as_text, read_letter, read_record, summary
 from runtime.jobs import STREAMS, default_id, ms_of
-from runtime.store.base import GROUP, Store, WorkerRow, holders_in, is_code, ms_in, pairs, parse_int, setting, workers_of
+from runtime.rules import parse
+from runtime.store.base import (
+    GROUP,
+    Store,
+    WorkerRow,
+    holders_in,
+    is_code,
+    ms_in,
+    pairs,
+    parse_int,
+    setting,
+    texts,
+    workers_of,
+)
 from runtime.store.connection import Connection
-from runtime.store.resp import ServerError
+from runtime.store.flow import Flow, Name, Parts, asked_of, reading, waiting_in
+from runtime.store.resp import Command, ServerError
 
 PAGE: Final = 1000  # entries a round trip: measured, a millisecond of the server
 
@@ -68,7 +82,10 @@ class Filter(msgspec.Struct, frozen=True):
 
 
 class FoundJob(msgspec.Struct):
-    """A job where it is now: `state` is waiting, running, parked, delayed or dead; `where` is its holder, lot or due time."""
+    """A job where it is now: `state` is waiting, running, parked, delayed or dead; `where` is its holder, lot or due time.
+
+    `waits` says in words why it waits, where it is paused or at a gate.
+    """
 
     id: str
     type: str
@@ -78,6 +95,7 @@ class FoundJob(msgspec.Struct):
     attempt: int
     place: str
     message: dict[str, str]
+    waits: str = ""
 
 
 class Server(msgspec.Struct):
@@ -187,14 +205,56 @@ class Inspector(Store):
         """
         *groups, now = await self.ask(self._connection, *[("XINFO", "GROUPS", key) for key in self.keys.streams], ("TIME",))
         now_ms = ms_in(self.checked(now))
-        ages: dict[str, float] = {}
-        for name, key, found in zip(STREAMS, self.keys.streams, groups, strict=True):
+        reads: list[Command] = []
+        for key, found in zip(self.keys.streams, groups, strict=True):
             rows = [] if isinstance(found, ServerError) else [dict(pairs(row)) for row in found]  # an error: no stream yet
             last = next((row[b"last-delivered-id"] for row in rows if row.get(b"name") == GROUP.encode()), None)
-            start = "-" if last is None else f"({bytes(last).decode()}"
-            oldest = await self.call_one(self._connection, ("XRANGE", key, start, "+", "COUNT", 1))
-            ages[name] = (now_ms - ms_of(bytes(oldest[0][0]), now_ms)) / 1000 if oldest else 0.0
-        return ages
+            reads.append(("XRANGE", key, "-" if last is None else f"({bytes(last).decode()}", "+", "COUNT", 1))
+        oldest = map(self._flat, await self.ask(self._connection, *reads))
+        return {
+            name: (now_ms - ms_of(bytes(rows[0][0]), now_ms)) / 1000 if rows else 0.0
+            for name, rows in zip(STREAMS, oldest, strict=True)
+        }
+
+    async def flow(self, also: Iterable[Name] = ()) -> Flow:
+        """Return what holds jobs back, gates and pauses, and the schedules, in two round trips; `also` are groups to be shown
+        beside the largest. What is of another type than it should be is as if it were not there.
+
+        Raises:
+            StoreUnavailable: no answer or an error.
+        """
+        keys = self.keys
+        hashes = [("HGETALL", key) for key in (keys.control, keys.cron, keys.cron_state, keys.rows)]
+        answers = await self.ask(
+            self._connection,
+            *hashes,
+            ("ZRANGE", keys.workers, 0, -1, "WITHSCORES"),
+            ("TIME",),
+            *[("XPENDING", key, GROUP) for key in keys.streams],
+            *[("XLEN", key) for key in keys.streams],
+        )
+        control, definitions, states, rows, until = map(self._flat, answers[:5])
+        now_ms = ms_in(self.checked(answers[5]))
+        pending, lengths = answers[6 : 6 + len(keys.streams)], answers[6 + len(keys.streams) :]
+        holders: list[tuple[str, int]] = []
+        waiting: dict[str, int] = {}
+        for name, group, length in zip(STREAMS, pending, lengths, strict=True):
+            is_bare = is_code(group, "NOGROUP") or is_code(group, "WRONGTYPE")
+            held = [] if is_bare else [(holder.decode(errors="replace"), n) for holder, n in holders_in(self.checked(group))]
+            waiting[name] = self._size(length) - sum(n for holder, n in held if not holder.startswith("~"))
+            holders += held
+        workers = [row for until_ms, row in workers_of(until, rows).values() if until_ms > now_ms]
+        parts = Parts(parse(pairs(control)), waiting_in(holders), workers, texts(definitions), texts(states), now_ms)
+        flow = reading(parts, waiting)
+        asked = asked_of(flow, also)
+        reads = [read for one in asked for read in (("ZCARD", keys.permits(one.name)), ("GET", keys.rate(one.name)))]
+        found = pairs(await self.ask(self._connection, *reads) if reads else [])
+        for one, (in_use, tat_us) in zip(asked, found, strict=True):
+            one.note(self._size(in_use), 0 if is_code(tat_us, "WRONGTYPE") else _tat_us(self.checked(tat_us)), now_ms)
+        return flow
+
+    def _flat(self, answer: Any) -> list[Any]:
+        return [] if is_code(answer, "WRONGTYPE") else self.checked(answer)
 
     async def workers(self) -> dict[str, tuple[int, WorkerRow]]:
         """Return the known workers: until when each lives (ms), and its row.
@@ -354,6 +414,11 @@ class Inspector(Store):
                 )
             )
         return found
+
+
+def _tat_us(text: bytes | None) -> int:
+    """Return the time of a rate, which is larger than other numbers; 0 where it is none."""
+    return int(text) if text is not None and text.isdigit() and len(text) <= MAX_DIGITS + 3 else 0
 
 
 def _local_time(due_ms: bytes) -> str:

@@ -40,7 +40,10 @@ STRICT: dict[str, tuple[set[str], str]] = {
         "the hot path is tested and measured without Redis",
     ),
     "supervisor": ({"errors", "backoff", "config", "folders", "logs", "leaving"}, "knows no job"),
-    "store": ({"errors", "limits", "jobs", "backoff", "codec", "rules", "store"}, "serves producers too, which load no handler"),
+    "store": (
+        {"errors", "limits", "jobs", "backoff", "codec", "rules", "schedules", "store"},
+        "serves producers too, which load no handler",
+    ),
     "sender": ({"errors", "limits", "jobs", "backoff", "codec", "store"}, "a web service that only enqueues loads no worker"),
     "control": (
         {"errors", "limits", "jobs", "rules", "store", "codec", "cron", "schedules", "sender", "producer"},

@@ -17,6 +17,7 @@ from tests.contract.test_streams import batch, leases
 from tests.servers import Server
 
 KEY = "{jobs}:high"
+HOUR_MS = 3_600_000
 
 
 @pytest.fixture
@@ -183,6 +184,87 @@ async def test_jobs_are_shown_where_they_are(server, raw, store):
     entry = raw.xadd(KEY, {"type": "scripted", "data": '{"n":1}'})
     assert [row["place"] for row in jobs(server, "show", f"high-{entry}")] == [f"high/{entry}"]
     assert call("jobs", "show", "nobody", "--redis", server.url).returncode == 1
+
+
+@pytest.fixture
+def gated(raw: redis.Redis) -> redis.Redis:
+    """A queue with a worker, a full gate by group, a type and a priority that are paused, a schedule, a stranger's rule."""
+    work_here(raw)
+    now_ms = int(time.time() * 1000)
+    for lot, group in (("~g:mail:ada", "ada"), ("~g:mail:bob", "bob"), ("~g:off", "")):
+        entry = raw.xadd(KEY, {"type": lot.split(":")[1], "data": "{}", "group": group, "id": f"at-{lot.split(':')[-1]}"})
+        raw.xreadgroup(GROUP, "me", {KEY: ">"})
+        raw.xclaim(KEY, GROUP, lot, 0, [entry], retrycount=0, justid=True)
+    raw.xadd("{jobs}:low", {"type": "mail", "data": "{}", "id": "low-one"})
+    raw.zadd("{jobs}:permits:mail", {"high/1-1": 1, "high/2-1": 2})
+    raw.hset("{jobs}:control", mapping={
+        "pause:off": f"{now_ms + 5 * HOUR_MS} {now_ms - 4 * HOUR_MS} ann@host the disk is full",
+        "pause:low": f"0 {now_ms - 4 * HOUR_MS} bob@host ",
+        "limit:mail": '{"limit":2}',
+        "limit:x": "{",
+    })  # fmt: skip
+    raw.hset("{jobs}:cron:state", "nightly", f"{now_ms} ab cd {now_ms} - {now_ms - 4 * HOUR_MS}f")
+    raw.zadd("{jobs}:workers", {"me": now_ms + 60_000})
+    told = {"types": {"mail": 1}, "limits": {"mail": {"limit": 9, "group_rate": "10/m"}}, "reserved": 5, "lanes": 100}
+    raw.hset("{jobs}:workers:rows", "me", f"30000 {json.dumps({**told, 'schedules': {'nightly': now_ms + 5 * HOUR_MS}})}")
+    return raw
+
+
+def test_stats_shows_gates_pauses_schedules_and_what_cannot_be_read(server, gated):
+    lines = call("stats", "--redis", server.url).stdout.splitlines()
+    assert lines[0] == "queue jobs: backlog 4, 1 workers (5 lanes kept for CRITICAL)"
+    assert "parked 3 (3 at gates)" in lines[6]
+
+    def line(*words: str) -> str:
+        [found] = [line for line in lines if all(word in line for word in words)]
+        return found
+
+    line("off", " 1 ", "4 h ago", "in 5 h", "ann@host: the disk is full")
+    line("priority low", " 1 ", "4 h ago", "resumed", "bob@host")
+    line("mail", " 2 ", "2 of 2", "limit 2, group rate 10/m (set by people: limit)")
+    line("  ada", " 1 ", "now")
+    line("off", "paused", "none; no worker that lives knows it")
+    line("nightly", "4 h ago", "fired", "in 5 h")
+    line("limit:x: no JSON")
+
+
+def test_stats_tells_programs_all_of_it(server, gated):
+    told = json.loads(call("stats", "--json", "--redis", server.url).stdout)["flow"]
+    assert [(pause["name"], pause["by"], pause["waiting"]) for pause in told["pauses"]] == [
+        ("low", "bob@host", 1),
+        ("off", "ann@host", 1),
+    ]  # fmt: skip
+    assert [(gate["type"], gate["in_use"], gate["limits"]) for gate in told["gates"]] == [
+        ("mail", 2, {"limit": 2, "group_rate": "10/m"}),
+        ("off", 0, {}),
+    ]
+    assert [one["name"] for one in told["schedules"]] == ["nightly"]
+    assert list(told["unreadable_rules"]) == ["limit:x"]
+
+
+def test_top_shows_gates_pauses_and_schedules(server, gated):
+    shown = call("top", "--once", "--redis", server.url, COLUMNS="160").stdout
+    for words in (
+        "priority low",
+        "2 of 2",
+        "ann@host: the disk is full",
+        "nightly",
+        "100 (5 kept)",
+        "1 rules or schedules cannot",
+    ):
+        assert words in shown, (words, shown)
+
+
+def test_a_job_says_why_it_waits(server, gated):
+    waits = {row["id"]: row["waits"] for row in jobs(server, "list")}
+    assert waits == {
+        "at-ada": "waits for a permit of mail (2 of 2 in use)",
+        "at-bob": "waits for a permit of mail (2 of 2 in use)",
+        "at-off": "waits: off is paused by ann@host (the disk is full)",
+        "low-one": "waits: priority low is paused by bob@host",
+    }
+    assert "waits for a permit of mail (2 of 2 in use)" in call("jobs", "list", "--redis", server.url).stdout
+    assert "  waits: priority low is paused by bob@host" in call("jobs", "show", "low-one", "--redis", server.url).stdout
 
 
 def bury(raw: redis.Redis, n: int, type_name: str = "scripted", reason: str = "attempts", hours_ago: float = 0) -> list[str]:
