@@ -5,6 +5,7 @@ Findings are plain values. Those about the server are the same that a worker's s
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from typing import Final
 
@@ -13,6 +14,7 @@ import msgspec
 from runtime.errors import ConfigError
 from runtime.jobs import STREAMS, UNKNOWN
 from runtime.store.base import GROUP, holders_in, layout_trouble, pairs, workers_of
+from runtime.store.flow import BEHIND_MS, Flow, GateReading, PauseReading, ScheduleReading, span
 from runtime.store.inspector import Inspector, Server
 from runtime.store.resp import ServerError
 
@@ -24,7 +26,9 @@ CLOCK_WARN_MS: Final = 1_000  # a guess: what NTP holds easily
 CLOCK_ERROR_MS: Final = 10_000  # a guess
 OVERDUE_MS: Final = 60_000  # a guess: a member that cannot be moved is tried again after a minute
 MEMORY_PART: Final = 0.9  # a guess: then there is time to act
+PAUSED_LONG_MS: Final = 3_600_000  # a guess: whoever pauses for longer may have forgotten it
 SHORT_TIMEOUT_S: Final = 10  # a guess: idle connections are asked every few seconds
+TYPES_FIX: Final = "python -m runtime types (on the workers): a typo, or a deploy to come?"
 FIX_END: Final = "python -m runtime jobs reopen (jobs that run at that moment run again)"
 
 
@@ -57,6 +61,7 @@ class Doctor(Inspector):
         if broken.keys().isdisjoint({self.keys.due, self.keys.messages}):
             findings += await self._about_delayed(server.now_ms)
         findings += await self._about_ends()
+        findings += about_flow(await self.flow(), self.keys.control)
         findings += await self._about_workers()
         return findings
 
@@ -131,7 +136,7 @@ class Doctor(Inspector):
         for lot, count in parked[:MAX_SHOWN]:
             type_name = lot.removeprefix(UNKNOWN) or "their types"
             what = f"{count} jobs of {STREAMS[stream]} wait for a worker that knows {type_name}"
-            findings.append(Finding("warning", what, "python -m runtime types (on the workers): a typo, or a deploy to come?"))
+            findings.append(Finding("warning", what, TYPES_FIX))
         return findings
 
     async def _about_delayed(self, now_ms: int) -> list[Finding]:
@@ -160,6 +165,62 @@ class Doctor(Inspector):
         if not depth.workers and depth.backlog:
             return [Finding("error", f"{depth.backlog} jobs wait and no worker lives", "python -m runtime --concurrency 500")]
         return [Finding("ok", f"{depth.workers} workers, backlog {depth.backlog}, delayed {depth.delayed}, dead {depth.dead}")]
+
+
+def about_flow(flow: Flow, control: str) -> Iterator[Finding]:
+    """Check rules, pauses, limits and schedules; `control` is the key of the rules."""
+    for name, why in list(flow.unreadable_rules.items())[:MAX_SHOWN]:
+        fix = f"redis-cli HDEL '{control}' {shlex.quote(name)}"
+        yield Finding("warning", f"the rule {name} cannot be read and is left out: {why}", fix)
+    for name, why in list(flow.unreadable_schedules.items())[:MAX_SHOWN]:
+        fix = f"python -m runtime cron remove {shlex.quote(name)}"
+        yield Finding("warning", f"{why}: it does not run", fix)
+    for pause in flow.pauses:
+        yield _about_pause(pause, flow.now_ms)
+    for gate in flow.gates:
+        yield from _about_gate(gate, flow.workers)
+    for name in flow.differing[:MAX_SHOWN]:
+        what = f"workers declare different limits of {name}: each applies its own (a rolling deploy, or a release without limits)"
+        yield Finding("warning", what, f"upgrade all workers; until then: python -m runtime limits set {name} …")
+    for schedule in flow.schedules:
+        yield from _about_schedule(schedule, flow)
+
+
+def _about_pause(pause: PauseReading, now_ms: int) -> Finding:
+    for_ms = now_ms - pause.since_ms
+    flags = {"all": "--all", "priority": f"--priority {pause.name}"}.get(pause.kind, pause.name)
+    why = f" ({pause.reason})" if pause.reason else ""
+    what = f"{pause.words} has been paused for {span(for_ms)} by {pause.by}{why}: {pause.waiting:,} jobs wait"
+    if for_ms < PAUSED_LONG_MS or not pause.waiting:
+        return Finding("ok", what)
+    return Finding("warning", what, f"python -m runtime resume {flags}")
+
+
+def _about_gate(gate: GateReading, workers: int) -> Iterator[Finding]:
+    if gate.waiting and not gate.is_known and workers:
+        what = f"{gate.waiting:,} jobs of {gate.type} wait at their gate, and no worker that lives knows that type"
+        yield Finding("warning", what, TYPES_FIX)
+    if gate.ordered:
+        told = ", ".join(f"{name} {gate.limits.get(name, 'none')}" for name in gate.ordered)
+        unknown = "" if gate.is_known or not workers else "; no worker that lives knows that type"
+        yield Finding("ok", f"people have set in place of the code of {gate.type}: {told}{unknown}")
+
+
+def _about_schedule(schedule: ScheduleReading, flow: Flow) -> Iterator[Finding]:
+    name = schedule.name
+    if schedule.is_behind:
+        what = f"schedule {name} should have fired {span(flow.now_ms - (schedule.next_ms or 0))} ago, and no worker has done it"
+        yield Finding("warning", what, "see the log of the workers: it says what is refused (memory full?)")
+    elif schedule.next_ms is None and not schedule.is_paused and flow.workers:
+        if not schedule.heard_ms:
+            what = f"schedule {name} has been taken up by no worker yet"
+            yield Finding("warning", what, "upgrade the workers, if they are of a release without schedules")
+        elif flow.now_ms - schedule.heard_ms > BEHIND_MS:
+            what = f"no worker that lives fires schedule {name}, for {span(flow.now_ms - schedule.heard_ms)}"
+            if schedule.is_stored:
+                yield Finding("warning", what, f"python -m runtime cron show {name}")
+            else:
+                yield Finding("ok", f"{what}: it is not in their code any more, or has no further time")
 
 
 def about_server(server: Server) -> Iterator[Finding]:

@@ -201,3 +201,88 @@ async def test_a_server_that_is_away_is_no_finding():
     doctor = Doctor("redis://127.0.0.1:1", "jobs")
     with pytest.raises(StoreUnavailable):
         await doctor.examine(now_ms())
+
+
+# --- flow --------------------------------------------------------------------------------------------------------------------
+
+
+def paused(raw: redis.Redis, name: str, for_ms: int, until_ms: int = 0) -> None:
+    raw.hset("{jobs}:control", f"pause:{name}", f"{until_ms} {now_ms() - for_ms} ann@host down")
+
+
+def at_gate(raw: redis.Redis, n: int = 1, lot: str = "~g:t") -> None:
+    entries = add(raw, n)
+    raw.xreadgroup(GROUP, "me", {KEY: ">"})
+    raw.xclaim(KEY, GROUP, lot, 0, entries, retrycount=0, justid=True)
+
+
+def knows(raw: redis.Redis, told: str, name: str = "me") -> None:
+    raw.zadd("{jobs}:workers", {name: now_ms() + 60_000})
+    raw.hset("{jobs}:workers:rows", name, f"30000 {told}")
+
+
+@pytest.mark.parametrize(
+    ("name", "fix"), [("t", "resume t"), ("high", "resume --priority high"), ("*", "resume --all")]
+)  # fmt: skip
+async def test_what_is_paused_for_long_with_jobs_waiting_is_a_warning_and_else_only_told(doctor, at_work, name, fix):
+    knows(at_work, '{"types":{"t":1}}')
+    paused(at_work, name, 2 * HOUR_MS)
+    assert await found(doctor) == [], "nothing waits for it"
+    at_gate(at_work, 3)
+    finding = await only(doctor)
+    assert (finding.level, finding.fix) == ("warning", f"python -m runtime {fix}")
+    assert "has been paused for 2 h by ann@host (down): 3 jobs wait" in finding.what
+    paused(at_work, name, HOUR_MS - 60_000)
+    assert await found(doctor) == []
+    assert any(row.level == "ok" and "paused for 59 min" in row.what for row in await doctor.examine(now_ms()))
+
+
+async def test_jobs_at_the_gate_of_a_type_that_no_living_worker_knows_are_a_warning(doctor, at_work):
+    at_gate(at_work, 2)
+    knows(at_work, '{"types":{"other":1}}')
+    finding = await only(doctor)
+    assert finding.what == "2 jobs of t wait at their gate, and no worker that lives knows that type"
+    knows(at_work, '{"types":{"t":1}}')
+    assert await found(doctor) == []
+
+
+async def test_rules_that_cannot_be_read_are_named_with_the_command_that_deletes_them(doctor, at_work):
+    at_work.hset("{jobs}:control", mapping={"limit:mail": "{", "it's": "x"})
+    findings = await found(doctor)
+    assert [row.level for row in findings] == ["warning"] * 2
+    assert findings[0].what.startswith("the rule limit:mail cannot be read and is left out: ")
+    assert findings[0].fix == "redis-cli HDEL '{jobs}:control' limit:mail"
+    assert findings[1].fix == """redis-cli HDEL '{jobs}:control' 'it'"'"'s'"""
+
+
+async def test_limits_that_people_have_set_are_told(doctor, at_work):
+    at_work.hset("{jobs}:control", "limit:t", '{"limit":5,"rate":null}')
+    knows(at_work, '{"types":{"t":1}}')
+    assert await found(doctor) == []
+    told = [row.what for row in await doctor.examine(now_ms())]
+    assert "people have set in place of the code of t: limit 5, rate none" in told
+
+
+async def test_workers_that_declare_different_limits_are_a_warning(doctor, at_work):
+    knows(at_work, '{"types":{"t":1},"limits":{"t":{"limit":5}}}')
+    knows(at_work, '{"types":{"t":1}}', "older")
+    assert (await only(doctor)).what.startswith("workers declare different limits of t: each applies its own")
+
+
+async def test_schedules_that_nobody_fires_are_a_warning(doctor, at_work):
+    def state(heard_ms: int) -> str:
+        return f"{now_ms() - HOUR_MS} ab cd {heard_ms} - {now_ms() - HOUR_MS}f"
+
+    late_ms = now_ms() - 10 * 60_000
+    knows(at_work, f'{{"schedules":{{"stuck":{late_ms},"fine":{now_ms() + HOUR_MS},"off":0}}}}')
+    rows = {"stuck": state(now_ms()), "fine": state(now_ms()), "off": state(now_ms()), "gone": state(now_ms() - 2 * HOUR_MS)}
+    at_work.hset("{jobs}:cron:state", mapping={**rows, "left": state(now_ms() - 2 * HOUR_MS)})
+    whole = '1 {"type":"t","data":{},"when":"@daily"}'
+    at_work.hset("{jobs}:cron", mapping={"left": whole, "new": whole, "odd": "1 {"})
+    assert {row.what.partition(":")[0]: row.level for row in await found(doctor)} == {
+        "schedule 'odd'": "warning",
+        "schedule stuck should have fired 10 min ago, and no worker has done it": "warning",
+        "no worker that lives fires schedule left, for 2 h": "warning",
+        "schedule new has been taken up by no worker yet": "warning",
+    }
+    assert any("schedule gone, for 2 h" in row.what and row.level == "ok" for row in await doctor.examine(now_ms()))
