@@ -14,9 +14,10 @@ from board.site import METRICS, Site, page
 from otel.metrics import Reading, render
 from runtime.consumer import Consumer
 from runtime.errors import StoreUnavailable
+from runtime.store.flow import Flow
 from runtime.store.inspector import Depth, Inspector
 
-DEPTH_S: Final = 1.0  # scrapers may ask as often as they like, Redis is asked once in this time; a guess
+QUEUE_S: Final = 1.0  # scrapers may ask as often as they like, Redis is asked once in this time; a guess
 HINT: Final = "hint: python -m runtime jobs reopen"
 ABOUT: Final = """<p>This worker serves <a href="/healthz">/healthz</a> (the loop moves),
 <a href="/readyz">/readyz</a> (Redis answers, jobs are fetched) and <a href="/metrics">/metrics</a> (Prometheus).</p>"""
@@ -30,9 +31,9 @@ class Board(Site):
         super().__init__(host, port, routes)
         self._consumer = consumer
         self._inspector = inspector
-        self._depth: Depth | None = None
-        self._depth_until_s = 0.0
-        self._reading_depth = asyncio.Lock()
+        self._queue: tuple[Depth, dict[str, float], Flow] | None = None
+        self._queue_until_s = 0.0
+        self._reading_queue = asyncio.Lock()
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await super().__aexit__(kind, error, trace)
@@ -57,10 +58,11 @@ class Board(Site):
 
     async def _metrics(self, request: web.Request) -> web.Response:
         consumer = self._consumer
+        depth, oldest_s, flow = await self._recent_queue() or (None, {}, None)
         reading = Reading(
             consumer.config.queue,
             consumer.stats,
-            await self._recent_depth(),
+            depth,
             consumer.running,
             len(consumer.inbox),
             len(consumer.held),
@@ -68,16 +70,20 @@ class Board(Site):
             consumer.is_ready,
             set(consumer.broken),
             consumer.maintenance.ahead_s,
+            consumer.config.reserved_lanes,
+            oldest_s,
+            flow,
         )
         return web.Response(body=render(reading), headers=METRICS)
 
-    async def _recent_depth(self) -> Depth | None:
-        """Return what the queue holds, read within the last DEPTH_S; None when Redis did not answer."""
-        async with self._reading_depth:
-            if time.monotonic() >= self._depth_until_s:
+    async def _recent_queue(self) -> tuple[Depth, dict[str, float], Flow] | None:
+        """Return what the queue holds, and holds back, read within the last QUEUE_S; None when Redis did not answer."""
+        async with self._reading_queue:
+            if time.monotonic() >= self._queue_until_s:
+                found = self._inspector
                 try:
-                    self._depth = await self._inspector.depth()
+                    self._queue = await found.depth(), await found.oldest_waiting_s(), await found.flow()
                 except StoreUnavailable:
-                    self._depth = None
-                self._depth_until_s = time.monotonic() + DEPTH_S
-            return self._depth
+                    self._queue = None
+                self._queue_until_s = time.monotonic() + QUEUE_S
+            return self._queue

@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from runtime.stats import Count, Stats
+from runtime.store.flow import Flow
 from runtime.store.inspector import Depth
 
 # The buckets that are shown, of the powers of two in µs that are counted: 128 µs, 1 ms, 8 ms, 65 ms, 0.5 s, 4 s, 33 s, 4.5 min,
@@ -37,6 +38,9 @@ class Reading:
     is_ready: bool
     broken: Set[str] = frozenset()  # the keys of streams that cannot be read
     ahead_s: Mapping[str, float] = field(default_factory=dict[str, float])  # how far the last id of each priority lies ahead
+    reserved: int = 0
+    oldest_s: Mapping[str, float] = field(default_factory=dict[str, float])  # for how long the oldest of each priority waits
+    flow: Flow | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,7 @@ def _metrics(reading: Reading) -> Iterator[Metric]:
         ("runtime_inbox", "Jobs fetched by this worker and not started", reading.inbox),
         ("runtime_held", "Leases that this worker holds", reading.held),
         ("runtime_lanes", "Jobs that this worker can run at the same time", reading.lanes),
+        ("runtime_lanes_reserved", "Lanes of these that run jobs of CRITICAL only", reading.reserved),
         ("runtime_ready", "1 while this worker fetches and the store answers", int(reading.is_ready)),
     ):
         gauge = GaugeMetricFamily(name, text, labels=["queue"])
@@ -134,7 +139,7 @@ def _queue_metrics(reading: Reading) -> Iterator[Metric]:
             depth.backlog,
         ),
         ("runtime_delayed", "Jobs that wait for their time", depth.delayed),
-        ("runtime_parked", "Jobs that wait in lots, given back or of types that no worker here knows", depth.parked),
+        ("runtime_parked", "Jobs that wait in lots: given back, at a gate, or of types that no worker here knows", depth.parked),
         ("runtime_dead_letters", "Dead letters kept", depth.dead),
         ("runtime_workers", "Workers with a heartbeat", depth.workers),
     ):
@@ -145,6 +150,53 @@ def _queue_metrics(reading: Reading) -> Iterator[Metric]:
     for priority, value in depth.waiting.items():
         waiting.add_metric([reading.queue, priority], value)
     yield waiting
+    oldest = GaugeMetricFamily(
+        "runtime_oldest_waiting_seconds", "For how long the oldest job has waited to be fetched", labels=["queue", "priority"]
+    )
+    for priority, value in reading.oldest_s.items():
+        oldest.add_metric([reading.queue, priority], value)
+    yield oldest
+    if reading.flow is not None:
+        yield from _flow_metrics(reading.queue, reading.flow)
+
+
+def _flow_metrics(queue: str, flow: Flow) -> Iterator[Metric]:
+    """Return what holds jobs back, and the schedules; every worker says the same of them."""
+    yield _each("runtime_gate_waiting", "Jobs that wait at the gate of their type", queue, ["type"], {
+        (gate.type,): gate.waiting for gate in flow.gates
+    })  # fmt: skip
+    yield _each("runtime_gate_in_use", "Permits in use of a type that may run so many at once", queue, ["type"], {
+        (gate.type,): gate.in_use for gate in flow.gates if "limit" in gate.limits
+    })  # fmt: skip
+    yield _each("runtime_gate_limit", "How many jobs of a type may run at once", queue, ["type"], {
+        (gate.type,): limit for gate in flow.gates if isinstance(limit := gate.limits.get("limit"), int)
+    })  # fmt: skip
+    yield _each("runtime_gate_next_token_seconds", "In how long a job of a type with a rate may start", queue, ["type"], {
+        (gate.type,): gate.next_token_ms / 1000 for gate in flow.gates if gate.next_token_ms is not None
+    })  # fmt: skip
+    labels = ["kind", "name"]
+    yield _each("runtime_paused_since_timestamp_seconds", "Since when a type, a priority or all is paused", queue, labels, {
+        (pause.kind, pause.name): pause.since_ms / 1000 for pause in flow.pauses
+    })  # fmt: skip
+    yield _each("runtime_paused_until_timestamp_seconds", "Until when it is paused; +Inf until it is resumed", queue, labels, {
+        (pause.kind, pause.name): pause.until_ms / 1000 or float("inf") for pause in flow.pauses
+    })  # fmt: skip
+    yield _each("runtime_schedule_last_timestamp_seconds", "The last tick of a schedule that was decided", queue, ["schedule"], {
+        (one.name,): one.last_ms / 1000 for one in flow.schedules if one.last_ms is not None
+    })  # fmt: skip
+    yield _each("runtime_schedule_next_timestamp_seconds", "When a schedule fires next", queue, ["schedule"], {
+        (one.name,): one.next_ms / 1000 for one in flow.schedules if one.next_ms is not None
+    })  # fmt: skip
+    yield _each("runtime_rules_unreadable", "Rules and schedules that are left out, since they cannot be read", queue, [], {
+        (): len(flow.unreadable_rules) + len(flow.unreadable_schedules)
+    })  # fmt: skip
+
+
+def _each(name: str, text: str, queue: str, labels: Sequence[str], values: Mapping[tuple[str, ...], float]) -> Metric:
+    gauge = GaugeMetricFamily(name, text, labels=["queue", *labels])
+    for of, value in values.items():
+        gauge.add_metric([queue, *of], value)
+    return gauge
 
 
 def _job_metrics(reading: Reading) -> Iterator[Metric]:

@@ -165,6 +165,7 @@ def may_import(importer: str, imported: str) -> bool:
             return may_import_inside(importer, imported)
         case "board":
             allowed = (
+                "runtime.store.flow",
                 "runtime.store.inspector",
                 "runtime.consumer",
                 "runtime.stats",
@@ -176,7 +177,10 @@ def may_import(importer: str, imported: str) -> bool:
             )
             return is_under(imported, allowed)
         case "otel":
-            return is_under(imported, ("runtime.stats", "runtime.store.inspector", "runtime.jobs", "runtime.errors", "otel"))
+            return is_under(
+                imported,
+                ("runtime.stats", "runtime.store.flow", "runtime.store.inspector", "runtime.jobs", "runtime.errors", "otel"),
+            )
         case _ if importer.startswith("handlers.contracts"):
             return imported in ("runtime", "handlers.contracts.types")
         case _:

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from runtime.codec import SENT_FIELDS
 from runtime.config import SETTINGS
 from runtime.jobs import DONE
 from runtime.producer import Options
+from runtime.rules import Rules
 from runtime.stats import Stats
+from runtime.store.flow import Parts, reading
 from runtime.store.inspector import Depth, Inspector
 from tests.builders import job
 from tests.faults.harness import ROOT, leftovers
@@ -130,7 +133,8 @@ def test_every_metric_is_on_the_page_for_operators():
     stats = Stats()
     stats.ran(job(), DONE, 0.1)
     depth = Depth({"high": 1}, {"high": 0}, 0, 0, 0, 0, 1)
-    text = render(Reading("jobs", stats, depth, 0, 0, 0, 1, True)).decode()
+    flow = reading(Parts(Rules(), Counter(), [], {}, {}, 0), {})
+    text = render(Reading("jobs", stats, depth, 0, 0, 0, 1, True, flow=flow)).decode()
     text += render_processes(ProcessesReading({}, {0: 1}, 0, 0)).decode()
     page = (ROOT / "docs" / "operate.md").read_text()
     for name in re.findall(r"^# TYPE (\S+)", text, re.MULTILINE):
