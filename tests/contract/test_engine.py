@@ -61,9 +61,9 @@ async def test_a_keyed_job_that_was_taken_away_before_its_key_was_claimed_is_let
     async with working(server.url, work, concurrency=1) as worker:
         real = worker.streams.admit
 
-        async def too_late(keyed):
+        async def too_late(keyed, **named):
             raw.xclaim(KEY, GROUP, "somebody-else", 0, [lease.entry for lease, _ in keyed])
-            return await real(keyed)
+            return await real(keyed, **named)
 
         worker.streams.admit = too_late
         xadd(raw, 1, key="k")
@@ -382,8 +382,8 @@ async def test_what_a_beat_took_while_its_key_was_claimed_does_not_start(server,
     async with working(server.url, work, lease_s=6) as worker:
         admit = worker.streams.admit
 
-        async def frozen(keyed):
-            verdicts = await admit(keyed)
+        async def frozen(keyed, **named):
+            verdicts = await admit(keyed, **named)
             [(job, _)] = keyed
             raw.xclaim(KEY, GROUP, "somebody-else", 0, [job.entry])
             worker.leases._confirmed_s -= 6
@@ -405,7 +405,7 @@ async def test_a_stop_while_keys_are_claimed_gives_their_jobs_back(server, raw):
     async with working(server.url, work, grace_s=0) as worker:
         is_asked = asyncio.Event()
 
-        async def silent(keyed):
+        async def silent(keyed, **named):
             is_asked.set()
             await asyncio.Event().wait()
 
