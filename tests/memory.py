@@ -15,6 +15,7 @@ from runtime.jobs import FREE, STREAMS, SUSPECT, Lease
 from runtime.store.base import End
 
 BEGAN_MS = 1_700_000_000_000
+SUSPECT_MS = 60_000  # as in serve.lua
 REPEAT_MS, MAX_RULES = 10_000, 2000  # as in control.lua
 
 
@@ -147,10 +148,12 @@ class MemoryStore:
         return row is not None and (row.consumer, row.count) == (consumer, lease.count)
 
     def is_running(self, place: str) -> bool:
-        """Return whether a worker has the entry that stands there."""
+        """Return whether a worker has the entry that stands there, or will soon: one had it that died."""
         name, _, entry = place.partition("/")
         row = self.pending[STREAMS.index(name)].get(entry.encode()) if name in STREAMS else None
-        return row is not None and not row.consumer.startswith("~")
+        if row is None or not row.consumer.startswith("~"):
+            return row is not None
+        return row.consumer == SUSPECT and self.now_ms - row.since_ms < SUSPECT_MS
 
     def remove(self, stream: int, entry: bytes, count: int) -> None:
         """Let an entry leave its stream, and its strikes with it."""

@@ -315,7 +315,7 @@ async def test_a_full_gate_takes_back_the_permits_of_what_is_gone_or_waits_in_a_
     assert min(seen_ms.values()) > LONG_AGO_MS, "what runs was seen to"
 
 
-async def test_the_permits_of_a_dead_worker_come_back_when_its_jobs_are_reclaimed(store, other, kit):
+async def test_what_a_dead_worker_had_keeps_its_permit_until_it_has_run_again_or_waited_for_long(store, other, kit):
     entries = parked(kit, 4)
     await ask(store, Limits(limit=2))
     kit.set_permits("t", dict.fromkeys(places(entries[:2]), LONG_AGO_MS))
@@ -326,7 +326,12 @@ async def test_the_permits_of_a_dead_worker_come_back_when_its_jobs_are_reclaime
     kit.set_until({ME: 1})
     assert (await other.reclaim(HIGH, LEASE_MS, 100, {})).dead == 2
     kit.set_permits("t", dict.fromkeys(places(entries[:2]), LONG_AGO_MS))
-    assert given(await ask(other, Limits(limit=2))) == entries[2:]
+    told = await ask(other, Limits(limit=2), freed=free(entries[:2]))
+    assert (given(told), told.stands) == ([], SHORT), "they run next, whatever the limit: others would be beside them"
+    kit.set_permits("t", dict.fromkeys(places(entries[:2]), LONG_AGO_MS))
+    kit.claim(entries[0], "~suspect", idle_ms=59_000)
+    kit.claim(entries[1], "~suspect", idle_ms=61_000)
+    assert given(await ask(other, Limits(limit=2))) == entries[2:3]
 
 
 async def test_a_look_at_a_full_gate_takes_up_to_twenty_permits(store, kit):

@@ -513,9 +513,23 @@ MUTANTS = (
     Mutant(
         "what waits in a lot keeps its permit",
         "runtime/store/lua/serve.lua",
-        "  return row and string.sub(row[2], 1, 1) ~= '~'\n",
+        "  return row and (string.sub(row[2], 1, 1) ~= '~' or row[2] == SUSPECT and row[3] < SUSPECT_MS)\n",
         "  return row\n",
         f"{SERVE}::test_a_full_gate_takes_back_the_permits_of_what_is_gone_or_waits_in_a_lot",
+    ),
+    Mutant(
+        "what a dead worker had gives its permit to another before it runs again",
+        "runtime/store/lua/serve.lua",
+        "~= '~' or row[2] == SUSPECT and row[3] < SUSPECT_MS)",
+        "~= '~')",
+        f"{SERVE}::test_what_a_dead_worker_had_keeps_its_permit_until_it_has_run_again_or_waited_for_long",
+    ),
+    Mutant(
+        "what a dead worker had keeps its permit however long it waits",
+        "runtime/store/lua/serve.lua",
+        "~= '~' or row[2] == SUSPECT and row[3] < SUSPECT_MS)",
+        "~= '~' or row[2] == SUSPECT)",
+        f"{SERVE}::test_what_a_dead_worker_had_keeps_its_permit_until_it_has_run_again_or_waited_for_long",
     ),
     Mutant(
         "a gate looks at its permits only when none is left",

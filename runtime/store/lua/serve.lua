@@ -15,6 +15,7 @@
 local consumer, n, n_others = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local most, most_of_one, kind = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
 local HEAL, SEEN_MS = 20, 1000 -- guesses: permits that a gate looks at, unless one was seen within this time
+local SUSPECT_MS = 60000 -- a guess: isolation takes seconds, and a paused priority must not hold a permit for days
 local LOOK_AT = 500 -- a guess: entries looked at, a millisecond of the server
 local time = redis.call('TIME')
 local now_us = time[1] * 1000000 + time[2]
@@ -26,14 +27,15 @@ end
 local of_type, of_group = bounds(7), bounds(10)
 local is_by_group = of_group.limit > 0 or of_group.interval > 0
 
--- Its permits would be wrong if it ran: an entry that is gone, or waits in a lot.
+-- Its permits would be wrong if it ran: an entry that is gone, or waits in a lot. What a dead worker had keeps its permit for a while: it
+-- runs again soon, whatever the limit.
 local number_of = {}
 for s = 1, #STREAMS do number_of[STREAMS[s]] = s end
 local function is_running(place)
   local name, id = string.match(place, '^(%a+)/(%d+%-%d+)$')
   if not number_of[name] then return false end
   local row = redis.pcall('XPENDING', KEYS[number_of[name]], GROUP, id, id, 1)[1]
-  return row and string.sub(row[2], 1, 1) ~= '~'
+  return row and (string.sub(row[2], 1, 1) ~= '~' or row[2] == SUSPECT and row[3] < SUSPECT_MS)
 end
 
 local function permits_of(name)
