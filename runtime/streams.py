@@ -399,18 +399,22 @@ class Streams(Store):
         types: Mapping[str, tuple[int, int]],
         is_clean: bool = True,
         paused: Collection[int] = (),
+        limited: Mapping[str, tuple[bool, bool]] = {},
     ) -> Isolated:
         """Ask whether this worker may isolate, and for suspects of these types (each with its newest version, and timeout in ms).
 
         `calm_ms` is for how long the youngest job here has run, -1 where none runs; up to `n` may start; -1 gives the place up.
         `is_clean` says that no former suspect runs here. None are handed out of the streams that are `paused`.
+        `limited` are the types that have a limit, and whether it is of themselves, of their groups: what of these died without a
+        permit has never run, and waits for one.
 
         Raises:
             StoreUnavailable: no answer or an error.
         """
         runnable = [part for name, bounds in types.items() for part in (name, *bounds)]
+        bounded = [part for name, (of_type, of_group) in limited.items() for part in (name, int(of_type), int(of_group))]
         without = "".join(str(stream + 1) for stream in paused)
-        args = (self.consumer, lease_ms, calm_ms, base_ms, n, int(is_clean), without, *runnable)
+        args = (self.consumer, lease_ms, calm_ms, base_ms, n, int(is_clean), without, len(limited), *bounded, *runnable)
         now_ms, word, for_ms, *rows = await self.call_one(self._reader, self.command("isolate", *args))
         deliveries = [Delivery(row[0] - 1, [(row[1], row[2])], [row[3]]) for row in rows]
         names = cast("bytes", rows[0][4]).decode(errors="replace").split() if rows else []

@@ -19,7 +19,7 @@ from typing import Any
 
 from runtime.codec import MAX_DATA_BYTES, MAX_OTHERS_BYTES, as_text, pack_record, summary, unpack_record
 from runtime.errors import QueueFull, StoreError, StoreUnavailable
-from runtime.jobs import FREE, STREAMS, SUSPECT, Batch, Deferral, Job, Lease, Letter, Parking
+from runtime.jobs import FREE, GATE, STREAMS, SUSPECT, Batch, Deferral, Job, Lease, Letter, Parking
 from runtime.rules import VERSION, Rules, parse
 from runtime.store.base import MAX_LEASE_MS, End, Keys, WorkerRow
 from runtime.streams import (
@@ -329,6 +329,7 @@ class MemoryStreams:
         types: Mapping[str, tuple[int, int]],
         is_clean: bool = True,
         paused: Collection[int] = (),
+        limited: Mapping[str, tuple[bool, bool]] = {},
     ) -> Isolated:
         """Ask whether this worker may isolate, and for suspects."""
         store, me = self.store, self.consumer
@@ -347,7 +348,7 @@ class MemoryStreams:
         if wait_ms > 0 and listed and listed[0].rank != GUILTY:
             store.isolations.pop(me, None)
             return answer("busy", wait_ms)
-        chosen = self._choose(listed, n, types)
+        chosen = self._choose(listed, n, types, limited)
         if not chosen or (chosen[0].rank != GUILTY and wait_ms > 0):
             store.isolations.pop(me, None)
             return answer("none", wait_ms if chosen else self._sweep_strikes() or (lease_ms if is_any else 0))
@@ -375,7 +376,15 @@ class MemoryStreams:
                     listed.append(Suspect(stream, entry, count, rank, names))
         return sorted(listed, key=lambda one: (one.rank, one.count))  # sorted keeps the order of streams and entries
 
-    def _choose(self, listed: Sequence[Suspect], n: int, types: Mapping[str, tuple[int, int]]) -> list[Suspect]:
+    def _has_never_run(self, one: Suspect, fields: list[bytes], limited: Mapping[str, tuple[bool, bool]]) -> bool:
+        kind, group = ((value(fields, name) or b"").decode() for name in (b"type", b"group"))
+        of_type, of_group = limited.get(kind, (False, False))
+        name = kind if of_type else f"{kind}:{group}" if of_group and group else ""
+        return bool(name) and one.count == 1 and stands_at(one.stream, one.entry) not in self.store.permits.get(name, {})
+
+    def _choose(
+        self, listed: Sequence[Suspect], n: int, types: Mapping[str, tuple[int, int]], limited: Mapping[str, tuple[bool, bool]]
+    ) -> list[Suspect]:
         chosen: list[Suspect] = []
         most, size = 1, 0
         waiting = sum(len(self.store.held_by(stream, SUSPECT)) for stream in range(len(STREAMS)))
@@ -386,6 +395,9 @@ class MemoryStreams:
             fields = self.store.entries[one.stream].get(one.entry)
             if fields is None:
                 del self.store.pending[one.stream][one.entry]
+            elif _fits(fields, newest) and self._has_never_run(one, fields, limited):
+                kind = (value(fields, b"type") or b"").decode()
+                self.store.put(one.stream, one.entry, f"{GATE}{kind}", 0)
             elif value(fields, b"type") is None or _fits(fields, newest):
                 one.fields = fields
                 chosen.append(one)

@@ -14,7 +14,7 @@ import msgspec
 
 from runtime.codec import DEAD_FIELDS, MAX_DIGITS, MAX_FIELDS, MAX_MS, OWN_FIELDS
 from runtime.errors import ConfigError, QueueFull, StoreError
-from runtime.jobs import FREE, OVERFLOW, STREAMS, SUSPECT
+from runtime.jobs import FREE, GATE, OVERFLOW, STREAMS, SUSPECT
 from runtime.rules import VERSION, Rules, parse
 from runtime.store.connection import Connection
 from runtime.store.resp import Command, ServerError, Tail
@@ -107,6 +107,7 @@ def constants() -> str:
         "STREAMS": STREAMS,
         "FREE": FREE,
         "SUSPECT": SUSPECT,
+        "GATE": GATE,
         "OVERFLOW": OVERFLOW,
         "NOTES": tuple(name.decode() for name in DEAD_FIELDS),
         "MAX_FIELDS": MAX_FIELDS + OWN_FIELDS,

@@ -203,6 +203,12 @@ class Gates:
                     self._gate(type_name).lots.setdefault((stream, name), Lot(group))
         self._close(now_s)
 
+    @property
+    def limited(self) -> dict[str, tuple[bool, bool]]:
+        """The types that run with permits: whether of the type, and of its groups."""
+        gates = [gate for gate in self._gates.values() if gate.has_permits]
+        return {gate.type: (gate.limits.limit is not None, gate.limits.group_limit is not None) for gate in gates}
+
     def is_type_paused(self, type_name: bytes, now_s: float) -> bool:
         """Return whether nothing of a type may start."""
         gate = self.closed.get(type_name)

@@ -123,7 +123,8 @@ class Isolation:
         lease_ms, base_ms = int(config.lease_s * 1000), int(config.suspect_s * 1000)
         self._may_be_named = True
         try:
-            found = await self._ctx.streams.isolate(lease_ms, calm_ms, base_ms, n, self._startable(), is_clean, self._paused)
+            told = (self._startable(), is_clean, self._paused, self._ctx.gates.limited)
+            found = await self._ctx.streams.isolate(lease_ms, calm_ms, base_ms, n, *told)
         except StoreError:  # its last step is to name us
             self._may_be_named = False
             self._ask_at_s = now_s + ASK_PART * config.lease_s  # ordinary work goes on, though suspects cannot

@@ -184,7 +184,7 @@ async def do(side: Side, verb: str, args: list[Any]) -> Any:
             chosen = [(recent[at], lot) for at, lot in parks if at < len(recent)]
             return await serve(side, who, chosen, recent, *rest)
         case "isolate", [who, calm_ms, n, is_clean]:
-            found = await side.streams[who].isolate(LEASE_MS, calm_ms, 10_000, n, TYPES, is_clean)
+            found = await side.streams[who].isolate(LEASE_MS, calm_ms, 10_000, n, TYPES, is_clean, (), {"t": (True, True)})
             for_ms = found.for_ms if found.word in ("run", "wait") else found.for_ms > 0
             return found.word, for_ms, side.leased(who, found.fetched), found.names
         case "acquit", [who, _]:

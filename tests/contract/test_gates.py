@@ -208,7 +208,7 @@ async def test_a_suspect_of_a_full_gate_runs_all_the_same_and_its_permit_counts(
         await until(lambda: seen.began == [1], "the gate is full")
         (second,) = send(raw, 2, for_s=1.5)
         await until(lambda: len(in_lot(raw)) == 1, "this one waits")
-        raw.execute_command("XCLAIM", KEY, GROUP, SUSPECT, 0, second, "RETRYCOUNT", 1, "JUSTID")
+        raw.execute_command("XCLAIM", KEY, GROUP, SUSPECT, 0, second, "RETRYCOUNT", 2, "JUSTID")
         await until(lambda: seen.began == [1, 2], "it runs, though the gate is full")
         await until(lambda: raw.zscore("{jobs}:permits:limited", f"medium/{second}"), "it has a permit")
         send(raw, 3)
@@ -216,6 +216,20 @@ async def test_a_suspect_of_a_full_gate_runs_all_the_same_and_its_permit_counts(
         await until(lambda: seen.ended == [1, 2, 3], "all have run")
         assert first
         await nothing_left(raw)
+
+
+async def test_what_died_with_its_worker_before_it_had_a_permit_waits_for_one(server, raw, seen):
+    async with working(server.url, limited(seen, limit=1), suspect_s=0.1):
+        send(raw, 1, for_s=1.0)
+        await until(lambda: seen.began == [1], "the gate is full")
+        with raw.pipeline(transaction=True) as pipe:
+            pipe.xadd(KEY, {"type": "limited", "data": '{"n":2}'}, id="9999999999999-1")
+            pipe.xreadgroup(GROUP, SUSPECT, {KEY: ">"}, count=1)
+            pipe.execute()
+        await until(lambda: len(in_lot(raw)) == 1, "it is no suspect")
+        await until(lambda: seen.ended == [1, 2], "both have run")
+        await nothing_left(raw)
+    assert (seen.peaks[b""], seen.attempts) == (1, [1, 1])
 
 
 async def test_permits_of_jobs_that_no_worker_has_any_more_come_back(server, raw, seen):

@@ -84,6 +84,25 @@ async def test_first_suspects_run_together_and_later_ones_alone_the_least_suspec
     assert kit.strikes() == {}, "nobody has died"
 
 
+async def test_of_what_has_a_limit_runs_in_isolation_what_holds_a_permit_or_has_died_more_than_once(store, kit):
+    held, never, again = kit.suspect(1, type="t"), kit.suspect(1, type="t"), kit.suspect(2, type="t")
+    in_group, of_none = kit.suspect(1, type="t", group="g"), kit.suspect(1, type="t", group="")
+    kit.set_permits("t", {f"high/{held}": 1})
+    found = await store.isolate(30_000, -1, 10_000, 20, TYPES, True, (), {"u": (True, True)})
+    assert len(found.fetched.deliveries) == 4, "of another type with a limit nothing is here"
+    for entry in (held, never, in_group, of_none):
+        kit.claim(entry, "~suspect", 1)
+    found = await store.isolate(30_000, -1, 10_000, 20, TYPES, True, (), {"t": (False, True)})
+    assert kit.holders()[in_group] == ("~g:t", 0)
+    assert [kit.holders()[entry] for entry in (held, never, of_none)] == [(ME, 2)] * 3, "there is no permit of a group for these"
+    for entry in (held, never, of_none):
+        kit.claim(entry, "~suspect", 1)
+    await store.isolate(30_000, -1, 10_000, 20, TYPES, True, (), {"t": (True, True)})
+    assert [kit.holders()[entry] for entry in (held, never, of_none)] == [(ME, 2), ("~g:t", 0), ("~g:t", 0)]
+    await store.isolate(30_000, -1, 10_000, 20, TYPES, True, (), {"t": (True, True)})
+    assert kit.holders()[again] == (ME, 3)
+
+
 async def test_isolation_doubles_up_to_the_timeout_whatever_that_is(store, kit):
     kit.suspect(6)
     found = await store.isolate(30_000, -1, 10_000, 20, {"t": (1, 600_000)})

@@ -525,6 +525,20 @@ MUTANTS = (
         f"{SERVE}::test_what_a_dead_worker_had_keeps_its_permit_until_it_has_run_again_or_waited_for_long",
     ),
     Mutant(
+        "what died before it had a permit runs in isolation whatever the limit",
+        "runtime/store/lua/isolate.lua",
+        "if not name or suspect.count > 1 then return false end",
+        "if true then return false end",
+        "tests/contract/test_gates.py::test_what_died_with_its_worker_before_it_had_a_permit_waits_for_one",
+    ),
+    Mutant(
+        "who has died again is no suspect where it has lost its permit",
+        "runtime/store/lua/isolate.lua",
+        "if not name or suspect.count > 1 then return false end",
+        "if not name then return false end",
+        f"{VERBS}::test_of_what_has_a_limit_runs_in_isolation_what_holds_a_permit_or_has_died_more_than_once",
+    ),
+    Mutant(
         "what a dead worker had keeps its permit however long it waits",
         "runtime/store/lua/serve.lua",
         "~= '~' or row[2] == SUSPECT and row[3] < SUSPECT_MS)",

@@ -2,7 +2,8 @@
 -- Hand out suspects, entries that some worker held when it died, to a consumer that may isolate.
 -- ARGV: consumer, its lease in ms, for how long the youngest job that runs there has run in ms (-1: none runs), base of the isolation
 -- time in ms, n (how many may start; -1 gives the place up), 1 if no former suspect runs there, the numbers of the streams that are
--- paused, then in turn type, newest version and timeout in ms of what may run there.
+-- paused; how many types have a limit, and in turn such a type, 1 if it has one of itself, 1 if its groups have; then in turn type,
+-- newest version and timeout in ms of what may run there.
 -- Reply: now in ms, a word, a time in ms, then per entry {stream, id, fields, delivery count, names of workers that died of it alone}:
 -- 'none'  no suspect that may run there now: the place is given up; ask again after this time for those that are there all the same
 -- 'busy'  others have all places, half of the workers that live, at least one; one may be free after this time
@@ -12,6 +13,8 @@
 -- What runs alone is written down beside its consumer in the same step as the lease: if that one dies before it has said that the
 -- isolation is over, `reclaim` counts it as evidence. Of whom a worker died alone runs next where no other former suspect does, so that
 -- its second and third death are its own.
+-- What has a limit runs with a permit. Of that, what died at its first delivery and holds none has never run: it is no suspect, and waits
+-- for a permit in the lot of its gate. The others are within the limit with those they have.
 
 local consumer, lease_ms, calm_ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local base_ms, n, is_clean = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6] == '1'
@@ -20,8 +23,9 @@ local ALONE = 4 -- a guess: who is handed out for the fourth time after a death 
 local MAX_BYTES = 2000000 -- of an answer, and one entry more: payloads may be large where connections are slow; a guess
 local now = now_ms()
 local newest, timeouts = {}, {}
-local paused = ARGV[7] or ''
-for i = 8, #ARGV, 3 do
+local paused, limited, types = ARGV[7] or '', {}, 9 + 3 * (ARGV[8] or 0)
+for i = 9, types - 1, 3 do limited[ARGV[i]] = {ARGV[i + 1] == '1', ARGV[i + 2] == '1'} end
+for i = types, #ARGV, 3 do
   newest[ARGV[i]], timeouts[ARGV[i]] = tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2])
 end
 
@@ -100,6 +104,14 @@ local function most_together(suspect)
   return math.min(n, math.floor(math.sqrt(waiting)))
 end
 
+local function has_never_run(suspect, kind, fields)
+  local of_type, of_group = unpack(limited[kind] or {})
+  local group = field(fields, 'group') or ''
+  local name = of_type and kind or of_group and group ~= '' and kind .. ':' .. group
+  if not name or suspect.count > 1 then return false end
+  return redis.pcall('ZSCORE', PREFIX .. 'permits:' .. name, stands_at(suspect.s, suspect.id)) == false
+end
+
 local listed, is_any = {}, false
 for s = 1, #STREAMS do
   local rows = suspects_on(s, LOOK_AT)
@@ -137,6 +149,8 @@ for _, suspect in ipairs(listed) do
   local known = kind and newest[kind]
   if not fields then
     redis.call('XACK', stream, GROUP, id)
+  elseif known and has_never_run(suspect, kind, fields) then
+    park(suspect.s, id, GATE .. kind, 0)
   elseif not kind or (known and (tonumber(field(fields, 'v') or '1') or 0) <= known) then -- without a type, any worker can dead-letter it
     suspect.fields = fields
     chosen[#chosen + 1] = suspect
