@@ -218,6 +218,21 @@ async def test_a_suspect_of_a_full_gate_runs_all_the_same_and_its_permit_counts(
         await nothing_left(raw)
 
 
+async def test_what_expired_while_it_waited_costs_no_token(server, raw, seen):
+    raw.hset("{jobs}:control", mapping={"pause:limited": "0 1 test", "v": "1"})
+    async with working(server.url, limited(seen, rate="1/h")):
+        ends_ms = int(raw.time()[0]) * 1000 + 2000
+        send(raw, *range(150), exp=str(ends_ms))
+        send(raw, 1000)
+        await until(lambda: len(in_lot(raw)) == 151, "all wait")
+        await until(lambda: raw.time()[0] * 1000 > ends_ms, "all but one have expired")
+        raw.hdel("{jobs}:control", "pause:limited")
+        raw.hincrby("{jobs}:control", "v", 1)
+        await until(lambda: seen.ended == [1000], "the token is for the last")
+        await until(lambda: raw.xlen("{jobs}:dead") == 150, "the others are dead")
+        await until(lambda: lots(raw) == [], "no lot is left")
+
+
 async def test_what_died_with_its_worker_before_it_had_a_permit_waits_for_one(server, raw, seen):
     async with working(server.url, limited(seen, limit=1), suspect_s=0.1):
         send(raw, 1, for_s=1.0)

@@ -1,4 +1,5 @@
-"""`python -m tests.faults`: storms of every fault with fresh seeds, with their figures; a mass kill; schedules; the long tests.
+"""`python -m tests.faults`: storms of every fault with fresh seeds, with their figures; types with limits; a mass kill;
+schedules; the long tests.
 
 Exit status: 0 all figures hold, 1 one does not, 3 a run proved nothing, since a kind of fault met nobody at work, nor did two
 more runs in its place.
@@ -17,7 +18,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 
-from tests.faults import mass, ticks, versions
+from tests.faults import gates, mass, ticks, versions
 from tests.faults.checker import Verdict
 from tests.faults.nemesis import GRACE_S, KINDS
 from tests.faults.storms import DURABLE, LARGE, LONG, Weather, blow, commit, usual, version_of
@@ -29,11 +30,13 @@ SEEDS = 5
 JOBS = 100_000
 JOBS_PER_S = 160.0
 LEAST_S = 55.0  # less, and a deck of faults is not played out
+GATES_PART = gates.JOBS_PER_S / JOBS_PER_S  # for as long as the others
 MOST_MISSED = 0.2
 MOST_RECOVERY_S = 5.0
 FAILED, VOID = 1, 3
 VOID_AGAIN = 2
 Storm = Callable[[Server, Path, Weather, int], Coroutine[object, object, Verdict]]
+ALONE: dict[Storm, str] = {versions.blow: " --versions", gates.blow: " --gates"}
 SPECIAL = {"long jobs beside killers of every delay": LONG, "payloads of 250 KB over slow lines": LARGE}
 
 
@@ -47,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--jobs", type=int, default=JOBS, help="how many jobs in all (default %(default)s)")
     parser.add_argument("--versions", action="store_true", help="run the storms of the last release beside this tree alone")
+    parser.add_argument("--gates", action="store_true", help="run the storms over types with limits alone")
     parser.add_argument("--storms-only", action="store_true", help="without the long tests of single faults")
     options = parser.parse_args(arguments)
     first = int(time.time())
@@ -54,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     kinds = servers_for(len(seeds))
     if options.versions:
         return blow_versions(seeds, options.server, math.ceil(options.jobs / len(seeds)))
+    if options.gates:
+        return blow_gates(seeds, options.server, math.ceil(options.jobs / len(seeds)))
     statuses: list[int] = []
     for number, seed in enumerate(seeds):
         kind = options.server or kinds[number]
@@ -63,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, weather in SPECIAL.items():
             print(f"{name}:", flush=True)
             statuses.append(run_until_it_proves("valkey", first, weather))
+        statuses.append(blow_gates([first, first + 1], options.server, math.ceil(options.jobs / SEEDS * GATES_PART)))
         statuses.append(blow_versions([first, first + 1], options.server, math.ceil(options.jobs / SEEDS)))
     if not options.storms_only:
         statuses.append(mass.main([]))
@@ -83,6 +90,16 @@ def blow_versions(seeds: Sequence[int], server: str | None, jobs: int) -> int:
     weather = versions.usual(jobs, max(jobs / JOBS_PER_S, LEAST_S))
     return max(
         run_until_it_proves(server or kinds[number % len(kinds)], seed, weather, len(seeds) > 1, versions.blow)
+        for number, seed in enumerate(seeds)
+    )
+
+
+def blow_gates(seeds: Sequence[int], server: str | None, jobs: int) -> int:
+    """Run storms over types with limits, of so many jobs each; return the exit status."""
+    print("types with limits, whose workers are killed while people pause and resume:", flush=True)
+    kinds = [kind for kind in SERVERS if binary_of(kind)]
+    return max(
+        run_until_it_proves(server or kinds[number % len(kinds)], seed, gates.weather(jobs), len(seeds) > 1, gates.blow)
         for number, seed in enumerate(seeds)
     )
 
@@ -125,7 +142,7 @@ def run_one(kind: str, seed: int, weather: Weather, storm: Storm = blow) -> int:
     for reason in void:
         print(f"  void    {reason}")
     if problems or void:
-        words = f"--seed {seed} --server {kind} --jobs {weather.jobs}{'' if storm is blow else ' --versions'}"
+        words = f"--seed {seed} --server {kind} --jobs {weather.jobs}{ALONE.get(storm, '')}"
         print(f"  histories and logs: {history}; again: python -m tests.faults {words}")
     else:
         shutil.rmtree(history)

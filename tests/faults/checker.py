@@ -29,7 +29,8 @@ ELSEWHERE_S = (
 ELSEWHERE = ("thread", "child")  # in the names of the types that run there
 PLAIN_KEYS = {f"{TAG}:{name}" for name in (*STREAMS, "due", "msg", "dead", "workers", "workers:rows", "control", "cron", "audit")}
 PLAIN_KEYS |= {f"{TAG}:{name}" for name in ("events", "strikes", "wards", "layout")}
-MORTAL_KEYS = tuple(f"{TAG}:{name}:" for name in ("seen", "stats", "results"))  # every one of these must have an end of life
+MORTAL = ("seen", "stats", "results", "rate")
+MORTAL_KEYS = tuple(f"{TAG}:{name}:" for name in MORTAL)  # every one of these must have an end of life
 LATE_S = 4 * LEASE_S  # the longest fault, and what it takes to come back from it
 MOST_DELIVERIES = 3  # of an innocent, besides those that a fault of ours cut
 # What may cause a second run, the nearest cause first: the end of a process, or a standstill of a lease. A broken line or

@@ -83,13 +83,21 @@ class Exit(msgspec.Struct, tag="exit", frozen=True):
     status: int
 
 
+class Paused(msgspec.Struct, tag="paused", frozen=True):
+    """Nothing of a type or priority was to start from when the pause was confirmed until it was about to be ended."""
+
+    what: str
+    from_s: float
+    to_s: float
+
+
 class Drained(msgspec.Struct, tag="drained", frozen=True):
     """Everything was settled this long after the last fault and the last send."""
 
     seconds: float
 
 
-Line = Seed | Try | Answer | Fault | Starved | Back | Exit | Drained
+Line = Seed | Try | Answer | Fault | Starved | Back | Exit | Paused | Drained
 _decode = msgspec.json.Decoder(Line).decode
 
 
@@ -119,7 +127,9 @@ class Event:
 
 @dataclass
 class Run:
-    """One run of a number in one process; `settled_s` is when the worker heard that its outcome was written."""
+    """One run of a number in one process; `settled_s` is when the worker heard that its outcome was written. `more` is what
+    else its handler wrote down at the start.
+    """
 
     pid: int
     n: int
@@ -130,6 +140,7 @@ class Run:
     end_s: float = float("inf")
     outcome: str = ""
     settled_s: float = float("inf")
+    more: list[str] = field(default_factory=list)
 
     @property
     def until_s(self) -> float:
@@ -164,6 +175,7 @@ class Story:
     starved: list[Starved] = field(default_factory=list)
     backs: list[float] = field(default_factory=list)
     exits: list[Exit] = field(default_factory=list)
+    pauses: list[Paused] = field(default_factory=list)
     drained_s: float = 0.0
     runs: list[Run] = field(default_factory=list)
     settles: list[Settle] = field(default_factory=list)
@@ -215,6 +227,8 @@ def _add(story: Story, line: Any) -> None:
             story.backs.append(line.at_s)
         case Exit():
             story.exits.append(line)
+        case Paused():
+            story.pauses.append(line)
         case Drained():
             story.drained_s = line.seconds
 
@@ -226,7 +240,9 @@ def _add_worker(story: Story, pid: int, lines: list[list[str]]) -> None:
     for kind, *words in lines:
         if kind == "start":
             n, attempt, entry, count, at_s, *stream = words
-            run = Run(pid, int(n), int(attempt), f"{stream[0] if stream else ''}/{entry}", int(count), float(at_s))
+            run = Run(
+                pid, int(n), int(attempt), f"{stream[0] if stream else ''}/{entry}", int(count), float(at_s), more=stream[1:]
+            )
             story.runs.append(run)
             open_runs.setdefault((run.n, run.attempt), []).append(run)
             by_place[run.place] = run
