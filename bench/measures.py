@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import uvloop
 
-from bench import raw
+from bench import gates, raw
 from bench.lab import PAYLOAD, ROOT, STREAM, STREAMS, WORKERS, BenchError, Server, Worker, xadd
 from bench.noop import LATENCY_VARIABLE, TURNS_VARIABLE, Noop
 from runtime.producer import Message, Producer
@@ -143,6 +143,28 @@ class Round:
     def idle(self) -> Figures:
         """Return the CPU, the commands and the memory of a worker with 500 idle lanes."""
         return _idle(self.seconds)
+
+    def limit(self) -> Figures:
+        """Run jobs of a type with a limit, over two processes and over four."""
+        two, four = (gates.limit(processes, self.seconds) for processes in (2, 4))
+        return two | {f"{name}_4": value for name, value in four.items()}
+
+    def rate(self) -> Figures:
+        """Run jobs of a type with a rate, over one process and over four; and ask how often a shut gate is looked at."""
+        one, four = (gates.rate(processes, self.seconds) for processes in (1, 4))
+        return one | {f"{name}_4": value for name, value in four.items()} | gates.shut(self.seconds / 2)
+
+    def groups(self) -> Figures:
+        """Return how long jobs of other groups wait beside a busy one."""
+        return gates.groups()
+
+    def beside_gates(self) -> Figures:
+        """Drain while jobs of a type with a limit trickle in."""
+        return gates.beside(self.jobs)
+
+    def resume(self) -> Figures:
+        """Drain what was parked while its type was paused."""
+        return gates.resume(self.jobs, self.plain["jobs_per_s"])
 
     def processes(self) -> Figures:
         """Drain with two processes, and return how busy each side was."""

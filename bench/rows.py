@@ -58,6 +58,7 @@ class Row:
 
 
 WITHIN_15_PERCENT: Final = Target(at_least=0.85)
+WITHIN_5_PERCENT: Final = Target(at_least=0.95)
 CPU: Final = (
     Line("worker CPU, µs/job", "worker_us", 1),
     Line("server CPU, µs/job", "server_us", 1, "raw_server_us"),
@@ -179,6 +180,64 @@ ROWS: Final = (
         "LOW beside HIGH that never ends, no-op handlers",
         Round.starving,
         (Line("LOW, % of what ran", "low_percent", 1, target=Target(at_least=5)),),
+    ),
+    Row(
+        "limit",
+        "a type with limit=5, jobs of 0.1 s",
+        Round.limit,
+        (
+            Line("2 processes: most at once", "peak", target=Target(at_least=5, at_most=5)),
+            Line("part of the ideal rate", "of_ideal", 3, target=WITHIN_5_PERCENT),
+            Line("4 processes: most at once", "peak_4", target=Target(at_least=5, at_most=5)),
+            Line("part of the ideal rate", "of_ideal_4", 3, target=WITHIN_5_PERCENT),
+        ),
+    ),
+    Row(
+        "rate",
+        "a type with rate=100/s, while more wait",
+        Round.rate,
+        (
+            Line("1 process: most starts in a second", "most_per_s", target=Target(at_most=100)),
+            Line("fewest in 10 s", "least_per_10_s", target=Target(at_least=970)),
+            Line("most in 10 s", "most_per_10_s", target=Target(at_most=1000)),
+            Line("calls of Redis/s", "calls_per_s", 1, target=Target(at_most=100)),
+            Line("4 processes: most starts in a second", "most_per_s_4", target=Target(at_most=100)),
+            Line("fewest in 10 s", "least_per_10_s_4", target=Target(at_least=970)),
+            Line("most in 10 s", "most_per_10_s_4", target=Target(at_most=1000)),
+            Line("calls of Redis/s, each process", "calls_per_s_4", 1, target=Target(at_most=100)),
+            Line("shut by a limit: calls of Redis/s", "shut_calls_per_s", 1, target=Target(at_most=4)),
+        ),
+    ),
+    Row(
+        "groups",
+        "XADD to start of a job of another group, beside 10,000 of one with group_limit=1",
+        Round.groups,
+        (
+            Line("sent right behind them, s", "behind_s", 2, target=Target(below=1)),
+            Line("sent while they wait, worst of 20, s", "later_s", 2, target=Target(below=1)),
+        ),
+    ),
+    Row(
+        "beside-gates",
+        "drain while jobs with a limit trickle in, beside the same without a limit, in turn",
+        Round.beside_gates,
+        (
+            RATE,
+            Line("part of the rate without", "of_plain", 3, target=Target(at_least=0.98)),
+            Line("part of its worker CPU", "us_of_plain", 3, target=Target(at_most=1.02)),
+            *CPU,
+        ),
+    ),
+    Row(
+        "resume",
+        "drain of jobs that were parked while their type was paused",
+        Round.resume,
+        (
+            RATE,
+            Line("part of the plain drain", "of_plain", 2, target=Target(at_least=0.3)),
+            Line("resume to first job, s", "start_s", 2),
+            *CPU,
+        ),
     ),
     Row(
         "send-many",
