@@ -17,16 +17,38 @@ import msgspec
 
 from handlers.contracts.maintenance import Cleaned, CleanupLogs
 from handlers.kit.files import Writer, explained, open_root, target
-from handlers.kit.settings import Root, Settings, current
+from handlers.kit.settings import Root, Settings, at_start, current
 from handlers.kit.sweep import PACKED, STOP_EVERY, Found, Tree, below, compress, delete, outcome_of
 from handlers.kit.threads import Stop, in_thread
-from runtime import Backoff, Dead, Job, handler
+from runtime import Backoff, ConfigError, Dead, Job, Schedule, handler
 
 QUIET_S: Final = 600.0  # a guess: a file written to in the last ten minutes may still be open for writing
 PART_AGE_S: Final = 86_400.0  # a guess: far longer than any job of ours writes
 MAX_MATCHING: Final = 1_000_000  # a guess; they are held in memory, about 300 bytes each (measured)
 NEVER: Final = float("inf")
 BRAKE_PERCENT: Final = 90  # a guess: a root of logs always has some that are in use
+# Of its schedules:
+JITTER_S: Final = 120.0  # a guess: not all at once
+EXPIRES_S: Final = 20 * 3600.0  # a guess: the next one is near by then
+
+
+def SCHEDULES() -> list[Schedule]:
+    """Return a schedule for each cleanup of the settings that is enabled.
+
+    Raises:
+        ConfigError: the settings cannot be used, or a cleanup has no root with mode `purge`.
+    """
+    settings = at_start()
+    return [_schedule(alias, settings) for alias, cleanup in settings.cleanups.items() if cleanup.enabled]
+
+
+def _schedule(alias: str, settings: Settings) -> Schedule:
+    cleanup = settings.cleanups[alias]
+    root = settings.roots.get(cleanup.root)
+    if root is None or not root.allows("purge"):
+        raise ConfigError(f"cleanups.{alias}: root {cleanup.root!r}: must be in `roots`, with mode 'purge'")
+    name = f"cleanup-logs.{alias}"
+    return Schedule(name, cleanup.when, cleanup.job(), tz=cleanup.tz, jitter_s=JITTER_S, expires_s=EXPIRES_S)
 
 
 @handler(CleanupLogs, timeout_s=1800, retry=Backoff(base_s=300, cap_s=1800, attempts=3))

@@ -257,7 +257,7 @@ class Control:
             raise ConfigError(f"schedule must be a Schedule, got {_shown(schedule)}")
 
         def change(known: Schedules) -> dict[str, Any]:
-            if schedule.name in known.stored or schedule.name in known.in_force:
+            if schedule.name in {*known.in_force, *known.unreadable, *known.elsewhere}:
                 raise ConfigError(f"there is a schedule {schedule.name!r} already; hint: edit it, or remove it first")
             return whole_members(schedule.definition)
 
@@ -318,6 +318,8 @@ class Control:
     async def pause_schedule(self, name: str, *, reason: str = "") -> bool:
         """Let a schedule fire nothing until it is resumed; what it would have fired is not made up for.
 
+        One of code that is not here can be paused as well, where a worker has seen it.
+
         Raises:
             ConfigError: there is no such schedule, or the reason cannot be used; nothing is changed.
             StoreUnavailable: no answer or an error; it may or may not be changed.
@@ -329,12 +331,7 @@ class Control:
         return await self._set_paused(name, False, reason)
 
     async def _set_paused(self, name: str, is_paused: bool, reason: str) -> bool:
-        def change(known: Schedules) -> dict[str, Any]:
-            if known.named(name).settings.paused == is_paused:
-                return {}
-            return known.edited(name, {"paused": is_paused})
-
-        return await self._change(name, reason, change)
+        return await self._change(name, reason, lambda known: known.paused(name, is_paused))
 
     async def remove_schedule(self, name: str, *, reason: str = "") -> bool:
         """Remove a schedule from Redis; or what overrides one from code, which goes on as the code says.

@@ -173,11 +173,14 @@ class Found(msgspec.Struct):
 def find(modules: Sequence[str]) -> Found:
     """Import the modules, and those that a package names in `HANDLERS`; return all handlers and schedules in their attributes.
 
+    A module's `SCHEDULES` is a list of more schedules, or a function that returns one, as for those made from settings.
+
     A package may say in `EXTRAS` which import comes with which installation; where such an import is missing, the types of that
     module are not offered here.
 
     Raises:
-        ConfigError: a module cannot be imported, two handlers have one type or two schedules one name, or there is no handler.
+        ConfigError: a module cannot be imported, two handlers have one type or two schedules one name, a module's `SCHEDULES`
+            cannot be used, or there is no handler.
     """
     found = Found({}, [], {})
     for name in modules:
@@ -220,16 +223,19 @@ def _import(name: str) -> ModuleType:
         raise ConfigError(f"module {name} cannot be imported: {type(error).__name__}: {error}{_place(error)}") from error
 
 
-def _place(error: BaseException) -> str:
-    """Return file and line of what went wrong in the user's code; empty for a SyntaxError, which says it itself."""
+def _place(error: BaseException, ours: int = 3) -> str:
+    """Return file and line of what went wrong in the user's code, behind the frames that are ours or importlib's.
+
+    Empty for a SyntaxError, which says it itself.
+    """
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
-    if isinstance(error, SyntaxError) or len(frames) < 3:  # the runtime's and importlib's come first
+    if isinstance(error, SyntaxError) or len(frames) < ours:
         return ""
     return f" ({frames[-1].filename}:{frames[-1].lineno})"
 
 
 def _collect(found: Found, module: ModuleType) -> None:
-    for value in vars(module).values():
+    for value in (*vars(module).values(), *_schedules(module)):
         if isinstance(value, Schedule) and found.schedules.setdefault(value.name, value) is not value:
             raise ConfigError(f"two schedules have the name {value.name!r}; the second is in module {module.__name__}")
         if not isinstance(value, Handler):
@@ -239,3 +245,18 @@ def _collect(found: Found, module: ModuleType) -> None:
             raise ConfigError(
                 f"two handlers for type {value.contract.type!r}: {known.location} and {cast('Handler[Any]', value).location}"
             )
+
+
+def _schedules(module: ModuleType) -> Sequence[Schedule]:
+    made = getattr(module, "SCHEDULES", ())
+    if callable(made):
+        try:
+            made = made()
+        except ConfigError as error:
+            raise ConfigError(f"schedules of module {module.__name__}: {error}") from error
+        except (Exception, SystemExit) as error:
+            text = f"{type(error).__name__}: {error}{_place(error, 2)}"
+            raise ConfigError(f"schedules of module {module.__name__} cannot be made: {text}") from error
+    if not isinstance(made, list | tuple) or not all(isinstance(each, Schedule) for each in cast("list[object]", made)):
+        raise ConfigError(f"SCHEDULES of module {module.__name__}: must be a list of Schedule, or a function that returns one")
+    return cast("Sequence[Schedule]", made)

@@ -344,11 +344,13 @@ class InForce(msgspec.Struct, frozen=True):
 class Schedules(msgspec.Struct, frozen=True):
     """All that is known of schedules: those in force by name, and why others in Redis cannot be read; `now_ms` is the server's.
 
-    `code` are those of the code without what overrides them; `stored` is what stands in Redis.
+    `code` are those of the code without what overrides them; `stored` is what stands in Redis. `elsewhere` are those of other
+    code that is not here, by name: whether they are known to be paused in Redis.
     """
 
     in_force: dict[str, InForce]
     unreadable: dict[str, str]
+    elsewhere: dict[str, bool]
     code: dict[str, Definition]
     stored: dict[str, str]
     now_ms: int
@@ -361,15 +363,12 @@ class Schedules(msgspec.Struct, frozen=True):
         """
         if name in self.unreadable:
             raise ConfigError(f"{self.unreadable[name]}; hint: `cron remove {name}`")
+        if name in self.elsewhere:
+            raise ConfigError(f"schedule {name!r} is of code that is not here, and can only be paused and resumed")
         if name not in self.in_force:
             known = ", ".join(sorted(self.in_force)) or "none"
             raise ConfigError(f"no schedule {name!r}; there are {known}; hint: those of code are known where its modules are")
         return self.in_force[name].definition
-
-    @property
-    def elsewhere(self) -> list[str]:
-        """Names of schedules that are overridden in Redis and are not in this code."""
-        return sorted(set(self.stored) - set(self.in_force) - set(self.unreadable))
 
     def operation(self, name: str, members: dict[str, Any] | None) -> tuple[str, str, str]:
         """Return the operation that writes these members of a schedule in place of those that stand there; None for none.
@@ -383,6 +382,17 @@ class Schedules(msgspec.Struct, frozen=True):
         after = stored_members(f"0 {text}")[1]
         changed = sorted(member for member in {*after, *before} if _raw(after, member) != _raw(before, member))
         return ("put", f"cron:{name}", f"{revision} {','.join(changed) or 'nothing'} {text}")
+
+    def paused(self, name: str, is_paused: bool) -> dict[str, Any]:
+        """Return the members that stand in Redis of a schedule that is to be paused or resumed; none where it is so already.
+
+        Raises:
+            ConfigError: there is no such schedule.
+        """
+        is_elsewhere = name in self.elsewhere
+        if is_paused == (self.elsewhere[name] if is_elsewhere else self.named(name).settings.paused):
+            return {}
+        return stored_members(self.stored.get(name, ""))[1] | {"paused": is_paused}
 
     def edited(self, name: str, given: dict[str, Any]) -> dict[str, Any]:
         """Return the members that stand in Redis with some that were given; `when` and `every_s` take each other's place.
@@ -409,7 +419,9 @@ def schedules_in(code: dict[str, Definition], stored: dict[str, str], rows: dict
     in_force = {
         name: InForce(definition, _source(name, code, stored), read_row(rows.get(name, ""))) for name, definition in found.items()
     }
-    return Schedules(in_force, unreadable, code, stored, now_ms)
+    others = sorted(name for name in {*stored, *rows} - set(found) - set(unreadable))
+    elsewhere = {name: _raw(stored_members(stored.get(name, ""))[1], "paused") == b"true" for name in others}
+    return Schedules(in_force, unreadable, elsewhere, code, stored, now_ms)
 
 
 def message_members(definition: Definition, message: msgspec.Struct) -> dict[str, Any]:

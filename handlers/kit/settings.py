@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 from msgspec import Meta
 
+from handlers.contracts.maintenance import CleanupLogs
 from handlers.contracts.types import Address, Alias, Line, RootPath, check_path
 from runtime import ConfigError, Snooze
 
@@ -170,6 +171,18 @@ class Database(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         check_path(self.sqlite, "sqlite")
 
 
+class Cleanup(CleanupLogs, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A job `cleanup-logs` that is sent again and again, and when. `root` is the alias of the cleanup where it names none."""
+
+    enabled: bool = True
+    when: str = "20 3 * * *"
+    tz: str = "UTC"
+
+    def job(self) -> CleanupLogs:
+        """Return the payload of each job."""
+        return CleanupLogs(**{name: getattr(self, name) for name in CleanupLogs.__struct_fields__})
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The sections of `handlers.toml`, validated."""
 
@@ -178,6 +191,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     templates: Templates | None = None
     roots: dict[str, Root] = {}
     databases: dict[str, Database] = {}
+    cleanups: dict[str, Cleanup] = {}
 
     def sender(self, alias: str) -> Sender:
         """Return a sender.
@@ -242,6 +256,15 @@ def _missing(section: str, alias: str) -> NoReturn:
 # --- reading -------------------------------------------------------------------------------------------------------------
 
 
+def at_start() -> Settings:
+    """Return the settings as they are when a process starts.
+
+    Raises:
+        ConfigError: the file cannot be used.
+    """
+    return load(os.environ.get(VARIABLE, ""), os.environ)
+
+
 def current() -> Settings:
     """Return the current settings; the file is read again when it has changed, so that a fixed alias needs no restart.
 
@@ -286,6 +309,7 @@ def load(path: str, environment: Mapping[str, str]) -> Settings:
         templates=None if templates is None else _struct(path, "templates", templates, Templates),
         roots=_aliases(path, raw, "roots", Root),
         databases=_aliases(path, raw, "databases", Database),
+        cleanups={alias: _cleanup(path, alias, value) for alias, value in _section(path, raw, "cleanups").items()},
     )
 
 
@@ -321,8 +345,16 @@ def _override(raw: dict[str, Any], environment: Mapping[str, str]) -> None:
 
 
 def _aliases(path: str, raw: Mapping[str, Any], section: str, kind: type[S]) -> dict[str, S]:
-    found = _converted(path, section, raw.get(section, {}), dict[Alias, Any])
-    return {alias: _struct(path, f"{section}.{alias}", value, kind) for alias, value in found.items()}
+    return {alias: _struct(path, f"{section}.{alias}", value, kind) for alias, value in _section(path, raw, section).items()}
+
+
+def _section(path: str, raw: Mapping[str, Any], section: str) -> dict[str, Any]:
+    return _converted(path, section, raw.get(section, {}), dict[Alias, Any])
+
+
+def _cleanup(path: str, alias: str, value: Any) -> Cleanup:
+    given = {"root": alias, **cast("dict[str, Any]", value)} if isinstance(value, dict) else value
+    return _struct(path, f"cleanups.{alias}", given, Cleanup)
 
 
 def _struct(path: str, place: str, value: Any, kind: type[S]) -> S:

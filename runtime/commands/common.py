@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shlex
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from pathlib import Path
@@ -47,6 +48,12 @@ def with_store(
             return runner.run(work(embedded.url))
         finally:
             embedded.stop()
+
+
+def use_settings(config: Config) -> None:
+    """Let the shipped handlers of this process, and of its children, read their settings from the file that was named."""
+    if config.handlers_config:
+        os.environ["RUNTIME_HANDLERS_CONFIG"] = str(Path(config.handlers_config).absolute())
 
 
 def find_handlers(config: Config) -> Found:

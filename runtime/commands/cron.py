@@ -11,8 +11,8 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
-from runtime.commands.common import clean, find_handlers, print_json, with_store
-from runtime.commands.flags import add_texts, add_verb, check_between
+from runtime.commands.common import clean, find_handlers, print_json, use_settings, with_store
+from runtime.commands.flags import QUEUE, add_texts, add_verb, check_between
 from runtime.commands.ordering import add_order_flags
 from runtime.config import Config
 from runtime.control import MAX_BACKFILL, Control
@@ -23,6 +23,7 @@ from runtime.registry import Found
 from runtime.schedules import InForce, Schedule, Schedules
 
 SHOWN: Final = 5  # next times; a guess: a week's worth of most schedules
+SETTINGS: Final = (*QUEUE, "handlers_config")  # some of the shipped handlers' schedules are made from their settings
 PRIORITIES: Final = [priority.name.lower() for priority in Priority]
 T = TypeVar("T")
 
@@ -38,7 +39,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "python -m runtime cron backfill nightly --from 2026-11-01 --to 2026-11-08 --dry-run",
     )
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    add_verb(verbs, "list", print_list, "list all schedules").add_argument("--json", action="store_true", help="print JSON lines")
+    listing = add_verb(verbs, "list", print_list, "list all schedules", SETTINGS)
+    listing.add_argument("--json", action="store_true", help="print JSON lines")
     show = _verb(
         verbs, "show", print_one, "show a schedule, its next times and what its zone's clocks do to them, its last ticks"
     )
@@ -72,7 +74,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _verb(verbs: Any, name: str, call: Callable[..., int], text: str) -> argparse.ArgumentParser:
-    parser = add_verb(verbs, name, call, text)
+    parser = add_verb(verbs, name, call, text, SETTINGS)
     parser.add_argument("name", help="name of the schedule")
     return parser
 
@@ -95,6 +97,7 @@ def _add_members(parser: argparse.ArgumentParser) -> None:
 
 def main(config: Config, arguments: argparse.Namespace) -> int:
     """Run the verb that was asked for."""
+    use_settings(config)
     return int(arguments.verb(config, arguments))
 
 
@@ -126,8 +129,9 @@ def print_list(config: Config, arguments: argparse.Namespace) -> int:
             print(f"{one['name']:24.24} {one['type']:20.20} {next_one:20} {last:12} {one['words']}")
     for reason in known.unreadable.values():
         print(clean(reason), file=sys.stderr)
-    if known.elsewhere:
-        print(f"overridden, and not in {config.handlers}: {clean(', '.join(known.elsewhere))}", file=sys.stderr)
+    others = ", ".join(f"{name} (paused)" if is_paused else name for name, is_paused in known.elsewhere.items())
+    if others:
+        print(f"of other code, not in {config.handlers}: {clean(others)}", file=sys.stderr)
     return FAILED if known.unreadable else CLEAN
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from shutil import get_terminal_size
 from textwrap import fill
 from typing import Any, Final, NoReturn
@@ -63,11 +63,13 @@ def complete_path(action: argparse.Action) -> None:
         setattr(action, "complete", PATHS[action.metavar])  # noqa: B010 -- shtab's own attribute, of which argparse knows nothing
 
 
-def add_verb(verbs: Any, name: str, run: Callable[[Config, argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+def add_verb(
+    verbs: Any, name: str, run: Callable[[Config, argparse.Namespace], int], text: str, settings: Sequence[str] = QUEUE
+) -> argparse.ArgumentParser:
     """Add a verb of a command that has several: `run` is left as `verb` in the arguments. Return its parser."""
     parser: argparse.ArgumentParser = verbs.add_parser(name, help=text)
     add_texts(parser, f"{text[0].upper()}{text[1:]}.")
-    add_settings(parser, *QUEUE)
+    add_settings(parser, *settings)
     parser.set_defaults(verb=run)
     return parser
 

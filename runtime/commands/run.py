@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar, cast
 
 from runtime import logs, supervisor
 from runtime.backoff import Backoff, delay_s
-from runtime.commands.common import find_handlers
+from runtime.commands.common import find_handlers, use_settings
 from runtime.commands.flags import add_settings, add_texts
 from runtime.config import Config, address_of
 from runtime.consumer import CANCELLED, Consumer, Report, streams_for
@@ -63,8 +63,7 @@ def main(config: Config, arguments: argparse.Namespace) -> int:
     """Run jobs until a signal stops it. Return the exit status."""
     tether = Tether.taken()
     logs.setup(config.log, config.log_level)
-    if config.handlers_config:
-        os.environ["RUNTIME_HANDLERS_CONFIG"] = str(Path(config.handlers_config).absolute())
+    use_settings(config)
     if tether is not None:
         return _as_child(config, tether)
     found = None

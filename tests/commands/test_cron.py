@@ -166,7 +166,7 @@ def test_what_cannot_be_read_is_told_and_can_be_removed(cron: Any, raw: redis.Re
     assert "every" in result.stdout
     assert "schedule 'bad': must be a revision" in result.stderr
     assert "schedule 'latest': cap 0" in result.stderr
-    assert "overridden, and not in tests.faults.scheduled: elsewhere" in result.stderr
+    assert "of other code, not in tests.faults.scheduled: elsewhere (paused)" in result.stderr
     assert "hint: `cron remove latest`" in one_line(cron("show", "latest"))
     done(cron("remove", "bad"))
     done(cron("remove", "latest"))

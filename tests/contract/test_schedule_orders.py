@@ -117,12 +117,27 @@ async def test_what_cannot_be_read_is_told_and_removed_whatever_its_name(control
     raw.hset(CRON, mapping={"Bad\nname": "rubbish", "hourly": '3 {"cap":0}', "elsewhere": '3 {"cap":3}'})
     known = await control.schedules()
     assert set(known.unreadable) == {"Bad\nname", "hourly"}
-    assert (known.in_force, known.elsewhere) == ({}, ["elsewhere"])
+    assert (known.in_force, known.elsewhere) == ({}, {"elsewhere": False})
     with pytest.raises(ConfigError, match=r"cap 0: must be between.*cron remove hourly"):
         await control.edit_schedule("hourly", cap=2)
     for name in ("Bad\nname", "hourly", "elsewhere"):
         assert await control.remove_schedule(name)
     assert set((await control.schedules()).in_force) == {"hourly"}
+
+
+async def test_one_of_code_that_is_not_here_can_be_paused_and_resumed_and_no_more(control, raw):
+    raw.hset(STATE, "far-away", "1000 ab cd 2000 - 1000f")
+    assert (await control.schedules()).elsewhere == {"far-away": False}
+    assert await control.pause_schedule("far-away")
+    assert not await control.pause_schedule("far-away")
+    assert raw.hget(CRON, "far-away") == '1 {"paused":true}'
+    assert (await control.schedules()).elsewhere == {"far-away": True}
+    assert await control.resume_schedule("far-away")
+    assert not await control.resume_schedule("far-away")
+    with pytest.raises(ConfigError, match="schedule 'far-away' is of code that is not here"):
+        await control.edit_schedule("far-away", cap=3)
+    with pytest.raises(ConfigError, match="there is a schedule 'far-away' already"):
+        await control.add_schedule(Schedule("far-away", "@daily", Tidy()))
 
 
 T = datetime(2024, 11, 1, tzinfo=UTC)

@@ -18,8 +18,9 @@ from handlers.contracts.maintenance import Cleaned, CleanupLogs
 from handlers.kit.sweep import Found, Tree, compress, delete
 from handlers.kit.threads import THREADS, Stop, in_thread
 from handlers.maintenance import cleanup_logs
-from runtime import BadPayload, Dead, Priority, Snooze
+from runtime import BadPayload, ConfigError, Dead, Priority, Snooze
 from runtime.jobs import contract_of
+from runtime.registry import find
 from tests import builders
 from tests.handlers.conftest import Configure
 from tests.handlers.disks import BORN_MS, FETCHED_MS, Disk, child, cleanup, job_of, outcome, state, swapping
@@ -456,3 +457,53 @@ def test_what_makes_no_sense_is_refused(change: dict[str, Any]) -> None:
     assert decode(PAYLOAD).action == "delete"
     with pytest.raises(BadPayload):
         decode({**PAYLOAD, **change})
+
+
+# --- its schedules -------------------------------------------------------------------------------------------------------------
+
+ROOTS = 'roots.logs = { path = "/srv/logs", mode = "purge" }\nroots.out = { path = "/srv/out", mode = "write" }\n'
+CLEANUP = 'cleanups.logs = { include = ["*.log"], older_than = "7d" }\n'
+
+
+def test_each_cleanup_of_the_settings_is_a_schedule_and_none_without_it(configure: Configure) -> None:
+    configure(ROOTS)
+    assert find(["handlers"]).schedules == {}
+    more = 'cleanups.packed = { root = "logs", include = ["*.gz"], older_than = "90d", when = "@daily", tz = "Europe/Berlin" }\n'
+    configure(ROOTS + CLEANUP + more)
+    found = find(["handlers"]).schedules
+    assert sorted(found) == ["cleanup-logs.logs", "cleanup-logs.packed"]
+    definition = found["cleanup-logs.logs"].definition
+    settings = definition.settings
+    assert (settings.type, settings.priority, settings.when, settings.tz) == ("cleanup-logs", Priority.LOW, "20 3 * * *", "UTC")
+    assert (settings.missed, settings.overlap, settings.expires_s) == ("latest", "allow", 20 * 3600)
+    assert 0 <= definition.offset_ms < 120_000
+    message = decode(json.loads(bytes(settings.data)))
+    assert (message.root, message.include, message.older_than, message.force) == ("logs", ["*.log"], "7d", False)
+    other = found["cleanup-logs.packed"].definition.settings
+    assert (other.when, other.tz, json.loads(bytes(other.data))["root"]) == ("@daily", "Europe/Berlin", "logs")
+
+
+def test_a_cleanup_is_turned_off_in_the_file_and_in_the_environment(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(ROOTS + CLEANUP)
+    monkeypatch.setenv("RUNTIME_HANDLERS__CLEANUPS__LOGS__ENABLED", "false")
+    assert find(["handlers"]).schedules == {}
+    monkeypatch.undo()
+    configure(ROOTS + CLEANUP.replace("}", ", enabled = false }"))
+    assert find(["handlers"]).schedules == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (CLEANUP, "cleanups.logs: root 'logs': must be in `roots`, with mode 'purge'"),
+        (ROOTS + CLEANUP.replace("logs", "out"), "cleanups.out: root 'out': must be in `roots`, with mode 'purge'"),
+        (ROOTS + CLEANUP.replace("}", ', when = "0 33 * * *" }'), "schedule 'cleanup-logs.logs': when '0 33 \\* \\* \\*'"),
+        (ROOTS + CLEANUP.replace("7d", "soon"), "cleanups.logs: .*older_than"),
+    ],
+)
+def test_a_cleanup_that_cannot_be_is_refused_where_handlers_are_found(configure: Configure, text: str, words: str) -> None:
+    configure(text)
+    with pytest.raises(ConfigError, match=words):
+        find(["handlers"])

@@ -82,6 +82,10 @@ def test_each_value_may_come_from_the_environment(tmp_path: Path) -> None:
         ('senders.a = { smtp = "main", address = "a@example.org", name = "a\\nb" }', "senders.a: .*name"),
         ("[odd]\nkey = 1", "unknown section 'odd'"),
         ("smtp.a = {", "handlers.toml: "),
+        ('cleanups.logs = { include = ["*.log"] }', "cleanups.logs: Object missing required field `older_than`"),
+        ('cleanups.logs = { include = ["*"], older_than = "9y" }', "cleanups.logs: "),
+        ('cleanups.logs = { include = ["*"], older_than = "9d", every = 5 }', "cleanups.logs: "),
+        ("cleanups.logs = 5", "cleanups.logs: "),
     ],
 )
 def test_what_cannot_work_is_refused_with_its_place_and_without_its_value(tmp_path: Path, text: str, said: str) -> None:

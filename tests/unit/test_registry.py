@@ -453,6 +453,36 @@ def test_schedules_are_found_like_handlers(write: Write) -> None:
     assert found.schedules["nightly"].definition.settings.type == "greet"
 
 
+MORE = (
+    'from runtime import Schedule\n{} [Schedule("nightly", "0 3 * * *", Message()), Schedule("hourly", "@hourly", Message())]\n'
+)
+
+
+@pytest.mark.parametrize("code", [MORE.format("SCHEDULES ="), MORE.format("def SCHEDULES(): return")])
+def test_a_module_may_give_a_list_of_schedules_or_make_one(write: Write, code: str) -> None:
+    write("pkg/__init__", 'HANDLERS = ("pkg.one",)\n' + declaring("own"))
+    write("pkg/one", declaring("one") + code)
+    assert list(find(["pkg"]).schedules) == ["nightly", "hourly"]
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("SCHEDULES = 7", "SCHEDULES of module one: must be a list of Schedule"),
+        ("SCHEDULES = [7]", "SCHEDULES of module one: must be a list of Schedule"),
+        ("def SCHEDULES(): pass", "SCHEDULES of module one: must be a list of Schedule"),
+        ("def SCHEDULES(): return {}[1]", "schedules of module one cannot be made: KeyError: 1 ("),
+        (
+            MORE.format("def SCHEDULES(): return").replace("0 3", "0 33"),
+            "schedules of module one: schedule 'nightly': when '0 33 * * *': hour '33'",
+        ),
+    ],
+)
+def test_schedules_that_cannot_be_made_are_refused_with_their_module(write: Write, code: str, words: str) -> None:
+    write("one", declaring("greet") + code)
+    assert words in refusal(lambda: find(["one"]))
+
+
 def test_two_schedules_of_one_name_are_refused(write: Write) -> None:
     write("one", declaring("greet") + SCHEDULE)
     write("two", declaring("wave") + SCHEDULE)
