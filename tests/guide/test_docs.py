@@ -90,6 +90,8 @@ def test_every_command_of_a_page_runs(page: str, tcp_server: Server, tmp_path: P
     raw = tcp_server.client()
     letter = raw.xadd("{jobs}:dead", {"type": "send-email", "data": "{}", "dead_reason": "attempts", "dead_from": "high/1-1"})
     (tmp_path / "mails.jsonl").write_text('{"to":"ada@example.com","subject":"Hi","text":"Hello"}\n')
+    for name, code in PYTHON.findall((ROOT / "docs" / page).read_text()):
+        (tmp_path / name).write_text(code)
     commands = [line for block in PAGES[page] for line in block.strip().splitlines()]
     if not shutil.which("redis-cli"):
         commands = [command for command in commands if not command.startswith("redis-cli")]
