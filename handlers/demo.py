@@ -10,6 +10,7 @@ import json
 import mailbox
 import os
 import random
+import shlex
 import signal
 import socket
 import sqlite3
@@ -27,9 +28,10 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from handlers.contracts.data import Condition, ExportCsv, Order, Table
+from handlers.contracts.demo import BuildReport, CheckPayment, ResizeImage, TellPartner, WarmCache
 from handlers.contracts.email import SendEmail
 from handlers.contracts.maintenance import CleanupLogs
-from runtime import JobsError, Producer
+from runtime import JobsError, Message, Producer
 
 try:
     from aiosmtpd.smtp import SMTP
@@ -48,6 +50,13 @@ MAX_SOCKET_BYTES: Final = 100  # sun_path has 104 bytes on macOS, 108 on Linux
 PR_SET_PDEATHSIG: Final = 1  # <linux/prctl.h>
 ORDERS: Final = 20_000  # a guess: about 700 rows for each export
 OLD_S: Final = 40 * 86400  # older than the 30 days of `_clean_up`
+# Guesses: each of these comes a few times a minute, waits for its limit for some seconds, and is done before the next one.
+IMAGES: Final = 10
+ORDERS_TOLD: Final = 25
+REPORTS: Final = 12
+PAGES: Final = 300
+CUSTOMERS: Final = ("ada", "edsger", "grace")
+HANDLERS: Final = "handlers,handlers.demo_jobs"
 KEPT_EXPORTS: Final = 20  # a guess: enough to look into
 TEMPLATE_TEXT: Final = "Hello {{ name }},\n\nyour order {{ order.number }} is on its way.\n"
 TEMPLATE_HTML: Final = "<p>Hello <b>{{ name }}</b>,</p><p>your order {{ order.number }} is on its way.</p>\n"
@@ -132,6 +141,11 @@ class Traffic:
             (3, self._malformed),
             (8, self._export),
             (3, self._clean_up),
+            (30, self._payment),
+            (5, self._images),
+            (4, self._partner),
+            (4, self._reports),
+            (2, self._pages),
         ]
 
     async def run(self) -> None:
@@ -206,6 +220,27 @@ class Traffic:
         (logs / "access.log").write_text("127.0.0.1 - - GET / 200\n", "utf-8")
         await self._producer.send(CleanupLogs(root="logs-web", include=["*.log.*"], older_than="30d", force=True))
 
+    async def _payment(self) -> None:
+        await self._producer.send(CheckPayment(number=self._number))
+
+    async def _images(self) -> None:
+        await self._producer.send_many(ResizeImage(image=n, takes_s=self._takes_s()) for n in range(IMAGES))
+
+    async def _partner(self) -> None:
+        await self._producer.send_many(TellPartner(order=n) for n in range(ORDERS_TOLD))
+
+    async def _reports(self) -> None:
+        customers = self._random.choices(CUSTOMERS, k=REPORTS)
+        await self._producer.send_many(
+            Message(payload=BuildReport(customer=name, takes_s=self._takes_s()), group=name) for name in customers
+        )
+
+    async def _pages(self) -> None:
+        await self._producer.send_many(WarmCache(page=n, takes_s=self._takes_s()) for n in range(PAGES))
+
+    def _takes_s(self) -> float:
+        return round(self._random.uniform(0.3, 1.5), 3)
+
     async def _malformed(self) -> None:
         fields = self._random.choice(
             [
@@ -224,7 +259,7 @@ class Traffic:
 async def start_worker(folder: Path, board: str) -> asyncio.subprocess.Process:
     """Start the worker in a session of its own, so that Ctrl-C reaches only this process, which passes it on once."""
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", "runtime", "run", "--handlers", "handlers"),
+        *(sys.executable, "-P", "-m", "runtime", "run", "--handlers", HANDLERS),
         *("--handlers-config", str(folder / "handlers.toml"), "--data-dir", str(folder / "data")),
         *("--board", board, "--lease", "10", "--grace", "10"),
         start_new_session=True,
@@ -291,7 +326,8 @@ def prepare(folder: Path, smtp_port: int) -> None:
         f"roots.shop = {{ path = {json.dumps(str(_shop(folder / 'shop')))} }}\n"
         f'roots.exports = {{ path = {json.dumps(str(_folder(folder / "exports")))}, mode = "write" }}\n'
         f'roots.logs-web = {{ path = {json.dumps(str(_folder(folder / "logs")))}, mode = "purge" }}\n'
-        'databases.shop = { sqlite = "shop:shop.db" }\n',
+        'databases.shop = { sqlite = "shop:shop.db" }\n'
+        'cleanups.logs-web = { include = ["*.log.*"], older_than = "30d" }\n',
         "utf-8",
     )
 
@@ -369,25 +405,35 @@ async def _send_traffic(folder: Path, board: str, store: str) -> None:
 
 
 def _welcome(folder: Path, board: str) -> str:
-    data = f"--data-dir {folder / 'data'}"
+    runtime, data = f"{_python()} -m runtime", f"--data-dir {shlex.quote(_short(folder / 'data'))}"
+    handlers = f"--handlers {HANDLERS} --handlers-config {shlex.quote(_short(folder / 'handlers.toml'))}"
     return f"""
   health    http://{board}/readyz
   metrics   http://{board}/metrics
   mails     {folder / "maildir" / "new"}
   exports   {folder / "exports"}
 
-  Jobs are sent until Ctrl-C: mails, exports of a shop's orders, logs to clean up. In another terminal:
+  Jobs are sent until Ctrl-C: mails, exports of a shop's orders, logs to clean up; and some that wait for their turn: images, 3 at
+  a time; a partner, told 5 orders a second; reports, one at a time for each customer; the stock, every 5 seconds; payments, which
+  are checked at once, whatever else there is to do. In another terminal:
 
-    {_python()} -m runtime top {data}
-    {_python()} -m runtime stats {data}
-    {_python()} -m runtime dead list {data}
-    {_python()} -m runtime doctor {data}
+    {runtime} top {data}
+    {runtime} stats {data}
+    {runtime} dead list {data}
+    {runtime} doctor {data}
+
+    {runtime} pause demo-tell-partner --for 30s {data}
+    {runtime} limits set demo-resize-image --limit 1 {data}
+    {runtime} cron list {data} {handlers}
 """
 
 
 def _python() -> str:
-    """Return the interpreter's path as a user would type it here."""
-    path = Path(sys.executable)
+    return shlex.quote(_short(Path(sys.executable)))
+
+
+def _short(path: Path) -> str:
+    """Return a path as a user would type it here."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 

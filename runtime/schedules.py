@@ -341,16 +341,22 @@ class InForce(msgspec.Struct, frozen=True):
         return self.row is not None and self.row.whole_hash == self.definition.whole_hash
 
 
+class Elsewhere(msgspec.Struct, frozen=True):
+    """A schedule of code that is not here, of which only what stands in Redis is known; `row` as in `InForce`."""
+
+    is_paused: bool
+    row: Row | None
+
+
 class Schedules(msgspec.Struct, frozen=True):
     """All that is known of schedules: those in force by name, and why others in Redis cannot be read; `now_ms` is the server's.
 
-    `code` are those of the code without what overrides them; `stored` is what stands in Redis. `elsewhere` are those of other
-    code that is not here, by name: whether they are known to be paused in Redis.
+    `code` are those of the code without what overrides them; `stored` is what stands in Redis.
     """
 
     in_force: dict[str, InForce]
     unreadable: dict[str, str]
-    elsewhere: dict[str, bool]
+    elsewhere: dict[str, Elsewhere]
     code: dict[str, Definition]
     stored: dict[str, str]
     now_ms: int
@@ -364,7 +370,8 @@ class Schedules(msgspec.Struct, frozen=True):
         if name in self.unreadable:
             raise ConfigError(f"{self.unreadable[name]}; hint: `cron remove {name}`")
         if name in self.elsewhere:
-            raise ConfigError(f"schedule {name!r} is of code that is not here, and can only be paused and resumed")
+            hint = "hint: name the module that has it (--handlers)"
+            raise ConfigError(f"schedule {name!r} is of code that is not here, and can only be paused and resumed; {hint}")
         if name not in self.in_force:
             known = ", ".join(sorted(self.in_force)) or "none"
             raise ConfigError(f"no schedule {name!r}; there are {known}; hint: those of code are known where its modules are")
@@ -381,7 +388,8 @@ class Schedules(msgspec.Struct, frozen=True):
         text = as_stored(members or {})
         after = stored_members(f"0 {text}")[1]
         changed = sorted(member for member in {*after, *before} if _raw(after, member) != _raw(before, member))
-        return ("put", f"cron:{name}", f"{revision} {','.join(changed) or 'nothing'} {text}")
+        told = [f"paused={_raw(after, member).decode()}" if member == "paused" else member for member in changed]
+        return ("put", f"cron:{name}", f"{revision} {','.join(told) or 'nothing'} {text}")
 
     def paused(self, name: str, is_paused: bool) -> dict[str, Any]:
         """Return the members that stand in Redis of a schedule that is to be paused or resumed; none where it is so already.
@@ -390,7 +398,7 @@ class Schedules(msgspec.Struct, frozen=True):
             ConfigError: there is no such schedule.
         """
         is_elsewhere = name in self.elsewhere
-        if is_paused == (self.elsewhere[name] if is_elsewhere else self.named(name).settings.paused):
+        if is_paused == (self.elsewhere[name].is_paused if is_elsewhere else self.named(name).settings.paused):
             return {}
         return stored_members(self.stored.get(name, ""))[1] | {"paused": is_paused}
 
@@ -420,7 +428,7 @@ def schedules_in(code: dict[str, Definition], stored: dict[str, str], rows: dict
         name: InForce(definition, _source(name, code, stored), read_row(rows.get(name, ""))) for name, definition in found.items()
     }
     others = sorted(name for name in {*stored, *rows} - set(found) - set(unreadable))
-    elsewhere = {name: _raw(stored_members(stored.get(name, ""))[1], "paused") == b"true" for name in others}
+    elsewhere = {name: _elsewhere(stored.get(name, ""), rows.get(name, "")) for name in others}
     return Schedules(in_force, unreadable, elsewhere, code, stored, now_ms)
 
 
@@ -446,6 +454,10 @@ def whole_members(definition: Definition) -> dict[str, Any]:
     defaults = msgspec.structs.asdict(Settings(type="", data=msgspec.Raw(b"")))
     kept = {"type", "data", "version", "priority"}
     return {member: value for member, value in settings.items() if member in kept or value != defaults[member]}
+
+
+def _elsewhere(stored: str, row: str) -> Elsewhere:
+    return Elsewhere(_raw(stored_members(stored)[1], "paused") == b"true", read_row(row))
 
 
 def _source(name: str, code: dict[str, Definition], stored: dict[str, str]) -> Literal["code", "code, overridden", "Redis"]:

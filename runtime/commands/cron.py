@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final, TypeVar
 from zoneinfo import ZoneInfo
 
@@ -13,16 +15,18 @@ import msgspec
 
 from runtime.commands.common import clean, find_handlers, print_json, use_settings, with_store
 from runtime.commands.flags import QUEUE, add_texts, add_verb, check_between
-from runtime.commands.ordering import add_order_flags
+from runtime.commands.ordering import add_order_flags, tell
 from runtime.config import Config
 from runtime.control import MAX_BACKFILL, Control
 from runtime.errors import BadPayload, ConfigError, UnknownType
 from runtime.jobs import PLAIN, Job, Priority
 from runtime.leaving import CLEAN, FAILED
 from runtime.registry import Found
-from runtime.schedules import InForce, Schedule, Schedules
+from runtime.schedules import InForce, Row, Schedule, Schedules
 
 SHOWN: Final = 5  # next times; a guess: a week's worth of most schedules
+MARKS: Final = 12  # of the last ticks in the list; a guess: two hours of most that fire every ten minutes
+ELSEWHERE: Final = "of code that is not here (--handlers, --handlers-config)"
 SETTINGS: Final = (*QUEUE, "handlers_config")  # some of the shipped handlers' schedules are made from their settings
 PRIORITIES: Final = [priority.name.lower() for priority in Priority]
 T = TypeVar("T")
@@ -118,21 +122,26 @@ def print_list(config: Config, arguments: argparse.Namespace) -> int:
     """Print all schedules; status 1 when one cannot be read."""
     known = _ask(config, find_handlers(config), Control.schedules)
     told = [_told(known, name, 1) for name in sorted(known.in_force)]
-    if told and not arguments.json:
+    if (told or known.elsewhere) and not arguments.json:
         print(f"{'NAME':24} {'TYPE':20} {'NEXT':20} {'LAST':12} WHEN")
     for one in told:
         if arguments.json:
             print_json(one)
         else:
             next_one = "paused" if one["paused"] else (one["next"] or ["never"])[0][:19].replace("T", " ")
-            last = "".join(tick.lstrip("0123456789")[0] for tick in one["ticks"][-12:])
-            print(f"{one['name']:24.24} {one['type']:20.20} {next_one:20} {last:12} {one['words']}")
+            last = _marks(known.in_force[one["name"]].row)
+            print(f"{clean(one['name'], 24):24} {clean(one['type'], 20):20} {next_one:20} {last:12} {one['words']}")
     for reason in known.unreadable.values():
         print(clean(reason), file=sys.stderr)
-    others = ", ".join(f"{name} (paused)" if is_paused else name for name, is_paused in known.elsewhere.items())
-    if others:
-        print(f"of other code, not in {config.handlers}: {clean(others)}", file=sys.stderr)
+    for name, other in known.elsewhere.items():
+        if not arguments.json:
+            print(f"{clean(name, 24):24} {'-':20} {'paused' if other.is_paused else '-':20} {_marks(other.row):12} {ELSEWHERE}")
+    print(f"{len(known.in_force)} in force here, {len(known.elsewhere)} elsewhere", file=sys.stderr)
     return FAILED if known.unreadable else CLEAN
+
+
+def _marks(row: Row | None) -> str:
+    return "".join(tick.lstrip("0123456789")[:1] for tick in (row.ticks[-MARKS:] if row else ()))
 
 
 def print_one(config: Config, arguments: argparse.Namespace) -> int:
@@ -202,7 +211,8 @@ def add_one(config: Config, arguments: argparse.Namespace) -> int:
     found, members = find_handlers(config), _members(arguments)
     message = _payload(config, found, arguments.type, arguments.data)
     schedule = Schedule(arguments.name, members.pop("when", ""), message, **members)
-    return _changed(config, found, arguments, lambda control: control.add_schedule(schedule, reason=arguments.reason))
+    change = partial(Control.add_schedule, schedule=schedule, reason=arguments.reason)
+    return _changed(config, found, arguments, change, "added", f"cron remove {shlex.quote(arguments.name)}")
 
 
 def edit_one(config: Config, arguments: argparse.Namespace) -> int:
@@ -217,35 +227,39 @@ def edit_one(config: Config, arguments: argparse.Namespace) -> int:
             given["message"] = _payload(config, found, of_type, arguments.data)
         return await control.edit_schedule(arguments.name, **given, reason=arguments.reason)
 
-    return _changed(config, found, arguments, edit)
+    return _changed(config, found, arguments, edit, "changed")
 
 
 def pause(config: Config, arguments: argparse.Namespace) -> int:
     """Let a schedule fire nothing."""
-    return _order(config, arguments, Control.pause_schedule)
+    return _order(config, arguments, Control.pause_schedule, "paused until resumed", f"cron resume {shlex.quote(arguments.name)}")
 
 
 def resume(config: Config, arguments: argparse.Namespace) -> int:
     """Let a schedule fire again."""
-    return _order(config, arguments, Control.resume_schedule)
+    return _order(config, arguments, Control.resume_schedule, "goes on")
 
 
 def remove(config: Config, arguments: argparse.Namespace) -> int:
     """Remove a schedule from Redis."""
-    return _order(config, arguments, Control.remove_schedule)
+    return _order(config, arguments, Control.remove_schedule, "removed")
 
 
-def _order(config: Config, arguments: argparse.Namespace, verb: Callable[..., Awaitable[bool]]) -> int:
-    found = find_handlers(config)
-    return _changed(config, found, arguments, lambda control: verb(control, arguments.name, reason=arguments.reason))
+def _order(config: Config, arguments: argparse.Namespace, verb: Callable[..., Awaitable[bool]], said: str, back: str = "") -> int:
+    change = partial(verb, name=arguments.name, reason=arguments.reason)
+    return _changed(config, find_handlers(config), arguments, change, said, back)
 
 
-def _changed(config: Config, found: Found, arguments: argparse.Namespace, change: Callable[[Control], Awaitable[bool]]) -> int:
-    has_changed = _ask(config, found, change)
-    if arguments.json:
-        print_json({"changed": [arguments.name] * has_changed, "unchanged": [arguments.name] * (not has_changed)})
-    else:
-        print(f"{clean(arguments.name)}: {'changed' if has_changed else 'nothing to do'}")
+def _changed(
+    config: Config,
+    found: Found,
+    arguments: argparse.Namespace,
+    change: Callable[[Control], Awaitable[bool]],
+    said: str,
+    back: str = "",
+) -> int:
+    changed = [arguments.name] if _ask(config, found, change) else []
+    tell(config, arguments, [arguments.name], changed, said, "was so already", back)
     return CLEAN
 
 

@@ -34,7 +34,10 @@ def done(result: Any, text: str = "") -> None:
 
 
 def test_a_schedule_is_added_changed_paused_resumed_and_removed(cron: Any, raw: redis.Redis) -> None:
-    done(cron("add", "nightly", "quick", "{}", "--when", "0 3 * * *", "--tz", "Europe/Berlin", "--reason", "a test"), "changed")
+    done(
+        cron("add", "nightly", "quick", "{}", "--when", "0 3 * * *", "--tz", "Europe/Berlin", "--reason", "a test"),
+        "added: nightly",
+    )
     row = listed(cron)["nightly"]
     assert (row["source"], row["words"], row["type"]) == ("Redis", "at 03:00 every day, Europe/Berlin", "quick")
     assert not row["is_ruling"]
@@ -43,20 +46,20 @@ def test_a_schedule_is_added_changed_paused_resumed_and_removed(cron: Any, raw: 
     row = listed(cron)["nightly"]
     assert (row["words"], row["overlap"], row["tz"]) == ("every 90 s", "skip", "Europe/Berlin")
     assert row["revision"] > revision
-    done(cron("pause", "nightly"), "changed")
-    done(cron("pause", "nightly"), "nothing to do")
+    done(cron("pause", "nightly"), "paused until resumed: nightly\ntake it back: python -m runtime cron resume nightly")
+    done(cron("pause", "nightly"), "was so already: nightly")
     assert listed(cron)["nightly"]["paused"]
     assert "paused" in cron("list").stdout
     assert json.loads(cron("resume", "nightly", "--json").stdout) == {"changed": ["nightly"], "unchanged": []}
-    done(cron("remove", "nightly"), "changed")
+    done(cron("remove", "nightly"), "removed: nightly")
     assert "nightly" not in listed(cron)
     assert raw.hgetall(CRON) == {}
     audit = [(entry["what"], entry["reason"]) for _, entry in raw.xrange("{jobs}:audit")]
     assert audit == [
         ("put cron:nightly data,priority,type,tz,version,when", "a test"),
         ("put cron:nightly every_s,overlap,when", ""),
-        ("put cron:nightly paused", ""),
-        ("put cron:nightly paused", ""),
+        ("put cron:nightly paused=true", ""),
+        ("put cron:nightly paused=false", ""),
         ("drop cron:nightly", ""),
     ]
     assert raw.hget("{jobs}:control", "v") == "5"
@@ -166,7 +169,7 @@ def test_what_cannot_be_read_is_told_and_can_be_removed(cron: Any, raw: redis.Re
     assert "every" in result.stdout
     assert "schedule 'bad': must be a revision" in result.stderr
     assert "schedule 'latest': cap 0" in result.stderr
-    assert "of other code, not in tests.faults.scheduled: elsewhere (paused)" in result.stderr
+    assert "paused" in next(line for line in result.stdout.splitlines() if line.startswith("elsewhere") and "not here" in line)
     assert "hint: `cron remove latest`" in one_line(cron("show", "latest"))
     done(cron("remove", "bad"))
     done(cron("remove", "latest"))

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from runtime import ConfigError, Control, Priority, Schedule, StoreUnavailable, contract
+from runtime.schedules import Elsewhere, Row
 from runtime.store.control import ChangedMeanwhile
 from tests.proxy import Proxy
 from tests.servers import Server
@@ -117,7 +118,7 @@ async def test_what_cannot_be_read_is_told_and_removed_whatever_its_name(control
     raw.hset(CRON, mapping={"Bad\nname": "rubbish", "hourly": '3 {"cap":0}', "elsewhere": '3 {"cap":3}'})
     known = await control.schedules()
     assert set(known.unreadable) == {"Bad\nname", "hourly"}
-    assert (known.in_force, known.elsewhere) == ({}, {"elsewhere": False})
+    assert (known.in_force, known.elsewhere) == ({}, {"elsewhere": Elsewhere(False, None)})
     with pytest.raises(ConfigError, match=r"cap 0: must be between.*cron remove hourly"):
         await control.edit_schedule("hourly", cap=2)
     for name in ("Bad\nname", "hourly", "elsewhere"):
@@ -127,11 +128,12 @@ async def test_what_cannot_be_read_is_told_and_removed_whatever_its_name(control
 
 async def test_one_of_code_that_is_not_here_can_be_paused_and_resumed_and_no_more(control, raw):
     raw.hset(STATE, "far-away", "1000 ab cd 2000 - 1000f")
-    assert (await control.schedules()).elsewhere == {"far-away": False}
+    row = Row(1000, 2000, "cd", ["1000f"])
+    assert (await control.schedules()).elsewhere == {"far-away": Elsewhere(False, row)}
     assert await control.pause_schedule("far-away")
     assert not await control.pause_schedule("far-away")
     assert raw.hget(CRON, "far-away") == '1 {"paused":true}'
-    assert (await control.schedules()).elsewhere == {"far-away": True}
+    assert (await control.schedules()).elsewhere["far-away"].is_paused
     assert await control.resume_schedule("far-away")
     assert not await control.resume_schedule("far-away")
     with pytest.raises(ConfigError, match="schedule 'far-away' is of code that is not here"):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import urllib.request
 from email import message_from_bytes
+from functools import partial
 from pathlib import Path
 
 from tests.servers import wait_until
@@ -24,8 +25,9 @@ def test_the_demo_runs_until_it_is_interrupted_and_leaves_nothing_running(tmp_pa
         wait_until(lambda: list((folder / "exports").glob("orders-*.csv.job.json")), what="an export is there")
         text = (tmp_path / "said").read_text()
         metrics = next(line.split()[1] for line in text.splitlines() if line.strip().startswith("metrics"))
-        with urllib.request.urlopen(metrics) as answer:
-            assert b'runtime_outcomes_total{outcome="done"' in answer.read()
+        assert b'runtime_outcomes_total{outcome="done"' in read(metrics)
+        for name in (b"demo-take-stock", b"demo-tell-partner", b"demo-build-report", b"demo-check-payment"):
+            wait_until(partial(ran, name, metrics), deadline_s=60, what=f"{name} ran")
         assert message_from_bytes(next(mails.iterdir()).read_bytes())["From"] == "Example Shop <shop@example.com>"
     finally:
         demo.send_signal(signal.SIGINT)
@@ -36,6 +38,15 @@ def test_the_demo_runs_until_it_is_interrupted_and_leaves_nothing_running(tmp_pa
     assert not (folder / "data" / "s.sock").exists() or not _answers(folder / "data" / "s.sock")
     logged = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
     assert not [line for line in logged if line["level"] == "error" or "stack" in line]
+
+
+def read(address: str) -> bytes:
+    with urllib.request.urlopen(address) as answer:
+        return answer.read()
+
+
+def ran(name: bytes, metrics: str) -> bool:
+    return any(b'"done"' in line and name in line for line in read(metrics).splitlines())
 
 
 def _answers(path: Path) -> bool:
