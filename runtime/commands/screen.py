@@ -26,8 +26,8 @@ from runtime.store.inspector import DeadLetter, Depth, Inspector
 
 EVERY_S: Final = 1.0  # as top and htop: a second or two
 FAILURES: Final = 5  # lines; with WORKERS and the four priorities, all fits a terminal of 40 lines; a guess
-WORKERS: Final = 12  # lines; a guess
-PAUSES, GATES, GROUPS, SCHEDULES = 5, 5, 2, 5  # lines of each; the groups are of each gate; a guess
+WORKERS, FEWER_WORKERS = 12, 4  # lines; fewer where gates, pauses and schedules take their place; a guess
+PAUSES, GATES, GROUPS, SCHEDULES = 3, 4, 1, 3  # lines of each; the groups are of each gate; a guess
 WIDE: Final = 160  # columns of a file or a pipe, which has no edge; a guess: nothing is cut
 
 Counters = Mapping[tuple[str, str, str], int]
@@ -105,7 +105,8 @@ def picture(queue: str, screen: Screen) -> Group:
     unreadable = len(screen.flow.unreadable_rules) + len(screen.flow.unreadable_schedules)
     if unreadable:
         shown.append(Text(f" {unreadable} rules or schedules cannot be read and are left out: see doctor", style="red"))
-    return Group(head, _priorities(screen), *shown, _types(screen), _workers(screen), _failures(screen))
+    most = max(FEWER_WORKERS, WORKERS - sum(table.row_count for table in flow))
+    return Group(head, _priorities(screen), *shown, _types(screen), _workers(screen, most), _failures(screen))
 
 
 def _rows(headings: Sequence[str], rows: readings.Rows, style: str = "") -> Table:
@@ -148,15 +149,15 @@ def _types(screen: Screen) -> Table:
     return table
 
 
-def _workers(screen: Screen) -> Table:
+def _workers(screen: Screen, most: int) -> Table:
     table = Table("worker", _right("lanes"), _right("held"), "runs", box=None)
-    for name, is_alive, row in screen.workers[:WORKERS]:
+    for name, is_alive, row in screen.workers[:most]:
         text = ", ".join(f"{count} {clean(type_name, 24)}" for type_name, count in sorted(row.running.items())[:4])
         reserved = f" ({row.reserved} kept)" if row.reserved else ""
         lanes, held = (f"{row.lanes}{reserved}", str(row.held)) if row.lanes else ("", "")  # neither, if the row cannot be read
         table.add_row(clean(name, 48), lanes, held, text or ("-" if is_alive else "no heartbeat"))
-    if len(screen.workers) > WORKERS:
-        table.add_row(f"… and {len(screen.workers) - WORKERS} more", "", "", "")
+    if len(screen.workers) > most:
+        table.add_row(f"… and {len(screen.workers) - most} more", "", "", "")
     return table
 
 
