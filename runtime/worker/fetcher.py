@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from random import random
@@ -32,6 +33,9 @@ PAUSE_S: Final = 0.05  # a guess: until a few lanes more are free, or a stream r
 FETCH_PART: Final = 0.1
 FETCH_S: Final = 1.0  # a guess: and no longer than this, whatever the lease
 INBOX_BYTES: Final = 32 << 20  # a guess: what may wait here unrun
+# A server that has nothing else to do looks ten times a second whose wait is over (`hz`): we end shorter waits for tokens.
+SERVER_TICK_S: Final = 0.1
+LATE_S: Final = 0.001  # a guess: a server that has other work ends them in time, and we need not
 UNBLOCK_S: Final = 0.02  # a guess: until the blocked read is woken once more; the first try may come before it is blocked
 
 
@@ -154,6 +158,9 @@ class Fetcher:
         """Look into lots at once, though the first entry may be waited for: there is something new, or a place for it."""
         self._next_lots_s = 0.0
         self.capacity_freed.set()
+        self._end_wait()
+
+    def _end_wait(self) -> None:
         if self._is_waiting and (self._unblocking is None or self._unblocking.done()):
             # Past the factory of tasks that a handler may have set: uvloop asks each for a context, of which many know nothing.
             self._unblocking = asyncio.Task(self._unblock(), loop=asyncio.get_running_loop())
@@ -317,12 +324,17 @@ class Fetcher:
 
     async def _wait(self, closed: frozenset[int]) -> None:
         """Wait in Redis for the first entry of any stream that may be asked."""
-        asked_s, paused = time.monotonic(), self._paused
+        asked_s, paused, wait_ms = time.monotonic(), self._paused, self._wait_ms()
+        ending = None
+        if self._ctx.gates.is_any and wait_ms < SERVER_TICK_S * 1000:
+            ending = asyncio.get_running_loop().call_later(wait_ms / 1000 + LATE_S, self._end_wait)
         self._is_waiting = True
         try:
-            fetched = await self._ctx.streams.wait_for_entry(self._wait_ms(), closed)
+            fetched = await self._ctx.streams.wait_for_entry(wait_ms, closed)
         finally:
             self._is_waiting = False
+            if ending is not None:
+                ending.cancel()
         self._weigh(fetched)
         self._free = fetched.free | (self._free & closed)
         self._is_quiet = not fetched.deliveries and closed == paused == self._paused
@@ -338,7 +350,8 @@ class Fetcher:
         must_look = self._admission.has_resting or self._ctx.parked.is_any_to_take
         lots_ms = LOTS_S * 1000 if must_look else self._longest_wait_ms
         wait_ms = max(SHORTEST_WAIT_MS, min(lots_ms, self._isolation.next_ask_s * 1000))
-        return int(min(wait_ms, max(TOKEN_S, self._ctx.gates.next_look_s(time.monotonic())) * 1000))
+        # Not a part of a millisecond too short: it would be for nothing, and another TOKEN_S would follow.
+        return math.ceil(min(wait_ms, max(TOKEN_S, self._ctx.gates.next_look_s(time.monotonic())) * 1000))
 
     async def _await_capacity(self) -> None:
         """Wait until a lane is free, or until CRITICAL is due. If the process dies meanwhile, nothing is on its way to it."""

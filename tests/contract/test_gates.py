@@ -218,6 +218,22 @@ async def test_a_suspect_of_a_full_gate_runs_all_the_same_and_its_permit_counts(
         await nothing_left(raw)
 
 
+async def test_a_server_without_other_work_lets_no_token_wait(server, raw, seen):
+    """It looks `hz` times a second whose blocked read is over: the worker ends those for tokens itself."""
+    raw.config_set("hz", 1)
+    try:
+        async with working(server.url, limited(seen, rate="20/s")):
+            send(raw, *range(20), for_s=0)
+            await until(lambda: len(in_lot(raw)) >= 15, "they wait")
+            raw.config_resetstat()
+            while len(seen.ended) < 20:
+                await asyncio.sleep(0.1)  # nothing else is asked meanwhile, or the server would look
+            asked = raw.info("commandstats")
+    finally:
+        raw.config_set("hz", 10)
+    assert asked["cmdstat_client|unblock" if "cmdstat_client|unblock" in asked else "cmdstat_client"]["calls"] >= 10
+
+
 async def test_what_expired_while_it_waited_costs_no_token(server, raw, seen):
     raw.hset("{jobs}:control", mapping={"pause:limited": "0 1 test", "v": "1"})
     async with working(server.url, limited(seen, rate="1/h")):

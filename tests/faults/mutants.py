@@ -567,6 +567,13 @@ MUTANTS = (
         f"{SERVE}::test_what_a_dead_worker_had_keeps_its_permit_until_it_has_run_again_or_waited_for_long",
     ),
     Mutant(
+        "a server without other work lets tokens wait",
+        "runtime/worker/fetcher.py",
+        "wait_ms < SERVER_TICK_S * 1000:",
+        "wait_ms < 0:",
+        "tests/contract/test_gates.py::test_a_server_without_other_work_lets_no_token_wait",
+    ),
+    Mutant(
         "what died before it had a permit runs in isolation whatever the limit",
         "runtime/store/lua/isolate.lua",
         "if not name or suspect.count > 1 then return false end",
