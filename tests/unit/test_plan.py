@@ -17,6 +17,7 @@ from runtime.worker.plan import (
     Fetch,
     Pause,
     Plan,
+    ServeGates,
     Sizes,
     Step,
     TakeParked,
@@ -407,6 +408,11 @@ RESERVED = View(capacity=0, reserved=2)
         (replace(QUIET, reserved=2), Wait()),
         (replace(FETCHED, reserved=2), Wait()),
         (replace(FETCHED, reserved=2, capacity=3), AwaitCapacity()),
+        (replace(LOADED, are_gates_due=True, has_asks=True), ServeGates()),
+        (replace(LOADED, are_gates_due=True, has_served=True, has_asks=True), TakeParked()),
+        (replace(QUIET, are_gates_open=True), Fetch(QUIET.capacity)),
+        (replace(FETCHED, has_served=True, are_gates_open=True), None),
+        (replace(FETCHED, has_served=True), Wait()),
     ],
 )
 def test_the_next_step_follows_from_what_is_known(view: View, step: Step | None) -> None:
@@ -426,7 +432,9 @@ def test_a_round_ends(view: View) -> None:
     taken: list[Step] = []
     while (step := next_step(view)) is not None and not isinstance(step, Wait | AwaitCapacity | Pause):
         taken.append(step)
-        view = replace(view, has_taken=True) if isinstance(step, TakeParked) else replace(view, has_fetched=True)
-    assert len(taken) <= 2
+        done = {ServeGates: "has_served", TakeParked: "has_taken", Fetch: "has_fetched"}[type(step)]
+        assert not getattr(view, done), "once in a round"
+        view = replace(view, **{done: True})
+    assert len(taken) <= 3
     assert view.capacity >= view.wait_from or not isinstance(step, Wait)
     assert len({type(step) for step in taken}) == len(taken)
