@@ -190,17 +190,18 @@ def _drain(jobs: int, is_gated: bool) -> Figures:
     over = threading.Event()
     with Server() as server:
         trickle = threading.Thread(target=_trickle, args=(server, b"capped" if is_gated else b"nap", over))
+        server.fill(jobs)
         with Worker(server, *LANES, *(GATED if is_gated else ())) as worker:
-            worker.wait_for(lambda: server.client.zcard(WORKERS) > 1, "the worker's row")
-            trickle.start()
-            server.fill(jobs)
+            worker.wait_for(lambda: server.waiting() < jobs, "the first job")
             began_s, worker_s, server_s = time.perf_counter(), worker.cpu_s(), server.cpu_s()
             before = server.waiting()
-            worker.wait_for(lambda: server.waiting() < 1000, "almost the last no-op")
+            trickle.start()
+            worker.wait_for(lambda: server.waiting() < before // 20, "almost the last no-op")
             seconds = time.perf_counter() - began_s
             worker_s, server_s = worker.cpu_s() - worker_s, server.cpu_s() - server_s
             over.set()
             trickle.join()
+            before -= before // 20
     return {
         "jobs_per_s": before / seconds,
         "worker_us": worker_s / before * 1e6,

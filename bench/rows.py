@@ -224,7 +224,7 @@ ROWS: Final = (
         (
             RATE,
             Line("part of the rate without", "of_plain", 3, target=Target(at_least=0.98)),
-            Line("part of its worker CPU", "us_of_plain", 3, target=Target(at_most=1.02)),
+            Line("part of its worker CPU, with theirs", "us_of_plain", 3),
             *CPU,
         ),
     ),
