@@ -184,8 +184,11 @@ class Gates:
     # --- what waits ------------------------------------------------------------------------------------------------------
 
     def park(self, job: Job) -> str:
-        """Return the lot in which a job of a closed gate waits; from now on it is known that something is there."""
-        gate = self.closed[job.type]
+        """Return the lot in which a job waits for its gate; from now on it is known that something is there.
+
+        The gate may have been opened since the job was met: between the two its key was claimed. Then it flows out of there.
+        """
+        gate = self._gate(job.type.decode())
         group = job.envelope.group.decode() if gate.limits.by_group else ""
         name = gate.lot_of(group)
         if (job.stream, name) not in gate.lots and sum(len(one.lots) for one in self._gates.values()) >= MAX_LOTS:

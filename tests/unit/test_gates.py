@@ -274,3 +274,14 @@ def test_what_waits_for_people_is_kept_whoever_knows_its_type():
     assert gates.is_kept("~g:unheard-of")
     assert gates.is_kept("~o:unheard-of")
     assert not gates.is_kept("~t:unheard-of@1")
+
+
+def test_a_job_whose_gate_was_opened_while_its_key_was_claimed_flows_out():
+    gates = gates_of()
+    gates.apply(rules(pause__gated=f"0 {NOW_MS} ann"), NOW_MS, 0.0)
+    met = job(1)
+    gates.apply(rules(), NOW_MS, 1.0)
+    assert gates.park(met) == "~g:gated"
+    asked = ask(gates, 1.0)
+    assert asked is not None
+    assert [*asked.serve.lots] == [(LOW, "~g:gated", "")]
