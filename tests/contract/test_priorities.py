@@ -55,7 +55,7 @@ def send(raw, stream: int, *names: str, is_long: bool = False) -> None:
 
 @contextlib.asynccontextmanager
 async def busy(server, raw, *, is_low_waiting: bool = True) -> AsyncIterator[Consumer]:
-    """Give a worker of ten lanes, two of them reserved, whose others run what ends when the gate opens."""
+    """Return a worker of ten lanes, two of them reserved, whose others run what ends when the gate opens."""
     async with working(server.url, turn, concurrency=10, reserved=2) as worker:
         send(raw, LOW, *[f"long {n}" for n in range(8)], is_long=True)
         await until(lambda: len(ran) == 8, "all lanes for LOW run")

@@ -16,22 +16,12 @@ from runtime.errors import ConfigError, StoreError, StoreUnavailable
 from runtime.rules import Pause
 from runtime.store.base import WorkerRow
 from runtime.store.control import ControlStore
-from tests.conftest import empty_server
 from tests.contract.kit import ME, OTHER, MemoryKit, ServerKit, batch, leases
 from tests.proxy import Proxy
-from tests.servers import KINDS, Server
+from tests.servers import Server
 
 CONTROL, AUDIT = "{jobs}:control", "{jobs}:audit"
 HOUR_MS = 3_600_000
-
-
-@pytest.fixture(params=["double", *KINDS])
-async def kit(request: pytest.FixtureRequest) -> AsyncIterator[Any]:
-    """An empty queue, in the double and on each server in turn."""
-    is_double = request.param == "double"
-    opened = MemoryKit() if is_double else ServerKit(empty_server(request.param, request.getfixturevalue("_servers")))
-    yield opened
-    await opened.close()
 
 
 @pytest.fixture
