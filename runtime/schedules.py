@@ -22,6 +22,7 @@ NAME: Final = re.compile(r"[a-z0-9._-]{1,64}(?![\s\S])")
 ON_TIME_MS: Final = 60_000  # a guess: the workers of a deploy or the server are back within it, and nothing was missed
 MAX_CAP: Final = 100  # of late ticks that one call sends: few enough that a script's call stays short
 MAX_JITTER_S: Final = 86_400  # a guess: what is spread over more than a day has another expression
+MAX_STORED_BYTES: Final = 16_384  # as control.lua has it
 MAX_EXPIRES_S: Final = 366 * 86_400  # a guess: a year
 
 
@@ -389,7 +390,11 @@ class Schedules(msgspec.Struct, frozen=True):
         after = stored_members(f"0 {text}")[1]
         changed = sorted(member for member in {*after, *before} if _raw(after, member) != _raw(before, member))
         told = [f"paused={_raw(after, member).decode()}" if member == "paused" else member for member in changed]
-        return ("put", f"cron:{name}", f"{revision} {','.join(told) or 'nothing'} {text}")
+        value = f"{revision} {','.join(told) or 'nothing'} {text}"
+        if len(value.encode()) > MAX_STORED_BYTES:
+            most = f"must be at most about {MAX_STORED_BYTES:,} bytes of JSON in Redis, as a schedule of code need not"
+            raise ConfigError(f"schedule {name!r}: {most}, got {len(text.encode()):,}")
+        return ("put", f"cron:{name}", value)
 
     def paused(self, name: str, is_paused: bool) -> dict[str, Any]:
         """Return the members that stand in Redis of a schedule that is to be paused or resumed; none where it is so already.

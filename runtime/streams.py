@@ -125,12 +125,16 @@ class Isolated(msgspec.Struct):
 
 
 class Settled(msgspec.Struct):
-    """What became of a flush: moves refused by the fence, finished jobs that were gone already, and what must be asked again."""
+    """What became of a flush: moves refused by the fence, finished jobs that were gone already, and what must be asked again.
+
+    `unpaused` says why a pause that a job asked for could not be written; it holds in this process alone, for a moment.
+    """
 
     refused: int
     shortfall: int
     left: Batch
     error: str
+    unpaused: str = ""
 
 
 class Promoted(msgspec.Struct):
@@ -475,10 +479,10 @@ class Streams(Store):
         moves += [*self._moves("defer", batch.defer), *self._moves("dead", batch.dead), *self._moves("park", batch.park)]
         moves += self._done_by_script(self.consumer, old)
         answers = await self.ask(self._writer, *pauses, *commands, *[command for _, command in moves], run_id=server)
-        answers = answers[
-            len(pauses) :
-        ]  # one that could not be written holds here alone, for a moment: its job waits as long as it said
+        paused, answers = answers[: len(pauses)], answers[len(pauses) :]
         settled = Settled(0, 0, Batch([[] for _ in self.keys.streams], [], [], []), "")
+        # Its job waits as long as it said, all the same.
+        settled.unpaused = next((str(answer) for answer in paused if isinstance(answer, ServerError)), "")
         if commands:
             settled.shortfall = await self._finished(plain, answers[:finish_size], server)
         for at, ((items, _), answer) in enumerate(zip(moves, answers[finish_size:], strict=True)):
@@ -644,7 +648,7 @@ class Streams(Store):
         Raises:
             StoreUnavailable: no answer or an error.
         """
-        return texts(await self.call_one(self._helper, ("HGETALL", self.keys.cron)))
+        return texts(await self.call_one(self._helper, ("HGETALL", self.keys.cron), self.keys.cron))
 
     async def tick(self, asks: Sequence[TickAsk], now_ms: int, must_forget: bool = False) -> tuple[int, list[Ticked]]:
         """Confirm schedules, and fire what is due, once over all workers; return the server's time and what became of each.

@@ -198,15 +198,15 @@ class Store:
                 answers[at] = answer
         return answers
 
-    async def call_one(self, connection: Connection, command: Command) -> Any:
-        """Call one command and return its answer.
+    async def call_one(self, connection: Connection, command: Command, key: str = "") -> Any:
+        """Call one command and return its answer; an error names the key, where one is given.
 
         Raises:
             StoreUnavailable: no answer, or an error.
         """
-        return self.checked((await self.ask(connection, command))[0])
+        return self.checked((await self.ask(connection, command))[0], key)
 
-    def checked(self, answer: Any) -> Any:
+    def checked(self, answer: Any, key: str = "") -> Any:
         """Return the answer, unless it is an error: then the store is as good as away, whatever the error says.
 
         Raises:
@@ -219,7 +219,7 @@ class Store:
             self._must_heal = True
         if "OOM" in answer:
             raise QueueFull(f"Redis is full: {answer}")
-        raise StoreError(f"Redis answered: {answer}")
+        raise StoreError(f"Redis answered: {answer} ({key})" if key else f"Redis answered: {answer}")
 
     async def workers_on(self, connection: Connection) -> dict[str, tuple[int, WorkerRow]]:
         """Return the known workers: until when each lives (ms), and its row.
@@ -246,10 +246,7 @@ class Store:
             StoreUnavailable: no answer or an error.
         """
         fields, now = await self.ask(connection, ("HGETALL", self.keys.control), ("TIME",))
-        try:
-            return parse(pairs(self.checked(fields))), ms_in(self.checked(now))
-        except StoreError as error:
-            raise StoreError(f"{error} ({self.keys.control})") from None
+        return parse(pairs(self.checked(fields, self.keys.control))), ms_in(self.checked(now))
 
     async def ends_on(self, connection: Connection) -> list[End]:
         """Return where each stream ends; the dead letters last.

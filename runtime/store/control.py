@@ -72,9 +72,10 @@ class ControlStore(Store):
         Raises:
             StoreUnavailable: no answer or an error.
         """
-        reads = [("HGETALL", self.keys.cron), ("HGETALL", self.keys.cron_state), ("TIME",)]
-        definitions, state, now = [self.checked(answer) for answer in await self.ask(self._connection, *reads)]
-        return texts(definitions), texts(state), ms_in(now)
+        keys = self.keys.cron, self.keys.cron_state
+        *answers, now = await self.ask(self._connection, *[("HGETALL", key) for key in keys], ("TIME",))
+        definitions, state = [self.checked(answer, key) for answer, key in zip(answers, keys, strict=True)]
+        return texts(definitions), texts(state), ms_in(self.checked(now))
 
     async def audit(self, n: int) -> list[Change]:
         """Return the newest `n` changes of rules, the newest first.
@@ -82,7 +83,7 @@ class ControlStore(Store):
         Raises:
             StoreUnavailable: no answer or an error.
         """
-        rows = await self.call_one(self._connection, ("XREVRANGE", self.keys.audit, "+", "-", "COUNT", n))
+        rows = await self.call_one(self._connection, ("XREVRANGE", self.keys.audit, "+", "-", "COUNT", n), self.keys.audit)
         told = [as_text(fields or ()) for _, fields in rows]
         return [
             Change(parse_int(one.get("at", "")) or 0, *[one.get(name, "") for name in ("by", "reason", "what")]) for one in told

@@ -129,6 +129,7 @@ def _admit_by_time(job: Job, now_ms: int, ready: list[Job], turned_away: list[tu
         ready.append(job)
 
 
+TOLD_S: Final = 60.0  # a guess: a gate in trouble is asked several times a second, and told of once a minute
 _ASK: Final = (From.STREAM, From.LOT)  # who has come through a gate, or need not, is not asked again
 
 
@@ -310,7 +311,8 @@ class Admission:
         for ask, answer in zip(asked, served, strict=True):
             ctx.gates.answered(ask, answer, now_s)
             trouble = answer.error or answer.fetched.refused
-            if trouble:
+            if trouble and now_s >= ask.gate.told_s + TOLD_S:
+                ask.gate.told_s = now_s
                 ctx.log.warn("the gate of %s does not give all that it could: %s", ask.gate.type, trouble)
         lost: StoreUnavailable | None = None
         for answer in served:  # all of them: what one of them brought is not given back by the failure of another

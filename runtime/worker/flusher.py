@@ -45,6 +45,7 @@ class Flusher:
         self._flush_now = asyncio.Event()
         self._apart = empty_batch()
         self._apart_failures = 0
+        self._unpaused = 0
         self._apart_until_s = 0.0
         self._budget = Budget(PART_S, PART_BYTES)
         self.released: int = 0
@@ -123,6 +124,7 @@ class Flusher:
         settled = await self._ctx.streams.settle(batch)
         self._budget.passed(size, time.monotonic() - began_s)
         self._keep_apart(settled)
+        self._tell_unpaused(settled.unpaused)
         kept = {id(lease) for lease in leases_of(settled.left)}
         # The flusher gave this back; the fetcher took it again before that answer was read: the lease is new, and not started.
         again = [move.lease for move, taken_s in zip(batch.park, parked_s, strict=True) if move.lease.taken_s != taken_s]
@@ -154,6 +156,11 @@ class Flusher:
         if self._apart_failures == 1 or self._apart_failures % TOLD_AGAIN == 0:
             text = "%d moves were answered with an error and will be tried again: %s"
             self._ctx.log.warn(text, len(settled.left), settled.error)
+
+    def _tell_unpaused(self, error: str) -> None:
+        if error and self._unpaused % TOLD_AGAIN == 0:
+            self._ctx.log.warn("a job asked to pause its type, which cannot be written: %s", error)
+        self._unpaused += bool(error)
 
     def retry_apart(self, now_s: float) -> None:
         """Note again the moves that wait apart, when their time has come."""

@@ -6,6 +6,7 @@ Pure: no I/O, and the clock is given. What may not start waits in a lot of its g
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
@@ -52,6 +53,7 @@ class Gate:
         self.stands: int = 0
         self.next_s: float = 0.0
         self.turn: int = 0  # in which a permit came free
+        self.told_s: float = -math.inf  # when trouble with it was last logged
 
     def __repr__(self) -> str:
         return f"<Gate {self.type}: {self.limits}, {len(self.lots)} lots>"

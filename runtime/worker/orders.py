@@ -15,7 +15,7 @@ from runtime.errors import StoreError, StoreUnavailable
 from runtime.jobs import STREAMS
 from runtime.rules import NO_RULES, Rules
 from runtime.streams import Streams
-from runtime.worker.log import level_of
+from runtime.worker.log import FIRST_TOLD, level_of
 
 log: Final = logs.guarded("runtime.orders")
 
@@ -65,6 +65,7 @@ class Orders:
         except StoreError as error:
             if "WRONGTYPE" not in str(error):
                 raise
+            self._failures = FIRST_TOLD - 1  # told at once: what is paused may start here
             self._cannot_read(error)
         self.on_look(self.rules)
 

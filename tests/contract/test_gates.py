@@ -202,6 +202,25 @@ async def test_a_job_may_pause_its_type_and_none_of_the_others_burns_an_attempt(
     assert {attempt for n, attempt in ran if n > 0} == {1}
 
 
+async def test_a_pause_that_a_job_asks_for_and_that_cannot_be_written_is_told_once_and_its_job_waits(server, raw, caplog):
+    raw.set("{jobs}:audit", "x")
+    ran: list[int] = []
+
+    @handler(Limited)
+    async def busy(message: Limited, job: Job) -> None:
+        ran.append(job.attempt)
+        if job.attempt < 4:
+            raise Retry(delay_s=0.1, pause_type=True)
+
+    async with working(server.url, busy):
+        send(raw, 1)
+        await until(lambda: ran == [1, 2, 3, 4], "it has run")
+        await nothing_left(raw)
+    told = [record.getMessage() for record in caplog.records if "asked to pause its type" in record.getMessage()]
+    assert len(told) == 1
+    assert "WRONGTYPE {jobs}:audit must be a stream" in told[0]
+
+
 async def test_a_suspect_of_a_full_gate_runs_all_the_same_and_its_permit_counts(server, raw, seen):
     async with working(server.url, limited(seen, limit=1), suspect_s=0.1):
         (first,) = send(raw, 1, for_s=1.0)
@@ -281,6 +300,10 @@ async def test_a_rate_from_the_future_holds_for_no_longer_than_it_says(server, r
         await until(lambda: len(seen.ended) == 5, "all have run")
 
 
+def failed_calls(raw) -> int:
+    return raw.info("commandstats")["cmdstat_evalsha"]["failed_calls"]
+
+
 async def test_what_cannot_be_read_shuts_its_own_gate_alone_and_is_told(server, raw, seen, caplog):
     done: list[int] = []
 
@@ -294,6 +317,9 @@ async def test_what_cannot_be_read_shuts_its_own_gate_alone_and_is_told(server, 
         send(raw, *range(10), type_name="free")
         await until(lambda: len(done) == 10, "the other gate is open")
         await until(lambda: "WRONGTYPE" in caplog.text, "it is told")
+        asked = failed_calls(raw)
+        await until(lambda: failed_calls(raw) > asked + 5, "it was asked some more times")
+        assert caplog.text.count("does not give all that it could") == 1
         assert seen.began == []
         raw.delete("{jobs}:permits:limited")
         await until(lambda: seen.ended == [1], "it opens as soon as it can")

@@ -229,6 +229,8 @@ async def test_a_key_of_another_type_keeps_no_worker_from_its_jobs_and_is_told(s
     async with working(server.url, beck):
         send(raw, HIGH, "a")
         await until(lambda: ran == ["a"], "it works")
+        told = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+        assert [text for text in told if text.startswith("rules cannot be read") and CONTROL in text]
 
 
 async def test_rules_read_last_hold_where_the_key_becomes_one_of_another_type(server, raw, control, caplog):

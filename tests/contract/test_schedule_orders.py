@@ -186,6 +186,19 @@ async def test_a_wrong_argument_is_refused_by_name_and_nothing_changes(control, 
     assert raw.keys() == []
 
 
+@pytest.mark.parametrize("key", [CRON, STATE])
+async def test_a_key_of_another_type_is_named(control, raw, key):
+    raw.set(key, "x")
+    with pytest.raises(StoreUnavailable, match=f"WRONGTYPE.*\\({key}\\)"):
+        await control.schedules()
+
+
+async def test_a_schedule_that_is_too_large_for_redis_is_refused_with_its_size(control, raw):
+    with pytest.raises(ConfigError, match=r"schedule 'hourly': must be at most about 16,384 bytes of JSON.* got 20,0"):
+        await control.edit_schedule("hourly", message=Tidy(root="x" * 20_000))
+    assert raw.keys() == []
+
+
 def test_two_schedules_of_the_code_have_two_names():
     with pytest.raises(ConfigError, match="two schedules have the name 'hourly'"):
         Control("redis://127.0.0.1:1", schedules=[CODE, CODE])

@@ -492,6 +492,7 @@ async def test_a_key_of_another_type_in_the_place_of_a_gates_own_bars_that_type_
     serves = [Serve(name, limits, 5, 5, [(HIGH, f"~g:{name}", "")], free_places, noted) for name in "tu"]
     _, [broken, whole] = await serving.serve([], serves)
     assert (broken.size, "WRONGTYPE" in broken.error) == (0, True)
+    assert f"{{jobs}}:{kind}:t" in broken.error
     assert (given(whole), whole.error) == ([other], "")
     assert on_server.holders() == before | {other: (ME, 1)}
     on_server.raw.delete(f"{{jobs}}:{kind}:t")
@@ -510,6 +511,7 @@ async def test_a_key_of_another_type_in_the_place_of_a_groups_own_bars_that_grou
     served = await ask(serving, limits, lots=lots, freed=[("a", "high/1-1")], noted=[("a", "high/2-2")])
     assert [job.envelope.group for job in jobs_of(served.fetched)] == [b"b", b"c"]
     assert ("WRONGTYPE" in served.fetched.refused, served.lots) == (True, [SHORT, EMPTY, SHORT])
+    assert f"{{jobs}}:{kind}:t:a" in served.fetched.refused
     held = on_server.raw.zrange("{jobs}:permits:t", 0, -1)
     assert (len(held), "high/2-2" in held) == (3, True)
 

@@ -1358,6 +1358,27 @@ MUTANTS = (
         "tests/handlers/test_cleanup_logs.py::test_a_cleanup_is_turned_off_in_the_file_and_in_the_environment",
     ),
     Mutant(
+        "that rules cannot be read is not told where a worker starts",
+        "runtime/worker/orders.py",
+        "            self._failures = FIRST_TOLD - 1",
+        "            self._failures = 0",
+        f"{ORDERS}::test_a_key_of_another_type_keeps_no_worker_from_its_jobs_and_is_told",
+    ),
+    Mutant(
+        "a gate in trouble is told of each time that it is asked",
+        "runtime/worker/admission.py",
+        "if trouble and now_s >= ask.gate.told_s + TOLD_S:",
+        "if trouble:",
+        f"{GATES}::test_what_cannot_be_read_shuts_its_own_gate_alone_and_is_told",
+    ),
+    Mutant(
+        "that a job cannot pause its type is not told",
+        "runtime/streams.py",
+        "for answer in paused if isinstance(answer, ServerError)",
+        "for answer in ()",
+        f"{GATES}::test_a_pause_that_a_job_asks_for_and_that_cannot_be_written_is_told_once_and_its_job_waits",
+    ),
+    Mutant(
         "a schedule is added over another one",
         "runtime/control.py",
         "if schedule.name in {*known.in_force, *known.unreadable, *known.elsewhere}:",

@@ -100,7 +100,7 @@ end
 local function new_gate(name, bound)
   local gate = {bound = bound, permits = math.huge, tokens = math.huge, granted = {}}
   local ok, failure = pcall(open_gate, gate, name, bound)
-  if not ok then gate.permits, gate.failure = 0, failure end
+  if not ok then gate.permits, gate.failure = 0, text_of(failure) .. ' (' .. permits_of(name) .. ' or ' .. rate_of(name) .. ')' end
   gates[name] = gate
   return gate
 end
