@@ -392,8 +392,8 @@ class Schedules(msgspec.Struct, frozen=True):
         told = [f"paused={_raw(after, member).decode()}" if member == "paused" else member for member in changed]
         value = f"{revision} {','.join(told) or 'nothing'} {text}"
         if len(value.encode()) > MAX_STORED_BYTES:
-            most = f"must be at most about {MAX_STORED_BYTES:,} bytes of JSON in Redis, as a schedule of code need not"
-            raise ConfigError(f"schedule {name!r}: {most}, got {len(text.encode()):,}")
+            most = f"must be at most {MAX_STORED_BYTES:,} bytes of JSON in Redis, got {len(text.encode()):,}"
+            raise ConfigError(f"schedule {name!r}: {most}; hint: one in a module has no such bound")
         return ("put", f"cron:{name}", value)
 
     def paused(self, name: str, is_paused: bool) -> dict[str, Any]:

@@ -175,6 +175,9 @@ def about_flow(flow: Flow, control: str) -> Iterator[Finding]:
     for name, why in list(flow.unreadable_schedules.items())[:MAX_SHOWN]:
         fix = f"python -m runtime cron remove {shlex.quote(name)}"
         yield Finding("warning", f"{why}: it does not run", fix)
+    for key in flow.unreadable_keys[:MAX_SHOWN]:
+        what = f"{key} is of another type than it should be: nothing comes through that gate"
+        yield Finding("error", what, f"redis-cli DEL {shlex.quote(key)} (permits and rates come again by themselves)")
     for pause in flow.pauses:
         yield _about_pause(pause, flow.now_ms)
     for gate in flow.gates:

@@ -109,7 +109,8 @@ class Flow(msgspec.Struct):
 
     `unreadable_rules` and `unreadable_schedules` name what is left out, with the reason. `differing` are types of which living
     workers declare different limits. `workers` are those that live, `reserved` the lanes that they keep for CRITICAL, `quiet` how
-    many of them were ordered to take nothing.
+    many of them were ordered to take nothing. `unreadable_keys` are keys of gates that are of another type than they should be:
+    such a gate gives nothing.
     """
 
     now_ms: int
@@ -123,6 +124,7 @@ class Flow(msgspec.Struct):
     workers: int
     reserved: int
     quiet: int
+    unreadable_keys: list[str] = []
 
     def gate(self, type_name: str) -> GateReading | None:
         """Return how it stands with a type."""

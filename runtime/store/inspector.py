@@ -248,8 +248,9 @@ class Inspector(Store):
         flow = reading(parts, waiting)
         asked = asked_of(flow, also)
         reads = [read for one in asked for read in (("ZCARD", keys.permits(one.name)), ("GET", keys.rate(one.name)))]
-        found = pairs(await self.ask(self._connection, *reads) if reads else [])
-        for one, (in_use, tat_us) in zip(asked, found, strict=True):
+        found = await self.ask(self._connection, *reads) if reads else []
+        flow.unreadable_keys = [key for (_, key), answer in zip(reads, found, strict=True) if is_code(answer, "WRONGTYPE")]
+        for one, (in_use, tat_us) in zip(asked, pairs(found), strict=True):
             one.note(self._size(in_use), 0 if is_code(tat_us, "WRONGTYPE") else _tat_us(self.checked(tat_us)), now_ms)
         return flow
 

@@ -255,6 +255,15 @@ async def test_rules_that_cannot_be_read_are_named_with_the_command_that_deletes
     assert findings[1].fix == """redis-cli HDEL '{jobs}:control' 'it'"'"'s'"""
 
 
+async def test_keys_of_a_gate_that_are_of_another_type_are_errors_with_the_command_that_deletes_them(doctor, at_work):
+    knows(at_work, '{"types":{"t":1},"limits":{"t":{"limit":5,"rate":"1/s"}}}')
+    at_work.set("{jobs}:permits:t", "x")
+    finding = await only(doctor)
+    assert finding.level == "error"
+    assert "{jobs}:permits:t is of another type" in finding.what
+    assert finding.fix.startswith("redis-cli DEL '{jobs}:permits:t'")
+
+
 async def test_limits_that_people_have_set_are_told(doctor, at_work):
     at_work.hset("{jobs}:control", "limit:t", '{"limit":5,"rate":null}')
     knows(at_work, '{"types":{"t":1}}')

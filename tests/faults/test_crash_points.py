@@ -19,7 +19,7 @@ import msgspec
 import pytest
 from hiredis import Reader, pack_command
 
-from runtime import Backoff, Dead, Job, Message, Producer, Snooze, contract, handler
+from runtime import Backoff, Dead, Job, Message, Producer, Retry, Schedule, Snooze, contract, handler
 from runtime.config import Config
 from runtime.consumer import Consumer, streams_for
 from runtime.store.base import GROUP, Keys, script
@@ -33,10 +33,10 @@ LEASE_S = 0.8
 AT_ONCE = 18  # points under way: they spend their time waiting for leases
 POLL_S = 0.03
 DRAIN_S = 30.0
-VERBS = ("admit", "beat", "dead", "defer", "promote", "reclaim", "renew", "send", "isolate", "acquit")
+VERBS = ("admit", "beat", "control", "dead", "defer", "isolate", "acquit", "promote", "reclaim", "renew", "send", "serve", "tick")
 LAST = {"EXPIRE", "acquit"}  # come when all is done: what was done is counted once a second, and the isolation ends
 LOOKS = ("CLIENT", "HGETALL", "INFO", "TIME", "XPENDING", "ZRANGE", "ends")  # commands that change nothing
-CLOCKED = (*LOOKS, "SCRIPT", "XREADGROUP", "beat", "promote", "reclaim", "renew")  # come by the clock
+CLOCKED = (*LOOKS, "SCRIPT", "XREADGROUP", "beat", "promote", "reclaim", "renew", "serve", "tick")  # come by the clock
 STRIDE = int(os.environ.get("CRASH_STRIDE", "5"))  # all of them take six minutes a server: each long run takes others
 VOID_PART = 0.2  # commands that came later than in the unharmed run, or never
 
@@ -75,6 +75,36 @@ async def step(message: Step, job: Job) -> None:
     note(path, "end", message.n, job.attempt)
 
 
+@contract("narrow")
+class Narrow(msgspec.Struct, frozen=True):
+    """As Step, of a type of which one runs at a time."""
+
+    n: int
+    what: str
+    history: str
+
+
+@handler(Narrow, limit=1, rate="100/s", retry=Backoff(base_s=0.02, cap_s=0.02, attempts=3))
+async def narrow(message: Narrow, job: Job) -> None:
+    path = Path(message.history)
+    note(path, "start", message.n, job.attempt)
+    if message.what == "pause" and job.attempt == 1:
+        raise Retry(0.1, "as it should", pause_type=True)
+    note(path, "end", message.n, job.attempt)
+
+
+@contract("ticked")
+class Ticked(msgspec.Struct, frozen=True):
+    history: str
+
+
+@handler(Ticked)
+async def ticked(message: Ticked, job: Job) -> None:
+    note(Path(message.history), "ticked", job.id.rpartition(":")[2])
+
+
+HANDLERS = (step, narrow, ticked)
+
 # By number: what happens to it, and how it is sent. The worker sends these itself, the others are there when it starts.
 SENT: dict[int, tuple[str, dict[str, Any]]] = {
     0: ("ok", {}),
@@ -88,6 +118,7 @@ SENT: dict[int, tuple[str, dict[str, Any]]] = {
 }
 TWINS = (8, 9)  # plain XADD with one key: while the first lives, the second is a copy
 LEFT, LATER, BAD = 10, 11, 12  # held by a worker that died long ago; to be run later; no message at all
+NARROW = {13: "ok", 14: "pause", 15: "ok", 16: "ok"}  # plain XADD of the type with a limit
 DEADLY = {3: ("attempts", 2), 4: ("no-use", 1)}
 
 
@@ -107,6 +138,8 @@ def prepare(server: Server, queue: str, history: Path) -> None:
     raw.xclaim(low, GROUP, "long-dead", 0, [str(entry)], idle=10**7, justid=True)
     for n in TWINS:
         raw.xadd(high, fields(n, key="twin"))
+    for n, what in NARROW.items():
+        raw.xadd(high, {"type": "narrow", "data": msgspec.json.encode(Narrow(n, what, str(history)))})
     now_ms = int(raw.time()[0] * 1000)
     raw.xadd(high, fields(LATER, at=now_ms + 300))
     raw.xadd(high, {"no": "message"})
@@ -127,7 +160,9 @@ async def _live(url: str, queue: str, history: Path) -> None:
             await producer.send_many(messages)
             note(history, "sent", *numbers)
         config = Config(concurrency=4, lease_s=LEASE_S, queue=queue)
-        consumer = Consumer(config, streams_for(config, url), {b"step": step})
+        registry = {one.contract.type.encode(): one for one in HANDLERS}
+        seconds = Schedule("seconds", "", Ticked(str(history)), every_s=1)
+        consumer = Consumer(config, streams_for(config, url), registry, schedules=[seconds])
         await consumer.run()
 
 
@@ -275,7 +310,7 @@ async def run_point(server: Server, folder: Path, at: tuple[str, int], is_after:
             victims[0].close()
     left = await left_over(eye, keys)
     wrong += undying(server, keys)
-    async with worker(server.url, step, concurrency=4, lease_s=LEASE_S, queue=queue):
+    async with worker(server.url, *HANDLERS, concurrency=4, lease_s=LEASE_S, queue=queue):
         is_drained = await drained(eye, keys)
     wrong += [] if is_drained else ["not drained"]
     wrong += check(server, keys, history) + undying(server, keys)
@@ -290,19 +325,22 @@ def check(server: Server, keys: Keys, history: Path) -> list[str]:
     acked: set[int] = set()
     starts: dict[int, set[int]] = {}
     ends: dict[int, set[int]] = {}
+    ticks: set[int] = set()
     for line in history.read_text().splitlines():
         kind, *numbers = line.split(" ")
         if kind == "sent":
             acked |= set(map(int, numbers))
+        elif kind == "ticked":
+            ticks.add(int(numbers[0]))
         else:
             n, attempt = map(int, numbers)
             (starts if kind == "start" else ends).setdefault(n, set()).add(attempt)
-    must_end = (acked - set(DEADLY)) | {LEFT, LATER}
+    must_end = (acked - set(DEADLY)) | {LEFT, LATER, *NARROW}
     wrong += [f"{n} is lost" for n in must_end if n not in ends]
     wrong += ["both twins are lost"] if not any(n in ends for n in TWINS) else []
     wrong += [f"{n} ended, though it is deadly" for n in DEADLY if n in ends]
     for n, attempts in starts.items():
-        expected = {1, 2} if n in (2, 3) else {1}
+        expected = {1, 2} if n in (2, 3) or NARROW.get(n) == "pause" else {1}
         wrong += [f"{n} ran as attempts {attempts}"] if attempts != expected else []
     raw = server.client()
     letters = Counter[tuple[int, str, int]]()
@@ -311,6 +349,10 @@ def check(server: Server, keys: Keys, history: Path) -> list[str]:
         letters[n, fields["dead_reason"], int(fields["dead_attempts"])] += 1
     expected = {(n, *how): 1 for n, how in DEADLY.items() if n in acked or n in starts} | {(BAD, "unreadable", 0): 1}
     wrong += [f"dead letters {dict(letters)}, not {expected}"] if letters != expected else []
+    row = raw.hget(keys.cron_state, "seconds")
+    fired = {int(word[:-1]) for word in row.split()[5:] if word.endswith("f")} if row else set[int]()
+    wrong += [f"ran of ticks {sorted(ticks)}, fired {sorted(fired)}"] if ticks != fired else []
+    wrong += ["a tick is missed"] if fired and len(fired) <= (max(fired) - min(fired)) // 1000 else []
     for key in keys.streams:
         held = raw.xpending(key, GROUP)["pending"]
         wrong += [f"{held} pending without an entry"] if held else []

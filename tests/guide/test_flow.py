@@ -153,13 +153,25 @@ def test_the_schedule_of_the_page_is_found_beside_its_handler(page: Path):
     assert (list(found.registry), definition.times.zone) == ([b"report"], "Europe/Berlin")
 
 
-def test_python_pauses_and_resumes_as_the_page_shows(valkey: Server, page: Path):
-    path = page / "people.py"
-    path.write_text(path.read_text().replace("redis://127.0.0.1:6379", valkey.url))
+def run_script(page: Path, name: str, url: str) -> str:
+    """Run a module of the page against a server, and return what it prints."""
+    path = page / f"{name}.py"
+    path.write_text(path.read_text().replace("redis://127.0.0.1:6379", url))
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}"}
     command = [sys.executable, str(path)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
-    assert result.stdout == "['send-newsletter']\n"
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+def test_python_pauses_and_resumes_as_the_page_shows(valkey: Server, page: Path):
+    assert run_script(page, "people", valkey.url) == "['send-newsletter']\n"
     raw: Any = valkey.client()
     assert not raw.hexists("{jobs}:control", "pause:send-newsletter")
+    raw.close()
+
+
+def test_python_changes_schedules_as_the_page_shows(valkey: Server, page: Path):
+    assert run_script(page, "seasons", valkey.url) == "['christmas-report', 'nightly-report']\n"
+    raw: Any = valkey.client()
+    assert [row["what"].partition(" ")[0] for _, row in raw.xrange("{jobs}:audit")] == ["put", "put", "drop", "put"]
+    assert list(raw.hvals("{jobs}:cron")) == ["4 {}"], "a revision, so that the code's rules again at once"
     raw.close()
