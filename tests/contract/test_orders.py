@@ -257,9 +257,16 @@ async def test_a_pause_holds_while_the_server_is_away_and_when_it_is_back(kind):
             await order(control, ("pause", "pause:high", "0"))
             await obeyed(worker, HIGH)
             send(raw, HIGH, "paused")
-            errors, version = worker.stats.store_errors, worker.orders.rules.version
+            version, looks = worker.orders.rules.version, list[str | None]()
+            real = worker.orders.look
+
+            async def look(version: str | None) -> None:
+                await real(version)
+                looks.append(version)
+
+            worker.orders.look = look
             server.kill()
-            await until(lambda: worker.stats.store_errors > errors, "it is away")
+            await until(lambda: None in looks, "it has looked while it is away")
             assert worker._fetcher.paused == {HIGH}
             server.start()
             with contextlib.suppress(StoreUnavailable):

@@ -1603,6 +1603,13 @@ MUTANTS = (
         f"{ORDERS}::test_rules_read_last_hold_where_the_key_becomes_one_of_another_type",
     ),
     Mutant(
+        "order: without an answer no rules hold",
+        "runtime/worker/orders.py",
+        "        self.on_look(self.rules)\n\n    async def _read",
+        "        self.rules = self.rules if version else NO_RULES\n        self.on_look(self.rules)\n\n    async def _read",
+        f"{ORDERS}::test_a_pause_holds_while_the_server_is_away_and_when_it_is_back",
+    ),
+    Mutant(
         "order: an unreadable rule is told at each look",
         "runtime/worker/orders.py",
         "unreadable - self._told",
