@@ -497,7 +497,8 @@ def _checked_type(name: Any) -> str:
     if not isinstance(name, str) or not TYPE_NAME.match(name.encode(errors="replace")):
         raise ConfigError(f"type must be 1 to 64 of a-z, 0-9, `.`, `_` and `-`, with a letter or digit first, got {_shown(name)}")
     if name in STREAMS:
-        raise ConfigError(f"type must not be the name of a priority, got {name!r}; hint: priority={name!r}")
+        how = f"to pause a priority: priority={name!r} (--priority {name})"
+        raise ConfigError(f"type must not be the name of a priority, got {name!r}; hint: {how}")
     return name
 
 

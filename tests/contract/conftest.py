@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from runtime.store.inspector import Inspector
 from runtime.streams import Streams
 from tests.conftest import empty_server
 from tests.contract.kit import ME, OTHER, MemoryKit, ServerKit
-from tests.servers import KINDS
+from tests.servers import KINDS, Server
 
 
 @pytest.fixture(params=["double", *KINDS])
@@ -32,3 +33,18 @@ async def store(kit: Any) -> Streams:
 @pytest.fixture
 def other(kit: Any) -> Streams:
     return kit.streams(OTHER)
+
+
+@pytest.fixture
+async def on_server(server: Server) -> AsyncIterator[ServerKit]:
+    """An empty queue on each server in turn, for what the double does not have."""
+    opened = ServerKit(server)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def inspector(server: Server) -> AsyncIterator[Inspector]:
+    opened = Inspector(server.url, "jobs")
+    yield opened
+    await opened.close()

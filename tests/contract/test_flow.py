@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 import msgspec
 import pytest
@@ -13,34 +13,18 @@ from runtime.limits import Limits, Rate
 from runtime.store.base import WorkerRow
 from runtime.store.flow import Flow
 from runtime.store.inspector import Inspector
-from runtime.streams import Serve, Streams
-from tests.contract.kit import HIGH, ME, ServerKit
+from runtime.streams import Serve
+from tests.contract.kit import HIGH, ServerKit
 from tests.contract.test_serve import parked
-from tests.servers import PATIENCE_S, Server
+from tests.servers import PATIENCE_S
 from tests.workers import working
 
 HOURLY = Rate(1, 3_600_000)
 
 
 @pytest.fixture
-async def inspector(server: Server) -> AsyncIterator[Inspector]:
-    opened = Inspector(server.url, "jobs")
-    yield opened
-    await opened.close()
-
-
-@pytest.fixture
-async def kit(server: Server) -> AsyncIterator[ServerKit]:
-    opened = ServerKit(server)
-    yield opened
-    await opened.close()
-
-
-@pytest.fixture
-async def store(kit: ServerKit) -> Streams:
-    opened = kit.streams(ME)
-    await opened.start()
-    return opened
+def kit(on_server: ServerKit) -> ServerKit:
+    return on_server
 
 
 async def test_a_gate_shows_what_waits_its_permits_and_its_next_token(inspector, kit, store):

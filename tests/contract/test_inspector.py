@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
 
 import pytest
 import redis
@@ -11,10 +10,8 @@ import redis
 from runtime.errors import StoreError
 from runtime.jobs import Deferral, Letter, Parking
 from runtime.store.base import GROUP, WorkerRow
-from runtime.store.inspector import DeadLetter, Depth, Filter, FoundJob, Inspector, is_letter
-from runtime.streams import Streams
+from runtime.store.inspector import DeadLetter, Depth, Filter, FoundJob, is_letter
 from tests.contract.kit import ME, ServerKit, batch, leases
-from tests.servers import Server
 
 KEY, DEAD, DUE, MESSAGES, WORKERS = "{jobs}:high", "{jobs}:dead", "{jobs}:due", "{jobs}:msg", "{jobs}:workers"
 NONE = {"critical": 0, "high": 0, "medium": 0, "low": 0}
@@ -22,24 +19,8 @@ EMPTY = Depth(waiting=NONE, running=NONE, parked=0, delayed=0, due_now=0, dead=0
 
 
 @pytest.fixture
-async def inspector(server: Server) -> AsyncIterator[Inspector]:
-    opened = Inspector(server.url, "jobs")
-    yield opened
-    await opened.close()
-
-
-@pytest.fixture
-async def kit(server: Server) -> AsyncIterator[ServerKit]:
-    opened = ServerKit(server)
-    yield opened
-    await opened.close()
-
-
-@pytest.fixture
-async def store(kit: ServerKit) -> Streams:
-    opened = kit.streams(ME)
-    await opened.start()
-    return opened
+def kit(on_server: ServerKit) -> ServerKit:
+    return on_server
 
 
 def bury(raw: redis.Redis, n: int, **fields: str) -> list[str]:

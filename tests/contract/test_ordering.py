@@ -65,7 +65,7 @@ async def test_a_pause_whose_time_is_up_is_none(control, raw):
         ({"type": "mail\n"}, "type must be"),
         ({"type": "\udc80"}, "type must be"),
         ({"type": 5}, "type must be .* got 5"),
-        ({"type": "high"}, "name of a priority.*hint: priority='high'"),
+        ({"type": "high"}, "name of a priority.*hint: to pause a priority: priority='high'"),
         ({"priority": "urgent"}, "priority must be one of critical, high, medium, low, got 'urgent'"),
         ({"priority": 1}, "priority must be"),
         ({"type": "mail", "for_s": 0}, "for_s must be between 1 and"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -13,7 +13,6 @@ from runtime.limits import NO_LIMITS, Limits, Rate
 from runtime.store.base import KEY_LIFE_MS, WorkerRow
 from runtime.streams import EMPTY, SHORT, Serve, Served, Streams
 from tests.contract.kit import HIGH, LEASE_MS, ME, OTHER, ServerKit, batch, jobs_of, leases, pending, quiet_guard
-from tests.servers import Server
 
 CRITICAL, LOW = 0, 3
 LOT = "~g:t"
@@ -466,13 +465,6 @@ async def test_what_came_in_a_reply_that_was_lost_is_pending_with_us_and_holds_i
 
 
 # --- what only a server has ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-async def on_server(server: Server) -> AsyncIterator[ServerKit]:
-    kit = ServerKit(server)
-    yield kit
-    await kit.close()
 
 
 @pytest.fixture

@@ -29,25 +29,8 @@ KEY = "{jobs}:high"
 
 
 @pytest.fixture
-async def store(server: Server) -> AsyncIterator[Streams]:
-    opened = Streams(server.url, "jobs", ME)
-    await opened.start()
-    yield opened
-    await opened.close()
-
-
-@pytest.fixture
-async def kit(server: Server) -> AsyncIterator[ServerKit]:
-    opened = ServerKit(server)
-    yield opened
-    await opened.close()
-
-
-@pytest.fixture
-async def other(server: Server) -> AsyncIterator[Streams]:
-    opened = Streams(server.url, "jobs", OTHER)
-    yield opened
-    await opened.close()
+def kit(on_server: ServerKit) -> ServerKit:
+    return on_server
 
 
 def add(raw: redis.Redis, entry: str = "*", to: str = KEY, **fields: str) -> str:

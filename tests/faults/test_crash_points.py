@@ -12,6 +12,8 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import reduce
+from operator import and_
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ LAST = {"EXPIRE", "acquit"}  # come when all is done: what was done is counted o
 LOOKS = ("CLIENT", "HGETALL", "INFO", "TIME", "XPENDING", "ZRANGE", "ends")  # commands that change nothing
 CLOCKED = (*LOOKS, "SCRIPT", "XREADGROUP", "beat", "promote", "reclaim", "renew", "serve", "tick")  # come by the clock
 STRIDE = int(os.environ.get("CRASH_STRIDE", "5"))  # all of them take six minutes a server: each long run takes others
+UNHARMED = 3
 VOID_PART = 0.2  # commands that came later than in the unharmed run, or never
 
 
@@ -371,11 +374,13 @@ def undying(server: Server, keys: Keys) -> list[str]:
 
 async def sweep(server: Server, folder: Path, is_short: bool) -> list[Point]:
     """Run the scenario unharmed, then cut it at every STRIDE-th command, or at the first of each name that changes something."""
-    unharmed = await run_point(server, folder, ("none", 0), False)
-    assert not unharmed.wrong, unharmed
-    assert unharmed.commands.keys() >= {*VERBS, "XREADGROUP", "XACK", "XDEL", "EXEC"}, "a sweep without them proves little"
-    names = [name for name in unharmed.commands if not (is_short and name in LOOKS)]
-    ats = [(name, nth) for name in names for nth in range(1, 2 if is_short else unharmed.commands[name] + 1)]
+    # As many of each as came every time: a schedule goes on until all else is done.
+    unharmed = await asyncio.gather(*[run_point(server, folder, ("none", at), False) for at in range(UNHARMED)])
+    assert not any(point.wrong for point in unharmed), unharmed
+    commands = reduce(and_, [point.commands for point in unharmed])
+    assert commands.keys() >= {*VERBS, "XREADGROUP", "XACK", "XDEL", "EXEC"}, "a sweep without them proves little"
+    names = [name for name in commands if not (is_short and name in LOOKS)]
+    ats = [(name, nth) for name in names for nth in range(1, 2 if is_short else commands[name] + 1)]
     if not is_short:
         first = int(time.time()) % STRIDE
         print(f"every {STRIDE}th of {len(ats)} commands, of those that come by the clock a third, from number {first}")
