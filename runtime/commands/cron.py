@@ -38,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         parser,
         "Schedules: those in the modules of handlers, which may be overridden here, and those that were added here.",
         "python -m runtime cron list",
-        """python -m runtime cron add nightly clean-logs '{"root": "app"}' --when '0 3 * * *' --tz Europe/Berlin""",
+        """python -m runtime cron add nightly cleanup-logs '{"root": "app"}' --when '0 3 * * *' --tz Europe/Berlin""",
         "python -m runtime cron edit nightly --when '30 3 * * *'",
         "python -m runtime cron backfill nightly --from 2026-11-01 --to 2026-11-08 --dry-run",
     )
