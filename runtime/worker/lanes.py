@@ -112,15 +112,19 @@ class Inbox:
         self._is_winded, self._turn, self._turn_ends_s = False, JOBS_PER_TURN, _NOT_BEGUN
         self._wake(FIRST_WAKE)
 
-    def take(self, now_s: float, is_reserved: bool = False) -> Job | None:
-        """Return a job at once; None when there is none for this lane, or when it is time to let the loop breathe."""
-        jobs = self.critical or (None if is_reserved else self.others)
+    def take(self, now_s: float) -> Job | None:
+        """Return a job at once; None when there is none, or when it is time to let the loop breathe."""
+        jobs = self.critical or self.others
         if jobs and self._turn:
             if now_s >= self._turn_ends_s and not self._begin_turn(now_s):
                 return None
             self._turn -= 1
             return jobs.popleft()
         return None
+
+    def take_critical(self, now_s: float) -> Job | None:
+        """Return a job of CRITICAL as `take` does."""
+        return self.take(now_s) if self.critical else None
 
     def _begin_turn(self, now_s: float) -> bool:
         """Return whether this is the first job since the loop has breathed, and may start; else the turn is over."""
@@ -255,13 +259,13 @@ class Lane:
         decimals = _Decimals.of_this_task()
         first = copy_context()
         inbox, ledger, stats, registry, clock = self.inbox, self.ledger, self.stats, self.registry, self.clock
-        is_reserved, now_s = self.is_reserved, clock()
+        take, now_s = inbox.take_critical if self.is_reserved else inbox.take, clock()
         while True:
-            job = inbox.take(now_s, is_reserved)
+            job = take(now_s)
             while job is None:
-                await inbox.wait(is_reserved)
+                await inbox.wait(self.is_reserved)
                 now_s = clock()
-                job = inbox.take(now_s, is_reserved)
+                job = take(now_s)
             handler = registry[job.type]  # cannot miss: admission has parked what is not here
             self.job = job
             self.timeout_s = handler.timeout_s

@@ -954,8 +954,8 @@ MUTANTS = (
     Mutant(
         "a reserved lane takes whatever comes",
         "runtime/worker/lanes.py",
-        "(None if is_reserved else self.others)",
-        "self.others",
+        "return self.take(now_s) if self.critical else None",
+        "return self.take(now_s)",
         f"{PRIORITIES}::test_critical_runs_at_once_while_all_other_lanes_are_busy_and_low_waits",
     ),
     Mutant(

@@ -1973,7 +1973,7 @@ async def waiting_reserved(inbox: Inbox) -> tuple[list[Job], asyncio.Task[None]]
     got: list[Job] = []
 
     async def take() -> None:
-        while (job := inbox.take(0.0, True)) is None:
+        while (job := inbox.take_critical(0.0)) is None:
             await inbox.wait(True)
         got.append(job)
 
@@ -1989,8 +1989,8 @@ async def test_every_lane_takes_critical_first_and_a_reserved_one_nothing_else()
     inbox.put([second])
     assert (len(inbox), inbox.jobs) == (3, [first, second, low])
     assert inbox.take(0.0) is first
-    assert inbox.take(0.0, True) is second
-    assert inbox.take(0.0, True) is None
+    assert inbox.take_critical(0.0) is second
+    assert inbox.take_critical(0.0) is None
     assert inbox.take(0.0) is low
 
 
@@ -2046,7 +2046,7 @@ async def test_reserved_lanes_end_a_turn_as_all_others_do() -> None:
     inbox = Inbox()
     inbox.put([critical(f"{n}-0") for n in range(2 * JOBS_PER_TURN)])
     taken = 0
-    while inbox.take(0.0, True):
+    while inbox.take_critical(0.0):
         taken += 1
     assert taken == JOBS_PER_TURN
     _, reserved = await waiting_reserved(inbox)
