@@ -56,8 +56,6 @@ class Slot:
 class Nemesis:
     """Owns the workers of a storm and everything that is done to them."""
 
-    leaves: Collection[str] = ()  # what is no leftover in this storm
-
     def __init__(
         self,
         server: Server,
@@ -84,6 +82,11 @@ class Nemesis:
 
     def note(self, *lines: Line) -> None:
         self.pen.note(*lines)
+
+    @property
+    def leaves(self) -> Collection[str]:
+        """What is no leftover in this storm."""
+        return ()
 
     @property
     def pids(self) -> list[int]:

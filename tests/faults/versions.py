@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import functools
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ import msgspec
 import redis
 
 from runtime import Message
+from runtime.jobs import STREAMS
 from tests.faults import ledger, storms
 from tests.faults.checker import TAG, Verdict, number_of
 from tests.faults.ledger import REPLAYS, Answer, Fault, Line, Pen, Story, Try, now_s
@@ -52,6 +54,7 @@ ISOLATION, ISOLATIONS = f"{TAG}:ward", f"{TAG}:wards"  # who isolates suspects, 
 LONG_MS = (300.0, 1.5 * LEASE_S * 1000)  # some that each release must renew, and the other one leave alone
 BEAT_S = LEASE_S / 3  # how often a worker of the last release renews what it holds
 
+FORGOT = re.compile(r"forgot the dead worker (\S+)")
 REPLAY_EVERY_S = 1.0
 CLI_S = 2.0  # several times what a command takes that finds its server; each next try gets twice as long
 SILENCE_S = 4.0  # of a server that is asked for its dead
@@ -132,14 +135,23 @@ def environment_of(release: str, tree: Path) -> dict[str, str]:
 class MixedCrew(Nemesis):
     """Workers of both releases: what dies comes back as it was, and a deploy goes up or down."""
 
-    leaves = ("wards", f"key {ISOLATION}")  # each release leaves the other one's alone: `left_of_isolations` looks at them
-
     def __init__(self, trees: dict[str, Path], *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
         self._trees = trees
         self._release = {slot: RELEASES[at % len(RELEASES)] for at, slot in enumerate(self.slots)}
         self.hired: dict[int, str] = {}
         self.moves: Counter[tuple[str, str]] = Counter()
+        self._logs_of_last: list[Path] = []
+
+    @property
+    def leaves(self) -> set[str]:
+        """What is no leftover in this storm.
+
+        Each release leaves the isolations of the other one alone: `left_of_isolations` looks at them. The last one forgets who
+        stood still together with it, though that is alive: where such a worker is killed before it beats again, its name stays.
+        """
+        forgotten = {name for log in self._logs_of_last for name in FORGOT.findall(log.read_text(errors="replace"))}
+        return {"wards", f"key {ISOLATION}", *[f"{stream} consumer {name}" for stream in STREAMS for name in forgotten]}
 
     def note(self, *lines: Line) -> None:
         """Write down; a fault of a worker of the last release goes on until its next beat.
@@ -163,6 +175,8 @@ class MixedCrew(Nemesis):
         more = environment_of(release, tree)
         slot.worker = Worker(self.server, self.history, *options, url=url, root=tree, more=more)
         self.hired[slot.worker.pid] = release
+        if release == LAST:
+            self._logs_of_last.append(slot.worker.log_path)
 
     async def harm_processes(self, kinds: Sequence[str], gap_s: float) -> None:
         """Do every kind of harm to each of the two as often, until it is over; while one stands still, others are killed."""
