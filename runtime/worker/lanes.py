@@ -259,13 +259,14 @@ class Lane:
         decimals = _Decimals.of_this_task()
         first = copy_context()
         inbox, ledger, stats, registry, clock = self.inbox, self.ledger, self.stats, self.registry, self.clock
-        take, now_s = inbox.take_critical if self.is_reserved else inbox.take, clock()
+        is_reserved, now_s = self.is_reserved, clock()
         while True:
-            job = take(now_s)
+            # Asked of the inbox for each job: in a fork of this process, `forks` has put something else in the place of `take`.
+            job = inbox.take_critical(now_s) if is_reserved else inbox.take(now_s)
             while job is None:
-                await inbox.wait(self.is_reserved)
+                await inbox.wait(is_reserved)
                 now_s = clock()
-                job = take(now_s)
+                job = inbox.take_critical(now_s) if is_reserved else inbox.take(now_s)
             handler = registry[job.type]  # cannot miss: admission has parked what is not here
             self.job = job
             self.timeout_s = handler.timeout_s

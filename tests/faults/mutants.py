@@ -952,6 +952,13 @@ MUTANTS = (
         "tests/faults/test_loop.py::test_jobs_beside_one_that_blocks_the_loop_past_their_deadline_have_a_turn_to_end",
     ),
     Mutant(
+        "a lane keeps the take that it began with",
+        "runtime/worker/lanes.py",
+        "                job = inbox.take_critical(now_s) if is_reserved else inbox.take(now_s)\n            handler",
+        "                job = type(inbox).take(inbox, now_s)\n            handler",
+        "tests/unit/test_lanes.py::test_what_a_fork_puts_in_the_place_of_take_holds_for_lanes_that_run",
+    ),
+    Mutant(
         "a reserved lane takes whatever comes",
         "runtime/worker/lanes.py",
         "return self.take(now_s) if self.critical else None",

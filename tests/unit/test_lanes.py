@@ -1982,6 +1982,23 @@ async def waiting_reserved(inbox: Inbox) -> tuple[list[Job], asyncio.Task[None]]
     return got, task
 
 
+@pytest.mark.parametrize("is_reserved", [False, True])
+async def test_what_a_fork_puts_in_the_place_of_take_holds_for_lanes_that_run(is_reserved: bool) -> None:
+    world = World()
+    world.task.cancel()
+    lane = world.another_lane()
+    lane.is_reserved = is_reserved
+    lane.start()
+    await rest()
+    asked: list[float] = []
+    world.inbox.take = asked.append
+    world.inbox.put([critical()])
+    await rest()
+    assert (asked != [], lane.job, len(world.inbox)) == (True, None, 1)
+    assert lane.task is not None
+    lane.task.cancel()
+
+
 async def test_every_lane_takes_critical_first_and_a_reserved_one_nothing_else() -> None:
     inbox = Inbox()
     low, first, second = job("first"), critical("1-0"), critical("2-0")
