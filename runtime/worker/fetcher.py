@@ -22,7 +22,7 @@ from runtime.worker.isolation import Isolation
 from runtime.worker.parking import Shares
 from runtime.worker.plan import AwaitCapacity, Budget, Fetch, Pause, Plan, ServeGates, Sizes, TakeParked, View, Wait, next_step
 
-LONGEST_WAIT_MS: Final = 1000  # a guess: an idle worker asks once a second, and sees a stop or a lot no later
+LONGEST_WAIT_MS: Final = 1100  # an idle worker sees a stop or a lot no later; with 1,000 it sends more than ten commands a second
 WAIT_PART: Final = 1 / 6  # of a lease, at most: what a wait brought must not be late
 SHORTEST_WAIT_MS: Final = 20  # a guess: while suspects are to be asked for, a wait only tells whether ordinary work is there
 LOTS_S: Final = 0.25  # a guess: between two looks into lots that gave less than they were asked for
