@@ -124,10 +124,18 @@ async def test_what_is_held_is_not_given_back_with_what_was_lost():
 @pytest.mark.parametrize("verb", ["fetch", "wait_for_entry"])
 async def test_after_errors_it_fetches_on(verb, fault):
     bench = Bench(*[(verb, nth, fault) for nth in (1, 2, 3, 4)])
+    log, was_fetching = bench.parts.ctx.log, list[bool]()
+    tell = log.store_unavailable
+
+    def told(error: StoreUnavailable, failures: int) -> None:
+        was_fetching.append(bench.fetcher.is_fetching)
+        tell(error, failures)
+
+    log.store_unavailable = told
     async with fetching(bench):
         if fault is not Fault.RESTARTED:
-            await until(lambda: bench.parts.ctx.stats.store_errors >= 4, "it failed")
-            assert not bench.fetcher.is_fetching or verb == "wait_for_entry"
+            await until(lambda: len(was_fetching) >= 4, "it failed")
+            assert not any(was_fetching)
         bench.parts.add(id="j")
         await until(lambda: bench.ids == {"j"}, "it fetches")
         bench.parts.check()
