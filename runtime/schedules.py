@@ -391,8 +391,8 @@ class Schedules(msgspec.Struct, frozen=True):
         changed = sorted(member for member in {*after, *before} if _raw(after, member) != _raw(before, member))
         told = [f"paused={_raw(after, member).decode()}" if member == "paused" else member for member in changed]
         value = f"{revision} {','.join(told) or 'nothing'} {text}"
-        if len(value.encode()) > MAX_STORED_BYTES:
-            most = f"must be at most {MAX_STORED_BYTES:,} bytes of JSON in Redis, got {len(text.encode()):,}"
+        if (size := len(value.encode())) > MAX_STORED_BYTES:
+            most = f"must be at most {MAX_STORED_BYTES:,} bytes in Redis, got {size:,}"
             raise ConfigError(f"schedule {name!r}: {most}; hint: one in a module has no such bound")
         return ("put", f"cron:{name}", value)
 

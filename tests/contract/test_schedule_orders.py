@@ -194,7 +194,7 @@ async def test_a_key_of_another_type_is_named(control, raw, key):
 
 
 async def test_a_schedule_that_is_too_large_for_redis_is_refused_with_its_size(control, raw):
-    with pytest.raises(ConfigError, match=r"schedule 'hourly': must be at most 16,384 bytes of JSON.* got 20,0"):
+    with pytest.raises(ConfigError, match=r"schedule 'hourly': must be at most 16,384 bytes in Redis, got 20,0"):
         await control.edit_schedule("hourly", message=Tidy(root="x" * 20_000))
     assert raw.keys() == []
 

@@ -966,6 +966,27 @@ MUTANTS = (
         f"{PRIORITIES}::test_critical_runs_at_once_while_all_other_lanes_are_busy_and_low_waits",
     ),
     Mutant(
+        "read-ahead is topped up by as many fewer as lanes are reserved",
+        "runtime/consumer.py",
+        "max(0.0, TOP_UP_PART * read_ahead - reserved)",
+        "TOP_UP_PART * read_ahead",
+        "tests/unit/test_consumer.py::test_a_full_read_ahead_of_others_does_not_keep_critical_out",
+    ),
+    Mutant(
+        "without read-ahead and with reserved lanes nothing is topped up",
+        "runtime/consumer.py",
+        "max(0.0, TOP_UP_PART * read_ahead - reserved)",
+        "TOP_UP_PART * read_ahead - reserved",
+        "tests/unit/test_consumer.py::test_what_others_may_fetch_is_less_by_the_lanes_that_are_kept_for_critical",
+    ),
+    Mutant(
+        "doctor is silent about keys of gates of another type",
+        "runtime/store/inspector.py",
+        'if is_code(answer, "WRONGTYPE")]\n        for one',
+        "if False]\n        for one",
+        "tests/contract/test_doctor.py::test_keys_of_a_gate_that_are_of_another_type_are_errors_with_the_command_that_deletes_them",
+    ),
+    Mutant(
         "capacity of others counts reserved lanes",
         "runtime/consumer.py",
         "return len(self.lanes) + read_ahead - len(self.held) - reserved, reserved",

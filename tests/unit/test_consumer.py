@@ -419,10 +419,10 @@ def test_a_full_read_ahead_of_others_does_not_keep_critical_out():
     at = Counted()
     at.consumer.stats.finished = 100
     at.run(LOW, 16)
-    at.consumer.inbox.put(at.hold(LOW, 70))
+    at.consumer.inbox.put(at.hold(LOW, 71))
     assert at.consumer._fetcher.entries(INBOX_BYTES) >= 100
-    assert at.consumer._capacity() == (30, 4)
-    at.consumer.inbox.put(at.hold(LOW, 6))
+    assert at.consumer._capacity() == (29, 4)
+    at.consumer.inbox.put(at.hold(LOW, 1))
     assert at.consumer._capacity() == (0, 4)
     at.consumer.stats.finished = 0
     assert at.consumer._capacity() == (0, 4), "nothing is read ahead any more, and what was is here still"
