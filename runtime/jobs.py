@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import msgspec
 
@@ -330,9 +330,15 @@ class Handler(Generic[P]):
 Registry = Mapping[bytes, Handler[Any]]
 
 
-def _outside_of_a_lane() -> None:
-    """Note nothing."""
+class Running(Protocol):
+    """A lane, as those see it whom a job calls: `job` is the one that it runs, None between jobs."""
+
+    job: Job | None
+
+    def begin(self) -> None:
+        """Count the time of the job from now on: called by work that had to wait for a thread or a child."""
+        ...
 
 
-# Set once per lane, and called by work that had to wait for a thread or a child: its deadline counts from then on.
-BEGINS: ContextVar[Callable[[], None]] = ContextVar("begins", default=_outside_of_a_lane)
+# Set once per lane, to itself; None where nothing is run by a lane. A task that outlives its job finds the lane's next one.
+LANE: ContextVar[Running | None] = ContextVar("lane", default=None)

@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 
 from runtime.errors import NoPlace, NotStarted
-from runtime.jobs import BEGINS, Job
+from runtime.jobs import LANE, Job
 
 WAIT_S: Final = 1.0  # a guess: what finds no place within this time is parked, for workers that have one
 SECOND_TICKS: Final = 20  # ticks of the watchdog, which come every 50 ms
@@ -86,8 +86,11 @@ class Places:
                 raise NoPlace(f"it was cut while it waited for a {self.kind}") from None
         else:
             self.taken += 1
+        lane = LANE.get()
+        if lane is None:
+            return
         try:
-            BEGINS.get()()
+            lane.begin()
         except NotStarted:
             self.give_back()
             raise

@@ -12,7 +12,7 @@ import threading
 from typing import Final, NoReturn, cast
 from weakref import WeakKeyDictionary
 
-from runtime.jobs import BEGINS
+from runtime.jobs import LANE
 from runtime.offload import leave
 from runtime.store.resp import disown
 from runtime.worker.lanes import Lane
@@ -66,7 +66,7 @@ def _disarm() -> None:
 
 
 def _make_its_own() -> None:
-    lane = getattr(BEGINS.get(), "__self__", None)
+    lane = LANE.get()
     if not isinstance(lane, Lane):  # not a handler's doing
         return
     steps: list[tuple[object, tuple[str, ...]]] = [

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from runtime.answers import finish
 from runtime.errors import LeaseLost, NotStarted, SelfCancelled, TimedOut
-from runtime.jobs import BEGINS, CRITICAL, DONE, Job, Outcome, Registry
+from runtime.jobs import CRITICAL, DONE, LANE, Job, Outcome, Registry
 from runtime.settle import decide, describe, forget_stack, has_word, module_of, told_as
 from runtime.stats import Stats
 from runtime.worker.ledger import Ledger
@@ -255,7 +255,7 @@ class Lane:
             self._origin = copy_context()
         else:
             await asyncio.sleep(0)  # the task before this one comes to its end first, also where tasks are started eagerly
-        BEGINS.set(self.begin)
+        LANE.set(self)
         decimals = _Decimals.of_this_task()
         first = copy_context()
         inbox, ledger, stats, registry, clock = self.inbox, self.ledger, self.stats, self.registry, self.clock

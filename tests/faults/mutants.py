@@ -625,7 +625,7 @@ MUTANTS = (
     Mutant(
         "waiting for a thread counts against the deadline",
         "runtime/places.py",
-        "            BEGINS.get()()\n",
+        "            lane.begin()\n",
         "            pass\n",
         f"{OFFLOAD}::test_a_function_says_that_it_begins_when_it_has_its_slot",
     ),

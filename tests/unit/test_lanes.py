@@ -33,7 +33,7 @@ import uvloop
 
 from runtime.backoff import Backoff
 from runtime.errors import BadPayload, Dead, LeaseLost, NeverRan, NoPlace, NotStarted, Retry, SelfCancelled, Snooze, TimedOut
-from runtime.jobs import BEGINS, CRITICAL, FREE, LOST, Handler, Job, Parking, contract, contract_of
+from runtime.jobs import CRITICAL, FREE, LANE, LOST, Handler, Job, Parking, contract, contract_of
 from runtime.places import Places
 from runtime.stats import BUCKETS, Stats
 from runtime.worker.lanes import JOBS_PER_TURN, NEVER, RECUT_S, TURN_S, Inbox, Lane
@@ -58,6 +58,13 @@ def on_loop(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, Non
 @contract("greet")
 class Greet(msgspec.Struct):
     pass
+
+
+def begin() -> None:
+    """Do as work does that had to wait for a thread or a child."""
+    lane = LANE.get()
+    assert lane is not None
+    lane.begin()
 
 
 def handler(run: Run, decode: Callable[[Job], Any] = lambda job: None) -> Handler[Any]:
@@ -895,7 +902,7 @@ async def test_the_time_of_a_job_that_had_to_wait_for_its_turn_counts_from_its_b
 
     async def waits_for_its_turn(payload: Any, job: Job) -> None:
         world.clock_s += 20
-        BEGINS.get()()
+        begin()
         await world.hang()
         world.clock_s += 1
 
@@ -918,7 +925,7 @@ async def test_each_lane_hears_of_its_own_job_when_that_begins() -> None:
         world.at.append("waiting")
         await world.gate.wait()
         if job.entry == b"2-0":
-            BEGINS.get()()
+            begin()
         await asyncio.Event().wait()
 
     world.put(waits_for_its_turn)
@@ -939,7 +946,7 @@ async def test_a_task_that_a_job_left_behind_puts_no_deadline_on_an_idle_lane() 
 
     async def begin_later() -> None:
         await world.gate.wait()
-        BEGINS.get()()
+        begin()
 
     async def leaves_a_task_behind(payload: Any, job: Job) -> None:
         left_behind.append(asyncio.create_task(begin_later()))

@@ -22,7 +22,7 @@ import msgspec
 import pytest
 
 from runtime.errors import BadMessage, ChildFailed, ChildKilled, Dead, NoPlace, NotStarted, Retry, Snooze
-from runtime.jobs import BEGINS, Job
+from runtime.jobs import LANE, Job
 from runtime.offload import in_thread
 from runtime.places import PLACES, PROCESS, SECOND_TICKS, SOON_TICKS, THREAD, WAIT_S, Places, make_places
 from runtime.settle import decide
@@ -53,6 +53,15 @@ def places() -> Iterator[dict[str, Places]]:
     yield own
     PLACES.reset(token)
     assert [kind.taken for kind in own.values()] == [0, 0]
+
+
+class Noting:
+    """A lane that does no more than to note that its job begins."""
+
+    job: Job | None = None
+
+    def __init__(self, note: Callable[[], None]) -> None:
+        self.begin = note
 
 
 class Hanging:
@@ -218,7 +227,7 @@ async def test_a_function_says_that_it_begins_when_it_has_its_slot(places: dict[
     first, second = Hanging(), Hanging()
 
     async def as_lane(name: str, function: Hanging) -> None:
-        BEGINS.set(lambda: begun.append(name))
+        LANE.set(Noting(lambda: begun.append(name)))
         await in_thread(function)(None, job())
 
     tasks = [asyncio.ensure_future(as_lane("first", first)), asyncio.ensure_future(as_lane("second", second))]
@@ -376,7 +385,7 @@ async def test_a_job_that_was_cut_while_it_waited_for_a_child_never_began(tmp_pa
     begun: list[str] = []
     for _ in range(places[PROCESS].total):
         await places[PROCESS].take()
-    BEGINS.set(lambda: begun.append("begun"))
+    LANE.set(Noting(lambda: begun.append("begun")))
     try:
         task = asyncio.ensure_future(work.run(None, job("note", tmp_path / "note")))
         for _ in range(10):
