@@ -7,6 +7,7 @@ and help texts are made from the table.
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from runtime.errors import ConfigError
 from runtime.folders import why_not
 
 FILE: Final = "runtime.toml"
+TRACE_ID: Final = "{trace_id}"  # what stands in `--trace-url` for the id
 LANES_PER_RESERVED: Final = 20  # a choice: 5 %, and a small worker keeps none idle
 
 
@@ -64,6 +66,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     data_dir: str = ""
     handlers_config: str = ""
     embedded_port: int = 0
+    trace_url: str = ""
     log: str = "auto"
     log_level: str = "info"
 
@@ -127,6 +130,12 @@ SETTINGS: Final = (
         "--handlers-config", "handlers_config", "FILE", "settings of the shipped handlers (mail servers, folders, databases)"
     ),
     Setting("--embedded-port", "embedded_port", "PORT", "let the embedded Valkey listen on this loopback port too; 0 opens none"),
+    Setting(
+        "--trace-url",
+        "trace_url",
+        "URL",
+        "where a trace is looked at, with {trace_id} for its id, such as http://127.0.0.1:16686/trace/{trace_id}",
+    ),
     Setting("--log", "log", "FORMAT", "plain, json, or auto: plain on a terminal, JSON elsewhere"),
     Setting("--log-level", "log_level", "LEVEL", "debug, info, warning or error"),
 )
@@ -147,6 +156,12 @@ _BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "embedded_port": (0, 65535),
 }
 _CHOICES: Final = {"log": ("auto", "plain", "json"), "log_level": ("debug", "info", "warning", "error")}
+
+# A host, without user and password; then letters of a URL, no other braces among them, and none that ends an attribute of a page.
+_TRACE_URL: Final = re.compile(
+    r"https?://[A-Za-z0-9\[][A-Za-z0-9.:\]-]*/X*\{trace_id\}X*".replace("X", r"[A-Za-z0-9!#$%&()*+,./:;=?@\[\]_~-]")
+)
+_HEX_ID: Final = re.compile("[0-9a-f]{32}")
 
 
 def load(flags: Mapping[str, str | None], environment: Mapping[str, str], folder: Path) -> Config:
@@ -195,6 +210,23 @@ def address_of(board: str) -> tuple[str, int] | None:
     return host.strip("[]"), int(port)
 
 
+def check_trace_url(template: str) -> None:
+    """Do nothing for a template that links to traces can be made of, and for an empty one.
+
+    Raises:
+        ConfigError: it is none; the text does not repeat it, since it may hold a password.
+    """
+    if template and not _TRACE_URL.fullmatch(template):
+        raise ConfigError(
+            f"must be http://HOST/… or https://HOST/… with {TRACE_ID} once, such as http://127.0.0.1:16686/trace/{TRACE_ID}"
+        )
+
+
+def trace_url_of(template: str, trace_id: str) -> str:
+    """Return the address of a trace: the checked `template` with the id of 32 hex digits in it; empty without either of them."""
+    return template.replace(TRACE_ID, trace_id) if _HEX_ID.fullmatch(trace_id) else ""
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
@@ -231,6 +263,11 @@ def _convert(setting: Setting, value: Any, where: str) -> Any:
             address_of(converted)
         except ConfigError as error:
             raise ConfigError(f"{where} {_shown(value)}: {error}") from None
+    if setting.field == "trace_url":
+        try:
+            check_trace_url(converted)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
     return converted
 
 

@@ -62,6 +62,20 @@ class Mutant:
 
 MUTANTS = (
     Mutant(
+        "a link to a trace is made of any text",
+        "runtime/config.py",
+        "if _HEX_ID.fullmatch(trace_id) else",
+        "if trace_id else",
+        "tests/unit/test_config.py::test_a_link_to_a_trace_is_made_of_32_hex_digits_and_of_nothing_else",
+    ),
+    Mutant(
+        "links to traces show a password",
+        "runtime/config.py",
+        "https?://[A-Za-z0-9\\[][A-Za-z0-9.:",
+        "https?://[A-Za-z0-9\\[][A-Za-z0-9.:@",
+        "tests/unit/test_config.py::test_what_no_link_to_a_trace_can_be_made_of_is_refused_and_not_repeated",
+    ),
+    Mutant(
         "no fence",
         "runtime/store/lua/common.lua",
         "return row and row[2] == consumer and row[4] == count",

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from runtime.config import FILE, SETTINGS, Config, Setting, address_of, default_data_dir, load
+from runtime.config import FILE, SETTINGS, Config, Setting, address_of, check_trace_url, default_data_dir, load, trace_url_of
 from runtime.errors import ConfigError
 
 # Four different good values of each setting: by flag, by environment, in the file, and what they become.
@@ -32,6 +32,9 @@ SAMPLES: dict[str, list[tuple[str, Any]]] = {
     "data_dir": [("/a", "/a"), ("/b", "/b"), ("/c", "/c")],
     "handlers_config": [("a.toml", "a.toml"), ("b.toml", "b.toml"), ("c.toml", "c.toml")],
     "embedded_port": [("0", 0), ("6380", 6380), ("65535", 65535)],
+    "trace_url": [
+        (url, url) for url in ("http://a/{trace_id}", "https://b:1/t?id={trace_id}&x=1", "http://[::1]/#/{trace_id}/x")
+    ],
     "log": [("auto", "auto"), ("plain", "plain"), ("json", "json")],
     "log_level": [("debug", "debug"), ("warning", "warning"), ("error", "error")],
 }
@@ -320,6 +323,66 @@ def test_an_address_is_host_and_port_or_off(text: str, address: tuple[str, int] 
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="HOST:PORT"):
         address_of(text)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        *(
+            "http://a/trace/",
+            "a/{trace_id}",
+            "//a/{trace_id}",
+            "ftp://a/{trace_id}",
+            "javascript://a/{trace_id}",
+            "http:///{trace_id}",
+        ),
+        *(
+            "http://a/{trace_id}/{trace_id}",
+            "http://a/{trace_id}/{span_id}",
+            "http://a/{trace_id",
+            "http://a/{trace_id}}",
+            "http://a/{}",
+        ),
+        *("http://{trace_id}/", "http://a{trace_id}/", "http://a?id={trace_id}", "http://a/{trace_id:x}", "http://a/{TRACE_ID}"),
+        *("http://ada:hunter2@a/{trace_id}", "http://hunter2@a/{trace_id}", "http://a\\@b/{trace_id}", "HTTP://a/{trace_id}"),
+        *(
+            "http://a/{trace_id}\n",
+            " http://a/{trace_id}",
+            "http://a/ {trace_id}",
+            "http://a/{trace_id}\x00",
+            "http://ä/{trace_id}",
+        ),
+        *(
+            "http://a/{trace_id}ä",
+            'http://a/{trace_id}"',
+            "http://a/'{trace_id}",
+            "http://a/<{trace_id}>",
+            "http://a\t/{trace_id}",
+        ),
+    ],
+)
+def test_what_no_link_to_a_trace_can_be_made_of_is_refused_and_not_repeated(template: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="must be http://HOST/… or https://HOST/… with {trace_id} once") as caught:
+        check_trace_url(template)
+    assert "hunter2" not in str(caught.value)
+    assert complaint(tmp_path, {"trace_url": template}).startswith("--trace-url: must be ")
+    assert "hunter2" not in complaint(tmp_path, {}, RUNTIME_TRACE_URL=template)
+
+
+def test_a_link_to_a_trace_is_made_of_32_hex_digits_and_of_nothing_else() -> None:
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    assert trace_url_of("https://a/trace/{trace_id}?x=1", trace_id) == f"https://a/trace/{trace_id}?x=1"
+    assert trace_url_of("", trace_id) == ""
+    for other in (
+        "",
+        trace_id[:-1],
+        trace_id + "0",
+        trace_id.upper(),
+        trace_id[:-1] + "\n",
+        trace_id[:-1] + "٣",
+        "../" + trace_id[3:],
+    ):
+        assert trace_url_of("https://a/trace/{trace_id}", other) == ""
 
 
 def test_data_goes_where_the_user_s_data_goes(tmp_path: Path) -> None:
