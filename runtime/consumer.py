@@ -455,6 +455,7 @@ class Consumer:
         while True:
             before_s, now_s = self._loop_state.moved_s, time.monotonic()
             self._loop_state.moved_s = now_s
+            self.stats.lag.add(now_s, max(0.0, now_s - before_s - TICK_S))
             # A handler has blocked the loop: those that could have ended meanwhile have a turn before they count as overdue. Once
             # only, since a handler that blocks again and again must be cut all the same.
             was_late = now_s - before_s > LATE_S and not was_late

@@ -34,6 +34,7 @@ _NAMES: Final[dict[type, str]] = {
 }
 BUCKETS: Final = 64  # powers of two in µs: more than any run can take, so that nothing needs a bound
 _MICROSECONDS: Final = 1_000_000
+WINDOW_S: Final = 60  # a guess: longer than the time between two scrapes, and short enough for "now"
 
 
 class Count:
@@ -68,8 +69,65 @@ class Count:
         return {"done": self.done, **self.outcomes} if self.done else dict(self.outcomes)
 
 
+class Blocks:
+    """Times in which the loop stood still: their number, their sum and the longest of them in seconds."""
+
+    __slots__ = ("count", "longest_s", "total_s")
+
+    def __init__(self) -> None:
+        self.count: int = 0
+        self.total_s: float = 0.0
+        self.longest_s: float = 0.0
+
+    def add(self, still_s: float) -> None:
+        """Count one."""
+        self.count += 1
+        self.total_s += still_s
+        self.longest_s = max(self.longest_s, still_s)
+
+
+class Lag:
+    """How late the ticks of the loop came, which are due each 50 ms: so late comes any timer of a handler, too.
+
+    `counts[k]` counts ticks that were less than 2**k µs late (and at least half of it), `total_s` is their sum.
+    """
+
+    __slots__ = ("_longest_s", "_window", "counts", "last_s", "total_s")
+
+    def __init__(self) -> None:
+        self.last_s: float = 0.0
+        self.total_s: float = 0.0
+        self.counts: list[int] = [0] * BUCKETS
+        self._window = 0
+        self._longest_s = (0.0, 0.0)  # in the window before, and in this one
+
+    def add(self, now_s: float, late_s: float) -> None:
+        """Count a tick that came so late."""
+        self.last_s = late_s
+        self.total_s += late_s
+        self.counts[int(late_s * _MICROSECONDS).bit_length()] += 1
+        before_s, longest_s = self._longest_s if self._window == now_s // WINDOW_S else self._since(now_s)
+        self._longest_s = before_s, max(longest_s, late_s)
+
+    def longest_s(self, now_s: float) -> float:
+        """Return how late the latest tick of the last WINDOW_S came, or up to twice that: the longest turn of the loop."""
+        return max(self._longest_s if self._window == now_s // WINDOW_S else self._since(now_s))
+
+    def _since(self, now_s: float) -> tuple[float, float]:
+        """Begin a window: what is older than the one before it is forgotten."""
+        window = int(now_s // WINDOW_S)
+        self._longest_s = self._longest_s[1] if window == self._window + 1 else 0.0, 0.0
+        self._window = window
+        return self._longest_s
+
+
 class Stats:
-    """Owns the counts of this process since it started; they only grow."""
+    """Owns the counts of this process since it started; they only grow.
+
+    `blocked` has, by type, what handlers have blocked the loop, and under the empty name what nobody is blamed for: it was over
+    before it was seen, or many handlers held the loop in turn. `stalls` has what is no handler's doing: `gc`, the collection of
+    garbage, and `process`, when the whole process stood still. All of them count what is longer than `--block-warn-ms`.
+    """
 
     def __init__(self) -> None:
         self._counts: dict[bytes, list[Count]] = {}
@@ -78,6 +136,9 @@ class Stats:
         self.refused: int = 0
         self.shortfall: int = 0
         self.store_errors: int = 0
+        self.lag: Lag = Lag()
+        self.blocked: dict[bytes, Blocks] = {}
+        self.stalls: dict[str, Blocks] = {"gc": Blocks(), "process": Blocks()}
 
     def ran(self, job: Job, outcome: Outcome, run_s: float) -> None:
         """Count one run of a handler and what became of it. On the hot path: no tuple, no key made per job."""
@@ -105,6 +166,13 @@ class Stats:
             for count in counts:
                 if count.fresh_s:
                     count.fold()
+
+    def blocked_by(self, type_name: bytes, still_s: float) -> None:
+        """Count that a handler of this type has blocked the loop for so long; empty where it is not known which."""
+        blocks = self.blocked.get(type_name)
+        if blocks is None:
+            blocks = self.blocked[type_name] = Blocks()
+        blocks.add(still_s)
 
     def waited(self, stream: int, wait_ms: int, jobs: int) -> None:
         """Count how long a batch of jobs waited to be fetched, in ms; one of them stands for all."""
