@@ -132,7 +132,7 @@ class Consumer:
         self.stage: Stage = Stage.STARTING
         self.lanes: list[Lane] = []
         self.places: dict[str, Places] = make_places(config.threads)
-        self.stats: Stats = Stats()
+        self.stats: Stats = Stats(registry)
         self.held: Held = Held()
         self.log: ThrottledLog = ThrottledLog()
         self.ledger: Ledger = Ledger()
@@ -486,6 +486,8 @@ class Consumer:
         if lane.cut is not None and lane.job is not None:
             text = "job %s (%s) goes on %.0f s after its start, though it was cancelled: its handler swallows CancelledError"
             self.log.warn(text, lane.job.id, lane.job.type.decode(), now_s - lane.started_s)
+        elif lane.job is not None:
+            self.stats.timed_out(lane.job)
         lane.interrupt(TimedOut(f"ran longer than {now_s - lane.started_s:.1f} s"))
 
     def _look_at_lost(self, places: Places, now_s: float) -> None:

@@ -196,6 +196,11 @@ class Streams(Store):
         self._writer = Connection(url, f"{consumer}:settle", answer_s)
         self._helper = Connection(url, f"{consumer}:helper", answer_s)
 
+    @property
+    def reconnects(self) -> int:
+        """How often one of the connections was opened again."""
+        return sum(max(0, connection.opened - 1) for connection in (self._reader, self._writer, self._helper))
+
     def sibling(self, answer_s: float) -> Streams:
         """Return the same worker's store with connections of its own, for use in another thread's loop."""
         return Streams(self.url, self.queue, self.consumer, answer_s)

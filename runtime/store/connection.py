@@ -166,6 +166,7 @@ class Connection:
         self.name = name
         self.run_id: str = ""
         self.client_id: int = 0
+        self.opened: int = 0  # how often it was opened, the first time too
         self._redis: AbstractConnection | None = None
         self._protocol: RespProtocol | None = None
         self._busy = asyncio.Lock()
@@ -283,6 +284,7 @@ class Connection:
             await _disconnect(connection)
             raise
         self._redis, self._protocol = connection, protocol
+        self.opened += 1
         self.client_id, self.run_id, self._unanswered = client_id, run_id, False
         self._heard_s = asyncio.get_running_loop().time()
         return protocol

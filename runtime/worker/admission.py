@@ -35,7 +35,6 @@ from runtime.jobs import (
     Postpone,
     Registry,
     lot_of,
-    ms_of,
 )
 from runtime.places import Places
 from runtime.stats import outcome_name
@@ -160,10 +159,10 @@ class Admission:
         held: list[Job] = []
         now_s = time.monotonic()
         for delivery in fetched.deliveries:
-            held += self._hold(delivery, fetched, now_s)
-            if delivery.rows and came is not From.GATE:
-                middle: bytes = delivery.rows[len(delivery.rows) // 2][0]
-                ctx.stats.waited(delivery.stream, fetched.now_ms - ms_of(middle, fetched.now_ms), len(delivery.rows))
+            new = self._hold(delivery, fetched, now_s)
+            held += new
+            if came is not From.GATE:
+                ctx.stats.waited(new, fetched.now_ms)
         if held and ctx.leases.is_late(asked_s):
             held = await self._still_ours(held)
         admitted = admit(held, ctx.registry, fetched.now_ms)

@@ -288,7 +288,7 @@ class Fetcher:
         """Take from lots, and return how many jobs came: of CRITICAL, and others."""
         asked_s = time.monotonic()
         fetched = await self._ctx.streams.take(*self._asks)
-        self._weigh(fetched)
+        self._weigh(fetched, asked_s)
         for ask, delivery in zip(self._asks, fetched.deliveries, strict=True):
             if delivery.is_cut or len(delivery.rows) + len(delivery.oversized) == ask.n:
                 self._are_lots_full = True
@@ -307,7 +307,7 @@ class Fetcher:
         shares, takes = self._plan.shares(min(capacity, most), min(reserved, most)), self._free
         asked_s = time.monotonic()
         fetched = await self._ctx.streams.fetch(shares, takes)
-        self._weigh(fetched)
+        self._weigh(fetched, asked_s)
         got = [0] * len(shares)
         for delivery in fetched.deliveries:
             got[delivery.stream] = len(delivery.rows) + len(delivery.oversized)
@@ -361,8 +361,11 @@ class Fetcher:
         finally:
             timer.cancel()
 
-    def _weigh(self, fetched: Fetched) -> None:
-        """Learn from what came: how large entries are, and how fast the connection is."""
+    def _weigh(self, fetched: Fetched, asked_s: float | None = None) -> None:
+        """Learn from what came: how large entries are, how fast the connection is, and what an answer took that did not wait."""
+        if asked_s is not None:
+            jobs = sum(len(delivery.rows) for delivery in fetched.deliveries)
+            self._ctx.stats.fetches.note(time.monotonic() - asked_s, jobs)
         size_bytes, took_s = self._ctx.streams.came
         self._sizes.learn([(delivery.stream, delivery.rows) for delivery in fetched.deliveries], size_bytes)
         self._budget.passed(size_bytes, took_s)

@@ -122,7 +122,9 @@ class Flusher:
         parked_s = [move.lease.taken_s for move in batch.park]
         began_s = time.monotonic()
         settled = await self._ctx.streams.settle(batch)
-        self._budget.passed(size, time.monotonic() - began_s)
+        took_s = time.monotonic() - began_s
+        self._budget.passed(size, took_s)
+        self._ctx.stats.flushes.note(took_s, len(batch))
         self._keep_apart(settled)
         self._tell_unpaused(settled.unpaused)
         kept = {id(lease) for lease in leases_of(settled.left)}

@@ -135,6 +135,7 @@ class Isolation:
         match found.word:
             case "run":
                 self._isolated = [(delivery.stream, entry) for delivery in found.fetched.deliveries for entry, _ in delivery.rows]
+                self._ctx.stats.isolated += len(self._isolated)
                 self._rests_since_s = rests_since_s
                 self._until_s = now_s + found.for_ms / 1000
                 try:

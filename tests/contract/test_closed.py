@@ -68,7 +68,7 @@ async def test_every_job_of_a_closed_stream_fails_retries_and_ends_as_any_other(
     before_s = now_s(raw)
     async with working(server.url, seen.handler) as worker:
         await until(lambda: len(seen.jobs) == 6 and not leftovers(raw), "two jobs, three runs each")
-        assert not any(sum(waits[20:]) for waits in worker.stats.waits)  # none of them has waited for 17 minutes
+        assert not any(sum(worker.stats.waits(stream)[20:]) for stream in range(4))  # none of them has waited for 17 minutes
     assert raw.xlen(DEAD) == 0
     for n in (1, 2):
         runs = [job for job in seen.jobs if job[0] == n]

@@ -68,6 +68,7 @@ async def test_it_is_opened_by_the_first_call_and_says_whose_it_is(connection, r
     await connection.close()
     assert "closed" in repr(connection)
     assert await connection.call(("GET", "a")) == [b"1"]
+    assert connection.opened == 2
 
 
 async def test_a_password_is_not_shown_in_its_repr():

@@ -6,6 +6,7 @@ Each verb's guarantee and every refusal stands in test_verbs.py, which runs on t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 
@@ -55,6 +56,18 @@ async def test_a_server_that_holds_writes_back_survives_that_the_bell_is_unrung(
         await asyncio.sleep(0.005)
     assert ringing.result().deliveries == []
     assert raw.ping()
+
+
+async def test_connections_that_are_opened_again_are_counted(store, raw):
+    await store.fetch([1] * 4, set())
+    assert store.reconnects == 0
+    for row in raw.client_list():
+        if row["name"].endswith(":fetch"):
+            raw.client_kill_filter(_id=row["id"])
+    with contextlib.suppress(StoreUnavailable):  # where it was not seen yet that it is gone
+        await store.fetch([1] * 4, set())
+    await store.fetch([1] * 4, set())
+    assert store.reconnects == 1
 
 
 async def test_a_lot_that_was_left_empty_is_no_consumer_any_more(store, raw):

@@ -386,6 +386,19 @@ class Counted:
 CRITICAL, LOW = 0, 3
 
 
+async def test_a_run_that_is_cut_again_and_again_is_one_timeout():
+    at = Counted()
+    at.run(LOW, 1)
+    lane = next(lane for lane in at.consumer.lanes if lane.job)
+    lane.task = asyncio.create_task(asyncio.Event().wait())
+    for _ in range(3):
+        lane.deadline_s = time.monotonic()
+        at.consumer._interrupt(lane, time.monotonic())
+    [(name, priority, count)] = [row for row in at.consumer.stats.rows() if row[2].timeouts]
+    assert (name, priority, count.timeouts) == ("step", "low", 1)
+    await asyncio.wait([lane.task])
+
+
 def test_what_others_may_fetch_is_less_by_the_lanes_that_are_kept_for_critical():
     at = Counted()
     assert at.consumer._capacity() == (16, 4)

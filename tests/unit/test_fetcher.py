@@ -171,6 +171,9 @@ async def test_it_never_asks_for_more_than_there_is_capacity_for_but_for_probes_
             assert len(bench.parts.ctx.held) <= 4 + 3
             seen |= bench.ids
             await bench.finish()
+    fetches = bench.parts.ctx.stats.fetches
+    assert sum(fetches.times) == bench.parts.plan.counts["fetch"], "a wait for an entry takes as long as there is none"
+    assert 20 < fetches.jobs <= 40, "those that a wait brought are not among them"
 
 
 async def test_without_capacity_nothing_is_asked_and_the_end_of_a_job_wakes_it():

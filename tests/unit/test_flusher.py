@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import msgspec
 import pytest
 
-from runtime.errors import Dead, Retry
+from runtime.errors import Dead, Retry, StoreUnavailable
 from runtime.jobs import DONE, FREE, Job, Outcome, Park, Parking, Postpone
 from runtime.streams import Ask
 from runtime.worker.flusher import Flusher
@@ -174,3 +174,14 @@ async def test_a_job_that_another_worker_has_by_now_is_held_no_longer_and_left_a
     assert len(bench.parts.ctx.held) == 0
     assert bench.parts.pending("other") == {job.entry for job in bench.jobs[1:]}, "but for what is done: that needs no fence"
     assert (bench.parts.ctx.stats.refused, bench.parts.ctx.stats.shortfall) == (5, 0)
+
+
+async def test_each_answered_part_of_a_flush_is_counted_with_its_moves():
+    bench = Bench(("settle", 1, Fault.LOST))
+    await bench.fill()
+    with pytest.raises(StoreUnavailable):
+        await bench.flusher.flush()
+    flushes = bench.parts.ctx.stats.flushes
+    assert (sum(flushes.times), flushes.jobs) == (0, 0), "what had no answer is none"
+    await bench.flusher.flush()
+    assert (sum(flushes.times), flushes.jobs) == (1, len(OUTCOMES))

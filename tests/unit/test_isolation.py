@@ -93,6 +93,7 @@ async def test_of_several_that_ran_together_the_end_says_nothing_of_any():
     bench.parts.store.strikes[f"high/{entries[0].decode()}"] = "died"
     assert await bench.rests()
     assert len(bench.parts.ctx.inbox) == 2
+    assert bench.parts.ctx.stats.isolated == 2
     assert bench.named == ""
     bench.isolation._until_s = 0.0
     assert not await bench.rests()
