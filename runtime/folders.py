@@ -125,6 +125,26 @@ def why_not(path: Path | int) -> str:
     return ""
 
 
+def why_no_secret(path: Path | int) -> str:
+    """Return why a file with a secret cannot be used, with the command that changes that; nothing, if it can.
+
+    No other user may write or read it. A group may read it if its owner is the only member, or if the file is root's and the
+    group one of ours: so do containers and services get their secrets.
+
+    Raises:
+        OSError: it does not exist, or cannot be looked at.
+    """
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        return "it is no file"
+    if found.st_mode & stat.S_IROTH:
+        return "everybody may read it (chmod o-r)"
+    is_handed_down = found.st_uid == 0 and found.st_gid in {os.getegid(), *os.getgroups()}
+    if found.st_mode & stat.S_IRGRP and not is_handed_down and not _is_own_group(found.st_uid, found.st_gid):
+        return f"the group {_group(found.st_gid)} may read it (chmod g-r)"
+    return why_not(path)
+
+
 def _here() -> str | None:
     try:
         return os.getcwd()

@@ -8,6 +8,7 @@ import ctypes
 import decimal
 import importlib
 import os
+import re
 import resource
 import signal
 import sys
@@ -33,13 +34,16 @@ _BEHIND: Final = CapacityLimiter(float("inf"))  # anyio's own limiter lets go to
 PR_SET_PDEATHSIG: Final = 1  # from linux/prctl.h
 SAFE_PATH: Final = "PYTHONSAFEPATH"  # anyio starts its children by `python -m`, and gives them the worker's path only later
 OURS: Final = "child"  # the value by which a child knows that it was not the user who set it
+HEADERS: Final = re.compile("OTEL_EXPORTER_OTLP_(.+_)?HEADERS")
 TIMERS: Final = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 
 _numbers: Final = count(1)  # one for each call of a child, which its answer repeats
 
 
 async def _open_safely(command: Any, **named: Any) -> anyio.abc.Process:
-    return await anyio.open_process(command, env={**os.environ, SAFE_PATH: os.environ.get(SAFE_PATH) or OURS}, **named)
+    # The headers by which the worker sends its traces may be a password; it sends them itself, children have no use for it.
+    kept = {name: value for name, value in os.environ.items() if not HEADERS.fullmatch(name)}
+    return await anyio.open_process(command, env={**kept, SAFE_PATH: os.environ.get(SAFE_PATH) or OURS}, **named)
 
 
 # The only way to start a child that does not import what lies in the current folder first.

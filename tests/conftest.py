@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 
@@ -53,6 +55,26 @@ def empty_server(kind: str, servers: dict[str, Server]) -> Server:
     client.script_flush()
     client.close()
     return servers[kind]
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A key and a certificate for `localhost` that nobody trusts by itself."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("no openssl to make a certificate with: apt-get install openssl")
+    folder = tmp_path_factory.mktemp("tls")
+    made = subprocess.run(
+        [
+            *(openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"),
+            *("-keyout", "-", "-out", "-", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"),
+        ],
+        capture_output=True,
+        check=True,
+    )
+    path = folder / "localhost.pem"
+    path.write_bytes(made.stdout)
+    return str(path)
 
 
 # --- many at a time --------------------------------------------------------------------------------------------------------

@@ -177,10 +177,11 @@ def may_import(importer: str, imported: str) -> bool:
             )
             return is_under(imported, allowed)
         case "otel":
-            return is_under(
-                imported,
-                ("runtime.stats", "runtime.store.flow", "runtime.store.inspector", "runtime.jobs", "runtime.errors", "otel"),
+            allowed = (
+                *("runtime.errors", "runtime.backoff", "runtime.jobs", "runtime.stats", "runtime.logs", "runtime.folders"),
+                *("runtime.store.flow", "runtime.store.inspector", "otel"),
             )
+            return is_under(imported, allowed)
         case _ if importer.startswith("handlers.contracts"):
             return imported in ("runtime", "handlers.contracts.types")
         case _:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
-import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -93,23 +91,3 @@ async def hang_up(before: set[str]) -> None:
     while left := sockets() - before:
         assert time.monotonic() < end_s, f"{len(left)} sockets are left open"
         await asyncio.sleep(0.002)
-
-
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A key and a certificate for `localhost` that nobody trusts by itself."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("no openssl to make a certificate with: apt-get install openssl")
-    folder = tmp_path_factory.mktemp("tls")
-    made = subprocess.run(
-        [
-            *(openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"),
-            *("-keyout", "-", "-out", "-", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"),
-        ],
-        capture_output=True,
-        check=True,
-    )
-    path = folder / "localhost.pem"
-    path.write_bytes(made.stdout)
-    return str(path)

@@ -401,6 +401,13 @@ async def test_a_job_that_was_cut_while_it_waited_for_a_child_never_began(tmp_pa
     assert places[PROCESS].taken == 0
 
 
+async def test_a_child_has_the_worker_s_environment_but_not_the_headers_of_its_traces(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HEADERS", "TRACES_HEADERS", "HEADERS_FILE"):
+        monkeypatch.setenv(f"OTEL_EXPORTER_OTLP_{name}", "authorization=hunter2")
+    found = Path(f"/proc/{await child()}/environ").read_bytes().split(b"\0")
+    assert [entry for entry in found if b"hunter2" in entry] == [b"OTEL_EXPORTER_OTLP_HEADERS_FILE=authorization=hunter2"]
+
+
 async def test_what_a_child_writes_to_its_standard_output_does_no_harm() -> None:
     assert [await outcome(do) for do in ("print", "write", "command")] == [None] * 3
 
