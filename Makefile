@@ -14,7 +14,7 @@ APT := $(if $(filter 0,$(shell id -u)),,sudo )apt-get
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test check format coverage build clean pythons bench bench-peers profile faults mutants \
-  second-server third-server raw-client
+  second-server third-server raw-client jaeger trace-tests
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -33,7 +33,7 @@ run: install ## start the runtime with live demo jobs on an embedded Valkey, and
 	@exec $(BIN)/python -m handlers.demo --folder .run --board $(BOARD)
 
 test: install second-server third-server ## all tests with a short fault run, on Valkey, Redis 7.0 and 8; WORKERS=0 for one after the other
-	$(BIN)/python -m pytest -q -m 'not long' -n $(WORKERS) --maxschedchunk 2 $(ARGS)
+	$(BIN)/python -m pytest -q -m 'not long and not jaeger' -n $(WORKERS) --maxschedchunk 2 $(ARGS)
 
 check: install ## lint, strict types, architecture
 	$(BIN)/ruff check .
@@ -50,7 +50,7 @@ format: install ## put the code into its form, and fix what the linter can
 # tests/coverage_floors.py says how much of the pure modules and of the store they must reach.
 # The plugin for tests of users is left out, since pytest would load it, and the package, before anything is measured.
 coverage: install second-server third-server ## branches that unit and contract tests reach, and whether those are enough; lines in build/coverage/html
-	$(BIN)/python -m pytest -q -r fE -m 'not long' -n $(WORKERS) --maxschedchunk 2 --reruns 1 -p no:backend-jobs \
+	$(BIN)/python -m pytest -q -r fE -m 'not long and not jaeger' -n $(WORKERS) --maxschedchunk 2 --reruns 1 -p no:backend-jobs \
 	  --cov --cov-report term --cov-report html --cov-report json $(ARGS) tests/unit tests/contract
 	$(BIN)/python -m tests.coverage_floors build/coverage/report.json
 
@@ -68,6 +68,7 @@ build: install ## the sdist and the wheel in dist/, tried out in an empty enviro
 
 clean: ## remove what make makes: environments, packages, caches, figures, the demo's data
 	rm -rf .venv .venv-3.* .run build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf .jaeger deploy/producers/.envs deploy/producers/node/node_modules
 	rm -rf bench/raw bench/raw.[0-9]* bench/out bench/results bench/peers/.envs bench/peers/bullmq/node_modules
 	find runtime board otel handlers tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -97,6 +98,32 @@ raw-client: install
 
 bench-peers: install ## the same work on other job runtimes and on ours; ARGS='--only bullmq,celery --runs 3' chooses
 	@$(BIN)/python -m bench.peers $(ARGS)
+
+trace-tests: install jaeger ## jobs that are sent, run, and read back from a real Jaeger
+	$(BIN)/python -m pytest -q -m jaeger $(ARGS) tests/deploy
+
+# Jaeger has no package that pip or apt could install; its Go module has all but the pages, in whose place a sentence is shown.
+# `make jaeger JAEGER_BIN=/path` takes another one.
+JAEGER_VERSION := 1.76.0
+JAEGER := .jaeger/bin/jaeger
+GO := PATH="$$PATH:/usr/local/go/bin" GOTOOLCHAIN=auto CGO_ENABLED=0 nice go
+
+jaeger: $(if $(JAEGER_BIN),,$(JAEGER)) ## build Jaeger into .jaeger/, once: 5 minutes, and 2 GB in Go's caches
+	@test -z "$(JAEGER_BIN)" || test -x "$(JAEGER_BIN)" || { echo "JAEGER_BIN=$(JAEGER_BIN): not a program"; exit 2; }
+
+# Go fetches the version of itself that the module asks for, from 1.21 on.
+$(JAEGER):
+	@$(GO) version >/dev/null 2>&1 || { echo "installing to build Jaeger: golang-go"; \
+	    $(APT) update -q >/dev/null && DEBIAN_FRONTEND=noninteractive $(APT) install -q -y --no-install-recommends golang-go >/dev/null; } || true
+	@$(GO) version 2>&1 | grep -qE 'go(1\.(2[1-9]|[3-9][0-9])|[2-9])' || { \
+	    echo "Go 1.21 or newer is needed to build Jaeger; hint: https://go.dev/dl, or JAEGER_BIN=/path/to/jaeger"; exit 2; }
+	@echo "building Jaeger $(JAEGER_VERSION), about 5 minutes"
+	@mkdir -p .jaeger/build $(@D)
+	@cd .jaeger/build && printf 'module build\n\ngo 1.24.6\n' >go.mod && rm -f go.sum && \
+	  $(GO) get -tool github.com/jaegertracing/jaeger/cmd/jaeger@v$(JAEGER_VERSION) 2>go.log && \
+	  $(GO) build -trimpath -ldflags '-s -w' -o $(CURDIR)/$@.part github.com/jaegertracing/jaeger/cmd/jaeger 2>>go.log || \
+	  { tail -5 go.log; echo "Jaeger cannot be built; hint: JAEGER_BIN=/path/to/jaeger"; exit 2; }
+	@mv $@.part $@
 
 # Debian's Redis is the second engine of the tests, and openssl makes their certificates. Where they cannot be installed, the tests
 # that need them say that they skipped.
