@@ -420,7 +420,7 @@ class Consumer:
         else:
             return  # its move waits in the ledger, and the fence of the script refuses it
         self.held.remove([job])
-        self.log.warn("lost the lease of job %s (%s): another worker holds it now", job.id, job.type.decode())
+        self.log.warn("lost the lease of job %s (%s): another worker holds it now", job.id, job.type.decode(), about=job)
 
     def _row(self) -> WorkerRow:
         """Return what the table of workers says of this one; called by the heartbeat's thread."""
@@ -485,7 +485,7 @@ class Consumer:
     def _interrupt(self, lane: Lane, now_s: float) -> None:
         if lane.cut is not None and lane.job is not None:
             text = "job %s (%s) goes on %.0f s after its start, though it was cancelled: its handler swallows CancelledError"
-            self.log.warn(text, lane.job.id, lane.job.type.decode(), now_s - lane.started_s)
+            self.log.warn(text, lane.job.id, lane.job.type.decode(), now_s - lane.started_s, about=lane.job)
         elif lane.job is not None:
             self.stats.timed_out(lane.job)
         lane.interrupt(TimedOut(f"ran longer than {now_s - lane.started_s:.1f} s"))

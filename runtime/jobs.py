@@ -342,3 +342,17 @@ class Running(Protocol):
 
 # Set once per lane, to itself; None where nothing is run by a lane. A task that outlives its job finds the lane's next one.
 LANE: ContextVar[Running | None] = ContextVar("lane", default=None)
+# Set where a job runs apart from its lane: in a thread, which may go on when the lane has another job, and in a child process.
+JOB: ContextVar[Job | None] = ContextVar("job", default=None)
+
+
+def running_job() -> Job | None:
+    """Return the job whose code calls this, in plain code, in tasks and threads with its context; None outside of jobs.
+
+    What outlives its job, other than a thread of a handler that is a plain function, finds the job that its lane runs by then.
+    """
+    job = JOB.get()
+    if job is not None:
+        return job
+    lane = LANE.get()
+    return lane.job if lane is not None else None

@@ -1,6 +1,10 @@
 """The log of a process: plain lines for people, JSON for machines, and loggers whose calls never raise.
 
-Control characters are escaped in both.
+Lines that a job's code writes, by whichever logger, say which job that is. A filter of the handler sees to that when a line is
+written: a job that writes none pays nothing. No record factory is set: a process has one, which modules of handlers, and
+OpenTelemetry's own instrumentation, replace; it would be called for lines that nobody writes, too.
+
+Control characters are escaped, and each record begins at the beginning of a line, where nothing else does.
 """
 
 from __future__ import annotations
@@ -10,12 +14,62 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Callable, MutableMapping
 from typing import Any, Final
+
+from runtime.jobs import Job, running_job
 
 TOLD_EVERY_S: Final = 60.0  # between two lines on standard error that the log itself fails; a guess
 
 _OURS: Final = ("runtime", "board", "otel", "handlers")
-_ESCAPED: Final = {code: f"\\x{code:02x}" for code in (*range(0x00, 0x0A), *range(0x0B, 0x20), 0x7F, *range(0x80, 0xA0))}
+# What a terminal or a reader of lines obeys: controls, line and paragraph separators, and what turns the direction of text.
+_ESCAPED: Final = {code: f"\\x{code:02x}" for code in (*range(0x00, 0x0A), *range(0x0B, 0x20), 0x7F, *range(0x80, 0xA0))} | {
+    code: f"\\u{code:04x}" for code in (0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A))
+}
+_INDENT: Final = "\n    "  # what begins each further line of a record
+
+JOB_FIELDS: Final = ("job_id", "job_type", "job_attempt")
+TRACE_FIELDS: Final = ("trace_id", "span_id", "trace_flags")  # OpenTelemetry's names in logs that are not its own
+_FIELDS: Final = {*JOB_FIELDS, *TRACE_FIELDS}
+
+
+def _no_ids() -> tuple[str, str, str] | None:
+    """Return None: nothing is traced."""
+
+
+# Returns the ids of the span that the caller runs in, in lowercase hex: 32, 16 and 2 digits; None where there is none. Tracing
+# puts a function of its own here, where it is on.
+trace_ids: Callable[[], tuple[str, str, str] | None] = _no_ids
+
+
+def job_fields(job: Job) -> dict[str, object]:
+    """Return the fields of a line about this job, for `extra`."""
+    return dict(zip(JOB_FIELDS, (job.id, job.type.decode(errors="replace"), job.attempt), strict=True))
+
+
+class JobFilter(logging.Filter):
+    """Gives each record `job_id`, `job_type`, `job_attempt`, `trace_id`, `span_id` and `trace_flags`; empty where there is none.
+
+    To be added to handlers, as `setup` does: a logger does not ask its filters about the lines of loggers below it. Users who
+    configure logging themselves add it to their handlers, for formatters that show these names.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return True: each record may pass. Never raises; fields that were given with `extra` stay."""
+        told = record.__dict__
+        if told.keys() >= _FIELDS:
+            return True  # another handler's filter has seen it, maybe in another thread
+        found: dict[str, object] = dict.fromkeys(_FIELDS, "")
+        with contextlib.suppress(Exception):
+            job = running_job()
+            if job is not None:
+                found |= job_fields(job)
+            ids = trace_ids()
+            if ids is not None:
+                found |= zip(TRACE_FIELDS, ids, strict=True)
+        for name, value in found.items():
+            told.setdefault(name, value)
+        return True
 
 
 class GuardedLog(logging.LoggerAdapter[logging.Logger]):
@@ -25,6 +79,10 @@ class GuardedLog(logging.LoggerAdapter[logging.Logger]):
     """
 
     _silent_until_s = 0.0
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        """Return both as they are: an adapter would put its own in the place of `extra`."""
+        return msg, kwargs
 
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
         """Log a line, if that can be done."""
@@ -46,9 +104,16 @@ class GuardedLog(logging.LoggerAdapter[logging.Logger]):
 _GUARDED: Final[list[logging.Logger]] = []
 
 
+def _with_stack(record: logging.LogRecord) -> bool:
+    """Put the text `stack` of `extra` where formatters, whosever they are, look for the text of a traceback."""
+    record.exc_text = record.__dict__.pop("stack", "") or record.exc_text
+    return True
+
+
 def guarded(name: str) -> GuardedLog:
     """Return the logger of this name, for code that must go on whatever the log does. `wake` looks after it."""
     logger = logging.getLogger(name)
+    logger.addFilter(_with_stack)
     _GUARDED.append(logger)
     return GuardedLog(logger, None)
 
@@ -56,19 +121,34 @@ def guarded(name: str) -> GuardedLog:
 log: Final = guarded("runtime")
 
 
-class Plain(logging.Formatter):
+class _Lines(logging.Formatter):
+    """What both formats have in common."""
+
+    def stack_of(self, record: logging.LogRecord) -> str:
+        """Return the traceback of a record, and the stack that was asked for with it."""
+        traced = self.formatException(record.exc_info) if record.exc_info else record.exc_text
+        return "\n".join(part for part in (traced, record.stack_info) if part)
+
+
+class Plain(_Lines):
     """One line per record, and the lines of a stack after it."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the record as text; control characters but line breaks are escaped."""
+        """Return the record as text; control characters are escaped, and what comes after a line break is indented."""
         stamp = time.strftime("%H:%M:%S", time.localtime(record.created))
-        text = record.getMessage()
-        if record.exc_info:
-            text += "\n" + self.formatException(record.exc_info)
-        return f"{stamp} {record.levelname.lower():8} {text}".translate(_ESCAPED)
+        text = f"{stamp} {record.levelname.lower():8} {record.getMessage()}"
+        told = record.__dict__
+        fields: list[object] = []
+        if told.get("job_id") and str(told["job_id"]) not in text:  # our own lines about a job name it
+            fields += [told.get("job_type"), told["job_id"], "attempt", told.get("job_attempt")]
+        if told.get("trace_id"):
+            fields += ["trace", told["trace_id"]]
+        text += f"  [{' '.join(map(str, fields))}]" if fields else ""
+        stack = self.stack_of(record)
+        return (f"{text}\n{stack}" if stack else text).translate(_ESCAPED).replace("\n", _INDENT)
 
 
-class Json(logging.Formatter):
+class Json(_Lines):
     """One JSON object per record."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -79,16 +159,30 @@ class Json(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        if record.exc_info:
-            line["stack"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=True)
+        told = record.__dict__
+        line |= {name: told[name] for name in (*JOB_FIELDS, *TRACE_FIELDS) if told.get(name) not in (None, "")}
+        stack = self.stack_of(record)
+        if stack:
+            line["stack"] = stack
+        return json.dumps(line, ensure_ascii=True, default=str).replace("\x7f", "\\u007f")  # the one control that JSON leaves
+
+
+_settings: tuple[str, str] | None = None
+
+
+def settings() -> tuple[str, str] | None:
+    """Return `plain` or `json`, and the level, for a child process to log alike; None where `setup` was not called."""
+    return _settings
 
 
 def setup(kind: str, level: str) -> None:
     """Send the log to standard error. `kind` and `level` are the settings `log` and `log_level`."""
+    global _settings
     handler = logging.StreamHandler(sys.stderr)
     is_plain = kind == "plain" or (kind == "auto" and sys.stderr.isatty())
     handler.setFormatter(Plain() if is_plain else Json())
+    handler.addFilter(JobFilter())
+    _settings = "plain" if is_plain else "json", level
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
 

@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Generator
 from contextvars import copy_context
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -24,9 +25,10 @@ import anyio.to_process
 import anyio.to_thread
 from anyio import BrokenWorkerProcess, CapacityLimiter
 
+from runtime import logs
 from runtime.answers import finish, is_to_do
 from runtime.errors import ChildFailed, ChildKilled, NotStarted
-from runtime.jobs import Job
+from runtime.jobs import JOB, Job
 from runtime.places import PLACES, PROCESS, THREAD, Places
 from runtime.settle import as_plain_words, describe, raise_again, stack_of
 
@@ -43,10 +45,12 @@ _numbers: Final = count(1)  # one for each call of a child, which its answer rep
 async def _open_safely(command: Any, **named: Any) -> anyio.abc.Process:
     # The headers by which the worker sends its traces may be a password; it sends them itself, children have no use for it.
     kept = {name: value for name, value in os.environ.items() if not HEADERS.fullmatch(name)}
-    return await anyio.open_process(command, env={**kept, SAFE_PATH: os.environ.get(SAFE_PATH) or OURS}, **named)
+    env = {**kept, SAFE_PATH: os.environ.get(SAFE_PATH) or OURS}
+    return await anyio.open_process(command, env=env, stderr=None, **named)
 
 
-# The only way to start a child that does not import what lies in the current folder first.
+# The only way to start a child that does not import what lies in the current folder first, and whose standard error is the
+# worker's: anyio would make a pipe that nothing reads, and commands that write much to it would hang.
 anyio.to_process.open_process = _open_safely  # pyright: ignore[reportPrivateImportUsage, reportAttributeAccessIssue]
 
 
@@ -100,6 +104,7 @@ class _ThreadCall:
         if not self._claim():
             return None, None  # cut before it began
         here = os.getpid()
+        JOB.set(self._job)  # in the context of this call alone
         try:
             answer = self._function(self._payload, self._job)
             end_fork(here)
@@ -146,7 +151,8 @@ def in_process(
         places = PLACES.get()[PROCESS]
         await places.take()
         number = next(_numbers)
-        call = (_in_child, number, os.getpid(), memory_bytes, module, name, job)
+        said = (logs.settings(), logs.trace_ids())
+        call = (_in_child, number, os.getpid(), memory_bytes, said, module, name, job)
         try:
             answer = await anyio.to_process.run_sync(*call, cancellable=True, limiter=_BEHIND)
         except BrokenWorkerProcess as error:
@@ -185,9 +191,24 @@ async def _forget_last_child() -> None:
     await process.aclose()
 
 
-def _in_child(number: int, parent: int, memory_bytes: int | None, module: str, name: str, job: Job) -> tuple[Any, ...]:
-    """Run one job here, in the child; what it raised goes back as plain words, since not every exception can be sent."""
+@cache
+def _log_as_worker(settings: tuple[str, str] | None) -> None:
+    """Log as the worker does, to its standard error, which anyio took away. Done once: a module of handlers may change it."""
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115 -- stays open
+    if settings is not None:
+        logs.setup(*settings)
+
+
+def _in_child(
+    number: int, parent: int, memory_bytes: int | None, said: tuple[Any, Any], module: str, name: str, job: Job
+) -> tuple[Any, ...]:
+    """Run one job here, in the child; what it raised goes back as plain words, since not every exception can be sent.
+
+    `said` are the settings of the worker's log, and the ids of the job's span in lines of it.
+    """
     die_with(parent)
+    _log_as_worker(said[0])
+    logs.trace_ids = lambda: said[1]
     if os.environ.get(SAFE_PATH) == OURS:
         del os.environ[SAFE_PATH]  # what the handler starts has the path that it would have without us
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at the terminal is for the worker to act on
@@ -248,6 +269,7 @@ def _run_in_child(module: str, name: str, job: Job) -> tuple[Any, ...]:
 def _run_alone(handler: Any, job: Job, here: int) -> None:
     """Run one job in a copy of this child's first context: variables and decimals that it sets are gone with it."""
     decimal.setcontext(decimal.getcontext().copy())
+    JOB.set(job)
     answer = handler.function(handler.decode(job), job)
     if is_to_do(answer):
         asyncio.run(_finish(answer, here))

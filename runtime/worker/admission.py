@@ -336,7 +336,7 @@ class Admission:
             ctx.ledger.add(job, told)
             ctx.stats.moved(job.type if job.type in ctx.registry else b"", job.stream, outcome_name(told))
             if isinstance(told, Dead):
-                ctx.log.warn("job %s is dead: %s", job.id, told)
+                ctx.log.warn("job %s is dead: %s", job.id, told, about=job)
 
     # --- threads and child processes ---------------------------------------------------------------------------------
 

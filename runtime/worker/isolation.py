@@ -195,4 +195,10 @@ class Isolation:
         letter = Letter(lease, "poison", text, "", about.failed, default_id(STREAMS[delivery.stream], entry.decode()))
         if await self._ctx.streams.dead_letter(self._ctx.streams.consumer, [letter]):
             self._ctx.stats.moved(about.type, delivery.stream, "dead")
-            self._ctx.log.warn("job %s is dead: it %s", about.id or letter.job_id, text)
+            job_id = about.id or letter.job_id
+            told: dict[str, object] = {
+                "job_id": job_id,
+                "job_type": about.type.decode(errors="replace"),
+                "job_attempt": about.failed,
+            }
+            self._ctx.log.warn("job %s is dead: it %s", job_id, text, about=told)

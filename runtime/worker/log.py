@@ -13,6 +13,7 @@ from runtime.jobs import Job
 log: Final = logs.guarded("runtime")
 
 LINES_S: Final = 20  # a guess: failures per second that get a line of their own
+STACKS_S: Final = 5  # a guess: of these, how many dead jobs have their stack with them, of up to 8,000 characters
 FIRST_TOLD: Final = 3  # a guess: failed calls in a row that make an outage worth a line
 TOLD: Final = (Dead, Retry)  # outcomes that have a line in the log
 TOLD_AGAIN: Final = 60  # a guess: and so many more: every few minutes, at the longest back-off
@@ -33,30 +34,41 @@ class ThrottledLog:
     def __init__(self) -> None:
         self._second = 0
         self._spent = 0
+        self._stacks = 0
 
-    def warn(self, text: str, *args: object, level: int = logging.WARNING) -> None:
-        """Log a line, if this second's budget has one left; the others are counted, and logged as a number."""
+    def warn(self, text: str, *args: object, level: int = logging.WARNING, about: Job | dict[str, object] | None = None) -> None:
+        """Log a line, if this second's budget has one left; the others are counted, and logged as a number.
+
+        What it is `about` gives it the fields of a job: one, or the fields themselves.
+        """
         if self._may_log():
-            log.log(level, text, *args)
+            log.log(level, text, *args, extra=logs.job_fields(about) if isinstance(about, Job) else about)
 
     def _may_log(self) -> bool:
         second = int(time.monotonic())
         if second != self._second:
             if self._spent > LINES_S:
                 log.warning("… and %d more lines like these in that second", self._spent - LINES_S)
-            self._second, self._spent = second, 0
+            self._second, self._spent, self._stacks = second, 0, 0
         self._spent += 1
         return self._spent <= LINES_S
 
     def failure(self, job: Job, error: BaseException, outcome: object) -> None:
-        """Log a run that failed, and what becomes of the job; nothing is worked out for a line that is not written."""
+        """Log a run that failed, and what becomes of the job; nothing is worked out for a line that is not written.
+
+        A death has its stack with it, of which there are fewer still; a job that runs again has one line.
+        """
         if not isinstance(outcome, TOLD) or not self._may_log():
             return
+        extra = logs.job_fields(job)
         if isinstance(outcome, Dead):
-            log.warning("job %s (%s) is dead after attempt %d: %s", job.id, job.type.decode(), job.attempt, outcome)
+            self._stacks += 1
+            extra["stack"] = outcome.stack if self._stacks <= STACKS_S else ""
+            text = "job %s (%s) is dead after attempt %d: %s"
+            log.warning(text, job.id, job.type.decode(), job.attempt, outcome, extra=extra)
         else:
             text = "job %s (%s) failed attempt %d, again in %.1f s: %s"
-            log.warning(text, job.id, job.type.decode(), job.attempt, outcome.delay_s, outcome)
+            log.warning(text, job.id, job.type.decode(), job.attempt, outcome.delay_s, outcome, extra=extra)
 
     def store_unavailable(self, error: StoreUnavailable, failures: int) -> None:
         """Log an outage: one line when it is one, then one every few minutes."""

@@ -43,6 +43,7 @@ RULES = "tests/contract/test_rules.py"
 GATES = "tests/contract/test_gates.py"
 GATES_ALONE = "tests/unit/test_gates.py"
 OFFLOAD = "tests/unit/test_offload.py"
+LOGS = "tests/unit/test_logs.py"
 SETTLE = "tests/unit/test_settle.py"
 STATUS = "tests/faults/test_crash.py::test_an_orderly_stop_has_its_status_whatever_handlers_have_left_behind"
 HANGS_S = 300
@@ -1813,6 +1814,48 @@ MUTANTS = (
         "and not self._ctx.gates.is_kept(lot))",
         ")",
         "tests/contract/test_lots.py::test_what_waits_in_a_gate_of_a_type_that_nobody_knows_is_buried_unless_it_is_paused",
+    ),
+    Mutant(
+        "a line break begins a record of its own",
+        "runtime/logs.py",
+        '.replace("\\n", _INDENT)',
+        "",
+        f"{LOGS}::test_no_text_can_begin_a_record_of_its_own_or_reach_the_terminal",
+    ),
+    Mutant(
+        "a line separator of Unicode goes to the terminal",
+        "runtime/logs.py",
+        "*range(0x2028, 0x202F), ",
+        "",
+        f"{LOGS}::test_every_control_character_is_escaped_in_both_formats",
+    ),
+    Mutant(
+        "a thread that goes on logs as the next job of its lane",
+        "runtime/offload.py",
+        "        JOB.set(self._job)  # in the context of this call alone\n",
+        "",
+        f"{LOGS}::test_a_function_that_goes_on_in_its_thread_keeps_its_own_job_when_the_lane_has_another",
+    ),
+    Mutant(
+        "nothing reads the standard error of children",
+        "runtime/offload.py",
+        "env=env, stderr=None, ",
+        "env=env, ",
+        f"{LOGS}::test_a_child_of_a_process_that_set_up_no_log_prints_as_python_does",
+    ),
+    Mutant(
+        "the log puts its own fields over those of a line",
+        "runtime/logs.py",
+        "            told.setdefault(name, value)\n",
+        "            told[name] = value\n",
+        f"{LOGS}::test_fields_that_a_line_brings_along_stay",
+    ),
+    Mutant(
+        "each death has its stack in the log",
+        "runtime/worker/log.py",
+        'if self._stacks <= STACKS_S else ""',
+        "",
+        f"{LOGS}::test_few_deaths_of_a_second_have_their_stack_with_them",
     ),
 )
 

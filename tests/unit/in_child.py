@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import decimal
+import logging
 import multiprocessing
 import os
 import resource
@@ -128,6 +129,21 @@ def fail(message: Work, job: Job) -> object:
             return asyncio.sleep(0, result=work_async.function(message, job))
         case other:
             raise AssertionError(other)
+
+
+@handler(Work, runs="process")
+async def writes(message: Work, job: Job) -> None:
+    """Write lines to the log, and 1 MB to standard error with a command."""
+    log = logging.getLogger("shop")
+    log.warning("by the job")
+    await asyncio.to_thread(log.warning, "by its thread")
+    await asyncio.gather(*[_warn(log) for _ in range(2)])
+    if message.do == "much":
+        subprocess.run(["sh", "-c", "head -c 1000000 /dev/zero | tr '\\0' x >&2"], check=True)
+
+
+async def _warn(log: logging.Logger) -> None:
+    log.warning("by a task of it")
 
 
 USER: ContextVar[str] = ContextVar("user", default="nobody")
