@@ -206,8 +206,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._say(answer)
             self.close_connection = True
             return
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        if len(body) < int(self.headers["Content-Length"]):
+        body = self._chunks() if self.headers["Transfer-Encoding"] == "chunked" else self._whole()
+        if body is None:
             self.close_connection = True
             return
         plain = gzip.decompress(body) if self.headers["Content-Encoding"] == "gzip" else body
@@ -215,6 +215,20 @@ class _Handler(BaseHTTPRequestHandler):
         message = ExportTraceServiceRequest.FromString(plain)
         collector.requests.append(Received(self.path, headers, body, message, answer))
         self._answer(answer)
+
+    def _whole(self) -> bytes | None:
+        """Return the body; None if the client hung up before its end."""
+        length = int(self.headers["Content-Length"])
+        body = self.rfile.read(length)
+        return body if len(body) == length else None
+
+    def _chunks(self) -> bytes | None:
+        """Return the body as OpenTelemetry's exporter for Node sends it, in chunks; None as above."""
+        parts: list[bytes] = []
+        while length := int(self.rfile.readline() or b"0", 16):
+            parts.append(self.rfile.read(length))
+            self.rfile.readline()
+        return b"".join(parts) if self.rfile.readline() == b"\r\n" else None
 
     def _answer(self, answer: Answer) -> None:
         self.close_connection = answer.how is not How.WHOLE

@@ -1,0 +1,110 @@
+"""The producers in deploy/producers: what they send is a job, and the job's span belongs to the trace of the one who sent it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import signal
+import subprocess
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import pytest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+from tests.collector import Answer, Collector
+from tests.deploy.producers import FOLDER, installed_node
+from tests.servers import Server, free_ports, wait_until
+
+PRODUCER = Span.SPAN_KIND_PRODUCER
+
+
+@pytest.fixture
+def tcp_server() -> Generator[Server]:
+    """A server on a TCP port, since clients of other languages know no unix sockets by a URL."""
+    server = Server("valkey", "--bind", "127.0.0.1", "--port", str(free_ports()))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    with Collector() as running:
+        yield running
+
+
+def url(server: Server) -> str:
+    client: Any = server.client()
+    with contextlib.closing(client):
+        return f"redis://127.0.0.1:{client.config_get('port')['port']}"
+
+
+def messages(server: Server) -> list[dict[str, str]]:
+    client: Any = server.client()
+    with contextlib.closing(client):
+        return [fields for _, fields in client.xrange("{jobs}:high")]
+
+
+def told(server: Server, collector: Collector, service: str) -> dict[str, str]:
+    return {"REDIS_URL": url(server), "OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint, "OTEL_SERVICE_NAME": service}
+
+
+def traceparent_of(span: Span) -> str:
+    return f"00-{span.trace_id.hex()}-{span.span_id.hex()}-01"
+
+
+def attributes_of(holder: Any) -> dict[str, Any]:
+    return {pair.key: getattr(pair.value, pair.value.WhichOneof("value")) for pair in holder.attributes}
+
+
+def test_node_sends_jobs_that_carry_the_context_of_their_span(tcp_server: Server, collector: Collector) -> None:
+    environment = {**installed_node(), **told(tcp_server, collector, "node-orders")}
+    done = subprocess.run(
+        ["node", "index.js", "2"], cwd=FOLDER / "node", env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    first, second = messages(tcp_server)
+    assert set(first) == {"type", "data", "src", "traceparent"}
+    assert (first["type"], first["src"], json.loads(first["data"])["order"]) == ("confirm-order", "node", 1)
+    one, two = collector.spans
+    assert (one.name, one.kind) == ("publish jobs", PRODUCER)
+    assert [traceparent_of(one), traceparent_of(two)] == [first["traceparent"], second["traceparent"]]
+    assert one.trace_id != two.trace_id
+    id, other = done.stdout.split()
+    assert re.fullmatch(r"high-\d+-\d+", id)
+    assert attributes_of(one) == {
+        "messaging.system": "redis",
+        "messaging.operation.name": "publish",
+        "messaging.operation.type": "send",
+        "messaging.destination.name": "jobs",
+        "messaging.message.id": id,
+        "job.type": "confirm-order",
+        "job.priority": "high",
+    }
+    assert attributes_of(two)["messaging.message.id"] == other
+    resource = attributes_of(collector.requests[0].message.resource_spans[0].resource)
+    assert (resource["service.name"], bool(resource["host.name"])) == ("node-orders", True)
+
+
+def test_node_sends_until_it_is_stopped_and_then_sends_its_spans(tcp_server: Server, collector: Collector) -> None:
+    environment = {**installed_node(), **told(tcp_server, collector, "node-orders")}
+    running = subprocess.Popen(["node", "index.js"], cwd=FOLDER / "node", env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        wait_until(lambda: messages(tcp_server), what="an order is sent")
+    finally:
+        running.send_signal(signal.SIGTERM)
+        out, _ = running.communicate(timeout=60)
+    assert running.returncode == 0
+    assert len(out.split()) == len(messages(tcp_server)) == len(collector.spans)
+
+
+def test_node_s_orders_are_sent_whatever_the_collector_says(tcp_server: Server) -> None:
+    with Collector(otherwise=Answer(status=400)) as collector:
+        environment = {**installed_node(), **told(tcp_server, collector, "node-orders")}
+        done = subprocess.run(
+            ["node", "index.js", "1"], cwd=FOLDER / "node", env=environment, capture_output=True, text=True, timeout=60
+        )
+        assert collector.requests
+    assert (done.returncode, done.stderr) == (0, "spans were not sent: Bad Request\n")
+    assert len(messages(tcp_server)) == 1
