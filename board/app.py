@@ -8,12 +8,14 @@ import time
 from types import TracebackType
 from typing import Final
 
+import msgspec
 from aiohttp import web
 
-from board.site import METRICS, Site, page
-from otel.metrics import Reading, render
+from board.site import Site, as_metrics, page
+from otel.metrics import Reading, is_open_metrics, render
 from runtime.consumer import Consumer
 from runtime.errors import StoreUnavailable
+from runtime.sender import SENT
 from runtime.store.flow import Flow
 from runtime.store.inspector import Depth, Inspector
 
@@ -21,6 +23,15 @@ QUEUE_S: Final = 1.0  # scrapers may ask as often as they like, Redis is asked o
 HINT: Final = "hint: python -m runtime jobs reopen"
 ABOUT: Final = """<p>This worker serves <a href="/healthz">/healthz</a> (the loop moves),
 <a href="/readyz">/readyz</a> (Redis answers, jobs are fetched) and <a href="/metrics">/metrics</a> (Prometheus).</p>"""
+
+
+class _Queue(msgspec.Struct):
+    """The queue as it was read."""
+
+    depth: Depth | None = None
+    oldest_s: dict[str, float] = {}
+    flow: Flow | None = None
+    stored_bytes: dict[str, int] = {}
 
 
 class Board(Site):
@@ -31,7 +42,7 @@ class Board(Site):
         super().__init__(host, port, routes)
         self._consumer = consumer
         self._inspector = inspector
-        self._queue: tuple[Depth, dict[str, float], Flow] | None = None
+        self._queue: _Queue | None = None
         self._queue_until_s = 0.0
         self._reading_queue = asyncio.Lock()
 
@@ -57,32 +68,40 @@ class Board(Site):
         return web.Response(text=text, status=200 if ready else 503)
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        consumer = self._consumer
-        depth, oldest_s, flow = await self._recent_queue() or (None, {}, None)
+        consumer, queue = self._consumer, await self._recent_queue() or _Queue()
+        places = consumer.places.items()
         reading = Reading(
-            consumer.config.queue,
-            consumer.stats,
-            depth,
-            consumer.running,
-            len(consumer.inbox),
-            len(consumer.held),
-            len(consumer.lanes),
-            consumer.is_ready,
-            set(consumer.broken),
-            consumer.maintenance.ahead_s,
-            consumer.config.reserved_lanes,
-            oldest_s,
-            flow,
+            queue=consumer.config.queue,
+            stats=consumer.stats,
+            depth=queue.depth,
+            running=consumer.running,
+            inbox=len(consumer.inbox),
+            held=len(consumer.held),
+            lanes=len(consumer.lanes),
+            is_ready=consumer.is_ready,
+            broken=set(consumer.broken),
+            ahead_s=consumer.maintenance.ahead_s,
+            reserved=consumer.config.reserved_lanes,
+            oldest_s=queue.oldest_s,
+            flow=queue.flow,
+            stored_bytes=queue.stored_bytes,
+            known=consumer.registry,
+            places={kind: (some.total, some.taken, len(some.lost)) for kind, some in places},
+            reconnects=consumer.streams.reconnects,
+            sent=SENT.read(),
+            now_s=time.monotonic(),
         )
-        return web.Response(body=render(reading), headers=METRICS)
+        is_open = is_open_metrics(request.headers.get("Accept", ""))
+        return as_metrics(render(reading, is_open=is_open), is_open=is_open)
 
-    async def _recent_queue(self) -> tuple[Depth, dict[str, float], Flow] | None:
+    async def _recent_queue(self) -> _Queue | None:
         """Return what the queue holds, and holds back, read within the last QUEUE_S; None when Redis did not answer."""
         async with self._reading_queue:
             if time.monotonic() >= self._queue_until_s:
                 found = self._inspector
                 try:
-                    self._queue = await found.depth(), await found.oldest_waiting_s(), await found.flow()
+                    parts = await found.depth(), await found.oldest_waiting_s(), await found.flow(), await found.stored_bytes()
+                    self._queue = _Queue(*parts)
                 except StoreUnavailable:
                     self._queue = None
                 self._queue_until_s = time.monotonic() + QUEUE_S

@@ -14,6 +14,7 @@ import msgspec
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
+from otel.exposition import OPEN_METRICS, TEXT
 from runtime.errors import ConfigError
 from runtime.worker.log import ThrottledLog
 
@@ -23,7 +24,6 @@ HEAD_S: Final = 10.0  # from when a connection is made until its first request i
 KEEP_ALIVE_S: Final = 15.0  # between two requests of a connection; a guess: Prometheus asks every 15 s by default
 WATCH_S: Final = 1.0  # between two looks for idle connections; a guess
 MAX_LOGGED: Final = 200  # characters of an error in the log, which may have a client's request in it; a guess
-METRICS: Final = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}  # as Prometheus's text format asks
 PAGE: Final = """<!doctype html><html lang="en"><meta charset="utf-8"><title>backend-jobs</title>
 <style>body{font:16px/1.5 system-ui,sans-serif;max-width:40rem;margin:3rem auto;padding:0 1rem}</style>
 <h1>backend-jobs</h1>"""
@@ -135,6 +135,11 @@ class _Log:
 def page(body: str) -> web.Response:
     """Return an HTML page with this body."""
     return web.Response(text=f"{PAGE}{body}</html>\n", content_type="text/html")
+
+
+def as_metrics(body: bytes, *, is_open: bool) -> web.Response:
+    """Return a page for Prometheus, in OpenMetrics or in its own text format."""
+    return web.Response(body=body, headers={"Content-Type": OPEN_METRICS if is_open else TEXT})
 
 
 class Site:

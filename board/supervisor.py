@@ -8,8 +8,9 @@ from typing import Final, Self
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, web
 
-from board.site import METRICS, Site, page
-from otel.metrics import ProcessesReading, render_processes
+from board.site import Site, as_metrics, page
+from otel.exposition import OPEN_METRICS, TEXT
+from otel.metrics import ProcessesReading, is_open_metrics, render_processes
 from runtime.supervisor import Supervisor
 
 ANSWER_S: Final = 2.0  # a process whose loop is held answers late or not at all; a guess, below the 10 s of a scraper
@@ -51,25 +52,28 @@ class SupervisorBoard(Site):
         return web.Response(text="\n".join(lines) + "\n", status=200 if is_ready else 503)
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        answers = await self._ask_all("metrics")
+        is_open = is_open_metrics(request.headers.get("Accept", ""))
+        answers = await self._ask_all("metrics", OPEN_METRICS if is_open else TEXT)
         texts = {index: text for index, (status, text) in answers.items() if status == 200}
         total = self._supervisor.total
         reading = ProcessesReading(
             texts, dict.fromkeys(self._supervisor.slots, 0) | dict.fromkeys(texts, 1), total.deaths, total.recycled
         )
-        return web.Response(body=render_processes(reading), headers=METRICS)
+        return as_metrics(render_processes(reading, is_open=is_open), is_open=is_open)
 
-    async def _ask_all(self, path: str) -> dict[int, tuple[int, str]]:
+    async def _ask_all(self, path: str, accept: str = "*/*") -> dict[int, tuple[int, str]]:
         """Return status and text of each process, asked at the same time; status 0 for one that does not answer."""
         async with asyncio.TaskGroup() as group:
-            asked = {index: group.create_task(self._get(f"{url}/{path}")) for index, url in self._supervisor.boards.items()}
+            asked = {
+                index: group.create_task(self._get(f"{url}/{path}", accept)) for index, url in self._supervisor.boards.items()
+            }
         return {index: task.result() for index, task in asked.items()}
 
-    async def _get(self, url: str) -> tuple[int, str]:
+    async def _get(self, url: str, accept: str) -> tuple[int, str]:
         if self._client is None:
             return 0, "no client"
         try:
-            async with self._client.get(url) as answer:
+            async with self._client.get(url, headers={"Accept": accept}) as answer:
                 return answer.status, await answer.text()
         except (ClientError, TimeoutError, OSError):
             return 0, "no answer"

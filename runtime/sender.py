@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextvars import Context
@@ -60,6 +61,28 @@ class Packed(msgspec.Struct, frozen=True, gc=False):
 
     head: Head
     data: bytes
+
+
+class SentCount:
+    """Counts what became of all messages that this process has sent, in whichever threads and loops; for metrics."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts = {"stored": 0, "duplicate": 0, "refused": 0}
+
+    def note(self, messages: int, duplicates: int, refused: int) -> None:
+        """Count one chunk that was answered."""
+        with self._lock:
+            for name, n in (("stored", messages - duplicates - refused), ("duplicate", duplicates), ("refused", refused)):
+                self._counts[name] += n
+
+    def read(self) -> dict[str, int]:
+        """Return the counts."""
+        with self._lock:
+            return dict(self._counts)
+
+
+SENT: Final = SentCount()
 
 
 class Flow:
@@ -258,6 +281,8 @@ class Sender:
             chunk.is_doubtful = was_doubtful  # nothing was written by this try
             raise
         chunk.stored = _sent(chunk.messages, reply)
+        *_, duplicates, refusals = reply
+        SENT.note(len(chunk.messages), len(duplicates), len(refusals) // 2)
         end_s = max(waiting.end_s for waiting in chunk.taken)
         doubt = await self._store.confirm(max(end_s - self._loop.time(), LEAST_WAIT_S))
         self._answer(chunk, chunk.stored, doubt)

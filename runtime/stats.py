@@ -74,6 +74,18 @@ class Count:
             power, start = power + 1, end
         fresh_s.clear()
 
+    def add(self, other: Count) -> Count:
+        """Add what another has counted, and return this one."""
+        self.done += other.done
+        for name, n in other.outcomes.items():
+            self.outcomes[name] = self.outcomes.get(name, 0) + n
+        self.runs = [a + b for a, b in zip(self.runs, other.runs, strict=True)]
+        self.waits = [a + b for a, b in zip(self.waits, other.waits, strict=True)]
+        self.run_s += other.run_s
+        self.wait_ms += other.wait_ms
+        self.timeouts += other.timeouts
+        return self
+
     def totals(self) -> dict[str, int]:
         """Return all outcomes with their number."""
         return {"done": self.done, **self.outcomes} if self.done else dict(self.outcomes)
@@ -132,8 +144,8 @@ class Lag:
 
 
 class Calls:
-    """Counts answered calls of the store of one kind: `times[k]` those of less than 2**k µs, `sizes[k]` those that carried less
-    than 2**k jobs.
+    """Counts answered calls of the store of one kind: `times[k]` those of less than 2**k µs, `sizes[k]` those that carried up to
+    2**k jobs, and more than half of that.
     """
 
     __slots__ = ("jobs", "sizes", "times", "took_s")
@@ -148,7 +160,7 @@ class Calls:
         """Count one call, which took so many seconds and carried so many jobs."""
         self.times[int(max(0.0, took_s) * _MICROSECONDS).bit_length()] += 1
         self.took_s += took_s
-        self.sizes[jobs.bit_length()] += 1
+        self.sizes[max(0, jobs - 1).bit_length()] += 1
         self.jobs += jobs
 
 

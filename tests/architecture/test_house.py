@@ -168,6 +168,7 @@ def may_import(importer: str, imported: str) -> bool:
                 "runtime.store.flow",
                 "runtime.store.inspector",
                 "runtime.consumer",
+                "runtime.sender",
                 "runtime.stats",
                 "runtime.errors",
                 "runtime.supervisor",
@@ -181,7 +182,7 @@ def may_import(importer: str, imported: str) -> bool:
                 *("runtime.errors", "runtime.backoff", "runtime.jobs", "runtime.stats", "runtime.logs", "runtime.folders"),
                 *("runtime.store.flow", "runtime.store.inspector", "otel"),
             )
-            return is_under(imported, allowed)
+            return imported == "runtime" or is_under(imported, allowed)
         case _ if importer.startswith("handlers.contracts"):
             return imported in ("runtime", "handlers.contracts.types")
         case _:

@@ -220,16 +220,17 @@ def test_health_readiness_and_metrics(own_valkey, tmp_path):
         raw.xadd("{jobs}:high", {"type": "scripted", "data": '{"n":2}'})
         wait_until(lambda: 'outcome="done"' in get(f"{url}/metrics")[1], what="counted")
         for line in (
-            'runtime_outcomes_total{outcome="dead",priority="high",queue="jobs",type="scripted"} 1.0',
-            'runtime_run_seconds_count{priority="high",queue="jobs",type="scripted"} 2.0',
-            'runtime_backlog{queue="jobs"} 0.0',
+            'runtime_outcomes_total{outcome="dead",priority="high",queue="jobs",type="scripted"} 1',
+            'runtime_run_seconds_count{priority="high",queue="jobs",type="scripted"} 2',
+            'runtime_wait_seconds_count{priority="high",queue="jobs",type="scripted"} 2',
+            'runtime_backlog{queue="jobs"} 0',
         ):
             wait_until(lambda line=line: line in get(f"{url}/metrics")[1], what=line)
         raw.delete("{jobs}:low")
         raw.set("{jobs}:low", "not a stream")
         wait_until(lambda: "{jobs}:low: WRONGTYPE" in get(f"{url}/readyz")[1], what="a stream that cannot be read is named")
         wait_until(lambda: get(f"{url}/readyz")[0] == 200, what="the others are fetched")
-        for line in ('runtime_stream_broken{queue="jobs",stream="{jobs}:low"} 1.0', 'runtime_backlog{queue="jobs"} 0.0'):
+        for line in ('runtime_stream_broken{queue="jobs",stream="{jobs}:low"} 1', 'runtime_backlog{queue="jobs"} 0'):
             wait_until(lambda line=line: line in get(f"{url}/metrics")[1], what=f"the others are counted: {line}")
         raw.delete("{jobs}:low")
         assert get(f"{url}/")[0] == 200

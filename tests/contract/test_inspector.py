@@ -88,6 +88,30 @@ async def test_the_oldest_that_was_not_fetched_yet_says_how_long_a_priority_wait
     assert 30 <= (await inspector.oldest_waiting_s())["high"] < 60, "the first one is fetched, and runs"
 
 
+async def test_each_part_of_the_queue_has_its_bytes_whatever_stands_in_its_place(inspector, kit, raw):
+    assert await inspector.stored_bytes() == dict.fromkeys((*NONE, "delayed", "dead"), 0)
+    for _ in range(100):
+        kit.add(data="x" * 1000)
+    raw.xadd("{jobs}:dead", {"error": "y" * 5000})
+    raw.zadd("{jobs}:due", {"a": 1})
+    raw.hset(inspector.keys.messages, "a", "z" * 3000)
+    raw.set("{jobs}:low", "no stream")
+    sizes = await inspector.stored_bytes()
+    assert 100_000 < sizes["high"] < 200_000
+    assert 5000 < sizes["dead"] < 20_000
+    assert 3000 < sizes["delayed"] < 10_000
+    assert 0 < sizes["low"] < 200
+    assert sizes["critical"] == 0
+
+
+async def test_where_the_bytes_are_not_told_there_are_none(inspector, raw):
+    raw.execute_command("ACL", "SETUSER", "default", "-memory")
+    try:
+        assert await inspector.stored_bytes() == {}
+    finally:
+        raw.execute_command("ACL", "SETUSER", "default", "+memory")
+
+
 async def test_an_id_of_the_future_waits_for_no_negative_time(inspector, kit):
     assert await inspector.oldest_waiting_s() == dict.fromkeys(NONE, 0.0)
     kit.add(entry=f"{2**63}-0")

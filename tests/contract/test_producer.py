@@ -33,6 +33,7 @@ from runtime import (
 from runtime.codec import decode_many
 from runtime.jobs import Batch
 from runtime.producer import Head, Packed
+from runtime.sender import SENT
 from runtime.store.connection import KEEPALIVE, Connection
 from runtime.streams import Streams
 from tests.proxy import Proxy, Reader, Relay, Writer
@@ -222,12 +223,14 @@ async def test_a_message_that_cannot_be_stored_is_its_senders_error_and_nobody_e
 async def test_a_repeated_chunk_of_which_some_were_refused_answers_the_same_and_stores_nothing_again(server, raw, options):
     broken_low(raw)
     broken_mark(raw)
+    before = SENT.read()
     async with Proxy(server.socket) as proxy, Producer.connect(proxy.url) as producer:
         await producer.send(Order(n=0))
         proxy.drop_next_reply(b"EVALSHA")
         sent, bad = await asyncio.gather(producer.send(Order(n=1)), producer.send(Order(n=2), **options), return_exceptions=True)
         assert proxy.dropped == 1
     assert isinstance(bad, StoreError)
+    assert SENT.read()["stored"] == before["stored"] + 2, "what is answered a second time is counted once"
     assert [f"high-{entry}" for entry, _ in raw.xrange(KEY)][1:] == [sent.id]
 
 
@@ -236,11 +239,15 @@ async def test_of_many_the_error_says_what_became_of_each_and_nothing_behind_its
     broken_low(raw)
     messages = [Message(payload=Order(n=n), priority=Priority.LOW if n == 700 else Priority.HIGH) for n in range(3000)]
     told: list[int] = []
+    before = SENT.read()
     async with Producer.connect(server.url) as producer:
         with pytest.raises(PartlySent, match="WRONGTYPE") as caught:
             await producer.send_many(messages, progress=told.append)
         await producer.send(Note(text="the way is open for others"))
+        await producer.send(Note(text="one"), key="k")
+        await producer.send(Note(text="two"), key="k")
     assert told == [500]
+    assert {name: n - before[name] for name, n in SENT.read().items()} == {"stored": 1001, "duplicate": 1, "refused": 1}
     stored = {f"high-{entry}": msgspec.json.decode(fields["data"])["n"] for entry, fields in raw.xrange(KEY)}
     assert list(stored.values()) == [n for n in range(1000) if n != 700]
     assert [stored[sent.id] if sent else None for sent in caught.value.sent] == [n if n != 700 else None for n in range(1000)]

@@ -140,6 +140,7 @@ def test_types_of_strangers_are_told_apart_up_to_a_bound_and_known_ones_always()
 def test_a_call_of_the_store_is_counted_by_its_time_and_its_size():
     calls = Calls()
     calls.note(0.0015, 500)
+    calls.note(0.0015, 512)
     calls.note(-1e-9, 0)  # a clock that the system corrects
-    assert (calls.times[11], calls.sizes[9]) == (1, 1), "below 2.048 ms, below 512 jobs"
-    assert (calls.times[0], calls.sizes[0], calls.jobs) == (1, 1, 500)
+    assert (calls.times[11], calls.sizes[9]) == (2, 2), "below 2.048 ms, up to 512 jobs"
+    assert (calls.times[0], calls.sizes[0], calls.jobs) == (1, 1, 1012)
