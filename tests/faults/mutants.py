@@ -41,6 +41,8 @@ ORDERS = "tests/contract/test_orders.py"
 SCHEDULE_ORDERS = "tests/contract/test_schedule_orders.py"
 RULES = "tests/contract/test_rules.py"
 GATES = "tests/contract/test_gates.py"
+EXPORT = "tests/contract/test_export.py"
+OTEL_SETTINGS = "tests/unit/test_otel_settings.py"
 GATES_ALONE = "tests/unit/test_gates.py"
 OFFLOAD = "tests/unit/test_offload.py"
 LOGS = "tests/unit/test_logs.py"
@@ -61,7 +63,7 @@ class Mutant:
     test: str
 
 
-MUTANTS = (
+MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a link to a trace is made of any text",
         "runtime/config.py",
@@ -1856,6 +1858,167 @@ MUTANTS = (
         'if self._stacks <= STACKS_S else ""',
         "",
         f"{LOGS}::test_few_deaths_of_a_second_have_their_stack_with_them",
+    ),
+    Mutant(
+        "headers go anywhere over plain http",
+        "otel/settings.py",
+        'if headers and url.scheme == "http" and not is_loopback(url.hostname or ""):',
+        "if False:",
+        f"{OTEL_SETTINGS}::test_headers_go_over_plain_http_to_this_machine_alone",
+    ),
+    Mutant(
+        "an endpoint with a password is repeated",
+        "otel/settings.py",
+        '            f"{name} must have no user or password in it; "',
+        '            f"{name} must have no user or password in it, got {text}; "',
+        f"{OTEL_SETTINGS}::test_an_endpoint_that_cannot_be_posted_to_is_refused_and_not_repeated",
+    ),
+    Mutant(
+        "headers are shown",
+        "otel/settings.py",
+        "headers: dict[str, str] = field(repr=False, default_factory=",
+        "headers: dict[str, str] = field(default_factory=",
+        f"{OTEL_SETTINGS}::test_headers_stand_in_no_repr",
+    ),
+    Mutant(
+        "a header may have line breaks",
+        "otel/settings.py",
+        're.compile(r"[\\x20-\\x7e]*")',
+        're.compile(r"[\\x00-\\x7e]*")',
+        f"{OTEL_SETTINGS}::test_headers_that_cannot_be_sent_are_refused_and_not_repeated",
+    ),
+    Mutant(
+        "a file of headers is everybody's",
+        "runtime/folders.py",
+        "    if found.st_mode & stat.S_IROTH:\n",
+        "    if False:\n",
+        f"{OTEL_SETTINGS}::test_a_file_of_headers_that_others_may_read_or_write_is_refused",
+    ),
+    Mutant(
+        "handlers' children have the headers of traces",
+        "runtime/offload.py",
+        " if not HEADERS.fullmatch(name)}",
+        "}",
+        "tests/unit/test_offload.py::test_a_child_has_the_worker_s_environment_but_not_the_headers_of_its_traces",
+    ),
+    Mutant(
+        "spans wait without a bound",
+        "otel/sender.py",
+        "if self._is_over or self._bytes + len(request) > self._most_bytes:",
+        "if self._is_over:",
+        f"{EXPORT}::test_what_waits_and_what_is_in_flight_have_a_bound",
+    ),
+    Mutant(
+        "what is in flight is not counted as here",
+        "otel/sender.py",
+        '            self._in_flight = _Request(b"".join(parts), spans)',
+        '            self._bytes -= size\n            self._in_flight = _Request(b"".join(parts), spans)',
+        f"{EXPORT}::test_what_waits_and_what_is_in_flight_have_a_bound",
+    ),
+    Mutant(
+        "what fits nowhere closes the sender",
+        "otel/sender.py",
+        "self._is_full = self._is_over or self._bytes > 0  #",
+        "self._is_full = True  #",
+        f"{EXPORT}::test_a_request_above_the_bound_is_dropped_and_others_are_taken_after_it",
+    ),
+    Mutant(
+        "what was refused for good is posted again",
+        "otel/sender.py",
+        "    if answer.status in RETRIED:",
+        "    if answer.status >= 400:",
+        f"{EXPORT}::test_an_answer_has_one_meaning",
+    ),
+    Mutant(
+        "rejected spans are not counted",
+        "otel/sender.py",
+        "        rejected = min(max(rejected, 0), spans)\n",
+        "        rejected = 0\n",
+        f"{EXPORT}::test_an_answer_has_one_meaning",
+    ),
+    Mutant(
+        "Retry-After is not waited for",
+        "otel/sender.py",
+        "max(verdict.asked_s, delay_s(failures, RETRY, random.random))",
+        "delay_s(failures, RETRY, random.random)",
+        f"{EXPORT}::test_retry_after_is_waited_for",
+    ),
+    Mutant(
+        "one request is tried for good",
+        "otel/sender.py",
+        " or now_s + wait_s > give_up_s",
+        "",
+        f"{EXPORT}::test_a_request_that_is_never_taken_is_given_up",
+    ),
+    Mutant(
+        "the end waits for a collector that is away",
+        "otel/sender.py",
+        "is_last = verdict.is_final or is_ending or",
+        "is_last = verdict.is_final or",
+        f"{EXPORT}::test_at_the_end_what_fails_is_not_tried_again_and_a_collector_that_is_away_not_waited_for",
+    ),
+    Mutant(
+        "what end has counted is counted again",
+        "otel/sender.py",
+        "        if self._in_flight is not request:\n            return\n",
+        "",
+        f"{EXPORT}::test_the_end_comes_in_time_whatever_the_collector_does_and_what_is_left_is_counted",
+    ),
+    Mutant(
+        "what is forked sends too",
+        "otel/sender.py",
+        "        if self._process != os.getpid():\n            return False",
+        "        if not self._process:\n            return False",
+        f"{EXPORT}::test_a_forked_process_sends_nothing_and_does_not_hang",
+    ),
+    Mutant(
+        "a secret that a collector repeats is logged",
+        "otel/sender.py",
+        'reason = reason.replace(secret, "***")',
+        "pass",
+        f"{EXPORT}::test_failures_are_logged_once_a_minute_escaped_cut_and_without_secrets",
+    ),
+    Mutant(
+        "each failure is logged",
+        "otel/sender.py",
+        "time.monotonic() >= self._silent_until_s and not",
+        "not",
+        f"{EXPORT}::test_failures_are_logged_once_a_minute_escaped_cut_and_without_secrets",
+    ),
+    Mutant(
+        "a byte now and then puts the timeout off",
+        "otel/post.py",
+        "        self._socket.settimeout(_left_s(self._deadline_s))\n        size",
+        "        size",
+        f"{EXPORT}::test_a_collector_that_never_comes_to_an_end_is_left_at_the_timeout",
+    ),
+    Mutant(
+        "an answer is read to its end",
+        "otel/post.py",
+        "self.left_bytes -= size",
+        "self.left_bytes -= 0",
+        f"{EXPORT}::test_of_an_answer_no_more_is_read_than_64_kib",
+    ),
+    Mutant(
+        "half an answer is one",
+        "otel/post.py",
+        "    if response.length and answer.left_bytes:",
+        "    if False:",
+        f"{EXPORT}::test_what_may_be_taken_later_is_posted_again",
+    ),
+    Mutant(
+        "a connection that was closed meanwhile is a failure",
+        "otel/post.py",
+        "                if not was_open:\n",
+        "                if True:\n",
+        f"{EXPORT}::test_a_connection_that_was_closed_while_nothing_was_sent_costs_no_failure",
+    ),
+    Mutant(
+        "why a body is refused is not read",
+        "otel/post.py",
+        "            was_cut = True  #",
+        "            raise  #",
+        f"{EXPORT}::test_a_refusal_before_the_whole_body_was_read_is_heard",
     ),
 )
 
