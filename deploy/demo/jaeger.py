@@ -23,6 +23,8 @@ ROOT: Final = Path(__file__).parents[2]
 BUILT: Final = ROOT / ".jaeger" / "bin" / "jaeger"
 HOW_TO_GET: Final = "no Jaeger: make jaeger, or JAEGER_BIN=path"
 USUAL_PORT: Final = 16686  # where people look for Jaeger's pages
+TAKEN: Final = "address already in use"
+TRIES: Final = 5  # a guess: that a port is taken in between is rare
 START_S: Final = 60.0  # a guess: 0.13 s were measured on a machine at rest
 ANSWER_S: Final = 10.0  # a guess; answers of a hundred spans took milliseconds
 MOST_TRACES: Final = 10_000  # 5.9 kB each were measured, so 59 MB
@@ -79,27 +81,36 @@ def binary() -> Path | None:
 class Jaeger:
     """Owns one Jaeger process, whose files are in `folder`. It listens on loopback alone; leaving the context ends it.
 
+    `usual` gives its pages the port where people look for them, if it is free. Where another process takes a port before Jaeger
+    does, others are tried.
+
     Raises:
         RuntimeError: there is no binary, or it did not answer in time; the text has the end of its log.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, usual: bool = False) -> None:
         path = binary()
         if path is None:
             raise RuntimeError(HOW_TO_GET)
         self.log = folder / "jaeger.log"
-        query, grpc, otlp = free_ports()
+        for tries_left in reversed(range(TRIES)):
+            self._start(path, *free_ports(USUAL_PORT if usual else 0))
+            try:
+                self._wait_until_it_answers()
+            except BaseException:
+                self.stop()
+                if not tries_left or TAKEN not in self.log.read_text(errors="replace"):
+                    raise
+            else:
+                break
+
+    def _start(self, path: Path, query: int, grpc: int, otlp: int) -> None:
         self.url = f"http://127.0.0.1:{query}"
         self.otlp = f"http://127.0.0.1:{otlp}"
-        config = folder / "jaeger.yaml"
+        config = self.log.with_suffix(".yaml")
         config.write_text(json.dumps(configuration(query, grpc, otlp), indent=1))  # JSON is YAML
         with self.log.open("wb") as log:
             self.process = subprocess.Popen([path, "--config", config], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        try:
-            self._wait_until_it_answers()
-        except BaseException:
-            self.stop()
-            raise
 
     def _wait_until_it_answers(self) -> None:
         end_s = time.monotonic() + START_S
@@ -161,14 +172,14 @@ class Jaeger:
         return sorted(spans_of(otlp, warnings), key=lambda span: (span.start_ns, -span.end_ns))
 
 
-def free_ports() -> tuple[int, int, int]:
-    """Return a port for the pages, where people look for them if it is free, and two others."""
+def free_ports(wanted: int) -> tuple[int, int, int]:
+    """Return a port for the pages, which is `wanted` if that is free, and two others."""
     with ExitStack() as held:
         ports: list[int] = []
-        for wanted in (USUAL_PORT, 0, 0):
+        for port in (wanted, 0, 0):
             probe = held.enter_context(socket.socket())
             try:
-                probe.bind(("127.0.0.1", wanted))
+                probe.bind(("127.0.0.1", port))
             except OSError:
                 probe.bind(("127.0.0.1", 0))
             ports.append(probe.getsockname()[1])

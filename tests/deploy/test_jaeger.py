@@ -14,7 +14,8 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
-from deploy.demo.jaeger import Event, Jaeger, Link, binary, spans_of
+import deploy.demo.jaeger
+from deploy.demo.jaeger import HOW_TO_GET, Event, Jaeger, Link, binary, spans_of
 from tests.servers import wait_until
 
 
@@ -80,7 +81,7 @@ def test_a_trace_that_jaeger_does_not_have_has_no_spans(jaeger: Jaeger) -> None:
 @pytest.mark.jaeger
 def test_jaeger_listens_on_loopback_alone_and_ends_when_it_is_told_to(tmp_path: Path) -> None:
     if binary() is None:
-        pytest.skip("no Jaeger")
+        pytest.skip(HOW_TO_GET)
     with Jaeger(tmp_path) as own:
         addresses = listening(own.process.pid)
         assert len(addresses) == 3
@@ -101,6 +102,19 @@ def listening(pid: int) -> set[tuple[str, str]]:
         if row[3] == "0A" and f"socket:[{row[9]}]" in inodes
         for address, port in [row[1].split(":")]
     }
+
+
+@pytest.mark.jaeger
+def test_a_port_that_somebody_takes_first_is_another_one_the_next_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if binary() is None:
+        pytest.skip(HOW_TO_GET)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken, dealt = other.getsockname()[1], deploy.demo.jaeger.free_ports
+        deals = iter([(taken, *dealt(0)[1:]), dealt(0)])
+        monkeypatch.setattr(deploy.demo.jaeger, "free_ports", lambda wanted: next(deals))
+        with Jaeger(tmp_path) as own:
+            assert own.services() == []
+            assert str(taken) not in own.url
 
 
 def test_a_jaeger_that_does_not_start_is_told_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

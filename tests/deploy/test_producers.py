@@ -7,17 +7,21 @@ import json
 import re
 import signal
 import subprocess
+import sys
+import urllib.error
+import urllib.request
 from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from tests.collector import Answer, Collector
-from tests.deploy.producers import FOLDER, installed_node
+from tests.deploy.producers import FOLDER, installed_fastapi, installed_node
 from tests.servers import Server, free_ports, wait_until
 
-PRODUCER = Span.SPAN_KIND_PRODUCER
+PRODUCER, SERVER = Span.SPAN_KIND_PRODUCER, Span.SPAN_KIND_SERVER
 
 
 @pytest.fixture
@@ -108,3 +112,51 @@ def test_node_s_orders_are_sent_whatever_the_collector_says(tcp_server: Server) 
         assert collector.requests
     assert (done.returncode, done.stderr) == (0, "spans were not sent: Bad Request\n")
     assert len(messages(tcp_server)) == 1
+
+
+@contextlib.contextmanager
+def web_service(server: Server, collector: Collector, log: Path) -> Generator[str]:
+    """Run the FastAPI producer, and yield its URL; it must end cleanly."""
+    environment = {**installed_fastapi(), **told(server, collector, "shop")}
+    port = free_ports()
+    command = [sys.executable, "-m", "uvicorn", "--port", str(port), "app:app"]
+    with log.open("wb") as out:
+        running = subprocess.Popen(command, cwd=FOLDER / "fastapi", env=environment, stdout=out, stderr=out)
+    try:
+        wait_until(lambda: answers(f"http://127.0.0.1:{port}/healthz"), what="the web service answers")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        running.send_signal(signal.SIGTERM)
+        running.wait(60)
+    assert "Traceback" not in log.read_text()
+
+
+def answers(address: str) -> bool:
+    with contextlib.suppress(OSError), urllib.request.urlopen(address) as answer:
+        return answer.status == 200
+    return False
+
+
+def post(address: str, order: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    request = urllib.request.Request(f"{address}/orders", json.dumps(order).encode(), {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def test_fastapi_sends_the_job_of_a_good_order_and_has_a_span_for_each_request(
+    tcp_server: Server, collector: Collector, tmp_path: Path
+) -> None:
+    with web_service(tcp_server, collector, tmp_path / "log") as address:
+        status, _ = post(address, {"order": 7, "to": "ada@example.com", "failures": 2})
+        assert status == 202
+        assert post(address, {"order": 0, "to": "ada@example.com"})[0] == 422
+    [message] = messages(tcp_server)
+    assert json.loads(message["data"]) == {"order": 7, "to": "ada@example.com", "failures": 2}
+    request, refused = collector.spans
+    assert (request.name, request.kind) == (refused.name, refused.kind) == ("POST /orders", SERVER), (
+        "the health check has no span"
+    )
+    assert attributes_of(collector.requests[0].message.resource_spans[0].resource)["service.name"] == "shop"
