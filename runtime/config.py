@@ -60,6 +60,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     lease_s: float = 30.0
     grace_s: float = 25.0
     max_block_s: float = 60.0
+    block_warn_ms: int = 100
     suspect_s: float = 10.0
     max_data_bytes: int = 256 * 1024
     unknown_after_s: float = 900.0
@@ -111,6 +112,12 @@ SETTINGS: Final = (
     Setting("--board", "board", "HOST:PORT", "where to serve /healthz, /readyz and /metrics; `off` serves nothing"),
     Setting("--lease", "lease_s", "SECONDS", "how long a worker may be silent before others take its jobs"),
     Setting("--grace", "grace_s", "SECONDS", "how long running jobs may take to finish when the worker is told to stop"),
+    Setting(
+        "--block-warn-ms",
+        "block_warn_ms",
+        "MS",
+        "how long a handler may hold the event loop before it is named and counted",
+    ),
     Setting("--max-block", "max_block_s", "SECONDS", "how long the event loop may stand still before the worker counts as dead"),
     Setting(
         "--suspect",
@@ -150,6 +157,7 @@ _BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "lease_s": (0.3, 3600),
     "grace_s": (0, 24 * 3600),
     "max_block_s": (0.5, 24 * 3600),
+    "block_warn_ms": (20, 60_000),
     "suspect_s": (0.1, 60),
     "max_data_bytes": (1, 512 * 1024 * 1024),
     "unknown_after_s": (1, 30 * 86400),

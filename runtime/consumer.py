@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import socket
@@ -64,6 +65,7 @@ CUT_S: Final = 2.0  # a guess: so long handlers may take to end when they are cu
 FLUSH_S: Final = 2.0  # a guess: so long the last flush may take, and the goodbye
 UNBLOCK_S: Final = 4.0  # a guess: so long the blocked read is woken again and again, before the fetcher is cancelled
 LOST_S: Final = 0.5  # a guess: to give back what an answer brings that was still on its way
+BLOCKERS: Final = 20  # a guess: so many types of those that blocked the loop are told in a worker's row
 POLL_S: Final = 0.01  # a guess: between two looks at a condition of stopping
 CANCELLED: Final = "does a handler cancel what is not its own?"
 
@@ -157,7 +159,8 @@ class Consumer:
         self._flusher = Flusher(ctx, *after_flush)
         self._connect_parts()
         self._finished_before = [0] * RATE_TICKS
-        self._loop_state = LoopState(time.monotonic(), threading.get_ident(), self._running_now)
+        warn_s = config.block_warn_ms / 1000
+        self._loop_state = LoopState(time.monotonic(), threading.get_ident(), self._running_now, self.stats, warn_s)
         self._stopping_since_s = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._heartbeat: Heartbeat | None = None
@@ -246,7 +249,7 @@ class Consumer:
         heartbeat = Heartbeat(
             self.streams,
             self.held,
-            LoopMonitor(self._loop_state, self.config.max_block_s),
+            LoopMonitor(self._loop_state, self.config.max_block_s, self.registry),
             lease_s=self.config.lease_s,
             row=self._row,
             on_heartbeat=lambda beat: _tell(loop, self.on_heartbeat, beat),
@@ -254,10 +257,12 @@ class Consumer:
         )
         heartbeat.start()
         self._heartbeat = heartbeat
+        gc.callbacks.append(self._loop_state.garbage)
         try:
             async with asyncio.TaskGroup() as group:
                 report = await self._run_in(group, heartbeat)
         finally:
+            gc.callbacks.remove(self._loop_state.garbage)
             heartbeat.stop()
             await self.streams.close()
         return report
@@ -429,6 +434,7 @@ class Consumer:
             if job is not None:
                 name = job.type.decode(errors="replace")
                 running[name] = running.get(name, 0) + 1
+        blocked, blocked_ms = self._told_of_blocks()
         return WorkerRow(
             lease_ms=int(self.config.lease_s * 1000),
             host=socket.gethostname(),
@@ -441,12 +447,20 @@ class Consumer:
             reserved=self.config.reserved_lanes,
             limits=self.gates.told,
             schedules=self.ticker.next_ms,
+            blocked=blocked,
+            blocked_ms=blocked_ms,
         )
 
-    def _running_now(self) -> Job | None:
-        """Return the job whose code holds the loop at this moment; called by the heartbeat's thread."""
+    def _told_of_blocks(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Return which types have blocked the loop how often, and the longest in ms of each; of many types those with most."""
+        found = sorted(dict(self.stats.blocked).items(), key=lambda item: -item[1].count)[:BLOCKERS]
+        named = [(name.decode(errors="replace"), blocks) for name, blocks in found]
+        return {name: blocks.count for name, blocks in named}, {name: int(blocks.longest_s * 1000) for name, blocks in named}
+
+    def _running_now(self) -> Lane | None:
+        """Return the lane whose code holds the loop at this moment; called by the heartbeat's thread."""
         task = asyncio.current_task(self._loop) if self._loop else None
-        return next((lane.job for lane in self.lanes if lane.task is task), None)
+        return None if task is None else next((lane for lane in self.lanes if lane.task is task), None)
 
     async def _watch(self, group: asyncio.TaskGroup) -> None:
         """Tick: interrupt what is overdue, give back what waits too long, replace lanes that a handler ended."""
@@ -454,8 +468,7 @@ class Consumer:
         was_late = False
         while True:
             before_s, now_s = self._loop_state.moved_s, time.monotonic()
-            self._loop_state.moved_s = now_s
-            self.stats.lag.add(now_s, max(0.0, now_s - before_s - TICK_S))
+            self._loop_state.tick(now_s)
             # A handler has blocked the loop: those that could have ended meanwhile have a turn before they count as overdue. Once
             # only, since a handler that blocks again and again must be cut all the same.
             was_late = now_s - before_s > LATE_S and not was_late

@@ -43,7 +43,11 @@ TRIES: Final = 3  # a guess: two people that change one schedule at once
 
 
 class Worker(msgspec.Struct, frozen=True):
-    """A worker that lives: what it said of itself with its last heartbeat, and its `order`: `quiet`, `stop` or nothing."""
+    """A worker that lives: what it said of itself with its last heartbeat, and its `order`: `quiet`, `stop` or nothing.
+
+    `blocked` is how often handlers of each type have blocked its loop, `blocked_ms` the longest of each, in ms; under the empty
+    name stands what is nobody's for certain.
+    """
 
     name: str
     host: str
@@ -54,6 +58,8 @@ class Worker(msgspec.Struct, frozen=True):
     stage: str
     order: str
     types: dict[str, int]
+    blocked: dict[str, int] = {}
+    blocked_ms: dict[str, int] = {}
 
 
 class Control:
@@ -203,7 +209,19 @@ class Control:
         rules, now_ms = await self._store.rules()
         known = await self._store.workers()
         return [
-            Worker(name, row.host, row.pid, row.lanes, row.held, row.running, row.stage, rules.orders.get(name, ""), row.types)
+            Worker(
+                name,
+                row.host,
+                row.pid,
+                row.lanes,
+                row.held,
+                row.running,
+                row.stage,
+                rules.orders.get(name, ""),
+                row.types,
+                row.blocked,
+                row.blocked_ms,
+            )
             for name, (until_ms, row) in sorted(known.items())
             if until_ms > now_ms
         ]

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from runtime.commands.common import clean
+from runtime.control import Worker
+from runtime.store.base import WorkerRow
 from runtime.store.flow import BEHIND_MS, DAY_MS, MAX_GROUPS, Flow, GateReading, GroupReading, ScheduleReading, span
 from runtime.store.inspector import Depth
 
@@ -16,6 +18,7 @@ Rows = list[tuple[str, ...]]
 PAUSES: Final = ("paused", "waiting", "since", "until", "by, and why")
 GATES: Final = ("gate", "waiting", "in use", "next token", "limits")
 SCHEDULES: Final = ("schedule", "last", "", "next")
+BLOCKERS: Final = 2  # types that are shown of those that have blocked a worker's loop; a guess
 NUMBERS: Final = ("waiting", "in use", "next token")  # columns that are set to the right
 
 
@@ -26,6 +29,13 @@ def workers_in_words(depth: Depth, flow: Flow) -> str:
         special.append(f"{flow.reserved} lanes kept for CRITICAL")
     told = f" ({', '.join(special)})" if special else ""
     return f"{depth.workers} workers{told}"
+
+
+def blocked_in_words(row: WorkerRow | Worker) -> str:
+    """Return which types have blocked a worker's loop most often, how often, and for how long at most; empty where none has."""
+    worst = sorted(row.blocked, key=lambda name: -row.blocked[name])[:BLOCKERS]
+    named = [(clean(name or "(unknown)", 24), row.blocked[name], row.blocked_ms.get(name, 0)) for name in worst]
+    return ", ".join(f"{name} {count:,} times, up to {longest_ms:,} ms" for name, count, longest_ms in named)
 
 
 def pauses(flow: Flow, most: int) -> Rows:

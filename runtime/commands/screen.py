@@ -150,14 +150,15 @@ def _types(screen: Screen) -> Table:
 
 
 def _workers(screen: Screen, most: int) -> Table:
-    table = Table("worker", _right("lanes"), _right("held"), "runs", box=None)
+    table = Table("worker", _right("lanes"), _right("held"), "runs", "loop blocked", box=None)
     for name, is_alive, row in screen.workers[:most]:
         text = ", ".join(f"{count} {clean(type_name, 24)}" for type_name, count in sorted(row.running.items())[:4])
         reserved = f" ({row.reserved} kept)" if row.reserved else ""
         lanes, held = (f"{row.lanes}{reserved}", str(row.held)) if row.lanes else ("", "")  # neither, if the row cannot be read
-        table.add_row(clean(name, 48), lanes, held, text or ("-" if is_alive else "no heartbeat"))
+        blocked = Text(readings.blocked_in_words(row), style="yellow")
+        table.add_row(clean(name, 48), lanes, held, text or ("-" if is_alive else "no heartbeat"), blocked)
     if len(screen.workers) > most:
-        table.add_row(f"… and {len(screen.workers) - most} more", "", "", "")
+        table.add_row(f"… and {len(screen.workers) - most} more", "", "", "", "")
     return table
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from runtime.commands.common import clean, print_json
 from runtime.commands.flags import add_texts, add_verb
 from runtime.commands.ordering import add_order_flags, ordered, tell
+from runtime.commands.readings import blocked_in_words
 from runtime.config import Config
 from runtime.control import Control, Worker
 from runtime.leaving import CLEAN
@@ -60,6 +61,9 @@ def print_list(config: Config, arguments: argparse.Namespace) -> int:
         running = ", ".join(f"{number} {name}" for name, number in sorted(worker.running.items()))
         head = f"{clean(worker.name, 50):50} {clean(worker.stage, 10):10} {worker.order or '-':8}"
         print(f"{head} {worker.lanes:>6} {worker.held:>6} {clean(running, 60) or '-'}")
+        blocked = blocked_in_words(worker)
+        if blocked:
+            print(f"{'':50} loop blocked: {blocked}")
     print(f"{len(workers)} workers live", file=sys.stderr)
     return CLEAN
 

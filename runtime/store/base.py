@@ -328,6 +328,8 @@ class WorkerRow(msgspec.Struct, frozen=True):
 
     A lease of 0 is one that the row does not say. `types` has the newest version of each type that the worker can run, `limits`
     those that its code declares, by type, and `schedules` when each fires next, in the server's ms, or 0 where it is paused.
+    `blocked` has how often handlers of each type have blocked the loop since the worker's start, and under the empty name what is
+    nobody's for certain; `blocked_ms` the longest of each.
     """
 
     lease_ms: int = 0
@@ -341,6 +343,8 @@ class WorkerRow(msgspec.Struct, frozen=True):
     reserved: int = 0
     limits: dict[str, dict[str, int | str]] = {}
     schedules: dict[str, int] = {}
+    blocked: dict[str, int] = {}
+    blocked_ms: dict[str, int] = {}
 
     @property
     def lease_s(self) -> float:
@@ -376,6 +380,8 @@ _TOLD: Final[dict[str, type]] = {
     "reserved": int,
     "limits": dict,
     "schedules": dict,
+    "blocked": dict,
+    "blocked_ms": dict,
 }
 _OF_TABLES: Final = ("limits",)  # tables whose values are tables; those of others are numbers
 

@@ -219,6 +219,7 @@ class Lane:
         self.timeout_s: float = NEVER
         self.deadline_s: float = NEVER
         self.cut: BaseException | None = None
+        self.blocked: tuple[Job, float] | None = None  # by the loop's monitor: which job of this lane blocked it, for how many ms
         self.is_stopped: bool = False
         self.is_disturbed: bool = False  # by a cut or a stop: one look per job for both
         self.task: asyncio.Task[Any] | None = None

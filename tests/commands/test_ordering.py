@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from runtime.commands.readings import blocked_in_words
+from runtime.store.base import WorkerRow
 from tests.commands.test_commands import SCRIPTED, call, one_line
 from tests.faults.harness import ROOT
 from tests.servers import Server, wait_until
@@ -156,3 +158,9 @@ def test_a_worker_is_listed_quieted_resumed_and_stopped_and_works_meanwhile_as_o
             worker.wait()
         if worker.stderr:
             worker.stderr.close()
+
+
+def test_the_types_that_have_blocked_a_workers_loop_most_often_stand_with_it():
+    row = WorkerRow(blocked={"a": 1, "pdf\x1b": 12, "": 3}, blocked_ms={"pdf\x1b": 1480, "": 120})
+    assert blocked_in_words(row) == "pdf\ufffd 12 times, up to 1,480 ms, (unknown) 3 times, up to 120 ms"
+    assert blocked_in_words(WorkerRow()) == ""

@@ -46,6 +46,7 @@ OTEL_SETTINGS = "tests/unit/test_otel_settings.py"
 GATES_ALONE = "tests/unit/test_gates.py"
 OFFLOAD = "tests/unit/test_offload.py"
 LOGS = "tests/unit/test_logs.py"
+MONITOR = "tests/unit/test_loop_monitor.py"
 SETTLE = "tests/unit/test_settle.py"
 STATUS = "tests/faults/test_crash.py::test_an_orderly_stop_has_its_status_whatever_handlers_have_left_behind"
 HANGS_S = 300
@@ -2019,6 +2020,48 @@ MUTANTS: tuple[Mutant, ...] = (
         "            was_cut = True  #",
         "            raise  #",
         f"{EXPORT}::test_a_refusal_before_the_whole_body_was_read_is_heard",
+    ),
+    Mutant(
+        "whoever is seen last has blocked the loop",
+        "runtime/worker/loop_monitor.py",
+        "            held.is_sole = held.is_known = False\n",
+        "",
+        f"{MONITOR}::test_jobs_that_hold_the_loop_in_turn_are_not_blamed_for_each_other",
+    ),
+    Mutant(
+        "one look is proof that a job blocks the loop",
+        "runtime/worker/loop_monitor.py",
+        "has_held and span_s >= NEXT_PART * self._warn_s",
+        "True",
+        f"{MONITOR}::test_one_look_is_no_proof",
+    ),
+    Mutant(
+        "who held the loop before has blocked it again",
+        "runtime/worker/loop_monitor.py",
+        "        if held is None or held.moved_s != before_s:\n",
+        "        if held is None:\n",
+        f"{MONITOR}::test_who_held_the_loop_in_an_earlier_block_is_not_blamed_for_the_next",
+    ),
+    Mutant(
+        "a process that stood still is a handler's doing",
+        "runtime/worker/loop_monitor.py",
+        "        state.stalled_s += late_s\n",
+        "",
+        f"{MONITOR}::test_a_process_that_stood_still_is_no_handlers_doing",
+    ),
+    Mutant(
+        "a collection of garbage is a handler's doing",
+        "runtime/worker/loop_monitor.py",
+        "return self.garbage.so_far_s(now_s) + self.stalled_s - self._excused_s",
+        "return self.stalled_s",
+        f"{MONITOR}::test_a_collection_of_garbage_is_not_blamed_on_the_job_that_it_interrupts",
+    ),
+    Mutant(
+        "a job that waits for Python's lock has blocked the loop",
+        "runtime/worker/loop_monitor.py",
+        "loop_s >= BUSY_PART * span_s or all_s - loop_s < BUSY_PART * span_s",
+        "True",
+        f"{MONITOR}::test_a_job_beside_threads_that_compute_may_only_wait_for_pythons_lock",
     ),
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import signal
 import time
 
 import msgspec
@@ -83,6 +84,21 @@ def test_a_loop_that_is_blocked_for_longer_loses_its_jobs_and_its_late_move_is_r
     assert sorted(told) == [("end", False, 1), ("fail", True, 1), ("start", False, 1), ("start", True, 1)], "no attempt is burnt"
     assert ended(tmp_path) == set(range(11))
     assert raw.xlen("{jobs}:dead") == 0
+    raw.close()
+
+
+def test_a_worker_that_was_stopped_blames_no_handler_for_it(valkey, tmp_path, crew):
+    raw = valkey.client()
+    worker = hire(crew, valkey, tmp_path, lease_s=30)
+    add(raw, 10, lambda n: 3000)
+    wait_until(lambda: count(tmp_path, "start") == 10, what="ten run")
+    worker.process.send_signal(signal.SIGSTOP)
+    time.sleep(1.5)  # the fault itself
+    worker.process.send_signal(signal.SIGCONT)
+    wait_until(lambda: "the process stood still for 1." in worker.log, what="it says so")
+    wait_until(lambda: ended(tmp_path) == set(range(10)), what="all end")
+    assert worker.stop() == 0
+    assert "by the handler of" not in worker.log
     raw.close()
 
 

@@ -28,6 +28,8 @@ COUNTS = st.dictionaries(st.text(max_size=20), st.integers(0, 2000), max_size=5)
         reserved=st.integers(0, 100),
         limits=st.dictionaries(st.text(max_size=20), st.dictionaries(st.text(max_size=9), st.integers() | st.text()), max_size=3),
         schedules=COUNTS,
+        blocked=COUNTS,
+        blocked_ms=COUNTS,
     )
 )
 def test_a_row_is_read_as_it_was_written(row: WorkerRow) -> None:
@@ -37,7 +39,7 @@ def test_a_row_is_read_as_it_was_written(row: WorkerRow) -> None:
 def test_a_row_is_written_as_every_version_reads_it():
     row = WorkerRow(30_000, "host", 7, 8, 3, {"a": 1}, "running", {"a": 2})
     told = '{"host":"host","pid":7,"lanes":8,"held":3,"running":{"a":1},"stage":"running","types":{"a":2}}'
-    assert str(row) == f'30000 {told[:-1]},"reserved":0,"limits":{{}},"schedules":{{}}}}'
+    assert str(row) == f'30000 {told[:-1]},"reserved":0,"limits":{{}},"schedules":{{}},"blocked":{{}},"blocked_ms":{{}}}}'
     assert WorkerRow.parse(f"30000 {told}") == row, "and as the releases before limits wrote it"
 
 
