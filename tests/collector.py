@@ -38,6 +38,7 @@ class How(Enum):
     DRIP = "a byte now and then, without an end"
     ENDLESS = "headers without an end, as fast as they are read"
     HUGE = "a body without an end, as fast as it is read"
+    CHUNKS = "the same in chunks"
 
 
 @dataclass(frozen=True)
@@ -256,6 +257,10 @@ class _Handler(BaseHTTPRequestHandler):
                 self._say(answer, b"", 2**40)
                 while not self.server.collector.closing.is_set():
                     self.wfile.write(b"\x00" * 65536)
+            case How.CHUNKS:
+                self.wfile.write(b"HTTP/1.1 %d Chunks\r\nTransfer-Encoding: chunked\r\n\r\n" % answer.status)
+                while not self.server.collector.closing.is_set():
+                    self.wfile.write(b"400\r\n" + b"\x00" * 0x400 + b"\r\n")
 
     def _say(self, answer: Answer, body: bytes | None = None, length: int | None = None) -> None:
         body = answer.content() if body is None else body

@@ -346,6 +346,15 @@ def test_of_an_answer_no_more_is_read_than_64_kib() -> None:
         tracemalloc.stop()
 
 
+def test_of_an_answer_in_chunks_no_more_is_read_either() -> None:
+    with Collector(Answer(400, how=How.CHUNKS)) as collector:
+        connection = Connection(settings(collector))
+        heard = connection.post(encoded("a"))
+        assert heard.status == 400
+        assert ANSWER_BYTES - 2000 < len(heard.body) < ANSWER_BYTES
+        connection.close()
+
+
 def test_what_a_grpc_server_answers_names_the_port_for_http(started: Senders, monkeypatch: pytest.MonkeyPatch) -> None:
     with Collector(otherwise=Answer(how=How.GARBAGE)) as collector:
         monkeypatch.setattr(sender, "GRPC_PORT", collector.port)
@@ -561,6 +570,43 @@ def test_where_no_thread_can_be_had_nothing_is_raised_and_the_next_put_asks_agai
         assert names(collector) == ["a", "b"]
 
 
+def test_where_no_thread_could_be_had_and_it_is_full_what_is_dropped_asks_again(
+    started: Senders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with Collector() as collector:
+        one = started(collector, most_bytes=1000)
+        with monkeypatch.context() as patch:
+            patch.setattr(sender.threading.Thread, "start", refuses)
+            one.put(encoded("a", bytes_each=500), 1)
+            one.put(encoded("b", bytes_each=500), 1)
+        assert one.is_full
+        one.drop(1)
+        until(lambda: not one.is_full)
+        assert (names(collector), dropped(one)) == (["a"], (2, 0))
+
+
+@pytest.mark.timeout(60)  # where it waits for itself
+def test_spans_that_end_while_garbage_is_collected_in_a_put_are_put_too(started: Senders) -> None:
+    class Collects(bytes):
+        """Asked for its length, in the middle of a put, it puts another."""
+
+        def __len__(self) -> int:
+            if not nested:
+                nested.append(one.put(encoded("nested"), 1))
+            return super().__len__()
+
+    nested: list[bool] = []
+    with Collector() as collector:
+        one = started(collector)
+        assert one.put(Collects(encoded("outer")), 1)
+        one.end()
+        assert nested == [True]
+        assert sorted(names(collector)) == ["nested", "outer"]
+
+
 # --- what is told ------------------------------------------------------------------------------------------------------------
 
 
@@ -588,7 +634,7 @@ def test_what_is_left_at_the_end_is_logged(started: Senders, caplog: pytest.LogC
         one.put(encoded("a", "b"), 2)
         collector.wait_for(lambda it: bool(it.requests))
         one.end(0.0)
-    assert f"traces: 2 spans could not be sent to 127.0.0.1:{collector.port} before the end" in caplog.messages
+    assert f"traces: 127.0.0.1:{collector.port} did not take all before the end; spans dropped: 2" in caplog.messages
 
 
 # --- the verdict, without sockets --------------------------------------------------------------------------------------------

@@ -1966,6 +1966,20 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{EXPORT}::test_the_end_comes_in_time_whatever_the_collector_does_and_what_is_left_is_counted",
     ),
     Mutant(
+        "a put in the middle of a put waits for itself",
+        "otel/sender.py",
+        "threading.Condition(threading.RLock())",
+        "threading.Condition(threading.Lock())",
+        f"{EXPORT}::test_spans_that_end_while_garbage_is_collected_in_a_put_are_put_too",
+    ),
+    Mutant(
+        "a sender that is full and has no thread stays so",
+        "otel/sender.py",
+        "                if self._waiting:\n                    self._wake()  #",
+        "                pass  #",
+        f"{EXPORT}::test_where_no_thread_could_be_had_and_it_is_full_what_is_dropped_asks_again",
+    ),
+    Mutant(
         "what is forked sends too",
         "otel/sender.py",
         "        if self._process != os.getpid():\n            return False",
