@@ -14,7 +14,7 @@ APT := $(if $(filter 0,$(shell id -u)),,sudo )apt-get
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test check format coverage build clean pythons bench bench-peers profile faults mutants \
-  second-server third-server prometheus raw-client jaeger trace-tests
+  second-server third-server prometheus raw-client jaeger trace-demo trace-tests
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -98,6 +98,9 @@ raw-client: install
 
 bench-peers: install ## the same work on other job runtimes and on ours; ARGS='--only bullmq,celery --runs 3' chooses
 	@$(BIN)/python -m bench.peers $(ARGS)
+
+trace-demo: install jaeger ## an order that fails twice, then succeeds, as a real Jaeger shows it; ARGS=--once ends by itself
+	@exec $(BIN)/python -m deploy.demo $(ARGS)
 
 trace-tests: install jaeger ## jobs that are sent, run, and read back from a real Jaeger
 	$(BIN)/python -m pytest -q -m jaeger $(ARGS) tests/deploy
