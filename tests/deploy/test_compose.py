@@ -27,7 +27,7 @@ COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 WORKERS = [name for name in SERVICES if name.startswith("worker-")]
 BUILT = [name for name, service in SERVICES.items() if "build" in service]
-LISTENS = {"valkey": {6379}, "jaeger": {4318, 16686}, "shop": {8000}}
+LISTENS = {"valkey": {6379}, "jaeger": {4318, 16686}, "prometheus": {9090}, "grafana": {3000}, "shop": {8000}}
 LISTENS |= {name: {8080} for name in WORKERS}
 
 every_service = pytest.mark.parametrize("name", SERVICES)
@@ -44,7 +44,7 @@ def built(name: str) -> tuple[Path, Stage]:
 
 def test_there_are_the_parts_of_a_whole() -> None:
     assert len(WORKERS) == 2
-    assert set(SERVICES) == {"valkey", "jaeger", "shop", "node-orders", *WORKERS}
+    assert set(SERVICES) == {"valkey", "jaeger", "prometheus", "grafana", "shop", "node-orders", *WORKERS}
 
 
 @every_service
@@ -107,6 +107,33 @@ def test_urls_lead_to_services_and_ports_that_exist(name: str) -> None:
         parts = urllib.parse.urlsplit(str(value))
         if parts.hostname and variable != "RUNTIME_TRACE_URL":
             assert parts.port in LISTENS[parts.hostname], (variable, value)
+
+
+def read(path: str) -> Any:
+    return yaml.safe_load((DEPLOY / path).read_text())
+
+
+def test_what_prometheus_and_grafana_ask_are_services_that_exist() -> None:
+    [scrape] = read("prometheus/prometheus.yml")["scrape_configs"]
+    targets = [target.split(":") for static in scrape["static_configs"] for target in static["targets"]]
+    assert sorted(name for name, _ in targets) == WORKERS
+    for source in read("grafana/provisioning/datasources/datasources.yml")["datasources"]:
+        parts = urllib.parse.urlsplit(source["url"])
+        targets.append([str(parts.hostname), str(parts.port)])
+    assert all(int(port) in LISTENS[name] for name, port in targets), targets
+
+
+def test_files_are_mounted_where_they_are_looked_for() -> None:
+    mounts = {
+        volume.split(":")[1]: DEPLOY / volume.split(":")[0] for name in SERVICES for volume in SERVICES[name].get("volumes", [])
+    }
+    [config] = [word.partition("=")[2] for word in SERVICES["prometheus"]["command"] if word.startswith("--config.file=")]
+    folder = mounts[str(Path(config).parent)]
+    assert (folder / Path(config).name).exists()
+    assert all((folder / rules).exists() for rules in read("prometheus/prometheus.yml")["rule_files"])
+    [provider] = read("grafana/provisioning/dashboards/dashboards.yml")["providers"]
+    assert list(mounts[provider["options"]["path"]].glob("*.json"))
+    assert {path.name for path in mounts["/etc/grafana/provisioning"].iterdir()} == {"dashboards", "datasources"}
 
 
 @every_built_one
