@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import uvloop
 
-from bench import gates, raw
+from bench import gates, page, raw
 from bench.lab import PAYLOAD, ROOT, STREAM, STREAMS, WORKERS, BenchError, Server, Worker, xadd
 from bench.noop import LATENCY_VARIABLE, TURNS_VARIABLE, Noop
 from runtime.producer import Message, Producer
@@ -73,6 +73,10 @@ class Round:
     def critical(self) -> Figures:
         """Return how long CRITICAL waits while LOW has all other lanes, and how long a lane is free then."""
         return _critical(self.seconds)
+
+    def metrics(self) -> Figures:
+        """Return what a page for Prometheus takes, without Redis."""
+        return page.measure()
 
     def starving(self) -> Figures:
         """Return the part of LOW in what runs while HIGH has more."""

@@ -298,6 +298,17 @@ ROWS: Final = (
         ),
     ),
     Row(
+        "metrics",
+        "/metrics with 100 types of every priority: what it takes of the loop",
+        Round.metrics,
+        (
+            Line("text format, ms", "text_ms", 1, target=Target(below=20)),
+            Line("OpenMetrics, an exemplar in each bucket, ms", "open_ms", 1, target=Target(below=20)),
+            Line("a supervisor's, of 4, ms", "merged_ms", 1),
+            Line("lines", "lines"),
+        ),
+    ),
+    Row(
         "processes",
         "drain with --processes 2",
         Round.processes,

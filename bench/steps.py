@@ -74,6 +74,8 @@ async def measure(batches: int) -> Steps:
             jobs, _ = decode_many(2, rows, repeat(1), "run", time.monotonic(), NOW_MS)
         with steps.step("hold the lease"):
             held.add(2, jobs)
+        with steps.step("count what waited"):
+            stats.waited(jobs, NOW_MS)
         with steps.step("admit"):
             ready = admit(jobs, found, NOW_MS).ready
         with steps.step("run: decode, call, count, note"):

@@ -188,9 +188,10 @@ class TraceReading:
     exports: int = 0
     export_s: float = 0.0
     failures: int = 0
-    exemplars: Mapping[tuple[bytes, int, int], tuple[str, str, float, float]] = field(
-        default_factory=dict[tuple[bytes, int, int], tuple[str, str, float, float]]
-    )
+    exemplars: Mapping[tuple[bytes, int, int], Exemplar] = field(default_factory=dict[tuple[bytes, int, int], Exemplar])
+
+
+NO_TRACE: Final = TraceReading({}, {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,13 +334,18 @@ def _rows(reading: Reading) -> dict[tuple[str, str, str], Count]:
 
 
 def _exemplars(reading: Reading) -> dict[tuple[str, str, str], dict[int, Exemplar]]:
-    names, found = _names(reading.known), dict[tuple[str, str, str], dict[int, Exemplar]]()
-    if reading.trace is None:
-        return found
-    for (type_name, stream, power), (trace_id, span_id, run_s, at_s) in reading.trace.exemplars.items():
-        name = names.get(type_name.decode(errors="replace"), UNKNOWN)
-        found.setdefault((STREAMS[stream], reading.queue, name), {})[power] = Exemplar(trace_id, span_id, run_s, at_s)
-    return found
+    names, queue = _names(reading.known), reading.queue
+    found: dict[tuple[bytes, int], dict[int, Exemplar]] = {}
+    for (type_name, stream, power), one in (reading.trace or NO_TRACE).exemplars.items():
+        kept = found.get((type_name, stream))
+        if kept is None:
+            kept = found[type_name, stream] = {}
+        kept[power] = one
+    # Types that share a label share its exemplars: one of them is as good as another.
+    return {
+        (STREAMS[stream], queue, names.get(name.decode(errors="replace"), UNKNOWN)): kept
+        for (name, stream), kept in found.items()
+    }
 
 
 def _add_worker(page: Page, reading: Reading) -> None:

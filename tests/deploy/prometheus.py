@@ -11,6 +11,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+
 from otel.metrics import families
 from tests.servers import free_ports, wait_until
 
@@ -86,19 +88,14 @@ class Alert(NamedTuple):
 
     name: str
     expression: str
-    text: str
+    severity: str
+    annotations: dict[str, str]
 
 
 def alerts() -> list[Alert]:
-    """Return the alerts; their file is YAML of a plain kind, which needs no parser."""
-    _, *parts = re.split(r"- alert: ", ALERTS.read_text())
-    found: list[Alert] = []
-    for part in parts:
-        folded = re.search(r"expr: \|-\n((?: {10}.*\n)+)", part)
-        line = re.search(r"expr: (.*)\n", part)
-        assert line
-        found.append(Alert(part.split("\n", 1)[0], " ".join((folded or line)[1].split()), part))
-    return found
+    """Return the alerts."""
+    [group] = yaml.safe_load(ALERTS.read_text())["groups"]
+    return [Alert(one["alert"], one["expr"], one["labels"]["severity"], one["annotations"]) for one in group["rules"]]
 
 
 def panels() -> list[tuple[str, str, str]]:

@@ -35,6 +35,8 @@ CRON = "tests/unit/test_cron.py"
 SCHEDULES = "tests/unit/test_schedules.py"
 TICKER = "tests/unit/test_ticker.py"
 LANES = "tests/unit/test_lanes.py"
+STATS = "tests/unit/test_stats.py"
+METRICS = "tests/unit/test_metrics.py"
 PRIORITIES = "tests/contract/test_priorities.py"
 ORDERING = "tests/contract/test_ordering.py"
 ORDERS = "tests/contract/test_orders.py"
@@ -2077,6 +2079,90 @@ MUTANTS: tuple[Mutant, ...] = (
         "True",
         f"{MONITOR}::test_a_job_beside_threads_that_compute_may_only_wait_for_pythons_lock",
     ),
+    Mutant(
+        "metrics: the first jobs of a delivery speak for all of it",
+        "runtime/stats.py",
+        "self._phase / 1000 if apart > 1.0 else 0.0",
+        "0.0",
+        f"{STATS}::test_in_large_deliveries_each_type_has_its_part_whatever_the_order",
+    ),
+    Mutant(
+        "metrics: each type of a stranger is told apart",
+        "runtime/stats.py",
+        "            if self._strange >= STRANGE_TYPES:\n",
+        "            if False:\n",
+        f"{STATS}::test_types_of_strangers_are_told_apart_up_to_a_bound_and_known_ones_always",
+    ),
+    Mutant(
+        "metrics: an id that is no time has waited since 1970",
+        "runtime/stats.py",
+        "            if wait_ms > MAX_WAIT_MS:\n                continue\n",
+        "",
+        f"{STATS}::test_an_id_that_is_no_time_says_nothing_of_waits",
+    ),
+    Mutant(
+        "metrics: each cut of a job is a timeout",
+        "runtime/consumer.py",
+        "        elif lane.job is not None:\n            self.stats.timed_out",
+        "        if lane.job is not None:\n            self.stats.timed_out",
+        f"{CONSUMER}::test_a_run_that_is_cut_again_and_again_is_one_timeout",
+    ),
+    Mutant(
+        "metrics: a stranger's type is a series",
+        "otel/metrics.py",
+        "of = (priority, reading.queue, names.get(type_name, UNKNOWN))",
+        "of = (priority, reading.queue, names.get(type_name, type_name))",
+        f"{METRICS}::test_types_without_a_handler_here_share_a_label_and_lose_no_count",
+    ),
+    Mutant(
+        "metrics: types that share a label are added to the process's own counts",
+        "otel/metrics.py",
+        "rows[of] = Count().add(rows[of])",
+        "rows[of] = rows[of]",
+        f"{METRICS}::test_types_without_a_handler_here_share_a_label_and_lose_no_count",
+    ),
+    Mutant(
+        "metrics: exemplars in a format that has none",
+        "otel/metrics.py",
+        "exemplars = _exemplars(reading) if page.is_open else {}",
+        "exemplars = _exemplars(reading)",
+        f"{METRICS}::test_the_newest_run_with_a_trace_stands_at_its_bucket_in_openmetrics_alone",
+    ),
+    Mutant(
+        "metrics: the oldest run with a trace is shown",
+        "otel/exposition.py",
+        "known[3] < exemplar[3]",
+        "known[3] > exemplar[3]",
+        f"{METRICS}::test_the_newest_run_with_a_trace_stands_at_its_bucket_in_openmetrics_alone",
+    ),
+    Mutant(
+        "metrics: quotes in labels are written as they are",
+        "otel/exposition.py",
+        """re.compile(r'[\\\\"\\n]')""",
+        """re.compile(r"[\\\\\\n]")""",
+        f"{METRICS}::test_any_text_in_a_label_leaves_a_page_that_can_be_parsed",
+    ),
+    Mutant(
+        "metrics: a label of any length is written",
+        "otel/exposition.py",
+        "value[:MAX_LABEL_CHARS]",
+        "value",
+        f"{METRICS}::test_a_long_label_is_cut_and_two_that_are_one_then_are_one_sample",
+    ),
+    Mutant(
+        "metrics: a supervisor shows whatever answers at a process's port",
+        "otel/exposition.py",
+        'if all(line.startswith(("# ", *known)) for line in lines if line):',
+        "if lines:",
+        f"{METRICS}::test_a_page_that_is_not_ours_is_left_out",
+    ),
+    Mutant(
+        "metrics: a label that looks like the end of a line is one",
+        "otel/exposition.py",
+        'lines = text.split("\\n")',
+        "lines = text.splitlines()",
+        f"{METRICS}::test_a_label_that_looks_like_a_line_of_the_page_stays_where_it_is",
+    ),
 )
 
 
@@ -2084,7 +2170,9 @@ def is_killed(mutant: Mutant, folder: Path) -> tuple[bool, str]:
     """Apply a mutant to a fresh copy and run its test; say whether the test turned red."""
     tree = folder / "tree"
     shutil.rmtree(tree, ignore_errors=True)
-    ignored = shutil.ignore_patterns(".git", ".venv*", ".run", "__pycache__", ".hypothesis", ".envs", "node_modules")
+    ignored = shutil.ignore_patterns(
+        ".git", ".venv*", ".run", "__pycache__", ".hypothesis", ".envs", "node_modules", ".jaeger", ".prometheus"
+    )
     shutil.copytree(ROOT, tree, ignore=ignored)
     path = tree / mutant.file
     text = path.read_text()

@@ -127,8 +127,13 @@ def test_any_text_in_a_label_leaves_a_page_that_can_be_parsed(one: str, other: s
         page.add(family, {(one, other): 1, (other, one): 2})
         found = samples(page.body())
         assert len(found) == len({(escaped(a), escaped(b)) for a, b in ((one, other), (other, one))})
-        for _, labels in found:
-            assert {len(value) <= MAX_LABEL_CHARS for _, value in labels} <= {True}
+
+
+def test_a_long_label_is_cut_and_two_that_are_one_then_are_one_sample():
+    page = Page()
+    page.add(Family("some", "gauge", "1", "some", ("a",)), {("x" * 1000,): 1, ("x" * 1001,): 2})
+    assert page.body().count(b"\nsome{") == 1
+    assert samples(page.body()) == {("some", frozenset({("a", "x" * MAX_LABEL_CHARS)})): 2}
 
 
 @given(st.text(alphabet='ab"\\\n- é', max_size=40))
@@ -274,7 +279,8 @@ def test_exemplars_survive_the_supervisor():
 def test_a_page_that_is_not_ours_is_left_out():
     """Another program may have the port of a process that has just ended."""
     ours = render(a_reading()).decode()
-    body = merged({0: ours, 1: "<html>\n"}, "process", "", ("runtime_", "process_")).encode()
+    other = "# HELP runtime_ready so\n# TYPE runtime_ready gauge\nruntime_ready 7\n# HELP load load\n# TYPE load gauge\nload 1\n"
+    body = merged({0: ours, 1: other, 2: "<html>\n"}, "process", "", ("runtime_", "process_")).encode()
     assert {dict(labels)["process"] for _, labels in samples(body)} == {"0"}
     assert b"html" not in body
 
