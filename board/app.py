@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import html
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Final
 
@@ -12,7 +13,7 @@ import msgspec
 from aiohttp import web
 
 from board.site import Site, as_metrics, page
-from otel.metrics import Reading, is_open_metrics, render
+from otel.metrics import Reading, TraceReading, is_open_metrics, render
 from runtime.consumer import Consumer
 from runtime.errors import StoreUnavailable
 from runtime.sender import SENT
@@ -37,11 +38,19 @@ class _Queue(msgspec.Struct):
 class Board(Site):
     """Owns the listening socket and a connection to Redis. An async context manager around the life of a worker."""
 
-    def __init__(self, consumer: Consumer, inspector: Inspector, host: str, port: int) -> None:
+    def __init__(
+        self,
+        consumer: Consumer,
+        inspector: Inspector,
+        host: str,
+        port: int,
+        trace: Callable[[], TraceReading | None] = lambda: None,
+    ) -> None:
         routes = {"/": self._index, "/healthz": self._healthz, "/readyz": self._readyz, "/metrics": self._metrics}
         super().__init__(host, port, routes)
         self._consumer = consumer
         self._inspector = inspector
+        self._trace = trace
         self._queue: _Queue | None = None
         self._queue_until_s = 0.0
         self._reading_queue = asyncio.Lock()
@@ -89,6 +98,7 @@ class Board(Site):
             places={kind: (some.total, some.taken, len(some.lost)) for kind, some in places},
             reconnects=consumer.streams.reconnects,
             sent=SENT.read(),
+            trace=self._trace(),
             now_s=time.monotonic(),
         )
         is_open = is_open_metrics(request.headers.get("Accept", ""))

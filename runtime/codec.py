@@ -31,13 +31,17 @@ KEY: Final = b"key"
 ATTEMPTS: Final = b"attempts"
 GROUP: Final = b"group"
 SOURCE: Final = b"src"
-SENT_FIELDS: Final = (TYPE, DATA, CONTENT_TYPE, ID, VERSION, AT, EXP, KEY, ATTEMPTS, GROUP, SOURCE)
-# What the runtime notes on a message: failed attempts, when it was born and first snoozed, the id it had before a replay.
+TRACE: Final = b"traceparent"  # this and the next: W3C Trace Context
+TRACE_STATE: Final = b"tracestate"
+SENT_FIELDS: Final = (TYPE, DATA, CONTENT_TYPE, ID, VERSION, AT, EXP, KEY, ATTEMPTS, GROUP, SOURCE, TRACE, TRACE_STATE)
+# What the runtime notes on a message: failed attempts, when it was born and first snoozed, the id it had before a replay, the
+# traceparent of its last attempt that is recorded.
 FAILED: Final = b"a"
 FIRST_AT: Final = b"first_at"
 SNOOZED_AT: Final = b"snoozed_at"
 ORIGIN: Final = b"x-origin"
-NOTED_FIELDS: Final = (FAILED, FIRST_AT, SNOOZED_AT, ORIGIN)
+TRIED: Final = b"tried"
+NOTED_FIELDS: Final = (FAILED, FIRST_AT, SNOOZED_AT, ORIGIN, TRIED)
 # What a dead letter has beside the fields of its message.
 DEAD_REASON: Final = b"dead_reason"
 DEAD_ERROR: Final = b"dead_error"
@@ -46,7 +50,8 @@ DEAD_ATTEMPTS: Final = b"dead_attempts"
 DEAD_FROM: Final = b"dead_from"
 DEAD_AT: Final = b"dead_at"
 DEAD_LEFT_OUT: Final = b"dead_left_out"
-DEAD_FIELDS: Final = (DEAD_REASON, DEAD_ERROR, DEAD_STACK, DEAD_ATTEMPTS, DEAD_FROM, DEAD_AT, DEAD_LEFT_OUT)
+DEAD_TRACE: Final = b"dead_trace"
+DEAD_FIELDS: Final = (DEAD_REASON, DEAD_ERROR, DEAD_STACK, DEAD_ATTEMPTS, DEAD_FROM, DEAD_AT, DEAD_LEFT_OUT, DEAD_TRACE)
 # The first field of a delayed job's record: the stream that it goes to.
 STREAM: Final = b"stream"
 
@@ -63,6 +68,7 @@ MAX_DIGITS: Final = len(str(MAX_MS))
 # Short enough for a log line, and without what a key's name or a URL would have to escape; 128 is a guess.
 JOB_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}(?![\s\S])")
 _RENEWED: Final = frozenset((ID, AT, FAILED, FIRST_AT, SNOOZED_AT))  # what a record says anew of its job
+_RENEWED_TRIED: Final = _RENEWED | {TRIED}
 
 Row = tuple[bytes, Sequence[bytes]]  # entry id; fields and values in turn
 
@@ -84,18 +90,26 @@ def decode_many(
     """
     jobs: list[Job] = []
     bad: list[BadEntry] = []
+    shapes = _SHAPES
     for (entry, fields), count in zip(rows, counts, strict=False):
         # What nearly every sender writes, `type` and `data` alone, without a dictionary per job: `bench`'s drain pays for it.
         if len(fields) == 4 and fields[0] == TYPE and fields[2] == DATA:
-            type_name, data, envelope, others = fields[1], fields[3], PLAIN, ()
+            type_name, data, envelope, others, trace = fields[1], fields[3], PLAIN, (), b""
         else:
             others = fields
-            try:
-                type_name, data, envelope = _envelope(fields, fetched_ms)
-            except BadMessage as error:
-                bad.append(BadEntry(Lease(stream, entry, count, run_id, taken_s), error.code, str(error)))
-                continue
-            if sum(map(len, fields)) > max_data_bytes + MAX_OTHERS_BYTES:
+            names = tuple(fields[::2])
+            shape = shapes.get(names) or _shape_of(names)
+            if shape is not _ENVELOPED and not len(fields) % 2:
+                type_at, data_at, trace_at = shape
+                type_name, data, envelope = fields[type_at], fields[data_at], PLAIN
+                trace = fields[trace_at] if trace_at else b""
+            else:
+                try:
+                    type_name, data, envelope, trace = _envelope(fields, fetched_ms)
+                except BadMessage as error:
+                    bad.append(BadEntry(Lease(stream, entry, count, run_id, taken_s), error.code, str(error)))
+                    continue
+            if len(b"".join(fields)) > max_data_bytes + MAX_OTHERS_BYTES:  # a copy, and a third of what a sum of lengths takes
                 reason = f"more than {max_data_bytes + MAX_OTHERS_BYTES} bytes in all fields"
                 bad.append(BadEntry(Lease(stream, entry, count, run_id, taken_s), "too-large", reason))
                 continue
@@ -103,11 +117,37 @@ def decode_many(
             reason = f"data has {len(data)} bytes, the limit is {max_data_bytes}"
             bad.append(BadEntry(Lease(stream, entry, count, run_id, taken_s), "too-large", reason))
             continue
-        jobs.append(Job(stream, entry, count, run_id, taken_s, type_name, data, envelope, fetched_ms, others))
+        jobs.append(Job(stream, entry, count, run_id, taken_s, type_name, data, envelope, fetched_ms, others, trace))
     return jobs, bad
 
 
-def _envelope(fields: Sequence[bytes], fetched_ms: int) -> tuple[bytes, bytes, Envelope]:
+# Names of fields, in their order, to the positions of the values of `type`, `data` and `traceparent` (0: none), for messages that
+# say nothing which an envelope would hold: 0.6 µs less of each message of a sender that traces.
+_Shape = tuple[int, int, int]
+_ENVELOPED: Final[_Shape] = (0, 0, 0)
+_SHAPES: Final[dict[tuple[bytes, ...], _Shape]] = {}
+_SHAPES_BYTES: Final = 64 * 1024  # of all names together, a guess: hundreds of shapes; more than senders have
+_shapes_bytes = 0
+
+
+def _shape_of(names: tuple[bytes, ...]) -> _Shape:
+    """Return the shape of a message, and remember it as long as there is space: any sender may think up names."""
+    global _shapes_bytes
+    is_plain = TYPE in names and DATA in names and len(set(names)) == len(names) and _IN_ENVELOPE.isdisjoint(names)
+    if not is_plain or len(names) > MAX_FIELDS:
+        return _ENVELOPED
+    shape = (2 * names.index(TYPE) + 1, 2 * names.index(DATA) + 1, 2 * names.index(TRACE) + 1 if TRACE in names else 0)
+    size = sum(map(len, names))
+    if _shapes_bytes + size <= _SHAPES_BYTES:
+        _shapes_bytes += size
+        _SHAPES[names] = shape
+    return shape
+
+
+_IN_ENVELOPE: Final = {ID, VERSION, AT, EXP, KEY, ATTEMPTS, GROUP, CONTENT_TYPE, *NOTED_FIELDS}
+
+
+def _envelope(fields: Sequence[bytes], fetched_ms: int) -> tuple[bytes, bytes, Envelope, bytes]:
     if len(fields) > 2 * (MAX_FIELDS + OWN_FIELDS):
         raise BadMessage(f"{len(fields) // 2} fields, the limit is {MAX_FIELDS}", "too-large")
     words = iter(fields)
@@ -145,6 +185,7 @@ def _envelope(fields: Sequence[bytes], fetched_ms: int) -> tuple[bytes, bytes, E
             origin=message[ORIGIN].decode(errors="replace") if ORIGIN in message else "",
             is_msgpack=CONTENT_TYPE in message and _is_msgpack(message[CONTENT_TYPE]),
         ),
+        message.get(TRACE, b""),
     )
 
 
@@ -276,6 +317,7 @@ class Death(msgspec.Struct, frozen=True, gc=False):
     stood: str
     at_ms: int
     left_out: str
+    trace: str
 
 
 def summary(fields: Sequence[bytes]) -> Summary:
@@ -309,6 +351,7 @@ def read_letter(fields: Sequence[bytes]) -> tuple[Death, dict[str, str]]:
         stood=notes[DEAD_FROM],
         at_ms=max(_parse_int(found.get(DEAD_AT, b"")), 0),
         left_out=notes[DEAD_LEFT_OUT],
+        trace=notes[DEAD_TRACE],
     )
     return death, message
 
@@ -332,17 +375,20 @@ def _packed_text(text: bytes) -> bytes:
 _SHORT: Final = [bytes((0xA0 + size,)) for size in range(0x20)]
 _BEGINNINGS: Final = [_packed_text(STREAM) + _packed_text(stream.encode()) + _packed_text(ID) for stream in STREAMS]
 _PACKED_TYPE, _PACKED_DATA = map(_packed_text, (TYPE, DATA))
-_PACKED_FAILED, _PACKED_FIRST_AT, _PACKED_SNOOZED_AT = map(_packed_text, (FAILED, FIRST_AT, SNOOZED_AT))
+_PACKED_FAILED, _PACKED_FIRST_AT, _PACKED_SNOOZED_AT, _PACKED_TRIED = map(_packed_text, (FAILED, FIRST_AT, SNOOZED_AT, TRIED))
 
 
 def pack_record(move: Deferral) -> bytes:
-    """Return the record of a delayed job: the fields it came with, its failed attempts, when it was born and first snoozed."""
+    """Return the record of a delayed job: the fields it came with, its failed attempts, when it was born and first snoozed, and
+    the last attempt that is recorded.
+    """
     job = move.lease
     envelope = job.envelope
     parts = [_BEGINNINGS[job.stream], _packed_text(move.job_id.encode())]
     if job.fields:
         pairs = zip(job.fields[::2], job.fields[1::2], strict=True)
-        kept = [word for name, value in pairs if name not in _RENEWED for word in (name, value)]
+        renewed = _RENEWED_TRIED if move.tried else _RENEWED
+        kept = [word for name, value in pairs if name not in renewed for word in (name, value)]
         parts += map(_packed_text, kept)
         size = 4 + len(kept)
     else:
@@ -352,6 +398,8 @@ def pack_record(move: Deferral) -> bytes:
     if move.failed:
         notes += (_PACKED_FAILED, _packed_text(b"%d" % move.failed))
     snoozed_ms = envelope.snoozed_ms or (job.fetched_ms if move.kind == "snooze" else 0)
+    if move.tried:
+        notes += (_PACKED_TRIED, _packed_text(move.tried))
     if snoozed_ms:
         notes += (_PACKED_SNOOZED_AT, _packed_text(b"%d" % snoozed_ms))
     size += len(notes)

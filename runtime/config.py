@@ -68,6 +68,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     handlers_config: str = ""
     embedded_port: int = 0
     trace_url: str = ""
+    trace_join: str = "child"
+    trace_trust: str = "on"
+    trace_errors: str = "full"
+    trace_spans_per_s: int = 5000
+    trace_forced_per_s: int = 500
+    slow_ms: int = 10_000
     log: str = "auto"
     log_level: str = "info"
 
@@ -143,6 +149,32 @@ SETTINGS: Final = (
         "URL",
         "where a trace is looked at, with {trace_id} for its id, such as http://127.0.0.1:16686/trace/{trace_id}",
     ),
+    Setting(
+        "--trace-join",
+        "trace_join",
+        "HOW",
+        "where a first attempt is traced: `child` of its sender's span, or `link` to it from a trace of its own",
+    ),
+    Setting(
+        "--trace-trust",
+        "trace_trust",
+        "ON",
+        "whether `traceparent` of messages counts, `on` or `off`: a sender's flag has its jobs traced",
+    ),
+    Setting(
+        "--trace-errors",
+        "trace_errors",
+        "WHAT",
+        "what spans say of an error: `full`, or only its `class`, since messages may hold values",
+    ),
+    Setting("--trace-spans-per-s", "trace_spans_per_s", "N", "how many jobs a second are traced because their senders said so"),
+    Setting(
+        "--trace-forced-per-s",
+        "trace_forced_per_s",
+        "N",
+        "how many attempts a second are traced that were not sampled, and failed or were slow; deaths always are",
+    ),
+    Setting("--slow-ms", "slow_ms", "MS", "an attempt that runs for longer is traced, whatever the sampling"),
     Setting("--log", "log", "FORMAT", "plain, json, or auto: plain on a terminal, JSON elsewhere"),
     Setting("--log-level", "log_level", "LEVEL", "debug, info, warning or error"),
 )
@@ -162,8 +194,17 @@ _BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "max_data_bytes": (1, 512 * 1024 * 1024),
     "unknown_after_s": (1, 30 * 86400),
     "embedded_port": (0, 65535),
+    "trace_spans_per_s": (0, 1_000_000),
+    "trace_forced_per_s": (0, 1_000_000),
+    "slow_ms": (1, 86_400_000),
 }
-_CHOICES: Final = {"log": ("auto", "plain", "json"), "log_level": ("debug", "info", "warning", "error")}
+_CHOICES: Final = {
+    "log": ("auto", "plain", "json"),
+    "log_level": ("debug", "info", "warning", "error"),
+    "trace_join": ("child", "link"),
+    "trace_trust": ("on", "off"),
+    "trace_errors": ("full", "class"),
+}
 
 # A host, without user and password; then letters of a URL, no other braces among them, and none that ends an attribute of a page.
 _TRACE_URL: Final = re.compile(

@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Coroutine, Iterable
-from contextvars import Context
+from contextvars import Context, copy_context
 from enum import Enum
 from functools import partial
 from random import random
@@ -29,10 +29,10 @@ from runtime import logs
 from runtime.config import Config
 from runtime.errors import LeaseLost, SelfCancelled, StoreUnavailable, TimedOut
 from runtime.jobs import CRITICAL, STREAMS, Job, Park, Registry
+from runtime.observer import Observer
 from runtime.places import HANGS_S, PLACES, Hang, Places, make_places
 from runtime.rules import Rules
 from runtime.schedules import Schedule
-from runtime.settle import decide
 from runtime.stats import Stats
 from runtime.store.base import WorkerRow
 from runtime.streams import ANSWER_S, Streams
@@ -112,7 +112,8 @@ class Consumer:
     `leave` is called at the end of a stop when a handler could not be ended; it may end the process. `on_crash` hears of a crash
     when it happens, in whichever thread: `run` raises it only when all handlers have ended, which they may never do.
     `collect` is called at each tick of a worker that is not idle. `on_stop_order` is called once where people have ordered this
-    worker to stop; without it, the worker stops by itself. `schedules` are those of this worker's modules.
+    worker to stop; without it, the worker stops by itself. `schedules` are those of this worker's modules. `observer` is told of
+    jobs.
     """
 
     def __init__(
@@ -126,6 +127,7 @@ class Consumer:
         collect: Callable[[], None] = lambda: None,
         on_stop_order: Callable[[], None] | None = None,
         schedules: Iterable[Schedule] = (),
+        observer: Observer | None = None,
     ) -> None:
         self.config = config
         self.streams = streams
@@ -144,7 +146,8 @@ class Consumer:
         self.orders: Orders = Orders(streams)
         self.gates: Gates = Gates(registry)
         shared = (self.leases, self.parked, self.gates, self.inbox, self.ledger, self.held, self.stats, self.log, self.places)
-        ctx = WorkerContext(config, registry, streams, *shared, self.orders)
+        ctx = WorkerContext(config, registry, streams, *shared, self.orders, observer)
+        self._observer = self.ledger.observer = observer
         self._leave = leave
         self._on_crash = on_crash
         self._collect = collect
@@ -311,7 +314,7 @@ class Consumer:
             return task
 
         parts = (self.inbox, self.ledger, self.stats, self.registry, time.monotonic, random, self.log.failure, open_task)
-        lane = Lane(*parts, is_reserved=is_reserved)
+        lane = Lane(*parts, is_reserved=is_reserved, observer=self._observer)
         lane.start()
         self.lanes.append(lane)
 
@@ -484,6 +487,8 @@ class Consumer:
                         self._open_lane(group, lane.is_reserved)
                 self._flusher.retry_apart(now_s)
                 self.stats.fold()
+            if self._observer is not None:
+                self._observer.look(now_s)
             for places in self.places.values():
                 places.tick(now_s)
                 if places.lost:
@@ -535,10 +540,11 @@ class Consumer:
             job = lane.job
             if job is not None:
                 error = SelfCancelled("a handler cancelled the task of this one")
-                outcome = decide(self.registry[job.type], job, error, random)
-                self.ledger.add(job, outcome)
-                self.stats.ran(job, outcome, time.monotonic() - lane.started_s)
-                self.log.failure(job, error, outcome)
+                now_s = time.monotonic()
+                # In a context of its own: what it leaves there is the lane's.
+                outcome, tried = copy_context().run(lane.settle, job, error, now_s)
+                self.ledger.add(job, outcome, tried)
+                self.stats.ran(job, outcome, now_s - lane.started_s)
         return ended
 
     # --- stop ------------------------------------------------------------------------------------------------------------

@@ -161,8 +161,9 @@ class ChildKilled(JobsError):
 
 
 class ChildFailed(JobsError):
-    """The handler raised this in its child process; `stack` is the stack there."""
+    """The handler raised this in its child process; `stack` is the stack there, `name` the class of what was raised."""
 
-    def __init__(self, text: str, stack: str) -> None:
+    def __init__(self, text: str, stack: str, name: str = "") -> None:
         super().__init__(text)
         self.stack = stack
+        self.name = name

@@ -71,7 +71,8 @@ PLAIN: Final = Envelope()
 class Job(Lease, gc=False, eq=False):
     """One message on its way through this process. A handler reads `id`, `attempt`, `work`, `born` and `priority`.
 
-    `fields` are all that it came with, names and values in turn; empty where they are `type` and `data` alone.
+    `fields` are all that it came with, names and values in turn; empty where they are `type` and `data` alone. `trace` is the
+    sender's `traceparent` as it came, unchecked; `is_traced` says that this attempt is to be traced whatever becomes of it.
     """
 
     type: bytes
@@ -79,6 +80,8 @@ class Job(Lease, gc=False, eq=False):
     envelope: Envelope
     fetched_ms: int
     fields: Sequence[bytes] = ()
+    trace: bytes = b""
+    is_traced: bool = False
 
     @property
     def id(self) -> str:
@@ -172,17 +175,21 @@ Outcome = Done | Retry | Snooze | Dead | Release | Park | Postpone | Lost
 
 
 class Deferral(msgspec.Struct, frozen=True, gc=False):
-    """A held job to the delayed ones. `kind`: `retry` and `snooze` wait `when_ms` from now, `at` until `when_ms`."""
+    """A held job to the delayed ones. `kind`: `retry` and `snooze` wait `when_ms` from now, `at` until `when_ms`.
+
+    `tried` is the traceparent of the attempt that ended, if it is recorded.
+    """
 
     lease: Job
     kind: str
     when_ms: int
     job_id: str
     failed: int
+    tried: bytes = b""
 
 
 class Letter(msgspec.Struct, frozen=True, gc=False):
-    """A held entry to the dead letters; `job_id` is empty where the entry cannot be read."""
+    """A held entry to the dead letters; `job_id` is empty where the entry cannot be read, `trace` where no span is recorded."""
 
     lease: Lease
     code: str
@@ -190,6 +197,7 @@ class Letter(msgspec.Struct, frozen=True, gc=False):
     stack: str
     attempts: int
     job_id: str
+    trace: bytes = b""
 
 
 class Parking(msgspec.Struct, frozen=True, gc=False):
@@ -330,10 +338,34 @@ class Handler(Generic[P]):
 Registry = Mapping[bytes, Handler[Any]]
 
 
+class Carrier(Protocol):
+    """Takes the trace of a lane's job into a child process, and back what is recorded there."""
+
+    def carried(self, job: Job) -> tuple[str, tuple[Any, ...]]:
+        """Return what traces a job in a child: the name of a class, `module:name`, and its arguments. Its objects have `begin`,
+        called in the context of the handler, and `end`, which returns what was recorded.
+        """
+        ...
+
+    def collect(self, recorded: Sequence[bytes]) -> None:
+        """Take what `end` returned."""
+        ...
+
+
 class Running(Protocol):
     """A lane, as those see it whom a job calls: `job` is the one that it runs, None between jobs."""
 
     job: Job | None
+
+    @property
+    def watch(self) -> Carrier | None:
+        """What watches the lane, if anything does."""
+        ...
+
+    @property
+    def blocked(self) -> tuple[Job, float] | None:
+        """Which job of the lane has blocked the loop last, and for how many ms."""
+        ...
 
     def begin(self) -> None:
         """Count the time of the job from now on: called by work that had to wait for a thread or a child."""

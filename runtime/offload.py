@@ -28,7 +28,7 @@ from anyio import BrokenWorkerProcess, CapacityLimiter
 from runtime import logs
 from runtime.answers import finish, is_to_do
 from runtime.errors import ChildFailed, ChildKilled, NotStarted
-from runtime.jobs import JOB, Job
+from runtime.jobs import JOB, LANE, Job
 from runtime.places import PLACES, PROCESS, THREAD, Places
 from runtime.settle import as_plain_words, describe, raise_again, stack_of
 
@@ -150,8 +150,9 @@ def in_process(
     async def run(payload: Any, job: Job) -> object:
         places = PLACES.get()[PROCESS]
         await places.take()
-        number = next(_numbers)
-        said = (logs.settings(), logs.trace_ids())
+        number, lane = next(_numbers), LANE.get()
+        watch = lane.watch if lane is not None else None
+        said = (logs.settings(), logs.trace_ids(), watch.carried(job) if watch is not None else None)
         call = (_in_child, number, os.getpid(), memory_bytes, said, module, name, job)
         try:
             answer = await anyio.to_process.run_sync(*call, cancellable=True, limiter=_BEHIND)
@@ -167,10 +168,11 @@ def in_process(
         finally:
             places.give_back()
         match answer:
-            case (int() as answered, "done") if answered == number:
-                return
-            case (int() as answered, str() as kind, *words) if answered == number:
-                raise_again(kind, *words)
+            case (int() as answered, [*recorded], str() as kind, *words) if answered == number:
+                if recorded and watch is not None:
+                    watch.collect(recorded)
+                if kind != "done":
+                    raise_again(kind, *words)
             case _:
                 await _forget_last_child()
                 raise ChildFailed("the child process answered for another job than this, and was killed", "")
@@ -200,11 +202,12 @@ def _log_as_worker(settings: tuple[str, str] | None) -> None:
 
 
 def _in_child(
-    number: int, parent: int, memory_bytes: int | None, said: tuple[Any, Any], module: str, name: str, job: Job
+    number: int, parent: int, memory_bytes: int | None, said: tuple[Any, Any, Any], module: str, name: str, job: Job
 ) -> tuple[Any, ...]:
     """Run one job here, in the child; what it raised goes back as plain words, since not every exception can be sent.
 
-    `said` are the settings of the worker's log, and the ids of the job's span in lines of it.
+    Before them goes what was recorded of it. `said` are the settings of the worker's log, the ids of the job's span in its lines,
+    and what traces the job here.
     """
     die_with(parent)
     _log_as_worker(said[0])
@@ -214,7 +217,9 @@ def _in_child(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at the terminal is for the worker to act on
     with _own_pipes(), _memory_bound(memory_bytes):
         try:
-            return number, *_run_in_child(module, name, job)
+            trace = _trace_of(said[2])
+            words = _run_in_child(module, name, job, trace)
+            return number, _recorded(trace), *words
         finally:
             for timer in TIMERS:  # an alarm that one job has set would hit another
                 signal.setitimer(timer, 0)
@@ -252,13 +257,31 @@ def _own_pipes() -> Generator[None]:
         os.close(nothing)
 
 
-def _run_in_child(module: str, name: str, job: Job) -> tuple[Any, ...]:
+def _trace_of(carried: tuple[str, tuple[Any, ...]] | None) -> Any:
+    """Return what traces a job here, as the worker said; None where that is nothing, or fails: the job runs all the same."""
+    if carried is None:
+        return None
+    (module, _, name), arguments = carried[0].partition(":"), carried[1]
+    try:
+        return getattr(importlib.import_module(module), name)(*arguments)
+    except Exception:
+        return None
+
+
+def _recorded(trace: Any) -> list[bytes]:
+    try:
+        return [] if trace is None else trace.end()
+    except Exception:
+        return []
+
+
+def _run_in_child(module: str, name: str, job: Job, trace: Any) -> tuple[Any, ...]:
     here = os.getpid()
     try:
         handler: Any = importlib.import_module(module)
         for part in name.split("."):
             handler = getattr(handler, part)
-        copy_context().run(_run_alone, handler, job, here)
+        copy_context().run(_run_alone, handler, job, here, trace)
     except BaseException as error:  # also what would end this child, which the next job needs
         end_fork(here, error)
         return as_plain_words(error)
@@ -266,8 +289,11 @@ def _run_in_child(module: str, name: str, job: Job) -> tuple[Any, ...]:
     return ("done",)
 
 
-def _run_alone(handler: Any, job: Job, here: int) -> None:
+def _run_alone(handler: Any, job: Job, here: int, trace: Any) -> None:
     """Run one job in a copy of this child's first context: variables and decimals that it sets are gone with it."""
+    if trace is not None:
+        with contextlib.suppress(Exception):
+            trace.begin()
     decimal.setcontext(decimal.getcontext().copy())
     JOB.set(job)
     answer = handler.function(handler.decode(job), job)

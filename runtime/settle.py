@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final, NoReturn, TypeGuard, TypeVar
@@ -25,6 +26,7 @@ E = TypeVar("E", bound=BaseException)
 MAX_SNOOZE_MS: Final = 72 * 3600 * 1000  # in all, from the first snooze on; a guess: a weekend, and then people should look at it
 MAX_CODE_CHARS: Final = 64  # a guess: longer than any code that people sort by
 MAX_ERROR_CHARS: Final = 1000  # a guess: a letter is for reading
+MAX_NAME_CHARS: Final = 200  # a guess: longer than the name of any class with its module
 MAX_STACK_CHARS: Final = 8000  # a guess: some fifty frames
 MAX_STACK_FRAMES: Final = 100  # about as many as those characters show, with their lines of source
 
@@ -41,6 +43,8 @@ _SET_TRACEBACK: Final[Callable[[BaseException, TracebackType | None], None]] = B
 _CAUSE: Final[Callable[[BaseException], BaseException | None]] = BaseException.__dict__["__cause__"].__get__
 _CONTEXT: Final[Callable[[BaseException], BaseException | None]] = BaseException.__dict__["__context__"].__get__
 _NAME: Final[Callable[[type], str]] = type.__dict__["__name__"].__get__
+_QUALNAME: Final[Callable[[type], str]] = type.__dict__["__qualname__"].__get__
+_MODULE: Final[Callable[[type], object]] = type.__dict__["__module__"].__get__
 _WORDS: Final = (Dead, Retry, Snooze)  # the hardest first
 _SPEAK_FOR_THEMSELVES: Final = (*_WORDS, BadMessage)
 
@@ -65,7 +69,7 @@ def as_plain_words(error: BaseException) -> tuple[Any, ...]:
     try:
         return _plain_words(error)
     except BaseException as second:
-        return "error", _both(error, second), _stacks(error, second)
+        return "error", _both(error, second), _stacks(error, second), name_of(error)
     finally:
         forget_stack(error)
 
@@ -80,7 +84,7 @@ def _plain_words(error: BaseException) -> tuple[Any, ...]:
         return "retry", describe(word), _seconds(word.delay_s), _pauses(word), stack_of(word)
     if _is(word, BadMessage):
         return "bad", describe(word), _code(word.code), stack_of(word)
-    return "error", describe(error), stack_of(error)
+    return "error", describe(error), stack_of(error), name_of(error)
 
 
 def raise_again(kind: str, text: str, *more: Any) -> NoReturn:
@@ -100,7 +104,7 @@ def raise_again(kind: str, text: str, *more: Any) -> NoReturn:
         case "bad":
             raise BadMessage(text, more[0]) from ChildFailed(text, more[1])
         case _:
-            raise ChildFailed(text, more[0])
+            raise ChildFailed(text, *more[:2])
 
 
 def has_word(error: BaseException) -> bool:
@@ -232,15 +236,32 @@ def clamp_s(wait_s: float) -> float:
 def describe(error: BaseException) -> str:
     """Return the error in one short text, whatever its own message raises; of a group the first of its leaves as well."""
     kind = type(error)
-    try:
-        text = plain(str(error), MAX_ERROR_CHARS)
-    except BaseException as second:
-        text = f"(its message raised {_NAME(type(second))})"
+    text = message_of(error)
     if _is_group(kind):
         text = f"{text[: MAX_ERROR_CHARS // 2]}: {describe(_leaves_of(error)[0])}"
     if issubclass(kind, _SPEAK_FOR_THEMSELVES):
         return text
     return plain(f"{_NAME(kind)}: {text}" if text else _NAME(kind), MAX_ERROR_CHARS)
+
+
+def message_of(error: BaseException) -> str:
+    """Return what an error says, whatever saying it raises."""
+    try:
+        return plain(str(error), MAX_ERROR_CHARS)
+    except BaseException as second:
+        return f"(its message raised {_NAME(type(second))})"
+
+
+def name_of(error: BaseException) -> str:
+    """Return the name of an error's class with that of its module, which tools group errors by; of built-in ones without."""
+    kind = type(error)
+    try:
+        if _is(error, ChildFailed) and error.name:
+            return error.name
+        module, name = _MODULE(kind), _QUALNAME(kind)
+        return plain(name if type(module) is not str or module == "builtins" else f"{module}.{name}", MAX_NAME_CHARS)
+    except BaseException:  # a class may have no module, or anything in its place
+        return _NAME(kind)
 
 
 def plain(text: str, chars: int) -> str:
@@ -272,6 +293,18 @@ def stack_of(error: BaseException | None) -> str:
         return plain(stack[-MAX_STACK_CHARS:], MAX_STACK_CHARS)
     except BaseException as second:  # a loader that gives no source, an attribute that raises
         return f"(its stack cannot be shown: {describe(second)})"
+
+
+def frames_of(error: BaseException) -> str:
+    """Return where an error came from, newest frame last, without lines of source: 2 µs, where those cost 75 to 96 (measured)."""
+    if _is(error, ChildFailed):  # that of the child
+        return stack_of(error)
+    step, last = _TRACEBACK(error), deque[Any](maxlen=MAX_STACK_FRAMES)
+    while step is not None:
+        last.append((step.tb_frame.f_code, step.tb_lineno))
+        step = step.tb_next
+    text = "".join(f'  File "{code.co_filename}", line {line}, in {code.co_name}\n' for code, line in last)
+    return plain(text[-MAX_STACK_CHARS:], MAX_STACK_CHARS)
 
 
 def module_of(error: BaseException) -> str:

@@ -769,7 +769,7 @@ def _arguments(move: Deferral | Letter | Parking) -> tuple[str | bytes | int, ..
     if isinstance(move, Deferral):
         return (*_token(move.lease), move.kind, move.when_ms, move.job_id, move.lease.envelope.key, pack_record(move))
     if isinstance(move, Letter):
-        return (*_token(move.lease), move.code, move.error, move.stack, move.attempts, move.job_id)
+        return (*_token(move.lease), move.code, move.error, move.stack, move.attempts, move.job_id, move.trace)
     return (*_token(move.lease), move.lot)
 
 

@@ -112,6 +112,8 @@ def print_one(config: Config, arguments: argparse.Namespace) -> int:
     print(f"letter    {letter.letter}\njob       {clean(letter.id) or '-'}\ntype      {clean(letter.type) or '-'}")
     print(f"reason    {clean(letter.reason)}\nerror     {clean(letter.error)}\nattempts  {letter.attempts}")
     print(f"died      {_when(letter)} on {letter.priority}")
+    if letter.trace:
+        print(f"trace     {clean(letter.trace)}")
     for name, value in letter.message.items():
         print(f"  {clean(name)}: {clean(value, 2000)}")
     if letter.left_out:

@@ -16,6 +16,8 @@ from random import random
 from types import FrameType
 from typing import Any, Final, TypeVar, cast
 
+from otel.settings import ExportSettings
+from otel.settings import load as load_export
 from runtime import logs, supervisor
 from runtime.backoff import Backoff, delay_s
 from runtime.commands.common import find_handlers, use_settings
@@ -44,6 +46,7 @@ FRUITLESS: Final = 10_000  # ends of the loop without a turn in between: then it
 STOPPED_LOGGED_S: Final = 1.0  # between two lines that the loop was stopped; a guess
 READY_TICK_S: Final = 0.05  # between two looks whether the worker is ready; a guess
 ALIVE: Final = Alive()
+TRACED_S: Final = 2.0  # for spans that are not sent yet at the end; a guess: half of the hard deadline
 START_TRIES: Final = 5  # with START_BACKOFF some two seconds: a server that is started beside the worker comes up; a guess
 START_BACKOFF: Final = Backoff(base_s=0.2, cap_s=2.0)
 
@@ -66,7 +69,7 @@ def main(config: Config, arguments: argparse.Namespace) -> int:
     use_settings(config)
     if tether is not None:
         return _as_child(config, tether)
-    found = None
+    found, export = None, load_export(os.environ)
     if config.processes > 1 or config.max_rss_mb > 0:
         supervisor.check(config)
     else:
@@ -77,7 +80,7 @@ def main(config: Config, arguments: argparse.Namespace) -> int:
     else:
         embedded.start()  # here, in the main thread: the kernel ends the server when the thread that started it ends
     leaving = Leaving(embedded.stop) if embedded is not None else Leaving()
-    work = _supervise(config, embedded, leaving) if found is None else _work(config, found, embedded, leaving)
+    work = _supervise(config, embedded, leaving) if found is None else _work(config, found, embedded, leaving, export=export)
     try:
         return _run_process(work, leaving)
     finally:
@@ -89,7 +92,7 @@ def _as_child(config: Config, tether: Tether) -> int:
     """Run jobs as a child of a supervisor, which prints the errors and the last line for all its children."""
     leaving = Leaving()
     try:
-        return _run_process(_work(config, _find(config, tether), None, leaving, tether), leaving, tether)
+        return _run_process(_work(config, _find(config, tether), None, leaving, tether, load_export(os.environ)), leaving, tether)
     except JobsError as error:
         return tether.fail(error)
 
@@ -209,22 +212,34 @@ async def _supervise(config: Config, embedded: Embedded | None, leaving: Leaving
 
 
 async def _work(
-    config: Config, found: Found, embedded: Embedded | None, leaving: Leaving, tether: Tether | None = None
+    config: Config,
+    found: Found,
+    embedded: Embedded | None,
+    leaving: Leaving,
+    tether: Tether | None = None,
+    export: ExportSettings | None = None,
 ) -> Report:
     url = config.redis or (embedded.url if embedded else "")
 
     def leave(report: Report) -> None:
         """End the process from inside of the loop, which cannot be closed: a lane's handler swallows its cancel."""
+        if tracing is not None:
+            tracing.close(LEFT_S)
         if embedded is not None:
             embedded.stop()
         leaving.end_now(_report_end(report, leaving, tether), wait_s=LEFT_S)
 
-    inspector = Inspector(url, config.queue, "board")
+    inspector, tracing = Inspector(url, config.queue, "board"), None
     try:
         for warning in check_server(await _reach(inspector), redis_cli(url)):
             log.log(logging.WARNING if tether is None or tether.index == 0 else logging.DEBUG, "%s", warning)
         rubbish = Rubbish(time.monotonic, resident_reader())
         streams = streams_for(config, url)
+        tracing = None
+        if export is not None:
+            from otel.tracing import begin  # with OpenTelemetry's SDK, which is loaded only to trace
+
+            tracing = begin(config, export, url, streams.consumer)
         consumer = Consumer(
             config,
             streams,
@@ -234,6 +249,7 @@ async def _work(
             collect=rubbish.look,
             on_stop_order=partial(_stop_as_ordered, tether),
             schedules=found.schedules.values(),
+            observer=tracing,
         )
         async with contextlib.AsyncExitStack() as stack:
             where, board_url = "no board", ""
@@ -241,7 +257,8 @@ async def _work(
             if address is not None:
                 from board.app import Board  # with aiohttp, which is loaded only with a board
 
-                board = await stack.enter_async_context(Board(consumer, inspector, *address))
+                trace = tracing.reading if tracing is not None else lambda: None
+                board = await stack.enter_async_context(Board(consumer, inspector, *address, trace))
                 board_url = board.url
                 where = f"board at {board_url}"
             aides = [asyncio.create_task(embedded.keep(), name="Embedded.keep")] if embedded is not None else []
@@ -262,6 +279,8 @@ async def _work(
             rubbish.begin()
             return await _beside(aides, consumer.run(), leaving)
     finally:
+        if tracing is not None:
+            tracing.close(TRACED_S)
         await inspector.close()
 
 

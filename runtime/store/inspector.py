@@ -66,6 +66,7 @@ class DeadLetter(msgspec.Struct):
     stack: str
     message: dict[str, str]
     left_out: str = ""  # fields that were too large to be kept, with their bytes
+    trace: str = ""  # traceparent of the span that tells of this death
 
 
 class Filter(msgspec.Struct, frozen=True):
@@ -458,6 +459,7 @@ def _letter(row: Sequence[Any]) -> DeadLetter:
         stack=death.stack,
         message=message,
         left_out=death.left_out,
+        trace=death.trace,
     )
 
 

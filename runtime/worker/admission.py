@@ -255,6 +255,8 @@ class Admission:
         elif closed and came is From.ISOLATION:
             ctx.gates.note(jobs)
         if jobs:
+            if ctx.observer is not None:
+                ctx.observer.choose(jobs)
             ctx.inbox.put(jobs)
         return gated
 

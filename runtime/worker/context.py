@@ -8,7 +8,8 @@ from typing import Final
 
 from runtime.backoff import Backoff
 from runtime.config import Config
-from runtime.jobs import Registry
+from runtime.jobs import Lease, Registry
+from runtime.observer import Observer
 from runtime.places import Places
 from runtime.stats import Stats
 from runtime.streams import Streams
@@ -30,7 +31,8 @@ class WorkerContext:
     """Jobs pass from admission to the inbox, the lanes, the ledger and the flusher; `held` knows every lease on the way.
 
     `parked` knows what waits in lots, `gates` which types ask before they start, `leases` whether the heartbeat is confirmed,
-    `orders` what people have ordered. Each of them is changed in the loop's thread only, without an await between reading and
+    `orders` what people have ordered; `observer` is told of jobs.
+    Each of them is changed in the loop's thread only, without an await between reading and
     writing; `held` is also read by the heartbeat's thread, under its lock.
     """
 
@@ -47,3 +49,8 @@ class WorkerContext:
     log: ThrottledLog
     places: Mapping[str, Places]
     orders: Orders
+    observer: Observer | None = None
+
+    def died(self, lease: Lease, type_name: bytes, code: str, error: str) -> bytes:
+        """Tell the observer of a death without a run; return the traceparent of what it writes down, if it does."""
+        return b"" if self.observer is None else self.observer.died(lease, type_name, code, error)

@@ -145,6 +145,8 @@ class Flusher:
             self._ctx.gates.settled(settled_here)
             await self._on_permits()
         self._on_written()
+        if self._ctx.observer is not None:
+            self._ctx.observer.look(time.monotonic())
 
     def _keep_apart(self, settled: Settled) -> None:
         if not settled.error:

@@ -17,7 +17,8 @@ from typing import Any, Final
 
 from runtime.answers import finish
 from runtime.errors import LeaseLost, NotStarted, SelfCancelled, TimedOut
-from runtime.jobs import CRITICAL, DONE, LANE, Job, Outcome, Registry
+from runtime.jobs import CRITICAL, DONE, LANE, RELEASE, Job, Outcome, Registry
+from runtime.observer import LaneObserver, Observer
 from runtime.settle import decide, describe, forget_stack, has_word, module_of, told_as
 from runtime.stats import Stats
 from runtime.worker.ledger import Ledger
@@ -188,7 +189,8 @@ class Lane:
     """Owns the one job it runs. `job` is None between jobs; a lane that was stopped in the midst of one keeps it, to be released.
 
     `open_task` makes a task of a coroutine, in a context. `on_failure` hears of each run that failed; then `forget` lets go of
-    what was raised: the same may be raised again by each job. One that `is_reserved` runs jobs of CRITICAL only.
+    what was raised: the same may be raised again by each job. One that `is_reserved` runs jobs of CRITICAL only. `watch` is what
+    an observer has this lane watched by.
     """
 
     def __init__(
@@ -203,6 +205,7 @@ class Lane:
         open_task: Callable[[Coroutine[Any, Any, None], Context | None], asyncio.Task[Any]] = _open_task,
         forget: Callable[[BaseException], None] = forget_stack,
         is_reserved: bool = False,
+        observer: Observer | None = None,
     ) -> None:
         self.inbox = inbox
         self.ledger = ledger
@@ -214,6 +217,8 @@ class Lane:
         self.open_task = open_task
         self.forget = forget
         self.is_reserved = is_reserved
+        self.observer = observer
+        self.watch: LaneObserver | None = None
         self.job: Job | None = None
         self.started_s: float = 0.0
         self.timeout_s: float = NEVER
@@ -257,8 +262,8 @@ class Lane:
         else:
             await asyncio.sleep(0)  # the task before this one comes to its end first, also where tasks are started eagerly
         LANE.set(self)
-        decimals = _Decimals.of_this_task()
-        first = copy_context()
+        watch, told_s = self._open_watch()
+        decimals, first = _Decimals.of_this_task(), copy_context()
         inbox, ledger, stats, registry, clock = self.inbox, self.ledger, self.stats, self.registry, self.clock
         is_reserved, now_s = self.is_reserved, clock()
         while True:
@@ -269,11 +274,11 @@ class Lane:
                 now_s = clock()
                 job = inbox.take_critical(now_s) if is_reserved else inbox.take(now_s)
             handler = registry[job.type]  # cannot miss: admission has parked what is not here
-            self.job = job
-            self.timeout_s = handler.timeout_s
-            self.started_s = now_s
-            self.deadline_s = now_s + handler.timeout_s
+            self.job, self.timeout_s = job, handler.timeout_s
+            self.started_s, self.deadline_s = now_s, now_s + handler.timeout_s
             error: BaseException | None = None
+            if job.is_traced and watch is not None:
+                watch.begin(job)
             try:
                 answer = await handler.run(handler.decode(job), job)
                 if answer is not None:
@@ -285,25 +290,51 @@ class Lane:
                 error, answer = self._error_of(raised, task), None
             self.deadline_s = NEVER  # from here on `interrupt` has no effect
             now_s = clock()  # the next job's start as well, when it is at hand
-            outcome: Outcome = DONE
+            run_s = now_s - self.started_s
+            outcome, tried = DONE, b""
             if error is not None:
+                outcome, tried = self.settle(job, error, now_s)
+                error = None  # a traceback that ends in this frame would hold itself, and all that its frames hold
                 if self.is_stopped:
                     return  # debris of a stop, not a failure: released with the rest
-                outcome = decide(handler, job, error, self.jitter)
-                self.on_failure(job, error, outcome)
-                self.forget(error)
-                error = None  # a traceback that ends in this frame would hold itself, and all that its frames hold
-            ledger.add(job, outcome)
-            stats.ran(job, outcome, now_s - self.started_s)
+            elif (job.is_traced or run_s >= told_s) and watch is not None:
+                watch.ended(job, DONE, None, self.started_s, now_s)
+            ledger.add(job, outcome, tried)
+            stats.ran(job, outcome, run_s)
             self.job = None
             try:
                 # Contexts in which no variable was set share one root: that is seen at once, in 0.05 µs.
-                is_as_first = copy_context() == first
+                is_as_first = (present := copy_context()) == first
+                first = present
             except BaseException:  # values that are not the same are compared, and may raise anything
                 is_as_first = False
             if not is_as_first or self.is_disturbed or task.cancelling() or (decimals is not None and decimals.is_changed):
                 self._run_on(self._origin)
                 return
+
+    def _open_watch(self) -> tuple[LaneObserver | None, float]:
+        """Return what watches this task, and from how many seconds on it is told of a run that nothing else is to be told of."""
+        if self.observer is None:
+            return None, NEVER
+        self.watch = self.observer.open_lane(self)
+        return self.watch, self.observer.told_s
+
+    def settle(self, job: Job, error: BaseException, now_s: float) -> tuple[Outcome, bytes]:
+        """Decide what becomes of a job that failed, or was cut by a stop, and tell of it.
+
+        Return the outcome, and the attempt's traceparent if it is recorded.
+        """
+        tried = b""
+        if self.is_stopped:
+            if self.watch is not None and job.is_traced:
+                self.watch.ended(job, RELEASE, None, self.started_s, now_s)
+            return RELEASE, tried
+        outcome = decide(self.registry[job.type], job, error, self.jitter)
+        if self.watch is not None:
+            tried = self.watch.ended(job, outcome, error, self.started_s, now_s)
+        self.on_failure(job, error, outcome)
+        self.forget(error)
+        return outcome, tried
 
     def _error_of(self, raised: BaseException, task: asyncio.Task[Any]) -> BaseException:
         """Return what a run failed of. Asks for nothing but types: the rest of what was raised is the user's own."""

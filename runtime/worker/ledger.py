@@ -23,19 +23,21 @@ from runtime.jobs import (
     Postpone,
     Release,
 )
+from runtime.observer import Observer
 from runtime.settle import MAX_CODE_CHARS, MAX_ERROR_CHARS, describe, plain
 
 
 class Ledger:
     """Owns the outcomes that are not yet written. Lanes append, the flusher takes all at once.
 
-    `on_pause` hears of each type that a job has asked to pause, and for how many seconds.
+    `on_pause` hears of each type that a job has asked to pause, and for how many seconds, `observer` of deaths without a run.
     """
 
     def __init__(self, on_first: Callable[[], None] = lambda: None) -> None:
         self._batch = empty_batch()
         self.on_first = on_first
         self.on_pause: Callable[[bytes, float], None] = lambda type_name, wait_s: None
+        self.observer: Observer | None = None
         self._is_empty = True
 
     def __repr__(self) -> str:
@@ -44,19 +46,21 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._batch)
 
-    def add(self, job: Job, outcome: Outcome) -> None:
-        """Note what is to be written for this job."""
+    def add(self, job: Job, outcome: Outcome, tried: bytes = b"") -> None:
+        """Note what is to be written for this job; `tried` is the traceparent of the attempt that ended, if it is recorded."""
         if outcome is DONE:
             self._batch.done[job.stream].append(job)
         else:
-            self._add_move(job, outcome)
+            self._add_move(job, outcome, tried)
         if self._is_empty:
             self._is_empty = False
             self.on_first()
 
     def add_bad(self, bad: BadEntry) -> None:
         """Note that an entry cannot be a job: to the dead letters as it is."""
-        self._batch.dead.append(Letter(bad.lease, bad.code, bad.reason[:MAX_ERROR_CHARS], "", 0, ""))
+        reason = bad.reason[:MAX_ERROR_CHARS]
+        trace = self._trace_of(bad.lease, b"", bad.code, reason)
+        self._batch.dead.append(Letter(bad.lease, bad.code, reason, "", 0, "", trace))
         self._wake()
 
     def release(self, leases: Sequence[Lease]) -> None:
@@ -82,7 +86,10 @@ class Ledger:
             self._is_empty = False
             self.on_first()
 
-    def _add_move(self, job: Job, outcome: Outcome) -> None:
+    def _trace_of(self, lease: Lease, type_name: bytes, code: str, error: str) -> bytes:
+        return b"" if self.observer is None else self.observer.died(lease, type_name, code, error)
+
+    def _add_move(self, job: Job, outcome: Outcome, tried: bytes) -> None:
         batch = self._batch
         match outcome:
             case Done():
@@ -91,16 +98,16 @@ class Ledger:
                 name, wait_ms = job.type.decode(), int(outcome.delay_s * 1000)
                 batch.pauses[name] = max(wait_ms, batch.pauses.get(name, 0))
                 self.on_pause(job.type, outcome.delay_s)
-                self._defer(job, outcome)
+                self._defer(job, outcome, tried)
             case Retry() | Snooze():
-                self._defer(job, outcome)
+                self._defer(job, outcome, tried)
             case Postpone():
                 batch.defer.append(Deferral(job, "at", outcome.at_ms, job.id, job.envelope.failed))
             case Dead():
-                tried = job.attempt if outcome.is_failure else job.envelope.failed
-                batch.dead.append(
-                    Letter(job, plain(outcome.code, MAX_CODE_CHARS), describe(outcome), outcome.stack, tried, job.id)
-                )
+                attempts = job.attempt if outcome.is_failure else job.envelope.failed
+                code, text = plain(outcome.code, MAX_CODE_CHARS), describe(outcome)
+                trace = tried or self._trace_of(job, job.type, code, text)
+                batch.dead.append(Letter(job, code, text, outcome.stack, attempts, job.id, trace))
             case Park():
                 batch.park.append(Parking(job, outcome.lot))
             case Release():
@@ -108,9 +115,9 @@ class Ledger:
             case Lost():
                 pass
 
-    def _defer(self, job: Job, outcome: Retry | Snooze) -> None:
+    def _defer(self, job: Job, outcome: Retry | Snooze, tried: bytes) -> None:
         kind, failed = ("retry", job.attempt) if isinstance(outcome, Retry) else ("snooze", job.envelope.failed)
-        self._batch.defer.append(Deferral(job, kind, int(outcome.delay_s * 1000), job.id, failed))
+        self._batch.defer.append(Deferral(job, kind, int(outcome.delay_s * 1000), job.id, failed, tried))
 
 
 def empty_batch() -> Batch:

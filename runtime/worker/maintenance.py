@@ -241,7 +241,9 @@ class Maintenance:
                     what = f"{name}@{version}" if is_shared else lot[len(UNKNOWN) :]
                     reason = f"no live worker has known {what} for {self._unknown_after_s:g} s"
                     lease = Lease(stream, entry, count, "", 0.0)
-                    letters.append(Letter(lease, "unknown-type", reason, "", 0, default_id(STREAMS[stream], entry.decode())))
+                    trace = self._ctx.died(lease, type_name, "unknown-type", reason)
+                    job_id = default_id(STREAMS[stream], entry.decode())
+                    letters.append(Letter(lease, "unknown-type", reason, "", 0, job_id, trace))
             if letters:
                 moved = await self._streams.dead_letter(lot, letters)
                 await self._streams.forget(lot)  # a lot that is empty now is listed no more

@@ -24,7 +24,7 @@ FIRST_PARTY = ("runtime", "handlers", "board", "otel")
 # The floors of runtime/, the lowest first: names of modules, or of a folder for all that is in it. A module imports from its own
 # floor and from lower ones.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "backoff", "limits", "jobs", "stats"),  # words
+    ("errors", "backoff", "limits", "jobs", "stats", "observer"),  # words
     ("logs", "folders", "leaving", "rubbish"),  # the process around them
     ("config", "bounds", "codec", "settle", "schema", "rules", "cron", "schedules"),  # pure
     ("answers", "places", "offload", "registry"),  # users' code, and where it runs
@@ -36,7 +36,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 # Stricter than its floor, and why.
 STRICT: dict[str, tuple[set[str], str]] = {
     "worker.lanes": (
-        {"errors", "limits", "jobs", "stats", "answers", "settle", "worker.ledger"},
+        {"errors", "limits", "jobs", "stats", "observer", "answers", "settle", "worker.ledger"},
         "the hot path is tested and measured without Redis",
     ),
     "supervisor": ({"errors", "backoff", "config", "folders", "logs", "leaving"}, "knows no job"),
@@ -56,7 +56,8 @@ EDGE = re.compile(r"runtime\.(cli\w*|__main__|__init__|commands(\..*)?|testing|p
 
 # Modules that may import others inside of their functions, and why.
 LOADED_LATE = {
-    "runtime/commands/run.py": "loads the board, and with it aiohttp, only when it is on",
+    "runtime/commands/run.py": "loads the board, and with it aiohttp, only when it is on; the same of traces and their SDK",
+    "otel/child.py": "loads OpenTelemetry's SDK only in a child process that records something",
     "runtime/commands/top.py": "loads rich only to draw, so that its flags are known without it",
     "runtime/pytest_plugin.py": "costs nothing in test suites that do not use it",
 }
@@ -180,6 +181,7 @@ def may_import(importer: str, imported: str) -> bool:
         case "otel":
             allowed = (
                 *("runtime.errors", "runtime.backoff", "runtime.jobs", "runtime.stats", "runtime.logs", "runtime.folders"),
+                *("runtime.codec", "runtime.config", "runtime.settle", "runtime.store.base"),
                 *("runtime.store.flow", "runtime.store.inspector", "otel"),
             )
             return imported == "runtime" or is_under(imported, allowed)

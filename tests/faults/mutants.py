@@ -1184,8 +1184,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a lane goes on in whatever context its job has left",
         "runtime/worker/lanes.py",
-        "is_as_first = copy_context() == first",
-        "is_as_first = True",
+        "is_as_first = (present := copy_context()) == first",
+        "is_as_first, present = True, first",
         f"{LANES}::test_a_context_variable_that_a_job_sets_is_not_seen_by_the_next",
     ),
     Mutant(
@@ -1240,8 +1240,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "what was raised keeps its stack",
         "runtime/worker/lanes.py",
-        "                self.forget(error)\n",
-        "",
+        "        self.forget(error)\n        return outcome, tried",
+        "        return outcome, tried",
         f"{LANES}::test_an_error_that_is_raised_again_and_again_keeps_nothing_of_the_jobs_before",
     ),
     Mutant(
@@ -1324,15 +1324,15 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a child is believed whatever it answers",
         "runtime/offload.py",
-        '"done") if answered == number:',
-        '"done"):',
+        "str() as kind, *words) if answered == number:",
+        "str() as kind, *words):",
         f"{OFFLOAD}::test_a_shifted_answer_is_not_believed",
     ),
     Mutant(
         "jobs of a child share one context",
         "runtime/offload.py",
-        "        copy_context().run(_run_alone, handler, job, here)",
-        "        _run_alone(handler, job, here)",
+        "        copy_context().run(_run_alone, handler, job, here, trace)",
+        "        _run_alone(handler, job, here, trace)",
         f"{OFFLOAD}::test_what_a_job_sets_in_its_child_is_not_seen_by_the_next",
     ),
     Mutant(

@@ -36,6 +36,12 @@ SAMPLES: dict[str, list[tuple[str, Any]]] = {
     "trace_url": [
         (url, url) for url in ("http://a/{trace_id}", "https://b:1/t?id={trace_id}&x=1", "http://[::1]/#/{trace_id}/x")
     ],
+    "trace_join": [("link", "link"), ("child", "child"), ("link", "link")],
+    "trace_trust": [("off", "off"), ("on", "on"), ("off", "off")],
+    "trace_errors": [("class", "class"), ("full", "full"), ("class", "class")],
+    "trace_spans_per_s": [("0", 0), ("7", 7), ("1000000", 1_000_000)],
+    "trace_forced_per_s": [("0", 0), ("7", 7), ("1000000", 1_000_000)],
+    "slow_ms": [("1", 1), ("500", 500), ("86400000", 86_400_000)],
     "log": [("auto", "auto"), ("plain", "plain"), ("json", "json")],
     "log_level": [("debug", "debug"), ("warning", "warning"), ("error", "error")],
 }
@@ -53,6 +59,9 @@ BELOW_AND_ABOVE: dict[str, tuple[str, str]] = {
     "max_data_bytes": ("0", "536870913"),
     "unknown_after_s": ("0.9", "2592000.1"),
     "embedded_port": ("-1", "65536"),
+    "trace_spans_per_s": ("-1", "1000001"),
+    "trace_forced_per_s": ("-1", "1000001"),
+    "slow_ms": ("0", "86400001"),
 }
 NUMBERS = [name for name in Config.__struct_fields__ if type(getattr(Config(), name)) in (int, float)]
 TEXTS = [name for name in Config.__struct_fields__ if isinstance(getattr(Config(), name), str)]

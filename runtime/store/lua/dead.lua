@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- Held entries to the dead letters, with every field they came with; an entry that is no longer ours is left alone.
--- ARGV: consumer, then per entry: stream, entry, count, reason, error, stack, attempts, job id ('' when unreadable).
+-- ARGV: consumer, then per entry: stream, entry, count, reason, error, stack, attempts, job id ('' when unreadable),
+-- traceparent of the span that tells of it ('' where none is recorded).
 -- Reply: per entry 1 moved, 0 refused, or an error text.
 -- Order: the letter, then the entry, and the mark of its key: a letter owns none. More than 512 fields become one packed field `raw`.
 -- Of what is dead for its size, long values are left out where all together are longer than a person would read:
@@ -28,10 +29,10 @@ local function shortened(fields, notes)
   return kept
 end
 
-look_up(2, 8, consumer)
-return each(2, 8, function(i)
+look_up(2, 9, consumer)
+return each(2, 9, function(i)
   local s = tonumber(ARGV[i])
-  local stream, id, count, job_id = KEYS[s], ARGV[i + 1], tonumber(ARGV[i + 2]), ARGV[i + 7]
+  local stream, id, count, job_id, trace = KEYS[s], ARGV[i + 1], tonumber(ARGV[i + 2]), ARGV[i + 7], ARGV[i + 8]
   if not holds(s, id, consumer, count) then return 0 end
   local fields = fields_of(stream, id)
   if not fields then
@@ -46,6 +47,7 @@ return each(2, 8, function(i)
     table.insert(notes, 1, job_id)
     table.insert(notes, 1, 'id')
   end
+  if trace ~= '' then notes[#notes + 1], notes[#notes + 2] = 'dead_trace', trace end
   local key = field(fields, 'key') -- add_letter may write into the list
   if ARGV[i + 3] == 'too-large' and bytes_of(fields) > MAX_LETTER then fields = shortened(fields, notes) end
   add_letter(fields, notes)

@@ -2,6 +2,7 @@
 -- A dead letter back to its stream, with its id and a fresh count of attempts.
 -- ARGV: letter. Reply: the new entry's id; 'gone' when there is no such letter; 'unreadable' when it names no stream or holds no
 -- message; 'left-out' when its payload was too large to be kept; 'owned' when another live job owns its key.
+-- The attempt that `dead_trace` names is the one that the next one says it comes after, as with a retry.
 -- Order: XADD, the key's mark, then the letter.
 
 local letter = ARGV[1]
@@ -23,7 +24,8 @@ if not s or not field(fields, 'type') or is_unreadable then return 'unreadable' 
 
 local message, key = {}, field(fields, 'key')
 local id, exp = field(fields, 'id'), tonumber(field(fields, 'exp') or '')
-local dropped = {a = true, at = true, snoozed_at = true, first_at = true}
+local tried = field(fields, 'dead_trace')
+local dropped = {a = true, at = true, snoozed_at = true, first_at = true, tried = tried and true}
 if exp and exp <= now then dropped.exp = true end
 for i = 1, #fields, 2 do
   local name = fields[i]
@@ -36,6 +38,7 @@ if id and not field(fields, 'x-origin') then
   message[#message + 1] = 'x-origin'
   message[#message + 1] = id
 end
+if tried then message[#message + 1], message[#message + 2] = 'tried', tried end
 message[#message + 1] = 'first_at'
 message[#message + 1] = first_time(now, field(fields, 'first_at'), string.match(from, '/(%d+)%-'))
 if key and not key_is_free(key, '') then return 'owned' end
