@@ -2163,6 +2163,20 @@ MUTANTS: tuple[Mutant, ...] = (
         "lines = text.splitlines()",
         f"{METRICS}::test_a_label_that_looks_like_a_line_of_the_page_stays_where_it_is",
     ),
+    Mutant(
+        "the worker's log knows no job",
+        "runtime/logs.py",
+        "    handler.addFilter(JobFilter())\n",
+        "",
+        "tests/commands/test_logs.py::test_each_line_of_a_job_is_json_with_its_fields",
+    ),
+    Mutant(
+        "a block that was over before it was seen is not counted",
+        "runtime/worker/loop_monitor.py",
+        "        if blocked_s > self.warn_s:\n",
+        "        if blocked_s > self.warn_s and self.holder:\n",
+        f"{MONITOR}::test_what_was_over_before_it_was_seen_is_counted_and_told_without_a_name",
+    ),
 )
 
 
