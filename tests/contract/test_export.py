@@ -321,6 +321,40 @@ def test_a_collector_that_reads_nothing_is_left_at_the_timeout(started: Senders)
         one.end(0.0)
 
 
+def test_a_collector_that_reads_a_little_now_and_then_is_left_at_the_timeout(started: Senders) -> None:
+    over = threading.Event()
+
+    def reads(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with connection:
+            while not over.wait(0.05):  # each part is taken within the timeout; all of them would take a minute
+                connection.recv(65_536)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=reads, args=[server])
+        thread.start()
+        one = started(f"http://127.0.0.1:{server.getsockname()[1]}/", most_bytes=2**27, timeout_s=0.3)
+        one.put(encoded("a", bytes_each=80_000_000), 1)
+        try:
+            until(lambda: one.counts.failures)
+        finally:
+            one.end(0.0)
+            over.set()
+            thread.join()
+        assert one.counts.failures
+
+
+def test_what_is_left_of_an_answer_is_not_taken_for_the_next(started: Senders) -> None:
+    """An answer of this status has no body: what comes all the same would be read as what is said to the next request."""
+    with Collector(Answer(304, body=b"HTTP/1.1 400 No\r\n\r\n" * 1000)) as collector:
+        one = started(collector)
+        one.put(encoded("a"), 1)
+        until(lambda: one.counts.dropped_collector)
+        one.put(encoded("b"), 1)
+        one.end()
+        assert (names(collector), dropped(one)) == (["b"], (0, 1))
+
+
 def test_a_handshake_without_an_end_is_left_at_the_timeout(started: Senders, certificate: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         one = started(f"https://localhost:{server.getsockname()[1]}/", certificate=certificate, timeout_s=0.3)

@@ -1982,6 +1982,27 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{EXPORT}::test_where_no_thread_could_be_had_and_it_is_full_what_is_dropped_asks_again",
     ),
     Mutant(
+        "a collector that reads slowly is waited for",
+        "otel/post.py",
+        "                connection.settimeout(_left_s(deadline_s))\n                connection.sendall(part)",
+        "                connection.sendall(part)",
+        f"{EXPORT}::test_a_collector_that_reads_a_little_now_and_then_is_left_at_the_timeout",
+    ),
+    Mutant(
+        "what is left of an answer is the next one",
+        "otel/post.py",
+        " or response.status != HTTPStatus.OK",
+        "",
+        f"{EXPORT}::test_what_is_left_of_an_answer_is_not_taken_for_the_next",
+    ),
+    Mutant(
+        "any certificate is a collector's",
+        "otel/settings.py",
+        "ssl.create_default_context(cafile=self.certificate or None)",
+        "ssl._create_unverified_context()",
+        f"{EXPORT}::test_spans_go_over_tls_only_to_who_has_a_certificate_that_is_trusted",
+    ),
+    Mutant(
         "what is forked sends too",
         "otel/sender.py",
         "        if self._process != os.getpid():\n            return False",
