@@ -151,7 +151,9 @@ SPANS_MADE: Final = _counter("runtime_spans_total", "spans", "Spans recorded", (
 SPANS_DROPPED: Final = _counter("runtime_spans_dropped_total", "spans", "Spans that no collector has", ("reason",))
 EXPORT: Final = Family("runtime_export_seconds", "summary", "seconds", "How long requests to the collector took")
 EXPORT_FAILURES: Final = _counter("runtime_export_failures_total", "requests", "Requests that the collector did not take", ())
-MALFORMED: Final = _counter("runtime_trace_malformed_total", "jobs", "Jobs whose `traceparent` could not be read", ())
+MALFORMED: Final = _counter(
+    "runtime_trace_malformed_total", "jobs", "Jobs whose `traceparent` or `tracestate` could not be used", ()
+)
 
 # --- a supervisor --------------------------------------------------------------------------------------------------------------
 
@@ -177,9 +179,10 @@ class TraceReading:
     """What tracing has done in this process since its start.
 
     `spans` by kind (SPANS) were recorded, `dropped` by reason (DROPS) reached no collector; `malformed` are jobs whose
-    `traceparent` could not be read. `exports` are requests to the collector, `failures` those of them that it did not take; all
-    took `export_s`. `exemplars` has the newest run that a trace shows, by type, number of the stream and power of two µs that it
-    was shorter than: trace id and span id in hexadecimal digits, its seconds, and when it ended, in seconds since the epoch.
+    `traceparent` or `tracestate` could not be used. `exports` are requests to the collector, `failures` those of them that it did
+    not take; all took `export_s`. `exemplars` has the newest run that a trace shows, by type, number of the stream and power of
+    two µs that it was shorter than: trace id and span id in hexadecimal digits, its seconds, and when it ended, in seconds since
+    the epoch.
     """
 
     spans: Mapping[str, int]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
+import os
 import re
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,18 +14,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
-from board.app import Board
 from otel.exposition import OPEN_METRICS, TEXT
 from otel.metrics import Reading, TraceReading, families, is_open_metrics, render
-from runtime import Job, contract, handler
-from runtime.errors import Dead
 from runtime.jobs import DONE
 from runtime.stats import OUTCOMES, Stats
-from runtime.store.inspector import Inspector
 from tests.builders import job
+from tests.collector import Collector
 from tests.deploy.prometheus import (
     ADDED,
     ALERTS,
@@ -40,12 +37,10 @@ from tests.deploy.prometheus import (
     program,
     used,
 )
-from tests.workers import until, working
+from tests.servers import Server, wait_until
 
 needs_prometheus = pytest.mark.skipif(not (program("prometheus") and program("promtool")), reason=HOW_TO_GET)
 EXPRESSIONS = [(alert.name, alert.expression) for alert in alerts()] + [(title, as_query(expr)) for title, expr, _ in panels()]
-# What a worker shows only once it has happened, or where tracing is on.
-AT_TIMES = {"runtime_loop_blocked_seconds_total", "runtime_spans_dropped_total", "runtime_export_failures_total"}
 
 
 def promtool(*arguments: str, text: bytes = b"") -> str:
@@ -119,33 +114,68 @@ def test_the_dashboard_is_what_grafana_takes_and_its_sources_are_provisioned():
 # --- a real worker, a real Prometheus ----------------------------------------------------------------------------------------
 
 
+JOBS = """
+import time
+
+import msgspec
+
+from runtime import Job, contract, handler
+from runtime.errors import Dead
+
+
 @contract("watched")
 class Watched(msgspec.Struct):
     fails: bool = False
+    blocks_s: float = 0.0
 
 
 @handler(Watched)
 async def watched(message: Watched, job: Job) -> None:
+    time.sleep(message.blocks_s)
     if message.fails:
         raise Dead("no", "no")
+"""
+
+
+@pytest.fixture
+def worker(valkey: Server, tmp_path: Path) -> Iterator[tuple[str, Collector]]:
+    """A worker process with traces on: where its page is, and the collector of its traces."""
+    (tmp_path / "watched_jobs.py").write_text(JOBS)
+    log = tmp_path / "log.worker"
+    with Collector() as collector:
+        environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}", "OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint}
+        command = [sys.executable, "-m", "runtime", "run", "--redis", valkey.url, "--handlers", "watched_jobs"]
+        command += ["--board", "127.0.0.1:0", "--log", "plain"]
+        with log.open("wb") as out:
+            process = subprocess.Popen(command, env=environment, stderr=out, cwd=tmp_path)
+        try:
+            wait_until(lambda: "board at " in log.read_text() or process.poll() is not None, what="the board listens")
+            assert process.poll() is None, log.read_text()
+            yield log.read_text().split("board at http://")[1].split()[0], collector
+        finally:
+            process.terminate()
+            process.wait()
 
 
 @needs_prometheus
-async def test_a_real_prometheus_has_the_series_of_a_live_worker(valkey, tmp_path):
-    async with (
-        working(valkey.url, watched) as consumer,
-        Board(consumer, Inspector(valkey.url, "jobs"), "127.0.0.1", 0) as board,
-    ):
-        client = valkey.client()
-        for fails in ("false", "false", "true"):
-            client.xadd("{jobs}:high", {"type": "watched", "data": f'{{"fails":{fails}}}'})
-        client.close()
-        await until(lambda: consumer.stats.finished == 3, "they ran")
-        await until(lambda: not len(consumer.held), "that is written")
-        with Prometheus(tmp_path, board.url.removeprefix("http://")) as prometheus:
-            target = await asyncio.to_thread(prometheus.await_scrape)
-            assert (target["health"], target["lastError"]) == ("up", "")
-            await asyncio.to_thread(check_series, prometheus)
+def test_a_real_prometheus_has_the_series_and_the_traces_of_a_live_worker(worker, valkey, tmp_path):
+    address, collector = worker
+    client = valkey.client()
+    for data in ("{}", '{"blocks_s":0.4}', '{"fails":true}'):
+        client.xadd("{jobs}:high", {"type": "watched", "data": data})
+    wait_until(lambda: client.xlen("{jobs}:high") == 0, what="they ran, and that is written")
+    client.close()
+    collector.wait_for(lambda _: len(collector.spans) >= 3)
+    with Prometheus(tmp_path, address) as prometheus:
+        target = prometheus.await_scrape()
+        assert (target["health"], target["lastError"]) == ("up", "")
+        check_series(prometheus)
+        now_s = time.time()
+        asked = {"query": "runtime_run_seconds_bucket", "start": f"{now_s - 60}", "end": f"{now_s + 60}"}
+        shown = [one for series in prometheus.ask("query_exemplars", **asked) for one in series["exemplars"]]
+        assert any(float(one["value"]) > 0.4 for one in shown), "the slow one"
+        traces = {span.trace_id.hex() for span in collector.spans}
+        assert {one["labels"]["trace_id"] for one in shown} <= traces
 
 
 def check_series(prometheus: Prometheus) -> None:
@@ -154,14 +184,15 @@ def check_series(prometheus: Prometheus) -> None:
     assert {(labels["type"], labels["priority"]) for labels, _ in outcomes} == {("watched", "high")}
     assert prometheus.query("max(runtime_dead_letters)") == [({}, 1)]
     assert prometheus.query("sum(runtime_wait_seconds_count)") == [({}, 3)]
+    assert prometheus.query("sum(runtime_loop_blocked_total) > 0"), "by whom, a busy machine may not see"
+    assert prometheus.query("max(runtime_loop_lag_max_seconds) > 0.3")
     have = set(prometheus.ask("label/__name__/values"))
     for name, expression in EXPRESSIONS:
         prometheus.query(expression)  # raises where it is none
         for metric, labels in used(expression).selectors:
-            if metric not in AT_TIMES:
-                assert metric in have, (name, metric)
-                series = prometheus.ask("series", **{"match[]": metric})
-                assert all(set(labels) <= set(one) | {"process"} for one in series), (name, metric, labels)
+            assert metric in have, (name, metric)
+            series = prometheus.ask("series", **{"match[]": metric})
+            assert all(set(labels) <= set(one) | {"process"} for one in series), (name, metric, labels)
     known = {alert["name"]: alert["health"] for group in prometheus.ask("rules")["groups"] for alert in group["rules"]}
     assert known.keys() == {alert.name for alert in alerts()}
     assert "err" not in known.values()

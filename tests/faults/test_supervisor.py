@@ -11,10 +11,11 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.error import HTTPError, URLError
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import pytest
 import redis
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open
 
 from runtime.embedded import Embedded
 from runtime.store.base import Keys, script
@@ -303,9 +304,9 @@ def test_a_store_that_is_away_ends_it_with_one_clear_line(hire, tmp_path):
 # --- ports -------------------------------------------------------------------------------------------------------------------
 
 
-def get(port: int, page: str) -> tuple[int, str]:
+def get(port: int, page: str, accept: str = "*/*") -> tuple[int, str]:
     try:
-        with urlopen(f"http://127.0.0.1:{port}/{page}", timeout=5) as answer:
+        with urlopen(Request(f"http://127.0.0.1:{port}/{page}", headers={"Accept": accept}), timeout=5) as answer:
             return answer.status, answer.read().decode()
     except HTTPError as error:
         return error.code, error.read().decode()
@@ -331,6 +332,9 @@ def test_health_and_metrics_of_all_are_on_the_port_and_of_each_on_its_own(hire, 
     assert {index for index, _ in done} == {"0", "1"}
     assert sum(int(number) for _, number in done) == 40
     assert metrics.count("# TYPE runtime_outcomes_total") == 1
+    names = [family.name for family in parse_open(get(port, "metrics", "application/openmetrics-text")[1])]
+    assert {"runtime_outcomes", "runtime_run_seconds", "runtime_process_up"} <= set(names), "in OpenMetrics as well"
+    assert len(names) == len(set(names))
     for index in (0, 1):
         assert get(port + 1 + index, "readyz") == (200, "ready\n")
     victim = supervisor.children[0]
