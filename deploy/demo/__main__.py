@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -125,13 +126,9 @@ def check_attempt(attempt: Span, trace: Trace, number: int, failures: int) -> li
 def write(traces: list[Trace], folder: Path) -> None:
     """Write the traces and their picture; what names this machine is left out."""
     text = msgspec.json.format(msgspec.json.encode(traces), indent=1).decode()
-    for private, public in (
-        (f"{ROOT}/", ""),
-        (socket.gethostname(), "host"),
-        (f"{sys.prefix}/", ""),
-        (f"{sys.base_prefix}/", ""),
-    ):
-        text = text.replace(private, public)
+    for private in (f"{ROOT}/", f"{sys.prefix}/", f"{sys.base_prefix}/"):
+        text = text.replace(private, "")
+    text = re.sub(rf"{tempfile.gettempdir()}/traces-\w+", "/run", re.sub(rf"\b{re.escape(socket.gethostname())}\b", "host", text))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "retry.json").write_text(text + "\n", "utf-8")
     (folder / "retry.svg").write_text(draw(msgspec.json.decode(text, type=list[Trace]), TITLE), "utf-8")

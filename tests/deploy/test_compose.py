@@ -1,6 +1,6 @@
 """What compose.yaml and the Dockerfiles name exists, is pinned, listens on loopback alone, and is what the settings take.
 
-There is no Docker on the machines that run the tests.
+There is no Docker on the machines that run the tests; `test_image.py` runs the steps of the images without it.
 """
 
 from __future__ import annotations

@@ -213,3 +213,9 @@ def test_the_demo_stays_until_it_is_interrupted_and_leaves_nothing_running(tmp_p
     assert status == 0, (tmp_path / "out").read_text()
     commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
     assert not [command for command in commands if str(demo.pid).encode() in command]
+
+
+def test_the_picture_in_the_docs_is_that_of_the_traces_beside_it_which_are_as_they_should_be() -> None:
+    found = msgspec.json.decode((KEPT / "retry.json").read_bytes(), type=list[Trace])
+    assert check(found, 2) == []
+    assert (KEPT / "retry.svg").read_text("utf-8") == draw(found, TITLE)

@@ -17,11 +17,13 @@ from typing import Any
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from deploy.demo.worker import worker
 from tests.collector import Answer, Collector
 from tests.deploy.producers import FOLDER, installed_fastapi, installed_node
+from tests.faults.harness import leftovers
 from tests.servers import Server, free_ports, wait_until
 
-PRODUCER, SERVER = Span.SPAN_KIND_PRODUCER, Span.SPAN_KIND_SERVER
+PRODUCER, CONSUMER, SERVER = Span.SPAN_KIND_PRODUCER, Span.SPAN_KIND_CONSUMER, Span.SPAN_KIND_SERVER
 
 
 @pytest.fixture
@@ -89,6 +91,20 @@ def test_node_sends_jobs_that_carry_the_context_of_their_span(tcp_server: Server
     assert attributes_of(two)["messaging.message.id"] == other
     resource = attributes_of(collector.requests[0].message.resource_spans[0].resource)
     assert (resource["service.name"], bool(resource["host.name"])) == ("node-orders", True)
+
+
+def test_a_job_from_node_is_run_within_the_trace_of_its_sender(tcp_server: Server, collector: Collector, tmp_path: Path) -> None:
+    environment = {**installed_node(), **told(tcp_server, collector, "node-orders")}
+    with worker(tmp_path, collector.endpoint, "--redis", tcp_server.url):
+        done = subprocess.run(
+            ["node", "index.js", "1"], cwd=FOLDER / "node", env=environment, stdout=subprocess.PIPE, text=True, timeout=60
+        )
+        wait_until(lambda: not leftovers(tcp_server.client()), what="the job is settled")
+    assert done.returncode == 0
+    [publish] = [span for span in collector.spans if span.kind == PRODUCER]
+    attempts = [span for span in collector.spans if span.kind == CONSUMER]
+    assert attributes_of(attempts[0])["messaging.message.id"] == done.stdout.strip()
+    assert (attempts[0].trace_id, attempts[0].parent_span_id) == (publish.trace_id, publish.span_id)
 
 
 def test_node_sends_until_it_is_stopped_and_then_sends_its_spans(tcp_server: Server, collector: Collector) -> None:
