@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from otel.exposition import MAX_LABEL_CHARS, Family, Page, buckets, escaped, merged
 from otel.metrics import (
+    MAX_ROWS,
     MAX_TYPES,
     ProcessesReading,
     Reading,
@@ -27,7 +28,7 @@ from runtime.errors import Retry
 from runtime.jobs import DONE
 from runtime.rules import Rules
 from runtime.stats import Stats
-from runtime.store.flow import Parts, reading
+from runtime.store.flow import Parts, PauseReading, reading
 from runtime.store.inspector import Depth
 from tests.builders import NOW_MS, job
 
@@ -295,3 +296,10 @@ def test_a_retry_is_an_outcome():
     stats = counted("note", known=(b"note",))
     stats.ran(job("note"), Retry(1), 0.1)
     assert of_type(render(a_reading(stats)), "runtime_outcomes_total", outcome="retry") == {"note": 1}
+
+
+def test_what_people_have_paused_makes_series_up_to_a_bound():
+    flow = reading(Parts(Rules(), Counter(), [], {}, {}, 0), {})
+    flow.pauses = [PauseReading("type", f"t{n}", 0, 0, "ann", "", 0) for n in range(2 * MAX_ROWS)]
+    found = samples(render(a_reading(flow=flow)))
+    assert sum(name == "runtime_paused_since_timestamp_seconds" for name, _ in found) == MAX_ROWS
