@@ -76,9 +76,9 @@ def look(jaeger: Jaeger, trace_id: str, job: str) -> tuple[list[Trace], list[str
     while True:
         others = [trace for trace in jaeger.find(SERVICE, messaging_message_id=job) if trace and trace[0].trace_id != trace_id]
         traces = [trace for trace in (jaeger.trace(trace_id), *sorted(others, key=lambda trace: trace[0].start_ns)) if trace]
-        problems = check(traces, FAILURES)
-        if not problems or time.monotonic() > end_s:
-            return traces, problems
+        if not check(traces, FAILURES) or time.monotonic() > end_s:
+            traces = [jaeger.trace(trace[0].trace_id, warnings=True) for trace in traces]
+            return traces, check(traces, FAILURES)
         time.sleep(0.05)
 
 

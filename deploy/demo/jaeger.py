@@ -150,26 +150,30 @@ class Jaeger:
         return sorted(self.ask("/api/services")["data"] or [])
 
     def find(self, service: str, most: int = 100, **tags: str) -> list[Trace]:
-        """Return the newest traces that have a span of the service with these tags (`job_attempt="3"` is `job.attempt`)."""
+        """Return the newest traces that have a span of the service with these tags (`job_attempt="3"` is `job.attempt`).
+
+        Without warnings: see `trace`.
+        """
         wanted = json.dumps({name.replace("_", "."): value for name, value in tags.items()})
-        found = self.ask("/api/traces", service=service, limit=most, lookback="1h", tags=wanted)["data"]
+        found = self.ask("/api/traces", service=service, limit=most, lookback="1h", tags=wanted, raw="true")["data"]
         return [self.trace(one["traceID"]) for one in found]
 
-    def trace(self, trace_id: str) -> Trace:
+    def trace(self, trace_id: str, warnings: bool = False) -> Trace:
         """Return all spans of one trace; none if Jaeger does not have it.
 
-        OTLP has what the older form leaves out (kinds, links with their attributes), which alone has Jaeger's warnings.
+        With `warnings` they have those of Jaeger, to be asked for when all spans are there: once somebody has looked while a
+        parent was missing, Jaeger warns of that whenever it is asked.
         """
         try:
-            otlp = self.ask(f"/api/v3/traces/{trace_id}")["result"]
-            older = self.ask(f"/api/traces/{trace_id}")["data"][0]["spans"]
+            otlp = self.ask(f"/api/v3/traces/{trace_id}", raw_traces="true")["result"]
+            older: list[dict[str, Any]] = self.ask(f"/api/traces/{trace_id}")["data"][0]["spans"] if warnings else []
         except urllib.error.HTTPError as error:
             if error.code != 404:
                 raise
             return []
-        # In memory, Jaeger adds its warnings to a span once more whenever somebody reads it.
-        warnings: dict[str, list[str]] = {span["spanID"]: list(dict.fromkeys(span.get("warnings") or [])) for span in older}
-        return sorted(spans_of(otlp, warnings), key=lambda span: (span.start_ns, -span.end_ns))
+        # The same one is added whenever somebody looks.
+        found: dict[str, list[str]] = {span["spanID"]: list(dict.fromkeys(span.get("warnings") or [])) for span in older}
+        return sorted(spans_of(otlp, found), key=lambda span: (span.start_ns, -span.end_ns))
 
 
 def free_ports(wanted: int) -> tuple[int, int, int]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from deploy.demo.jaeger import Jaeger, Span
+from deploy.demo.jaeger import Jaeger, Span, Trace
 from deploy.demo.worker import worker
 from tests.servers import Server, wait_until
 
@@ -35,16 +35,16 @@ def attempts(jaeger: Jaeger, raw: Any, number: int, *, failures: int = 0, **fiel
         "id": f"job-{time.time_ns()}",
     }
     raw.xadd("{jobs}:high", {**order, **fields})
-    found: list[Span] = []
+    traces: list[Trace] = []
 
     def are_there() -> bool:
-        traces = jaeger.find("backend-jobs", messaging_message_id=order["id"])
-        found[:] = sorted((span for trace in traces for span in trace if span.kind == "consumer"), key=lambda span: span.start_ns)
-        assert [span.warnings for trace in traces for span in trace if span.warnings] == []
-        return len(found) == number
+        traces[:] = sorted(jaeger.find("backend-jobs", messaging_message_id=order["id"]), key=lambda trace: trace[0].start_ns)
+        return len(traces) == number and all(len(trace) == (1 if "job.forced" in trace[0].attributes else 6) for trace in traces)
 
-    wait_until(are_there, what=f"{number} attempts are in Jaeger")
-    return found
+    wait_until(are_there, what=f"{number} attempts are in Jaeger, with their steps where they were sampled")
+    read = [jaeger.trace(trace[0].trace_id, warnings=True) for trace in traces]
+    assert [span.warnings for trace in read for span in trace if span.warnings] == []
+    return [trace[0] for trace in read]
 
 
 def test_a_failure_whose_sender_was_not_sampled_is_a_root_in_the_sender_s_trace(jaeger: Jaeger, raw: Any) -> None:
