@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -123,13 +123,20 @@ class Server:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connection
 
-    def fill(self, jobs: int, stream: str = STREAM, type_name: bytes = b"noop", payload: bytes = PAYLOAD) -> None:
+    def fill(
+        self,
+        jobs: int,
+        stream: str = STREAM,
+        type_name: bytes = b"noop",
+        payload: bytes = PAYLOAD,
+        fields: Sequence[bytes] = (),
+    ) -> None:
         """Put jobs onto a stream by XADD, as fast as the server takes them: one buffer, sent repeatedly.
 
         Raises:
             BenchError: the server refuses one.
         """
-        command = xadd(stream, type_name, payload)
+        command = xadd(stream, type_name, payload, fields)
         with self.connect() as connection:
             for start in range(0, jobs, FILL_CHUNK):
                 chunk = min(FILL_CHUNK, jobs - start)
@@ -142,9 +149,9 @@ class Server:
                     lines -= got.count(b"\n")
 
 
-def xadd(stream: str, type_name: bytes, payload: bytes) -> bytes:
-    """Return the RESP bytes of the command that sends one job."""
-    words = [b"XADD", stream.encode(), b"*", b"type", type_name, b"data", payload]
+def xadd(stream: str, type_name: bytes, payload: bytes, fields: Sequence[bytes] = ()) -> bytes:
+    """Return the RESP bytes of the command that sends one job, with more fields and values in turn."""
+    words = [b"XADD", stream.encode(), b"*", b"type", type_name, b"data", payload, *fields]
     return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in words)
 
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import uvloop
 
-from bench import gates, page, raw
+from bench import gates, page, raw, traced
 from bench.lab import PAYLOAD, ROOT, STREAM, STREAMS, WORKERS, BenchError, Server, Worker, xadd
 from bench.noop import LATENCY_VARIABLE, TURNS_VARIABLE, Noop
 from runtime.producer import Message, Producer
@@ -73,6 +73,18 @@ class Round:
     def critical(self) -> Figures:
         """Return how long CRITICAL waits while LOW has all other lanes, and how long a lane is free then."""
         return _critical(self.seconds)
+
+    def traced(self) -> Figures:
+        """Return traced drains beside an untraced one, in turn."""
+        return traced.drains(self.jobs)
+
+    def collector_away(self) -> Figures:
+        """Return drains in which all is traced and no collector takes it."""
+        return traced.away(self.jobs)
+
+    def spans(self) -> Figures:
+        """Return what single spans cost, without Redis."""
+        return traced.spans()
 
     def metrics(self) -> Figures:
         """Return what a page for Prometheus takes, without Redis."""

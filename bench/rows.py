@@ -98,14 +98,6 @@ def busy(side: str, rate: str) -> Callable[[Figures], str]:
     return remark
 
 
-def _nothing(_: Round) -> Figures:
-    return {}
-
-
-def _not_yet() -> str:
-    return "not implemented yet"
-
-
 ROWS: Final = (
     Row(
         "drain",
@@ -142,7 +134,48 @@ ROWS: Final = (
         (Line("attempts/s", "attempts_per_s", target=Target(at_least=40_000)), *CPU),
         remark=busy("worker", "jobs_per_s"),
     ),
-    Row("traced", "drain with tracing", _nothing, (), _not_yet),
+    Row(
+        "traced",
+        "drain with tracing, in turn, as parts of the untraced one",
+        Round.traced,
+        (
+            Line("untraced, jobs/s", "jobs_per_s"),
+            Line("on, nothing sampled", "none_of_off", 3, target=Target(at_least=0.97)),
+            Line("1 % sampled", "one_percent_of_off", 3, target=WITHIN_5_PERCENT),
+            Line("100 %", "all_of_off", 3, target=Target(at_least=0.5)),
+            Line("100 %, children of their senders", "children_of_off", 3),
+            Line("off, messages with a sampled traceparent", "carried_of_off", 3, target=WITHIN_5_PERCENT),
+            Line("untraced, worker CPU, µs/job", "worker_us", 2),
+            Line("on, nothing sampled", "none_us", 2),
+            Line("1 % sampled", "one_percent_us", 2),
+            Line("100 %", "all_us", 2),
+            Line("100 %, children of their senders", "children_us", 2),
+            Line("off, messages with a sampled traceparent", "carried_us", 2),
+        ),
+    ),
+    Row(
+        "collector-away",
+        "drain with 100 % traced, beside one whose collector takes all",
+        Round.collector_away,
+        (
+            Line("collector refuses: part of its rate", "refused_of_there", 3, target=WITHIN_5_PERCENT),
+            Line("memory more, MB", "refused_mb", 1, target=Target(at_most=20)),
+            Line("stop takes longer, s", "refused_stop_s", 2, target=Target(at_most=2.5)),
+            Line("collector never answers: part of its rate", "silent_of_there", 3, target=WITHIN_5_PERCENT),
+            Line("memory more, MB", "silent_mb", 1, target=Target(at_most=20)),
+            Line("stop takes longer, s", "silent_stop_s", 2, target=Target(at_most=2.5)),
+        ),
+    ),
+    Row(
+        "spans",
+        "a span, µs of the loop's CPU, without Redis",
+        Round.spans,
+        (
+            Line("of a job that was done", "sampled_us", 2),
+            Line("of a failed attempt that was not sampled", "forced_us", 1, target=Target(at_most=25)),
+            Line("by OpenTelemetry's SDK", "sdk_us", 1),
+        ),
+    ),
     Row(
         "latency",
         "XADD to handler's start, 200 jobs/s",

@@ -50,20 +50,25 @@ def varint(number: int) -> bytes:
 _SMALL: Final = [bytes((number,)) for number in range(0x80)]
 
 
+# The head of a length-delimited field, by its number (up to 15) and its length, where that is short.
+_HEADS: Final = [[bytes((number << 3 | 2, size)) for size in range(0x80)] for number in range(16)]
+
+
 def field(number: int, content: bytes) -> bytes:
-    """Return a length-delimited field."""
-    return varint(number << 3 | 2) + varint(len(content)) + content
+    """Return a length-delimited field, of a number up to 15."""
+    size = len(content)
+    return _HEADS[number][size] + content if size < 0x80 else _HEADS[number][0][:1] + varint(size) + content
 
 
 def text(value: str) -> bytes:
     """Return a text as UTF-8. One string that is none would make a collector refuse the whole request."""
-    return value.encode(errors="backslashreplace")
+    return value.encode("utf-8", "backslashreplace")
 
 
 def _any_value(value: Value) -> bytes:
+    if isinstance(value, str):
+        return field(1, value.encode("utf-8", "backslashreplace"))
     match value:
-        case str():
-            return field(1, text(value))
         case bool():
             return b"\x10" + varint(value)
         case int():

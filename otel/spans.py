@@ -177,32 +177,35 @@ class LaneSpan(_Named):
         self._lane = lane
         self._sampling = sampling
         self._job: Job | None = None
-        self._context = trace.INVALID_SPAN_CONTEXT
+        self._ids = (b"", b"")
+        self._flags = _UNSAMPLED
+        self._context: SpanContext | None = None
 
     def get_span_context(self) -> SpanContext:
         """Return the ids of the job that runs, as those of a span that is not recorded; between jobs, none."""
         job = self._lane.job
         if job is None:
             return trace.INVALID_SPAN_CONTEXT
-        return self.context_for(job)
+        trace_id, span_id = self.ids_of(job)
+        if self._context is None:
+            ids = int.from_bytes(trace_id, "big"), int.from_bytes(span_id, "big")
+            self._context = SpanContext(*ids, False, self._flags, _NO_STATE)
+        return self._context
 
-    def context_for(self, job: Job) -> SpanContext:
-        """Return the ids of a job's attempt."""
+    def ids_of(self, job: Job) -> tuple[bytes, bytes]:
+        """Return the ids of the trace and of the span of a job's attempt."""
         if self._job is not job:
             parent = self._sampling.trace_of(job)
-            trace_id = getrandbits(128) if parent is None else int.from_bytes(parent[0], "big")
-            self._context, self._job = SpanContext(trace_id, getrandbits(64), False, _UNSAMPLED, _NO_STATE), job
-        return self._context
+            trace_id = getrandbits(128).to_bytes(16, "big") if parent is None else parent[0]
+            self._set(job, (trace_id, getrandbits(64).to_bytes(8, "big")), _UNSAMPLED)
+        return self._ids
 
     def adopt(self, job: Job, ids: tuple[bytes, bytes]) -> None:
         """Have these ids of trace and span for a job from now on, as those of a span that is recorded."""
-        trace_id, span_id = (int.from_bytes(one, "big") for one in ids)
-        self._context, self._job = SpanContext(trace_id, span_id, False, _SAMPLED, _NO_STATE), job
+        self._set(job, ids, _SAMPLED)
 
-    def ids_of(self, job: Job) -> tuple[bytes, bytes]:
-        """Return the ids of a job's attempt."""
-        context = self.context_for(job)
-        return context.trace_id.to_bytes(16, "big"), context.span_id.to_bytes(8, "big")
+    def _set(self, job: Job, ids: tuple[bytes, bytes], flags: TraceFlags) -> None:
+        self._job, self._ids, self._flags, self._context = job, ids, flags, None
 
     def is_recording(self) -> bool:
         """Return False."""
