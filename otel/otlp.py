@@ -192,31 +192,21 @@ class Shape:
             b"\x12" + varint(fixed + len(prefix) + size) + b"\x0a\x10" for size, prefix in enumerate(self._id_prefixes)
         ]
 
-    def put(
-        self,
-        parts: list[bytes],
-        trace_id: bytes,
-        span_id: bytes,
-        parent_id: bytes,
-        start_ns: int,
-        end_ns: int,
-        wait: float,
-        id: bytes,
-    ) -> None:
-        """Append a span, as `encode` returns one, in parts; `id` has at most MAX_ID bytes, of ASCII."""
+    def parts(
+        self, trace_id: bytes, span_id: bytes, parent_id: bytes, start_ns: int, end_ns: int, wait: float, id: bytes
+    ) -> tuple[bytes, ...]:
+        """Return a span, as `encode` returns one, in parts; `id` has at most MAX_ID bytes, of ASCII."""
         size = len(id)
-        if parent_id:
-            parts += (
-                self._starts[size], trace_id, b"\x12\x08", span_id, b"\x22\x08", parent_id, self._head,
-                _pack_times(_START, start_ns, _END, end_ns), self._wait_prefix, _pack_double(wait), self._tail,
-                self._id_prefixes[size], id,
+        times = _pack_times(_START, start_ns, _END, end_ns)
+        if not parent_id:
+            return (
+                self._starts[size], trace_id, b"\x12\x08", span_id, self._head, times,
+                self._wait_prefix, _pack_double(wait), self._tail, self._id_prefixes[size], id,
             )  # fmt: skip
-        else:
-            parts += (
-                self._starts[size], trace_id, b"\x12\x08", span_id, self._head,
-                _pack_times(_START, start_ns, _END, end_ns), self._wait_prefix, _pack_double(wait), self._tail,
-                self._id_prefixes[size], id,
-            )  # fmt: skip
+        return (
+            self._starts[size], trace_id, b"\x12\x08", span_id, b"\x22\x08", parent_id, self._head, times,
+            self._wait_prefix, _pack_double(wait), self._tail, self._id_prefixes[size], id,
+        )  # fmt: skip
 
 
 _pack_times: Final = _TIMES.pack

@@ -231,9 +231,10 @@ class Tracing:
                 self.write(Ran(job, DONE, None, int(start_s * 1e9), int(end_s * 1e9)), span)
                 continue
             shape = shapes.get((job.type, job.stream, not parent_id)) or self._shape(job, bool(parent_id))
-            job_id = job.envelope.id.encode() if job.envelope.id else _PREFIXES[job.stream] + job.entry
-            times = (int(start_s * 1e9), int(end_s * 1e9))
-            shape.put(parts, trace_id, span_id, parent_id, *times, wait_s if wait_s > 0 else 0.0, job_id)
+            envelope = job.envelope
+            job_id = _PREFIXES[job.stream] + job.entry if envelope is PLAIN or not envelope.id else envelope.id.encode()
+            start_ns, end_ns = int(start_s * 1e9), int(end_s * 1e9)
+            parts += shape.parts(trace_id, span_id, parent_id, start_ns, end_ns, wait_s if wait_s > 0 else 0.0, job_id)
             if ended_s - started_s > EXEMPLARY_S or job is last:
                 self._exemplify(job, ended_s - started_s, trace_id, span_id, end_s)
         self.counts["sampled"] += len(ended)

@@ -127,8 +127,7 @@ def test_a_shape_writes_the_same_span_as_the_slow_way(
     shape = Shape(
         name, otlp.CONSUMER, otlp.attributes(constant), "job.wait_s", "messaging.message.id", has_parent=bool(parent_id)
     )
-    parts: list[bytes] = []
-    shape.put(parts, trace_id, span_id, parent_id, start_ns, end_ns, wait, job_id.encode())
+    parts = shape.parts(trace_id, span_id, parent_id, start_ns, end_ns, wait, job_id.encode())
     slow = Span(
         name=name,
         kind=otlp.CONSUMER,
