@@ -16,6 +16,7 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerPro
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, TraceIdRatioBased
 
 from otel.otlp import Pairs, field
+from otel.spans import has_provider
 
 
 class HandlerSpans(SpanProcessor):
@@ -40,11 +41,6 @@ class HandlerSpans(SpanProcessor):
 
 _spans: Final = HandlerSpans()
 _ours: TracerProvider | None = None  # a process sets its provider once
-
-
-def has_provider() -> bool:
-    """Return whether the application, or `receive_spans`, has set a TracerProvider."""
-    return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
 
 
 def receive_spans(sink: Callable[[ReadableSpan], None], resource: Pairs, ratio: float) -> bool:

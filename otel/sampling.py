@@ -16,6 +16,7 @@ _IDS: Final = rb"-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
 _FIRST: Final = re.compile(rb"00" + _IDS).fullmatch
 _LATER: Final = re.compile(rb"(?!00|ff)[0-9a-f]{2}" + _IDS + rb"(-[ -~]*)?").fullmatch
 _SIZE: Final = len("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+_EVEN: Final = b"02468ace"
 _ODD: Final = b"13579bdf"  # the last digit of flags whose lowest bit is set; `b"b"[0] & 1` is not that bit
 MAX_STATE_BYTES: Final = 512  # what W3C asks a vendor to carry at least
 _STATE: Final = re.compile(rb"[ -~]{1,%d}(?![\s\S])" % MAX_STATE_BYTES)
@@ -120,7 +121,7 @@ class Sampling:
         for job in told:
             parent = job.trace
             if is_for_parents and parent and job.envelope is PLAIN and job.count == 1:  # nearly all
-                if len(parent) == _SIZE and parent[-1] not in _ODD:
+                if len(parent) == _SIZE and parent[-1] in _EVEN:
                     continue
                 if _FIRST(parent) is not None:
                     job.is_traced = self.believed.take(now_s)

@@ -45,6 +45,11 @@ def _fast_attach() -> Callable[[Context], object]:
 attach_fast: Final = _fast_attach()
 
 
+def has_provider() -> bool:
+    """Return whether this process has set a TracerProvider."""
+    return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+
+
 def context_of(span: trace.Span) -> Context:
     """Return a context that holds nothing but this span."""
     return Context({SPAN_KEY: span})

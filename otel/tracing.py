@@ -43,7 +43,6 @@ OLDEST_ENDED_S: Final = 0.1  # or as old as this, a guess
 CLOCK_S: Final = 1.0  # a guess: between two looks at how far the clock of the host is from the monotonic one
 TOLD_S: Final = 60.0  # a guess: between two lines of the log that say the same
 MAX_OWN_BYTES: Final = 4 << 20  # of handlers' own spans that are not handed over, a guess: half of what the sender keeps
-BLOCK_S: Final = 0.1
 EXEMPLARY_S: Final = 0.001  # each longer attempt is an exemplar, of shorter ones the last of each batch: there are many
 MAX_SHAPES: Final = 1024  # a guess: more than types that have handlers, times priorities; a shape has some 20 kB
 CHILD: Final = "otel.child:ChildTrace"
@@ -383,7 +382,7 @@ def begin(config: Config, export: ExportSettings, server: str, worker: str) -> T
     )
     resource = resource_of(export.resource, worker)
     sender = Sender(export)
-    tracing = Tracing(about, sampling, sender, resource, slow_s=config.slow_ms / 1000, block_s=BLOCK_S)
+    tracing = Tracing(about, sampling, sender, resource, slow_s=config.slow_ms / 1000, block_s=config.block_warn_ms / 1000)
     receive_spans(lambda span: tracing.collect(encode(span)), resource, sampling.root_ratio)
     sender.start()
     logs.trace_ids = current_ids

@@ -22,6 +22,7 @@ from msgspec import inspect
 from runtime.codec import JOB_ID, MAX_DATA_BYTES, MAX_KEY_BYTES, MAX_MS, header, holds_no_number
 from runtime.errors import BadPayload, ConfigError
 from runtime.jobs import STREAMS, TYPE_NAME, Contract, Priority, contract_of
+from runtime.observer import Publishing, publisher
 from runtime.sender import CHUNK_BYTES, CHUNK_MESSAGES, Flow, Head, Packed, Sender, Sent
 from runtime.store.sends import Durability, SendStore, durability_of
 from runtime.store.urls import without_password
@@ -171,9 +172,15 @@ class Producer:
             StoreUnavailable: Redis did not answer for `patience_s`; the text says whether it may have been stored, once.
         """
         options = Options(priority=priority, delay_s=delay_s, at=at, exp=exp, key=key, id=id, attempts=attempts, group=group)
-        sender = self._sender_for(durability)
+        sender, publish = self._sender_for(durability), publisher()
         is_plain = options == NO_OPTIONS and not isinstance(payload, Message)
-        return (await sender.send([self.pack(payload) if is_plain else self.pack_with(payload, options)]))[0]
+        if publish is None:
+            return (await sender.send([self.pack(payload) if is_plain else self.pack_with(payload, options)]))[0]
+        with publish(self._queue, self._url, False) as told:
+            packed = self.pack(payload) if is_plain else self.pack_with(payload, options)
+            [sent] = await sender.send([Packed(_told(packed.head, told), packed.data)])
+            told.sent([sent.id])
+            return sent
 
     async def send_many(
         self,
@@ -200,10 +207,30 @@ class Producer:
             QueueFull: Redis has no memory left; the chunks before are stored.
             StoreUnavailable: Redis did not answer for `patience_s`; the chunks before are stored.
         """
-        flow = Flow(self._sender_for(durability), progress)
+        flow, publish = Flow(self._sender_for(durability), progress), publisher()
+        if publish is None:
+            return await self._send_all(flow, messages, self.pack)
+        with publish(self._queue, self._url, True) as told:
+            heads: dict[type[msgspec.Struct], Head] = {}  # messages that share one go as one run
+
+            def pack(message: msgspec.Struct | Message) -> Packed:
+                packed, kind = self.pack(message), type(message)
+                if isinstance(message, Message):
+                    return Packed(_told(packed.head, told), packed.data)
+                return Packed(heads.get(kind) or heads.setdefault(kind, _told(packed.head, told)), packed.data)
+
+            sent = await self._send_all(flow, messages, pack)
+            told.sent([one.id for one in sent])
+            return sent
+
+    async def _send_all(
+        self,
+        flow: Flow,
+        messages: Iterable[msgspec.Struct | Message] | AsyncIterable[msgspec.Struct | Message],
+        pack: Callable[[msgspec.Struct | Message], Packed],
+    ) -> list[Sent]:
         chunk: list[Packed] = []
         size_bytes = 0
-        pack = self.pack
         try:
             async for some in _in_turns(messages):
                 for message in some:
@@ -345,6 +372,11 @@ class Producer:
         )
         self._senders[loop, durability] = sender
         return sender
+
+
+def _told(head: Head, told: Publishing) -> Head:
+    """Return the head of a message that tells of the call which sends it."""
+    return Head(head.stream, head.due_ms, head.id, (*told.fields, *head.fields)) if told.fields else head
 
 
 _FORKED: Final = "hint: a forked process runs a new one, as by asyncio.run"

@@ -49,7 +49,7 @@ STRICT: dict[str, tuple[set[str], str]] = {
         {"errors", "limits", "jobs", "rules", "store", "codec", "cron", "schedules", "sender", "producer"},
         "a service that orders loads no worker",
     ),
-    "producer": ({"errors", "limits", "jobs", "backoff", "codec", "store", "sender"}, "the same"),
+    "producer": ({"errors", "limits", "jobs", "observer", "backoff", "codec", "store", "sender"}, "the same"),
 }
 # What stands at the edge may import every module; what `__init__` names, it loads when it is first used.
 EDGE = re.compile(r"runtime\.(cli\w*|__main__|__init__|commands(\..*)?|testing|pytest_plugin)")
@@ -65,6 +65,7 @@ LOADED_LATE = {
 LOADED_BY_NAME = {
     "runtime/__init__.py": "loads its names when they are first used",
     "runtime/cli.py": "loads only the command that was asked for",
+    "runtime/observer.py": "loads what makes a producer's spans where the application traces",
 }
 
 PURE = (
@@ -181,7 +182,7 @@ def may_import(importer: str, imported: str) -> bool:
         case "otel":
             allowed = (
                 *("runtime.errors", "runtime.backoff", "runtime.jobs", "runtime.stats", "runtime.logs", "runtime.folders"),
-                *("runtime.codec", "runtime.config", "runtime.settle", "runtime.store.base"),
+                *("runtime.codec", "runtime.config", "runtime.observer", "runtime.settle", "runtime.store.base"),
                 *("runtime.store.flow", "runtime.store.inspector", "otel"),
             )
             return imported == "runtime" or is_under(imported, allowed)
