@@ -487,6 +487,8 @@ class MemoryStreams:
         store.remove(stream, entry, letter.lease.count)
         notes = {"reason": letter.code, "error": letter.error, "stack": letter.stack, "attempts": str(letter.attempts)}
         notes |= {"from": stands_at(stream, entry), "at": str(store.now_ms)}
+        if letter.trace:
+            notes["trace"] = letter.trace.decode()
         own_id = {"id": letter.job_id} if letter.job_id and value(fields, b"id") is None else {}
         store.dead.append(as_text(fields) | own_id | {f"dead_{name}": note for name, note in notes.items()})
         store.move_key(value(fields, b"key"), f"{STREAMS[stream]} {entry.decode()}", "")

@@ -311,6 +311,21 @@ async def test_replay_gives_the_job_its_id_and_a_fresh_count_of_attempts(store, 
     await control.close()
 
 
+@pytest.mark.parametrize(("trace", "tried"), [(b"died-here", "died-here"), (b"", "before")])
+async def test_a_replayed_job_says_which_attempt_it_comes_after(store, raw, server, trace, tried):
+    add(raw, tried="before")
+    [lease] = await leases(store)
+    await store.settle(batch(Letter(lease, "attempts", "e", "", 8, "i", trace)))
+    control = ControlStore(server.url, "jobs")
+    [(letter, fields)] = raw.xrange("{jobs}:dead")
+    assert fields.get("dead_trace", "") == trace.decode()
+    await control.replay(letter)
+    [(_, again)] = raw.xrange(KEY)
+    assert again["tried"] == tried
+    assert "dead_trace" not in again
+    await control.close()
+
+
 async def test_replay_is_refused_while_another_live_job_owns_the_key(store, raw, server):
     add(raw, key="k")
     [first] = await leases(store)

@@ -478,6 +478,32 @@ async def test_two_messages_with_one_id_are_two_jobs(store, kit):
     assert {fields["id"] for fields in kit.messages()} == {"same"}
 
 
+TRIED = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+async def test_a_letter_says_which_span_tells_of_it_if_one_does(store, kit):
+    kit.add()
+    [lease] = await leases(store)
+    await store.settle(batch(Letter(lease, "attempts", "e", "", 1, "i", TRIED)))
+    [fields] = kit.letters()
+    assert fields["dead_trace"] == TRIED.decode()
+
+
+async def test_a_retry_says_which_attempt_it_comes_after(store, kit):
+    kit.add(traceparent="sent", tried="long ago")
+    [lease] = await leases(store)
+    await store.settle(batch(Deferral(lease, "retry", 0, "j", 1, TRIED)))
+    await store.promote(10, "0")
+    [again] = await leases(store)
+    fields = dict(zip(again.fields[::2], again.fields[1::2], strict=True))
+    assert (fields[b"tried"], fields[b"traceparent"], again.trace) == (TRIED, b"sent", b"sent")
+    assert again.fields.count(b"tried") == 1
+    await store.settle(batch(Deferral(again, "snooze", 0, "j", 1)))
+    await store.promote(10, "0")
+    [later] = await leases(store)
+    assert dict(zip(later.fields[::2], later.fields[1::2], strict=True))[b"tried"] == TRIED, "the last one that is recorded"
+
+
 async def test_a_dead_letter_has_every_field_and_the_notes_of_its_death(store, kit):
     entry = kit.add(**{"x-a": "b"})
     [lease] = await leases(store)
