@@ -44,6 +44,10 @@ SCHEDULE_ORDERS = "tests/contract/test_schedule_orders.py"
 RULES = "tests/contract/test_rules.py"
 GATES = "tests/contract/test_gates.py"
 EXPORT = "tests/contract/test_export.py"
+TRACING = "tests/unit/test_tracing.py"
+SAMPLING = "tests/unit/test_sampling.py"
+SPANS = "tests/unit/test_spans.py"
+TRACES = "tests/contract/test_traces.py"
 OTEL_SETTINGS = "tests/unit/test_otel_settings.py"
 GATES_ALONE = "tests/unit/test_gates.py"
 OFFLOAD = "tests/unit/test_offload.py"
@@ -2225,6 +2229,160 @@ MUTANTS: tuple[Mutant, ...] = (
         "        if blocked_s > self.warn_s:\n",
         "        if blocked_s > self.warn_s and self.holder:\n",
         f"{MONITOR}::test_what_was_over_before_it_was_seen_is_counted_and_told_without_a_name",
+    ),
+    Mutant(
+        "a failed attempt is traced only if it was sampled",
+        "otel/tracing.py",
+        "        if not (is_long or blocked_ms or isinstance(outcome, Retry)):\n",
+        "        if not (is_long or blocked_ms):\n",
+        f"{TRACING}::test_a_failed_attempt_has_its_span_whatever_the_sampling",
+    ),
+    Mutant(
+        "deaths have a budget",
+        "otel/tracing.py",
+        "        if isinstance(outcome, Dead | Lost):\n            return False\n",
+        "",
+        f"{TRACING}::test_a_dead_job_has_its_span_and_its_letter_the_place_of_it",
+    ),
+    Mutant(
+        "a retry has its sender for a parent",
+        "otel/sampling.py",
+        "        return parse(job.trace) if job.envelope is PLAIN or is_straight(job.envelope) else None",
+        "        return parse(job.trace)",
+        f"{TRACING}::test_the_second_attempt_is_a_trace_of_its_own_with_links_back",
+    ),
+    Mutant(
+        "the second attempt is sampled like the first",
+        "otel/sampling.py",
+        "        if (job.envelope.failed or TRIED in job.fields) and self.forced.take(now_s):",
+        "        if False:",
+        f"{SAMPLING}::test_an_attempt_after_a_failed_one_and_what_a_worker_left_is_traced_from_its_beginning",
+    ),
+    Mutant(
+        "links lead to what is not recorded",
+        "otel/attempts.py",
+        "        if sender is not None and sender[2]:",
+        "        if sender is not None:",
+        f"{TRACING}::test_no_link_leads_to_what_is_not_recorded",
+    ),
+    Mutant(
+        "a span made at the end has a parent",
+        "otel/attempts.py",
+        'parent_id=parent[1] if is_sampled and parent is not None and parent[2] else b""',
+        'parent_id=parent[1] if parent is not None and parent[2] else b""',
+        f"{TRACING}::test_a_failed_attempt_has_its_span_whatever_the_sampling",
+    ),
+    Mutant(
+        "a job that has ended goes on to be recorded",
+        "otel/tracing.py",
+        "            span.is_over = True\n",
+        "",
+        f"{TRACING}::test_what_a_task_records_after_the_end_of_its_job_is_left_out",
+    ),
+    Mutant(
+        "each traced job costs its lane a task",
+        "otel/tracing.py",
+        "        attach_fast(self._base)\n        blocked = ",
+        "        blocked = ",
+        f"{TRACING}::test_traced_jobs_leave_no_lane_in_another_context",
+    ),
+    Mutant(
+        "ids of a span are made twice",
+        "otel/tracing.py",
+        "                span.trace_id, span.span_id = trace_id, span_id  #",
+        "                #",
+        f"{TRACING}::test_a_task_that_outlives_its_job_stays_in_the_trace_of_it",
+    ),
+    Mutant(
+        "the log has other ids than the span",
+        "otel/tracing.py",
+        "        self._lane_span.adopt(job, recorded)",
+        "        ",
+        f"{TRACING}::test_the_ids_that_a_handler_has_seen_are_those_of_the_span_made_at_its_end_and_of_its_log_line",
+    ),
+    Mutant(
+        "a mistake in tracing is the worker's end",
+        "otel/tracing.py",
+        "        if not isinstance(error, Exception):\n            return False\n",
+        "        return False\n",
+        f"{TRACING}::test_a_mistake_in_here_costs_a_span_and_no_job",
+    ),
+    Mutant(
+        "a sender is believed without a bound",
+        "otel/sampling.py",
+        "job.is_traced = self.believed.take(now_s)",
+        "job.is_traced = True",
+        f"{SAMPLING}::test_a_sender_is_believed_up_to_its_budget",
+    ),
+    Mutant(
+        "a malformed traceparent is taken",
+        "otel/sampling.py",
+        'rb"-(?!0{32})[0-9a-f]{32}',
+        'rb"-[0-9a-f]{32}',
+        f"{SAMPLING}::test_what_w3c_does_not_allow_is_no_traceparent",
+    ),
+    Mutant(
+        "a tracestate of any length is kept",
+        "otel/sampling.py",
+        'rb"[ -~]{1,%d}(?![\\s\\S])" % MAX_STATE_BYTES',
+        'rb"[ -~]+(?![\\s\\S])"',
+        f"{SAMPLING}::test_a_tracestate_is_kept_as_far_as_w3c_allows",
+    ),
+    Mutant(
+        "a span grows without bound",
+        "otel/spans.py",
+        "        return not self.is_over and self._chars <= MAX_SPAN_CHARS",
+        "        return not self.is_over",
+        f"{SPANS}::test_a_span_is_bounded_by_items_by_characters_of_each_and_of_all",
+    ),
+    Mutant(
+        "a text that is no UTF-8 spoils a request",
+        "otel/otlp.py",
+        '        return field(1, value.encode("utf-8", "backslashreplace"))',
+        '        return field(1, value.encode("utf-8", "surrogatepass"))',
+        "tests/unit/test_otlp.py::test_each_field_of_a_span_is_read_back_equal",
+    ),
+    Mutant(
+        "what a child has recorded is lost",
+        "runtime/offload.py",
+        "                if recorded and watch is not None:\n",
+        "                if False:\n",
+        f"{TRACES}::test_what_handlers_record_in_threads_and_child_processes_goes_the_same_way",
+    ),
+    Mutant(
+        "a retry forgets which attempt it comes after",
+        "runtime/codec.py",
+        "        notes += (_PACKED_TRIED, _packed_text(move.tried))",
+        "        pass",
+        f"{VERBS}::test_a_retry_says_which_attempt_it_comes_after",
+    ),
+    Mutant(
+        "a replayed job leads to the attempt before its death",
+        "runtime/store/lua/replay.lua",
+        "local tried = field(fields, 'dead_trace')",
+        "local tried = nil",
+        f"{STREAMS}::test_a_replayed_job_says_which_attempt_it_comes_after",
+    ),
+    Mutant(
+        "a letter leads to no trace",
+        "runtime/store/lua/dead.lua",
+        "  if trace ~= '' then notes",
+        "  if false then notes",
+        f"{VERBS}::test_a_letter_says_which_span_tells_of_it_if_one_does",
+    ),
+    Mutant(
+        "messages sent at once have a head each",
+        "runtime/producer.py",
+        "heads.get(kind) or heads.setdefault(kind, _told(packed.head, told))",
+        "_told(packed.head, told)",
+        "tests/unit/test_publish.py::test_messages_of_a_traced_call_go_as_one_run",
+    ),
+    Mutant(
+        "a shape of any size is remembered",
+        "runtime/codec.py",
+        "    if _shapes_bytes + size <= _SHAPES_BYTES:",
+        "    if True:",
+        f"{CODEC}::test_shapes_of_messages_are_remembered_within_a_bound_of_bytes",
     ),
 )
 

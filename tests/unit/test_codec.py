@@ -14,6 +14,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from runtime import codec
 from runtime.bounds import MAX_DEPTH, TOO_DEEP
 from runtime.codec import (
     DEAD_FIELDS,
@@ -758,3 +759,42 @@ def test_any_message_that_is_a_job_gives_a_payload_or_a_bad_payload(fields: list
             assert isinstance(decode(job), Greet)
         except BadPayload as error:
             assert str(error)
+
+
+# --- shapes: messages whose fields say nothing that an envelope would hold ----------------------------------------------------
+
+
+def decoded(*pairs: tuple[bytes, bytes]) -> Job:
+    found, bad = decode_many(1, [(b"1-1", [word for pair in pairs for word in pair])], [1], "run", 0.0, 1)
+    assert not bad
+    return found[0]
+
+
+@given(st.permutations([(b"type", b"t"), (b"data", b"{}"), (b"traceparent", b"sent"), (b"src", b"web"), (b"x-a", b"b")]))
+def test_fields_that_only_go_along_need_no_envelope_in_any_order(pairs: list[tuple[bytes, bytes]]) -> None:
+    job = decoded(*pairs)
+    assert job.envelope is PLAIN
+    assert (job.type, job.data, job.trace) == (b"t", b"{}", b"sent")
+    assert list(job.fields) == [word for pair in pairs for word in pair]
+
+
+@pytest.mark.parametrize("name", [b"id", b"key", b"a", b"first_at", b"tried", b"group", b"ct"])
+def test_each_field_that_an_envelope_holds_is_read(name: bytes) -> None:
+    value = b"application/json" if name == b"ct" else b"1"
+    job = decoded((b"type", b"t"), (b"data", b"{}"), (b"traceparent", b"sent"), (name, value))
+    assert job.envelope is not PLAIN
+    assert job.trace == b"sent"
+
+
+def test_of_a_name_that_stands_twice_the_last_counts_whatever_else_there_is() -> None:
+    job = decoded((b"type", b"t"), (b"src", b"web"), (b"data", b"{}"), (b"data", b"[]"), (b"type", b"u"))
+    assert (job.type, job.data) == (b"u", b"[]")
+
+
+def test_shapes_of_messages_are_remembered_within_a_bound_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec, "_SHAPES", {})
+    monkeypatch.setattr(codec, "_shapes_bytes", 0)
+    for number in range(3000):
+        job = decoded((b"type", b"t"), (b"data", b"{}"), (b"x-%d" % number + b"y" * 100, b"z"))
+        assert (job.type, job.envelope) == (b"t", PLAIN)
+    assert 0 < sum(len(name) for names in codec._SHAPES for name in names) <= 64 * 1024

@@ -423,6 +423,7 @@ async def test_a_dead_job_has_its_span_and_its_letter_the_place_of_it(traced: Ca
         "dead", "no-account", "no-account",
     )  # fmt: skip
     assert events(span)["job.dead"] == {"job.dead_code": "no-account"}
+    assert "in run" in events(span)["exception"]["exception.stacktrace"]
     (letter,) = world.ledger.take().dead
     assert letter.trace.decode() == f"00-{span.trace_id.hex()}-{span.span_id.hex()}-01"
 
@@ -625,3 +626,17 @@ def test_a_server_is_named_without_a_password(url: str, pairs: dict[str, object]
 )
 def test_a_span_made_at_the_end_has_no_known_probability(state: str, left: str) -> None:
     assert without_threshold(state) == left
+
+
+async def test_what_a_task_records_after_the_end_of_its_job_is_left_out(traced: Callable[..., Traced]) -> None:
+    spans: list[trace.Span] = []
+
+    async def lends_its_span(payload: Any, job: Job) -> None:
+        spans.append(trace.get_current_span())
+        spans[0].set_attribute("mine", 1)
+
+    world = traced(sampling("always_on"))
+    await world.run(lends_its_span)
+    assert not spans[0].is_recording()
+    spans[0].set_attribute("late", 1)
+    assert "late" not in values(world.span())
