@@ -5,19 +5,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import sys
-from typing import Any
 
-import msgspec
-from opentelemetry import propagate, trace
+from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from redis import Redis
 
 from deploy.demo.orders import ConfirmOrder
+from runtime import Producer
 
 provider = TracerProvider(resource=Resource.create({"host.name": socket.gethostname()}))
 provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
@@ -25,21 +24,13 @@ trace.set_tracer_provider(provider)
 tracer = trace.get_tracer("shop")
 
 
-def place_order(client: Any, order: int, failures: int) -> None:
-    """Take one order: a request, within which a job is sent by plain XADD, with the context of the span of sending it."""
-    data = msgspec.json.encode(ConfirmOrder(order=order, to="ada@example.com", failures=failures))
-    with (
-        tracer.start_as_current_span("POST /orders", kind=trace.SpanKind.SERVER) as request,
-        tracer.start_as_current_span("publish jobs", kind=trace.SpanKind.PRODUCER) as publish,
-    ):
-        carried: dict[str, str] = {}
-        propagate.inject(carried)
-        entry = client.xadd("{jobs}:high", {"type": "confirm-order", "data": data, "traceparent": carried["traceparent"]})
-        about = {"messaging.system": "redis", "messaging.operation.name": "publish", "messaging.operation.type": "send"}
-        publish.set_attributes({**about, "messaging.destination.name": "jobs", "messaging.message.id": f"high-{entry}"})
-    print(f"{request.get_span_context().trace_id:032x} high-{entry}")
+async def main(url: str, order: int, failures: int) -> None:
+    """Take one order."""
+    async with Producer.connect(url, source="shop") as producer:
+        with tracer.start_as_current_span("POST /orders", kind=trace.SpanKind.SERVER) as request:
+            sent = await producer.send(ConfirmOrder(order=order, to="ada@example.com", failures=failures))
+    print(f"{request.get_span_context().trace_id:032x} {sent.id}")
 
 
-with Redis.from_url(sys.argv[1], decode_responses=True) as connected:  # pyright: ignore[reportUnknownMemberType]
-    place_order(connected, int(sys.argv[2]), int(sys.argv[3]))
+asyncio.run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
 provider.shutdown()

@@ -162,17 +162,25 @@ def post(address: str, order: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         return error.code, json.load(error)
 
 
-def test_fastapi_sends_the_job_of_a_good_order_and_has_a_span_for_each_request(
+def test_a_job_from_fastapi_is_run_within_the_trace_of_its_request(
     tcp_server: Server, collector: Collector, tmp_path: Path
 ) -> None:
-    with web_service(tcp_server, collector, tmp_path / "log") as address:
-        status, _ = post(address, {"order": 7, "to": "ada@example.com", "failures": 2})
+    with (
+        web_service(tcp_server, collector, tmp_path / "log") as address,
+        worker(tmp_path, collector.endpoint, "--redis", tcp_server.url),
+    ):
+        status, answer = post(address, {"order": 7, "to": "ada@example.com", "failures": 0})
         assert status == 202
         assert post(address, {"order": 0, "to": "ada@example.com"})[0] == 422
-    [message] = messages(tcp_server)
-    assert json.loads(message["data"]) == {"order": 7, "to": "ada@example.com", "failures": 2}
-    request, refused = collector.spans
-    assert (request.name, request.kind) == (refused.name, refused.kind) == ("POST /orders", SERVER), (
-        "the health check has no span"
+        wait_until(lambda: not leftovers(tcp_server.client()), what="the job is settled")
+    [request, refused] = sorted(
+        (span for span in collector.spans if span.kind == SERVER), key=lambda span: span.start_time_unix_nano
     )
-    assert attributes_of(collector.requests[0].message.resource_spans[0].resource)["service.name"] == "shop"
+    [publish] = [span for span in collector.spans if span.kind == PRODUCER]
+    [attempt] = [span for span in collector.spans if span.kind == CONSUMER]
+    assert request.name == refused.name == "POST /orders", "the health check has no span"
+    assert request.trace_id == publish.trace_id == attempt.trace_id != refused.trace_id
+    assert (request.parent_span_id, publish.parent_span_id, attempt.parent_span_id) == (b"", request.span_id, publish.span_id)
+    assert attributes_of(publish)["messaging.message.id"] == attributes_of(attempt)["messaging.message.id"] == answer["job"]
+    steps = [span.name for span in collector.spans if span.parent_span_id == attempt.span_id]
+    assert sorted(steps) == sorted(["render", "upload", "upload", "sign in a thread", "deliver"])
