@@ -11,7 +11,7 @@ from typing import Final
 
 from runtime.commands.common import clean, control, flags_of, inspector, print_json, with_store
 from runtime.commands.flags import add_texts, add_verb, check_between
-from runtime.config import Config
+from runtime.config import Config, trace_url_of
 from runtime.errors import ConfigError
 from runtime.leaving import CLEAN, FAILED
 from runtime.store.control import ControlStore
@@ -113,7 +113,8 @@ def print_one(config: Config, arguments: argparse.Namespace) -> int:
     print(f"reason    {clean(letter.reason)}\nerror     {clean(letter.error)}\nattempts  {letter.attempts}")
     print(f"died      {_when(letter)} on {letter.priority}")
     if letter.trace:
-        print(f"trace     {clean(letter.trace)}")
+        trace_id = letter.trace[3:35]
+        print(f"trace     {trace_url_of(config.trace_url, trace_id) or clean(letter.trace)}")
     for name, value in letter.message.items():
         print(f"  {clean(name)}: {clean(value, 2000)}")
     if letter.left_out:

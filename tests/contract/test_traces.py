@@ -9,7 +9,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import pytest
 import redis
@@ -45,7 +46,14 @@ class Working:
             self.process = subprocess.Popen(
                 [*command, "--board", "off", "--log", "json", *options], env={**os.environ, **endpoint, **variables}, stderr=file
             )
-        wait_until(lambda: "lanes" in log.read_text(), what="the worker")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if error is not None:
+            self.process.kill()
+        self.stop()
 
     def send(self, type_name: str, data: str = "{}", **fields: str) -> str:
         """Send a job, and return its id."""
@@ -72,10 +80,12 @@ class Working:
         return found()
 
     def stop(self) -> None:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(30) == 0, self._log.read_text()
+        """Stop it, and check that it stops cleanly, unless it was killed."""
         self.raw.close()
+        if self.process.poll() is None:
+            wait_until(lambda: self.process.poll() is not None or "lanes" in self._log.read_text(), what="it begins")
+            self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(60) in (0, -signal.SIGKILL), self._log.read_text()
 
 
 @pytest.fixture
@@ -87,9 +97,9 @@ def collector() -> Iterator[Collector]:
 @pytest.fixture
 def working(server: Server, collector: Collector, tmp_path: Path) -> Iterator[Working]:
     """A worker that samples what its senders do."""
-    one = Working(server, collector, tmp_path / "log", OTEL_TRACES_SAMPLER="parentbased_always_off", OTEL_SERVICE_NAME="mail")
-    yield one
-    one.stop()
+    variables = {"OTEL_TRACES_SAMPLER": "parentbased_always_off", "OTEL_SERVICE_NAME": "mail"}
+    with Working(server, collector, tmp_path / "log", **variables) as one:
+        yield one
 
 
 def test_a_job_that_fails_twice_leaves_three_attempts_that_lead_back(working: Working) -> None:
@@ -122,10 +132,14 @@ def test_whatever_the_sampling_a_dead_letter_leads_to_its_trace_and_so_do_the_li
     job_id = working.send("mail", '{"is_dead":true}')
     (span,) = working.spans(1, **{"messaging.message.id": job_id})
     wait_until(lambda: working.raw.xlen("{jobs}:dead") == 1, what="the letter")
-    [(_, letter)] = working.raw.xrange("{jobs}:dead")
+    [(place, letter)] = working.raw.xrange("{jobs}:dead")
     ids = (span.trace_id.hex(), span.span_id.hex())
     assert letter["dead_trace"] == f"00-{ids[0]}-{ids[1]}-01"
     assert values(span)["job.forced"] is True
+    environment = {**os.environ, "RUNTIME_TRACE_URL": "http://jaeger.example/trace/{trace_id}"}
+    command = [sys.executable, "-m", "runtime", "dead", "show", place, "--redis", working.url]
+    shown = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    assert f"http://jaeger.example/trace/{ids[0]}" in shown.stdout
     lines = [line for line in working.lines() if line.get("job_id") == job_id]
     assert {line["message"].split(":")[0] for line in lines} >= {"mail begins", "signed"}
     assert any("is dead" in line["message"] for line in lines)
@@ -165,20 +179,18 @@ def test_an_error_in_a_child_process_is_told_as_what_it_was(working: Working) ->
 
 @pytest.mark.parametrize("traceparent", ["nonsense", "00-" + "0" * 32 + f"-{SPAN}-01", "\x00\xff", SAMPLED.upper(), "-" * 55])
 def test_a_malformed_traceparent_loses_no_job(valkey: Server, collector: Collector, tmp_path: Path, traceparent: str) -> None:
-    working = Working(valkey, collector, tmp_path / "log")
-    working.send("plain", traceparent=traceparent, tracestate="ü" * 600)
-    (span,) = working.spans(1)
+    with Working(valkey, collector, tmp_path / "log") as working:
+        working.send("plain", traceparent=traceparent, tracestate="ü" * 600)
+        (span,) = working.spans(1)
     assert (values(span)["job.outcome"], span.parent_span_id, span.trace_state) == ("done", b"", "")
-    working.stop()
 
 
 def test_nothing_is_exported_without_an_endpoint_and_messages_run_all_the_same(
     valkey: Server, collector: Collector, tmp_path: Path
 ) -> None:
-    working = Working(valkey, collector, tmp_path / "log", OTEL_SDK_DISABLED="true")
-    working.send("mail", '{"fails":1}', traceparent=SAMPLED)
-    wait_until(lambda: not (working.raw.xlen("{jobs}:high") or working.raw.zcard("{jobs}:due")), what="it has run")
-    working.stop()
+    with Working(valkey, collector, tmp_path / "log", OTEL_SDK_DISABLED="true") as working:
+        working.send("mail", '{"fails":1}', traceparent=SAMPLED)
+        wait_until(lambda: not (working.raw.xlen("{jobs}:high") or working.raw.zcard("{jobs}:due")), what="it has run")
     assert collector.requests == []
 
 
