@@ -18,7 +18,7 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.version import __version__ as sdk_version
 
 from otel import names, otlp
-from otel.attempts import LONGEST_WAIT_S, About, Attempts, Ran, traceparent
+from otel.attempts import CRON, LONGEST_WAIT_S, About, Attempts, Ran, traceparent
 from otel.metrics import TraceReading
 from otel.otlp import Frame, Pairs, Shape, Span, Value
 from otel.provider import encode, receive_spans
@@ -27,7 +27,7 @@ from otel.sender import Sender
 from otel.settings import ExportSettings
 from otel.spans import SPAN_KEY, JobSpan, LaneSpan, attach_fast, context_of, current_ids
 from runtime import __version__, logs
-from runtime.codec import TRACE_STATE
+from runtime.codec import TRACE_STATE, TRIED
 from runtime.config import Config
 from runtime.errors import Dead, Retry
 from runtime.jobs import DONE, PLAIN, STREAMS, Job, Lease, Lost, Outcome, Park, Running, default_id
@@ -309,7 +309,8 @@ class LaneTracing:
             if (
                 outcome is DONE
                 and not (span.is_touched or blocked_ms)
-                and (self._is_usual(job, span) if job.fields else job.count == 1)
+                and job.count == 1
+                and (not job.fields or self._is_usual(job, span))
             ):
                 self._note_done((job, started_s, ended_s, span))
                 return b""
@@ -339,12 +340,14 @@ class LaneTracing:
         return traceparent(*recorded)
 
     def _is_usual(self, job: Job, span: JobSpan) -> bool:
-        """Return whether a traced attempt that was done has a span like most: nothing to tell of it but times and ids."""
-        if not job.fields:
-            return True
-        if job.trace and span.parent is None:
+        """Return whether a traced attempt of a job with fields that was done has a span like most: nothing but times and ids."""
+        if (job.trace and span.parent is None) or TRACE_STATE in job.fields:
             return False
-        return (job.envelope is PLAIN or is_straight(job.envelope)) and TRACE_STATE not in job.fields
+        envelope = job.envelope
+        if envelope is PLAIN:  # which says nothing of what follows
+            return True
+        has_past = envelope.origin or TRIED in job.fields or envelope.id.startswith(CRON)
+        return is_straight(envelope) and not has_past
 
     def _is_left_out(self, outcome: Outcome, run_s: float, now_s: float, blocked_ms: float) -> bool:
         """Return whether no span is made at the end of an attempt that was not sampled."""

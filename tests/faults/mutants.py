@@ -2294,6 +2294,13 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{TRACING}::test_a_task_that_outlives_its_job_stays_in_the_trace_of_it",
     ),
     Mutant(
+        "a sampled job of a schedule, or one that was sent back, is told of like any other",
+        "otel/tracing.py",
+        "        return is_straight(envelope) and not has_past",
+        "        return is_straight(envelope)",
+        f"{TRACING}::test_the_fast_way_and_the_slow_way_tell_the_same",
+    ),
+    Mutant(
         "the log has other ids than the span",
         "otel/tracing.py",
         "        self._lane_span.adopt(job, recorded)",
