@@ -18,7 +18,7 @@ from otel.spans import JobSpan, LaneSpan
 from runtime.codec import TRIED
 from runtime.errors import Dead, Retry, Snooze
 from runtime.jobs import STREAMS, TYPE_NAME, Job, Lease, Lost, Outcome, default_id, ms_of
-from runtime.settle import describe, frames_of, message_of, name_of
+from runtime.settle import describe, frames_of, message_of, name_of, origin_of
 from runtime.stats import outcome_name
 from runtime.store.base import GROUP
 
@@ -196,8 +196,8 @@ def error_type(error: BaseException, outcome: Outcome) -> str:
     """Return what a failure has in common with others of its kind: a class, or the code of a death, and never a message."""
     if not isinstance(outcome, Dead):
         return name_of(error)
-    cause = getattr(error, "error", None) if isinstance(error, Dead) else error
-    return name_of(cause) if isinstance(cause, BaseException) else outcome.code
+    cause = origin_of(error)
+    return outcome.code if cause is None else name_of(cause)
 
 
 def traceparent(trace_id: bytes, span_id: bytes) -> bytes:

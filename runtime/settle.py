@@ -6,7 +6,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Final, NoReturn, TypeGuard, TypeVar
+from typing import Any, Final, NoReturn, TypeGuard, TypeVar, cast
 
 from runtime.backoff import MAX_CAP_S, Backoff, delay_s
 from runtime.errors import BadMessage, ChildFailed, Dead, JobsError, LeaseLost, NoPlace, NotStarted, Retry, Snooze, TimedOut
@@ -262,6 +262,17 @@ def name_of(error: BaseException) -> str:
         return plain(name if type(module) is not str or module == "builtins" else f"{module}.{name}", MAX_NAME_CHARS)
     except BaseException:  # a class may have no module, or anything in its place
         return _NAME(kind)
+
+
+def origin_of(error: BaseException) -> BaseException | None:
+    """Return what a handler failed of: of a Dead the error that it was made of, if that can be seen, else the error itself."""
+    if not _is(error, Dead):
+        return error
+    try:
+        cause: object = getattr(error, "error", None)  # a subclass may have a constructor of its own
+    except BaseException:
+        return None
+    return cast("BaseException", cause) if issubclass(type(cause), BaseException) else None
 
 
 def plain(text: str, chars: int) -> str:

@@ -2310,9 +2310,16 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a mistake in tracing is the worker's end",
         "otel/tracing.py",
-        "        if not isinstance(error, Exception):\n            return False\n",
-        "        return False\n",
+        "        if error is None:\n            return False\n        now_s",
+        "        return False\n        now_s",
         f"{TRACING}::test_a_mistake_in_here_costs_a_span_and_no_job",
+    ),
+    Mutant(
+        "what an error is of is asked of the error",
+        "runtime/settle.py",
+        "    if not _is(error, Dead):\n        return error\n    try:\n",
+        "    if not isinstance(error, Dead):\n        return error\n    try:\n",
+        f"{TRACING}::test_errors_that_raise_when_they_are_asked_have_a_span_and_end_no_lane",
     ),
     Mutant(
         "a sender is believed without a bound",

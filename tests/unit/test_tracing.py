@@ -461,6 +461,36 @@ async def test_what_groups_errors_is_a_class_or_a_code_and_never_a_message(trace
     assert told == [ours, "code", ours, "runtime.errors.Retry", "ExceptionGroup"]
 
 
+class Mute(Dead):
+    def __init__(self) -> None:
+        pass
+
+    @property
+    def error(self) -> BaseException:  # pyright: ignore[reportIncompatibleVariableOverride]
+        raise SystemExit(3)
+
+
+class Masked(Exception):
+    @property
+    def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
+        raise SystemExit(3)
+
+
+@pytest.mark.parametrize("kind", [Mute, Masked])
+async def test_errors_that_raise_when_they_are_asked_have_a_span_and_end_no_lane(
+    traced: Callable[..., Traced], kind: Callable[[], BaseException]
+) -> None:
+    world = traced()
+    await asyncio.wait_for(world.run(raising(kind()), attempts=1), 10)
+    (letter,) = world.ledger.take().dead
+    span = world.span()
+    assert letter.trace.split(b"-")[2].decode() == span.span_id.hex()
+    assert events(span).keys() == {"exception", "job.dead"}
+    task = world.lanes[0].task
+    assert task is not None
+    assert not task.done()
+
+
 async def test_what_spans_say_of_errors_can_be_their_class_alone(traced: Callable[..., Traced]) -> None:
     world = traced(tells_errors=False)
     await world.run(raising(ValueError("card 4111 1111")))
@@ -573,11 +603,14 @@ async def test_a_full_request_waits_for_nothing(traced: Callable[..., Traced]) -
     assert [number for _, number in world.kept.requests] == [512]
 
 
-async def test_a_mistake_in_here_costs_a_span_and_no_job(traced: Callable[..., Traced], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("mistake", [RuntimeError("a mistake"), SystemExit(3)], ids=["error", "exit"])
+async def test_a_mistake_in_here_costs_a_span_and_no_job(
+    traced: Callable[..., Traced], monkeypatch: pytest.MonkeyPatch, mistake: BaseException
+) -> None:
     world = traced()
 
     def breaks(*_: object) -> Any:
-        raise RuntimeError("a mistake")
+        raise mistake
 
     monkeypatch.setattr(world.tracing._attempts, "span", breaks)
     monkeypatch.setattr(world.tracing._attempts, "death", breaks)
