@@ -234,16 +234,18 @@ def as_value(value: object, chars: int) -> Value | None:
     if kind is str:
         return cast("str", value)[:chars]
     if kind in _SCALARS:
-        return cast("Value", value)
+        return None if kind is int and cast("int", value).bit_length() > _MAX_BITS else cast("Value", value)
     if kind is bytes:
         return cast("bytes", value)[:chars]
     if kind is list or kind is tuple:
         items = cast("Sequence[object]", value)[:_MAX_ITEMS]
         kinds = {type(item) for item in items}
         if len(kinds) <= 1 and kinds <= {str, *_SCALARS}:
-            return [cast("Value", as_value(item, chars)) for item in items]
+            found = [as_value(item, chars) for item in items]
+            return None if None in found else cast("Value", found)
     return None
 
 
 _SCALARS: Final = {bool, int, float}
+_MAX_BITS: Final = 128  # of a whole number: more than any id has; of 4,300 digits and more Python makes no text
 _MAX_ITEMS: Final = 128  # as many as a span of the SDK has attributes
