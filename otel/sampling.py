@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from binascii import a2b_hex
 from collections.abc import Callable, Sequence
-from math import log
+from math import log1p
 from typing import Final
 
 from runtime.codec import TRACE_STATE, TRIED
@@ -101,7 +101,8 @@ class Sampling:
             return 0
         if self._ratio <= 0:
             return NEVER
-        return int(log(1.0 - self._jitter()) / log(1.0 - self._ratio))
+        gap = log1p(-self._jitter()) / log1p(-self._ratio)  # `log(1 - ratio)` is 0 of a ratio below 1e-16
+        return int(gap) if gap < NEVER else NEVER
 
     @property
     def root_ratio(self) -> float:

@@ -117,6 +117,13 @@ def test_a_ratio_holds_over_batches_of_any_size(ratio: float) -> None:
     assert abs(traced - total * ratio) < deviation
 
 
+@pytest.mark.parametrize("ratio", [1e-17, 5e-324])
+@pytest.mark.parametrize("jitter", [0.0, 0.5, 1 - 2**-53])
+def test_however_small_a_ratio_is_it_is_drawn_from(ratio: float, jitter: float) -> None:
+    by = sampling("parentbased_traceidratio", ratio, jitter=lambda: jitter)
+    assert chosen(by, jobs({}, {})) == [jitter == 0] * 2
+
+
 def test_a_ratio_of_a_trace_is_the_same_wherever_it_is_asked() -> None:
     low, high = f"00-{'a' * 16}{'0' * 15}1-{SPAN}-00", f"00-{'a' * 16}{'f' * 16}-{SPAN}-01"
     assert chosen(sampling("traceidratio", 0.5), jobs({"traceparent": low}, {"traceparent": high})) == [True, False]
