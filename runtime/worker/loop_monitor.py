@@ -113,7 +113,7 @@ class LoopState:
         warn_s: float = 0.1,
         cpu: Callable[[float], Cpu] | None = None,
     ) -> None:
-        self.moved_s = moved_s
+        self.moved_s: float = moved_s
         self.thread_id = thread_id
         self.running = running
         self.stats: Stats = stats or Stats()
