@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from contextvars import copy_context
 from itertools import islice
 from random import getrandbits
@@ -69,10 +70,13 @@ class _Named(trace.Span):
 
     def set_attributes(self, attributes: Mapping[str, Any]) -> None:
         """Add attributes, as `set_attribute` does."""
-        for key, value in attributes.items():
+        for key, value in _pairs_of(attributes).items():
             self.set_attribute(key, value)
 
     def set_attribute(self, key: str, value: Any) -> None:
+        """Add nothing."""
+
+    def add_link(self, context: SpanContext, attributes: Any = None) -> None:
         """Add nothing."""
 
     def add_event(self, name: str, attributes: Any = None, timestamp: int | None = None) -> None:
@@ -152,7 +156,9 @@ class JobSpan(_Named):
     def add_link(self, context: SpanContext, attributes: Any = None) -> None:
         """Add a link to another span."""
         pairs = _pairs_of(attributes)
-        if not context.is_valid or not self._has_space(sum(len(key) + _chars_of(pairs[key]) for key in pairs)):
+        if not _is(context, SpanContext) or not context.is_valid:
+            return
+        if not self._has_space(sum(len(key) + _chars_of(pairs[key]) for key in pairs)):
             return
         if len(self.links) < MAX_ITEMS:
             ids = context.trace_id.to_bytes(16, "big"), context.span_id.to_bytes(8, "big")
@@ -162,6 +168,8 @@ class JobSpan(_Named):
         self, exception: BaseException, attributes: Any = None, timestamp: int | None = None, escaped: bool = False
     ) -> None:
         """Add an error that the handler has met."""
+        if not _is(exception, BaseException):
+            return
         pairs = {"exception.type": name_of(exception), "exception.message": message_of(exception)}
         stack = frames_of(exception)
         if self._has_space(len(stack)):
@@ -225,14 +233,19 @@ def current_ids() -> tuple[str, str, str] | None:
     return f"{context.trace_id:032x}", f"{context.span_id:016x}", f"{context.trace_flags:02x}"
 
 
+def _is(given: object, kind: type) -> bool:
+    """Return whether what a handler gave is of a kind, by its type: `isinstance` would ask it."""
+    return issubclass(type(given), kind)
+
+
 def _pairs_of(attributes: object) -> Pairs:
-    if not isinstance(attributes, Mapping):
-        return {}
     found: dict[str, Value] = {}
-    for key, value in islice(cast("Mapping[object, object]", attributes).items(), MAX_ITEMS):
-        one = as_value(value, MAX_CHARS)
-        if type(key) is str and one is not None:
-            found[key[:MAX_CHARS]] = one
+    with suppress(Exception):  # what a handler gives may raise when it is read; a job must not fail of its being traced
+        if isinstance(attributes, Mapping):
+            for key, value in islice(cast("Mapping[object, object]", attributes).items(), MAX_ITEMS):
+                one = as_value(value, MAX_CHARS)
+                if type(key) is str and one is not None:
+                    found[key[:MAX_CHARS]] = one
     return found
 
 

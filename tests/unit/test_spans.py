@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +81,31 @@ def test_what_cannot_be_an_attribute_is_left_out(value: object) -> None:
     span.set_attribute("a", value)
     span.set_attribute(5, 1)  # pyright: ignore[reportArgumentType]
     assert span.attributes == {}
+
+
+class Broken(Mapping[str, object]):
+    def __getitem__(self, key: str) -> object:
+        raise ValueError
+
+    def __iter__(self) -> Iterator[str]:
+        yield "a"
+        raise ValueError
+
+    def __len__(self) -> int:
+        raise ValueError
+
+
+@pytest.mark.parametrize("is_sampled", [True, False])
+@pytest.mark.parametrize("given", [None, 5, Broken()], ids=["none", "number", "broken"])
+def test_no_call_of_a_handler_fails_by_what_it_is_given(given: Any, is_sampled: bool) -> None:
+    span = JobSpan(None) if is_sampled else LaneSpan(FakeLane(), sampling())
+    span.set_attributes(given)
+    span.add_event("e", given)
+    span.add_link(given)
+    span.add_link(SpanContext(1, 2, True), given)
+    span.record_exception(given)
+    if isinstance(span, JobSpan):
+        assert (span.attributes, [event.name for event in span.events], len(span.links)) == ({}, ["e"], 1)
 
 
 def test_a_span_is_bounded_by_items_by_characters_of_each_and_of_all() -> None:
