@@ -62,6 +62,7 @@ class Attempts:
             **server_pairs(about.server),
         }
         self._constant = otlp.attributes(constant)
+        self._constant_names = constant.keys()
 
     def shape(self, job: Job, has_parent: bool) -> Shape:
         """Return what the spans of all first attempts that were done have in common, of this type and priority."""
@@ -88,7 +89,7 @@ class Attempts:
         if not is_sampled:
             pairs[names.FORCED] = True
         elif seen.is_touched:
-            pairs |= seen.attributes.copy()
+            pairs = {**{key: value for key, value in seen.attributes.copy().items() if key not in self._constant_names}, **pairs}
             events, links = [*seen.events, *events], [*links, *seen.links]
         return Span(
             name=f"process {pairs[names.TYPE]}",

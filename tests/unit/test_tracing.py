@@ -294,6 +294,18 @@ async def test_handlers_add_to_the_span_of_their_job_and_see_no_other(traced: Ca
     assert not seen[1].trace_flags.sampled
 
 
+async def test_what_a_handler_adds_takes_no_place_of_what_the_worker_says(traced: Callable[..., Traced]) -> None:
+    async def pretends(payload: Any, job: Job) -> None:
+        trace.get_current_span().set_attributes({"messaging.system": "kafka", "job.type": "other", "error.type": "mine"})
+
+    world = traced(sampling("always_on"))
+    await world.run(pretends)
+    span = world.span()
+    assert span.name == "process greet"
+    assert (values(span)["messaging.system"], values(span)["job.type"], values(span)["error.type"]) == ("redis", "greet", "mine")
+    assert len(span.attributes) == len({pair.key for pair in span.attributes})
+
+
 async def test_a_task_that_outlives_its_job_stays_in_the_trace_of_it(traced: Callable[..., Traced]) -> None:
     gate, seen, tasks = asyncio.Event(), list[trace.SpanContext](), list[asyncio.Task[None]]()
 
