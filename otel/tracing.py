@@ -217,7 +217,7 @@ class Tracing:
             self.sender.drop(len(ended))
             return
         parts: list[bytes] = []
-        last = ended[-1][0]
+        last, others = ended[-1][0], 0
         shapes, offset_s, noise, at = self._shapes, self._offset_s, os.urandom(24 * len(ended)), 0
         for job, started_s, ended_s, span in ended:
             parent, trace_id, span_id = span.parent, span.trace_id, span.span_id
@@ -231,6 +231,7 @@ class Tracing:
             wait_s = start_s - int(job.entry.partition(b"-")[0]) / 1000
             if wait_s > LONGEST_WAIT_S:
                 self.write(Ran(job, DONE, None, int(start_s * 1e9), int(end_s * 1e9)), span)
+                others += 1  # which that has counted
                 continue
             shape = shapes.get((job.type, job.stream, not parent_id)) or self._shape(job, bool(parent_id))
             envelope = job.envelope
@@ -239,8 +240,8 @@ class Tracing:
             parts += shape.parts(trace_id, span_id, parent_id, start_ns, end_ns, wait_s if wait_s > 0 else 0.0, job_id)
             if ended_s - started_s > EXEMPLARY_S or job is last:
                 self._exemplify(job, ended_s - started_s, trace_id, span_id, end_s)
-        self.counts["sampled"] += len(ended)
-        self._put(b"".join(parts), len(ended))
+        self.counts["sampled"] += len(ended) - others
+        self._put(b"".join(parts), len(ended) - others)
 
     def _shape(self, job: Job, has_parent: bool) -> Shape:
         shape = self._attempts.shape(job, has_parent)

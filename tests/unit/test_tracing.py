@@ -362,6 +362,7 @@ async def test_explicit_ids_of_entries_tell_no_wait_of_decades(traced: Callable[
     await until(lambda: world.stats.finished == 1)
     assert "job.wait_s" not in values(world.span())
     assert values(world.span())["messaging.message.id"] == "high-5-3"
+    assert (world.tracing.counts["sampled"], world.kept.requests[0][1]) == (1, 1)
 
 
 # --- attempts that failed ----------------------------------------------------------------------------------------------------
