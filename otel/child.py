@@ -47,8 +47,9 @@ class ChildTrace:
 
         if self._bytes <= MAX_BYTES:
             encoded = encode(span)
-            self._recorded.append(encoded)
-            self._bytes += len(encoded)
+            if len(encoded) <= MAX_BYTES - self._bytes:
+                self._recorded.append(encoded)
+                self._bytes += len(encoded)
 
     def end(self) -> list[bytes]:
         """Return what was recorded, a span each, and record no more: a thread may go on."""

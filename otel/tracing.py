@@ -42,6 +42,7 @@ ENCODED: Final = 64  # attempts encoded at once, a guess: of fewer each costs mo
 OLDEST_ENDED_S: Final = 0.1  # or as old as this, a guess
 CLOCK_S: Final = 1.0  # a guess: between two looks at how far the clock of the host is from the monotonic one
 TOLD_S: Final = 60.0  # a guess: between two lines of the log that say the same
+MOST_SPAN_BYTES: Final = SPANS_BYTES  # of a handler's own span: the SDK cuts no text
 MAX_OWN_BYTES: Final = 4 << 20  # of handlers' own spans that are not handed over, a guess: half of what the sender keeps
 EXEMPLARY_S: Final = 0.001  # each longer attempt is an exemplar, of shorter ones the last of each batch: there are many
 MAX_SHAPES: Final = 1024  # a guess: more than types that have handlers, times priorities; a shape has some 20 kB
@@ -200,7 +201,7 @@ class Tracing:
 
     def collect(self, recorded: bytes) -> None:
         """Take a span that a handler has recorded, here or in a child, as `provider.encode` returns it; from any thread."""
-        if self.sender.is_full or self._own_bytes > MAX_OWN_BYTES:
+        if self.sender.is_full or self._own_bytes > MAX_OWN_BYTES or len(recorded) > MOST_SPAN_BYTES:
             self.sender.drop(1)
         else:
             self._own.append(recorded)
@@ -260,10 +261,21 @@ class Tracing:
         self._pending.append(spans)
         self._pending_spans += number
         self._pending_bytes += len(spans)
+        if self._pending_bytes >= SPANS_BYTES:
+            self._hand_over()  # a sender that has no place drops a request as a whole
 
     def _hand_over(self) -> None:
-        own = [self._own.popleft() for _ in range(len(self._own))]
-        self._own_bytes = 0
+        own: list[bytes] = []
+        size_bytes, self._own_bytes = 0, 0
+        for _ in range(len(self._own)):
+            own.append(self._own.popleft())
+            size_bytes += len(own[-1])
+            if size_bytes >= SPANS_BYTES:
+                self._hand_over_with(own)
+                own, size_bytes = [], 0
+        self._hand_over_with(own)
+
+    def _hand_over_with(self, own: list[bytes]) -> None:
         self.counts["handler"] += len(own)
         if self._pending or own:
             request, number = self._frame.around(self._pending, own), self._pending_spans + len(own)

@@ -23,11 +23,11 @@ from opentelemetry.semconv._incubating.attributes import (
     telemetry_attributes,
 )
 
-from otel import names
+from otel import names, otlp
 from otel.attempts import About, server_pairs, without_threshold
 from otel.sampling import Sampling
 from otel.spans import current_ids
-from otel.tracing import Tracing, resource_of
+from otel.tracing import MOST_SPAN_BYTES, SPANS_BYTES, Tracing, resource_of
 from runtime.backoff import Backoff
 from runtime.codec import decode_many
 from runtime.errors import Dead, Retry, Snooze
@@ -614,6 +614,27 @@ async def test_a_full_request_waits_for_nothing(traced: Callable[..., Traced]) -
     now_s = world.tracing._handed_s = time.monotonic()
     world.tracing.look(now_s)
     assert [number for _, number in world.kept.requests] == [512]
+
+
+async def test_spans_of_handlers_push_no_others_out_of_a_request(traced: Callable[..., Traced]) -> None:
+    world = traced(sampling("always_on"))
+    await world.run(returns)
+    world.tracing.collect(b"\x12" + b"x" * MOST_SPAN_BYTES)
+    assert world.kept.dropped == 1, "one alone may be more than a sender keeps"
+    own = otlp.field(2, otlp.field(2, otlp.field(5, b"x" * (MOST_SPAN_BYTES // 3))))
+    for _ in range(8):
+        world.tracing.collect(own)
+    assert len(world.spans()) == 9
+    assert max(len(request) for request, _ in world.kept.requests) < 2 * SPANS_BYTES
+    assert sum(spans for _, spans in world.kept.requests) == 9
+
+
+async def test_many_deaths_at_once_are_several_requests(traced: Callable[..., Traced]) -> None:
+    world = traced()
+    for number in range(3000):
+        world.ledger.add_bad(BadEntry(Lease(1, b"1-%d" % number, 1, "run", 0.0), "unreadable", "no " * 300))
+    assert len(world.spans()) == 3000
+    assert max(len(request) for request, _ in world.kept.requests) < 2 * SPANS_BYTES
 
 
 @pytest.mark.parametrize("mistake", [RuntimeError("a mistake"), SystemExit(3)], ids=["error", "exit"])
