@@ -47,8 +47,11 @@ attach_fast: Final = _fast_attach()
 
 
 def has_provider() -> bool:
-    """Return whether this process has set a TracerProvider."""
-    return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+    """Return whether this process has set a TracerProvider; of one that its environment names, whether that can be loaded."""
+    try:
+        return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+    except Exception:  # which OpenTelemetry has logged
+        return False
 
 
 def context_of(span: trace.Span) -> Context:

@@ -8,7 +8,9 @@ from typing import Any
 
 import msgspec
 import pytest
+from opentelemetry import trace
 
+from otel.publish import publisher
 from runtime import producer as producing
 from runtime.jobs import contract
 from runtime.producer import Message, Producer
@@ -95,3 +97,9 @@ async def test_an_untraced_call_shares_what_its_type_has_in_common(kept: Kept, m
     await producer.send(Note(1))
     await producer.send(Note(2))
     assert kept.packed[0].head is kept.packed[1].head
+
+
+def test_a_provider_that_cannot_be_loaded_keeps_nothing_from_being_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
+    monkeypatch.setenv("OTEL_PYTHON_TRACER_PROVIDER", "nonsense")
+    assert publisher() is None
