@@ -17,7 +17,6 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, TraceIdRat
 
 from otel.otlp import Pairs, field
 from otel.spans import has_provider
-from runtime.errors import ConfigError
 
 
 class HandlerSpans(SpanProcessor):
@@ -48,17 +47,11 @@ def receive_spans(sink: Callable[[ReadableSpan], None], resource: Pairs, ratio: 
     """Have what handlers record passed on to `sink`; return False where the application has set a provider of its own.
 
     `ratio`: of what begins outside of any job, from 0 to 1; what begins inside of one is recorded where the job is.
-
-    Raises:
-        ConfigError: the environment gives the SDK a limit that is none.
     """
     global _ours
     if _ours is None and not has_provider():
         root = TraceIdRatioBased(ratio) if ratio > 0 else ALWAYS_OFF
-        try:
-            provider = TracerProvider(sampler=ParentBased(root), resource=Resource(dict(resource)), shutdown_on_exit=False)
-        except ValueError as error:  # OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT and its like, which the SDK reads here
-            raise ConfigError(str(error)) from None
+        provider = TracerProvider(sampler=ParentBased(root), resource=Resource(dict(resource)), shutdown_on_exit=False)
         provider.add_span_processor(_spans)
         trace.set_tracer_provider(provider)
         _ours = provider

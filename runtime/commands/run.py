@@ -25,7 +25,7 @@ from runtime.commands.flags import add_settings, add_texts
 from runtime.config import Config, address_of
 from runtime.consumer import CANCELLED, Consumer, Report, streams_for
 from runtime.embedded import Embedded
-from runtime.errors import JobsError, StoreUnavailable
+from runtime.errors import ConfigError, JobsError, StoreUnavailable
 from runtime.leaving import CLEAN, CRASHED, HARD_DEADLINE, LEFT_S, Leaving, has_threads
 from runtime.offload import end_fork
 from runtime.registry import Found
@@ -237,7 +237,10 @@ async def _work(
         streams = streams_for(config, url)
         tracing = None
         if export is not None:
-            from otel.tracing import begin  # with OpenTelemetry's SDK, which is loaded only to trace
+            try:
+                from otel.tracing import begin  # with OpenTelemetry's SDK, which is loaded only to trace
+            except ValueError as error:  # the SDK reads its limits then, OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT and its like
+                raise ConfigError(str(error)) from None
 
             tracing = begin(config, export, url, streams.consumer)
         consumer = Consumer(

@@ -194,6 +194,25 @@ def test_nothing_is_exported_without_an_endpoint_and_messages_run_all_the_same(
     assert collector.requests == []
 
 
+def test_a_limit_that_the_sdk_cannot_take_is_a_wrong_setting(valkey: Server) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "runtime",
+        "run",
+        "--redis",
+        valkey.url,
+        "--handlers",
+        "tests.contract.traced_jobs",
+        "--board",
+        "off",
+    ]
+    variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "many"}
+    ended = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, timeout=30, check=False)
+    assert (ended.returncode, "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT must be" in ended.stderr) == (2, True), ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 def test_a_delayed_job_and_a_snoozed_one_keep_what_leads_back(working: Working) -> None:
     working.send("mail", '{"fails":1}', traceparent=UNSAMPLED, tracestate="a=b", src="web")
     first, second = working.spans(2)

@@ -12,10 +12,8 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.trace import SpanContext, TraceFlags
 
-from otel import provider
 from otel.sampling import parse
 from otel.spans import MAX_CHARS, MAX_ITEMS, MAX_SPAN_CHARS, JobSpan, LaneSpan, context_of, current_ids
-from runtime.errors import ConfigError
 from runtime.jobs import Job
 from tests.unit.test_sampling import SAMPLED, SPAN, TRACE, UNSAMPLED, job, sampling
 
@@ -193,11 +191,3 @@ def test_a_span_keeps_no_job_alive() -> None:
     del held
     gc.collect()
     assert gone() is None
-
-
-def test_a_limit_that_the_sdk_cannot_take_is_a_setting_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(provider, "_ours", None)
-    monkeypatch.setattr(provider, "has_provider", lambda: False)
-    monkeypatch.setenv("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "many")
-    with pytest.raises(ConfigError, match="OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT .* many"):
-        provider.receive_spans(lambda span: None, {}, 0.5)
