@@ -47,7 +47,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     parsed = parser.parse_args()
     if parsed.list:
-        print("\n".join(f"{row.name:14}{row.title}" for row in ROWS))
+        print("\n".join(f"{row.name:16}{row.title}" for row in ROWS))
         return 0
     if parsed.jobs < MIN_JOBS or parsed.runs < 1:
         parser.error(f"--jobs must be at least {MIN_JOBS}, --runs at least 1")

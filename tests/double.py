@@ -127,6 +127,11 @@ class MemoryStreams:
         self._blocked: asyncio.Event | None = None
 
     @property
+    def reconnects(self) -> int:
+        """How often a connection was opened again: there is none."""
+        return 0
+
+    @property
     def broken(self) -> dict[int, str]:
         """The streams that cannot be read."""
         return self.store.broken

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from random import random
 from types import FrameType
-from typing import Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from otel.settings import ExportSettings
 from otel.settings import load as load_export
@@ -37,6 +37,9 @@ from runtime.store.inspector import Inspector, Server
 from runtime.store.urls import redis_cli, without_password
 from runtime.supervisor import Alive, Ended, Ordered, Ready, Supervisor, Tether, Total
 from runtime.worker.forks import guard
+
+if TYPE_CHECKING:
+    from otel.tracing import Tracing
 
 log: Final = logs.guarded("runtime")
 T = TypeVar("T")
@@ -235,14 +238,7 @@ async def _work(
             log.log(logging.WARNING if tether is None or tether.index == 0 else logging.DEBUG, "%s", warning)
         rubbish = Rubbish(time.monotonic, resident_reader())
         streams = streams_for(config, url)
-        tracing = None
-        if export is not None:
-            try:
-                from otel.tracing import begin  # with OpenTelemetry's SDK, which is loaded only to trace
-            except ValueError as error:  # the SDK reads its limits then, OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT and its like
-                raise ConfigError(str(error)) from None
-
-            tracing = begin(config, export, url, streams.consumer)
+        tracing = _begin_tracing(config, export, url, streams.consumer)
         consumer = Consumer(
             config,
             streams,
@@ -255,15 +251,7 @@ async def _work(
             observer=tracing,
         )
         async with contextlib.AsyncExitStack() as stack:
-            where, board_url = "no board", ""
-            address = address_of(config.board)
-            if address is not None:
-                from board.app import Board  # with aiohttp, which is loaded only with a board
-
-                trace = tracing.reading if tracing is not None else lambda: None
-                board = await stack.enter_async_context(Board(consumer, inspector, *address, trace))
-                board_url = board.url
-                where = f"board at {board_url}"
+            board_url = await _open_board(stack, consumer, inspector, tracing)
             aides = [asyncio.create_task(embedded.keep(), name="Embedded.keep")] if embedded is not None else []
             if tether is not None:
                 ready = Ready(board_url, supervisor.rss_bytes("self"))
@@ -277,7 +265,7 @@ async def _work(
                 len(found.registry),
                 config.queue,
                 kept,
-                where,
+                f"board at {board_url}" if board_url else "no board",
             )
             rubbish.begin()
             return await _beside(aides, consumer.run(), leaving)
@@ -285,6 +273,32 @@ async def _work(
         if tracing is not None:
             tracing.close(TRACED_S)
         await inspector.close()
+
+
+def _begin_tracing(config: Config, export: ExportSettings | None, url: str, worker: str) -> Tracing | None:
+    """Return what traces this worker's jobs; None where traces are off.
+
+    Raises:
+        ConfigError: a variable of the SDK's own cannot be used.
+    """
+    if export is None:
+        return None
+    try:
+        from otel.tracing import begin  # with OpenTelemetry's SDK, which is loaded only to trace
+    except ValueError as error:  # the SDK reads its limits then, OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT and its like
+        raise ConfigError(str(error)) from None
+    return begin(config, export, url, worker)
+
+
+async def _open_board(stack: contextlib.AsyncExitStack, consumer: Consumer, inspector: Inspector, tracing: Tracing | None) -> str:
+    """Serve the board as long as the stack lasts; return its URL, empty where it is off."""
+    address = address_of(consumer.config.board)
+    if address is None:
+        return ""
+    from board.app import Board  # with aiohttp, which is loaded only with a board
+
+    trace = tracing.reading if tracing is not None else lambda: None
+    return (await stack.enter_async_context(Board(consumer, inspector, *address, trace))).url
 
 
 async def _beside(aides: list[asyncio.Task[None]], work: Coroutine[Any, Any, T], leaving: Leaving) -> T:
