@@ -798,3 +798,12 @@ def test_shapes_of_messages_are_remembered_within_a_bound_of_bytes(monkeypatch: 
         job = decoded((b"type", b"t"), (b"data", b"{}"), (b"x-%d" % number + b"y" * 100, b"z"))
         assert (job.type, job.envelope) == (b"t", PLAIN)
     assert 0 < sum(len(name) for names in codec._SHAPES for name in names) <= 64 * 1024
+
+
+@given(st.permutations([(b"type", b"t"), (b"data", b"{}"), (b"traceparent", b"sent")]), st.sampled_from([0, 51, 70]))
+def test_a_message_that_has_but_a_context_more_is_read_in_any_order(pairs: list[tuple[bytes, bytes]], more: int) -> None:
+    sent = [(name, value + b"x" * more if name == b"traceparent" else value) for name, value in pairs]
+    job = decoded(*sent)
+    assert job.envelope is PLAIN
+    assert (job.type, job.data, job.trace) == (b"t", b"{}", b"sent" + b"x" * more)
+    assert list(job.fields) == [word for pair in sent for word in pair]
