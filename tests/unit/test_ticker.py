@@ -158,9 +158,11 @@ async def test_a_definition_that_ruled_before_waits_until_what_followed_it_is_si
 
 async def test_after_an_outage_ticks_of_the_last_minute_fire_and_of_the_older_ones_the_newest(crew: Crew) -> None:
     plan = Plan()
-    code = [schedule(when="*/10 * * * * *", missed="latest"), schedule("b", when="0 * * * *", missed="latest")]
+    # A ticker sleeps by its own clock, up to a tick: half of the deadline.
+    code = [schedule(when="*/5 * * * * *", missed="latest"), schedule("b", when="0 * * * *", missed="latest")]
     crew.hire(*code, plan=plan)
-    await until(lambda: len(crew.ticks()) >= 2, "two ticks")
+    for number in (1, 2):
+        await until(lambda number=number: len(crew.ticks()) >= number, f"tick {number}")
     last = crew.ticks()[-1]
     plan.faults[("tick", 0)] = Fault.REFUSED
     crew.store.advance(3 * 3_600_000)
@@ -168,10 +170,11 @@ async def test_after_an_outage_ticks_of_the_last_minute_fire_and_of_the_older_on
     await until(lambda: plan.counts["tick"] > seen + 2, "it tries")
     plan.heal()
     await until(lambda: crew.ticks()[-1] > last + 3 * 3_600_000, "it fires again")
-    assert len(crew.ticks("b")) == 1
+    hours = [tick for tick in crew.ticks("b") if tick > last]
+    assert 1 <= len(hours) <= 2, "of three that were missed the newest, and one more where an hour has just begun"
     late = [tick for tick in crew.ticks() if tick > last]
     assert late[0] > last + 3 * 3_600_000 - 70_000
-    assert gaps(late) == {10_000}
+    assert gaps(late) == {5_000}
     assert any("m" in note for note in crew.store.cron_state["a"].split()[5:])
 
 
