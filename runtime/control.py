@@ -22,12 +22,12 @@ from msgspec import UNSET, UnsetType
 
 from runtime.codec import header
 from runtime.errors import ConfigError, StoreError, StoreUnavailable
-from runtime.jobs import STREAMS, TYPE_NAME, Priority
+from runtime.jobs import STREAMS, TYPE_NAME, Head, Packed, Priority
 from runtime.limits import FIELDS, Override, override_of
 from runtime.producer import Producer
 from runtime.rules import ALL, Rules
 from runtime.schedules import Definition, Schedule, Schedules, message_members, schedules_in, whole_members
-from runtime.sender import CHUNK_BYTES, CHUNK_MESSAGES, Head, Packed, Sent
+from runtime.sender import CHUNK_BYTES, CHUNK_MESSAGES, Sent
 from runtime.store.base import Operation
 from runtime.store.control import Change, ChangedMeanwhile, ControlStore
 from runtime.store.urls import without_password

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -68,11 +69,41 @@ class Envelope(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 PLAIN: Final = Envelope()
 
 
+class Head(msgspec.Struct, frozen=True, gc=False):
+    """All of a message but its payload; `due_ms` is in ms since the epoch, 0 for now."""
+
+    stream: int
+    due_ms: int
+    id: str
+    fields: tuple[bytes | str | int, ...]
+
+
+class Packed(msgspec.Struct, frozen=True, gc=False):
+    """A message as it is sent."""
+
+    head: Head
+    data: bytes
+
+
+class Extras(msgspec.Struct, eq=False):
+    """What a run has beside its outcome. Most runs have none.
+
+    `is_cut` says that the run was told to end; `followers` are jobs that are sent in the step in which this one leaves.
+    """
+
+    is_cut: bool = False
+    followers: list[Packed] = []
+
+
+_extras_lock: Final = threading.Lock()
+
+
 class Job(Lease, gc=False, eq=False):
     """One message on its way through this process. A handler reads `id`, `attempt`, `work`, `born` and `priority`.
 
     `fields` are all that it came with, names and values in turn; empty where they are `type` and `data` alone. `trace` is the
     sender's `traceparent` as it came, unchecked; `is_traced` says that this attempt is to be traced whatever becomes of it.
+    `extras` is what this run has beside its outcome; None until `noted` is first called.
     """
 
     type: bytes
@@ -82,6 +113,22 @@ class Job(Lease, gc=False, eq=False):
     fields: Sequence[bytes] = ()
     trace: bytes = b""
     is_traced: bool = False
+    extras: Extras | None = None
+
+    def noted(self) -> Extras:
+        """Return what this run has beside its outcome, to be added to; from any thread."""
+        with _extras_lock:  # the handler in a thread and the loop may be the first at the same time
+            if self.extras is None:
+                self.extras = Extras()
+            return self.extras
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether this run was told to end: it was cancelled, is past its deadline, or its worker stops.
+
+        On the loop such a run is cut by `CancelledError`, a child process is killed; a handler in a thread asks now and then.
+        """
+        return self.extras is not None and self.extras.is_cut
 
     @property
     def id(self) -> str:

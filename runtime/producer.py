@@ -21,9 +21,9 @@ from msgspec import inspect
 
 from runtime.codec import JOB_ID, MAX_DATA_BYTES, MAX_KEY_BYTES, MAX_MS, header, holds_no_number
 from runtime.errors import BadPayload, ConfigError
-from runtime.jobs import STREAMS, TYPE_NAME, Contract, Priority, contract_of
+from runtime.jobs import STREAMS, TYPE_NAME, Contract, Head, Packed, Priority, contract_of
 from runtime.observer import Publishing, publisher
-from runtime.sender import CHUNK_BYTES, CHUNK_MESSAGES, Flow, Head, Packed, Sender, Sent
+from runtime.sender import CHUNK_BYTES, CHUNK_MESSAGES, Flow, Sender, Sent
 from runtime.store.sends import Durability, SendStore, durability_of
 from runtime.store.urls import without_password
 

@@ -21,7 +21,7 @@ import msgspec
 
 from runtime.backoff import Backoff, delay_s
 from runtime.errors import ConfigError, JobsError, NotDurable, PartlySent, QueueFull, StoreError, StoreUnavailable
-from runtime.jobs import STREAMS, default_id
+from runtime.jobs import STREAMS, Packed, default_id
 from runtime.store.resp import Tail, packed_value, packed_words
 from runtime.store.sends import SendStore
 from runtime.store.urls import without_password
@@ -45,22 +45,6 @@ class Sent(msgspec.Struct, frozen=True, gc=False):
 
     id: str
     new: bool = True
-
-
-class Head(msgspec.Struct, frozen=True, gc=False):
-    """All of a message but its payload; `due_ms` is in ms since the epoch, 0 for now."""
-
-    stream: int
-    due_ms: int
-    id: str
-    fields: tuple[bytes | str | int, ...]
-
-
-class Packed(msgspec.Struct, frozen=True, gc=False):
-    """A message as it is sent."""
-
-    head: Head
-    data: bytes
 
 
 class SentCount:

@@ -18,9 +18,9 @@ from runtime.codec import decode_many, entry_fields
 from runtime.config import Config
 from runtime.consumer import Consumer, Report, Stage, streams_for
 from runtime.errors import ConfigError, Dead, Retry, Snooze, TimedOut
-from runtime.jobs import DONE, Done, Handler, Job, Outcome, P, Park, Priority
+from runtime.jobs import DONE, Done, Handler, Job, Outcome, P, Packed, Park, Priority
 from runtime.places import PLACES, make_places
-from runtime.producer import Options, Packed, Producer
+from runtime.producer import Options, Producer
 from runtime.schedules import Schedule
 from runtime.stats import Stats
 from runtime.store.inspector import DeadLetter, Inspector

@@ -45,6 +45,7 @@ _PLACES: Final = {
     "AUDIT": "audit",
     "CRON": "cron",
     "CRON_STATE": "cron:state",
+    "CANCELS": "cancels",
 }
 
 
@@ -62,6 +63,7 @@ class Keys:
     audit: str
     cron: str
     cron_state: str
+    cancels: str
 
     def __init__(self, queue: str) -> None:
         if not queue or any(mark in queue for mark in "{}\r\n "):
@@ -70,9 +72,12 @@ class Keys:
         self.streams: tuple[str, ...] = tuple(self.prefix + name for name in STREAMS)
         places = tuple(self.prefix + name for name in _PLACES.values())
         self.due, self.messages, self.dead, self.workers, self.rows, self.strikes, self.isolations, *flow = places
-        self.control, self.audit, self.cron, self.cron_state = flow
+        self.control, self.audit, self.cron, self.cron_state, self.cancels = flow
         self.scripted: tuple[str, ...] = (*self.streams, *places)
         self.layout: str = self.prefix + "layout"
+        self.results: str = self.prefix + "results"
+        self.logs: str = self.prefix + "logs"
+        self.operations: str = self.prefix + "operations"
 
     def permits(self, gate: str) -> str:
         """Return the key of the permits in use of a gate: a type, or a type, a colon and a group."""
@@ -81,6 +86,22 @@ class Keys:
     def rate(self, gate: str) -> str:
         """Return the key of the time at which a gate gives its next token."""
         return f"{self.prefix}rate:{gate}"
+
+    def result(self, job_id: str) -> str:
+        """Return the key of what a job has answered."""
+        return f"{self.prefix}results:{job_id}"
+
+    def progress(self, consumer: str) -> str:
+        """Return the key of how far the jobs are that a worker runs."""
+        return f"{self.prefix}progress:{consumer}"
+
+    def marks(self, work: str) -> str:
+        """Return the key of what the attempts of one piece of work remember."""
+        return f"{self.prefix}marks:{work}"
+
+    def operation(self, name: str) -> str:
+        """Return the key of an operation over many jobs."""
+        return f"{self.prefix}operation:{name}"
 
     def stats(self, minute: int) -> str:
         """Return the key of the counters of one minute since the epoch."""
@@ -95,8 +116,8 @@ class Script(msgspec.Struct, frozen=True):
 
 
 _LUA: Final = files("runtime.store") / "lua"
-_SHARED: Final = ("common", "guard")  # functions that scripts have in common, and no scripts themselves
-_WITH_GUARD: Final = ("beat", "reclaim")
+# What stands before a script beside `common`: functions that some scripts share, and no scripts themselves.
+_SHARED: Final = {"beat": ("guard",), "reclaim": ("guard",)}
 
 
 @cache
@@ -131,7 +152,7 @@ def _in_lua(value: object) -> str:
 @cache
 def script(name: str) -> Script:
     """Return the script of one verb: between its flags and its body stands what all scripts share."""
-    shared = _SHARED if name in _WITH_GUARD else _SHARED[:1]
+    shared = ("common", *_SHARED.get(name, ()))
     flags, _, body = (_LUA / f"{name}.lua").read_text("utf-8").partition("\n")
     text = "\n".join([flags, constants(), *[(_LUA / f"{part}.lua").read_text("utf-8") for part in shared], body])
     return Script(text, hashlib.sha1(text.encode()).hexdigest())  # noqa: S324 -- the server's own naming, no secret
@@ -309,8 +330,9 @@ class Store:
         Raises:
             StoreUnavailable: no answer or an error.
         """
+        parts = {"common"}.union(*_SHARED.values())
         names = [path.name[:-4] for path in _LUA.iterdir() if path.name.endswith(".lua")]
-        scripts = [script(name) for name in names if name not in _SHARED]
+        scripts = [script(name) for name in names if name not in parts]
         for answer in await connection.call(*[("SCRIPT", "LOAD", known.text) for known in scripts]):
             self.checked(answer)
 

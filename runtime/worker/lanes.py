@@ -251,6 +251,7 @@ class Lane:
     def stop(self) -> None:
         """End the lane, and the job that runs, if it lets itself be ended; may be repeated."""
         self.is_stopped = self.is_disturbed = True
+        self._tell_cut()
         if self.task is not None:
             self.task.cancel()
 
@@ -391,8 +392,14 @@ class Lane:
         if self.deadline_s < NEVER and self.task is not None:
             self.cut = self.cut or why
             self.is_disturbed = True
+            self._tell_cut()
             self.deadline_s = self.clock() + RECUT_S
             self.task.cancel()
+
+    def _tell_cut(self) -> None:
+        """Let the job know that it is to end: a handler in a thread cannot be told otherwise."""
+        if self.job is not None:
+            self.job.noted().is_cut = True
 
 
 class _Decimals:

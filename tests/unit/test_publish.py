@@ -12,9 +12,9 @@ from opentelemetry import trace
 
 from otel.publish import publisher
 from runtime import producer as producing
-from runtime.jobs import contract
+from runtime.jobs import Packed, contract
 from runtime.producer import Message, Producer
-from runtime.sender import Packed, Sent
+from runtime.sender import Sent
 
 
 @contract("note")

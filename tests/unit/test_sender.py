@@ -9,7 +9,8 @@ from typing import Any, cast
 import pytest
 
 from runtime.errors import ConfigError, PartlySent, StoreError, StoreUnavailable
-from runtime.sender import Flow, Head, Packed, Sender, Sent
+from runtime.jobs import Head, Packed
+from runtime.sender import Flow, Sender, Sent
 from runtime.store.sends import SendStore
 
 HEAD = Head(0, 0, "", (b"type", "greet"))
