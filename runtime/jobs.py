@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -95,9 +94,6 @@ class Extras(msgspec.Struct, eq=False):
     followers: list[Packed] = []
 
 
-_extras_lock: Final = threading.Lock()
-
-
 class Job(Lease, gc=False, eq=False):
     """One message on its way through this process. A handler reads `id`, `attempt`, `work`, `born` and `priority`.
 
@@ -116,11 +112,14 @@ class Job(Lease, gc=False, eq=False):
     extras: Extras | None = None
 
     def noted(self) -> Extras:
-        """Return what this run has beside its outcome, to be added to; from any thread."""
-        with _extras_lock:  # the handler in a thread and the loop may be the first at the same time
-            if self.extras is None:
-                self.extras = Extras()
-            return self.extras
+        """Return what this run has beside its outcome, to be added to.
+
+        Called on the loop before a thread gets the job: else both may be the first.
+        """
+        extras = self.extras
+        if extras is None:
+            extras = self.extras = Extras()
+        return extras
 
     @property
     def cancelled(self) -> bool:

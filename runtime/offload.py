@@ -64,6 +64,7 @@ def in_thread(function: Callable[[Any, Job], object]) -> Callable[[Any, Job], Aw
     async def run(payload: Any, job: Job) -> object:
         places = PLACES.get()[THREAD]
         await places.take()
+        job.noted()
         call = _ThreadCall(function, payload, job, places)
         try:
             answer, raised = await anyio.to_thread.run_sync(call.work, abandon_on_cancel=True, limiter=_BEHIND)
