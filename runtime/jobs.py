@@ -68,6 +68,19 @@ class Envelope(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 PLAIN: Final = Envelope()
 
 
+class Options(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What a sender may say of a message beside its payload; `Producer.send` says what each option means."""
+
+    priority: Priority | None = None
+    delay_s: float = 0.0
+    at: float | None = None
+    exp: float | None = None
+    key: str = ""
+    id: str = ""
+    attempts: int = 0
+    group: str = ""
+
+
 class Head(msgspec.Struct, frozen=True, gc=False):
     """All of a message but its payload; `due_ms` is in ms since the epoch, 0 for now."""
 
@@ -87,11 +100,11 @@ class Packed(msgspec.Struct, frozen=True, gc=False):
 class Extras(msgspec.Struct, eq=False):
     """What a run has beside its outcome. Most runs have none.
 
-    `is_cut` says that the run was told to end; `followers` are jobs that are sent in the step in which this one leaves.
+    `is_cut` says that the run was told to end; `followers` are jobs, by id, that are sent in the step in which this one leaves.
     """
 
     is_cut: bool = False
-    followers: list[Packed] = []
+    followers: dict[str, Packed] = {}
 
 
 class Job(Lease, gc=False, eq=False):

@@ -24,11 +24,12 @@ import anyio.abc
 import anyio.to_process
 import anyio.to_thread
 from anyio import BrokenWorkerProcess, CapacityLimiter
+from msgspec import structs
 
 from runtime import logs
 from runtime.answers import finish, is_to_do
 from runtime.errors import ChildFailed, ChildKilled, NotStarted
-from runtime.jobs import JOB, LANE, Job
+from runtime.jobs import JOB, LANE, Head, Job, Packed
 from runtime.places import PLACES, PROCESS, THREAD, Places
 from runtime.settle import as_plain_words, describe, raise_again, stack_of
 
@@ -169,7 +170,8 @@ def in_process(
         finally:
             places.give_back()
         match answer:
-            case (int() as answered, [*recorded], str() as kind, *words) if answered == number:
+            case (int() as answered, [*recorded], noted, str() as kind, *words) if answered == number:
+                extras_in(job, noted)
                 if recorded and watch is not None:
                     watch.collect(recorded)
                 if kind != "done":
@@ -179,6 +181,24 @@ def in_process(
                 raise ChildFailed("the child process answered for another job than this, and was killed", "")
 
     return run
+
+
+def extras_out(job: Job) -> dict[str, Any]:
+    """Return as plain values, in a child process, what the run of this job has noted there."""
+    extras = job.extras
+    if extras is None:
+        return {}
+    return {"followers": [(*structs.astuple(packed.head), packed.data) for packed in list(extras.followers.values())]}
+
+
+def extras_in(job: Job, noted: dict[str, Any]) -> None:
+    """Note, in the worker, what the run of this job has noted in a child process."""
+    if not noted:
+        return
+    extras = job.noted()
+    for *head, data in noted["followers"]:
+        packed = Packed(Head(*head), data)
+        extras.followers[packed.head.id] = packed
 
 
 async def _forget_last_child() -> None:
@@ -207,8 +227,8 @@ def _in_child(
 ) -> tuple[Any, ...]:
     """Run one job here, in the child; what it raised goes back as plain words, since not every exception can be sent.
 
-    Before them goes what was recorded of it. `said` are the settings of the worker's log, the ids of the job's span in its lines,
-    and what traces the job here.
+    Before them goes what was recorded of it, and what its run has noted. `said` are the settings of the worker's log, the ids of
+    the job's span in its lines, and what traces the job here.
     """
     die_with(parent)
     _log_as_worker(said[0])
@@ -220,7 +240,7 @@ def _in_child(
         try:
             trace = _trace_of(said[2])
             words = _run_in_child(module, name, job, trace)
-            return number, _recorded(trace), *words
+            return number, _recorded(trace), extras_out(job), *words
         finally:
             for timer in TIMERS:  # an alarm that one job has set would hit another
                 signal.setitimer(timer, 0)

@@ -9,44 +9,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import secrets
 import time
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from itertools import chain, islice
 from types import TracebackType
-from typing import Final, Self, cast
+from typing import Final, Self
 
 import msgspec
-from msgspec import inspect
 
-from runtime.codec import JOB_ID, MAX_DATA_BYTES, MAX_KEY_BYTES, MAX_MS, header, holds_no_number
-from runtime.errors import BadPayload, ConfigError
-from runtime.jobs import STREAMS, TYPE_NAME, Contract, Head, Packed, Priority, contract_of
+from runtime.codec import MAX_MS
+from runtime.errors import ConfigError
+from runtime.jobs import Head, Options, Packed, Priority
 from runtime.observer import Publishing, publisher
+from runtime.packing import NO_OPTIONS, Packer, shown
 from runtime.sender import CHUNK_BYTES, CHUNK_MESSAGES, Flow, Sender, Sent
 from runtime.store.sends import Durability, SendStore, durability_of
 from runtime.store.urls import without_password
 
-SHOWN_CHARS: Final = 80  # of a wrong option, in its error; a guess: a line of a log
 # Messages packed in one turn of the loop, 0.1 ms of it (a guess): the chunk before goes out, and other tasks get on.
 PACKED_PER_TURN: Final = 50
 LEAST_ANSWER_S: Final = 0.25  # a guess: a busy machine needs that long now and then, and another connection would be no faster
-
-
-class Options(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What a sender may say of a message beside its payload; `Producer.send` says what each option means."""
-
-    priority: Priority | None = None
-    delay_s: float = 0.0
-    at: float | None = None
-    exp: float | None = None
-    key: str = ""
-    id: str = ""
-    attempts: int = 0
-    group: str = ""
-
-
-NO_OPTIONS: Final = Options()  # a message without any differs from others of its type in nothing but the payload
 
 
 class Message(Options, frozen=True, kw_only=True, gc=True):
@@ -81,12 +63,9 @@ class Producer:
     ) -> None:
         self._url = url
         self._queue = queue
-        self._source = source
         self._patience_s = _patience(patience_s)
         self._durability = durability_of(durability)
-        self._encode = msgspec.json.Encoder().encode
-        self._heads: dict[type[msgspec.Struct], Head] = {}
-        self._needles: dict[type[msgspec.Struct], tuple[bytes, ...]] = {}
+        self._packer = Packer(time.time, source)
         self._senders: dict[tuple[asyncio.AbstractEventLoop, Durability], Sender] = {}
         self._inherited: list[dict[tuple[asyncio.AbstractEventLoop, Durability], Sender]] = []
         self._pid = os.getpid()
@@ -173,11 +152,11 @@ class Producer:
         """
         options = Options(priority=priority, delay_s=delay_s, at=at, exp=exp, key=key, id=id, attempts=attempts, group=group)
         sender, publish = self._sender_for(durability), publisher()
-        is_plain = options == NO_OPTIONS and not isinstance(payload, Message)
+        is_plain, pack = options == NO_OPTIONS, self._packer.pack
         if publish is None:
-            return (await sender.send([self.pack(payload) if is_plain else self.pack_with(payload, options)]))[0]
+            return (await sender.send([pack(payload) if is_plain else self._packer.pack_with(payload, options)]))[0]
         with publish(self._queue, self._url, False) as told:
-            packed = self.pack(payload) if is_plain else self.pack_with(payload, options)
+            packed = pack(payload) if is_plain else self._packer.pack_with(payload, options)
             [sent] = await sender.send([Packed(_told(packed.head, told), packed.data)])
             told.sent([sent.id])
             return sent
@@ -209,12 +188,12 @@ class Producer:
         """
         flow, publish = Flow(self._sender_for(durability), progress), publisher()
         if publish is None:
-            return await self._send_all(flow, messages, self.pack)
+            return await self._send_all(flow, messages, self._pack)
         with publish(self._queue, self._url, True) as told:
             heads: dict[type[msgspec.Struct], Head] = {}  # messages that share one go as one run
 
             def pack(message: msgspec.Struct | Message) -> Packed:
-                packed, kind = self.pack(message), type(message)
+                packed, kind = self._pack(message), type(message)
                 if isinstance(message, Message):
                     return Packed(_told(packed.head, told), packed.data)
                 return Packed(heads.get(kind) or heads.setdefault(kind, _told(packed.head, told)), packed.data)
@@ -252,94 +231,8 @@ class Producer:
             await flow.close()
         return flow.sent
 
-    def pack(self, message: msgspec.Struct | Message) -> Packed:
-        """Return a payload, or a Message with its options, as it is sent.
-
-        Raises:
-            BadPayload: the payload is no contract's, is too large, or an option is out of its range.
-        """
-        if isinstance(message, Message):
-            return self.pack_with(message.payload, message)
-        kind = type(message)
-        head = self._heads.get(kind)
-        if head is None:
-            contract = self._contract_of(kind)
-            head = self._heads[kind] = self._head(contract.type, NO_OPTIONS, contract.version, contract.priority)
-        data = self._data(message)
-        if len(data) > MAX_DATA_BYTES:
-            raise _too_large(contract_of(kind).type, data)
-        return Packed(head, data)
-
-    def pack_with(self, payload: msgspec.Struct, options: Options) -> Packed:
-        """Return a payload with its options, as it is sent.
-
-        Raises:
-            BadPayload: as in `pack`.
-        """
-        contract = self._contract_of(type(payload))
-        data = self._data(payload)
-        return self.pack_raw(contract.type, data, options, contract.version, contract.priority)
-
-    def pack_raw(self, type_name: str, data: bytes, options: Options, version: int, priority: Priority) -> Packed:
-        """Return a message whose payload is JSON already, as it is sent; `priority` is that of a message whose options name none.
-
-        Raises:
-            BadPayload: as in `pack`.
-        """
-        if not TYPE_NAME.match(type_name.encode(errors="replace")):
-            raise BadPayload(f"type must be 1 to 64 of [a-z0-9._-] and begin with a letter or digit, got {_shown(type_name)}")
-        if type(data) is not bytes:
-            raise BadPayload(f"{type_name}: the payload must be bytes of JSON, got {_shown(data)}")
-        if len(data) > MAX_DATA_BYTES:
-            raise _too_large(type_name, data)
-        return Packed(self._head(type_name, options, version, priority), data)
-
-    def _data(self, payload: msgspec.Struct) -> bytes:
-        try:
-            data = self._encode(payload)
-        except (TypeError, ValueError, OverflowError, RecursionError) as error:
-            raise BadPayload(f"{contract_of(type(payload)).type}: the payload cannot be written as JSON: {error}") from None
-        kind = type(payload)
-        needles = self._needles.get(kind)
-        if needles is None:
-            needles = self._needles[kind] = _needles_of(kind)
-        for needle in needles:
-            if needle in data and holds_no_number(payload):
-                raise BadPayload(f"{contract_of(kind).type}: the payload holds NaN or infinity, which JSON cannot write")
-        return data
-
-    def _contract_of(self, payload: type[msgspec.Struct]) -> Contract:
-        try:
-            return contract_of(payload)
-        except ConfigError as error:
-            raise BadPayload(str(error)) from None
-
-    def _head(self, type_name: str, options: Options, version: int, priority: Priority) -> Head:
-        # Each option is checked here: a chunk that cannot be packed would fail the sends of many callers.
-        if options.priority is not None:
-            priority = options.priority
-        if type(priority) not in _PRIORITIES or not 1 <= priority <= len(STREAMS):
-            raise BadPayload(f"priority must be a Priority from 1 to {len(STREAMS)}, got {_shown(priority)}")
-        attempts = options.attempts
-        if type(attempts) is not int or not 0 <= attempts <= MAX_MS:
-            raise BadPayload(f"attempts must be a whole number from 1 to {MAX_MS}, got {_shown(attempts)}")
-        due_ms = _due_ms(options)
-        job_id = _checked_text(options.id, "id")
-        if job_id and not JOB_ID.match(job_id.encode()):
-            raise BadPayload(f"id must be 1 to 128 of [A-Za-z0-9._:-], got {_shown(job_id)}")
-        if due_ms and not job_id:
-            job_id = f"{STREAMS[priority - 1]}-{secrets.token_hex(8)}"
-        fields = header(
-            type_name,
-            id=job_id,
-            version=version,
-            exp_ms=None if options.exp is None else _ms(options.exp, "exp"),
-            key=_checked_text(options.key, "key"),
-            attempts=attempts,
-            group=_checked_text(options.group, "group"),
-            source=_checked_text(self._source, "source"),
-        )
-        return Head(priority - 1, due_ms, job_id, fields)
+    def _pack(self, message: msgspec.Struct | Message) -> Packed:
+        return self._packer.pack_with(message.payload, message) if isinstance(message, Message) else self._packer.pack(message)
 
     async def send_packed(self, packed: Sequence[Packed], durability: str = "") -> list[Sent]:
         """Store up to CHUNK_MESSAGES packed messages in one round trip; raises as `send`."""
@@ -388,9 +281,6 @@ def _end_there(loop: asyncio.AbstractEventLoop, sender: Sender) -> None:
         loop.call_soon_threadsafe(sender.end)
 
 
-_PRIORITIES: Final = (Priority, int)  # and no bool
-
-
 async def _in_turns(
     messages: Iterable[msgspec.Struct | Message] | AsyncIterable[msgspec.Struct | Message],
 ) -> AsyncIterable[Iterable[msgspec.Struct | Message]]:
@@ -411,86 +301,7 @@ async def _in_turns(
         await asyncio.sleep(0)
 
 
-_NUMBERS: Final = (inspect.FloatType, inspect.AnyType, inspect.CustomType)
-
-
-def _needles_of(kind: type[msgspec.Struct]) -> tuple[bytes, ...]:
-    """Return what the JSON of a payload holds where NaN or infinity stands in it: null, or a word where it is a key.
-
-    Nothing where its type has no place for a float: the search costs as much as the encoding.
-    """
-    try:
-        todo: list[object] = [inspect.type_info(kind)]
-    except Exception:  # annotations that exist for type checkers only
-        return (b"null", *_KEYS)
-    needles: set[bytes] = set()
-    seen: set[int] = set()
-    while todo:
-        found = todo.pop()
-        if isinstance(found, _NUMBERS):
-            needles.add(b"null")
-        if isinstance(found, inspect.AnyType | inspect.CustomType):
-            needles.update(_KEYS)
-        if isinstance(found, inspect.DictType) and isinstance(found.key_type, (*_NUMBERS, inspect.UnionType)):
-            needles.update(_KEYS)
-        if isinstance(found, list | tuple):
-            todo += cast("list[object]", found)
-        elif isinstance(found, inspect.Type | inspect.Field) and id(found) not in seen:  # a type may hold itself
-            seen.add(id(found))
-            todo += [getattr(found, name) for name in found.__struct_fields__ if name not in ("default", "default_factory")]
-    return tuple(needles)
-
-
-_KEYS: Final = (b'"nan":', b'"inf":', b'"-inf":')
-
-
-def _too_large(type_name: str, data: bytes) -> BadPayload:
-    text = f"{type_name}: the payload has {len(data)} bytes, the limit is {MAX_DATA_BYTES}; hint: send a reference to it"
-    return BadPayload(text, "too-large")
-
-
-def _due_ms(options: Options) -> int:
-    """Return when a message is due, in ms since the epoch; 0 for now."""
-    if options.at is None and type(options.delay_s) is float and not options.delay_s:  # most: the checks below cost 1 µs
-        return 0
-    _ms(options.delay_s, "delay_s", "seconds from now")
-    if options.at is not None:
-        return _ms(options.at, "at")
-    return _ms(time.time() + options.delay_s, "delay_s", "seconds from now") if options.delay_s else 0
-
-
-def _ms(seconds: object, name: str, what: str = "seconds since the epoch") -> int:
-    """Return a number of seconds in ms; a bool is none, nor is what only compares like one."""
-    if not isinstance(seconds, (int, float)) or isinstance(seconds, bool) or not 0 <= seconds <= MAX_MS / 1000:
-        raise BadPayload(f"{name} must be {what}, a number from 0 to {MAX_MS // 1000}, got {_shown(seconds)}")
-    return int(seconds * 1000)
-
-
 def _patience(patience_s: float) -> float:
     if type(patience_s) not in (int, float) or not 0 < patience_s <= MAX_MS / 1000:
-        raise ConfigError(f"patience_s must be a number of seconds above 0, got {_shown(patience_s)}")
+        raise ConfigError(f"patience_s must be a number of seconds above 0, got {shown(patience_s)}")
     return patience_s
-
-
-def _shown(value: object) -> str:
-    """Return an option as its error shows it, whatever it is."""
-    try:
-        text = repr(value)
-    except Exception:  # a number of 5,000 digits has none, as may what others have made
-        return f"something of type {type(value).__name__}"
-    return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}…"
-
-
-def _checked_text(text: object, name: str) -> str:
-    """Return an option that is a text; what is empty and no text is a mistake, not an option that is not used."""
-    if not isinstance(text, str):
-        raise BadPayload(f"{name} must be a text, got {_shown(text)}")
-    if not text:
-        return ""
-    try:
-        size_bytes = len(text.encode())
-    except UnicodeEncodeError:
-        raise BadPayload(f"{name} must be a text that UTF-8 can write, got {_shown(text)}") from None
-    if size_bytes > MAX_KEY_BYTES:
-        raise BadPayload(f"{name} must be at most {MAX_KEY_BYTES} bytes, got {size_bytes}")
-    return text

@@ -18,9 +18,10 @@ from runtime.codec import decode_many, entry_fields
 from runtime.config import Config
 from runtime.consumer import Consumer, Report, Stage, streams_for
 from runtime.errors import ConfigError, Dead, Retry, Snooze, TimedOut
-from runtime.jobs import DONE, Done, Handler, Job, Outcome, P, Packed, Park, Priority
+from runtime.jobs import DONE, Done, Handler, Job, Options, Outcome, P, Packed, Park, Priority
+from runtime.packing import Packer
 from runtime.places import PLACES, make_places
-from runtime.producer import Options, Producer
+from runtime.producer import Producer
 from runtime.schedules import Schedule
 from runtime.stats import Stats
 from runtime.store.inspector import DeadLetter, Inspector
@@ -35,7 +36,7 @@ POLL_S: Final = 0.005  # a guess: soon enough for a test, and little work beside
 DEADLINE_S: Final = 15.0  # a guess: longer than anything a test waits for on a busy machine
 STOP_S: Final = 15.0  # beyond the grace: the later stages of a stop have deadlines of their own, 10 s in all
 LETTERS: Final = 1000  # a guess: more than a test looks at
-NOWHERE: Final = "unix://nowhere"  # a producer connects with its first send, and the one for `run` sends nothing
+NOWHERE: Final = "nowhere"  # the run id of the server that a message for `run` came from
 
 
 class Clock:
@@ -139,12 +140,12 @@ async def run(
 
 
 def _pack(handler: Handler[P], message: P | bytes, version: int, options: Options) -> Packed:
-    contract, producer = handler.contract, Producer(NOWHERE)
+    contract, packer = handler.contract, Packer(time.time)
     if isinstance(message, bytes):
-        return producer.pack_raw(contract.type, message, options, version or contract.version, contract.priority)
+        return packer.pack_raw(contract.type, message, options, version or contract.version, contract.priority)
     if type(message) is not contract.payload:
         raise ConfigError(f"{handler.location}: the message must be a {contract.payload.__name__}, got {type(message).__name__}")
-    return producer.pack_with(message, options)
+    return packer.pack_with(message, options)
 
 
 def _receive(packed: Packed, now_s: float) -> Job:

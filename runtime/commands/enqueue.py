@@ -13,9 +13,11 @@ from runtime.commands.common import find_handlers, print_json, with_store
 from runtime.commands.flags import QUEUE, add_settings, add_texts
 from runtime.config import Config
 from runtime.errors import BadPayload, NotDurable, PartlySent, UnknownType
-from runtime.jobs import PLAIN, Handler, Job, Priority
+from runtime.jobs import PLAIN, Handler, Job, Options, Packed, Priority
 from runtime.leaving import FAILED
-from runtime.producer import CHUNK_MESSAGES, Options, Packed, Producer
+from runtime.packing import Packer
+from runtime.producer import Producer
+from runtime.sender import CHUNK_MESSAGES
 
 PROGRESS_S: Final = 0.1  # between two progress lines; a guess: ten a second are seen to move
 
@@ -59,7 +61,7 @@ def main(config: Config, arguments: argparse.Namespace) -> int:
         raise UnknownType(f"no contract {arguments.type!r} in {config.handlers}; {hint} (--handlers names the modules)")
     if arguments.payload == "-":
         return with_store(config, lambda url: _send_lines(url, config, arguments, handler), may_make=True)
-    packed = _pack(Producer(config.redis or "redis://", queue=config.queue), arguments, handler, arguments.payload.encode())
+    packed = _pack(Packer(time.time), arguments, handler, arguments.payload.encode())
     return with_store(config, lambda url: _send_one(url, config, arguments, packed), may_make=True)
 
 
@@ -83,7 +85,7 @@ async def _send_lines(url: str, config: Config, arguments: argparse.Namespace, h
     started_s, sent, next_s, status = time.monotonic(), 0, 0.0, 0
     refusal: PartlySent | None = None
     async with Producer.connect(url, queue=config.queue, durability=arguments.durability) as producer:
-        for chunk in _chunks(producer, arguments, handler):
+        for chunk in _chunks(arguments, handler):
             try:
                 results = await producer.send_packed(chunk)
             except NotDurable as error:  # these lines are stored; the lines behind them have not been sent
@@ -114,15 +116,15 @@ def _print_error(error: NotDurable) -> int:
     return FAILED
 
 
-def _chunks(producer: Producer, arguments: argparse.Namespace, handler: Handler[Any]) -> Iterator[list[Packed]]:
+def _chunks(arguments: argparse.Namespace, handler: Handler[Any]) -> Iterator[list[Packed]]:
     if arguments.id:
         raise BadPayload("--id: must not be given with -, since every line would get the same id")
-    chunk: list[Packed] = []
+    packer, chunk = Packer(time.time), list[Packed]()
     for number, line in enumerate(sys.stdin.buffer, 1):
         if not line.strip():
             continue
         try:
-            chunk.append(_pack(producer, arguments, handler, line.strip()))
+            chunk.append(_pack(packer, arguments, handler, line.strip()))
         except BadPayload as error:
             raise BadPayload(f"line {number}: {error} (the lines before its chunk of {CHUNK_MESSAGES} are sent)") from None
         if len(chunk) == CHUNK_MESSAGES:
@@ -132,7 +134,7 @@ def _chunks(producer: Producer, arguments: argparse.Namespace, handler: Handler[
         yield chunk
 
 
-def _pack(producer: Producer, arguments: argparse.Namespace, handler: Handler[Any], data: bytes) -> Packed:
+def _pack(packer: Packer, arguments: argparse.Namespace, handler: Handler[Any], data: bytes) -> Packed:
     """Return the message, ready to be sent.
 
     Raises:
@@ -153,7 +155,7 @@ def _pack(producer: Producer, arguments: argparse.Namespace, handler: Handler[An
         attempts=arguments.attempts,
         priority=Priority[arguments.priority.upper()] if arguments.priority else None,
     )
-    return producer.pack_raw(contract.type, data, options, contract.version, contract.priority)
+    return packer.pack_raw(contract.type, data, options, contract.version, contract.priority)
 
 
 def _progress(sent: int, started_s: float) -> None:

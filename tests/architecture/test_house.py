@@ -26,7 +26,7 @@ FIRST_PARTY = ("runtime", "handlers", "board", "otel")
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "backoff", "limits", "jobs", "stats", "observer"),  # words
     ("logs", "folders", "leaving", "rubbish"),  # the process around them
-    ("config", "bounds", "codec", "settle", "schema", "rules", "cron", "schedules"),  # pure
+    ("config", "bounds", "codec", "packing", "settle", "schema", "rules", "cron", "schedules"),  # pure
     ("answers", "places", "offload", "registry"),  # users' code, and where it runs
     ("store",),
     ("streams", "sender", "producer", "control"),
@@ -49,7 +49,7 @@ STRICT: dict[str, tuple[set[str], str]] = {
         {"errors", "limits", "jobs", "rules", "store", "codec", "cron", "schedules", "sender", "producer"},
         "a service that orders loads no worker",
     ),
-    "producer": ({"errors", "limits", "jobs", "observer", "backoff", "codec", "store", "sender"}, "the same"),
+    "producer": ({"errors", "limits", "jobs", "observer", "backoff", "codec", "packing", "store", "sender"}, "the same"),
 }
 # What stands at the edge may import every module; what `__init__` names, it loads when it is first used.
 EDGE = re.compile(r"runtime\.(cli\w*|__main__|__init__|commands(\..*)?|testing|pytest_plugin)")
@@ -70,7 +70,7 @@ LOADED_BY_NAME = {
 
 PURE = (
     *("errors", "jobs", "stats", "config", "bounds", "codec", "backoff", "worker/plan", "settle", "schema"),
-    *("limits", "rules", "cron", "schedules"),
+    *("limits", "rules", "cron", "schedules", "packing"),
 )
 IMPURE = {"asyncio", "anyio", "threading", "subprocess", "socket", "time", "datetime", "random"}  # clock and jitter are arguments
 SHAPES = {"cron": {"datetime"}}  # what cronsim takes and yields; nobody asks it for the time

@@ -31,8 +31,7 @@ from runtime import (
     contract,
 )
 from runtime.codec import decode_many
-from runtime.jobs import Batch
-from runtime.producer import Head, Packed
+from runtime.jobs import Batch, Head, Packed
 from runtime.sender import SENT
 from runtime.store.connection import KEEPALIVE, Connection
 from runtime.streams import Streams

@@ -16,7 +16,7 @@ import pytest
 from otel.metrics import families
 from runtime.codec import SENT_FIELDS
 from runtime.config import SETTINGS
-from runtime.producer import Options
+from runtime.jobs import Options
 from runtime.store.inspector import Inspector
 from tests.faults.harness import ROOT, leftovers
 from tests.servers import Server, free_ports, wait_until

@@ -1,0 +1,201 @@
+"""Packer makes messages as they are sent: a payload as JSON behind the fields that say what it is. Each option is checked here.
+
+Needs no event loop and no connection: what is wrong with a message is raised at the line that makes it.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from typing import Final, cast
+
+import msgspec
+from msgspec import inspect
+
+from runtime.codec import JOB_ID, MAX_DATA_BYTES, MAX_KEY_BYTES, MAX_MS, header, holds_no_number
+from runtime.errors import BadPayload, ConfigError
+from runtime.jobs import STREAMS, TYPE_NAME, Contract, Head, Options, Packed, Priority, contract_of
+
+SHOWN_CHARS: Final = 80  # of a wrong option, in its error; a guess: a line of a log
+NO_OPTIONS: Final = Options()  # a message without any differs from others of its type in nothing but the payload
+
+
+class Packer:
+    """Packs payloads; make one, and keep it: what can be known of a class of payloads is found out once.
+
+    `source` is written to each message as `src`; `clock` returns the time in seconds since the epoch.
+    """
+
+    def __init__(self, clock: Callable[[], float], source: str = "") -> None:
+        self._clock = clock
+        self._source = source
+        self._encode = msgspec.json.Encoder().encode
+        self._heads: dict[type[msgspec.Struct], Head] = {}
+        self._needles: dict[type[msgspec.Struct], tuple[bytes, ...]] = {}
+
+    def pack(self, payload: msgspec.Struct) -> Packed:
+        """Return a payload without options, as it is sent.
+
+        Raises:
+            BadPayload: the payload is no contract's, or is too large.
+        """
+        kind = type(payload)
+        head = self._heads.get(kind)
+        if head is None:
+            contract = self._contract_of(kind)
+            head = self._heads[kind] = self._head(contract.type, NO_OPTIONS, contract.version, contract.priority)
+        data = self._data(payload)
+        if len(data) > MAX_DATA_BYTES:
+            raise _too_large(contract_of(kind).type, data)
+        return Packed(head, data)
+
+    def pack_with(self, payload: msgspec.Struct, options: Options) -> Packed:
+        """Return a payload with its options, as it is sent.
+
+        Raises:
+            BadPayload: as in `pack`, or an option is out of its range.
+        """
+        contract = self._contract_of(type(payload))
+        data = self._data(payload)
+        return self.pack_raw(contract.type, data, options, contract.version, contract.priority)
+
+    def pack_raw(self, type_name: str, data: bytes, options: Options, version: int, priority: Priority) -> Packed:
+        """Return a message whose payload is JSON already, as it is sent; `priority` is that of a message whose options name none.
+
+        Raises:
+            BadPayload: as in `pack_with`.
+        """
+        if not TYPE_NAME.match(type_name.encode(errors="replace")):
+            raise BadPayload(f"type must be 1 to 64 of [a-z0-9._-] and begin with a letter or digit, got {shown(type_name)}")
+        if type(data) is not bytes:
+            raise BadPayload(f"{type_name}: the payload must be bytes of JSON, got {shown(data)}")
+        if len(data) > MAX_DATA_BYTES:
+            raise _too_large(type_name, data)
+        return Packed(self._head(type_name, options, version, priority), data)
+
+    def _data(self, payload: msgspec.Struct) -> bytes:
+        try:
+            data = self._encode(payload)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise BadPayload(f"{contract_of(type(payload)).type}: the payload cannot be written as JSON: {error}") from None
+        kind = type(payload)
+        needles = self._needles.get(kind)
+        if needles is None:
+            needles = self._needles[kind] = _needles_of(kind)
+        for needle in needles:
+            if needle in data and holds_no_number(payload):
+                raise BadPayload(f"{contract_of(kind).type}: the payload holds NaN or infinity, which JSON cannot write")
+        return data
+
+    def _contract_of(self, payload: type[msgspec.Struct]) -> Contract:
+        try:
+            return contract_of(payload)
+        except ConfigError as error:
+            raise BadPayload(str(error)) from None
+
+    def _head(self, type_name: str, options: Options, version: int, priority: Priority) -> Head:
+        # Each option is checked here: a chunk that cannot be packed would fail the sends of many callers.
+        if options.priority is not None:
+            priority = options.priority
+        if type(priority) not in _PRIORITIES or not 1 <= priority <= len(STREAMS):
+            raise BadPayload(f"priority must be a Priority from 1 to {len(STREAMS)}, got {shown(priority)}")
+        attempts = options.attempts
+        if type(attempts) is not int or not 0 <= attempts <= MAX_MS:
+            raise BadPayload(f"attempts must be a whole number from 1 to {MAX_MS}, got {shown(attempts)}")
+        due_ms = _due_ms(options, self._clock)
+        job_id = _checked_text(options.id, "id")
+        if job_id and not JOB_ID.match(job_id.encode()):
+            raise BadPayload(f"id must be 1 to 128 of [A-Za-z0-9._:-], got {shown(job_id)}")
+        if due_ms and not job_id:
+            job_id = f"{STREAMS[priority - 1]}-{secrets.token_hex(8)}"
+        fields = header(
+            type_name,
+            id=job_id,
+            version=version,
+            exp_ms=None if options.exp is None else _ms(options.exp, "exp"),
+            key=_checked_text(options.key, "key"),
+            attempts=attempts,
+            group=_checked_text(options.group, "group"),
+            source=_checked_text(self._source, "source"),
+        )
+        return Head(priority - 1, due_ms, job_id, fields)
+
+
+_PRIORITIES: Final = (Priority, int)  # and no bool
+_NUMBERS: Final = (inspect.FloatType, inspect.AnyType, inspect.CustomType)
+
+
+def _needles_of(kind: type[msgspec.Struct]) -> tuple[bytes, ...]:
+    """Return what the JSON of a payload holds where NaN or infinity stands in it: null, or a word where it is a key.
+
+    Nothing where its type has no place for a float: the search costs as much as the encoding.
+    """
+    try:
+        todo: list[object] = [inspect.type_info(kind)]
+    except Exception:  # annotations that exist for type checkers only
+        return (b"null", *_KEYS)
+    needles: set[bytes] = set()
+    seen: set[int] = set()
+    while todo:
+        found = todo.pop()
+        if isinstance(found, _NUMBERS):
+            needles.add(b"null")
+        if isinstance(found, inspect.AnyType | inspect.CustomType):
+            needles.update(_KEYS)
+        if isinstance(found, inspect.DictType) and isinstance(found.key_type, (*_NUMBERS, inspect.UnionType)):
+            needles.update(_KEYS)
+        if isinstance(found, list | tuple):
+            todo += cast("list[object]", found)
+        elif isinstance(found, inspect.Type | inspect.Field) and id(found) not in seen:  # a type may hold itself
+            seen.add(id(found))
+            todo += [getattr(found, name) for name in found.__struct_fields__ if name not in ("default", "default_factory")]
+    return tuple(needles)
+
+
+_KEYS: Final = (b'"nan":', b'"inf":', b'"-inf":')
+
+
+def _too_large(type_name: str, data: bytes) -> BadPayload:
+    text = f"{type_name}: the payload has {len(data)} bytes, the limit is {MAX_DATA_BYTES}; hint: send a reference to it"
+    return BadPayload(text, "too-large")
+
+
+def _due_ms(options: Options, clock: Callable[[], float]) -> int:
+    """Return when a message is due, in ms since the epoch; 0 for now."""
+    if options.at is None and type(options.delay_s) is float and not options.delay_s:  # most: the checks below cost 1 µs
+        return 0
+    _ms(options.delay_s, "delay_s", "seconds from now")
+    if options.at is not None:
+        return _ms(options.at, "at")
+    return _ms(clock() + options.delay_s, "delay_s", "seconds from now") if options.delay_s else 0
+
+
+def _ms(seconds: object, name: str, what: str = "seconds since the epoch") -> int:
+    """Return a number of seconds in ms; a bool is none, nor is what only compares like one."""
+    if not isinstance(seconds, (int, float)) or isinstance(seconds, bool) or not 0 <= seconds <= MAX_MS / 1000:
+        raise BadPayload(f"{name} must be {what}, a number from 0 to {MAX_MS // 1000}, got {shown(seconds)}")
+    return int(seconds * 1000)
+
+
+def shown(value: object) -> str:
+    """Return an option as its error shows it, whatever it is."""
+    try:
+        text = repr(value)
+    except Exception:  # a number of 5,000 digits has none, as may what others have made
+        return f"something of type {type(value).__name__}"
+    return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}…"
+
+
+def _checked_text(text: object, name: str) -> str:
+    """Return an option that is a text; what is empty and no text is a mistake, not an option that is not used."""
+    if not isinstance(text, str):
+        raise BadPayload(f"{name} must be a text, got {shown(text)}")
+    if not text:
+        return ""
+    try:
+        size_bytes = len(text.encode())
+    except UnicodeEncodeError:
+        raise BadPayload(f"{name} must be a text that UTF-8 can write, got {shown(text)}") from None
+    if size_bytes > MAX_KEY_BYTES:
+        raise BadPayload(f"{name} must be at most {MAX_KEY_BYTES} bytes, got {size_bytes}")
+    return text
