@@ -39,7 +39,7 @@ from runtime.streams import (
 )
 from tests.cruelty import Fault, Plan
 from tests.gating import Call
-from tests.memory import MemoryStore, stands_at, value
+from tests.memory import WHILE_HELD, MemoryStore, stands_at, value
 
 # The same numbers as in the scripts.
 ALONE, STRIKES_OUT, MAX_ISOLATED_BYTES, LATER, DELAY_AFTER_ERROR_MS = 4, 3, 2_000_000, 1.25, 60_000
@@ -472,6 +472,8 @@ class MemoryStreams:
 
     def _defer(self, move: Deferral) -> bool:
         store, stream, entry = self.store, move.lease.stream, move.lease.entry
+        if stands_at(stream, entry) in store.cancels:
+            return store.bury(stream, entry, WHILE_HELD)
         is_there = entry in store.entries[stream]
         store.remove(stream, entry, move.lease.count)
         if is_there:

@@ -10,12 +10,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from runtime.codec import as_text
 from runtime.errors import StoreError
 from runtime.jobs import FREE, STREAMS, SUSPECT, Lease
 from runtime.store.base import End
 
 BEGAN_MS = 1_700_000_000_000
 SUSPECT_MS = 60_000  # as in serve.lua
+WHILE_HELD = "cancelled while a worker had it"  # as in common.lua
 REPEAT_MS, MAX_RULES = 10_000, 2000  # as in control.lua
 
 
@@ -78,6 +80,7 @@ class MemoryStore:
         self.cron_errors: dict[str, str] = {}
         self.stats = Counter[str]()
         self.control: dict[str, str] = {}
+        self.cancels: dict[str, float] = {}
         self.audit: list[dict[str, str]] = []
         self.broken: dict[int, str] = {}
         self.refusing: dict[int, str] = {}
@@ -163,7 +166,10 @@ class MemoryStore:
             self.strikes.pop(stands_at(stream, entry), None)
 
     def put(self, stream: int, entry: bytes, lot: str, count: int) -> None:
-        """Put an entry into a lot; what a dead worker had becomes a suspect wherever it is given back."""
+        """Put an entry into a lot, or bury it; what a dead worker had becomes a suspect wherever it is given back."""
+        if stands_at(stream, entry) in self.cancels:
+            self.bury(stream, entry, WHILE_HELD)
+            return
         self.claim(stream, entry, SUSPECT if lot == FREE and count > 0 else lot, count)
 
     def claim(self, stream: int, entry: bytes, holder: str, count: int, idle_ms: float = 0) -> None:
@@ -172,6 +178,34 @@ class MemoryStore:
             self.pending[stream][entry] = Pending(holder, count, self.now_ms - idle_ms)
         else:
             self.pending[stream].pop(entry, None)
+
+    # --- cancels ---------------------------------------------------------------------------------------------------------------
+
+    def cancel(self, stream: int, entry: bytes) -> str:
+        """Cancel a job that is on a stream, wherever it is; say what became of it."""
+        if entry not in self.entries[stream]:
+            return "gone"
+        row, place = self.pending[stream].get(entry), stands_at(stream, entry)
+        if row is None or row.consumer.startswith("~"):
+            self.bury(stream, entry, "cancelled by ann@host")
+            return "cancelled"
+        if place not in self.cancels:
+            self.cancels[place] = self.now_ms
+            self.control["v"] = str(int(self.control.get("v", "0")) + 1)
+        return f"asked {row.consumer}"
+
+    def bury(self, stream: int, entry: bytes, why: str) -> bool:
+        """Put a cancelled entry among the dead letters; say whether it was there."""
+        fields, place = self.entries[stream].get(entry), stands_at(stream, entry)
+        if fields is not None:
+            failed = (value(fields, b"a") or b"0").decode()
+            notes = {"reason": "cancelled", "error": why, "stack": "", "attempts": failed, "from": place, "at": str(self.now_ms)}
+            own_id = {} if value(fields, b"id") else {"id": f"{STREAMS[stream]}-{entry.decode()}"}
+            self.dead.append(as_text(fields) | own_id | {f"dead_{name}": note for name, note in notes.items()})
+            self.move_key(value(fields, b"key"), f"{STREAMS[stream]} {entry.decode()}", "")
+        self.remove(stream, entry, 2)
+        self.cancels.pop(place, None)
+        return fields is not None
 
     # --- keys and strikes ----------------------------------------------------------------------------------------------------
 

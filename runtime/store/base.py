@@ -117,7 +117,7 @@ class Script(msgspec.Struct, frozen=True):
 
 _LUA: Final = files("runtime.store") / "lua"
 # What stands before a script beside `common`: functions that some scripts share, and no scripts themselves.
-_SHARED: Final = {"beat": ("guard",), "reclaim": ("guard",)}
+_SHARED: Final = {"beat": ("guard",), "reclaim": ("guard",), "control": ("audit",), "steer": ("audit", "steering")}
 
 
 @cache

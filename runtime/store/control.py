@@ -8,11 +8,15 @@ from typing import Final
 import msgspec
 
 from runtime.codec import as_text
-from runtime.errors import ConfigError
+from runtime.errors import ConfigError, StoreError
+from runtime.jobs import STREAMS
 from runtime.rules import Rules
 from runtime.store.base import AHEAD_MS, Operation, Store, WorkerRow, is_code, ms_in, parse_int, texts
 from runtime.store.connection import Connection
+from runtime.store.inspector import is_letter
 
+STEER_PLACES: Final = 500  # of one call, as steer.lua has it: each costs a few µs of the server
+STEER_ANSWERS: Final = ("cancelled", "asked", "moved", "same", "held", "gone", "full")
 REOPEN_IDS: Final = 500  # a guess: entries moved by one call, a few milliseconds of the server
 
 
@@ -116,6 +120,30 @@ class ControlStore(Store):
         """
         return int(await self.call_one(self._connection, ("XDEL", self.keys.dead, *letters))) if letters else 0
 
+    async def steer(self, verb: str, by: str, reason: str, places: Sequence[str], argument: str = "") -> list[str]:
+        """Cancel jobs, let them run now, or give them another priority; return for each an answer, as steering.lua has them.
+
+        The verb is `cancel`, `now` or `priority`, whose argument is the name of one. Places are such as `high/12-0` and
+        `due/order-1`.
+
+        May be repeated: what was moved is not there any more, and what was asked of a worker is not asked again.
+
+        Raises:
+            ConfigError: a place is none, or the verb cannot be used so.
+            StoreUnavailable: no answer or an error; those before it may be done.
+        """
+        answers: list[str] = []
+        for start in range(0, len(places), STEER_PLACES):
+            words = [word for place in places[start : start + STEER_PLACES] for word in place_in(place)]
+            [told] = await self.ask(self._connection, self.command("steer", verb, by, reason, argument, *words))
+            if is_code(told, "BADORDER"):
+                raise ConfigError(str(told).partition(" ")[2])
+            answers += [bytes(answer).decode(errors="replace") for answer in self.checked(told)]
+        failed = [answer for answer in answers if answer.partition(" ")[0] not in STEER_ANSWERS]
+        if failed:
+            raise StoreError(f"Redis answered: {failed[0]}")
+        return answers
+
     async def reopen(self, stream: int, may_set_aside: bool = True) -> tuple[int, int, bool]:
         """Move a part of a closed stream to a fresh key; the number behind the streams' stands for the dead letters.
 
@@ -129,3 +157,17 @@ class ControlStore(Store):
         command = self.command("reopen", self.keys.scripted.index(key) + 1, AHEAD_MS, REOPEN_IDS, int(may_set_aside))
         moved, left, is_new = await self.call_one(self._connection, command)
         return moved, left, bool(is_new)
+
+
+def place_in(text: str) -> tuple[int, str]:
+    """Return the number of a stream (from 1; 0 for the delayed jobs) and the entry or member, out of a place.
+
+    Raises:
+        ConfigError: it is no place of a job that waits or runs.
+    """
+    name, _, entry = text.partition("/")
+    if name == "due" and entry:
+        return 0, entry
+    if name in STREAMS and is_letter(entry):
+        return STREAMS.index(name) + 1, entry
+    raise ConfigError(f"{text[:60]!r}: must be the place of a job, such as high/1732400000000-0 or due/order-1")

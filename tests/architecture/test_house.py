@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from runtime.codec import DEAD_FIELDS, NOTED_FIELDS, SENT_FIELDS
+from runtime.store import base
 
 ROOT = Path(__file__).parents[2]
 RUNTIME = ROOT / "runtime"
@@ -550,7 +551,7 @@ def test_a_producer_does_not_load_the_worker() -> None:
 # --- scripts -----------------------------------------------------------------------------------------------------------------
 
 SCRIPTS = sorted((RUNTIME / "store" / "lua").glob("*.lua"))
-SHARED = ("common", "guard")  # put before the scripts, and no scripts themselves
+SHARED = {"common"}.union(*base._SHARED.values())  # put before the scripts, and no scripts themselves
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)

@@ -15,6 +15,7 @@ from runtime.jobs import FREE, STREAMS, SUSPECT, Batch, Deferral, Lease, Letter,
 from runtime.limits import Limits
 from runtime.schedules import Definition, Due, Settings, define
 from runtime.store.base import GROUP, Keys, WorkerRow, script
+from runtime.store.control import place_in
 from runtime.streams import Ask, Fetched, Serve, Streams, TickAsk
 from tests.contract.snapshot import snapshot, stable
 from tests.cruelty import Fault, Plan
@@ -184,13 +185,22 @@ class ServerKit(Kit):
         self.raw.set(f"{{jobs}}:seen:k:{key}", place)
 
     def order(self, *operations: tuple[str, str, str], by: str = "ann@host", reason: str = "") -> list[int]:
-        name, keys = script("control").sha, Keys("jobs").scripted
-        words = [word for operation in operations for word in operation]
+        return self._run("control", by, reason, *[word for operation in operations for word in operation])
+
+    def _run(self, name: str, *words: Any) -> Any:
+        keys = Keys("jobs").scripted
         try:
-            return self.raw.evalsha(name, len(keys), *keys, by, reason, *words)
+            return self.raw.evalsha(script(name).sha, len(keys), *keys, *words)
         except redis.exceptions.NoScriptError:
-            self.raw.script_load(script("control").text)
-            return self.order(*operations, by=by, reason=reason)
+            self.raw.script_load(script(name).text)
+            return self._run(name, *words)
+
+    def cancel(self, place: str) -> str:
+        """Cancel a job as people do."""
+        return self._run("steer", "cancel", "ann@host", "", "", *place_in(place))[0]
+
+    def cancels(self) -> dict[str, float]:
+        return dict(self.raw.zrange("{jobs}:cancels", 0, -1, withscores=True))
 
     def control(self) -> dict[str, str]:
         return self.raw.hgetall("{jobs}:control")
@@ -340,6 +350,13 @@ class MemoryKit(Kit):
 
     def order(self, *operations: tuple[str, str, str], by: str = "ann@host", reason: str = "") -> list[int]:
         return self.store.order(by, reason, operations)
+
+    def cancel(self, place: str) -> str:
+        stream, entry = place_in(place)
+        return self.store.cancel(stream - 1, entry.encode())
+
+    def cancels(self) -> dict[str, float]:
+        return dict(self.store.cancels)
 
     def control(self) -> dict[str, str]:
         return dict(self.store.control)

@@ -79,7 +79,7 @@ class Side:
         isolations = {name: self.at(alone) for name, alone in self.kit.isolations().items()}
         cron = {name: self.without_times(row.split()) for name, row in self.kit.cron_state().items()}
         permits = {gate: sorted(map(self.at, held)) for gate, held in self.kit.permits().items()}
-        gates = {"permits": permits, "rates": sorted(self.kit.rates())}
+        gates = {"permits": permits, "rates": sorted(self.kit.rates()), "cancels": sorted(map(self.at, self.kit.cancels()))}
         return snapshot | {"holders": holders, "strikes": strikes, "isolations": isolations, "cron": cron} | gates
 
     def without_times(self, row: list[str]) -> list[Any]:
@@ -151,7 +151,7 @@ VERBS = (
     *("reclaim",) * 4,
     *("take", "take", "take", "acquit", "age", "age", "renew", "admit", "admit", "admit", "beat", "beat", "die", "die alone"),
     *("serve",) * 6,
-    *("forget", "leased", "lots", "waiting_longest", "dead_letter", "delete"),
+    *("forget", "leased", "lots", "waiting_longest", "dead_letter", "delete", "cancel", "cancel"),
     *("tick", "tick", "tick", "tick", "age cron", "age cron"),
 )
 # One that skips, mostly; one with other times, one with another payload, one that is paused.
@@ -280,6 +280,8 @@ async def with_lease(side: Side, verb: str, who: str, job: Job, how: Any = None)
             if job.entry.decode() in kit.ids(job.stream):
                 kit.delete(job.entry.decode(), job.stream)
             return None
+        case "cancel":
+            return kit.cancel(f"{STREAMS[job.stream]}/{job.entry.decode()}")
         case _:
             settled = await streams.settle(move(job, how))
             await streams.promote(100, "0")
@@ -330,6 +332,7 @@ MET = {
     ),
     *("a strike", "alone", "dead_letter moved", "take some", "leased some"),
     *("serve refused", "serve some", "serve short", "serve later", "lot 0", "lot -1", "lot -2", "lot 1"),
+    *("cancel cancelled", "cancel asked", "cancel gone"),
     *("tick new", "tick kept", "tick fired", "tick late", "tick other", "tick skipped", "a tick"),
 }
 
@@ -352,6 +355,8 @@ def met_by(verb: str, answer: Any, state: dict[str, Any]) -> set[str]:
             found |= {f"tick {word}", *(["tick skipped"] if skipped else []), *(["a tick"] if fired else [])}
         case "forget", is_gone:
             found.add("forget gone" if is_gone else "forget refused")
+        case "cancel", str() as told:
+            found.add(f"cancel {told.partition(' ')[0]}")
         case "dead_letter", moved if moved:
             found.add("dead_letter moved")
         case "take" | "leased", some if some:

@@ -803,8 +803,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "what a dead worker held is nobody's suspect",
         "runtime/store/lua/reclaim.lua",
-        "park(s, entry[1], SUSPECT, math.max(1, entry[4]))",
-        "park(s, entry[1], FREE, 0)",
+        "park, s, entry[1], SUSPECT, math.max(1, entry[4])",
+        "park, s, entry[1], FREE, 0",
         f"{VERBS}::test_what_a_dead_worker_held_is_suspect_and_keeps_its_count",
     ),
     Mutant(

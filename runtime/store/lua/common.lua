@@ -140,13 +140,6 @@ local function leave(s)
   redis.call('XDEL', KEYS[s], unpack(leaving[s]))
 end
 
--- Into a lot, where it is listed with this count: from 1 on it is a suspect, which ordinary takes leave alone.
-local function park(s, id, lot, count)
-  if lot == FREE and count > 0 then lot = SUSPECT end
-  redis.call('XCLAIM', KEYS[s], GROUP, lot, 0, id, 'RETRYCOUNT', count, 'JUSTID')
-  known[s][id] = false
-end
-
 -- Read entries until they are `most` bytes together, at least one: what is handed out is read before it is claimed, which tells how much
 -- it is, and a claim without JUSTID would look for each again. What stands together is read together. Returns per entry {id, fields, 1}
 -- (the count with which it is handed out), with its bytes in place of the fields of one that has more than `most_of_one`, false where it
@@ -258,6 +251,54 @@ local function add_letter(fields, notes)
   if #fields > 2 * MAX_FIELDS then fields = {'raw', cmsgpack.pack(fields)} end
   for i = 1, #notes do fields[#fields + 1] = notes[i] end
   return redis.call('XADD', DEAD, '*', unpack(fields))
+end
+
+-- Did people ask to cancel this entry while a worker held it? Whether anything was asked at all is looked up once a call.
+local has_cancels
+local function is_cancelled(s, id)
+  if has_cancels == nil then has_cancels = redis.pcall('EXISTS', CANCELS) == 1 end
+  return has_cancels and type(redis.pcall('ZSCORE', CANCELS, stands_at(s, id))) == 'string'
+end
+
+-- The letter of a job that was cancelled. Who waits for its result looks at the letters when it is told the id.
+local function add_cancelled(fields, default_id, why, from)
+  local failed, id = string.match(field(fields, 'a') or '', '^%d+$') or '0', field(fields, 'id')
+  local notes = {
+    'dead_reason', 'cancelled', 'dead_error', why, 'dead_stack', '', 'dead_attempts', failed, 'dead_from', from, 'dead_at', ms(now_ms()),
+  }
+  if not id then
+    table.insert(notes, 1, default_id)
+    table.insert(notes, 1, 'id')
+  end
+  add_letter(fields, notes)
+  redis.pcall('PUBLISH', PREFIX .. 'results', id or default_id)
+end
+
+-- A cancelled entry leaves its stream for the dead letters, whoever has it, with all that names it: the mark of its key, its strikes, the
+-- mark that asked for this. Returns whether it was there.
+local function bury(s, id, why)
+  local fields, place = fields_of(KEYS[s], id), STREAMS[s] .. ' ' .. id
+  if fields then
+    local key = field(fields, 'key') -- add_letter may write into the list
+    add_cancelled(fields, STREAMS[s] .. '-' .. id, why, stands_at(s, id))
+    free_key(key, place)
+  end
+  redis.call('XACK', KEYS[s], GROUP, id)
+  redis.call('XDEL', KEYS[s], id)
+  redis.pcall('HDEL', STRIKES, stands_at(s, id))
+  redis.pcall('ZREM', CANCELS, stands_at(s, id))
+  known[s][id] = false
+  return fields ~= nil
+end
+
+-- Into a lot, where it is listed with this count: from 1 on it is a suspect, which ordinary takes leave alone. What was cancelled while
+-- a worker held it goes no further: nobody would start it with the mark in mind.
+local WHILE_HELD = 'cancelled while a worker had it'
+local function park(s, id, lot, count)
+  if is_cancelled(s, id) then return bury(s, id, WHILE_HELD) end
+  if lot == FREE and count > 0 then lot = SUSPECT end
+  redis.call('XCLAIM', KEYS[s], GROUP, lot, 0, id, 'RETRYCOUNT', count, 'JUSTID')
+  known[s][id] = false
 end
 
 local function text_of(failure)

@@ -18,7 +18,6 @@ local MAX_RULES = 2000  -- a guess: every worker reads all of them after a chang
 local MAX_BYTES = 4096
 local MAX_SCHEDULES = 1000  -- a guess, as the next: every worker reads all of them after a change
 local MAX_SCHEDULE_BYTES = 16384
-local AUDIT_ENTRIES = 10000  -- a guess: months of what people order
 local REPEAT_MS = 10000  -- a guess: an order that comes again so soon is one whose reply was lost
 
 local by, reason = ARGV[1], ARGV[2]
@@ -135,11 +134,6 @@ local function trouble_with(verb, field, value)
   end
 end
 
-local function trouble_with_place(key, wanted)
-  local kind = redis.call('TYPE', key).ok
-  if kind ~= 'none' and kind ~= wanted then return 'WRONGTYPE ' .. key .. ' must be a ' .. wanted .. ', and is a ' .. kind end
-end
-
 local function trouble_with_all()
   local trouble = trouble_with_place(CONTROL, 'hash') or trouble_with_place(AUDIT, 'stream')
   if trouble then return trouble end
@@ -199,11 +193,7 @@ for key, hash in pairs(hashes) do
 end
 
 -- Where jobs only go on pausing their type, as each of many may, this would push out what people did.
-if is_told then
-  local told = table.concat(what, '\n')
-  if #told > MAX_BYTES then told = string.sub(told, 1, MAX_BYTES) .. '…' end
-  redis.call('XADD', AUDIT, 'MAXLEN', '~', AUDIT_ENTRIES, '*', 'at', ms(now), 'by', by, 'reason', reason, 'what', told)
-end
+if is_told then write_audit(by, reason, what) end
 for key, hash in pairs(hashes) do
   if #hash.sets > 0 then redis.call('HSET', key, unpack(hash.sets)) end
   if #hash.gone > 0 then redis.call('HDEL', key, unpack(hash.gone)) end

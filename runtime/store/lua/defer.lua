@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Held jobs to the delayed ones; a job that is no longer ours is left alone.
+-- Held jobs to the delayed ones; a job that is no longer ours is left alone, and one that was cancelled meanwhile is buried instead.
 -- ARGV: consumer, then per job: stream, entry, count, kind ('retry', 'snooze', 'at'), delay or time in ms, job id, key, record.
 -- Reply: per job 1 moved, 0 refused, or an error text.
 -- Order: messages, their times, the marks of keys, last the entries: an error midway leaves jobs twice, never nowhere.
@@ -10,6 +10,7 @@ local moved, entries = {}, lists() -- where each job begins among the arguments;
 local function move(i)
   local s, id, count = tonumber(ARGV[i]), ARGV[i + 1], tonumber(ARGV[i + 2])
   if not holds(s, id, consumer, count) then return 0 end
+  if is_cancelled(s, id) then return bury(s, id, WHILE_HELD) and 1 or 0 end
   table.insert(moved, i)
   table.insert(entries[s], id)
   remove(s, id, count)

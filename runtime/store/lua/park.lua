@@ -1,5 +1,6 @@
 #!lua flags=allow-oom
--- Held entries to a lot, with the delivery count they had before they were handed out, so that giving back costs nothing.
+-- Held entries to a lot, with the delivery count they had before they were handed out, so that giving back costs nothing. One that was
+-- cancelled meanwhile is buried instead.
 -- ARGV: consumer, then per entry: stream, entry, count, lot. Reply: per entry 1 moved, 0 refused, or an error text.
 -- RETRYCOUNT with JUSTID sets the count and leaves it; JUSTID alone would make the next claim count one too many.
 

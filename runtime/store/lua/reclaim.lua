@@ -43,15 +43,14 @@ for _, row in ipairs(redis.call('XPENDING', stream, GROUP)[4] or {}) do
     -- A beat renews before it says that its worker lives: of one that dies now, leases end a moment before its row does.
     if is_alive then idle = idle * LATER end
     local held = redis.call('XPENDING', stream, GROUP, 'IDLE', ms(idle), '-', '+', n - dead - undelivered, consumer)
+    -- Of what was cancelled no letter may be possible now: it stays where it is until the next sweep, and the others go on.
     for _, entry in ipairs(held) do
       if is_alive then
-        park(s, entry[1], FREE, math.max(0, entry[4] - 1))
+        if pcall(park, s, entry[1], FREE, math.max(0, entry[4] - 1)) then undelivered = undelivered + 1 end
         acquit(s, entry[1], consumer)
-        undelivered = undelivered + 1
       else
         if alone == stands_at(s, entry[1]) then strike(s, entry[1], consumer) end
-        park(s, entry[1], SUSPECT, math.max(1, entry[4]))
-        dead = dead + 1
+        if pcall(park, s, entry[1], SUSPECT, math.max(1, entry[4])) then dead = dead + 1 end
       end
     end
   end
