@@ -120,6 +120,9 @@ class _Lane:
     def begin(self) -> None:
         """Nothing runs here."""
 
+    def hear(self, job: Job) -> None:
+        """Nothing is said here."""
+
 
 class _Kept(SpanProcessor):
     """Keeps what has ended, as the SDK's batches do."""

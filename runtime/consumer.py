@@ -45,6 +45,7 @@ from runtime.worker.heartbeat import SILENT_PART, Beat, Heartbeat, LeaseWatch
 from runtime.worker.held import Held
 from runtime.worker.lanes import Inbox, Lane
 from runtime.worker.ledger import Ledger
+from runtime.worker.listener import Listener
 from runtime.worker.log import ThrottledLog
 from runtime.worker.loop_monitor import TICK_S, LoopMonitor, LoopState, stacks
 from runtime.worker.maintenance import Maintenance
@@ -156,6 +157,7 @@ class Consumer:
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self.maintenance: Maintenance = Maintenance(ctx)
+        self._listener = Listener(self.held, self._in_lanes)
         self.ticker: Ticker = Ticker(streams, {schedule.name: schedule.definition for schedule in schedules})
         self._fetcher = Fetcher(ctx, self._capacity, self._beside, self._stop)
         after_flush = (self._fetcher.capacity_freed.set, self.maintenance.due_within, self._fetcher.serve_freed)
@@ -177,6 +179,7 @@ class Consumer:
             places.on_wanting = partial(self._fetcher.place_free, places)
         self.ledger.on_first, self.inbox.on_idle = self._flusher.wake, self._flusher.lanes_idle
         self.ledger.on_pause = self._pause_type
+        self.ledger.on_said, self.maintenance.listen = self._listener.hear, self._listener.look
         self.inbox.may_start = self._may_start
         self.orders.on_look = self._apply
 
@@ -454,6 +457,9 @@ class Consumer:
             blocked_ms=blocked_ms,
         )
 
+    def _in_lanes(self) -> list[tuple[Job, float]]:
+        return [(lane.job, lane.started_s) for lane in self.lanes if lane.job is not None]
+
     def _told_of_blocks(self) -> tuple[dict[str, int], dict[str, int]]:
         """Return which types have blocked the loop how often, and the longest in ms of each; of many types those with most."""
         found = sorted(dict(self.stats.blocked).items(), key=lambda item: -item[1].count)[:BLOCKERS]
@@ -569,7 +575,7 @@ class Consumer:
         stubborn = await self._cut_lanes()
         self.stage = Stage.FLUSHING
         self._flusher.retry_apart(float("inf"))
-        await self.maintenance.count_once()
+        await self.maintenance.count_once(is_last=True)
         await self._until(lambda: len(self.held) <= len(stubborn), FLUSH_S)
         self._may_loops_end = True
         for task in (flusher, *aides):

@@ -16,6 +16,7 @@ import msgspec
 from runtime.backoff import Backoff
 from runtime.errors import ConfigError, Dead, Retry, Snooze
 from runtime.limits import NO_LIMITS, Limits
+from runtime.said import Said, progress_of
 
 TYPE_NAME: Final = re.compile(rb"[a-z0-9][a-z0-9._-]{0,63}(?![\s\S])")  # a guess: longer than any name that people say
 DEFAULT_TIMEOUT_S: Final = 600.0  # a guess: a handler that needs longer says so
@@ -101,10 +102,12 @@ class Extras(msgspec.Struct, eq=False):
     """What a run has beside its outcome. Most runs have none.
 
     `is_cut` says that the run was told to end; `followers` are jobs, by id, that are sent in the step in which this one leaves.
+    `said` is how far it is, and its lines.
     """
 
     is_cut: bool = False
     followers: dict[str, Packed] = {}
+    said: Said = msgspec.field(default_factory=Said)
 
 
 class Job(Lease, gc=False, eq=False):
@@ -133,6 +136,38 @@ class Job(Lease, gc=False, eq=False):
         if extras is None:
             extras = self.extras = Extras()
         return extras
+
+    def progress(self, done: float, total: float | None = None, text: str = "") -> None:
+        """Say how far this run is: people see it in `jobs show` and `top`, about a second later. The last call counts.
+
+        A plain call from coroutines, threads and child processes, which never waits and never fails.
+
+        Args:
+            done: how much is done, from 0; of bytes, rows, anything.
+            total: how much there is to do; None where that is not known.
+            text: what is being done, cut to 200 characters.
+        """
+        said = self.noted().said
+        said.progress = progress_of(done, total, text)
+        self._tell(said)
+
+    def log(self, text: str) -> None:
+        """Keep lines that say what this run does, for `jobs show`: the newest 200 of them, 8 KiB in all, also when it has ended.
+
+        A plain call from coroutines, threads and child processes, which never waits and never fails.
+        """
+        said = self.noted().said
+        said.add(text)
+        self._tell(said)
+
+    def _tell(self, said: Said) -> None:
+        if said.tell is not None:
+            said.tell(said)
+        elif not said.is_heard:
+            lane = LANE.get()
+            if lane is not None:
+                said.is_heard = True
+                lane.hear(self)
 
     @property
     def cancelled(self) -> bool:
@@ -428,6 +463,10 @@ class Running(Protocol):
 
     def begin(self) -> None:
         """Count the time of the job from now on: called by work that had to wait for a thread or a child."""
+        ...
+
+    def hear(self, job: Job) -> None:
+        """Hear that a job has said something for the first time; called in any thread."""
         ...
 
 

@@ -18,6 +18,7 @@ from runtime.errors import StoreError
 from runtime.jobs import FREE, PLAIN, Batch, Deferral, Job, Lease, Letter, Parking
 from runtime.limits import Limits, Rate
 from runtime.rules import Rules
+from runtime.said import Attempt
 from runtime.schedules import Definition, Due
 from runtime.store.base import (
     GROUP,
@@ -41,6 +42,8 @@ MAX_TICK_BYTES: Final = 1 << 20  # of payloads per call, a guess: as in a chunk 
 PENDING_PAGE: Final = 1000  # leases looked at in a round trip: measured, a millisecond of the server
 MAX_ANSWER_BYTES: Final = 64 << 20  # a guess: what a worker may have in its memory at once before it has looked at it
 BLOCK_SLACK_S: Final = 4.0  # a guess: a blocked read answers this much later than asked, or the connection is given up
+PROGRESS_LIFE_MS: Final = 30_000  # a guess: what a worker that was killed has said is gone within a lease
+MAX_LOGS: Final = 20_000  # attempts; a guess: some 20 MB where each has a page of lines
 STATS_LIFE_S: Final = 24 * 3600  # a guess: people look at minutes and hours
 
 
@@ -707,10 +710,13 @@ class Streams(Store):
         where = () if stood_at_ms is None else (stood_at_ms,)
         return await self.call_one(self._helper, self.command("forget", consumer, *where)) == 1
 
-    async def count(self, minute: int, counts: Sequence[tuple[str, int]]) -> str:
+    async def count(
+        self, minute: int, counts: Sequence[tuple[str, int]], progress: bytes | None = None, ended: Sequence[Attempt] = ()
+    ) -> str:
         """Add to the counters of a minute, and return how often the rules were changed, empty where that cannot be read.
 
-        Never repeated: what is lost is lost.
+        `progress` is what jobs here have said of themselves, nothing where none does any more, None where it stands; `ended` are
+        attempts whose lines are kept. Never repeated: what is lost is lost, also what finds no memory.
 
         Raises:
             StoreUnavailable: no answer.
@@ -719,8 +725,16 @@ class Streams(Store):
         counters: list[Command] = [("HINCRBY", key, name, by) for name, by in counts]
         # In one step: of a worker killed between the two, a key without an end of life would stay.
         commands: list[Command] = [("MULTI",), *counters, ("EXPIRE", key, STATS_LIFE_S), ("EXEC",)] if counts else []
+        commands += self._told(progress, ended)
         *_, version = await self.ask(self._helper, *commands, self.version_command())
         return version.decode(errors="replace") if isinstance(version, bytes) else ""
+
+    def _told(self, progress: bytes | None, ended: Sequence[Attempt]) -> list[Command]:
+        key = self.keys.progress(self.consumer)
+        commands: list[Command] = [("XADD", self.keys.logs, "MAXLEN", "~", MAX_LOGS, "*", *one.fields()) for one in ended]
+        if progress is not None:
+            commands.append(("SET", key, progress, "PX", PROGRESS_LIFE_MS) if progress else ("DEL", key))
+        return commands
 
     async def rules(self) -> tuple[Rules, int]:
         """Return the rules that people have ordered, and the server's time in ms.

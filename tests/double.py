@@ -21,7 +21,8 @@ from runtime.codec import MAX_DATA_BYTES, MAX_OTHERS_BYTES, as_text, pack_record
 from runtime.errors import QueueFull, StoreError, StoreUnavailable
 from runtime.jobs import FREE, GATE, STREAMS, SUSPECT, Batch, Deferral, Job, Lease, Letter, Parking
 from runtime.rules import VERSION, Rules, parse
-from runtime.store.base import MAX_LEASE_MS, End, Keys, WorkerRow
+from runtime.said import Attempt
+from runtime.store.base import MAX_LEASE_MS, End, Keys, WorkerRow, pairs
 from runtime.streams import (
     MAX_ANSWER_BYTES,
     MAX_IDS,
@@ -708,9 +709,15 @@ class MemoryStreams:
         return True
 
     @verb
-    def count(self, minute: int, counts: Sequence[tuple[str, int]]) -> str:
+    def count(
+        self, minute: int, counts: Sequence[tuple[str, int]], progress: bytes | None = None, ended: Sequence[Attempt] = ()
+    ) -> str:
         """Add to the counters; return how often the rules were changed."""
         self.store.stats.update(dict(counts))
+        self.store.logs += [dict(pairs(list(map(str, one.fields())))) for one in ended]
+        if progress is not None:
+            self.store.progress.pop(self.consumer, None)
+            self.store.progress |= {self.consumer: progress} if progress else {}
         return self.store.control.get(VERSION, "")
 
     @verb

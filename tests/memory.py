@@ -79,6 +79,8 @@ class MemoryStore:
         self.rates: dict[str, str] = {}
         self.cron_errors: dict[str, str] = {}
         self.stats = Counter[str]()
+        self.progress: dict[str, bytes] = {}
+        self.logs: list[dict[str, str]] = []
         self.control: dict[str, str] = {}
         self.cancels: dict[str, float] = {}
         self.audit: list[dict[str, str]] = []

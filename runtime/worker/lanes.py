@@ -387,6 +387,10 @@ class Lane:
             raise NotStarted("its lease may be another worker's by now")
         self.deadline_s = started_s + self.timeout_s
 
+    def hear(self, job: Job) -> None:
+        """Hear that a job has said something for the first time; called in any thread."""
+        self.ledger.on_said(job)
+
     def interrupt(self, why: BaseException) -> None:
         """End the job now running, not the lane; no effect between jobs. A job that swallows it is cut again after a while."""
         if self.deadline_s < NEVER and self.task is not None:

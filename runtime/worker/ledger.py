@@ -25,18 +25,21 @@ from runtime.jobs import (
 )
 from runtime.observer import Observer
 from runtime.settle import MAX_CODE_CHARS, MAX_ERROR_CHARS, describe, plain
+from runtime.stats import outcome_name
 
 
 class Ledger:
     """Owns the outcomes that are not yet written. Lanes append, the flusher takes all at once.
 
-    `on_pause` hears of each type that a job has asked to pause, and for how many seconds, `observer` of deaths without a run.
+    `on_pause` hears of each type that a job has asked to pause, and for how many seconds, `observer` of deaths without a run;
+    `on_said`, in any thread, of each job whose run has said something for the first time.
     """
 
     def __init__(self, on_first: Callable[[], None] = lambda: None) -> None:
         self._batch = empty_batch()
         self.on_first = on_first
         self.on_pause: Callable[[bytes, float], None] = lambda type_name, wait_s: None
+        self.on_said: Callable[[Job], None] = lambda job: None
         self.observer: Observer | None = None
         self._is_empty = True
 
@@ -91,6 +94,8 @@ class Ledger:
 
     def _add_move(self, job: Job, outcome: Outcome, tried: bytes) -> None:
         batch = self._batch
+        if job.extras is not None:
+            job.extras.said.outcome = outcome_name(outcome)
         match outcome:
             case Done():
                 batch.done[job.stream].append(job)

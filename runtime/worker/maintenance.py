@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from random import random
 from typing import Final
 
@@ -16,6 +17,7 @@ from runtime.errors import StoreUnavailable
 from runtime.jobs import FREE, GATE, OVERFLOW, STREAMS, SUSPECT, UNKNOWN, Lease, Letter, default_id, lot_of
 from runtime.store.base import End, WorkerRow
 from runtime.worker.context import STORE_BACKOFF, WorkerContext
+from runtime.worker.listener import Told
 from runtime.worker.log import level_of
 from runtime.worker.parking import lot_is_known
 
@@ -40,7 +42,10 @@ def jitter_s(low_s: float, high_s: float) -> float:
 
 
 class Maintenance:
-    """Owns three loops: promote, sweep, count. `ends` is what the last look at the ends of the streams found."""
+    """Owns three loops: promote, sweep, count. `ends` is what the last look at the ends of the streams found.
+
+    `listen` is asked once a second what jobs here have said of themselves.
+    """
 
     def __init__(self, ctx: WorkerContext) -> None:
         self._ctx = ctx
@@ -56,6 +61,7 @@ class Maintenance:
         self._next_ends_s = self._tell_ends_s = 0.0
         self._next_empty_s = time.monotonic() + jitter_s(0.0, EMPTY_LOTS_S)
         self.ends: list[End] = []
+        self.listen: Callable[[bool], Told] = lambda is_last: Told()
 
     def __repr__(self) -> str:
         return f"<Maintenance {len(self._seen_rows)} workers known>"
@@ -258,15 +264,21 @@ class Maintenance:
             await asyncio.sleep(1.0)
             await self._ctx.orders.look(await self.count_once())
 
-    async def count_once(self) -> str | None:
-        """Write what was counted since the last time, and return how often the rules were changed; None without an answer."""
+    async def count_once(self, *, is_last: bool = False) -> str | None:
+        """Write what was counted since the last time, and what jobs say; return how often the rules were changed.
+
+        None without an answer. With `is_last`, all jobs have ended.
+        """
         counts: list[tuple[str, int]] = []
         for name, total in self._ctx.stats.totals():
             if total != self._counted.get(name, 0):
                 counts.append((name, total - self._counted.get(name, 0)))
                 self._counted[name] = total
+        told = self.listen(is_last)
+        if told.left_out:
+            self._ctx.log.warn("lines of %d runs are left out: too many ended within a second", told.left_out)
         try:
-            return await self._streams.count(int(time.time() // 60), counts)
+            return await self._streams.count(int(time.time() // 60), counts, told.progress, told.ended)
         except StoreUnavailable as error:
             log.debug("a second of statistics is lost: %s", error)
             return None

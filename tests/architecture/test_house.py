@@ -25,7 +25,7 @@ FIRST_PARTY = ("runtime", "handlers", "board", "otel")
 # The floors of runtime/, the lowest first: names of modules, or of a folder for all that is in it. A module imports from its own
 # floor and from lower ones.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "backoff", "limits", "jobs", "stats", "observer"),  # words
+    ("errors", "backoff", "limits", "said", "jobs", "stats", "observer"),  # words
     ("logs", "folders", "leaving", "rubbish"),  # the process around them
     ("config", "bounds", "codec", "packing", "settle", "schema", "rules", "cron", "schedules"),  # pure
     ("answers", "places", "offload", "registry"),  # users' code, and where it runs
@@ -42,7 +42,7 @@ STRICT: dict[str, tuple[set[str], str]] = {
     ),
     "supervisor": ({"errors", "backoff", "config", "folders", "logs", "leaving"}, "knows no job"),
     "store": (
-        {"errors", "limits", "jobs", "backoff", "codec", "rules", "schedules", "store"},
+        {"errors", "limits", "jobs", "said", "backoff", "codec", "rules", "schedules", "store"},
         "serves producers too, which load no handler",
     ),
     "sender": ({"errors", "limits", "jobs", "backoff", "codec", "store"}, "a web service that only enqueues loads no worker"),
@@ -70,7 +70,7 @@ LOADED_BY_NAME = {
 }
 
 PURE = (
-    *("errors", "jobs", "stats", "config", "bounds", "codec", "backoff", "worker/plan", "settle", "schema"),
+    *("errors", "said", "jobs", "stats", "config", "bounds", "codec", "backoff", "worker/plan", "settle", "schema"),
     *("limits", "rules", "cron", "schedules", "packing"),
 )
 IMPURE = {"asyncio", "anyio", "threading", "subprocess", "socket", "time", "datetime", "random"}  # clock and jitter are arguments

@@ -208,6 +208,13 @@ class ServerKit(Kit):
     def audit(self) -> list[dict[str, str]]:
         return [fields for _, fields in self.raw.xrange("{jobs}:audit")]
 
+    def progress(self, consumer: str) -> bytes | None:
+        found = self.raw.get(f"{{jobs}}:progress:{consumer}")
+        return None if found is None else found.encode()
+
+    def logs(self) -> list[dict[str, str]]:
+        return [fields for _, fields in self.raw.xrange("{jobs}:logs")]
+
     def set_schedule(self, name: str, text: str) -> None:
         self.raw.hset("{jobs}:cron", name, text)
 
@@ -363,6 +370,12 @@ class MemoryKit(Kit):
 
     def audit(self) -> list[dict[str, str]]:
         return [dict(change) for change in self.store.audit]
+
+    def progress(self, consumer: str) -> bytes | None:
+        return self.store.progress.get(consumer)
+
+    def logs(self) -> list[dict[str, str]]:
+        return [dict(fields) for fields in self.store.logs]
 
     def set_schedule(self, name: str, text: str) -> None:
         self.store.cron[name] = text

@@ -25,6 +25,7 @@ import pytest
 
 from runtime.errors import StoreUnavailable
 from runtime.jobs import Deferral, Lease, Letter, Parking
+from runtime.said import Attempt
 from runtime.schedules import Definition, Due
 from runtime.store.base import WorkerRow
 from runtime.streams import Ask, Streams, TickAsk, Ticked
@@ -1130,3 +1131,24 @@ async def test_definitions_are_read_as_they_stand(store, kit):
     assert await store.definitions() == {}
     kit.set_schedule("nightly", "1 {}")
     assert await store.definitions() == {"nightly": "1 {}"}
+
+
+# --- what jobs say ----------------------------------------------------------------------------------------------
+
+
+async def test_what_jobs_say_is_written_with_the_counters_and_removed_when_none_says_anything(store, other, kit):
+    await store.count(1, [("t high done", 1)], b'{"jobs":[]}')
+    await other.count(1, [], b"{}")
+    assert (kit.progress(ME), kit.progress(OTHER)) == (b'{"jobs":[]}', b"{}")
+    await store.count(1, [("t high done", 1)])
+    assert kit.progress(ME) == b'{"jobs":[]}', "nothing new"
+    assert await store.count(1, [], b"") == ""
+    assert (kit.progress(ME), kit.progress(OTHER)) == (None, b"{}")
+
+
+async def test_the_lines_of_attempts_that_ended_are_added_to_the_logs(store, kit):
+    ended = [Attempt(f"j{n}", "t", n, f"high/{n}-0", "retry", 17, "a\n\x00ü", 3) for n in (1, 2)]
+    kit.order(("set", "limit:t", "{}"))
+    assert await store.count(1, [], None, ended) == "1", "the version of the rules is answered all the same"
+    told = {"type": "t", "outcome": "retry", "at": "17", "text": "a\n\x00ü", "before": "3"}
+    assert kit.logs() == [{"id": f"j{n}", "attempt": str(n), "place": f"high/{n}-0", **told} for n in (1, 2)]

@@ -1,0 +1,132 @@
+"""The listener knows which runs have said something, and makes of it once a second what is written for people.
+
+Nothing is done per job: a run makes itself heard when it first says something. If the process dies, what was said since the last
+look is lost.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import msgspec
+
+from runtime.jobs import STREAMS, Job
+from runtime.said import SHOWN_LINES, Attempt, Progress, Report, pack_reports
+from runtime.worker.held import Held
+
+MAX_ENDED_S: Final = 100  # runs a second whose lines are kept; a guess: some 100 kB a second at most, of a flood of failures
+MAX_NEW: Final = 5000  # runs that made themselves heard since the last look; a guess: what is beyond has no lines
+AGAIN_S: Final = 10.0  # a third of the life of what is written: so often it is, also where nothing changes
+FAILURES: Final = ("dead", "retry", "lost")  # whose lines go first
+_NOTHING: Final = b""
+
+
+class Heard(msgspec.Struct, eq=False):
+    """A run that has said something: `progress` and `lines` as they were at the last look, and when they last changed."""
+
+    job: Job
+    since_ms: int
+    at_ms: int
+    progress: Progress | None = None
+    lines: int = 0
+
+
+class Told(msgspec.Struct):
+    """What is to be written: `progress` is None where nothing changed and empty where no run says anything any more; `ended` are
+    runs that have ended and had lines. `left_out` counts those for which there was no room.
+    """
+
+    progress: bytes | None = None
+    ended: list[Attempt] = []
+    left_out: int = 0
+
+
+class Listener:
+    """Owns the runs that have said something, from then until a look finds that they have ended.
+
+    `running` returns the jobs in lanes, each with its start by the monotonic clock.
+    """
+
+    def __init__(self, held: Held, running: Callable[[], Iterable[tuple[Job, float]]]) -> None:
+        self._held = held
+        self._running = running
+        self._new: deque[Job] = deque(maxlen=MAX_NEW)
+        self._heard: dict[int, Heard] = {}
+        self._is_written = False
+        self._written_s = 0.0
+
+    def __repr__(self) -> str:
+        return f"<Listener hears {len(self._heard) + len(self._new)} runs>"
+
+    def hear(self, job: Job) -> None:
+        """Hear that a job has said something for the first time; called in any thread."""
+        self._new.append(job)
+
+    def look(self, is_last: bool = False) -> Told:
+        """Return what is to be written now. The last look of a worker takes every run for ended."""
+        now_ms, now_s = int(time.time() * 1000), time.monotonic()
+        starts = self._starts(now_ms, now_s)
+        while self._new:  # a thread may add to it meanwhile
+            self._begin(self._new.popleft(), starts, now_ms)
+        ended = [one for one in self._heard.values() if is_last or one.job not in self._held]
+        for one in ended:
+            del self._heard[id(one.job)]
+        told = _told_of([_attempt(one.job, starts, now_ms, is_last) for one in ended if one.job.noted().said.lines])
+        has_changed = [_note(one, now_ms) for one in self._heard.values()]
+        if any(has_changed) or (ended and self._is_written) or (self._heard and now_s >= self._written_s + AGAIN_S):
+            told.progress = pack_reports(map(_report, self._heard.values())) if self._heard else _NOTHING
+            self._is_written, self._written_s = bool(self._heard), now_s
+        return told
+
+    def _starts(self, now_ms: int, now_s: float) -> dict[int, int]:
+        """Return when the runs in lanes began, in ms since the epoch; hear those whose code was called outside of its context."""
+        starts: dict[int, int] = {}
+        for job, started_s in self._running():
+            starts[id(job)] = now_ms - int((now_s - started_s) * 1000)
+            said = None if job.extras is None else job.extras.said
+            if said is not None and not said.is_heard and (said.lines or said.progress):
+                said.is_heard = True
+                self._new.append(job)
+        return starts
+
+    def _begin(self, job: Job, starts: dict[int, int], now_ms: int) -> None:
+        self._heard[id(job)] = Heard(job, starts.get(id(job), now_ms), now_ms)
+
+
+def _note(one: Heard, now_ms: int) -> bool:
+    """Return whether a run has said something since the last look."""
+    said = one.job.noted().said
+    if one.progress is said.progress and one.lines == said.said:
+        return False
+    one.progress, one.lines, one.at_ms = said.progress, said.said, now_ms
+    return True
+
+
+def _report(one: Heard) -> Report:
+    job, progress = one.job, one.progress or Progress(None, None, "")
+    said = job.noted().said
+    lines = said.newest(SHOWN_LINES)
+    how_far = (progress.done, progress.total, progress.text)
+    return Report(*_about(job), one.since_ms, one.at_ms, *how_far, lines, said.said - len(lines))
+
+
+def _attempt(job: Job, starts: dict[int, int], now_ms: int, is_last: bool) -> Attempt:
+    said = job.noted().said
+    lines = said.newest()
+    # One that is in its lane yet, without an outcome: its lease was lost, or this worker ends.
+    outcome = said.outcome or ("done" if id(job) not in starts else "released" if is_last else "lost")
+    place, job_id, type_name, attempt = _about(job)
+    return Attempt(job_id, type_name, attempt, place, outcome, now_ms, "\n".join(lines), said.said - len(lines))
+
+
+def _about(job: Job) -> tuple[str, str, str, int]:
+    return f"{STREAMS[job.stream]}/{job.entry.decode()}", job.id, job.type.decode(errors="replace"), job.attempt
+
+
+def _told_of(ended: list[Attempt]) -> Told:
+    """Return the ended runs for which there is room; those that failed go first."""
+    ended.sort(key=lambda attempt: attempt.outcome not in FAILURES)
+    return Told(None, ended[:MAX_ENDED_S], max(0, len(ended) - MAX_ENDED_S))

@@ -1,0 +1,199 @@
+"""The listener: what runs have said since the last look, what is written of it, and what has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from runtime.jobs import LANE, Job
+from runtime.said import read_reports
+from runtime.worker import listener as module
+from runtime.worker.held import Held
+from runtime.worker.listener import AGAIN_S, MAX_ENDED_S, MAX_NEW, Listener, Told
+from tests.builders import job
+
+
+class Worker:
+    """A worker's listener, its leases and lanes, and a clock."""
+
+    def __init__(self) -> None:
+        self.held = Held()
+        self.lanes: list[tuple[Job, float]] = []
+        self.listener = Listener(self.held, lambda: self.lanes)
+        self.hear = self.listener.hear
+
+    def begin(self, n: int = 0, **fields: Any) -> Job:
+        """Run a job in a lane."""
+        one = job(entry=f"{1000 + n}-0", id=f"j{n}", **fields)
+        self.held.add(one.stream, [one])
+        self.lanes.append((one, 0.0))
+        return one
+
+    def end(self, one: Job, outcome: str = "") -> None:
+        """Let a job be settled and written."""
+        one.noted().said.outcome = outcome
+        self.lanes = [lane for lane in self.lanes if lane[0] is not one]
+        self.held.remove([one])
+
+    def look(self) -> Told:
+        return self.listener.look()
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Set the clocks."""
+
+    class Clock:
+        now_s = 1000.0
+
+        def time(self) -> float:
+            return self.now_s
+
+        monotonic = time
+
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+
+    def jump(by_s: float) -> None:
+        clock.now_s += by_s
+
+    return jump
+
+
+@pytest.fixture
+def worker(now: Callable[[float], None]) -> Any:
+    made = Worker()
+    token = LANE.set(made)  # type: ignore[arg-type]
+    yield made
+    LANE.reset(token)
+
+
+def test_a_worker_whose_jobs_say_nothing_writes_nothing(worker: Worker):
+    worker.begin()
+    assert worker.look() == Told()
+    assert worker.look() == Told()
+
+
+def test_what_jobs_say_is_written_when_it_changes_and_not_else(worker: Worker, now: Callable[[float], None]):
+    one = worker.begin()
+    worker.begin(1)
+    one.progress(1, 4, "rows")
+    one.log("begun")
+    [report], _ = read_reports(worker.look().progress or b"")
+    assert (report.id, report.place, report.type, report.attempt) == ("j0", "high/1000-0", "greet", 1)
+    assert (report.done, report.total, report.text, report.lines) == (1, 4, "rows", ["begun"])
+    assert (report.since_ms, report.at_ms) == (0, 1_000_000)
+    now(1)
+    assert worker.look() == Told()
+    one.progress(1, 4, "rows and columns")
+    [report], _ = read_reports(worker.look().progress or b"")
+    assert (report.text, report.at_ms) == ("rows and columns", 1_001_000)
+    now(1)
+    one.log("on")
+    [report], _ = read_reports(worker.look().progress or b"")
+    assert (report.lines, report.at_ms) == (["begun", "on"], 1_002_000)
+
+
+def test_what_stands_still_is_written_again_before_it_would_vanish(worker: Worker, now: Callable[[float], None]):
+    worker.begin().progress(1)
+    first = worker.look().progress
+    now(AGAIN_S - 1)
+    assert worker.look() == Told()
+    now(1)
+    assert worker.look().progress == first, "the time of its last word is what it was"
+    now(1)
+    assert worker.look() == Told()
+
+
+def test_the_newest_lines_are_shown_of_a_run_that_goes_on(worker: Worker):
+    one = worker.begin()
+    for n in range(300):
+        one.log(f"line {n}")
+    [report], _ = read_reports(worker.look().progress or b"")
+    assert report.lines == [f"line {n}" for n in range(280, 300)]
+    assert report.before == 280
+
+
+def test_a_job_that_logs_and_ends_between_two_looks_has_its_lines(worker: Worker):
+    one = worker.begin(failed=2)
+    one.log("a\nb")
+    worker.end(one)
+    [ended] = worker.look().ended
+    assert (ended.id, ended.attempt, ended.outcome, ended.text, ended.before) == ("j0", 3, "done", "a\nb", 0)
+    assert ended.place == "high/1000-0"
+    assert worker.look() == Told()
+
+
+def test_progress_of_the_last_that_ended_is_removed_and_without_lines_nothing_is_kept(worker: Worker):
+    one, other = worker.begin(), worker.begin(1)
+    one.progress(1)
+    other.progress(2)
+    assert worker.look().progress
+    worker.end(one)
+    told = worker.look()
+    [report], _ = read_reports(told.progress or b"")
+    assert (report.id, told.ended) == ("j1", [])
+    worker.end(other)
+    assert worker.look() == Told(b"")
+    assert worker.look() == Told()
+
+
+@pytest.mark.parametrize("outcome", ["dead", "retry", "snooze", "parked"])
+def test_an_attempt_says_what_became_of_it(worker: Worker, outcome: str):
+    one = worker.begin()
+    one.log("a")
+    worker.end(one, outcome)
+    assert [ended.outcome for ended in worker.look().ended] == [outcome]
+
+
+def test_a_run_whose_lease_is_lost_has_ended_here(worker: Worker):
+    one = worker.begin()
+    one.log("a")
+    worker.held.remove([one])
+    assert [ended.outcome for ended in worker.look().ended] == ["lost"]
+    one.log("b")
+    assert worker.look() == Told()
+
+
+def test_at_the_end_of_a_worker_all_its_runs_have_ended(worker: Worker):
+    going, done = worker.begin(), worker.begin(1)
+    going.log("on and on")
+    going.progress(1)
+    done.log("ready")
+    worker.look()
+    worker.lanes.pop()
+    told = worker.listener.look(True)
+    assert {ended.id: ended.outcome for ended in told.ended} == {"j0": "released", "j1": "done"}
+    assert told.progress == b""
+
+
+def test_of_too_many_that_ended_those_that_failed_go_first_and_the_others_are_counted(worker: Worker):
+    for n in range(2 * MAX_ENDED_S):
+        one = worker.begin(n)
+        one.log("a")
+        worker.end(one, "dead" if n % 4 == 3 else "")
+    told = worker.look()
+    assert len(told.ended) == MAX_ENDED_S
+    assert sum(ended.outcome == "dead" for ended in told.ended) == MAX_ENDED_S // 2
+    assert told.left_out == MAX_ENDED_S
+    assert worker.look() == Told()
+
+
+def test_no_flood_fills_the_memory(worker: Worker):
+    for n in range(MAX_NEW + 10):
+        one = worker.begin(n)
+        one.log("a")
+        worker.end(one)
+    assert worker.look().left_out == MAX_NEW - MAX_ENDED_S
+
+
+def test_a_job_whose_code_runs_outside_of_its_context_is_heard_at_the_next_look(worker: Worker):
+    one = worker.begin()
+    LANE.set(None)
+    one.log("from a thread of an executor")
+    [report], _ = read_reports(worker.look().progress or b"")
+    assert report.lines == ["from a thread of an executor"]
+    worker.end(one)
+    assert [ended.text for ended in worker.look().ended] == ["from a thread of an executor"]
