@@ -28,7 +28,7 @@ import msgspec
 from runtime import logs
 from runtime.config import Config
 from runtime.errors import LeaseLost, SelfCancelled, StoreUnavailable, TimedOut
-from runtime.jobs import CRITICAL, STREAMS, Job, Park, Registry
+from runtime.jobs import CRITICAL, STREAMS, Gathered, Job, Park, Registry, each_of
 from runtime.observer import Observer
 from runtime.places import HANGS_S, PLACES, Hang, Places, make_places
 from runtime.rules import Rules
@@ -41,6 +41,7 @@ from runtime.worker.fetcher import INBOX_BYTES, Fetcher
 from runtime.worker.flusher import Flusher
 from runtime.worker.forks import guard
 from runtime.worker.gates import Gates
+from runtime.worker.gathering import MAX_BESIDE, Gathering, gathering_of
 from runtime.worker.heartbeat import SILENT_PART, Beat, Heartbeat, LeaseWatch
 from runtime.worker.held import Held
 from runtime.worker.lanes import Inbox, Lane
@@ -51,7 +52,6 @@ from runtime.worker.loop_monitor import TICK_S, LoopMonitor, LoopState, stacks
 from runtime.worker.maintenance import Maintenance
 from runtime.worker.orders import Orders
 from runtime.worker.parking import Parked
-from runtime.worker.stepper import Stepper
 from runtime.worker.ticker import Ticker
 
 log: Final = logs.guarded("runtime.consumer")
@@ -142,7 +142,7 @@ class Consumer:
         self.held: Held = Held()
         self.log: ThrottledLog = ThrottledLog()
         self.ledger: Ledger = Ledger()
-        self.inbox: Inbox = Inbox()
+        self.inbox: Inbox = Inbox(gathering=gathering_of(registry, time.monotonic))
         self.leases: LeaseWatch = LeaseWatch(config.lease_s, time.monotonic)
         self.parked: Parked = Parked(registry, self.places)
         self.orders: Orders = Orders(streams)
@@ -160,7 +160,6 @@ class Consumer:
         self.maintenance: Maintenance = Maintenance(ctx)
         self._listener = Listener(self.held, self._in_lanes)
         self.ticker: Ticker = Ticker(streams, {schedule.name: schedule.definition for schedule in schedules})
-        self.stepper: Stepper = Stepper(streams)
         self._fetcher = Fetcher(ctx, self._capacity, self._beside, self._stop)
         after_flush = (self._fetcher.capacity_freed.set, self.maintenance.due_within, self._fetcher.serve_freed)
         self._flusher = Flusher(ctx, *after_flush)
@@ -280,7 +279,7 @@ class Consumer:
         try:
             fetcher = self._begin(group, self._fetcher.run)
             flusher = self._begin(group, self._flusher.run)
-            loops = [self.maintenance.promote, self.maintenance.sweep, self.maintenance.count, self.ticker.run, self.stepper.run]
+            loops = [self.maintenance.promote, self.maintenance.sweep, self.maintenance.count, self.ticker.run]
             aides = [self._begin(group, self._watch, group), *(self._begin(group, loop) for loop in loops)]
             for at in range(self.config.concurrency):
                 self._open_lane(group, at < self.config.reserved_lanes)
@@ -352,16 +351,31 @@ class Consumer:
         """
         if self.leases.is_silent:
             return 0, 0
-        read_ahead, reserved = self._read_ahead(), self._reserved()
+        read_ahead, reserved, gathering = self._read_ahead(), self._reserved(), self.inbox.gathering
         # Less what is reserved: else fetches bring fewer, and a drain takes 1.5 % longer.
         if len(self.inbox) > max(0.0, TOP_UP_PART * read_ahead - reserved):
             return 0, reserved  # else what is read ahead of LOW would keep CRITICAL out
-        return len(self.lanes) + read_ahead - len(self.held) - reserved, reserved
+        beside = 0 if gathering is None else self._beside_lanes(gathering)
+        return len(self.lanes) + read_ahead + beside - len(self.held) - reserved, reserved
+
+    def _beside_lanes(self, gathering: Gathering) -> int:
+        """Return how many more jobs may be held than there are lanes, since one lane runs a batch, and what gathers may grow.
+
+        No more than may wait here by their size: they wait until their handler has them all.
+        """
+        many = sum(len(batch.jobs) - 1 for batch in self._batches()) + gathering.wanted
+        return min(many, MAX_BESIDE, self._fetcher.entries(INBOX_BYTES))
+
+    def _batches(self) -> list[Gathered]:
+        """Return the batches that run, wait for a lane, or gather."""
+        return [run for run in (*(lane.job for lane in self.lanes), *self.inbox.runs) if isinstance(run, Gathered)]
 
     def _reserved(self) -> int:
         """Return how many reserved lanes no job of CRITICAL is here for. One that runs in another lane needs none of them."""
         critical = self.held.critical
         if critical and self.config.reserved_lanes:
+            if self.inbox.gathering is not None:  # a batch needs one lane
+                critical -= sum(len(batch.jobs) - 1 for batch in self._batches() if batch.stream == CRITICAL)
             critical -= sum(1 for lane in self.lanes if not lane.is_reserved and lane.job and lane.job.stream == CRITICAL)
         return max(0, self.config.reserved_lanes - critical)
 
@@ -372,7 +386,7 @@ class Consumer:
         """
         runs = [(lane.started_s, lane.job.count) for lane in self.lanes if lane.job is not None]
         is_clean = all(count == 1 for _, count in runs) and all(job.count == 1 for job in self.inbox.jobs)
-        if len(self.inbox):
+        if self.inbox.runs:
             return 0.0, is_clean
         return time.monotonic() - max(run[0] for run in runs) if runs else float("inf"), is_clean
 
@@ -386,7 +400,6 @@ class Consumer:
     def _apply(self, rules: Rules) -> None:
         """Obey what people have ordered. Called after each look at the rules, since pauses end by themselves."""
         self.ticker.saw(rules.version)
-        self.stepper.saw(rules.version, rules.operations)
         paused = self.orders.paused
         if paused != self._fetcher.paused:
             log.info("nothing starts of: %s%s", names_of(paused) or "none", f" ({self.orders.mine})" if self.orders.mine else "")
@@ -420,7 +433,7 @@ class Consumer:
         self._fetcher.capacity_freed.set()
         if not beat.refused:
             return
-        lanes = {id(lane.job): lane for lane in self.lanes if lane.job is not None}
+        lanes = {id(job): lane for lane in self.lanes for job in each_of(lane.job)}
         for lease, count in beat.refused:
             is_same = lease.count == count and lease.taken_s < beat.sent_s and lease in self.held
             if is_same and isinstance(lease, Job):
@@ -428,7 +441,7 @@ class Consumer:
 
     def _lose(self, job: Job, lane: Lane | None) -> None:
         if lane is not None:
-            lane.interrupt(LeaseLost("another worker holds this job now"))
+            lane.end(job, LeaseLost("another worker holds this job now"))
         elif self.inbox.remove(job):
             self.stats.moved(job.type, job.stream, "lost")
         else:
@@ -461,7 +474,7 @@ class Consumer:
         )
 
     def _in_lanes(self) -> list[tuple[Job, float]]:
-        return [(lane.job, lane.started_s) for lane in self.lanes if lane.job is not None]
+        return [(job, lane.started_s) for lane in self.lanes for job in each_of(lane.job)]
 
     def _told_of_blocks(self) -> tuple[dict[str, int], dict[str, int]]:
         """Return which types have blocked the loop how often, and the longest in ms of each; of many types those with most."""
@@ -513,8 +526,8 @@ class Consumer:
         if lane.cut is not None and lane.job is not None:
             text = "job %s (%s) goes on %.0f s after its start, though it was cancelled: its handler swallows CancelledError"
             self.log.warn(text, lane.job.id, lane.job.type.decode(), now_s - lane.started_s, about=lane.job)
-        elif lane.job is not None:
-            self.stats.timed_out(lane.job)
+        for job in each_of(lane.job) if lane.cut is None else ():
+            self.stats.timed_out(job)
         lane.interrupt(TimedOut(f"ran longer than {now_s - lane.started_s:.1f} s"))
 
     def _look_at_lost(self, places: Places, now_s: float) -> None:
@@ -535,7 +548,7 @@ class Consumer:
         is paused, which came while the pause was not known here.
         """
         before_s, paused = float("inf") if self.leases.is_silent else now_s - UNSTARTED_S, self._fetcher.paused
-        if paused or any(jobs and jobs[0].taken_s < before_s for jobs in (self.inbox.critical, self.inbox.others)):
+        if paused or any(jobs and jobs[0].taken_s < before_s for jobs in self.inbox.queues):
             late = [job for job in self.inbox.jobs if job.taken_s < before_s or job.stream in paused]
             for job in late:
                 self.inbox.remove(job)
@@ -549,11 +562,9 @@ class Consumer:
             job = lane.job
             if job is not None:
                 error = SelfCancelled("a handler cancelled the task of this one")
-                now_s = time.monotonic()
                 # In a context of its own: what it leaves there is the lane's.
-                outcome, tried = copy_context().run(lane.settle, job, error, now_s)
-                self.ledger.add(job, outcome, tried)
-                self.stats.ran(job, outcome, now_s - lane.started_s)
+                if not copy_context().run(lane.settle, job, error, time.monotonic()):
+                    self.ledger.release(each_of(job))
         return ended
 
     # --- stop ------------------------------------------------------------------------------------------------------------
@@ -565,7 +576,7 @@ class Consumer:
         aides: list[asyncio.Task[None]],
         heartbeat: Heartbeat,
     ) -> Report:
-        log.info("stopping: %d jobs run, %d wait here", self.running, len(self.inbox))
+        log.info("stopping: %d jobs run, %d wait here", self.running, len(self.inbox.jobs))
         self.stage = Stage.DRAINING
         for places in self.places.values():
             places.close()
@@ -626,8 +637,8 @@ class Consumer:
         if tasks:
             await asyncio.wait(tasks, timeout=CUT_S)
         stubborn = [lane for lane in self.lanes if lane.task is not None and not lane.task.done()]
-        self.ledger.release([lane.job for lane in self.lanes if lane.job is not None and lane not in stubborn])
-        return [lane.job for lane in stubborn if lane.job is not None]
+        self.ledger.release([job for lane in self.lanes if lane not in stubborn for job in each_of(lane.job)])
+        return [job for lane in stubborn for job in each_of(lane.job)]
 
     async def _say_goodbye(self, stubborn: list[Job]) -> None:
         """Release, as the last command of all, what could not be cut; then leave the list of workers if nothing is held."""

@@ -149,6 +149,10 @@ class SelfCancelled(JobsError):
     """The handler was cancelled, but not by the runtime: it awaited something that was cancelled."""
 
 
+class AllRan(JobsError):
+    """A handler of many jobs has returned: what it has not settled is done."""
+
+
 # --- how else a run can fail -----------------------------------------------------------------------------------------
 
 

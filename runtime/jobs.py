@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar, overload
 
 import msgspec
 
@@ -102,12 +102,16 @@ class Extras(msgspec.Struct, eq=False):
     """What a run has beside its outcome. Most runs have none.
 
     `is_cut` says that the run was told to end; `followers` are jobs, by id, that are sent in the step in which this one leaves.
-    `said` is how far it is, and its lines.
+    `said` is how far it is, and its lines. Of a job that runs with others, `is_settled` says that its handler has settled it: it
+    failed of `error`, or is done; `cut` is why it was told to end alone, and counts more.
     """
 
     is_cut: bool = False
     followers: dict[str, Packed] = {}
     said: Said = msgspec.field(default_factory=Said)
+    is_settled: bool = False
+    error: BaseException | None = None
+    cut: BaseException | None = None
 
 
 class Job(Lease, gc=False, eq=False):
@@ -177,6 +181,28 @@ class Job(Lease, gc=False, eq=False):
         """
         return self.extras is not None and self.extras.is_cut
 
+    def settle(self, error: BaseException | None = None) -> None:
+        """Say what becomes of this job, of many that a handler was given together; the first word of a run counts.
+
+        What is not settled when the handler returns is done; when it raises, that is what became of the unsettled ones.
+
+        Args:
+            error: what a handler of one job would raise: Retry, Snooze, Dead, or anything else, which is a failed attempt. None
+                for a job that is done, whatever becomes of the others.
+
+        Raises:
+            TypeError: the error is no exception.
+            RuntimeError: the handler was given this job alone.
+        """
+        if error is not None and not issubclass(type(error), BaseException):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"settle: must be given an exception or nothing, got {type(error).__name__}")
+        lane = LANE.get()
+        if lane is not None and lane.job is not None and type(lane.job) is not Gathered:
+            raise RuntimeError("settle is for handlers of many jobs: one of a single job returns, or raises")
+        extras = self.noted()
+        if not extras.is_settled:
+            extras.is_settled, extras.error = True, error
+
     @property
     def id(self) -> str:
         """The message's id, or one made from its stream and entry; the same over all attempts, and not unique."""
@@ -210,6 +236,29 @@ class Job(Lease, gc=False, eq=False):
         """
         digest = hashlib.sha256((self.envelope.origin or self.id).encode() + self.data).digest()
         return base64.b32encode(digest).decode()[:26].lower()
+
+
+class Gathered(Job, eq=False):
+    """Many jobs of one type, which a lane runs together. Its own fields are those of the first; `taken_s` is the earliest of all,
+    `stream` the first in the order of priorities.
+
+    Not held: each of `jobs` has its own lease. Those that have left before the lane has begun are not among them.
+    """
+
+    jobs: list[Job] = []
+
+
+def together(job: Job, *others: Job) -> Gathered:
+    """Return a batch of these jobs, which more may join."""
+    place = (job.stream, job.entry, job.count, job.run_id, job.taken_s)
+    return Gathered(*place, job.type, b"", job.envelope, job.fetched_ms, jobs=[job, *others])
+
+
+def each_of(job: Job | None) -> Sequence[Job]:
+    """Return the jobs that a lane runs as one."""
+    if job is None:
+        return ()
+    return job.jobs if isinstance(job, Gathered) else (job,)
 
 
 def ms_of(entry: bytes, now_ms: int) -> int:
@@ -403,23 +452,38 @@ def contract_of(payload: type[msgspec.Struct]) -> Contract:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchPolicy:
+    """How jobs of a type gather, to run together: `max_size` of them at most, and none waits for longer than `max_wait_s`."""
+
+    max_size: int
+    max_wait_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Handler(Generic[P]):
     """A function that runs the jobs of one contract, with all that can be computed once, when it is declared.
 
     `run(payload, job)` is always a coroutine function: functions that block are wrapped. `decode(job)` returns the payload, or
-    raises BadPayload.
+    raises BadPayload. Where there is a `batch`, both take a `Gathered` too, and `run` raises AllRan at its end.
     """
 
     contract: Contract
     run: Callable[[Any, Job], Awaitable[object]]
     decode: Callable[[Job], Any]
-    function: Callable[[P, Job], object]
+    function: Callable[..., object]
     timeout_s: float
     retry: Backoff
     runs: str
     limits: Limits = NO_LIMITS
+    batch: BatchPolicy | None = None
 
-    def __call__(self, payload: P, job: Job) -> object:
+    @overload
+    def __call__(self, payload: P, job: Job) -> object: ...
+
+    @overload
+    def __call__(self, payload: list[P], job: list[Job]) -> object: ...
+
+    def __call__(self, payload: P | list[P], job: Job | list[Job]) -> object:
         """Return what the function itself returns, as if it were not declared a handler."""
         return self.function(payload, job)
 
@@ -477,12 +541,13 @@ JOB: ContextVar[Job | None] = ContextVar("job", default=None)
 
 
 def running_job() -> Job | None:
-    """Return the job whose code calls this, in plain code, in tasks and threads with its context; None outside of jobs.
+    """Return the job whose code calls this, in plain code, in tasks and threads with its context; None outside of jobs, and where
+    many run together.
 
     What outlives its job, other than a thread of a handler that is a plain function, finds the job that its lane runs by then.
     """
     job = JOB.get()
-    if job is not None:
-        return job
-    lane = LANE.get()
-    return lane.job if lane is not None else None
+    if job is None:
+        lane = LANE.get()
+        job = lane.job if lane is not None else None
+    return None if type(job) is Gathered else job

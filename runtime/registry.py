@@ -9,18 +9,22 @@ import traceback
 import typing
 from collections.abc import Awaitable, Callable, Sequence
 from types import ModuleType
-from typing import Any, Final, cast
+from typing import Any, Final, ParamSpec, TypeVar, cast, overload
 
 import msgspec
 
 from runtime import offload
 from runtime.backoff import Backoff
+from runtime.batches import policy_of, reading, running, spread
 from runtime.codec import payload_decoder
 from runtime.errors import ConfigError
 from runtime.jobs import DEFAULT_TIMEOUT_S, Handler, Job, P, contract_of
-from runtime.limits import Limits, limits_of
+from runtime.limits import limits_of
 from runtime.schedules import Schedule
 from runtime.settle import describe
+
+Given = ParamSpec("Given")
+T = TypeVar("T")
 
 MIN_MEMORY_BYTES: Final = 1024 * 1024  # a guess: below it, hardly any import works; it catches numbers meant as megabytes
 
@@ -31,6 +35,37 @@ def _nothing() -> Any:
 
 # All functions that one of these two decorators makes share their code, and there is no `yield` in it.
 _MANAGERS = (contextlib.contextmanager(_nothing).__code__, contextlib.asynccontextmanager(_nothing).__code__)
+
+
+@overload
+def handler(
+    payload: type[P],
+    *,
+    timeout_s: float = ...,
+    retry: Backoff = ...,
+    runs: str = ...,
+    memory_bytes: int | None = ...,
+    limit: int | None = ...,
+    rate: str | None = ...,
+    group_limit: int | None = ...,
+    group_rate: str | None = ...,
+) -> Callable[[Callable[[P, Job], object]], Handler[P]]: ...
+
+
+@overload
+def handler(
+    payload: type[P],
+    *,
+    max_size: int,
+    max_wait_ms: float | None = ...,
+    timeout_s: float = ...,
+    retry: Backoff = ...,
+    runs: str = ...,
+    limit: int | None = ...,
+    rate: str | None = ...,
+    group_limit: int | None = ...,
+    group_rate: str | None = ...,
+) -> Callable[[Callable[[list[P], list[Job]], object]], Handler[P]]: ...
 
 
 def handler(
@@ -44,11 +79,13 @@ def handler(
     rate: str | None = None,
     group_limit: int | None = None,
     group_rate: str | None = None,
-) -> Callable[[Callable[[P, Job], object]], Handler[P]]:
-    """Make a function `(payload, job)` the handler of a contract.
+    max_size: int | None = None,
+    max_wait_ms: float | None = None,
+) -> Callable[[Callable[..., object]], Handler[P]]:
+    """Make a function `(payload, job)` the handler of a contract; with `max_size`, a function `(payloads, jobs)` of two lists.
 
     A job may be run more than once: `job.work` is the same each time. What the function returns is awaited where it can be, and
-    thrown away.
+    thrown away. A handler of many is called with those that could be read; `Job.settle` says what becomes of one of them.
 
     Args:
         payload: the class that was declared with `@contract`.
@@ -64,24 +101,28 @@ def handler(
             or `5/30s`. No such time ever sees more; one that may not start waits in its place and burns no attempt.
         group_limit: as `limit`, for each `group` that messages name; those that name none are bounded by `limit` and `rate`.
         group_rate: as `rate`, for each group.
+        max_size: how many jobs a call gets at most, from 1 to 1000. Each has its own attempts, and counts for the limits.
+        max_wait_ms: how long a job waits for others to come, from 0 to 500; 200 where only `max_size` is given.
 
     Raises:
         ConfigError: the class is no contract, the function has other arguments or a `yield`, or an option is out of its range.
     """
     contract = contract_of(payload)
 
-    def declare(function: Callable[[P, Job], object]) -> Handler[P]:
+    def declare(function: Callable[..., object]) -> Handler[P]:
         if isinstance(function, Handler):
             raise ConfigError(f"handler {function.location}: must be declared once")
         if not hasattr(function, "__qualname__"):
             raise ConfigError(f"handler of {contract.type!r}: {function!r} is not a function with a name; hint: wrap it in a def")
         where = f"handler {function.__module__}:{function.__qualname__}"
+        batch = _at(where, policy_of, max_size, max_wait_ms)
         _check_call(function, where)
-        _check_signature(function, payload, where)
+        _check_signature(function, payload, batch is not None, where)
         _check_options(timeout_s, retry, runs, memory_bytes, where)
-        limits = _limits_of(limit, rate, group_limit, group_rate, where)
-        kind, run = _runner_of(function, runs, memory_bytes, where)
-        return Handler(contract, run, payload_decoder(contract), function, timeout_s, retry, kind, limits)
+        limits = _at(where, limits_of, limit, rate, group_limit, group_rate)
+        kind, run = _runner_of(function, runs, memory_bytes, where) if batch is None else _batch_runner_of(function, runs, where)
+        decode = payload_decoder(contract) if batch is None else reading(payload_decoder(contract))
+        return Handler(contract, run, decode, function, timeout_s, retry, kind, limits, batch)
 
     return declare
 
@@ -95,9 +136,10 @@ def _check_options(timeout_s: float, retry: object, runs: str, memory_bytes: int
         raise ConfigError(f"{where}: retry must be a Backoff, got {retry!r}")
 
 
-def _limits_of(limit: int | None, rate: str | None, group_limit: int | None, group_rate: str | None, where: str) -> Limits:
+def _at(where: str, make: Callable[Given, T], *given: Given.args, **named: Given.kwargs) -> T:
+    """Return what is made of options; their errors name the handler."""
     try:
-        return limits_of(limit, rate, group_limit, group_rate)
+        return make(*given, **named)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
 
@@ -121,6 +163,17 @@ def _runner_of(
             raise ConfigError(f"{where}: runs must be loop, thread or process, got {kind!r}")
 
 
+def _batch_runner_of(
+    function: Callable[..., object], runs: str, where: str
+) -> tuple[str, Callable[[Any, Job], Awaitable[object]]]:
+    """Return where the function runs, and a coroutine function that runs it there with what a batch holds."""
+    if runs == "process":
+        raise ConfigError(f"{where}: runs='process' takes one job at a time; hint: leave max_size out, or start processes in it")
+    kind, _ = _runner_of(function, runs, None, where)
+    call = spread(function)
+    return kind, running(call if kind == "loop" else offload.in_thread(call))
+
+
 def _is_kind(function: Callable[..., object], is_kind: Callable[[object], bool]) -> bool:
     """Return what `inspect` says of a function, or of an object's `__call__`: a decorator may be a class."""
     return is_kind(function) or (not inspect.isroutine(function) and is_kind(type(function).__call__))
@@ -136,8 +189,9 @@ def _check_call(function: Callable[..., object], where: str) -> None:
         raise ConfigError(f"{where}: must not have a `yield`: calling it runs nothing; hint: leave the `yield` out")
 
 
-def _check_signature(function: Callable[..., object], payload: type[msgspec.Struct], where: str) -> None:
-    wanted = f"(message: {payload.__name__}, job: Job)"
+def _check_signature(function: Callable[..., object], payload: type[msgspec.Struct], is_of_many: bool, where: str) -> None:
+    name = payload.__name__
+    wanted = f"(messages: list[{name}], jobs: list[Job])" if is_of_many else f"(message: {name}, job: Job)"
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     try:
         signature = inspect.signature(function)
@@ -152,11 +206,13 @@ def _check_signature(function: Callable[..., object], payload: type[msgspec.Stru
         if getattr(function, "__annotations__", None) is None:
             raise ConfigError(f"{where}: {function!r} is not a function; hint: wrap it in a def") from None
         raise ConfigError(f"{where}: an annotation cannot be resolved: {describe(error)}") from None
-    for parameter, right in zip(parameters, (payload, Job), strict=True):
-        found = hints.get(parameter.name, right)
-        if found is not right:
-            name = getattr(found, "__name__", found)
-            raise ConfigError(f"{where}: must take {wanted}, but `{parameter.name}` is annotated {name}")
+    for parameter, one in zip(parameters, (payload, Job), strict=True):
+        right = (list[one], Sequence[one], list) if is_of_many else (one,)
+        found = hints.get(parameter.name, one)
+        if parameter.name in hints and found not in right:
+            told = getattr(found, "__name__", found) if isinstance(found, type) and not typing.get_args(found) else found
+            hint = "" if is_of_many or found != list[one] else "; hint: @handler(…, max_size=100) is for many at once"
+            raise ConfigError(f"{where}: must take {wanted}, but `{parameter.name}` is annotated {told}{hint}")
 
 
 class Found(msgspec.Struct):

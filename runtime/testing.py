@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextvars import copy_context
 from datetime import UTC, datetime
 from itertools import cycle
-from typing import Any, Final, cast
+from typing import Any, Final, cast, overload
 
 import msgspec
 
@@ -18,7 +18,7 @@ from runtime.codec import decode_many, entry_fields
 from runtime.config import Config
 from runtime.consumer import Consumer, Report, Stage, streams_for
 from runtime.errors import ConfigError, Dead, Retry, Snooze, TimedOut
-from runtime.jobs import DONE, Done, Handler, Job, Options, Outcome, P, Packed, Park, Priority
+from runtime.jobs import DONE, Done, Handler, Job, Options, Outcome, P, Packed, Park, Priority, together
 from runtime.packing import Packer
 from runtime.places import PLACES, make_places
 from runtime.producer import Producer
@@ -84,14 +84,51 @@ class Jitter:
 
 
 LONGEST: Final = Jitter(1.0)
+id_of = id  # `run` has an argument of that name
 
 
 # --- one run, without Redis ------------------------------------------------------------------------------------------------
 
 
+@overload
 async def run(
     handler: Handler[P],
     message: P | bytes,
+    *,
+    attempt: int = ...,
+    id: str = ...,
+    key: str = ...,
+    born: float | None = ...,
+    priority: Priority | None = ...,
+    attempts: int = ...,
+    version: int = ...,
+    timeout_s: float | None = ...,
+    jitter: Callable[[], float] = ...,
+    clock: Callable[[], float] = ...,
+) -> Outcome: ...
+
+
+@overload
+async def run(
+    handler: Handler[P],
+    message: list[P | bytes] | list[P],
+    *,
+    attempt: int = ...,
+    id: str = ...,
+    key: str = ...,
+    born: float | None = ...,
+    priority: Priority | None = ...,
+    attempts: int = ...,
+    version: int = ...,
+    timeout_s: float | None = ...,
+    jitter: Callable[[], float] = ...,
+    clock: Callable[[], float] = ...,
+) -> list[Outcome]: ...
+
+
+async def run(
+    handler: Handler[P],
+    message: P | bytes | list[P | bytes] | list[P],
     *,
     attempt: int = 1,
     id: str = "",
@@ -103,14 +140,15 @@ async def run(
     timeout_s: float | None = None,
     jitter: Callable[[], float] = LONGEST,
     clock: Callable[[], float] = time.time,
-) -> Outcome:
+) -> Outcome | list[Outcome]:
     """Run a handler once, as a worker runs it, and return what would become of the job; its `__cause__` is what was raised.
 
-    The message is packed as it is sent, and read by the contract's decoder. Nothing is stored.
+    A handler of many jobs is given one message, or a list, for which a list is returned. A message is packed as it is sent, and
+    read by the contract's decoder. Nothing is stored.
 
     Args:
         handler: what `@handler` returned.
-        message: a payload of its contract, or JSON as another language writes it.
+        message: a payload of its contract, or JSON as another language writes it; a list of them for a handler of many.
         attempt: the job's `attempt`, from 1.
         id: the job's `id`; without one, it is made from the time.
         key: the message's `key`.
@@ -124,19 +162,28 @@ async def run(
 
     Raises:
         BadPayload: the message cannot be sent.
-        ConfigError: the message is another contract's, or `attempt` is below 1.
+        ConfigError: the message is another contract's, it is a list and the handler takes one, or `attempt` is below 1.
     """
     if attempt < 1:
         raise ConfigError(f"attempt must be a whole number from 1, got {attempt}")
     options = Options(priority=priority, key=key, id=id, attempts=attempts)
-    job = _receive(_pack(handler, message, version, options), clock())
-    job.envelope = msgspec.structs.replace(job.envelope, failed=attempt - 1, first_ms=round(born * 1000) if born else 0)
-    admitted = admit([job], {job.type: handler}, job.fetched_ms)
-    if admitted.turned_away:
-        return admitted.turned_away[0][1]
+    if isinstance(message, list) and handler.batch is None:
+        raise ConfigError(f"{handler.location}: takes one message, got a list; hint: @handler(…, max_size=100) is for many")
+    messages: list[P | bytes] = [*message] if isinstance(message, list) else [message]
+    now_s, jobs = clock(), list[Job]()
+    for at, one in enumerate(messages):
+        job = _receive(_pack(handler, one, version, options), now_s, at)
+        job.envelope = msgspec.structs.replace(job.envelope, failed=attempt - 1, first_ms=round(born * 1000) if born else 0)
+        jobs.append(job)
     if timeout_s is not None:
         handler = dataclasses.replace(handler, timeout_s=timeout_s)
-    return await _run(handler, job, jitter, clock)
+    admitted = admit(jobs, {handler.contract.type.encode(): handler}, round(now_s * 1000))
+    outcomes = {id_of(job): outcome for job, outcome in admitted.turned_away}
+    ready = [job for job in jobs if id_of(job) not in outcomes]
+    if ready:
+        outcomes |= await _run(handler, ready, jitter, clock)
+    told = [outcomes.get(id_of(job), DONE) for job in jobs]
+    return told if isinstance(message, list) else told[0]
 
 
 def _pack(handler: Handler[P], message: P | bytes, version: int, options: Options) -> Packed:
@@ -148,27 +195,33 @@ def _pack(handler: Handler[P], message: P | bytes, version: int, options: Option
     return packer.pack_with(message, options)
 
 
-def _receive(packed: Packed, now_s: float) -> Job:
+def _receive(packed: Packed, now_s: float, at: int) -> Job:
     """Return the job that a worker would make of this message, were it fetched now."""
     now_ms = round(now_s * 1000)
     fields = entry_fields(packed.head.fields, packed.data)
-    [job], _ = decode_many(packed.head.stream, [(f"{now_ms}-0".encode(), fields)], [1], NOWHERE, now_s, now_ms)
+    [job], _ = decode_many(packed.head.stream, [(f"{now_ms}-{at}".encode(), fields)], [1], NOWHERE, now_s, now_ms)
     return job
 
 
-async def _run(handler: Handler[Any], job: Job, jitter: Callable[[], float], clock: Callable[[], float]) -> Outcome:
-    """Run the job in a lane that ends with it, and watch its deadline, as a worker's watchdog does."""
-    failures: list[tuple[BaseException, Outcome]] = []
+async def _run(
+    handler: Handler[Any], jobs: list[Job], jitter: Callable[[], float], clock: Callable[[], float]
+) -> dict[int, Outcome]:
+    """Run one job, or many together, in a lane that ends with them, and watch its deadline, as a worker's watchdog does.
+
+    Return what becomes of those that failed.
+    """
+    failures: dict[int, Outcome] = {}
 
     def end() -> None:
         lane.stop()
 
     def note(job: Job, error: BaseException, outcome: object) -> None:
-        failures.append((error, cast("Outcome", outcome)))
+        failures[id_of(job)] = _shown(error, cast("Outcome", outcome))
 
     inbox, ledger = Inbox(), Ledger(end)
-    lane = Lane(inbox, ledger, Stats(), {job.type: handler}, clock, jitter, note, forget=lambda error: None)
-    inbox.put([job])
+    run = jobs[0] if handler.batch is None else together(*jobs)
+    lane = Lane(inbox, ledger, Stats(), {run.type: handler}, clock, jitter, note, forget=lambda error: None)
+    inbox.put([run])
     context = copy_context()
     context.run(PLACES.set, make_places())  # one's own: a thread that hangs in one test takes no place from the next
     context.run(lane.start)
@@ -183,7 +236,7 @@ async def _run(handler: Handler[Any], job: Job, jitter: Callable[[], float], clo
         await asyncio.wait([running])
     if not running.cancelled():
         running.result()
-    return _shown(*failures[0]) if failures else DONE
+    return failures
 
 
 # The repr of an exception has its text alone, and a failed assertion should show all that it holds.

@@ -32,13 +32,15 @@ def main(config: Config, arguments: argparse.Namespace) -> int:
                 "timeout_s": handler.timeout_s,
                 "attempts": retry.attempts,
                 "runs": handler.runs,
+                "max_size": handler.batch.max_size if handler.batch is not None else 1,
                 "handler": handler.location,
             }
             print_json(row)
         else:
             tries = f"{retry.attempts} tries, {retry.base_s:g} to {retry.cap_s:g} s apart"
             where = f"v{contract.version} {contract.priority.name.lower():8} {handler.runs:7}"
-            print(f"{contract.type:28} {where} {handler.timeout_s:>6g} s  {tries}  {handler.location}")
+            at_once = f", up to {handler.batch.max_size} at once" if handler.batch is not None else ""
+            print(f"{contract.type:28} {where} {handler.timeout_s:>6g} s  {tries}{at_once}  {handler.location}")
     for module, extra in found.missing:
         print(f"{module} is not offered here: pip install '{extra}'", file=sys.stderr)
     return 0

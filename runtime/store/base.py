@@ -117,16 +117,7 @@ class Script(msgspec.Struct, frozen=True):
 
 _LUA: Final = files("runtime.store") / "lua"
 # What stands before a script beside `common`: functions that some scripts share, and no scripts themselves.
-_SHARED: Final = {
-    "beat": ("guard",),
-    "reclaim": ("guard",),
-    "control": ("audit",),
-    "steer": ("audit", "steering"),
-    "replay": ("replaying",),
-    "operate": ("audit", "operations"),
-    "count": ("operations",),
-    "step": ("operations", "replaying", "steering"),
-}
+_SHARED: Final = {"beat": ("guard",), "reclaim": ("guard",), "control": ("audit",), "steer": ("audit", "steering")}
 
 
 @cache
@@ -191,17 +182,6 @@ class End(msgspec.Struct, frozen=True):
         if self.is_aside:
             found.append("has entries set aside that are not moved yet")
         return found
-
-
-class Step(msgspec.Struct, frozen=True):
-    """What became of a step of an operation: the state of that, in how many ms the next one is due (-1: none by itself), how many
-    letters or jobs were looked at and how many acted on. Before its time a step does nothing.
-    """
-
-    state: str
-    wait_ms: int
-    looked: int = 0
-    acted: int = 0
 
 
 class Store:
@@ -288,17 +268,6 @@ class Store:
         """
         fields, now = await self.ask(connection, ("HGETALL", self.keys.control), ("TIME",))
         return parse(pairs(self.checked(fields, self.keys.control))), ms_in(self.checked(now))
-
-    async def step_on(self, connection: Connection, operation: str) -> Step:
-        """Make the next step of an operation over many jobs, where it is time for it.
-
-        May be repeated, also by others: what a step has moved is not there any more, and where it stands is written with it.
-
-        Raises:
-            StoreUnavailable: no answer or an error.
-        """
-        state, wait_ms, looked, acted = await self.call_one(connection, self.command("step", operation))
-        return Step(bytes(state).decode(errors="replace"), wait_ms, looked, acted)
 
     async def ends_on(self, connection: Connection) -> list[End]:
         """Return where each stream ends; the dead letters last.

@@ -343,8 +343,8 @@ class Admission:
     # --- threads and child processes ---------------------------------------------------------------------------------
 
     def coming(self, places: Places) -> int:
-        """Return how many jobs here are on their way to a lane, where they will need a place of this kind."""
-        return sum(1 for job in self._ctx.inbox.jobs if self._ctx.parked.places_of(job.type) is places)
+        """Return how many runs are on their way to a lane, where they will need a place of this kind."""
+        return sum(1 for job in self._ctx.inbox.runs if self._ctx.parked.places_of(job.type) is places)
 
     def resting(self) -> set[int]:
         """Return the streams that are not asked now: jobs from there were parked for want of a place, and lots have enough."""
@@ -361,17 +361,18 @@ class Admission:
 
     def _without_surplus(self, jobs: list[Job]) -> list[Job]:
         """Park what would hold a lane while it waits for a thread or a child process; return the others."""
-        fits: dict[Places, int] = {}
+        fits: dict[Places, float] = {}
         kept: list[Job] = []
         for job in jobs:
             places = self._ctx.parked.places_of(job.type)
             if places is not None:
                 if places not in fits:
                     fits[places] = self._fits(places)
-                if not fits[places]:
+                part = self._ctx.parked.part_of(job.type)
+                if fits[places] < part / 2:  # parts may add up to a little more than one
                     self._park(job, places)
                     continue
-                fits[places] -= 1
+                fits[places] -= part
             kept.append(job)
         return kept
 

@@ -12,6 +12,7 @@ import threading
 from typing import Final, NoReturn, cast
 from weakref import WeakKeyDictionary
 
+from runtime.errors import AllRan
 from runtime.jobs import LANE
 from runtime.offload import leave
 from runtime.store.resp import disown
@@ -85,4 +86,5 @@ def _make_its_own() -> None:
 
 
 def _leave(*given: object) -> NoReturn:
-    leave(next((cast("BaseException", one) for one in given if issubclass(type(one), BaseException)), None))
+    raised = (cast("BaseException", one) for one in given if issubclass(type(one), BaseException) and type(one) is not AllRan)
+    leave(next(raised, None))

@@ -11,16 +11,18 @@ import asyncio
 import decimal
 from asyncio import CancelledError
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from contextvars import Context, copy_context
 from typing import Any, Final
 
 from runtime.answers import finish
-from runtime.errors import LeaseLost, NotStarted, SelfCancelled, TimedOut
-from runtime.jobs import CRITICAL, DONE, LANE, RELEASE, Job, Outcome, Registry
+from runtime.batches import ends_of
+from runtime.errors import AllRan, LeaseLost, NotStarted, SelfCancelled, TimedOut
+from runtime.jobs import CRITICAL, DONE, LANE, RELEASE, Gathered, Job, Outcome, Registry, each_of
 from runtime.observer import LaneObserver, Observer
 from runtime.settle import decide, describe, forget_stack, has_word, module_of, told_as
 from runtime.stats import Stats
+from runtime.worker.gathering import Gathering
 from runtime.worker.ledger import Ledger
 
 NEVER = float("inf")
@@ -41,15 +43,18 @@ class Inbox:
     """Owns the jobs that are fetched and not started, and the lanes that wait for one. `may_start` is asked with the time, once a
     turn of the loop and of each job that waited for a thread or a child: a process may have stood still since its jobs came.
 
-    CRITICAL has a queue of its own: every lane looks there first, and a reserved one nowhere else.
+    CRITICAL has a queue of its own: every lane looks there first, and a reserved one nowhere else. What is `gathering` is in no
+    queue yet; a batch in a queue counts as one job, since one lane runs it.
     """
 
-    def __init__(self, on_idle: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, on_idle: Callable[[], None] = lambda: None, gathering: Gathering | None = None) -> None:
         self.critical: deque[Job] = deque()
         self.others: deque[Job] = deque()
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._waiting_reserved: deque[asyncio.Future[None]] = deque()
         self.on_idle = on_idle
+        self.gathering = gathering
+        self._looks_at_s = NEVER  # then what gathers is looked at
         self.may_start: Callable[[float], bool] = lambda now_s: True
         self._turn = JOBS_PER_TURN
         self._turn_ends_s = _NOT_BEGUN  # known with the first job of a turn: it brings the time along
@@ -62,9 +67,20 @@ class Inbox:
         return len(self.critical) + len(self.others)
 
     @property
+    def queues(self) -> tuple[Sequence[Job], ...]:
+        """Where jobs wait for a lane, the oldest of each first; and the batches that gather."""
+        return (self.critical, self.others) if self.gathering is None else (self.critical, self.others, self.gathering.open)
+
+    @property
+    def runs(self) -> list[Job]:
+        """What lanes will run, in the order in which they take it; behind it the batches that gather."""
+        queued = [*self.critical, *self.others]
+        return queued if self.gathering is None else [*queued, *self.gathering.open]
+
+    @property
     def jobs(self) -> list[Job]:
-        """A copy of both queues, in the order in which lanes take from them."""
-        return [*self.critical, *self.others]
+        """All jobs that have not started."""
+        return self.runs if self.gathering is None else _each(self.runs)
 
     @property
     def idle(self) -> int:
@@ -78,11 +94,29 @@ class Inbox:
 
     def put(self, jobs: list[Job]) -> None:
         """Add jobs and wake lanes for them."""
+        if self.gathering is not None:
+            jobs = self.gathering.add(jobs)
+            self._await_due(self.gathering)
+        self._queue(jobs)
+
+    def _queue(self, jobs: list[Job]) -> None:
         others = [job for job in jobs if job.stream != CRITICAL]
         if len(others) != len(jobs):
             self.critical.extend([job for job in jobs if job.stream == CRITICAL])
         self.others.extend(others)
         self._wake(FIRST_WAKE)
+
+    def _await_due(self, gathering: Gathering) -> None:
+        """Have a timer for the first batch that is due: one for all of them, since most are full before."""
+        due_s = gathering.due_s
+        if due_s < self._looks_at_s:
+            self._looks_at_s = due_s
+            asyncio.get_running_loop().call_later(max(0.0, due_s - gathering.clock()), self._start_due, gathering)
+
+    def _start_due(self, gathering: Gathering) -> None:
+        self._looks_at_s = NEVER
+        self._queue(gathering.take_due())
+        self._await_due(gathering)
 
     def _wake(self, lanes: int) -> None:
         """Wake a few lanes, and twice as many in the next turn of the loop if jobs are left then.
@@ -142,6 +176,8 @@ class Inbox:
         jobs = self.jobs
         self.critical.clear()
         self.others.clear()
+        if self.gathering is not None:
+            self.gathering.clear()
         return jobs
 
     def remove_types(self, types: Collection[bytes]) -> list[Job]:
@@ -152,14 +188,28 @@ class Inbox:
             kept = [job for job in queue if job.type not in types]
             queue.clear()
             queue.extend(kept)
-        return found
+        if self.gathering is None:
+            return found
+        return _each([*found, *self.gathering.take_types(types)])
 
     def remove(self, job: Job) -> bool:
         """Take one job out, if it has not started."""
         try:
             (self.critical if job.stream == CRITICAL else self.others).remove(job)  # compares by identity
         except ValueError:
+            return self.gathering is not None and self._remove_from_batch(job, self.gathering)
+        return True
+
+    def _remove_from_batch(self, job: Job, gathering: Gathering) -> bool:
+        batch = next((run for run in self.runs if isinstance(run, Gathered) and job in run.jobs), None)
+        if batch is None:
             return False
+        batch.jobs.remove(job)
+        if not batch.jobs:
+            gathering.drop(batch)
+            for queue in (self.critical, self.others):
+                if batch in queue:
+                    queue.remove(batch)
         return True
 
     async def wait(self, is_reserved: bool = False) -> None:
@@ -179,6 +229,10 @@ class Inbox:
             if turn in waiting:
                 waiting.remove(turn)
             raise
+
+
+def _each(runs: list[Job]) -> list[Job]:
+    return [job for run in runs for job in each_of(run)]
 
 
 def _open_task(coroutine: Coroutine[Any, Any, None], context: Context | None) -> asyncio.Task[Any]:
@@ -267,6 +321,7 @@ class Lane:
         decimals, first = _Decimals.of_this_task(), copy_context()
         inbox, ledger, stats, registry, clock = self.inbox, self.ledger, self.stats, self.registry, self.clock
         is_reserved, now_s = self.is_reserved, clock()
+        error: BaseException | None = None
         while True:
             # Asked of the inbox for each job: in a fork of this process, `forks` has put something else in the place of `take`.
             job = inbox.take_critical(now_s) if is_reserved else inbox.take(now_s)
@@ -277,7 +332,6 @@ class Lane:
             handler = registry[job.type]  # cannot miss: admission has parked what is not here
             self.job, self.timeout_s = job, handler.timeout_s
             self.started_s, self.deadline_s = now_s, now_s + handler.timeout_s
-            error: BaseException | None = None
             if job.is_traced and watch is not None:
                 watch.begin(job)
             try:
@@ -291,17 +345,15 @@ class Lane:
                 error, answer = self._error_of(raised, task), None
             self.deadline_s = NEVER  # from here on `interrupt` has no effect
             now_s = clock()  # the next job's start as well, when it is at hand
-            run_s = now_s - self.started_s
-            outcome, tried = DONE, b""
-            if error is not None:
-                outcome, tried = self.settle(job, error, now_s)
-                error = None  # a traceback that ends in this frame would hold itself, and all that its frames hold
-                if self.is_stopped:
-                    return  # debris of a stop, not a failure: released with the rest
-            elif (job.is_traced or run_s >= told_s) and watch is not None:
-                watch.ended(job, DONE, None, self.started_s, now_s)
-            ledger.add(job, outcome, tried)
-            stats.ran(job, outcome, run_s)
+            if error is None:
+                run_s = now_s - self.started_s
+                if (job.is_traced or run_s >= told_s) and watch is not None:
+                    watch.ended(job, DONE, None, self.started_s, now_s)
+                ledger.add(job, DONE)
+                stats.ran(job, DONE, run_s)
+            elif not self.settle(job, error, now_s):
+                return  # debris of a stop, not a failure: released with the rest
+            error = None  # a traceback that ends in this frame would hold itself, and all that its frames hold
             self.job = None
             try:
                 # Contexts in which no variable was set share one root: that is seen at once, in 0.05 µs.
@@ -320,26 +372,50 @@ class Lane:
         self.watch = self.observer.open_lane(self)
         return self.watch, self.observer.told_s
 
-    def settle(self, job: Job, error: BaseException, now_s: float) -> tuple[Outcome, bytes]:
-        """Decide what becomes of a job that failed, or was cut by a stop, and tell of it.
+    def settle(self, job: Job, error: BaseException, now_s: float) -> bool:
+        """Decide what becomes of a job that failed, note it in the ledger, and tell of it; of a batch, of each job by itself.
 
-        Return the outcome, and the attempt's traceparent if it is recorded.
+        Return False where a stop has cut it: it is to be released, or what is left of a batch then.
         """
-        tried = b""
+        if isinstance(job, Gathered):
+            return self._settle_each(job, error, now_s)
         if self.is_stopped:
             if self.watch is not None and job.is_traced:
                 self.watch.ended(job, RELEASE, None, self.started_s, now_s)
-            return RELEASE, tried
-        outcome = decide(self.registry[job.type], job, error, self.jitter)
-        if self.watch is not None:
-            tried = self.watch.ended(job, outcome, error, self.started_s, now_s)
-        self.on_failure(job, error, outcome)
+            return False
+        self._note(job, decide(self.registry[job.type], job, error, self.jitter), error, now_s, now_s - self.started_s)
         self.forget(error)
-        return outcome, tried
+        return True
+
+    def _settle_each(self, batch: Gathered, error: BaseException, now_s: float) -> bool:
+        is_cut_off = self.is_stopped and type(error) is not AllRan
+        run_s = (now_s - self.started_s) / max(1, len(batch.jobs))  # its part: sums say for how long lanes were busy
+        ends = ends_of(batch, error, is_cut_off)
+        handler = self.registry[batch.type]
+        outcomes = [decide(handler, job, failed_of, self.jitter) for job, failed_of in ends]
+        for (job, failed_of), outcome in zip(ends, outcomes, strict=True):
+            self._note(job, outcome, failed_of, now_s, run_s)
+        for _, failed_of in ends:  # at the end: many have failed of the same
+            if failed_of is not None:
+                self.forget(failed_of)
+        return not is_cut_off
+
+    def _note(self, job: Job, outcome: Outcome, error: BaseException | None, now_s: float, run_s: float) -> None:
+        tried = b""
+        if self.watch is not None and (error is not None or job.is_traced):
+            if job.is_traced and job is not self.job:  # one of many: its handler has seen no span of its own
+                self.watch.begin(job)
+            tried = self.watch.ended(job, outcome, error, self.started_s, now_s)
+        if error is not None:
+            self.on_failure(job, error, outcome)
+        self.ledger.add(job, outcome, tried)
+        self.stats.ran(job, outcome, run_s)
 
     def _error_of(self, raised: BaseException, task: asyncio.Task[Any]) -> BaseException:
         """Return what a run failed of. Asks for nothing but types: the rest of what was raised is the user's own."""
         kind = type(raised)
+        if kind is AllRan:
+            return raised
         if self.cut is None and not issubclass(kind, _LOOKED_AT):  # most
             return raised
         if issubclass(kind, GeneratorExit) and not _is_running(task):
@@ -400,10 +476,18 @@ class Lane:
             self.deadline_s = self.clock() + RECUT_S
             self.task.cancel()
 
+    def end(self, job: Job, why: BaseException) -> None:
+        """End the job that runs here; one of many is told so, and settled by this, and the others go on."""
+        if job is self.job:
+            self.interrupt(why)
+        else:
+            extras = job.noted()
+            extras.is_cut, extras.cut = True, why
+
     def _tell_cut(self) -> None:
-        """Let the job know that it is to end: a handler in a thread cannot be told otherwise."""
-        if self.job is not None:
-            self.job.noted().is_cut = True
+        """Let each job know that it is to end: a handler in a thread cannot be told otherwise."""
+        for job in each_of(self.job):
+            job.noted().is_cut = True
 
 
 class _Decimals:

@@ -42,6 +42,7 @@ class Parked:
         self.on_new: Callable[[], None] = lambda: None
         # The types whose jobs need a thread or a child process.
         self._kinds = {name: places[handler.runs] for name, handler in registry.items() if handler.runs in places}
+        self._parts = {name: 1 / handler.batch.max_size for name, handler in registry.items() if handler.batch is not None}
         self._new: set[Place] = set()
         self._unknown: set[str] = set()
         self._adopted: set[str] = set()
@@ -112,6 +113,10 @@ class Parked:
     def places_of(self, type_name: bytes) -> Places | None:
         """Return the places that jobs of a type need; None where they run on the loop."""
         return self._kinds.get(type_name)
+
+    def part_of(self, type_name: bytes) -> float:
+        """Return which part of a place a job of this type needs: jobs that run together need one."""
+        return self._parts.get(type_name, 1.0)
 
     @property
     def needs_places(self) -> bool:

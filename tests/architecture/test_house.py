@@ -27,27 +27,27 @@ FIRST_PARTY = ("runtime", "handlers", "board", "otel")
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "backoff", "limits", "said", "jobs", "stats", "observer"),  # words
     ("logs", "folders", "leaving", "rubbish"),  # the process around them
-    ("config", "bounds", "codec", "packing", "settle", "schema", "rules", "cron", "schedules", "operations"),  # pure
-    ("answers", "places", "offload", "registry"),  # users' code, and where it runs
+    ("config", "bounds", "codec", "packing", "settle", "schema", "rules", "cron", "schedules"),  # pure
+    ("answers", "batches", "places", "offload", "registry"),  # users' code, and where it runs
     ("store",),
-    ("streams", "sender", "producer", "operating", "control"),
+    ("streams", "sender", "producer", "control"),
     ("worker",),
     ("consumer", "embedded", "supervisor"),
 )
 # Stricter than its floor, and why.
 STRICT: dict[str, tuple[set[str], str]] = {
     "worker.lanes": (
-        {"errors", "limits", "jobs", "stats", "observer", "answers", "settle", "worker.ledger"},
+        {"errors", "limits", "jobs", "stats", "observer", "answers", "batches", "settle", "worker.ledger", "worker.gathering"},
         "the hot path is tested and measured without Redis",
     ),
     "supervisor": ({"errors", "backoff", "config", "folders", "logs", "leaving"}, "knows no job"),
     "store": (
-        {"errors", "limits", "jobs", "said", "backoff", "codec", "rules", "schedules", "operations", "store"},
+        {"errors", "limits", "jobs", "said", "backoff", "codec", "rules", "schedules", "store"},
         "serves producers too, which load no handler",
     ),
     "sender": ({"errors", "limits", "jobs", "backoff", "codec", "store"}, "a web service that only enqueues loads no worker"),
     "control": (
-        {"errors", "limits", "jobs", "rules", "store", "codec", "cron", "schedules", "sender", "producer", "operating"},
+        {"errors", "limits", "jobs", "rules", "store", "codec", "cron", "schedules", "sender", "producer"},
         "a service that orders loads no worker",
     ),
     "producer": ({"errors", "limits", "jobs", "observer", "backoff", "codec", "packing", "store", "sender"}, "the same"),
@@ -71,7 +71,7 @@ LOADED_BY_NAME = {
 
 PURE = (
     *("errors", "said", "jobs", "stats", "config", "bounds", "codec", "backoff", "worker/plan", "settle", "schema"),
-    *("limits", "rules", "cron", "schedules", "packing", "operations"),
+    *("limits", "rules", "cron", "schedules", "packing"),
 )
 IMPURE = {"asyncio", "anyio", "threading", "subprocess", "socket", "time", "datetime", "random"}  # clock and jitter are arguments
 SHAPES = {"cron": {"datetime"}}  # what cronsim takes and yields; nobody asks it for the time
@@ -492,8 +492,10 @@ def test_a_cancel_is_never_swallowed() -> None:
 
 
 def public(node: ast.Module | ast.ClassDef) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
-    """Return public classes and functions, and the public methods of public classes."""
+    """Return public classes and functions, and the public methods of public classes; of what is overloaded, what says it all."""
     for child in node.body:
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) and "overload" in map(ast.unparse, child.decorator_list):
+            continue
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not child.name.startswith("_"):
             yield child
             if isinstance(child, ast.ClassDef):

@@ -35,6 +35,9 @@ CRON = "tests/unit/test_cron.py"
 SCHEDULES = "tests/unit/test_schedules.py"
 TICKER = "tests/unit/test_ticker.py"
 LANES = "tests/unit/test_lanes.py"
+BATCHES = "tests/unit/test_batches.py"
+GATHERING = "tests/unit/test_gathering.py"
+ON_SERVERS = "tests/contract/test_batches.py"
 STATS = "tests/unit/test_stats.py"
 METRICS = "tests/unit/test_metrics.py"
 PRIORITIES = "tests/contract/test_priorities.py"
@@ -52,8 +55,6 @@ OTEL_SETTINGS = "tests/unit/test_otel_settings.py"
 GATES_ALONE = "tests/unit/test_gates.py"
 OFFLOAD = "tests/unit/test_offload.py"
 LOGS = "tests/unit/test_logs.py"
-OPERATIONS = "tests/contract/test_operations.py"
-STEPPER = "tests/unit/test_stepper.py"
 MONITOR = "tests/unit/test_loop_monitor.py"
 SETTLE = "tests/unit/test_settle.py"
 STATUS = "tests/faults/test_crash.py::test_an_orderly_stop_has_its_status_whatever_handlers_have_left_behind"
@@ -328,7 +329,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "who waits for a place keeps his lane",
         "runtime/worker/admission.py",
-        "                if not fits[places]:",
+        "                if fits[places] < part / 2:",
         "                if False:",
         "tests/contract/test_places.py::test_what_finds_no_thread_leaves_its_lane_and_another_worker_runs_it",
     ),
@@ -1043,8 +1044,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "capacity of others counts reserved lanes",
         "runtime/consumer.py",
-        "return len(self.lanes) + read_ahead - len(self.held) - reserved, reserved",
-        "return len(self.lanes) + read_ahead - len(self.held), reserved",
+        "return len(self.lanes) + read_ahead + beside - len(self.held) - reserved, reserved",
+        "return len(self.lanes) + read_ahead + beside - len(self.held), reserved",
         f"{CONSUMER}::test_what_others_may_fetch_is_less_by_the_lanes_that_are_kept_for_critical",
     ),
     Mutant(
@@ -1274,8 +1275,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "what was raised keeps its stack",
         "runtime/worker/lanes.py",
-        "        self.forget(error)\n        return outcome, tried",
-        "        return outcome, tried",
+        "        self.forget(error)\n        return True",
+        "        return True",
         f"{LANES}::test_an_error_that_is_raised_again_and_again_keeps_nothing_of_the_jobs_before",
     ),
     Mutant(
@@ -2158,8 +2159,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "metrics: each cut of a job is a timeout",
         "runtime/consumer.py",
-        "        elif lane.job is not None:\n            self.stats.timed_out",
-        "        if lane.job is not None:\n            self.stats.timed_out",
+        "        for job in each_of(lane.job) if lane.cut is None else ():",
+        "        for job in each_of(lane.job):",
         f"{CONSUMER}::test_a_run_that_is_cut_again_and_again_is_one_timeout",
     ),
     Mutant(
@@ -2374,7 +2375,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "a replayed job leads to the attempt before its death",
-        "runtime/store/lua/replaying.lua",
+        "runtime/store/lua/replay.lua",
         "local tried = field(fields, 'dead_trace')",
         "local tried = nil",
         f"{STREAMS}::test_a_replayed_job_says_which_attempt_it_comes_after",
@@ -2394,123 +2395,109 @@ MUTANTS: tuple[Mutant, ...] = (
         "tests/unit/test_publish.py::test_messages_of_a_traced_call_go_as_one_run",
     ),
     Mutant(
-        "a step of an operation does not write where it stands",
-        "runtime/store/lua/step.lua",
-        "'cursor', op.cursor, ",
-        "",
-        f"{OPERATIONS}::test_a_step_moves_no_more_than_fifty_and_looks_at_no_more_than_two_hundred",
-    ),
-    Mutant(
-        "an operation makes its first step while it is held",
-        "runtime/store/lua/step.lua",
-        "if due > now then return",
-        "if false then return",
-        f"{OPERATIONS}::test_an_operation_is_held_before_its_first_step_so_that_undo_is_exact",
-    ),
-    Mutant(
-        "an operation whose time is lost is held no more",
-        "runtime/store/lua/step.lua",
-        "due = op.state == 'held' and now + CANARY_MS or now",
-        "due = now",
-        f"{OPERATIONS}::test_one_that_is_held_stays_held_when_its_time_is_lost",
-    ),
-    Mutant(
-        "a stopped operation goes on",
-        "runtime/store/lua/step.lua",
-        "if op.state ~= 'held' and op.state ~= 'running' then",
-        "if false then",
-        f"{OPERATIONS}::test_a_stop_leaves_the_rest_where_it_is_and_a_resume_goes_on_from_there",
-    ),
-    Mutant(
-        "a replay has no brake",
-        "runtime/store/lua/step.lua",
-        "if died >= BRAKE_LEAST and",
-        "if false and",
-        f"{OPERATIONS}::test_the_first_few_brake_a_replay_whose_cause_is_not_mended",
-    ),
-    Mutant(
-        "a replay sends all at once",
-        "runtime/store/lua/step.lua",
-        "if done < CANARY then most",
-        "if false then most",
-        f"{OPERATIONS}::test_a_replay_sends_five_first_and_then_waits",
-    ),
-    Mutant(
-        "an operation is about letters that come later",
-        "runtime/store/lua/operations.lua",
-        "is_end = walk_entries(op, DEAD, op['until:dead'], budget, show)",
-        "op['until:dead'] = nil is_end = walk_entries(op, DEAD, '+', budget, show)",
-        f"{OPERATIONS}::test_what_comes_later_is_not_meant",
-    ),
-    Mutant(
-        "an operation misses jobs that become due meanwhile",
-        "runtime/store/lua/operations.lua",
-        "if is_new and not (last and field(fields, 'first_at') and born <= number_in(op, 'created', 0)) then",
-        "if is_new then",
-        f"{OPERATIONS}::test_a_delayed_job_that_becomes_due_meanwhile_is_meant_and_a_new_one_is_not",
-    ),
-    Mutant(
-        "an operation is about delayed jobs that are sent later",
-        "runtime/store/lua/operations.lua",
-        "where == 'due' and born > number_in(op, 'created', 0) or",
-        "false or",
-        f"{OPERATIONS}::test_a_delayed_job_that_is_sent_later_is_not_meant",
-    ),
-    Mutant(
-        "a step of an operation is counted from when it was made",
-        "runtime/store/lua/step.lua",
-        "local base = math.max(due, now - CATCH_UP_MS)",
-        "local base = now",
-        f"{OPERATIONS}::test_steps_follow_the_rate_by_the_time_of_the_one_before",
-    ),
-    Mutant(
-        "a step of an operation reads any number of bytes",
-        "runtime/store/lua/operations.lua",
-        "and budget.acts > 0 and budget.bytes > 0",
-        "and budget.acts > 0",
-        f"{OPERATIONS}::test_large_payloads_make_steps_small_and_not_slow",
-    ),
-    Mutant(
-        "an order of an operation that comes twice makes two",
-        "runtime/store/lua/operate.lua",
-        "if op then return op.state, 0 end",
-        "",
-        f"{OPERATIONS}::test_a_repeated_order_makes_no_second_operation",
-    ),
-    Mutant(
-        "workers are asked for an operation that has ended",
-        "runtime/store/lua/operations.lua",
-        "  redis.call('ZADD', OPERATIONS, 'inf', id)\n  show_to_workers(id, false)",
-        "  redis.call('ZADD', OPERATIONS, 'inf', id)",
-        f"{OPERATIONS}::test_workers_are_told_while_there_is_a_step_to_make",
-    ),
-    Mutant(
-        "all workers ask for each step of an operation",
-        "runtime/worker/stepper.py",
-        "(0 if step.looked else _chance(*LOOK_S))",
-        "0",
-        f"{STEPPER}::test_who_finds_a_step_made_by_another_leaves_the_next_ones_to_it",
-    ),
-    Mutant(
-        "an operation that has ended is asked for while the rules still name it",
-        "runtime/worker/stepper.py",
-        "        if seen == self._seen:\n            return\n",
-        "",
-        f"{STEPPER}::test_without_an_operation_nothing_is_asked",
-    ),
-    Mutant(
-        "a quiet worker steps no operation",
-        "runtime/consumer.py",
-        "self.stepper.saw(rules.version, rules.operations)",
-        "self.stepper.saw(rules.version, () if self.orders.mine else rules.operations)",
-        f"{OPERATIONS}::test_a_quiet_worker_steps",
-    ),
-    Mutant(
         "a shape of any size is remembered",
         "runtime/codec.py",
         "    if _shapes_bytes + size <= _SHAPES_BYTES:",
         "    if True:",
         f"{CODEC}::test_shapes_of_messages_are_remembered_within_a_bound_of_bytes",
+    ),
+    Mutant(
+        "batches: what is raised fails the first alone",
+        "runtime/batches.py",
+        "return [(job, _error_of(job, raised)) for job in batch.jobs]",
+        "return [(job, _error_of(job, raised if job is batch.jobs[0] else AllRan())) for job in batch.jobs]",
+        f"{BATCHES}::test_what_the_handler_raises_is_what_became_of_all_that_it_has_not_settled",
+    ),
+    Mutant(
+        "batches: what is raised fails what was settled, too",
+        "runtime/batches.py",
+        "    if extras is None or not extras.is_settled:",
+        "    if extras is None or not extras.is_settled or type(raised) is not AllRan:",
+        f"{BATCHES}::test_what_the_handler_raises_is_what_became_of_all_that_it_has_not_settled",
+    ),
+    Mutant(
+        "batches: the last word counts",
+        "runtime/jobs.py",
+        "        if not extras.is_settled:",
+        "        if True:",
+        f"{BATCHES}::test_the_first_word_counts",
+    ),
+    Mutant(
+        "batches: a bad payload fails all",
+        "runtime/batches.py",
+        "            except BadMessage as error:",
+        "            except ZeroDivisionError as error:",
+        f"{BATCHES}::test_a_payload_that_cannot_be_read_dies_alone_and_never_reaches_the_handler",
+    ),
+    Mutant(
+        "batches: the runtime's own words are taken from a handler",
+        "runtime/batches.py",
+        "issubclass(type(error), (NotStarted, LeaseLost))",
+        "False",
+        f"{BATCHES}::test_whatever_a_job_is_settled_with_it_is_a_failure_of_this_job_alone",
+    ),
+    Mutant(
+        "batches: the first alone is settled",
+        "runtime/worker/lanes.py",
+        "            self._note(job, outcome, failed_of, now_s, run_s)\n",
+        "            self._note(job, outcome, failed_of, now_s, run_s)\n            return True\n",
+        f"{BATCHES}::test_what_the_handler_raises_is_what_became_of_all_that_it_has_not_settled",
+    ),
+    Mutant(
+        "batches: what gathers is lost at a stop",
+        "runtime/worker/lanes.py",
+        "        jobs = self.jobs\n        self.critical.clear()",
+        "        jobs = [*self.critical, *self.others]\n        self.critical.clear()",
+        f"{ON_SERVERS}::test_what_gathers_at_a_stop_is_given_back_as_if_nothing_had_been",
+    ),
+    Mutant(
+        "batches: a stop writes nothing of a batch",
+        "runtime/batches.py",
+        "    settled = list(filter(_has_outcome, batch.jobs))",
+        "    settled = list[Job]()",
+        f"{ON_SERVERS}::test_a_batch_that_a_stop_cuts_is_given_back_and_what_it_has_settled_is_written",
+    ),
+    Mutant(
+        "batches: a lost lease cuts all",
+        "runtime/worker/lanes.py",
+        "        if job is self.job:\n            self.interrupt(why)",
+        "        if True:\n            self.interrupt(why)",
+        f"{ON_SERVERS}::test_one_lease_that_is_lost_while_the_batch_runs_drops_this_outcome_alone",
+    ),
+    Mutant(
+        "batches: suspects gather",
+        "runtime/worker/gathering.py",
+        "            elif job.count > 1 or policy.max_size == 1:",
+        "            elif policy.max_size == 1:",
+        f"{GATHERING}::test_what_was_delivered_before_starts_alone_and_at_once",
+    ),
+    Mutant(
+        "batches: the last to come says how long all wait",
+        "runtime/worker/gathering.py",
+        "    batch.taken_s = min(batch.taken_s, job.taken_s)",
+        "    batch.taken_s = max(batch.taken_s, job.taken_s)",
+        f"{GATHERING}::test_a_batch_begins_when_its_first_job_has_waited_for_long_enough",
+    ),
+    Mutant(
+        "batches: each job of a batch takes a lane's capacity",
+        "runtime/consumer.py",
+        "        beside = 0 if gathering is None else self._beside_lanes(gathering)",
+        "        beside = 0",
+        f"{ON_SERVERS}::test_all_lanes_of_a_worker_get_full_batches_at_once",
+    ),
+    Mutant(
+        "batches: what gathers lets as many come as it lacks",
+        "runtime/worker/gathering.py",
+        "        return sum(min(size, most - size) for size, most in sizes)",
+        "        return sum(most - size for size, most in sizes)",
+        f"{GATHERING}::test_as_many_more_are_wanted_as_have_come_until_the_batch_is_full",
+    ),
+    Mutant(
+        "batches: a type that is paused gathers on",
+        "runtime/worker/lanes.py",
+        "        return _each([*found, *self.gathering.take_types(types)])",
+        "        return _each(found)",
+        f"{ON_SERVERS}::test_a_type_that_is_paused_while_it_gathers_is_parked_and_runs_later",
     ),
 )
 
