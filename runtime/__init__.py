@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from runtime.backoff import Backoff
     from runtime.control import Control
     from runtime.errors import (
+        BadMarks,
         BadMessage,
         BadPayload,
         ConfigError,
@@ -32,6 +33,7 @@ __version__ = "0.1.0"  # the only place: the wheel's metadata is made from it
 
 __all__ = [
     "Backoff",
+    "BadMarks",
     "BadMessage",
     "BadPayload",
     "ConfigError",

@@ -28,7 +28,7 @@ import msgspec
 from runtime import logs
 from runtime.config import Config
 from runtime.errors import LeaseLost, SelfCancelled, StoreUnavailable, TimedOut
-from runtime.jobs import CRITICAL, STREAMS, Gathered, Job, Park, Registry, each_of
+from runtime.jobs import CRITICAL, MARKS, STREAMS, Gathered, Job, Park, Registry, each_of
 from runtime.observer import Observer
 from runtime.places import HANGS_S, PLACES, Hang, Places, make_places
 from runtime.rules import Rules
@@ -247,6 +247,7 @@ class Consumer:
         loop = asyncio.get_running_loop()
         guard(self, "_crash")
         PLACES.set(self.places)  # for the lanes, which are tasks of this one
+        MARKS.set(self.streams)
         await self.streams.start()
         # Before the first fetch: a consumer that reads and dies without a row would have no row, and its name would stay.
         await self.streams.beat(self._row())

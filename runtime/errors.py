@@ -153,6 +153,13 @@ class AllRan(JobsError):
     """A handler of many jobs has returned: what it has not settled is done."""
 
 
+# --- a handler asks for what cannot be ---------------------------------------------------------------------------------
+
+
+class BadMarks(JobsError):
+    """What a handler wants to leave for later attempts cannot be: too large, or neither bytes nor text."""
+
+
 # --- how else a run can fail -----------------------------------------------------------------------------------------
 
 

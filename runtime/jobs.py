@@ -14,7 +14,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar, overload
 import msgspec
 
 from runtime.backoff import Backoff
-from runtime.errors import ConfigError, Dead, Retry, Snooze
+from runtime.errors import BadMarks, ConfigError, Dead, Retry, Snooze
 from runtime.limits import NO_LIMITS, Limits
 from runtime.said import Said, progress_of
 
@@ -168,10 +168,26 @@ class Job(Lease, gc=False, eq=False):
         if said.tell is not None:
             said.tell(said)
         elif not said.is_heard:
-            lane = LANE.get()
-            if lane is not None:
-                said.is_heard = True
-                lane.hear(self)
+            self.heard_by(LANE.get())
+
+    def heard_by(self, lane: Running | None) -> None:
+        """Let the lane know, once, that this run has said something."""
+        said = self.noted().said
+        if lane is not None and not said.is_heard:
+            said.is_heard = True
+            lane.hear(self)
+
+    @property
+    def marks(self) -> Marks:
+        """What this run leaves for later attempts: a small value under `work`, for 7 days from the last write.
+
+        Raises:
+            ConfigError: in a child process, or in a thread without the handler's context variables.
+        """
+        store = MARKS.get()
+        if store is None:
+            raise ConfigError("job.marks: not in a child process, nor in a thread without the handler's context variables")
+        return Marks(self.work, store)
 
     @property
     def cancelled(self) -> bool:
@@ -259,6 +275,63 @@ def each_of(job: Job | None) -> Sequence[Job]:
     if job is None:
         return ()
     return job.jobs if isinstance(job, Gathered) else (job,)
+
+
+MAX_MARKS_BYTES: Final = 64 << 10  # a guess: a bit for each of half a million items; what is larger belongs into a database
+
+
+class MarkStore(Protocol):
+    """Where marks stand; each method raises StoreUnavailable where it has no answer, or an error."""
+
+    def marks_of(self, work: str) -> Awaitable[bytes | None]:
+        """Return what stands there, None for nothing."""
+        ...
+
+    def set_marks(self, work: str, value: bytes) -> Awaitable[None]:
+        """Write."""
+        ...
+
+    def delete_marks(self, work: str) -> Awaitable[None]:
+        """Remove what stands there."""
+        ...
+
+
+class Marks(msgspec.Struct, frozen=True, gc=False):
+    """What the attempts at one piece of work remember: one value, which each of them reads and writes as a whole.
+
+    Each method raises StoreUnavailable where Redis does not answer; a handler that lets it through is tried again.
+    """
+
+    work: str
+    store: MarkStore
+
+    def get(self) -> Awaitable[bytes | None]:
+        """Return what was written last; None where that is nothing, or older than 7 days."""
+        return self.store.marks_of(self.work)
+
+    def set(self, value: bytes | str) -> Awaitable[None]:
+        """Write a value of up to 64 KiB, a text as UTF-8; it stays for 7 days.
+
+        Raises:
+            BadMarks: it is larger, or neither bytes nor a text that can be encoded.
+        """
+        return self.store.set_marks(self.work, _marks_of(value))
+
+    def delete(self) -> Awaitable[None]:
+        """Remove it."""
+        return self.store.delete_marks(self.work)
+
+
+def _marks_of(value: object) -> bytes:
+    try:
+        found = value.encode() if isinstance(value, str) else bytes(value) if isinstance(value, bytes | bytearray) else None
+    except UnicodeEncodeError as error:
+        raise BadMarks(f"marks must be bytes or a text that can be encoded: {error}") from None
+    if found is None:
+        raise BadMarks(f"marks must be bytes or a text, got {type(value).__name__}")
+    if len(found) > MAX_MARKS_BYTES:
+        raise BadMarks(f"marks must have at most {MAX_MARKS_BYTES:,} bytes, got {len(found):,}")
+    return found
 
 
 def ms_of(entry: bytes, now_ms: int) -> int:
@@ -538,6 +611,9 @@ class Running(Protocol):
 LANE: ContextVar[Running | None] = ContextVar("lane", default=None)
 # Set where a job runs apart from its lane: in a thread, which may go on when the lane has another job, and in a child process.
 JOB: ContextVar[Job | None] = ContextVar("job", default=None)
+
+# Set where a worker runs jobs, for its lanes and the threads of their handlers.
+MARKS: ContextVar[MarkStore | None] = ContextVar("marks", default=None)
 
 
 def running_job() -> Job | None:

@@ -14,7 +14,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Generator
 from contextvars import copy_context
-from functools import cache
+from functools import cache, partial
 from itertools import count
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -28,8 +28,9 @@ from msgspec import structs
 
 from runtime import logs
 from runtime.answers import finish, is_to_do
+from runtime.channel import Sender, channel
 from runtime.errors import ChildFailed, ChildKilled, NotStarted
-from runtime.jobs import JOB, LANE, Head, Job, Packed
+from runtime.jobs import JOB, LANE, Head, Job, Packed, Running
 from runtime.places import PLACES, PROCESS, THREAD, Places
 from runtime.settle import as_plain_words, describe, raise_again, stack_of
 
@@ -47,7 +48,7 @@ async def _open_safely(command: Any, **named: Any) -> anyio.abc.Process:
     # The headers by which the worker sends its traces may be a password; it sends them itself, children have no use for it.
     kept = {name: value for name, value in os.environ.items() if not HEADERS.fullmatch(name)}
     env = {**kept, SAFE_PATH: os.environ.get(SAFE_PATH) or OURS}
-    return await anyio.open_process(command, env=env, stderr=None, **named)
+    return await anyio.open_process(command, env=env, stderr=None, pass_fds=(channel().there,), **named)
 
 
 # The only way to start a child that does not import what lies in the current folder first, and whose standard error is the
@@ -154,10 +155,12 @@ def in_process(
         await places.take()
         number, lane = next(_numbers), LANE.get()
         watch = lane.watch if lane is not None else None
-        said = (logs.settings(), logs.trace_ids(), watch.carried(job) if watch is not None else None)
-        call = (_in_child, number, os.getpid(), memory_bytes, said, module, name, job)
+        carried = watch.carried(job) if watch is not None else None
         try:
-            answer = await anyio.to_process.run_sync(*call, cancellable=True, limiter=_BEHIND)
+            with channel().hearing(number, partial(_hear, job, lane)) as end:
+                said = (logs.settings(), logs.trace_ids(), carried, end)
+                call = (_in_child, number, os.getpid(), memory_bytes, said, module, name, job)
+                answer = await anyio.to_process.run_sync(*call, cancellable=True, limiter=_BEHIND)
         except BrokenWorkerProcess as error:
             raise ChildKilled("the child process of this job was killed or crashed") from error
         except BaseException as error:  # nothing that the handler raises comes this way: it is returned as plain words
@@ -183,12 +186,18 @@ def in_process(
     return run
 
 
+def _hear(job: Job, lane: Running | None, *told: Any) -> None:
+    job.noted().said.take_over(*told)
+    job.heard_by(lane)
+
+
 def extras_out(job: Job) -> dict[str, Any]:
     """Return as plain values, in a child process, what the run of this job has noted there."""
     extras = job.extras
     if extras is None:
         return {}
-    return {"followers": [(*structs.astuple(packed.head), packed.data) for packed in list(extras.followers.values())]}
+    followers = [(*structs.astuple(packed.head), packed.data) for packed in list(extras.followers.values())]
+    return {"followers": followers, "said": extras.said.told()}
 
 
 def extras_in(job: Job, noted: dict[str, Any]) -> None:
@@ -199,6 +208,9 @@ def extras_in(job: Job, noted: dict[str, Any]) -> None:
     for *head, data in noted["followers"]:
         packed = Packed(Head(*head), data)
         extras.followers[packed.head.id] = packed
+    extras.said.take_over(*noted["said"])
+    if extras.said.said or extras.said.progress:
+        job.heard_by(LANE.get())
 
 
 async def _forget_last_child() -> None:
@@ -223,14 +235,15 @@ def _log_as_worker(settings: tuple[str, str] | None) -> None:
 
 
 def _in_child(
-    number: int, parent: int, memory_bytes: int | None, said: tuple[Any, Any, Any], module: str, name: str, job: Job
+    number: int, parent: int, memory_bytes: int | None, said: tuple[Any, Any, Any, Any], module: str, name: str, job: Job
 ) -> tuple[Any, ...]:
     """Run one job here, in the child; what it raised goes back as plain words, since not every exception can be sent.
 
     Before them goes what was recorded of it, and what its run has noted. `said` are the settings of the worker's log, the ids of
-    the job's span in its lines, and what traces the job here.
+    the job's span in its lines, what traces the job here, and the end of the channel for what it says.
     """
     die_with(parent)
+    job.noted().said.tell = Sender(number, said[3])
     _log_as_worker(said[0])
     logs.trace_ids = lambda: said[1]
     if os.environ.get(SAFE_PATH) == OURS:

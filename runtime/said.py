@@ -72,7 +72,11 @@ class Said(msgspec.Struct, eq=False):
         return how_far, self.newest(), self.said
 
     def take_over(self, how_far: Any, lines: Any, said: Any) -> None:
-        """Take what `told` returned in another process, whatever has become of it on the way."""
+        """Take what `told` returned in another process.
+
+        Raises:
+            Exception: of any kind, where it is not that; then nothing is taken.
+        """
         progress = None if how_far is None else progress_of(*how_far)
         kept = [line for one in list(lines)[-MAX_LINES:] for line in _lines_of(one)[:1]]
         said = max(len(kept), int(said))

@@ -43,6 +43,7 @@ PENDING_PAGE: Final = 1000  # leases looked at in a round trip: measured, a mill
 MAX_ANSWER_BYTES: Final = 64 << 20  # a guess: what a worker may have in its memory at once before it has looked at it
 BLOCK_SLACK_S: Final = 4.0  # a guess: a blocked read answers this much later than asked, or the connection is given up
 PROGRESS_LIFE_MS: Final = 30_000  # a guess: what a worker that was killed has said is gone within a lease
+MARKS_LIFE_MS: Final = 7 * 24 * 3_600_000  # a guess: longer than any job waits between two attempts
 MAX_LOGS: Final = 20_000  # attempts; a guess: some 20 MB where each has a page of lines
 STATS_LIFE_S: Final = 24 * 3600  # a guess: people look at minutes and hours
 
@@ -735,6 +736,31 @@ class Streams(Store):
         if progress is not None:
             commands.append(("SET", key, progress, "PX", PROGRESS_LIFE_MS) if progress else ("DEL", key))
         return commands
+
+    async def marks_of(self, work: str) -> bytes | None:
+        """Return what the attempts at a piece of work remember; None where that is nothing.
+
+        Raises:
+            StoreUnavailable: no answer or an error.
+        """
+        return await self.call_one(self._helper, ("GET", self.keys.marks(work)), self.keys.marks(work))
+
+    async def set_marks(self, work: str, value: bytes) -> None:
+        """Write it; it stays for MARKS_LIFE_MS.
+
+        Raises:
+            QueueFull: memory is full.
+            StoreUnavailable: no answer or an error; it may be written all the same.
+        """
+        await self.call_one(self._helper, ("SET", self.keys.marks(work), value, "PX", MARKS_LIFE_MS))
+
+    async def delete_marks(self, work: str) -> None:
+        """Remove it.
+
+        Raises:
+            StoreUnavailable: no answer or an error; it may be removed all the same.
+        """
+        await self.call_one(self._helper, ("DEL", self.keys.marks(work)))
 
     async def rules(self) -> tuple[Rules, int]:
         """Return the rules that people have ordered, and the server's time in ms.

@@ -18,10 +18,11 @@ from runtime.codec import decode_many, entry_fields
 from runtime.config import Config
 from runtime.consumer import Consumer, Report, Stage, streams_for
 from runtime.errors import ConfigError, Dead, Retry, Snooze, TimedOut
-from runtime.jobs import DONE, Done, Handler, Job, Options, Outcome, P, Packed, Park, Priority, together
+from runtime.jobs import DONE, MARKS, Done, Handler, Job, Options, Outcome, P, Packed, Park, Priority, together
 from runtime.packing import Packer
 from runtime.places import PLACES, make_places
 from runtime.producer import Producer
+from runtime.said import Progress
 from runtime.schedules import Schedule
 from runtime.stats import Stats
 from runtime.store.inspector import DeadLetter, Inspector
@@ -30,7 +31,7 @@ from runtime.worker.admission import admit
 from runtime.worker.lanes import Inbox, Lane
 from runtime.worker.ledger import Ledger
 
-__all__ = ["Clock", "DeadLetter", "Done", "Jitter", "Outcome", "Park", "Worker", "run", "until", "worker"]
+__all__ = ["Clock", "DeadLetter", "Done", "Jitter", "Notes", "Outcome", "Park", "Progress", "Worker", "run", "until", "worker"]
 
 POLL_S: Final = 0.005  # a guess: soon enough for a test, and little work beside the worker's own
 DEADLINE_S: Final = 15.0  # a guess: longer than anything a test waits for on a busy machine
@@ -87,6 +88,37 @@ LONGEST: Final = Jitter(1.0)
 id_of = id  # `run` has an argument of that name
 
 
+class Notes:
+    """What a run leaves beside its outcome, and its next attempt finds, where both are given the same `Notes`.
+
+    `marks` is what `job.marks` holds, None for nothing. Of the last run, `progress` is what it said last, None where it said
+    nothing, and `lines` are those that it logged.
+
+    Args:
+        marks: what an earlier attempt has left.
+    """
+
+    def __init__(self, marks: bytes | None = None) -> None:
+        self.marks: bytes | None = marks
+        self.progress: Progress | None = None
+        self.lines: list[str] = []
+
+    def __repr__(self) -> str:
+        return f"<Notes: marks {self.marks!r}, {self.progress}, {len(self.lines)} lines>"
+
+    async def marks_of(self, work: str) -> bytes | None:
+        """Return the marks, as a worker does."""
+        return self.marks
+
+    async def set_marks(self, work: str, value: bytes) -> None:
+        """Set the marks, as a worker does."""
+        self.marks = value
+
+    async def delete_marks(self, work: str) -> None:
+        """Remove the marks, as a worker does."""
+        self.marks = None
+
+
 # --- one run, without Redis ------------------------------------------------------------------------------------------------
 
 
@@ -105,6 +137,7 @@ async def run(
     timeout_s: float | None = ...,
     jitter: Callable[[], float] = ...,
     clock: Callable[[], float] = ...,
+    notes: Notes | None = ...,
 ) -> Outcome: ...
 
 
@@ -123,6 +156,7 @@ async def run(
     timeout_s: float | None = ...,
     jitter: Callable[[], float] = ...,
     clock: Callable[[], float] = ...,
+    notes: Notes | None = ...,
 ) -> list[Outcome]: ...
 
 
@@ -140,6 +174,7 @@ async def run(
     timeout_s: float | None = None,
     jitter: Callable[[], float] = LONGEST,
     clock: Callable[[], float] = time.time,
+    notes: Notes | None = None,
 ) -> Outcome | list[Outcome]:
     """Run a handler once, as a worker runs it, and return what would become of the job; its `__cause__` is what was raised.
 
@@ -159,6 +194,7 @@ async def run(
         timeout_s: the deadline in seconds, in place of the handler's; measured by `clock`.
         jitter: returns the jitter of the backoff, from 0 to 1; without it, always 1, the longest wait.
         clock: returns the time in seconds since the epoch.
+        notes: has the marks that the handler finds, and afterwards what it has left.
 
     Raises:
         BadPayload: the message cannot be sent.
@@ -181,7 +217,7 @@ async def run(
     outcomes = {id_of(job): outcome for job, outcome in admitted.turned_away}
     ready = [job for job in jobs if id_of(job) not in outcomes]
     if ready:
-        outcomes |= await _run(handler, ready, jitter, clock)
+        outcomes |= await _run(handler, ready, jitter, clock, Notes() if notes is None else notes)
     told = [outcomes.get(id_of(job), DONE) for job in jobs]
     return told if isinstance(message, list) else told[0]
 
@@ -204,7 +240,7 @@ def _receive(packed: Packed, now_s: float, at: int) -> Job:
 
 
 async def _run(
-    handler: Handler[Any], jobs: list[Job], jitter: Callable[[], float], clock: Callable[[], float]
+    handler: Handler[Any], jobs: list[Job], jitter: Callable[[], float], clock: Callable[[], float], notes: Notes
 ) -> dict[int, Outcome]:
     """Run one job, or many together, in a lane that ends with them, and watch its deadline, as a worker's watchdog does.
 
@@ -224,6 +260,7 @@ async def _run(
     inbox.put([run])
     context = copy_context()
     context.run(PLACES.set, make_places())  # one's own: a thread that hangs in one test takes no place from the next
+    context.run(MARKS.set, notes)
     context.run(lane.start)
     running = cast("asyncio.Task[Any]", lane.task)
     try:
@@ -234,6 +271,9 @@ async def _run(
     finally:
         lane.stop()
         await asyncio.wait([running])
+        said = [one.noted().said for one in jobs]
+        notes.progress = next((one.progress for one in reversed(said) if one.progress), None)
+        notes.lines = [line for one in said for line in one.newest()]
     if not running.cancelled():
         running.result()
     return failures

@@ -721,6 +721,21 @@ class MemoryStreams:
         return self.store.control.get(VERSION, "")
 
     @verb
+    def marks_of(self, work: str) -> bytes | None:
+        """Return what the attempts at a piece of work remember."""
+        return self.store.remembered.get(work)
+
+    @verb
+    def set_marks(self, work: str, value: bytes) -> None:
+        """Write it."""
+        self.store.remembered[work] = value
+
+    @verb
+    def delete_marks(self, work: str) -> None:
+        """Remove it."""
+        self.store.remembered.pop(work, None)
+
+    @verb
     def rules(self) -> tuple[Rules, int]:
         """Return the rules that people have ordered, and the time."""
         return parse((name.encode(), text.encode()) for name, text in self.store.control.items()), self.store.now_ms

@@ -79,6 +79,7 @@ class MemoryStore:
         self.rates: dict[str, str] = {}
         self.cron_errors: dict[str, str] = {}
         self.stats = Counter[str]()
+        self.remembered: dict[str, bytes] = {}
         self.progress: dict[str, bytes] = {}
         self.logs: list[dict[str, str]] = []
         self.control: dict[str, str] = {}

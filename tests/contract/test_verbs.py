@@ -1152,3 +1152,15 @@ async def test_the_lines_of_attempts_that_ended_are_added_to_the_logs(store, kit
     assert await store.count(1, [], None, ended) == "1", "the version of the rules is answered all the same"
     told = {"type": "t", "outcome": "retry", "at": "17", "text": "a\n\x00ü", "before": "3"}
     assert kit.logs() == [{"id": f"j{n}", "attempt": str(n), "place": f"high/{n}-0", **told} for n in (1, 2)]
+
+
+async def test_marks_are_one_value_for_each_piece_of_work(store, other):
+    assert await store.marks_of("w") is None
+    await store.set_marks("w", b"\x00\xff")
+    await store.set_marks("v", b"")
+    assert (await other.marks_of("w"), await other.marks_of("v")) == (b"\x00\xff", b"")
+    await other.set_marks("w", b"more")
+    assert await store.marks_of("w") == b"more"
+    await store.delete_marks("w")
+    await store.delete_marks("w")
+    assert (await other.marks_of("w"), await other.marks_of("v")) == (None, b"")

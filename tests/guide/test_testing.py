@@ -28,7 +28,7 @@ from runtime import (
     testing,
 )
 from runtime.errors import SelfCancelled, TimedOut
-from runtime.testing import Clock, Done, Jitter, Park, run, until, worker
+from runtime.testing import Clock, Done, Jitter, Notes, Park, Progress, run, until, worker
 from tests.unit.in_child import Work, work
 
 ROOT = Path(__file__).parents[2]
@@ -142,6 +142,30 @@ async def test_an_older_message_is_lifted_and_a_newer_one_left_to_newer_workers(
     """`version` is the contract version of its sender."""
     assert await run(greet, b'{"first_name": "Ada"}', version=1) == Done()
     assert await run(greet, b'{"name": "Ada", "title": "Countess"}', version=3) == Park("~t:greet@3")
+
+
+async def test_notes_have_what_a_run_leaves_and_its_next_attempt_finds() -> None:
+    """`notes` gives a handler its marks, and a test what the handler said: also where it failed, and in a thread."""
+
+    @handler(Greet, retry=ONE_RUN)
+    async def count(message: Greet, job: Job) -> None:
+        seen = int(await job.marks.get() or 0)
+        job.progress(seen, 3, "greetings")
+        job.log(f"greeting {seen}")
+        await job.marks.set(str(seen + 1))
+        if seen < 2:
+            raise Retry(1)
+        await job.marks.delete()
+
+    notes = Notes()
+    assert isinstance(await run(count, ADA, notes=notes), Retry)
+    assert (notes.marks, notes.progress, notes.lines) == (b"1", Progress(0, 3, "greetings"), ["greeting 0"])
+    notes = Notes(marks=b"2")
+    assert await run(count, ADA, attempt=3, notes=notes) == Done()
+    assert (notes.marks, notes.lines) == (None, ["greeting 2"])
+    assert repr(notes) == "<Notes: marks None, Progress(done=2, total=3, text='greetings'), 1 lines>"
+    await run(greet, ADA, notes=notes)
+    assert (notes.progress, notes.lines) == (None, [])
 
 
 async def test_a_handler_that_hangs_is_cut_at_its_deadline() -> None:

@@ -207,3 +207,31 @@ async def forks_async(message: Work, job: Job) -> None:
 @handler(Work, runs="process")
 async def work_async(message: Work, job: Job) -> None:
     say(message, os.getpid())
+
+
+@handler(Work, runs="process")
+def speaks(message: Work, job: Job) -> None:
+    """Say how far it is, and then do what it is told."""
+    job.progress(3, 7, "rows")
+    job.log("one line")
+    job.log(f"two lines\nof {os.getpid()}")
+    match message.do:
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "hang":
+            say(message, os.getpid())
+            time.sleep(60)
+        case "marks":
+            _ = job.marks
+        case "raise":
+            raise ValueError("no")
+        case "flood":
+            begun_s = time.perf_counter()
+            for n in range(100_000):
+                job.progress(n, 100_000)
+            say(message, time.perf_counter() - begun_s)
+
+
+@handler(Work, runs="process")
+async def speaks_async(message: Work, job: Job) -> None:
+    await asyncio.to_thread(job.log, "from a thread in a child")
