@@ -28,12 +28,13 @@ VERSION: Final = b"v"
 AT: Final = b"at"
 EXP: Final = b"exp"
 KEY: Final = b"key"
+KEEP: Final = b"keep"
 ATTEMPTS: Final = b"attempts"
 GROUP: Final = b"group"
 SOURCE: Final = b"src"
 TRACE: Final = b"traceparent"  # this and the next: W3C Trace Context
 TRACE_STATE: Final = b"tracestate"
-SENT_FIELDS: Final = (TYPE, DATA, CONTENT_TYPE, ID, VERSION, AT, EXP, KEY, ATTEMPTS, GROUP, SOURCE, TRACE, TRACE_STATE)
+SENT_FIELDS: Final = (TYPE, DATA, CONTENT_TYPE, ID, VERSION, AT, EXP, KEY, KEEP, ATTEMPTS, GROUP, SOURCE, TRACE, TRACE_STATE)
 # What the runtime notes on a message: failed attempts, when it was born and first snoozed, the id it had before a replay, the
 # traceparent of its last attempt that is recorded.
 FAILED: Final = b"a"
@@ -62,6 +63,7 @@ MAX_OTHERS_BYTES: Final = 1024 * 1024  # of all fields beside `data`, a guess: m
 OWN_FIELDS: Final = 8  # twice what the runtime notes: a retry must not make a message too large
 MAX_FIELDS: Final = 512  # a script's `unpack` fails near 4,000 values: 512 pairs leave space for fields of the runtime's own
 MAX_KEY_BYTES: Final = 512  # a guess: long enough for any natural key
+KEPT: Final = (b"first", b"last")  # which of the messages with one key that wait for a time is the one that runs
 MAX_GROUP_BYTES: Final = MAX_KEY_BYTES  # it becomes a part of names in Redis
 MAX_MS: Final = 2**53  # times pass through Lua, whose numbers are doubles
 MAX_DIGITS: Final = len(str(MAX_MS))
@@ -154,7 +156,7 @@ def _shape_of(names: tuple[bytes, ...]) -> _Shape:
     return shape
 
 
-_IN_ENVELOPE: Final = {ID, VERSION, AT, EXP, KEY, ATTEMPTS, GROUP, CONTENT_TYPE, *NOTED_FIELDS}
+_IN_ENVELOPE: Final = {ID, VERSION, AT, EXP, KEY, KEEP, ATTEMPTS, GROUP, CONTENT_TYPE, *NOTED_FIELDS}
 
 
 def _envelope(fields: Sequence[bytes], fetched_ms: int) -> tuple[bytes, bytes, Envelope, bytes]:
@@ -173,6 +175,8 @@ def _envelope(fields: Sequence[bytes], fetched_ms: int) -> tuple[bytes, bytes, E
     key = message.get(KEY, b"")
     if len(key) > MAX_KEY_BYTES:
         raise BadMessage(f"`key` has {len(key)} bytes, the limit is {MAX_KEY_BYTES}")
+    if message.get(KEEP, b"last") not in KEPT:
+        raise BadMessage("`keep` is neither first nor last")
     group = message.get(GROUP, b"")
     if len(group) > MAX_GROUP_BYTES:
         raise BadMessage(f"`group` has {len(group)} bytes, the limit is {MAX_GROUP_BYTES}")
@@ -244,6 +248,7 @@ def header(
     version: int = 1,
     exp_ms: int | None = None,
     key: str = "",
+    keep: str = "",
     attempts: int = 0,
     group: str = "",
     source: str = "",
@@ -259,6 +264,8 @@ def header(
         fields += (EXP, exp_ms)
     if key:
         fields += (KEY, key)
+    if keep:
+        fields += (KEEP, keep)
     if attempts:
         fields += (ATTEMPTS, attempts)
     if group:

@@ -77,6 +77,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     at: float | None = None
     exp: float | None = None
     key: str = ""
+    keep: str = ""
     id: str = ""
     attempts: int = 0
     group: str = ""
@@ -414,6 +415,14 @@ class Letter(msgspec.Struct, frozen=True, gc=False):
     attempts: int
     job_id: str
     trace: bytes = b""
+
+
+class Claim(msgspec.Struct, frozen=True, gc=False):
+    """A held job to be the one with its key; `at_ms` is the time before which it may not start, 0 for none."""
+
+    lease: Lease
+    key: bytes
+    at_ms: int = 0
 
 
 class Parking(msgspec.Struct, frozen=True, gc=False):

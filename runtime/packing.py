@@ -114,6 +114,7 @@ class Packer:
             version=version,
             exp_ms=None if options.exp is None else _ms(options.exp, "exp"),
             key=_checked_text(options.key, "key"),
+            keep=_kept(options.keep),
             attempts=attempts,
             group=_checked_text(options.group, "group"),
             source=_checked_text(self._source, "source"),
@@ -153,6 +154,12 @@ def _needles_of(kind: type[msgspec.Struct]) -> tuple[bytes, ...]:
 
 
 _KEYS: Final = (b'"nan":', b'"inf":', b'"-inf":')
+
+
+def _kept(keep: object) -> str:
+    if type(keep) is not str or keep not in ("", "first", "last"):
+        raise BadPayload(f"keep must be first or last, got {shown(keep)}")
+    return keep
 
 
 def _too_large(type_name: str, data: bytes) -> BadPayload:

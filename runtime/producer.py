@@ -119,6 +119,7 @@ class Producer:
         at: float | None = None,
         exp: float | None = None,
         key: str = "",
+        keep: str = "",
         id: str = "",
         attempts: int = 0,
         group: str = "",
@@ -132,7 +133,9 @@ class Producer:
             delay_s: not before so many seconds from now.
             at: not before this time, in seconds since the epoch; wins over `delay_s`.
             exp: not after this time, in seconds since the epoch: then it is a dead letter `expired`.
-            key: up to 512 bytes; while another job with this key lives, this one is dropped, and `Sent.new` is False.
+            key: up to 512 bytes; while another job with this key lives, this one is dropped, and `Sent.new` is False. One that is
+                not to start before a time replaces what waits with its key (debounce), unless `keep` is `first`.
+            keep: which of the messages that wait for a time is the one that runs: `last`, also where empty, or `first`.
             id: the job's id, 1 to 128 of `[A-Za-z0-9._:-]`; need not be unique. Without one it is made from stream and entry.
             attempts: how often it is run at most; 0 for what its handler says.
             group: up to 512 bytes; a handler may bound how many of a group run at once, or start in a time.
@@ -150,7 +153,9 @@ class Producer:
             StoreError: Redis cannot store this message, as where a key of another type stands in the stream's place.
             StoreUnavailable: Redis did not answer for `patience_s`; the text says whether it may have been stored, once.
         """
-        options = Options(priority=priority, delay_s=delay_s, at=at, exp=exp, key=key, id=id, attempts=attempts, group=group)
+        options = Options(
+            priority=priority, delay_s=delay_s, at=at, exp=exp, key=key, keep=keep, id=id, attempts=attempts, group=group
+        )
         sender, publish = self._sender_for(durability), publisher()
         is_plain, pack = options == NO_OPTIONS, self._packer.pack
         if publish is None:

@@ -15,7 +15,7 @@ import msgspec
 
 from runtime.codec import MAX_DATA_BYTES, MAX_OTHERS_BYTES, pack_record, summary
 from runtime.errors import StoreError
-from runtime.jobs import FREE, PLAIN, Batch, Deferral, Job, Lease, Letter, Parking
+from runtime.jobs import FREE, PLAIN, Batch, Claim, Deferral, Job, Lease, Letter, Parking
 from runtime.limits import Limits, Rate
 from runtime.rules import Rules
 from runtime.said import Attempt
@@ -442,8 +442,9 @@ class Streams(Store):
         args = [part for stream, entry in alone for part in (stream + 1, entry)]
         await self.call_one(self._reader, self.command("acquit", self.consumer, *args))
 
-    async def admit(self, keyed: Sequence[tuple[Lease, bytes]], *, by_writer: bool = False) -> list[str]:
-        """Claim the key of each job: `mine`, `duplicate` (a live job owns it: dropped), `refused`, or an error text.
+    async def admit(self, keyed: Sequence[Claim], *, by_writer: bool = False) -> list[str]:
+        """Claim the key of each job: `mine`, `duplicate` (a live job owns it: dropped, or folded into that), `delayed` (it waits
+        for its time now), `refused`, or an error text.
 
         `by_writer`: down the connection that settles; the other one may be waiting.
 
@@ -452,10 +453,10 @@ class Streams(Store):
         """
         verdicts: list[str] = []
         for part in _parts(keyed):
-            args = [arg for lease, key in part for arg in (*_token(lease), key)]
+            args = [arg for claim in part for arg in (*_token(claim.lease), claim.key, claim.at_ms or "")]
             connection = self._writer if by_writer else self._reader
             for answer in await self.call_one(connection, self.command("admit", self.consumer, *args)):
-                verdicts.append({1: "mine", 2: "duplicate", 0: "refused"}.get(answer) or answer.decode(errors="replace"))
+                verdicts.append(_CLAIMED.get(answer) or answer.decode(errors="replace"))
         return verdicts
 
     def _read(self, count: int, key: str) -> Command:
@@ -772,6 +773,9 @@ class Streams(Store):
 
 
 # --- small shapes --------------------------------------------------------------------------------------------------------
+
+
+_CLAIMED: Final = {0: "refused", 1: "mine", 2: "duplicate", 3: "delayed"}
 
 
 def _parts(items: Sequence[T]) -> list[Sequence[T]]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from runtime.codec import MAX_DATA_BYTES, MAX_OTHERS_BYTES, as_text, pack_record, summary, unpack_record
 from runtime.errors import QueueFull, StoreError, StoreUnavailable
-from runtime.jobs import FREE, GATE, STREAMS, SUSPECT, Batch, Deferral, Job, Lease, Letter, Parking
+from runtime.jobs import FREE, GATE, STREAMS, SUSPECT, Batch, Claim, Deferral, Job, Lease, Letter, Parking, default_id
 from runtime.rules import VERSION, Rules, parse
 from runtime.said import Attempt
 from runtime.store.base import MAX_LEASE_MS, End, Keys, WorkerRow, pairs
@@ -40,7 +40,7 @@ from runtime.streams import (
 )
 from tests.cruelty import Fault, Plan
 from tests.gating import Call
-from tests.memory import WHILE_HELD, MemoryStore, stands_at, value
+from tests.memory import WHILE_HELD, MemoryStore, first_time, stands_at, value
 
 # The same numbers as in the scripts.
 ALONE, STRIKES_OUT, MAX_ISOLATED_BYTES, LATER, DELAY_AFTER_ERROR_MS = 4, 3, 2_000_000, 1.25, 60_000
@@ -309,19 +309,30 @@ class MemoryStreams:
         return parked.count(False), served
 
     @verb
-    def admit(self, keyed: Sequence[tuple[Lease, bytes]], *, by_writer: bool = False) -> list[str]:
+    def admit(self, keyed: Sequence[Claim], *, by_writer: bool = False) -> list[str]:
         """Claim keys."""
-        return [self.store.errors.get(lease.entry) or self._admit(lease, key) for lease, key in keyed]
+        return [self.store.errors.get(claim.lease.entry) or self._admit(claim.lease, claim.key, claim.at_ms) for claim in keyed]
 
-    def _admit(self, lease: Lease, key: bytes) -> str:
-        place = f"{STREAMS[lease.stream]} {lease.entry.decode()}"
-        if not self.store.holds(self.consumer, lease):
+    def _admit(self, lease: Lease, key: bytes, at_ms: int) -> str:
+        store, stream, entry = self.store, lease.stream, lease.entry
+        place = f"{STREAMS[stream]} {entry.decode()}"
+        if not store.holds(self.consumer, lease):
             return "refused"
-        if self.store.key_is_free(key, place):
-            self.store.marks[key] = place
-            return "mine"
-        self.store.remove(lease.stream, lease.entry, lease.count)
-        return "duplicate"
+        fields = store.entries[stream].get(entry, []) if at_ms else []
+        at_ms = at_ms if fields else 0
+        verdict = "mine"
+        if store.is_spare(stream, at_ms, fields, key, place):
+            verdict = "duplicate"
+        elif store.puts_off(at_ms, fields):
+            verdict = "delayed"
+            born_ms = first_time(store.now_ms, value(fields, b"first_at"), entry.partition(b"-")[0])
+            own_id = (value(fields, b"id") or default_id(STREAMS[stream], entry.decode()).encode()).decode()
+            place = store.delay(stream, at_ms, fields, own_id, born_ms, stands_at(stream, entry))
+        if verdict != "mine":
+            store.remove(stream, entry, lease.count)
+        if verdict != "duplicate":
+            store.marks[key] = place
+        return verdict
 
     # --- isolation -----------------------------------------------------------------------------------------------------------
 

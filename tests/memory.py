@@ -19,6 +19,7 @@ BEGAN_MS = 1_700_000_000_000
 SUSPECT_MS = 60_000  # as in serve.lua
 WHILE_HELD = "cancelled while a worker had it"  # as in common.lua
 REPEAT_MS, MAX_RULES = 10_000, 2000  # as in control.lua
+MOST_WAITS = 10  # as in folding.lua
 
 
 @dataclass
@@ -44,6 +45,11 @@ def stands_at(stream: int, entry: bytes) -> str:
 def value(fields: Sequence[bytes], name: bytes) -> bytes | None:
     """Return the value of a field; the last one wins."""
     return dict(zip(fields[::2], fields[1::2], strict=False)).get(name)
+
+
+def first_time(now_ms: int, *texts: bytes | None) -> int:
+    """Return the first of these that is a time and not ahead of now; else now."""
+    return next((int(text) for text in texts if text and text.isdigit() and int(text) <= now_ms), now_ms)
 
 
 def pause_in(text: str | None) -> tuple[int, int, str]:
@@ -212,17 +218,21 @@ class MemoryStore:
 
     # --- keys and strikes ----------------------------------------------------------------------------------------------------
 
-    def key_is_free(self, key: bytes, place: str) -> bool:
-        """Return whether a job with this key may live at a place."""
+    def owner_of(self, key: bytes, but_at: str) -> Sequence[bytes]:
+        """Return the fields of the job that owns a key, unless it is the one at a place."""
         owner = self.marks.get(key)
-        if owner is None or owner == place:
-            return True
+        if owner is None or owner == but_at:
+            return ()
         where, _, ref = owner.partition(" ")
         if where == "due":
             fields: Sequence[bytes] = self.records.get(ref, ())
         else:
             fields = self.entries[STREAMS.index(where)].get(ref.encode(), ()) if where in STREAMS else ()
-        return value(fields, b"key") != key
+        return fields if value(fields, b"key") == key else ()
+
+    def key_is_free(self, key: bytes, place: str) -> bool:
+        """Return whether a job with this key may live at a place."""
+        return not self.owner_of(key, place)
 
     def move_key(self, key: bytes | None, before: str, after: str) -> None:
         """Let the mark of a key follow its job; away, where it has ended."""
@@ -231,6 +241,34 @@ class MemoryStore:
                 self.marks[key] = after
             else:
                 del self.marks[key]
+
+    # --- delayed messages ----------------------------------------------------------------------------------------------------
+
+    def puts_off(self, at_ms: int, fields: Sequence[bytes]) -> bool:
+        """Return whether a keyed message puts off the job of its key that waits."""
+        return at_ms > self.now_ms and value(fields, b"keep") != b"first"
+
+    def is_spare(self, stream: int, at_ms: int, fields: Sequence[bytes], key: bytes, place: str) -> bool:
+        """Return whether a keyed message is no job of its own: a copy, or folded into the one that waits."""
+        owner = self.owner_of(key, place)
+        if not owner or not self.puts_off(at_ms, fields):
+            return bool(owner)
+        if value(owner, b"type") != value(fields, b"type"):
+            return True
+        where, _, member = self.marks[key].partition(" ")
+        if where != "due" or value(owner, b"a") or value(owner, b"snoozed_at"):
+            return False
+        first_ms, own_id = first_time(self.now_ms, value(owner, b"first_at")), value(owner, b"id")
+        self.due[member] = min(at_ms, first_ms + MOST_WAITS * (at_ms - self.now_ms))
+        self.records[member] = _record(stream, fields, own_id, first_ms, {b"a", b"snoozed_at", b"tried", b"x-origin"})
+        return True
+
+    def delay(self, stream: int, at_ms: int, fields: Sequence[bytes], own_id: str, first_ms: int, other: str) -> str:
+        """Store a message until its time; return its place."""
+        member = f"{own_id}#{other}" if own_id in self.records else own_id
+        self.records[member] = _record(stream, fields, own_id.encode(), first_ms, set())
+        self.due[member] = at_ms
+        return f"due {member}"
 
     def acquit(self, stream: int, entry: bytes, name: str) -> None:
         """Strike a name off the strikes of an entry."""
@@ -299,3 +337,9 @@ class MemoryStore:
         if gap_ms > lease_ms / 2 or gap_ms < 0:
             self.workers["~since"] = self.now_ms
         return self.now_ms - self.until_ms("~since")
+
+
+def _record(stream: int, fields: Sequence[bytes], own_id: bytes | None, first_ms: int, without: set[bytes]) -> list[bytes]:
+    kept = [pair for pair in zip(fields[::2], fields[1::2], strict=True) if pair[0] not in {b"id", b"at", b"first_at", *without}]
+    begin = [b"stream", STREAMS[stream].encode(), *([b"id", own_id] if own_id else [])]
+    return [*begin, *[word for pair in kept for word in pair], b"first_at", b"%d" % first_ms]

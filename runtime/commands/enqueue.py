@@ -43,6 +43,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     text = "start no later than this time, in seconds since 1970; after it, a dead letter"
     parser.add_argument("--exp", type=float, metavar="EPOCH", help=text)
     parser.add_argument("--key", default="", help="drop the message while another job with this key lives")
+    text = "with --key and a time: first to drop the message, last (default) to let it replace the one that waits"
+    parser.add_argument("--keep", default="", metavar="WORD", help=text)
     parser.add_argument("--group", default="", help="what the handler's limits per group count by, such as a customer's id")
     parser.add_argument("--attempts", type=int, default=0, metavar="N", help="most attempts of this job; default: the handler's")
     text = "what to wait for: local (default), fsync, or replicas=N"
@@ -150,6 +152,7 @@ def _pack(packer: Packer, arguments: argparse.Namespace, handler: Handler[Any], 
         at=arguments.at,
         exp=arguments.exp,
         key=arguments.key,
+        keep=arguments.keep,
         group=arguments.group,
         id=arguments.id,
         attempts=arguments.attempts,

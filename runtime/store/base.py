@@ -117,7 +117,15 @@ class Script(msgspec.Struct, frozen=True):
 
 _LUA: Final = files("runtime.store") / "lua"
 # What stands before a script beside `common`: functions that some scripts share, and no scripts themselves.
-_SHARED: Final = {"beat": ("guard",), "reclaim": ("guard",), "control": ("audit",), "steer": ("audit", "steering")}
+_SHARED: Final = {
+    "beat": ("guard",),
+    "reclaim": ("guard",),
+    "control": ("audit",),
+    "steer": ("audit", "steering"),
+    "send": ("folding",),
+    "admit": ("folding",),
+    "handoff": ("folding",),
+}
 
 
 @cache

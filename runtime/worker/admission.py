@@ -26,6 +26,7 @@ from runtime.jobs import (
     STREAMS,
     TYPE_NAME,
     BadEntry,
+    Claim,
     Handler,
     Job,
     Lease,
@@ -68,11 +69,14 @@ class Admitted(msgspec.Struct):
 
 
 class Claimed(msgspec.Struct):
-    """Keyed jobs, sorted by what the store said of their keys; `duplicates` are dropped, since a live job owns their key."""
+    """Keyed jobs, sorted by what the store said of their keys; `duplicates` are dropped, since a live job owns their key, and
+    `delayed` ones moved already to where they wait for their time.
+    """
 
     ready: list[Job]
     turned_away: list[tuple[Job, Outcome]]
     duplicates: list[Job]
+    delayed: list[Job]
 
 
 def admit(jobs: Sequence[Job], registry: Registry, now_ms: int) -> Admitted:
@@ -96,13 +100,15 @@ def admit(jobs: Sequence[Job], registry: Registry, now_ms: int) -> Admitted:
 
 def sort_claimed(keyed: Sequence[Job], verdicts: Sequence[str], now_ms: int) -> Claimed:
     """Return what becomes of keyed jobs, each with what the store said of its key."""
-    claimed = Claimed([], [], [])
+    claimed = Claimed([], [], [], [])
     for job, verdict in zip(keyed, verdicts, strict=True):
         match verdict:
             case "mine":
                 _admit_by_time(job, now_ms, claimed.ready, claimed.turned_away)
             case "duplicate":
                 claimed.duplicates.append(job)
+            case "delayed":
+                claimed.delayed.append(job)
             case "refused":
                 claimed.turned_away.append((job, LOST))
             case error:  # the server could not answer for this key: later, without burning an attempt
@@ -220,14 +226,18 @@ class Admission:
         ctx = self._ctx
         asked_s = time.monotonic()
         try:
-            verdicts = await ctx.streams.admit([(job, job.envelope.key) for job in keyed], by_writer=by_writer)
+            verdicts = await ctx.streams.admit(
+                [Claim(job, job.envelope.key, job.envelope.at_ms) for job in keyed], by_writer=by_writer
+            )
         except (StoreUnavailable, asyncio.CancelledError):
             ctx.ledger.release(keyed)
             raise
         claimed = sort_claimed(keyed, verdicts, now_ms)
         for job in claimed.duplicates:
             ctx.stats.moved(job.type, job.stream, "duplicate")
-        ctx.held.remove(claimed.duplicates)
+        for job in claimed.delayed:
+            ctx.stats.moved(job.type, job.stream, outcome_name(Postpone(job.envelope.at_ms)))
+        ctx.held.remove(claimed.duplicates + claimed.delayed)
         self._turn_away(claimed.turned_away)
         # A beat may have refused these leases while the claim was on its way: then its report found the jobs neither in the inbox
         # nor in a lane, and dropped nothing.

@@ -10,8 +10,8 @@ from typing import Any, cast
 import msgspec
 import redis
 
-from runtime.codec import as_text, decode_many
-from runtime.jobs import FREE, STREAMS, SUSPECT, Batch, Deferral, Lease, Letter, Parking
+from runtime.codec import as_text, decode_many, unpack_record
+from runtime.jobs import FREE, STREAMS, SUSPECT, Batch, Claim, Deferral, Lease, Letter, Parking
 from runtime.limits import Limits
 from runtime.schedules import Definition, Due, Settings, define
 from runtime.store.base import GROUP, Keys, WorkerRow, script
@@ -152,6 +152,9 @@ class ServerKit(Kit):
 
     def records(self) -> set[str]:
         return set(self.raw.hkeys("{jobs}:msg"))
+
+    def record(self, member: str) -> dict[str, str]:
+        return as_text(unpack_record(self.raw.execute_command("HGET", "{jobs}:msg", member, NEVER_DECODE=True) or b""))
 
     def lose_record(self, member: str) -> None:
         self.raw.hdel("{jobs}:msg", member)
@@ -316,6 +319,9 @@ class MemoryKit(Kit):
 
     def records(self) -> set[str]:
         return set(self.store.records)
+
+    def record(self, member: str) -> dict[str, str]:
+        return as_text(self.store.records.get(member, []))
 
     def lose_record(self, member: str) -> None:
         del self.store.records[member]
@@ -524,7 +530,7 @@ VERBS = {
     "at": _with_lease(lambda store, lease: store.settle(batch(Deferral(lease, "at", 5, "j", 0)))),
     "dead": _with_lease(lambda store, lease: store.settle(batch(Letter(lease, "handler", "e", "s", 1, "j")))),
     "release": _with_lease(lambda store, lease: store.settle(batch(Parking(lease, FREE)))),
-    "admit": _with_lease(lambda store, lease: store.admit([(lease, b"k")])),
+    "admit": _with_lease(lambda store, lease: store.admit([Claim(lease, b"k")])),
     "renew": _with_lease(lambda store, lease: store.renew([(lease.stream, lease.entry, lease.count)])),
     "take": _prepare_take,
     "serve": _prepare_serve,

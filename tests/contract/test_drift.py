@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from runtime.jobs import FREE, STREAMS, Deferral, Job, Lease, Letter, Parking
+from runtime.jobs import FREE, STREAMS, Claim, Deferral, Job, Lease, Letter, Parking
 from runtime.limits import NO_LIMITS, Limits, Rate
 from runtime.schedules import Due
 from runtime.store.base import WorkerRow
@@ -270,7 +270,7 @@ async def with_lease(side: Side, verb: str, who: str, job: Job, how: Any = None)
         case "renew":
             return await streams.renew([(job.stream, job.entry, job.count)])
         case "admit":
-            return await streams.admit([(job, job.envelope.key)]) if job.envelope.key else None
+            return await streams.admit([Claim(job, job.envelope.key, job.envelope.at_ms)]) if job.envelope.key else None
         case "age":
             holder = kit.holders(job.stream).get(job.entry.decode())
             if holder is not None:

@@ -109,7 +109,7 @@ async def test_a_delayed_message_waits_among_the_delayed_jobs(producer, raw, ser
 async def test_a_second_message_with_the_key_of_a_live_one_is_not_new(producer, raw):
     first, second, third = await producer.send_many([Message(payload=Order(n=n), key="k") for n in range(2)] + [Order(n=3)])
     assert (first.new, second.new, third.new) == (True, False, True)
-    assert not (await producer.send(Order(n=9), key="k", delay_s=5)).new
+    assert not (await producer.send(Order(n=9), key="k", delay_s=5, keep="first")).new
     assert raw.xlen(KEY) == 2
 
 
@@ -294,6 +294,7 @@ async def test_a_server_that_is_not_there_is_a_typed_error():
         {"at": float("nan")},
         {"exp": 1e300},
         {"key": "k" * 600},
+        *({"keep": wrong} for wrong in ("both", 1, None, b"last")),
         {"attempts": -1},
         *({"attempts": wrong} for wrong in (True, 1.5, "3", None, Decimal(3), 2**60, LikeANumber())),
         *({"delay_s": wrong} for wrong in (True, "x", None, float("inf"), Decimal(3), 10**5000, LikeANumber())),

@@ -15,7 +15,7 @@ import pytest
 import redis
 
 from runtime.errors import ConfigError, QueueFull, StoreError, StoreUnavailable
-from runtime.jobs import Batch, Deferral, Lease, Letter, Parking
+from runtime.jobs import Batch, Claim, Deferral, Lease, Letter, Parking
 from runtime.schedules import Due
 from runtime.store.base import GROUP, LAYOUT, Store, WorkerRow
 from runtime.store.connection import Connection
@@ -279,7 +279,7 @@ DAY_MS = 24 * 3_600_000
 async def test_the_mark_of_a_key_outlives_the_wait_of_its_job(store, raw):
     add(raw, key="k")
     [job] = await leases(store)
-    await store.admit([(job, b"k")])
+    await store.admit([Claim(job, b"k")])
     assert 6 * DAY_MS < raw.pttl(MARK) <= 7 * DAY_MS
     month_ms = int(time.time() * 1000) + 30 * DAY_MS
     await store.settle(batch(Deferral(job, "at", month_ms, "j", 0)))
@@ -329,10 +329,10 @@ async def test_a_replayed_job_says_which_attempt_it_comes_after(store, raw, serv
 async def test_replay_is_refused_while_another_live_job_owns_the_key(store, raw, server):
     add(raw, key="k")
     [first] = await leases(store)
-    await store.admit([(first, b"k")])
+    await store.admit([Claim(first, b"k")])
     await store.settle(batch(Letter(first, "handler", "e", "", 1, "i")))
     add(raw, key="k")
-    await store.admit([(lease, b"k") for lease in await leases(store)])
+    await store.admit([Claim(lease, b"k") for lease in await leases(store)])
     control = ControlStore(server.url, "jobs")
     [(letter, _)] = raw.xrange("{jobs}:dead")
     assert await control.replay(letter) == "owned"

@@ -24,7 +24,7 @@ import msgspec
 import pytest
 
 from runtime.errors import StoreUnavailable
-from runtime.jobs import Deferral, Lease, Letter, Parking
+from runtime.jobs import Claim, Deferral, Lease, Letter, Parking
 from runtime.said import Attempt
 from runtime.schedules import Definition, Due
 from runtime.store.base import WorkerRow
@@ -760,7 +760,7 @@ async def test_a_full_run_promotes_no_more_than_asked_and_says_that_more_is_due(
 
 
 async def admit_all(store: Streams, held: list[Lease], key: bytes = b"k") -> list[str]:
-    return await store.admit([(lease, key) for lease in held])
+    return await store.admit([Claim(lease, key) for lease in held])
 
 
 async def test_a_second_job_with_the_key_of_a_live_one_is_dropped(store, kit):
@@ -840,7 +840,7 @@ async def test_a_mark_whose_place_holds_another_job_is_void(store, kit):
     kit.add(key="other", entry="1-1")
     kit.add(key="k")
     held = await leases(store)
-    assert await store.admit([(held[1], b"k")]) == ["mine"]
+    assert await store.admit([Claim(held[1], b"k")]) == ["mine"]
 
 
 @pytest.mark.parametrize("cut_at_bytes", [0, 3])
@@ -999,7 +999,7 @@ async def test_with_overlap_skip_a_tick_is_left_out_while_the_job_of_one_before_
     assert [note[-1] for note in log_of(kit)] == ["f", "s", "s", "s"]
     [job] = await leases(store)
     assert job.envelope.key == b"cron:nightly"
-    assert await store.admit([(job, job.envelope.key)]) == ["mine"]
+    assert await store.admit([Claim(job, job.envelope.key)]) == ["mine"]
     await store.settle(batch(done=[job]))
     assert (await tick(store, schedule, last, Due([last + 1000], 0, last + 1000))).fired == 1
 

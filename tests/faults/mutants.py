@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 STREAMS = "tests/contract/test_streams.py"
 VERBS = "tests/contract/test_verbs.py"
 SERVE = "tests/contract/test_serve.py"
+DEBOUNCE = "tests/contract/test_debounce.py"
 BOUNDS = "tests/unit/test_bounds.py"
 CONSUMER = "tests/unit/test_consumer.py"
 CODEC = "tests/unit/test_codec.py"
@@ -463,9 +464,44 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a redelivery taken for a copy",
         "runtime/store/lua/common.lua",
-        "return not owner or owner == place or not place_counts(owner, key)",
-        "return not owner or not place_counts(owner, key)",
+        "return not owner or owner == place or not owner_at(owner, key)",
+        "return not owner or not owner_at(owner, key)",
         f"{VERBS}::test_a_redelivery_of_the_owner_is_never_taken_for_a_copy",
+    ),
+    Mutant(
+        "debounce keeps the first",
+        "runtime/store/lua/folding.lua",
+        "  redis.call('HSET', MSG, member, cmsgpack.pack(record_of(s, fields, field(owner, 'id'), first, OF_A_RUN)))\n",
+        "",
+        f"{DEBOUNCE}::test_of_messages_with_one_key_that_wait_for_a_time_the_last_stays_with_the_id_of_the_first",
+    ),
+    Mutant(
+        "debounce puts off without end",
+        "runtime/store/lua/folding.lua",
+        "ms(math.min(due, first + MOST_WAITS * (due - now)))",
+        "ms(tonumber(due))",
+        f"{DEBOUNCE}::test_who_asks_again_and_again_puts_a_job_off_for_ten_times_its_wait_at_most",
+    ),
+    Mutant(
+        "debounce folds into what has begun",
+        "runtime/store/lua/folding.lua",
+        "if not member or field(owner, 'a') or field(owner, 'snoozed_at') then",
+        "if not member then",
+        f"{DEBOUNCE}::test_behind_a_job_that_has_begun_a_message_waits_as_one_of_its_own",
+    ),
+    Mutant(
+        "debounce drops what comes behind a running job",
+        "runtime/store/lua/folding.lua",
+        "if not member or field(owner, 'a') or field(owner, 'snoozed_at') then return false end",
+        "if not member or field(owner, 'a') or field(owner, 'snoozed_at') then return true end",
+        f"{DEBOUNCE}::test_behind_a_job_that_has_begun_a_message_waits_as_one_of_its_own",
+    ),
+    Mutant(
+        "debounce replaces another type",
+        "runtime/store/lua/folding.lua",
+        "  if field(owner, 'type') ~= field(fields, 'type') then return true end",
+        "  if false then return true end",
+        f"{DEBOUNCE}::test_a_job_of_another_type_with_the_same_key_is_left_as_it_is",
     ),
     Mutant(
         "done without a fence after a restart",

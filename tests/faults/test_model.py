@@ -25,7 +25,7 @@ import runtime.sender
 from runtime import Backoff, Message, Priority, Producer, contract
 from runtime.codec import decode_many, unpack_record
 from runtime.errors import StoreUnavailable
-from runtime.jobs import FREE, STREAMS, UNKNOWN, Deferral, Lease, Letter, Parking, lot_of
+from runtime.jobs import FREE, STREAMS, UNKNOWN, Claim, Deferral, Lease, Letter, Parking, lot_of
 from runtime.jobs import Job as WorkerJob
 from runtime.store.base import GROUP, Store, WorkerRow
 from runtime.store.connection import Connection
@@ -442,7 +442,7 @@ class StoreMachine(RuleBasedStateMachine):
         self._admit(self.pick(backs[0])[0], [self.pick(back)[1] for back in backs], loses)
 
     def _admit(self, name: str, jobs: list[WorkerJob], loses: bool) -> None:
-        asked = [(job, job.envelope.key) for job in jobs if job.envelope.key]
+        asked = [Claim(job, job.envelope.key, job.envelope.at_ms) for job in jobs if job.envelope.key]
         if not asked:
             return
         store = self.bench.stores[name]

@@ -156,6 +156,8 @@ def test_bad_entries_stand_beside_the_good_ones() -> None:
         (message(key=b"k" * (MAX_KEY_BYTES + 1)), "`key`"),
         (message(group=b"g" * (MAX_GROUP_BYTES + 1)), "`group`"),
         (message(group=b"\xff"), "`group`"),
+        (message(keep=b""), "`keep`"),
+        (message(keep=b"both"), "`keep`"),
     ],
 )
 def test_a_malformed_field_makes_the_entry_unreadable_and_is_named(fields: list[bytes], word: str) -> None:
@@ -176,6 +178,8 @@ def test_a_malformed_field_makes_the_entry_unreadable_and_is_named(fields: list[
         {"v": b"1"},
         {"key": b"k" * MAX_KEY_BYTES},
         {"key": b""},
+        {"keep": b"first"},
+        {"keep": b"last"},
         {"traceparent": b"no trace at all \xff"},
         {"tracestate": b"\x00"},
         {"group": b"g" * MAX_GROUP_BYTES},
@@ -326,8 +330,8 @@ def test_a_record_is_read_by_its_stream_and_fields() -> None:
 
 NAMES = st.sampled_from(
     [
-        b"type", b"data", b"id", b"v", b"at", b"exp", b"key", b"group", b"attempts", b"traceparent", b"src", b"x-a", b"x-origin",
-        b"a", b"first_at", b"snoozed_at", b"ct",
+        b"type", b"data", b"id", b"v", b"at", b"exp", b"key", b"keep", b"group", b"attempts", b"traceparent", b"src", b"x-a",
+        b"x-origin", b"a", b"first_at", b"snoozed_at", b"ct",
     ]
 )  # fmt: skip
 VALUES = st.one_of(

@@ -1,20 +1,35 @@
 #!lua flags=allow-oom
 -- Keyed jobs claim their key, or are dropped as copies of a live job with the same key.
--- ARGV: consumer, then per job: stream, entry, count, key. Reply: per job 1 mine, 2 a copy and dropped, 0 refused, or an error text.
+-- ARGV: consumer, then per job: stream, entry, count, key, its time in ms ('' for none). Reply: per job 1 mine, 2 a copy and dropped,
+-- or folded into the job of its key that waits, 3 mine and put among the delayed ones, 0 refused, or an error text.
 -- A mark names the place of its owner, so a redelivery of the owner is never taken for a copy. The copy is tested and
--- dropped in this one step.
+-- dropped in this one step. What waits for its time goes there at once: what comes behind it, in this very call, is folded into it.
 
-local consumer = ARGV[1]
+local consumer, now = ARGV[1], now_ms()
 
-return each(2, 4, function(i)
+local function put_off(s, id, due, fields, key)
+  local first = first_time(now, field(fields, 'first_at'), string.match(id, '^%d+'))
+  local job_id = field(fields, 'id') or (STREAMS[s] .. '-' .. id)
+  local place = delay(s, due, fields, job_id, first, stands_at(s, id))
+  pcall(own_key, key, place, due)
+end
+
+return each(2, 5, function(i)
   local s = tonumber(ARGV[i])
-  local id, count, key = ARGV[i + 1], tonumber(ARGV[i + 2]), ARGV[i + 3]
+  local id, count, key, due = ARGV[i + 1], tonumber(ARGV[i + 2]), ARGV[i + 3], ARGV[i + 4]
   if not holds(s, id, consumer, count) then return 0 end
   local place = STREAMS[s] .. ' ' .. id
-  if key_is_free(key, place) then
-    own_key(key, place)
-    return 1
+  local fields = due ~= '' and fields_of(KEYS[s], id)
+  if not fields then due = '' end -- deleted by hand: whatever it does next finds out
+  if is_spare(s, due, fields, key, place, now) then
+    remove(s, id, count)
+    return 2
   end
-  remove(s, id, count)
-  return 2
+  if puts_off(due, fields, now) then
+    put_off(s, id, due, fields, key)
+    remove(s, id, count)
+    return 3
+  end
+  own_key(key, place)
+  return 1
 end)

@@ -199,8 +199,8 @@ local function unpack_record(packed)
   return size == #list and list or nil
 end
 
--- Does the job at this place ('high 12-0' or 'due member') carry this key?
-local function place_counts(place, key)
+-- The fields of the job at this place ('high 12-0' or 'due member'), if it carries this key.
+local function owner_at(place, key)
   local where, id = string.match(place, '^(%S+) (.+)$')
   local fields
   if where == 'due' then
@@ -211,7 +211,7 @@ local function place_counts(place, key)
       if STREAMS[i] == where then fields = fields_of(KEYS[i], id) end
     end
   end
-  return fields and field(fields, 'key') == key
+  return fields and field(fields, 'key') == key and fields
 end
 
 local function mark_of(key)
@@ -221,7 +221,7 @@ end
 -- May a job with this key live at `place`? False when another live job owns the key.
 local function key_is_free(key, place)
   local owner = redis.call('GET', mark_of(key))
-  return not owner or owner == place or not place_counts(owner, key)
+  return not owner or owner == place or not owner_at(owner, key)
 end
 
 -- For how long a mark is kept, as text: a job that waits for a time (ms; none or '' for one that may run now) is no less alive.

@@ -2,8 +2,9 @@
 -- Enqueue a chunk of messages once, however often it is sent.
 -- ARGV: chunk, for how many ms its mark lives, then per run of messages that differ in their payload alone: stream, at in ms ('' for
 -- now), how many words the other fields and values have, how many messages they are, these fields and values in turn, the payloads.
--- Reply: the first entry id on each stream ('' where none); the positions (from 0) of copies that were dropped since a
--- live job owns their key; position and error in turn of messages that could not be stored, each of which concerns that message alone.
+-- Reply: the first entry id on each stream ('' where none); the positions (from 0) of copies that were dropped, or folded into the job
+-- that waits, since a live job owns their key; position and error in turn of messages that could not be stored, each of which concerns
+-- that message alone.
 -- Ids on one stream are consecutive: the first is made by the server, the others by its millisecond and the next number (with '*',
 -- Redis 7.0 would go on with the clock inside a script).
 -- The chunk's mark is written last: first, a script that is cut off and a repeat would be a loss. It keeps the reply for the repeat,
@@ -32,29 +33,17 @@ local function add(s, fields)
   return id
 end
 
-local function delay(s, due, fields)
-  local record = {'stream', STREAMS[s], unpack(fields)}
-  local id = field(record, 'id')
-  local member = id
-  if redis.call('HEXISTS', MSG, member) == 1 then member = id .. '#' .. ARGV[1] .. '/' .. position end
-  record[#record + 1] = 'first_at'
-  record[#record + 1] = ms(now)
-  redis.call('HSET', MSG, member, cmsgpack.pack(record))
-  local dated = redis.pcall('ZADD', DUE, due, member)
-  if type(dated) == 'table' then
-    redis.call('HDEL', MSG, member) -- a message without a time would run at once
-    error(dated)
-  end
-  return 'due ' .. member
-end
-
 local function store(s, due, fields, key)
-  if key and not key_is_free(key, '') then
+  if key and is_spare(s, due, fields, key, '', now) then
     copies[#copies + 1] = position
     return
   end
-  local place = due == '' and add(s, fields) or delay(s, due, fields)
-  if key and due == '' then place = STREAMS[s] .. ' ' .. place end
+  local place
+  if due == '' then
+    place = STREAMS[s] .. ' ' .. add(s, fields)
+  else
+    place = delay(s, due, fields, field(fields, 'id'), ms(now), ARGV[1] .. '/' .. position)
+  end
   if key then pcall(own_key, key, place, due) end -- it is stored, whatever becomes of its mark
 end
 

@@ -1,0 +1,64 @@
+-- Messages that wait for a time, and debounce: of those with one key the last runs. Needs common.lua.
+
+-- A guess: whoever asks again and again puts a job off for ten times its own wait at most, since it was first asked for.
+local MOST_WAITS = 10
+
+-- Does this message put off the job of its key that waits? Only one that waits itself does, unless it asks for the first to stay.
+local function puts_off(due, fields, now)
+  local at = tonumber(due)
+  return at ~= nil and at > now and field(fields, 'keep') ~= 'first'
+end
+
+-- A record of these fields, for this stream, but with an id and a time of birth of its own; `without` names further ones to leave out.
+local function record_of(s, fields, id, first, without)
+  local record = {'stream', STREAMS[s]}
+  if id then record[3], record[4] = 'id', id end
+  local size = #record
+  for i = 1, #fields, 2 do
+    local name = fields[i]
+    if name ~= 'id' and name ~= 'at' and name ~= 'first_at' and not without[name] then
+      record[size + 1], record[size + 2] = name, fields[i + 1]
+      size = size + 2
+    end
+  end
+  record[size + 1], record[size + 2] = 'first_at', first
+  return record
+end
+
+-- Let a message be what the job of its key that waits will do, at this message's time: it keeps its id, member and time of birth.
+-- Returns whether that job waits: in `due`, and has never run. The time is written first: where that fails, nothing has changed.
+local OF_A_RUN = {a = true, snoozed_at = true, tried = true, ['x-origin'] = true}
+local function fold(place, owner, s, due, fields, key, now)
+  local member = string.match(place, '^due (.+)$')
+  if not member or field(owner, 'a') or field(owner, 'snoozed_at') then return false end
+  local first = first_time(now, field(owner, 'first_at'))
+  local at = ms(math.min(due, first + MOST_WAITS * (due - now)))
+  redis.call('ZADD', DUE, at, member)
+  redis.call('HSET', MSG, member, cmsgpack.pack(record_of(s, fields, field(owner, 'id'), first, OF_A_RUN)))
+  pcall(own_key, key, place, at) -- it is folded, whatever becomes of its mark
+  return true
+end
+
+-- Is there no need for this message as a job of its own? Another job with its key lives, or it was folded into that one. Behind one
+-- that has begun it waits as a job of its own: dropped, what changed last would be lost. `own` is a place that does not count.
+local function is_spare(s, due, fields, key, own, now)
+  if not puts_off(due, fields, now) then return not key_is_free(key, own) end
+  local place = redis.call('GET', mark_of(key))
+  local owner = place and place ~= own and owner_at(place, key)
+  if not owner then return false end
+  if field(owner, 'type') ~= field(fields, 'type') then return true end -- what it does is something else, and cannot wait in its place
+  return fold(place, owner, s, due, fields, key, now)
+end
+
+-- Store a message until its time. Its member is its id; where that is taken, with `other` behind it. Returns its place.
+local function delay(s, due, fields, id, first, other)
+  local member = id
+  if redis.call('HEXISTS', MSG, member) == 1 then member = id .. '#' .. other end
+  redis.call('HSET', MSG, member, cmsgpack.pack(record_of(s, fields, id, first, {})))
+  local dated = redis.pcall('ZADD', DUE, due, member)
+  if type(dated) == 'table' then
+    redis.call('HDEL', MSG, member) -- a message without a time would run at once
+    error(dated)
+  end
+  return 'due ' .. member
+end
