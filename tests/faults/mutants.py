@@ -175,7 +175,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "a message whose time could not be written runs at once",
-        "runtime/store/lua/send.lua",
+        "runtime/store/lua/folding.lua",
         "    redis.call('HDEL', MSG, member) -- a message",
         "    -- a message",
         f"{PRODUCER}::test_a_message_that_cannot_be_stored_is_its_senders_error_and_nobody_elses",
@@ -1191,8 +1191,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "two delayed jobs of one id in one place",
-        "runtime/store/lua/send.lua",
-        "  if redis.call('HEXISTS', MSG, member) == 1 then member = id .. '#' .. ARGV[1] .. '/' .. position end\n",
+        "runtime/store/lua/folding.lua",
+        "  if redis.call('HEXISTS', MSG, member) == 1 then member = id .. '#' .. other end\n",
         "",
         MODEL,
     ),
