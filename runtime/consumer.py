@@ -52,6 +52,7 @@ from runtime.worker.loop_monitor import TICK_S, LoopMonitor, LoopState, stacks
 from runtime.worker.maintenance import Maintenance
 from runtime.worker.orders import Orders
 from runtime.worker.parking import Parked
+from runtime.worker.stepper import Stepper
 from runtime.worker.ticker import Ticker
 
 log: Final = logs.guarded("runtime.consumer")
@@ -160,6 +161,7 @@ class Consumer:
         self.maintenance: Maintenance = Maintenance(ctx)
         self._listener = Listener(self.held, self._in_lanes)
         self.ticker: Ticker = Ticker(streams, {schedule.name: schedule.definition for schedule in schedules})
+        self.stepper: Stepper = Stepper(streams)
         self._fetcher = Fetcher(ctx, self._capacity, self._beside, self._stop)
         after_flush = (self._fetcher.capacity_freed.set, self.maintenance.due_within, self._fetcher.serve_freed)
         self._flusher = Flusher(ctx, *after_flush)
@@ -280,7 +282,7 @@ class Consumer:
         try:
             fetcher = self._begin(group, self._fetcher.run)
             flusher = self._begin(group, self._flusher.run)
-            loops = [self.maintenance.promote, self.maintenance.sweep, self.maintenance.count, self.ticker.run]
+            loops = [self.maintenance.promote, self.maintenance.sweep, self.maintenance.count, self.ticker.run, self.stepper.run]
             aides = [self._begin(group, self._watch, group), *(self._begin(group, loop) for loop in loops)]
             for at in range(self.config.concurrency):
                 self._open_lane(group, at < self.config.reserved_lanes)
@@ -401,6 +403,7 @@ class Consumer:
     def _apply(self, rules: Rules) -> None:
         """Obey what people have ordered. Called after each look at the rules, since pauses end by themselves."""
         self.ticker.saw(rules.version)
+        self.stepper.saw(rules.version, rules.operations)
         paused = self.orders.paused
         if paused != self._fetcher.paused:
             log.info("nothing starts of: %s%s", names_of(paused) or "none", f" ({self.orders.mine})" if self.orders.mine else "")

@@ -24,6 +24,7 @@ from runtime.codec import header
 from runtime.errors import ConfigError, StoreError, StoreUnavailable
 from runtime.jobs import STREAMS, TYPE_NAME, Head, Packed, Priority
 from runtime.limits import FIELDS, Override, override_of
+from runtime.operating import OperationControl
 from runtime.producer import Producer
 from runtime.rules import ALL, Rules
 from runtime.schedules import Definition, Schedule, Schedules, message_members, schedules_in, whole_members
@@ -62,7 +63,7 @@ class Worker(msgspec.Struct, frozen=True):
     blocked_ms: dict[str, int] = {}
 
 
-class Control:
+class Control(OperationControl):
     """Changes the rules of a queue, and reads them. Use it with `async with`; it connects when it is first used.
 
     An order may be given twice: what stands as it is ordered is left alone. So it is repeated once by itself where the answer was
@@ -79,11 +80,11 @@ class Control:
     """
 
     def __init__(self, url: str, queue: str = "jobs", *, by: str = "", schedules: Iterable[Schedule] = ()) -> None:
-        self.by: str = _checked_by(by) if by else who()
+        self._store = ControlStore(url, queue)
+        super().__init__(_checked_by(by) if by else who(), self._store, _check_reason)
         self._code = _by_name(schedules)
         self._url = url
         self._queue = queue
-        self._store = ControlStore(url, queue)
 
     def __repr__(self) -> str:
         return f"<Control of {without_password(self._url)}, by {self.by}>"

@@ -1,8 +1,8 @@
 """Rules: what people have ordered for a queue at run time, as the hash `control` holds it. Pure.
 
 A field is `pause:<type>`, `pause:<priority>` or `pause:*` with until when (ms, 0 for until it is resumed), since when (ms), by
-whom and why; `limit:<type>` with a JSON object; `worker:<consumer>` with `quiet` or `stop`; `v` counts the changes. What cannot
-be read is skipped, and told: the rest holds.
+whom and why; `limit:<type>` with a JSON object; `worker:<consumer>` with `quiet` or `stop`; `op:<id>` with the verb of an
+operation that is to be stepped; `v` counts the changes. What cannot be read is skipped, and told: the rest holds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from runtime.limits import Override, override_of
 ALL: Final = "*"
 ORDERS: Final = ("quiet", "stop")
 VERSION: Final = "v"
-_OTHERS: Final = ("op",)  # fields of parts that read them themselves
 
 
 class Pause(msgspec.Struct, frozen=True):
@@ -37,12 +36,15 @@ class Pause(msgspec.Struct, frozen=True):
 
 
 class Rules(msgspec.Struct, frozen=True):
-    """What holds beside the code's settings. `pauses` by type, priority or `*`; `orders` by the name of a worker."""
+    """What holds beside the code's settings. `pauses` by type, priority or `*`; `orders` by the name of a worker;
+    `operations` are those that go on, by their ids.
+    """
 
     version: str = ""
     pauses: dict[str, Pause] = {}
     limits: dict[str, Override] = {}
     orders: dict[str, str] = {}
+    operations: tuple[str, ...] = ()
     unreadable: tuple[str, ...] = ()
 
     def paused_streams(self, now_ms: float) -> frozenset[int]:
@@ -64,7 +66,7 @@ NO_RULES: Final = Rules()
 def parse(fields: Iterable[tuple[bytes, bytes]]) -> Rules:
     """Return the rules that the fields of `control` are."""
     rules = Rules(pauses={}, limits={}, orders={})
-    version, unreadable = "", list[str]()
+    version, operations, unreadable = "", list[str](), list[str]()
     for raw_name, raw in fields:
         name, text = raw_name.decode(errors="replace"), raw.decode(errors="replace")
         kind, _, of = name.partition(":")
@@ -78,13 +80,13 @@ def parse(fields: Iterable[tuple[bytes, bytes]]) -> Rules:
                     rules.limits[of] = _read_limits(of, text)
                 case "worker" if text in ORDERS:
                     rules.orders[of] = text
-                case _ if kind in _OTHERS:
-                    continue
+                case "op":
+                    operations.append(of)
                 case _:
                     unreadable.append(f"{name[:80]}: {text[:80]!r} is no rule of this version")
         except ConfigError as error:
             unreadable.append(f"{name[:80]}: {error}")
-    return msgspec.structs.replace(rules, version=version, unreadable=tuple(unreadable))
+    return msgspec.structs.replace(rules, version=version, operations=tuple(operations), unreadable=tuple(unreadable))
 
 
 def read_pause(of: str, text: str) -> Pause:

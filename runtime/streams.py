@@ -23,6 +23,7 @@ from runtime.schedules import Definition, Due
 from runtime.store.base import (
     GROUP,
     End,
+    Step,
     Store,
     WorkerRow,
     holders_in,
@@ -679,6 +680,14 @@ class Streams(Store):
                 ticked.append(Ticked(word.decode(errors="replace"), int(last_ms), fired, skipped))
             must_forget = False
         return server_ms, ticked
+
+    async def step(self, operation: str) -> Step:
+        """Make the next step of an operation over many jobs, where it is time for it; may be repeated.
+
+        Raises:
+            StoreUnavailable: no answer or an error.
+        """
+        return await self.step_on(self._helper, operation)
 
     async def reclaim(self, stream: int, lease_ms: int, n: int, still: Mapping[str, int]) -> Reclaimed:
         """Take at most `n` entries of this stream that are not renewed, and put them into lots; none while the guard holds.

@@ -22,7 +22,7 @@ from runtime.errors import QueueFull, StoreError, StoreUnavailable
 from runtime.jobs import FREE, GATE, STREAMS, SUSPECT, Batch, Claim, Deferral, Job, Lease, Letter, Parking, default_id
 from runtime.rules import VERSION, Rules, parse
 from runtime.said import Attempt
-from runtime.store.base import MAX_LEASE_MS, End, Keys, WorkerRow, pairs
+from runtime.store.base import MAX_LEASE_MS, End, Keys, Step, WorkerRow, pairs
 from runtime.streams import (
     MAX_ANSWER_BYTES,
     MAX_IDS,
@@ -605,6 +605,12 @@ class MemoryStreams:
     def definitions(self) -> dict[str, str]:
         """Return what stands of schedules."""
         return dict(self.store.cron)
+
+    @verb
+    def step(self, operation: str) -> Step:
+        """Answer what a test has put there for this operation, as often as it says; else there is none."""
+        steps = self.store.steps.get(operation)
+        return steps.pop(0) if steps else Step("gone", -1)
 
     @verb
     def tick(self, asks: Sequence[TickAsk], now_ms: int, must_forget: bool = False) -> tuple[int, list[Ticked]]:

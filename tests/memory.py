@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from runtime.codec import as_text
 from runtime.errors import StoreError
 from runtime.jobs import FREE, STREAMS, SUSPECT, Lease
-from runtime.store.base import End
+from runtime.store.base import End, Step
 
 BEGAN_MS = 1_700_000_000_000
 SUSPECT_MS = 60_000  # as in serve.lua
@@ -84,6 +84,7 @@ class MemoryStore:
         self.permits: dict[str, dict[str, float]] = {}
         self.rates: dict[str, str] = {}
         self.cron_errors: dict[str, str] = {}
+        self.steps: dict[str, list[Step]] = {}  # what a test has operations answer, in order
         self.stats = Counter[str]()
         self.remembered: dict[str, bytes] = {}
         self.progress: dict[str, bytes] = {}

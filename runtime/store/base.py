@@ -125,6 +125,10 @@ _SHARED: Final = {
     "send": ("folding",),
     "admit": ("folding",),
     "handoff": ("folding",),
+    "replay": ("replaying",),
+    "operate": ("audit", "operations"),
+    "count": ("operations",),
+    "step": ("operations", "replaying", "steering"),
 }
 
 
@@ -190,6 +194,17 @@ class End(msgspec.Struct, frozen=True):
         if self.is_aside:
             found.append("has entries set aside that are not moved yet")
         return found
+
+
+class Step(msgspec.Struct, frozen=True):
+    """What became of a step of an operation: the state of that, in how many ms the next one is due (-1: none by itself), how many
+    letters or jobs were looked at and how many acted on. Before its time a step does nothing.
+    """
+
+    state: str
+    wait_ms: int
+    looked: int = 0
+    acted: int = 0
 
 
 class Store:
@@ -276,6 +291,17 @@ class Store:
         """
         fields, now = await self.ask(connection, ("HGETALL", self.keys.control), ("TIME",))
         return parse(pairs(self.checked(fields, self.keys.control))), ms_in(self.checked(now))
+
+    async def step_on(self, connection: Connection, operation: str) -> Step:
+        """Make the next step of an operation over many jobs, where it is time for it.
+
+        May be repeated, also by others: what a step has moved is not there any more, and where it stands is written with it.
+
+        Raises:
+            StoreUnavailable: no answer or an error.
+        """
+        state, wait_ms, looked, acted = await self.call_one(connection, self.command("step", operation))
+        return Step(bytes(state).decode(errors="replace"), wait_ms, looked, acted)
 
     async def ends_on(self, connection: Connection) -> list[End]:
         """Return where each stream ends; the dead letters last.

@@ -11,9 +11,9 @@ from runtime.codec import as_text
 from runtime.errors import ConfigError, StoreError
 from runtime.jobs import STREAMS
 from runtime.rules import Rules
-from runtime.store.base import AHEAD_MS, Operation, Store, WorkerRow, is_code, ms_in, parse_int, texts
-from runtime.store.connection import Connection
+from runtime.store.base import AHEAD_MS, Operation, WorkerRow, is_code, ms_in, parse_int, texts
 from runtime.store.inspector import is_letter
+from runtime.store.operations import OperationStore
 
 STEER_PLACES: Final = 500  # of one call, as steer.lua has it: each costs a few µs of the server
 STEER_ANSWERS: Final = ("cancelled", "asked", "moved", "same", "held", "gone", "full")
@@ -33,16 +33,11 @@ class ChangedMeanwhile(ConfigError):
     """What was to be changed is not what it was when it was read: read it again."""
 
 
-class ControlStore(Store):
+class ControlStore(OperationStore):
     """A person's verbs that change a queue. Owns one connection."""
 
     def __init__(self, url: str, queue: str, name: str = "control") -> None:
-        super().__init__(url, queue)
-        self._connection = Connection(url, name)
-
-    async def close(self) -> None:
-        """Close the connection."""
-        await self._connection.close()
+        super().__init__(url, queue, name)
 
     async def order(self, by: str, reason: str, operations: Sequence[Operation]) -> list[bool]:
         """Change rules, all together or none; return of each operation whether it changed anything.

@@ -27,7 +27,7 @@ from runtime.errors import StoreUnavailable
 from runtime.jobs import Claim, Deferral, Lease, Letter, Parking
 from runtime.said import Attempt
 from runtime.schedules import Definition, Due
-from runtime.store.base import WorkerRow
+from runtime.store.base import Step, WorkerRow
 from runtime.streams import Ask, Streams, TickAsk, Ticked
 from tests.contract.kit import (
     HIGH,
@@ -1125,6 +1125,10 @@ async def test_rows_that_nobody_has_confirmed_for_a_week_go(store, kit):
     assert kit.cron_state().keys() == {"old", "young", "nightly"}
     await store.tick([TickAsk(nightly(), None, NOTHING)], now_ms, True)
     assert kit.cron_state().keys() == {"young", "nightly"}
+
+
+async def test_a_step_of_an_operation_that_is_not_there_says_so(store, kit):
+    assert await store.step("one") == Step("gone", -1)
 
 
 async def test_definitions_are_read_as_they_stand(store, kit):

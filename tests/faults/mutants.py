@@ -56,6 +56,8 @@ OTEL_SETTINGS = "tests/unit/test_otel_settings.py"
 GATES_ALONE = "tests/unit/test_gates.py"
 OFFLOAD = "tests/unit/test_offload.py"
 LOGS = "tests/unit/test_logs.py"
+OPERATIONS = "tests/contract/test_operations.py"
+STEPPER = "tests/unit/test_stepper.py"
 MONITOR = "tests/unit/test_loop_monitor.py"
 SETTLE = "tests/unit/test_settle.py"
 STATUS = "tests/faults/test_crash.py::test_an_orderly_stop_has_its_status_whatever_handlers_have_left_behind"
@@ -2411,7 +2413,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "a replayed job leads to the attempt before its death",
-        "runtime/store/lua/replay.lua",
+        "runtime/store/lua/replaying.lua",
         "local tried = field(fields, 'dead_trace')",
         "local tried = nil",
         f"{STREAMS}::test_a_replayed_job_says_which_attempt_it_comes_after",
@@ -2429,6 +2431,118 @@ MUTANTS: tuple[Mutant, ...] = (
         "heads.get(kind) or heads.setdefault(kind, _told(packed.head, told))",
         "_told(packed.head, told)",
         "tests/unit/test_publish.py::test_messages_of_a_traced_call_go_as_one_run",
+    ),
+    Mutant(
+        "a step of an operation does not write where it stands",
+        "runtime/store/lua/step.lua",
+        "'cursor', op.cursor, ",
+        "",
+        f"{OPERATIONS}::test_a_step_moves_no_more_than_fifty_and_looks_at_no_more_than_two_hundred",
+    ),
+    Mutant(
+        "an operation makes its first step while it is held",
+        "runtime/store/lua/step.lua",
+        "if due > now then return",
+        "if false then return",
+        f"{OPERATIONS}::test_an_operation_is_held_before_its_first_step_so_that_undo_is_exact",
+    ),
+    Mutant(
+        "an operation whose time is lost is held no more",
+        "runtime/store/lua/step.lua",
+        "due = op.state == 'held' and now + CANARY_MS or now",
+        "due = now",
+        f"{OPERATIONS}::test_one_that_is_held_stays_held_when_its_time_is_lost",
+    ),
+    Mutant(
+        "a stopped operation goes on",
+        "runtime/store/lua/step.lua",
+        "if op.state ~= 'held' and op.state ~= 'running' then",
+        "if false then",
+        f"{OPERATIONS}::test_a_stop_leaves_the_rest_where_it_is_and_a_resume_goes_on_from_there",
+    ),
+    Mutant(
+        "a replay has no brake",
+        "runtime/store/lua/step.lua",
+        "if died >= BRAKE_LEAST and",
+        "if false and",
+        f"{OPERATIONS}::test_the_first_few_brake_a_replay_whose_cause_is_not_mended",
+    ),
+    Mutant(
+        "a replay sends all at once",
+        "runtime/store/lua/step.lua",
+        "if done < CANARY then most",
+        "if false then most",
+        f"{OPERATIONS}::test_a_replay_sends_five_first_and_then_waits",
+    ),
+    Mutant(
+        "an operation is about letters that come later",
+        "runtime/store/lua/operations.lua",
+        "is_end = walk_entries(op, DEAD, op['until:dead'], budget, show)",
+        "op['until:dead'] = nil is_end = walk_entries(op, DEAD, '+', budget, show)",
+        f"{OPERATIONS}::test_what_comes_later_is_not_meant",
+    ),
+    Mutant(
+        "an operation misses jobs that become due meanwhile",
+        "runtime/store/lua/operations.lua",
+        "if is_new and not (last and field(fields, 'first_at') and born <= number_in(op, 'created', 0)) then",
+        "if is_new then",
+        f"{OPERATIONS}::test_a_delayed_job_that_becomes_due_meanwhile_is_meant_and_a_new_one_is_not",
+    ),
+    Mutant(
+        "an operation is about delayed jobs that are sent later",
+        "runtime/store/lua/operations.lua",
+        "where == 'due' and born > number_in(op, 'created', 0) or",
+        "false or",
+        f"{OPERATIONS}::test_a_delayed_job_that_is_sent_later_is_not_meant",
+    ),
+    Mutant(
+        "a step of an operation is counted from when it was made",
+        "runtime/store/lua/step.lua",
+        "local base = math.max(due, now - CATCH_UP_MS)",
+        "local base = now",
+        f"{OPERATIONS}::test_steps_follow_the_rate_by_the_time_of_the_one_before",
+    ),
+    Mutant(
+        "a step of an operation reads any number of bytes",
+        "runtime/store/lua/operations.lua",
+        "and budget.acts > 0 and budget.bytes > 0",
+        "and budget.acts > 0",
+        f"{OPERATIONS}::test_large_payloads_make_steps_small_and_not_slow",
+    ),
+    Mutant(
+        "an order of an operation that comes twice makes two",
+        "runtime/store/lua/operate.lua",
+        "if op then return op.state, 0 end",
+        "",
+        f"{OPERATIONS}::test_a_repeated_order_makes_no_second_operation",
+    ),
+    Mutant(
+        "workers are asked for an operation that has ended",
+        "runtime/store/lua/operations.lua",
+        "  redis.call('ZADD', OPERATIONS, 'inf', id)\n  show_to_workers(id, false)",
+        "  redis.call('ZADD', OPERATIONS, 'inf', id)",
+        f"{OPERATIONS}::test_workers_are_told_while_there_is_a_step_to_make",
+    ),
+    Mutant(
+        "all workers ask for each step of an operation",
+        "runtime/worker/stepper.py",
+        "(0 if step.looked else _chance(*LOOK_S))",
+        "0",
+        f"{STEPPER}::test_who_finds_a_step_made_by_another_leaves_the_next_ones_to_it",
+    ),
+    Mutant(
+        "an operation that has ended is asked for while the rules still name it",
+        "runtime/worker/stepper.py",
+        "        if seen == self._seen:\n            return\n",
+        "",
+        f"{STEPPER}::test_without_an_operation_nothing_is_asked",
+    ),
+    Mutant(
+        "a quiet worker steps no operation",
+        "runtime/consumer.py",
+        "self.stepper.saw(rules.version, rules.operations)",
+        "self.stepper.saw(rules.version, () if self.orders.mine else rules.operations)",
+        f"{OPERATIONS}::test_a_quiet_worker_steps",
     ),
     Mutant(
         "a shape of any size is remembered",

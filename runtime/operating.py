@@ -1,0 +1,166 @@
+"""What people order of operations: the part of `Control` that is about many letters or jobs at once."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Literal, TypeVar
+from uuid import uuid4
+
+from runtime.errors import ConfigError, StoreError, StoreUnavailable
+from runtime.jobs import Priority
+from runtime.operations import (
+    CANARY_S,
+    DELAYED,
+    HOLD_S,
+    OPERATION_ID,
+    RATE,
+    WAITING,
+    Filter,
+    Operation,
+    checked_ms,
+    checked_rate,
+    operation_words,
+)
+from runtime.store.base import Step
+from runtime.store.operations import OperationStore
+
+T = TypeVar("T")
+Verb = Literal["replay", "purge", "cancel", "now", "priority"]
+BOTH = (WAITING, DELAYED)
+
+
+class OperationControl:
+    """Orders operations and reads them. A Control is one; `by` and the store are its own."""
+
+    def __init__(self, by: str, operation_store: OperationStore, check_reason: Callable[[Any], None]) -> None:
+        self.by: str = by
+        self._operation_store = operation_store
+        self._check_reason = check_reason
+
+    async def operate(
+        self,
+        verb: Verb,
+        filter: Filter,
+        *,
+        priority: str | Priority = "",
+        states: Sequence[str] = BOTH,
+        rate: float = RATE,
+        hold_s: float = HOLD_S,
+        canary_s: float = CANARY_S,
+        total: int | None = None,
+        id: str = "",
+        reason: str = "",
+    ) -> Operation:
+        """Do something to all letters or jobs that fit, in steps that any worker makes; return the operation.
+
+        What is meant is what is there now. It is held first: stopped within that time, nothing was done. May be repeated with the
+        same id: there is one operation then.
+
+        Args:
+            verb: `replay` or `purge` dead letters; `cancel` jobs, let delayed ones start `now`, or give them another `priority`.
+            filter: which ones.
+            priority: the name of the new one, with `priority`.
+            states: `waiting` or `delayed` jobs, or both; for `cancel` and `priority`. Jobs that run are waiting ones here.
+            rate: how many per second, 0.01 to 20,000; 0 for the highest.
+            hold_s: for how many seconds it is held, up to 900.
+            canary_s: a replay sends five letters and then waits for so many seconds before the rest, up to 900.
+            total: how many are meant, where they were counted, for those who look at it.
+            id: of the operation, up to 64 of a-z, 0-9, `.`, `_` and `-`; a new one where it is empty.
+            reason: for people, up to 500 characters.
+
+        Raises:
+            ConfigError: an argument cannot be used, or there are too many operations; nothing is done.
+            StoreUnavailable: no answer or an error; it may or may not be ordered.
+        """
+        words = operation_words(verb, filter, argument=priority, states=states, rate=rate, canary_s=canary_s, total=total)
+        name = id or f"{verb}-{uuid4().hex[:8]}"
+        hold_ms = checked_ms("hold_s", hold_s)
+        flat = [word for pair in words.items() for word in pair]
+        await self._operate("create", name, reason, str(hold_ms), *flat)
+        made = await self._operation_store.operation(name)
+        if made is None:
+            raise StoreError(f"operation {name} is gone, right after it was made")
+        return made
+
+    async def count_meant(
+        self, verb: Verb, filter: Filter, *, priority: str | Priority = "", states: Sequence[str] = BOTH
+    ) -> int:
+        """Return how many letters or jobs an operation would be about now; reads all that it would walk through, in small parts.
+
+        Raises:
+            ConfigError: an argument cannot be used.
+            StoreUnavailable: no answer or an error.
+        """
+        words = operation_words(verb, filter, argument=priority, states=states, rate=RATE, canary_s=CANARY_S, total=None)
+        return sum([len(places) async for places, _ in self._operation_store.meant(words)])
+
+    async def operations(self) -> list[Operation]:
+        """Return the operations that are known, the newest first: for a week after their last step.
+
+        Raises:
+            StoreUnavailable: no answer or an error.
+        """
+        return await self._operation_store.operations()
+
+    async def operation(self, id: str) -> Operation | None:
+        """Return an operation, None where there is none.
+
+        Raises:
+            ConfigError: it is no id.
+            StoreUnavailable: no answer or an error.
+        """
+        return await self._operation_store.operation(_checked_id(id))
+
+    async def stop_operation(self, id: str, *, reason: str = "") -> bool:
+        """Stop an operation: the rest stays where it is. Return whether that changed anything, as each verb below.
+
+        Raises:
+            ConfigError: there is none, or an argument cannot be used.
+            StoreUnavailable: no answer or an error; it may or may not be changed.
+        """
+        return await self._operate("stop", id, reason)
+
+    async def resume_operation(self, id: str, *, reason: str = "") -> bool:
+        """Let an operation go on that was stopped or has braked; raises as `stop_operation`."""
+        return await self._operate("resume", id, reason)
+
+    async def set_operation_rate(self, id: str, rate: float, *, reason: str = "") -> bool:
+        """Set how many per second an operation moves from now on; raises as `stop_operation`."""
+        return await self._operate("rate", id, reason, f"{checked_rate(rate):.6g}")
+
+    async def drop_operation(self, id: str, *, reason: str = "") -> bool:
+        """End an operation where it is, and forget it; raises as `stop_operation`."""
+        return await self._operate("drop", id, reason)
+
+    async def step_operation(self, id: str) -> Step:
+        """Make the next step of an operation, as workers do, where it is time for it: it goes on without a worker so.
+
+        Raises:
+            ConfigError: it is no id.
+            StoreUnavailable: no answer or an error.
+        """
+        return await self._operation_store.step(_checked_id(id))
+
+    async def _operate(self, verb: str, id: str, reason: str, *words: str) -> bool:
+        self._check_reason(reason)
+        name = _checked_id(id)
+        state, changed = await _repeated(lambda: self._operation_store.operate(verb, name, self.by, reason, *words))
+        if state == "gone" and verb != "drop":
+            raise ConfigError(f"no operation {name!r}; hint: `operations list` shows those that are known")
+        return changed
+
+
+async def _repeated(call: Callable[[], Awaitable[T]]) -> T:
+    """Call again once where the answer was lost, or the server has closed a connection that stood idle."""
+    try:
+        return await call()
+    except StoreError:
+        raise
+    except StoreUnavailable:
+        return await call()
+
+
+def _checked_id(id: Any) -> str:
+    if not isinstance(id, str) or not OPERATION_ID.match(id):
+        raise ConfigError(f"id must be 1 to 64 of a-z, 0-9, `.`, `_` and `-`, with a letter or digit first, got {id!r:.60}")
+    return id

@@ -1,0 +1,92 @@
+"""Operations in the store: how they are ordered, stepped, counted beforehand and read."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from typing import Final
+
+from runtime.errors import ConfigError
+from runtime.operations import Operation, read_operation
+from runtime.store.base import Step, Store, is_code, texts
+from runtime.store.connection import Connection
+
+MOST: Final = 200  # operations that are read; a guess: about twice what may be there
+_BEGIN: Final = (b"1", b"-", b"")  # of `count`
+
+
+class OperationStore(Store):
+    """A person's verbs about operations. Owns one connection."""
+
+    def __init__(self, url: str, queue: str, name: str) -> None:
+        super().__init__(url, queue)
+        self._connection = Connection(url, name)
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._connection.close()
+
+    async def operate(self, verb: str, name: str, by: str, reason: str, *words: str) -> tuple[str, bool]:
+        """Order something of an operation; see operate.lua. Return its state, and whether this changed anything.
+
+        May be repeated: what stands as it is ordered is left alone.
+
+        Raises:
+            ConfigError: a word cannot be used, or there are too many operations.
+            StoreUnavailable: no answer or an error.
+        """
+        [answer] = await self.ask(self._connection, self.command("operate", verb, name, by, reason, *words))
+        if is_code(answer, "BADORDER") or is_code(answer, "FULL"):
+            raise ConfigError(str(answer).partition(" ")[2])
+        state, changed = self.checked(answer)
+        return bytes(state).decode(errors="replace"), bool(changed)
+
+    async def step(self, name: str) -> Step:
+        """Make the next step of an operation, as a worker does, where it is time for it.
+
+        Raises:
+            StoreUnavailable: no answer or an error.
+        """
+        return await self.step_on(self._connection, name)
+
+    async def meant(self, words: Mapping[str, str]) -> AsyncGenerator[tuple[list[str], int]]:
+        """Yield the places that an operation with these words would mean now, and how many were looked at, a few at a time.
+
+        Raises:
+            ConfigError: a word cannot be used.
+            StoreUnavailable: no answer or an error.
+        """
+        flat = [word for pair in words.items() for word in pair]
+        at, is_end = _BEGIN, False
+        while not is_end:
+            [answer] = await self.ask(self._connection, self.command("count", *at, *flat))
+            if is_code(answer, "BADORDER"):
+                raise ConfigError(str(answer).partition(" ")[2])
+            *stands, is_end, looked, places = self.checked(answer)
+            at = (stands[0], stands[1], stands[2])
+            yield [bytes(place).decode(errors="backslashreplace") for place in places], looked
+
+    async def operation(self, name: str) -> Operation | None:
+        """Return an operation, None where there is none.
+
+        Raises:
+            StoreUnavailable: no answer or an error.
+        """
+        found = await self._read([name])
+        return found[0] if found else None
+
+    async def operations(self) -> list[Operation]:
+        """Return the operations that are known, the newest first.
+
+        Raises:
+            StoreUnavailable: no answer or an error.
+        """
+        names = await self.call_one(self._connection, ("ZRANGE", self.keys.operations, 0, MOST - 1), self.keys.operations)
+        found = await self._read([bytes(name).decode(errors="replace") for name in names])
+        return sorted(found, key=lambda one: -one.created_ms)
+
+    async def _read(self, names: list[str]) -> list[Operation]:
+        if not names:
+            return []
+        answers = await self.ask(self._connection, *[("HGETALL", self.keys.operation(name)) for name in names])
+        hashes = [{} if is_code(answer, "WRONGTYPE") else texts(self.checked(answer)) for answer in answers]
+        return [read_operation(name, fields) for name, fields in zip(names, hashes, strict=True) if fields]
