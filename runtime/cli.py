@@ -28,6 +28,7 @@ COMMANDS: Final = {
     "dead": "list, show, replay or purge dead letters",
     "stats": "show one reading of the queue",
     "jobs": "list or show jobs that wait, run, are parked or delayed; reopen a closed stream",
+    "operations": "show, stop or resume what is done to many letters or jobs at once",
     "cron": "list, change, run or backfill schedules",
     "pause": "let nothing start of job types, priorities or the whole queue; print what is paused",
     "resume": "let go on what was paused",

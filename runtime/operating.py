@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any, Literal, TypeVar
 from uuid import uuid4
 
@@ -82,6 +82,19 @@ class OperationControl:
             raise StoreError(f"operation {name} is gone, right after it was made")
         return made
 
+    async def meant(
+        self, verb: Verb, filter: Filter, *, priority: str | Priority = "", states: Sequence[str] = BOTH
+    ) -> AsyncGenerator[list[str]]:
+        """Yield the places of what an operation would be about now, a few at a time: `dead 12-0`, `high 12-0`, `due member`.
+
+        Raises:
+            ConfigError: an argument cannot be used.
+            StoreUnavailable: no answer or an error.
+        """
+        words = operation_words(verb, filter, argument=priority, states=states, rate=RATE, canary_s=CANARY_S, total=None)
+        async for places, _ in self._operation_store.meant(words):
+            yield places
+
     async def count_meant(
         self, verb: Verb, filter: Filter, *, priority: str | Priority = "", states: Sequence[str] = BOTH
     ) -> int:
@@ -91,8 +104,7 @@ class OperationControl:
             ConfigError: an argument cannot be used.
             StoreUnavailable: no answer or an error.
         """
-        words = operation_words(verb, filter, argument=priority, states=states, rate=RATE, canary_s=CANARY_S, total=None)
-        return sum([len(places) async for places, _ in self._operation_store.meant(words)])
+        return sum([len(places) async for places in self.meant(verb, filter, priority=priority, states=states)])
 
     async def operations(self) -> list[Operation]:
         """Return the operations that are known, the newest first: for a week after their last step.

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
+from runtime.commands import many
 from runtime.commands.common import clean, control, flags_of, inspector, print_json, with_store
 from runtime.commands.flags import add_texts, add_verb, check_between
+from runtime.commands.many import add_choice, add_course, carry_out, check_places, filter_of, is_of_many, print_meant
 from runtime.config import Config, trace_url_of
-from runtime.errors import ConfigError
 from runtime.leaving import CLEAN, FAILED
+from runtime.operating import Verb
 from runtime.store.control import ControlStore
-from runtime.store.inspector import PAGE, DeadLetter, Filter, Inspector, is_letter
+from runtime.store.inspector import DeadLetter
 
 MAX_LIST: Final = 10_000  # a guess: ten reads of a thousand, some megabytes
-PROGRESS_S: Final = 0.2  # between two progress lines; a guess: five a second are seen to move
 # Answers of a replay that are no entry's id: why a letter was not sent back.
-REFUSALS: Final = {
-    "gone": "no such dead letter",
-    "unreadable": "this letter holds no message that could run",
-    "left-out": "its payload was too large to be kept; hint: send the job again, smaller or with a higher --max-data",
-    "owned": "a live job has the same key; hint: replay it when that one has ended",
-}
+REFUSALS: Final = {**many.REFUSALS, "gone": "no such dead letter"}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "Dead letters are jobs that have failed for good; they are kept until they are replayed or purged.",
         "python -m runtime dead list --type send-email -n 100",
         "python -m runtime dead replay --type send-email --reason attempts --dry-run",
-        "python -m runtime dead replay --type send-email --reason attempts --rate 50",
+        "python -m runtime dead replay --type send-email --text 'no such host' --rate 50",
         "python -m runtime dead purge --older-than 720",
     )
     verbs = parser.add_subparsers(metavar="VERB", required=True)
@@ -50,25 +45,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
     again = add_verb(verbs, "replay", replay, "send dead letters back to their streams, with a fresh count of attempts")
     _add_filter(again)
-    _add_choice(again)
-    again.add_argument("--rate", type=float, default=0.0, metavar="N", help="at most this many per second; default: no limit")
+    _add_many(again)
+    add_course(again, is_replay=True)
 
     away = add_verb(verbs, "purge", purge, "delete dead letters; they cannot be brought back")
     _add_filter(away)
-    _add_choice(away)
+    _add_many(away)
+    add_course(away)
 
 
 def _add_filter(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--type", default="", help="only this job type")
-    parser.add_argument("--reason", default="", help="only this reason, such as attempts or bad-payload")
+    text = "only this reason, such as attempts or bad-payload"
+    parser.add_argument("--reason", dest="letter_reason", default="", help=text)
     parser.add_argument("--json", action="store_true", help="print JSON lines")
 
 
-def _add_choice(parser: argparse.ArgumentParser) -> None:
+def _add_many(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("letters", nargs="*", metavar="letter", help="places, as `dead list` prints them")
-    parser.add_argument("--older-than", type=float, metavar="HOURS", help="only those that died at least this long ago")
-    parser.add_argument("--all", action="store_true", help="all dead letters")
-    parser.add_argument("--dry-run", action="store_true", help="only print which ones it would be")
+    parser.add_argument("--text", default="", help="only those in whose error this text stands")
+    add_choice(parser, "those that died")
 
 
 def main(config: Config, arguments: argparse.Namespace) -> int:
@@ -85,18 +81,19 @@ def print_list(config: Config, arguments: argparse.Namespace) -> int:
             return await found.dead_letters(arguments.n)
 
     looked_at = with_store(config, read)
-    letters = [letter for letter in looked_at if _filter(arguments).fits(letter)]
+    wanted = arguments.type, arguments.letter_reason
+    letters = [one for one in looked_at if wanted[0] in ("", one.type) and wanted[1] in ("", one.reason)]
     if letters and not arguments.json:
         print(f"{'LETTER':20} {'DIED':19} {'TYPE':24} {'REASON':18} RUN ERROR")
     for letter in letters:
-        print_json(letter) if arguments.json else print(_line(letter))
+        _print(letter, arguments)
     print(f"{len(letters)} shown, the newest {len(looked_at)} looked at", file=sys.stderr)
     return 0
 
 
 def print_one(config: Config, arguments: argparse.Namespace) -> int:
     """Print one dead letter whole; status 1 when it is gone."""
-    _check(arguments.letter)
+    check_places([arguments.letter])
 
     async def read(url: str) -> DeadLetter | None:
         async with inspector(url, config.queue) as found:
@@ -127,17 +124,15 @@ def print_one(config: Config, arguments: argparse.Namespace) -> int:
 
 def replay(config: Config, arguments: argparse.Namespace) -> int:
     """Send dead letters back, those named or those that fit; status 1 when one of them could not be sent."""
-    _check_choice(arguments)
-    if arguments.rate < 0:
-        raise ConfigError(f"--rate {arguments.rate:g}: must be 0 or more (letters per second; 0 sets no limit)")
+    if is_of_many(arguments, arguments.letters, "letters"):
+        return _of_many(config, arguments, "replay")
 
     async def send_back(writes: ControlStore, letter: str) -> bool:
         answer = await writes.replay(letter)
         if arguments.json:
             print_json({"letter": letter, "replayed": answer not in REFUSALS, "answer": answer})
-        elif arguments.letters or answer in REFUSALS:
+        else:
             print(f"{letter}: {REFUSALS.get(answer) or f'waits again as entry {answer}'}")
-        await asyncio.sleep(1 / arguments.rate if arguments.rate else 0)
         return answer not in REFUSALS
 
     return _for_each(config, arguments, "replayed", send_back)
@@ -145,7 +140,8 @@ def replay(config: Config, arguments: argparse.Namespace) -> int:
 
 def purge(config: Config, arguments: argparse.Namespace) -> int:
     """Delete dead letters, those named or those that fit; status 1 when one of them was not there."""
-    _check_choice(arguments)
+    if is_of_many(arguments, arguments.letters, "letters"):
+        return _of_many(config, arguments, "purge")
 
     async def delete(writes: ControlStore, letter: str) -> bool:
         return await writes.purge([letter]) == 1
@@ -153,72 +149,43 @@ def purge(config: Config, arguments: argparse.Namespace) -> int:
     return _for_each(config, arguments, "deleted", delete)
 
 
+def _of_many(config: Config, arguments: argparse.Namespace, verb: Verb) -> int:
+    async def show(url: str, places: list[str]) -> None:
+        async with inspector(url, config.queue) as found:
+            for letter in await found.letters_at([place.partition(" ")[2] for place in places]):
+                _print(letter, arguments)
+
+    if arguments.dry_run:
+        return print_meant(config, verb, filter_of(arguments), show)
+    return carry_out(config, arguments, verb)
+
+
 def _for_each(
     config: Config, arguments: argparse.Namespace, done_word: str, act: Callable[[ControlStore, str], Awaitable[bool]]
 ) -> int:
-    """Call `act` for each chosen letter, with a progress line at a terminal; `--dry-run` only prints them."""
+    """Call `act` for each letter that was named; `--dry-run` only prints those that are there."""
+    check_places(arguments.letters)
 
-    async def work(url: str) -> tuple[int, int]:
-        done, failed, next_s = 0, 0, 0.0
+    async def work(url: str) -> int:
+        done = 0
         async with inspector(url, config.queue) as found, control(url, config.queue) as writes:
-            async for letter in _chosen(found, arguments):
-                if arguments.dry_run:
-                    print_json(letter) if arguments.json else print(_line(letter))
+            for letter in arguments.letters:
+                if not arguments.dry_run:
+                    done += await act(writes, letter)
+                elif there := await found.dead_letter(letter):
+                    _print(there, arguments)
                     done += 1
-                elif await act(writes, letter.letter):
-                    done += 1
-                else:
-                    failed += 1
-                if sys.stderr.isatty() and time.monotonic() > next_s:
-                    next_s = time.monotonic() + PROGRESS_S
-                    print(f"\r{done:>10,} {done_word}, {failed:,} not ", end="", file=sys.stderr, flush=True)
-        return done, failed
+        return done
 
-    done, failed = with_store(config, work)
+    done = with_store(config, work)
+    failed = len(arguments.letters) - done
     would = "would be " if arguments.dry_run else ""
     print(f"{done} {would}{done_word}{f', {failed} could not be' if failed else ''}", file=sys.stderr)
     return FAILED if failed else CLEAN
 
 
-async def _chosen(found: Inspector, arguments: argparse.Namespace) -> AsyncGenerator[DeadLetter]:
-    """Yield the letters named, or page by page those that fit.
-
-    It ends at the letter that was the newest at the start: a job that is replayed may die again, as a letter behind it, and would
-    be replayed without end.
-    """
-    if arguments.letters:
-        for place in arguments.letters:
-            yield await found.dead_letter(place) or DeadLetter(place, "", "", "gone", "", 0, "", 0.0, "", {})
-        return
-    newest = await found.dead_letters(1)
-    last, after, which = newest[0].letter if newest else "0-0", "-", _filter(arguments)
-    while page := await found.letters_page(after, PAGE):
-        for letter in page:
-            if _order(letter.letter) > _order(last):
-                return
-            if which.fits(letter):
-                yield letter
-        after = page[-1].letter
-
-
-def _order(place: str) -> tuple[int, int]:
-    stamp, _, number = place.partition("-")
-    return int(stamp), int(number)
-
-
-def _filter(arguments: argparse.Namespace) -> Filter:
-    older_s = getattr(arguments, "older_than", None)
-    return Filter(arguments.type, arguments.reason, time.time() - older_s * 3600 if older_s else 0.0)
-
-
-def _check_choice(arguments: argparse.Namespace) -> None:
-    for letter in arguments.letters:
-        _check(letter)
-    is_filtered = bool(arguments.type or arguments.reason or arguments.older_than or arguments.all)
-    if bool(arguments.letters) == is_filtered:
-        raise ConfigError(
-            "name letters, or choose them by --type, --reason, --older-than or --all, not both; hint: --dry-run shows which"
-        )
+def _print(letter: DeadLetter, arguments: argparse.Namespace) -> None:
+    print_json(letter) if arguments.json else print(_line(letter))
 
 
 def _line(letter: DeadLetter) -> str:
@@ -228,8 +195,3 @@ def _line(letter: DeadLetter) -> str:
 
 def _when(letter: DeadLetter) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(letter.died_at))
-
-
-def _check(letter: str) -> None:
-    if not is_letter(letter):
-        raise ConfigError(f"{letter!r}: not the place of a dead letter, such as 1732400000000-0; hint: `dead list` prints them")

@@ -69,19 +69,6 @@ class DeadLetter(msgspec.Struct):
     trace: str = ""  # traceparent of the span that tells of this death
 
 
-class Filter(msgspec.Struct, frozen=True):
-    """Which dead letters are meant; empty means any."""
-
-    type: str = ""
-    reason: str = ""
-    before: float = 0.0
-
-    def fits(self, letter: DeadLetter) -> bool:
-        """Return whether a letter is meant."""
-        is_old = not self.before or letter.died_at <= self.before
-        return is_old and self.type in ("", letter.type) and self.reason in ("", letter.reason)
-
-
 class FoundJob(msgspec.Struct):
     """A job where it is now: `state` is waiting, running, parked, delayed or dead; `where` is its holder, lot or due time.
 
@@ -318,14 +305,15 @@ class Inspector(Store):
         rows = await self.call_one(self._connection, ("XRANGE", self.keys.dead, letter, letter))
         return _letter(rows[0]) if rows else None
 
-    async def letters_page(self, after: str, n: int) -> list[DeadLetter]:
-        """Return up to `n` dead letters after a place, oldest first; `-` begins.
+    async def letters_at(self, places: Sequence[str]) -> list[DeadLetter]:
+        """Return the dead letters at these places; those that are gone are left out.
 
         Raises:
             StoreUnavailable: no answer or an error.
         """
-        start = after if after == "-" else f"({after}"
-        return [_letter(row) for row in await self.call_one(self._connection, ("XRANGE", self.keys.dead, start, "+", "COUNT", n))]
+        reads = [("XRANGE", self.keys.dead, place, place) for place in places]
+        found = await self.ask(self._connection, *reads) if reads else []
+        return [_letter(row) for rows in found for row in self.checked(rows)]
 
     async def newest_jobs(self, n: int) -> list[FoundJob]:
         """Return the newest `n` jobs of each stream and the next `n` delayed ones; never reads a whole structure.

@@ -276,6 +276,9 @@ def bury(raw: redis.Redis, n: int, type_name: str = "scripted", reason: str = "a
     return pipe.execute()
 
 
+AT_ONCE = ("--now", "--canary", "0")
+
+
 def test_dead_letters_are_replayed_by_what_they_have_in_common(server, raw):
     bury(raw, 30)
     bury(raw, 5, type_name="blocking")
@@ -286,7 +289,7 @@ def test_dead_letters_are_replayed_by_what_they_have_in_common(server, raw):
     assert "30 would be replayed" in dry.stderr
     assert raw.xlen("{jobs}:dead") == 39
     began_s = time.monotonic()
-    result = call("dead", "replay", "--type", "scripted", "--reason", "attempts", "--rate", "60", *redis_flag)
+    result = call("dead", "replay", "--type", "scripted", "--reason", "attempts", "--rate", "60", *AT_ONCE, *redis_flag)
     assert (result.returncode, "30 replayed" in result.stderr) == (0, True)
     assert time.monotonic() - began_s > 0.45, "no faster than asked"
     assert (raw.xlen("{jobs}:dead"), raw.xlen(KEY)) == (9, 30)
@@ -302,12 +305,12 @@ def test_dead_letters_are_purged_by_age_and_never_without_a_choice(server, raw):
     redis_flag = ("--redis", server.url)
     assert call("dead", "purge", *redis_flag).returncode == 2
     assert raw.xlen("{jobs}:dead") == 5
-    result = call("dead", "purge", "--older-than", "24", *redis_flag)
+    result = call("dead", "purge", "--older-than", "24", "--now", *redis_flag)
     assert "3 deleted" in result.stderr
     assert raw.xlen("{jobs}:dead") == 2
     assert call("dead", "purge", young[0], "5-5", *redis_flag).returncode == 1, "one of them was not there"
     assert raw.xlen("{jobs}:dead") == 1
-    call("dead", "purge", "--all", *redis_flag)
+    call("dead", "purge", "--all", "--now", *redis_flag)
     assert raw.xlen("{jobs}:dead") == 0
 
 

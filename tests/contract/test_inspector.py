@@ -10,7 +10,7 @@ import redis
 from runtime.errors import StoreError
 from runtime.jobs import Deferral, Letter, Parking
 from runtime.store.base import GROUP, WorkerRow
-from runtime.store.inspector import DeadLetter, Depth, Filter, FoundJob, is_letter
+from runtime.store.inspector import DeadLetter, Depth, FoundJob, is_letter
 from tests.contract.kit import ME, ServerKit, batch, leases
 
 KEY, DEAD, DUE, MESSAGES, WORKERS = "{jobs}:high", "{jobs}:dead", "{jobs}:due", "{jobs}:msg", "{jobs}:workers"
@@ -165,18 +165,15 @@ async def test_a_dead_letter_has_its_notes_apart_from_its_message(inspector, raw
     assert await inspector.dead_letter("1-1") is None
 
 
-async def test_dead_letters_are_paged_from_the_newest_or_from_the_oldest_without_a_gap(inspector, raw):
+async def test_dead_letters_are_paged_from_the_newest_without_a_gap_and_read_by_their_places(inspector, raw):
     places = bury(raw, 7)
     newest, before = [], "+"
     while page := await inspector.dead_letters(3, before):
         newest += [letter.letter for letter in page]
         before = page[-1].letter
     assert newest == places[::-1]
-    oldest, after = [], "-"
-    while page := await inspector.letters_page(after, 3):
-        oldest += [letter.letter for letter in page]
-        after = page[-1].letter
-    assert oldest == places
+    assert [letter.letter for letter in await inspector.letters_at([*places[2:5], "1-1"])] == places[2:5]
+    assert await inspector.letters_at([]) == []
 
 
 async def test_a_dead_letter_of_a_stranger_is_shown_whatever_bytes_it_has(server, inspector):
@@ -186,22 +183,6 @@ async def test_a_dead_letter_of_a_stranger_is_shown_whatever_bytes_it_has(server
     [letter] = await inspector.dead_letters(1)
     assert (letter.type, letter.id, letter.attempts, letter.died_at, letter.reason) == ("", "\\xff", 0, 0, "")
     assert letter.message == {"\ufffd": "\\xfe", "id": "\\xff"}
-
-
-@pytest.mark.parametrize(
-    ("chosen", "fits"),
-    [
-        (Filter(), True),
-        (Filter(type="t", reason="attempts", before=7.0), True),
-        (Filter(type="u"), False),
-        (Filter(reason="handler"), False),
-        (Filter(before=6.9), False),
-    ],
-)
-async def test_a_filter_means_letters_that_fit_all_it_says(inspector, raw, chosen, fits):
-    bury(raw, 1)
-    [letter] = await inspector.dead_letters(1)
-    assert chosen.fits(letter) is fits
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,7 @@ def test_a_letter_that_is_sent_back_is_a_trace_that_leads_to_its_death(working: 
     job_id = working.send("mail", '{"is_dead":true}', id="mine")
     (death,) = working.spans(1)
     wait_until(lambda: working.raw.xlen("{jobs}:dead") == 1, what="the letter")
-    command = [sys.executable, "-m", "runtime", "dead", "replay", "--all", "--redis", working.url]
+    command = [sys.executable, "-m", "runtime", "dead", "replay", "--all", "--now", "--redis", working.url]
     subprocess.run(command, check=True, capture_output=True)
     _, again = working.spans(2)
     assert job_id

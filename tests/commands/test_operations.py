@@ -1,0 +1,167 @@
+"""Operations over many through the real process: how they are begun, shown, left alone, stopped and taken up again."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.commands.test_commands import call, one_line
+from tests.commands.test_on_call import bury
+from tests.faults.harness import ROOT
+from tests.servers import Server, wait_until
+
+DEAD = "{jobs}:dead"
+
+
+@pytest.fixture
+def raw(valkey: Server) -> Iterator[Any]:
+    client = valkey.client()
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def ask(valkey: Server):
+    def call_here(*words: str) -> subprocess.CompletedProcess[str]:
+        return call(*words, "--redis", valkey.url)
+
+    return call_here
+
+
+def started(valkey: Server, *words: str, **options: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "runtime", *words, "--redis", valkey.url]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stderr=subprocess.PIPE, **options)
+
+
+def name_in(text: str) -> str:
+    found = re.search(r"operation ((?:replay|purge|cancel|now|priority)-[0-9a-f]{8})", text)
+    assert found, text
+    return found[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("dead", "replay"), ("name letters", "--all")),
+        (("dead", "purge", "1-1", "--all"), ("not both",)),
+        (("dead", "purge", "nonsense"), ("not the place of a dead letter",)),
+        (("dead", "purge", "--older-than", "soon"), ("--older-than soon: must be a time",)),
+        (("dead", "purge", "--older-than", "nan"), ("--older-than nan",)),
+        (("operations", "show", "A b"), ("id must be",)),
+        (("operations", "stop", "nothing"), ("no operation 'nothing'",)),
+        (("operations", "rate", "nothing", "1e9"), ("rate must be between",)),
+    ],
+)
+def test_bad_orders_are_one_line_and_status_2_and_change_nothing(ask, raw, arguments, words):
+    result = ask(*arguments)
+    assert result.returncode == 2, result
+    line = one_line(result)
+    assert all(word in line for word in words), line
+    assert raw.keys() == []
+
+
+def test_a_rate_that_cannot_be_is_refused_before_anything_is_done(ask, raw):
+    bury(raw, 3)
+    result = ask("dead", "replay", "--all", "--rate", "-1")
+    assert (result.returncode, "rate must be between" in one_line(result)) == (2, True)
+    assert raw.keys() == [DEAD]
+
+
+def test_what_is_held_is_undone_by_a_stop(ask, raw, valkey):
+    bury(raw, 30)
+    running = started(valkey, "dead", "purge", "--all")
+    wait_until(lambda: raw.zcard("{jobs}:operations") == 1, what="it is ordered")
+    [name] = raw.zrange("{jobs}:operations", 0, -1)
+    stopped = ask("operations", "stop", name, "--reason", "a mistake")
+    assert (stopped.returncode, f"stopped: {name}" in stopped.stdout) == (0, True)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 1
+    for words in (
+        f"operation {name}: 30 meant, purge of dead: all; begins in 10 s",
+        f"stop it: python -m runtime operations stop {name}",
+    ):
+        assert words in said, said
+    assert f"operation {name} is stopped" in said
+    assert raw.xlen(DEAD) == 30
+    assert [row["reason"] for _, row in raw.xrange("{jobs}:audit")] == ["", "a mistake"]
+
+
+def test_an_operation_is_left_to_the_workers_shown_and_taken_up_again(ask, raw):
+    bury(raw, 30)
+    detached = ask("dead", "replay", "--type", "scripted", "--detach", "--now", "--canary", "0", "--json")
+    assert detached.returncode == 0
+    made = json.loads(detached.stdout)
+    name = made["id"]
+    assert (made["total"], made["state"], made["filter"]["type"]) == (30, "held", "scripted")
+    [listed] = [json.loads(line) for line in ask("operations", "list", "--json").stdout.splitlines()]
+    assert (listed["id"], listed["done"]) == (name, 0)
+    assert name in ask("operations", "list").stdout
+    assert "0 of 30 replayed" in ask("operations", "show", name).stdout
+    assert "has another rate" in ask("operations", "rate", name, "500").stdout
+    assert "stopped" in ask("operations", "stop", name).stdout
+    assert "nothing to do" in ask("operations", "stop", name).stdout
+    assert json.loads(ask("operations", "resume", name, "--json").stdout)["changed"] is True
+    followed = ask("operations", "follow", name)
+    assert (followed.returncode, "30 replayed" in followed.stderr) == (0, True)
+    shown = json.loads(ask("operations", "show", name, "--json").stdout)
+    assert (shown["state"], shown["done"], shown["rate"]) == ("done", 30, 500)
+    assert ask("operations", "show", "nothing").returncode == 1
+    assert "dropped" in ask("operations", "drop", name).stdout
+    assert ask("operations", "list").stdout == ""
+
+
+def test_who_leaves_a_command_leaves_the_operation_running_and_is_told_how_to_stop_it(ask, raw, valkey):
+    bury(raw, 30)
+    running = started(valkey, "dead", "purge", "--all", "--now", "--rate", "2")
+    wait_until(lambda: raw.xlen(DEAD) < 30, what="it has begun")
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=60)
+    name = name_in(said)
+    assert running.returncode == 130
+    assert f"operation {name} goes on while workers run" in said
+    assert "Traceback" not in said
+    assert raw.hget(f"{{jobs}}:operation:{name}", "state") == "running"
+
+
+def test_letters_that_cannot_go_back_are_counted_by_the_reason_and_status_is_1(ask, raw):
+    bury(raw, 4)
+    bury(raw, 2, reason="unreadable")
+    result = ask("dead", "replay", "--all", "--now", "--canary", "0")
+    assert result.returncode == 1
+    assert "2 not: this letter holds no message that could run" in result.stderr
+    assert "4 replayed, 2 could not be" in result.stderr
+    assert raw.xlen(DEAD) == 2
+
+
+@pytest.mark.parametrize(("answer", "left"), [("n", 3), ("y", 0)])
+def test_at_a_terminal_it_is_asked_back_before_letters_are_deleted(raw, valkey, answer, left):
+    bury(raw, 3)
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "runtime", "dead", "purge", "--all", "--now", "--redis", valkey.url]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    running = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=theirs, stderr=theirs, stdout=subprocess.DEVNULL)
+    os.close(theirs)
+    said = ""
+    while "[y/N]" not in said:
+        said += os.read(ours, 1000).decode()
+    os.write(ours, f"{answer}\n".encode())
+    while running.poll() is None:
+        try:
+            said += os.read(ours, 1000).decode()
+        except OSError:  # the other side has ended
+            break
+    assert running.wait(60) == 0
+    os.close(ours)
+    assert f"purge 3: all? [y/N] {answer}" in said
+    assert f"{3 - left} deleted" in said
+    assert raw.xlen(DEAD) == left
