@@ -23,7 +23,7 @@ from otel.settings import ExportSettings
 from otel.tracing import Tracing, resource_of
 from runtime.codec import decode_many
 from runtime.errors import Retry
-from runtime.jobs import DONE, Job
+from runtime.jobs import DONE, Job, Kept
 
 Figures = dict[str, float]
 ENDPOINT: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
@@ -122,6 +122,9 @@ class _Lane:
 
     def hear(self, job: Job) -> None:
         """Nothing is said here."""
+
+    def keep(self, result: Kept) -> None:
+        """Nothing is answered here."""
 
 
 class _Kept(SpanProcessor):

@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-from collections.abc import AsyncGenerator, Awaitable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from concurrent.futures import Future
 from itertools import starmap
 from types import CoroutineType, GeneratorType
 from typing import Any, Final, cast
 
 from runtime.errors import NeverRan
+from runtime.jobs import LANE, Job, Kept, ResultPolicy
 
 MAX_DEPTH: Final = 8  # a guess: more than decorators lie upon each other
 MANY: Final = 8  # a guess: so many of a list are looked at; coroutines in it stand from the start
@@ -33,19 +34,21 @@ _AWAITED: Final = (Awaitable, Future)
 _OPEN: Final = (*_AWAITED, *_NEVER_RUN)  # asked at once, since most answers are none of them
 
 
-async def finish(answer: object) -> None:
+async def finish(answer: object) -> object:
     """Await what a handler returned in place of its work, such as the coroutine of an `async def` under a plain decorator.
+
+    Return what comes of it in the end.
 
     Raises:
         NeverRan: it, or what came of it, cannot be awaited and nothing of it has run; or each awaited answer gives another.
     """
     for _ in range(MAX_DEPTH):
         if not is_to_do(answer):
-            return
+            return answer
         rest = asyncio.wrap_future(cast("Future[object]", answer)) if _is_a(answer, Future) else cast("Awaitable[object]", answer)
         given = await rest
         if given is answer:  # a Redis client returns itself, ready for use
-            return
+            return answer
         answer = given
     raise NeverRan(f"the handler returned a {_name_of(answer)}, and each that is awaited gives another: {MAX_DEPTH} times")
 
@@ -65,6 +68,24 @@ def is_to_do(answer: object) -> bool:
     if (kind is list or kind is tuple) and any(map(_is_unborn, cast("list[object]", answer)[:MANY])):
         raise NeverRan("the handler returned coroutines in a list, so that nothing of them has run: await each, or gather them")
     return False
+
+
+def keeping(run: Callable[[Any, Job], Awaitable[object]], policy: ResultPolicy) -> Callable[[Any, Job], Awaitable[object]]:
+    """Return what runs a handler and has what it answers kept for those who wait for it.
+
+    What a child process answers comes as the result that it made of it.
+    """
+
+    async def run_and_keep(payload: Any, job: Job) -> None:
+        answer = await run(payload, job)
+        extras = job.noted()
+        if extras.result is None:
+            extras.result = policy.encode(await finish(answer))
+        lane = LANE.get()
+        if lane is not None:
+            lane.keep(Kept(job.id, extras.result, policy.life_ms))
+
+    return run_and_keep
 
 
 def _is_a(answer: object, kinds: Any) -> bool:

@@ -282,8 +282,8 @@ def entry_fields(head: Sequence[bytes | str | int], data: bytes) -> list[bytes]:
     return [*[word if isinstance(word, bytes) else str(word).encode() for word in head], DATA, data]
 
 
-def holds_no_number(payload: msgspec.Struct) -> bool:
-    """Return whether NaN or infinity stands anywhere in a payload, or as a key."""
+def holds_no_number(payload: object) -> bool:
+    """Return whether NaN or infinity stands anywhere in a payload or a result, or as a key."""
     todo: list[Any] = [msgspec.to_builtins(payload, enc_hook=_nothing)]
     while todo:
         value = todo.pop()

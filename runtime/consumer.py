@@ -183,6 +183,8 @@ class Consumer:
         self.ledger.on_first, self.inbox.on_idle = self._flusher.wake, self._flusher.lanes_idle
         self.ledger.on_pause = self._pause_type
         self.ledger.on_said, self.maintenance.listen = self._listener.hear, self._listener.look
+        kept = [(name, handler.result) for name, handler in self.registry.items()]
+        self.ledger.results_ms = {name: policy.life_ms for name, policy in kept if policy is not None}
         self.inbox.may_start = self._may_start
         self.orders.on_look = self._apply
 

@@ -69,6 +69,33 @@ class UnknownType(JobsError):
     """No handler or contract of that name is known here."""
 
 
+# --- a caller waits for what a job has answered -------------------------------------------------------------------------
+
+
+class BadResult(JobsError):
+    """A result that cannot be kept, or that is not of the type its reader asked for."""
+
+
+class JobDead(JobsError):
+    """The job that was waited for is a dead letter.
+
+    Args:
+        reason: the letter's reason, such as `attempts` or the code of a `Dead`.
+        error: what it died of, as text.
+        attempts: how often it ran.
+    """
+
+    def __init__(self, reason: str, error: str = "", attempts: int = 0) -> None:
+        super().__init__(f"{reason}: {error}" if error else reason)
+        self.reason = reason
+        self.error = error
+        self.attempts = attempts
+
+
+class ResultTimeout(JobsError, TimeoutError):
+    """No result in time; the text says what is known of the job now. It may still run, and be done."""
+
+
 # --- the set-up is wrong: the operator or the programmer must act ----------------------------------------------------
 
 

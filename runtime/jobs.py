@@ -105,6 +105,7 @@ class Extras(msgspec.Struct, eq=False):
     `is_cut` says that the run was told to end; `followers` are jobs, by id, that are sent in the step in which this one leaves.
     `said` is how far it is, and its lines. Of a job that runs with others, `is_settled` says that its handler has settled it: it
     failed of `error`, or is done; `cut` is why it was told to end alone, and counts more.
+    `result` is what the run has answered, as JSON, where the type has results.
     """
 
     is_cut: bool = False
@@ -113,6 +114,7 @@ class Extras(msgspec.Struct, eq=False):
     is_settled: bool = False
     error: BaseException | None = None
     cut: BaseException | None = None
+    result: bytes | None = None
 
 
 class Job(Lease, gc=False, eq=False):
@@ -406,7 +408,10 @@ class Deferral(msgspec.Struct, frozen=True, gc=False):
 
 
 class Letter(msgspec.Struct, frozen=True, gc=False):
-    """A held entry to the dead letters; `job_id` is empty where the entry cannot be read, `trace` where no span is recorded."""
+    """A held entry to the dead letters; `job_id` is empty where the entry cannot be read, `trace` where no span is recorded.
+
+    Those who wait for a result of the job can read of its death for `result_ms`; 0 where its type has none.
+    """
 
     lease: Lease
     code: str
@@ -415,6 +420,15 @@ class Letter(msgspec.Struct, frozen=True, gc=False):
     attempts: int
     job_id: str
     trace: bytes = b""
+    result_ms: int = 0
+
+
+class Kept(msgspec.Struct, frozen=True, gc=False):
+    """What a job has answered, as JSON: kept for `life_ms` for those who wait for it."""
+
+    job_id: str
+    value: bytes
+    life_ms: int
 
 
 class Claim(msgspec.Struct, frozen=True, gc=False):
@@ -434,7 +448,7 @@ class Parking(msgspec.Struct, frozen=True, gc=False):
 
 class Batch(msgspec.Struct, gc=False):
     """What one flush writes. `done` has a list per stream, since most of it is one XACK and one XDEL of each. `pauses` says which
-    types jobs have asked to pause, for how many ms.
+    types jobs have asked to pause, for how many ms. `results` are written before all that is done.
     """
 
     done: list[list[Job]]
@@ -442,6 +456,7 @@ class Batch(msgspec.Struct, gc=False):
     dead: list[Letter]
     park: list[Parking]
     pauses: dict[str, int] = {}
+    results: list[Kept] = []
 
     def __len__(self) -> int:
         return sum(map(len, self.done)) + len(self.defer) + len(self.dead) + len(self.park)
@@ -453,6 +468,7 @@ class Batch(msgspec.Struct, gc=False):
         self.defer += other.defer
         self.dead += other.dead
         self.park += other.park
+        self.results += other.results
         for name, for_ms in other.pauses.items():
             self.pauses[name] = max(for_ms, self.pauses.get(name, 0))
 
@@ -533,6 +549,13 @@ def contract_of(payload: type[msgspec.Struct]) -> Contract:
     return found
 
 
+class ResultPolicy(msgspec.Struct, frozen=True):
+    """How long the results of a type are kept, and what makes JSON of one, or raises BadResult."""
+
+    life_ms: int
+    encode: Callable[[object], bytes]
+
+
 @dataclass(frozen=True, slots=True)
 class BatchPolicy:
     """How jobs of a type gather, to run together: `max_size` of them at most, and none waits for longer than `max_wait_s`."""
@@ -547,6 +570,7 @@ class Handler(Generic[P]):
 
     `run(payload, job)` is always a coroutine function: functions that block are wrapped. `decode(job)` returns the payload, or
     raises BadPayload. Where there is a `batch`, both take a `Gathered` too, and `run` raises AllRan at its end.
+    `result` is None where what the function returns is thrown away.
     """
 
     contract: Contract
@@ -558,6 +582,7 @@ class Handler(Generic[P]):
     runs: str
     limits: Limits = NO_LIMITS
     batch: BatchPolicy | None = None
+    result: ResultPolicy | None = None
 
     @overload
     def __call__(self, payload: P, job: Job) -> object: ...
@@ -605,6 +630,10 @@ class Running(Protocol):
     @property
     def blocked(self) -> tuple[Job, float] | None:
         """Which job of the lane has blocked the loop last, and for how many ms."""
+        ...
+
+    def keep(self, result: Kept) -> None:
+        """Have a result written before its job is: called by the run that answered it, in its last step."""
         ...
 
     def begin(self) -> None:

@@ -197,7 +197,7 @@ def extras_out(job: Job) -> dict[str, Any]:
     if extras is None:
         return {}
     followers = [(*structs.astuple(packed.head), packed.data) for packed in list(extras.followers.values())]
-    return {"followers": followers, "said": extras.said.told()}
+    return {"followers": followers, "said": extras.said.told(), "result": extras.result}
 
 
 def extras_in(job: Job, noted: dict[str, Any]) -> None:
@@ -211,6 +211,7 @@ def extras_in(job: Job, noted: dict[str, Any]) -> None:
     extras.said.take_over(*noted["said"])
     if extras.said.said or extras.said.progress:
         job.heard_by(LANE.get())
+    extras.result = noted["result"]
 
 
 async def _forget_last_child() -> None:
@@ -332,16 +333,19 @@ def _run_alone(handler: Any, job: Job, here: int, trace: Any) -> None:
     JOB.set(job)
     answer = handler.function(handler.decode(job), job)
     if is_to_do(answer):
-        asyncio.run(_finish(answer, here))
+        answer = asyncio.run(_finish(answer, here))
+    if handler.result is not None:
+        job.noted().result = handler.result.encode(answer)
 
 
-async def _finish(answer: object, here: int) -> None:
+async def _finish(answer: object, here: int) -> object:
     try:
-        await finish(answer)
+        final = await finish(answer)
     except BaseException as error:
         end_fork(here, error)  # before it closes the loop, parts of which it shares with its parent
         raise
     end_fork(here)
+    return final
 
 
 def end_fork(here: int, error: BaseException | None = None) -> None:

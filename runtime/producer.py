@@ -11,20 +11,25 @@ import contextlib
 import os
 import time
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
-from itertools import chain, islice
+from itertools import islice
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self, TypeVar, overload
 
 import msgspec
 
 from runtime.codec import MAX_MS
-from runtime.errors import ConfigError
+from runtime.errors import ConfigError, JobDead, ResultTimeout
 from runtime.jobs import Head, Options, Packed, Priority
 from runtime.observer import Publishing, publisher
 from runtime.packing import NO_OPTIONS, Packer, shown
+from runtime.results import DEAD, reader_of
 from runtime.sender import CHUNK_BYTES, CHUNK_MESSAGES, Flow, Sender, Sent
+from runtime.store.results import ResultStore
 from runtime.store.sends import Durability, SendStore, durability_of
 from runtime.store.urls import without_password
+from runtime.waiter import Waiter
+
+T = TypeVar("T")
 
 # Messages packed in one turn of the loop, 0.1 ms of it (a guess): the chunk before goes out, and other tasks get on.
 PACKED_PER_TURN: Final = 50
@@ -67,7 +72,9 @@ class Producer:
         self._durability = durability_of(durability)
         self._packer = Packer(time.time, source)
         self._senders: dict[tuple[asyncio.AbstractEventLoop, Durability], Sender] = {}
-        self._inherited: list[dict[tuple[asyncio.AbstractEventLoop, Durability], Sender]] = []
+        self._waiters: dict[asyncio.AbstractEventLoop, Waiter] = {}
+        self._inherited: list[tuple[object, ...]] = []
+        self._loops_inherited: set[asyncio.AbstractEventLoop] = set()
         self._pid = os.getpid()
         self._is_closed = False
         SendStore(url, queue)  # raises what is wrong with the queue's name here, not at the first send
@@ -97,18 +104,22 @@ class Producer:
         """Close the connections; each send that still waits, in any event loop, raises. May be repeated."""
         self._is_closed = True
         here = asyncio.get_running_loop()
-        senders, self._senders = self._senders, {}
-        for (loop, _), sender in senders.items():
+        opened = self._opened()
+        self._senders, self._waiters = {}, {}
+        for loop, one in opened:
             if loop is here:
-                await sender.close()
+                await one.close()
             else:
-                _end_there(loop, sender)
+                _end_there(loop, one)
 
     def __del__(self) -> None:
         # Made in a function and forgotten: without this its connections would stay open as long as their loop.
-        if getattr(self, "_senders", None) and self._pid == os.getpid():
-            for (loop, _), sender in self._senders.items():
-                _end_there(loop, sender)
+        if hasattr(self, "_pid") and self._pid == os.getpid():
+            for loop, one in self._opened():
+                _end_there(loop, one)
+
+    def _opened(self) -> list[tuple[asyncio.AbstractEventLoop, Sender | Waiter]]:
+        return [*((loop, sender) for (loop, _), sender in self._senders.items()), *self._waiters.items()]
 
     async def send(
         self,
@@ -236,6 +247,43 @@ class Producer:
             await flow.close()
         return flow.sent
 
+    @overload
+    async def result(self, job: str | Sent, timeout_s: float = ...) -> Any: ...
+
+    @overload
+    async def result(self, job: str | Sent, timeout_s: float = ..., *, type: type[T]) -> T: ...
+
+    async def result(self, job: str | Sent, timeout_s: float = 30.0, *, type: Any = Any) -> Any:
+        """Return what a job has answered, as soon as it is done; its handler's type must keep results (`result_ttl_s`).
+
+        A job whose id was used before may be answered with the result of the one before, as long as that is kept. Cancelled, it
+        leaves nothing behind; the job runs on.
+
+        Args:
+            job: what `send` returned, or a job's id.
+            timeout_s: seconds to wait, from 0, which looks once; then it takes the time to find out where the job is.
+            type: of the value; without it dicts, lists, texts and numbers, as JSON has them.
+
+        Raises:
+            JobDead: the job is a dead letter.
+            ResultTimeout: no result came in time; the text says where the job is, or that it is gone without one.
+            BadResult: the value is of another type.
+            ConfigError: the timeout or the type cannot be used, or the producer is closed, before or while this waited.
+            StoreUnavailable: no result came in time, and Redis did not answer what is known of the job.
+        """
+        if not timeout_s >= 0:
+            raise ConfigError(f"timeout_s must be a number of seconds from 0, got {shown(timeout_s)}")
+        read = reader_of(type)
+        if isinstance(job, Sent) and not job.new:
+            raise ResultTimeout(f"{job.id} was not sent: another job with its key lives, and answers under an id of its own")
+        job_id = job.id if isinstance(job, Sent) else job
+        found = await self._waiter().result(job_id, timeout_s)
+        if isinstance(found, str):
+            raise ResultTimeout(f"no result of {shown(job_id)} in {timeout_s:g} s: {found}")
+        if found.state == DEAD:
+            raise JobDead(found.reason, found.error, found.attempts)
+        return read(found.value)
+
     def _pack(self, message: msgspec.Struct | Message) -> Packed:
         return self._packer.pack_with(message.payload, message) if isinstance(message, Message) else self._packer.pack(message)
 
@@ -244,32 +292,48 @@ class Producer:
         return await self._sender_for(durability).send(packed)
 
     def _sender_for(self, durability: str) -> Sender:
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            raise ConfigError(f"a Producer sends from a running event loop, and there is none here; {_FORKED}") from None
+        loop = self._loop()
         wanted = durability_of(durability) if durability else self._durability
         sender = self._senders.get((loop, wanted))
         if sender is None or sender.is_over or self._is_closed or self._pid != os.getpid():
-            sender = self._open(loop, wanted)
+            self._prepare(loop)
+            store = SendStore(self._url, self._queue, wanted, self._answer_s)
+            sender = self._senders[loop, wanted] = Sender(store, self._patience_s)
         return sender
 
-    def _open(self, loop: asyncio.AbstractEventLoop, durability: Durability) -> Sender:
+    def _waiter(self) -> Waiter:
+        loop = self._loop()
+        waiter = self._waiters.get(loop)
+        if waiter is None or waiter.is_over or self._is_closed or self._pid != os.getpid():
+            self._prepare(loop)
+            waiter = self._waiters[loop] = Waiter(ResultStore(self._url, self._queue, self._answer_s))
+        return waiter
+
+    @property
+    def _answer_s(self) -> float:
+        return max(self._patience_s / 3, LEAST_ANSWER_S)
+
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        try:
+            return asyncio.get_running_loop()
+        except RuntimeError:
+            raise ConfigError(f"a Producer sends from a running event loop, and there is none here; {_FORKED}") from None
+
+    def _prepare(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Check that something may be opened in this loop; forget what belongs to a fork's parent or to closed loops."""
         if self._is_closed:
             raise ConfigError("this Producer is closed; hint: `async with` opens it again")
         if self._pid != os.getpid():
             # Kept and never touched: closing them here would reach into the parent's connections and its event loop.
-            self._inherited.append(self._senders)
-            self._senders, self._pid = {}, os.getpid()
-        if any(loop is known for known, _ in chain(*self._inherited)):
+            self._loops_inherited |= {known for known, _ in self._opened()}
+            self._inherited.append((self._senders, self._waiters))
+            self._senders, self._waiters, self._pid = {}, {}, os.getpid()
+        if loop in self._loops_inherited:
             raise ConfigError(f"this event loop was used before the fork, and belongs to the parent; {_FORKED}")
         for key in [key for key in list(self._senders) if key[0].is_closed()]:
             self._senders.pop(key, None)
-        sender = Sender(
-            SendStore(self._url, self._queue, durability, max(self._patience_s / 3, LEAST_ANSWER_S)), self._patience_s
-        )
-        self._senders[loop, durability] = sender
-        return sender
+        for known in [known for known in list(self._waiters) if known.is_closed()]:
+            self._waiters.pop(known, None)
 
 
 def _told(head: Head, told: Publishing) -> Head:
@@ -280,10 +344,10 @@ def _told(head: Head, told: Publishing) -> Head:
 _FORKED: Final = "hint: a forked process runs a new one, as by asyncio.run"
 
 
-def _end_there(loop: asyncio.AbstractEventLoop, sender: Sender) -> None:
-    """End a sender from outside of its loop, or where its end cannot be awaited."""
+def _end_there(loop: asyncio.AbstractEventLoop, one: Sender | Waiter) -> None:
+    """End a sender or a waiter from outside of its loop, or where its end cannot be awaited."""
     with contextlib.suppress(RuntimeError):  # that loop is closed: its connections are gone, or go with it
-        loop.call_soon_threadsafe(sender.end)
+        loop.call_soon_threadsafe(one.end)
 
 
 async def _in_turns(

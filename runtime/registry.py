@@ -14,12 +14,14 @@ from typing import Any, Final, ParamSpec, TypeVar, cast, overload
 import msgspec
 
 from runtime import offload
+from runtime.answers import keeping
 from runtime.backoff import Backoff
 from runtime.batches import policy_of, reading, running, spread
 from runtime.codec import payload_decoder
 from runtime.errors import ConfigError
 from runtime.jobs import DEFAULT_TIMEOUT_S, Handler, Job, P, contract_of
 from runtime.limits import limits_of
+from runtime.results import result_policy
 from runtime.schedules import Schedule
 from runtime.settle import describe
 
@@ -81,11 +83,13 @@ def handler(
     group_rate: str | None = None,
     max_size: int | None = None,
     max_wait_ms: float | None = None,
+    result_ttl_s: float | None = None,
 ) -> Callable[[Callable[..., object]], Handler[P]]:
     """Make a function `(payload, job)` the handler of a contract; with `max_size`, a function `(payloads, jobs)` of two lists.
 
     A job may be run more than once: `job.work` is the same each time. What the function returns is awaited where it can be, and
-    thrown away. A handler of many is called with those that could be read; `Job.settle` says what becomes of one of them.
+    thrown away, unless `result_ttl_s` is given. A handler of many is called with those that could be read; `Job.settle` says what
+    becomes of one of them.
 
     Args:
         payload: the class that was declared with `@contract`.
@@ -103,6 +107,8 @@ def handler(
         group_rate: as `rate`, for each group.
         max_size: how many jobs a call gets at most, from 1 to 1000. Each has its own attempts, and counts for the limits.
         max_wait_ms: how long a job waits for others to come, from 0 to 500; 200 where only `max_size` is given.
+        result_ttl_s: keep what the function returns so many seconds in Redis, as JSON of at most 64 KiB, for those who wait for
+            it by `Producer.result`; from 1 s to 7 days. Without it, what is returned is thrown away.
 
     Raises:
         ConfigError: the class is no contract, the function has other arguments or a `yield`, or an option is out of its range.
@@ -117,12 +123,15 @@ def handler(
         where = f"handler {function.__module__}:{function.__qualname__}"
         batch = _at(where, policy_of, max_size, max_wait_ms)
         _check_call(function, where)
-        _check_signature(function, payload, batch is not None, where)
+        hints = _check_signature(function, payload, batch is not None, where)
         _check_options(timeout_s, retry, runs, memory_bytes, where)
         limits = _at(where, limits_of, limit, rate, group_limit, group_rate)
+        result = _at(where, result_policy, result_ttl_s, hints.get("return", Any), batch is not None)
         kind, run = _runner_of(function, runs, memory_bytes, where) if batch is None else _batch_runner_of(function, runs, where)
+        if result is not None:
+            run = keeping(run, result)
         decode = payload_decoder(contract) if batch is None else reading(payload_decoder(contract))
-        return Handler(contract, run, decode, function, timeout_s, retry, kind, limits, batch)
+        return Handler(contract, run, decode, function, timeout_s, retry, kind, limits, batch, result)
 
     return declare
 
@@ -189,7 +198,10 @@ def _check_call(function: Callable[..., object], where: str) -> None:
         raise ConfigError(f"{where}: must not have a `yield`: calling it runs nothing; hint: leave the `yield` out")
 
 
-def _check_signature(function: Callable[..., object], payload: type[msgspec.Struct], is_of_many: bool, where: str) -> None:
+def _check_signature(
+    function: Callable[..., object], payload: type[msgspec.Struct], is_of_many: bool, where: str
+) -> dict[str, Any]:
+    """Return the function's annotations, if it takes what a handler is called with."""
     name = payload.__name__
     wanted = f"(messages: list[{name}], jobs: list[Job])" if is_of_many else f"(message: {name}, job: Job)"
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -213,6 +225,7 @@ def _check_signature(function: Callable[..., object], payload: type[msgspec.Stru
             told = getattr(found, "__name__", found) if isinstance(found, type) and not typing.get_args(found) else found
             hint = "" if is_of_many or found != list[one] else "; hint: @handler(…, max_size=100) is for many at once"
             raise ConfigError(f"{where}: must take {wanted}, but `{parameter.name}` is annotated {told}{hint}")
+    return hints
 
 
 class Found(msgspec.Struct):

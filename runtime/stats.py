@@ -186,6 +186,7 @@ class Stats:
         self.finished: int = 0
         self.refused: int = 0
         self.shortfall: int = 0
+        self.unkept: int = 0
         self.store_errors: int = 0
         self.lag: Lag = Lag()
         self.blocked: dict[bytes, Blocks] = {}

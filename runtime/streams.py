@@ -15,8 +15,9 @@ import msgspec
 
 from runtime.codec import MAX_DATA_BYTES, MAX_OTHERS_BYTES, pack_record, summary
 from runtime.errors import StoreError
-from runtime.jobs import FREE, PLAIN, Batch, Claim, Deferral, Job, Lease, Letter, Parking
+from runtime.jobs import FREE, PLAIN, Batch, Claim, Deferral, Job, Kept, Lease, Letter, Parking
 from runtime.limits import Limits, Rate
+from runtime.results import dead_text, done_text
 from runtime.rules import Rules
 from runtime.said import Attempt
 from runtime.schedules import Definition, Due
@@ -132,7 +133,8 @@ class Isolated(msgspec.Struct):
 class Settled(msgspec.Struct):
     """What became of a flush: moves refused by the fence, finished jobs that were gone already, and what must be asked again.
 
-    `unpaused` says why a pause that a job asked for could not be written; it holds in this process alone, for a moment.
+    `unpaused` says why a pause that a job asked for could not be written; it holds in this process alone, for a moment. `unkept`
+    says how many results, or messages that they are there, were refused, and what the server said.
     """
 
     refused: int
@@ -140,6 +142,7 @@ class Settled(msgspec.Struct):
     left: Batch
     error: str
     unpaused: str = ""
+    unkept: tuple[int, str] = (0, "")
 
 
 class Promoted(msgspec.Struct):
@@ -472,6 +475,8 @@ class Streams(Store):
     async def settle(self, batch: Batch) -> Settled:
         """Write a batch of outcomes in one round trip: finished jobs in one transaction, moves by fenced scripts.
 
+        Results go before them: behind, a crash would leave jobs that are gone, and people who wait for their answer.
+
         May be repeated whole: what moved already is refused by the fence.
 
         Raises:
@@ -483,20 +488,23 @@ class Streams(Store):
         commands: list[Command] = []
         if any(plain):
             commands += self._finish(plain)
-        finish_size = len(commands)
+        results, told = self._results(batch.results)
         pauses = [self._pause(name, for_ms) for name, for_ms in batch.pauses.items()]
         moves = self._done_by_script("", again)
         unfenced = len(moves)
         moves += [*self._moves("defer", batch.defer), *self._moves("dead", batch.dead), *self._moves("park", batch.park)]
         moves += self._done_by_script(self.consumer, old)
-        answers = await self.ask(self._writer, *pauses, *commands, *[command for _, command in moves], run_id=server)
-        paused, answers = answers[: len(pauses)], answers[len(pauses) :]
+        parts = (results, pauses, commands, [command for _, command in moves], told)
+        answers = await self.ask(self._writer, *itertools.chain.from_iterable(parts), run_id=server)
+        kept, paused, finished, moved, heard = _cut(answers, map(len, parts))
         settled = Settled(0, 0, Batch([[] for _ in self.keys.streams], [], [], []), "")
         # Its job waits as long as it said, all the same.
         settled.unpaused = next((str(answer) for answer in paused if isinstance(answer, ServerError)), "")
+        unkept = [answer for answer in (*kept, *heard) if isinstance(answer, ServerError)]
+        settled.unkept = (len(unkept), str(unkept[0])) if unkept else settled.unkept
         if commands:
-            settled.shortfall = await self._finished(plain, answers[:finish_size], server)
-        for at, ((items, _), answer) in enumerate(zip(moves, answers[finish_size:], strict=True)):
+            settled.shortfall = await self._finished(plain, finished, server)
+        for at, ((items, _), answer) in enumerate(zip(moves, moved, strict=True)):
             for item, verdict in zip(items, self.checked(answer), strict=True):
                 if verdict == 0 and at < unfenced:
                     settled.shortfall += 1
@@ -510,6 +518,17 @@ class Streams(Store):
 
     def _pause(self, type_name: str, for_ms: int) -> Command:
         return self.command("control", self.consumer, "a job of it asked for it", "later", f"pause:{type_name}", for_ms)
+
+    def _results(self, results: Sequence[Kept]) -> tuple[list[Command], list[Command]]:
+        """Return what writes results, and what wakes those who wait for them, when their jobs are gone.
+
+        Memory may refuse to write one. None of it is in the transaction, which would be refused with it.
+        """
+        if not results:
+            return [], []
+        now_ms, key = time.time_ns() // 1_000_000, self.keys.result
+        written: list[Command] = [("SET", key(one.job_id), done_text(one.value, now_ms), "PX", one.life_ms) for one in results]
+        return written, [("PUBLISH", self.keys.results, " ".join([one.job_id for one in part])) for part in _parts(results)]
 
     def _finish(self, done: Sequence[Sequence[Job]]) -> list[Command]:
         commands: list[Command] = [("MULTI",)]
@@ -791,6 +810,12 @@ def _parts(items: Sequence[T]) -> list[Sequence[T]]:
     return [items[start : start + MAX_IDS] for start in range(0, len(items), MAX_IDS)]
 
 
+def _cut(answers: Iterable[T], sizes: Iterable[int]) -> list[list[T]]:
+    """Return the answers in parts of these sizes."""
+    rest = iter(answers)
+    return [list(itertools.islice(rest, size)) for size in sizes]
+
+
 def _token(lease: Lease) -> tuple[int, bytes, int]:
     return lease.stream + 1, lease.entry, lease.count
 
@@ -822,7 +847,11 @@ def _arguments(move: Deferral | Letter | Parking) -> tuple[str | bytes | int, ..
     if isinstance(move, Deferral):
         return (*_token(move.lease), move.kind, move.when_ms, move.job_id, move.lease.envelope.key, pack_record(move))
     if isinstance(move, Letter):
-        return (*_token(move.lease), move.code, move.error, move.stack, move.attempts, move.job_id, move.trace)
+        told = dead_text(move.code, move.error, move.attempts, time.time_ns() // 1_000_000) if move.result_ms else b""
+        return (
+            *(*_token(move.lease), move.code, move.error, move.stack, move.attempts, move.job_id, move.trace),
+            *(move.result_ms, told),
+        )
     return (*_token(move.lease), move.lot)
 
 

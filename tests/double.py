@@ -20,6 +20,7 @@ from typing import Any
 from runtime.codec import MAX_DATA_BYTES, MAX_OTHERS_BYTES, as_text, pack_record, summary, unpack_record
 from runtime.errors import QueueFull, StoreError, StoreUnavailable
 from runtime.jobs import FREE, GATE, STREAMS, SUSPECT, Batch, Claim, Deferral, Job, Lease, Letter, Parking, default_id
+from runtime.results import dead_text, done_text
 from runtime.rules import VERSION, Rules, parse
 from runtime.said import Attempt
 from runtime.store.base import MAX_LEASE_MS, End, Keys, Step, WorkerRow, pairs
@@ -455,6 +456,10 @@ class MemoryStreams:
     def settle(self, batch: Batch) -> Settled:
         """Write a batch of outcomes."""
         settled = Settled(0, 0, Batch([[], [], [], []], [], [], []), "")
+        if batch.results and self.store.is_full:
+            settled.unkept = (len(batch.results), "OOM")
+        else:
+            self.store.results |= {one.job_id: done_text(one.value, round(self.store.now_ms)) for one in batch.results}
         for jobs in batch.done:
             for job in jobs:
                 is_old = job.run_id != self.store.run_id
@@ -511,6 +516,9 @@ class MemoryStreams:
         own_id = {"id": letter.job_id} if letter.job_id and value(fields, b"id") is None else {}
         store.dead.append(as_text(fields) | own_id | {f"dead_{name}": note for name, note in notes.items()})
         store.move_key(value(fields, b"key"), f"{STREAMS[stream]} {entry.decode()}", "")
+        if letter.result_ms:
+            own = (value(fields, b"id") or letter.job_id.encode()).decode()
+            store.results[own] = dead_text(letter.code, letter.error, letter.attempts, round(store.now_ms))
         return True
 
     def _park(self, move: Parking) -> bool:

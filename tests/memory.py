@@ -74,6 +74,7 @@ class MemoryStore:
         self.due: dict[str, float] = {}
         self.records: dict[str, list[bytes]] = {}
         self.dead: list[dict[str, str]] = []
+        self.results: dict[str, bytes] = {}
         self.workers: dict[str, float] = {}
         self.rows: dict[str, str] = {}
         self.strikes: dict[str, str] = {}

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import ipaddress
 import socket
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from itertools import product
 from random import shuffle
 from typing import Any, Final, cast
@@ -35,6 +35,8 @@ PROOF_S: Final = 0.5  # a guess: what does not answer a PING by then is left for
 _ALIVE: Final = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 20_000}
 KEEPALIVE: Final = {getattr(socket, name): value for name, value in _ALIVE.items() if hasattr(socket, name)}
 MOST_ANSWERS: Final = 60  # a guess: an answer that drips for so many times the silence that is allowed is given up
+LISTEN_S: Final = 5.0  # a guess: between two questions to a server that we listen to; it answers in this time, or is given up
+MESSAGE_BYTES: Final = 1 << 20  # a guess: what is published to us has 65 KB at most
 LEAST_PART_S: Final = 0.25  # a guess, of the time to connect, for each address of a name: a busy machine needs that long
 # Without a free file or thread those who connect fail in ways of their own: a codec that cannot be loaded is no OSError. And what
 # answers may be no Redis at all, nor a name one.
@@ -233,6 +235,44 @@ class Connection:
                 await self._drop()
                 raise StoreUnavailable(f"Redis at {without_password(self.url)} is a replica now")
             return answers
+
+    async def listen(self, channel: str, on_push: Callable[[Any], None], is_needed: Callable[[], bool]) -> None:
+        """Subscribe to a channel and hand on all that the server answers, until nobody needs it any more.
+
+        Each LISTEN_S the server is asked whether it is still there: that is answered as well. A connection that listens is good
+        for nothing else: it is closed at the end.
+
+        Raises:
+            StoreUnavailable: no connection, or it ended, or has become silent.
+        """
+        async with self._busy:
+            await self._drop()
+            protocol = await self._open()
+            heard, ended = 0, None
+
+            def hear(answer: Any) -> None:
+                nonlocal heard
+                heard += 1
+                on_push(answer)
+
+            try:
+                asked = pack([("SUBSCRIBE", channel)])
+                while True:
+                    before, ended = heard, protocol.listen(asked, hear, MESSAGE_BYTES)
+                    await asyncio.wait([ended], timeout=LISTEN_S)
+                    if not is_needed():
+                        return
+                    if ended.done():
+                        ended.result()
+                    if heard == before:
+                        raise TimeoutError(f"not a byte for {LISTEN_S:g} s")
+                    asked = pack([("PING",)])
+            except (RedisError, OSError) as error:
+                raise StoreUnavailable(f"Redis at {without_password(self.url)}: {error}") from error
+            finally:
+                if ended is not None:
+                    ended.cancel()  # nobody waits any more for what the end of the connection says
+                await self._drop()
 
     async def close(self) -> None:
         """Close the connection when the call under way has ended; a later call opens a new one."""

@@ -413,7 +413,7 @@ class Inspector(Store):
                     type=about.type_name,
                     priority=priority,
                     state="delayed",
-                    where=_local_time(score),
+                    where=local_time(score),
                     attempt=about.attempt,
                     place=f"due/{member}",
                     message=as_text(fields),
@@ -427,7 +427,7 @@ def _tat_us(text: bytes | None) -> int:
     return int(text) if text is not None and text.isdigit() and len(text) <= MAX_DIGITS + 3 else 0
 
 
-def _local_time(due_ms: bytes) -> str:
+def local_time(due_ms: bytes) -> str:
     """Return a due time for people: a sender may choose any number, and the calendar ends before them."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(min(max(float(due_ms), 0.0), float(MAX_MS)) / 1000))
 

@@ -121,6 +121,7 @@ class RespProtocol(asyncio.Protocol):
         self._asked_s = self._moved_s = self._look_s = 0.0
         self._seen: tuple[int, int] = (0, 0)
         self._timer: asyncio.TimerHandle | None = None
+        self._on_push: Callable[[Any], None] | None = None
         self.received: int = 0
         self.first_s: float = 0.0
         self.newest_s: float = 0.0
@@ -157,6 +158,29 @@ class RespProtocol(asyncio.Protocol):
         finally:
             if self._timer is not None:
                 self._timer.cancel()
+
+    def listen(self, request: bytes, on_push: Callable[[Any], None], most_bytes: int) -> asyncio.Future[list[Any]]:
+        """Send a request, and hand on all that comes from now on. The future raises when the connection has ended.
+
+        One answer may have `most_bytes`. May be called again: the server then has one more request to answer.
+        """
+        if self._waiter is None or self._on_push is None:
+            self._limits, self.received = PATIENT._replace(most_bytes=most_bytes), 0
+            self._waiter = self._loop.create_future()
+        self._on_push = on_push
+        if self._lost is not None and not self._waiter.done():
+            self._waiter.set_exception(self._lost)
+        elif not self._transport.is_closing():
+            self._transport.write(request)
+        return self._waiter
+
+    def _hand_on(self, on_push: Callable[[Any], None]) -> None:
+        try:
+            while (answer := self._reader.gets()) is not False:
+                self.received = 0
+                on_push(answer)
+        except ProtocolError as error:
+            self._give_up(ConnectionError(str(error)))
 
     def _look_again(self, now_s: float) -> None:
         """Look a few times in the silence that is allowed, and at its end."""
@@ -198,6 +222,9 @@ class RespProtocol(asyncio.Protocol):
             self._give_up(ConnectionError(f"an answer of more than {self._limits.most_bytes} bytes"))
             return
         self._reader.feed(data)
+        if self._on_push is not None:
+            self._hand_on(self._on_push)
+            return
         answers, expected, gets = self._answers, self._expected, self._reader.gets
         try:
             while len(answers) < expected:

@@ -11,7 +11,7 @@ from typing import Final
 
 from runtime.backoff import delay_s
 from runtime.errors import StoreError, StoreUnavailable
-from runtime.jobs import FREE, Batch, Deferral, Lease, Letter, Parking
+from runtime.jobs import FREE, Batch, Deferral, Kept, Lease, Letter, Parking
 from runtime.streams import Settled
 from runtime.worker.context import STORE_BACKOFF, WorkerContext
 from runtime.worker.ledger import empty_batch
@@ -45,7 +45,7 @@ class Flusher:
         self._flush_now = asyncio.Event()
         self._apart = empty_batch()
         self._apart_failures = 0
-        self._unpaused = 0
+        self._unpaused = self._unkept = 0
         self._apart_until_s = 0.0
         self._budget = Budget(PART_S, PART_BYTES)
         self.released: int = 0
@@ -127,6 +127,8 @@ class Flusher:
         self._ctx.stats.flushes.note(took_s, len(batch))
         self._keep_apart(settled)
         self._tell_unpaused(settled.unpaused)
+        if settled.unkept[0]:
+            self._tell_unkept(*settled.unkept)
         kept = {id(lease) for lease in leases_of(settled.left)}
         # The flusher gave this back; the fetcher took it again before that answer was read: the lease is new, and not started.
         again = [move.lease for move, taken_s in zip(batch.park, parked_s, strict=True) if move.lease.taken_s != taken_s]
@@ -166,6 +168,12 @@ class Flusher:
             self._ctx.log.warn("a job asked to pause its type, which cannot be written: %s", error)
         self._unpaused += bool(error)
 
+    def _tell_unkept(self, n: int, error: str) -> None:
+        if self._unkept % TOLD_AGAIN == 0:
+            self._ctx.log.warn("%d results could not be written or made known; their jobs are done all the same: %s", n, error)
+        self._unkept += 1
+        self._ctx.stats.unkept += n
+
     def retry_apart(self, now_s: float) -> None:
         """Note again the moves that wait apart, when their time has come."""
         if len(self._apart) and self._apart_until_s < now_s:
@@ -175,14 +183,15 @@ class Flusher:
 
 def parts_of(batch: Batch, most_bytes: int) -> list[tuple[int, Batch]]:
     """Return the batch in parts of at most `most_bytes`, at least a move in each, with the bytes of each; in one part, mostly."""
-    sizes = [_size_of(move) for moves in (batch.defer, batch.dead) for move in moves]
+    sizes = [_size_of(move) for moves in (batch.results, batch.defer, batch.dead) for move in moves]
     whole = sum(sizes) + MOVE_BYTES * len(batch.park)
     if whole <= most_bytes:
         return [(whole, batch)]
     part = empty_batch()
-    part.done, part.pauses = batch.done, batch.pauses  # a few words each: they never weigh
     parts, size = [(0, part)], 0
-    for target, moves in (("defer", batch.defer), ("dead", batch.dead), ("park", batch.park)):
+    # Results first: none of their jobs is written before them.
+    whole_ones = (("results", batch.results), ("defer", batch.defer), ("dead", batch.dead), ("park", batch.park))
+    for target, moves in whole_ones:
         for move in moves:
             more = _size_of(move)
             if size and size + more > most_bytes:
@@ -191,10 +200,14 @@ def parts_of(batch: Batch, most_bytes: int) -> list[tuple[int, Batch]]:
             getattr(part, target).append(move)
             size += more
             parts[-1] = (size, part)
+        if target == "results":
+            part.done, part.pauses = batch.done, batch.pauses  # a few words each: they never weigh
     return parts
 
 
-def _size_of(move: Deferral | Letter | Parking) -> int:
+def _size_of(move: Kept | Deferral | Letter | Parking) -> int:
+    if isinstance(move, Kept):
+        return MOVE_BYTES + len(move.value)
     if isinstance(move, Deferral):
         job = move.lease
         return MOVE_BYTES + len(job.data) + sum(map(len, job.fields))

@@ -193,7 +193,8 @@ class Isolation:
         text = f"killed its process {len(found.names)} times while it ran alone: {', '.join(found.names)}"
         lease = Lease(delivery.stream, entry, next(iter(delivery.counts)), found.fetched.run_id, 0.0)
         trace = self._ctx.died(lease, about.type, "poison", text)
-        letter = Letter(lease, "poison", text, "", about.failed, default_id(STREAMS[delivery.stream], entry.decode()), trace)
+        job_id, result_ms = default_id(STREAMS[delivery.stream], entry.decode()), self._ctx.ledger.results_ms.get(about.type, 0)
+        letter = Letter(lease, "poison", text, "", about.failed, job_id, trace, result_ms)
         if await self._ctx.streams.dead_letter(self._ctx.streams.consumer, [letter]):
             self._ctx.stats.moved(about.type, delivery.stream, "dead")
             job_id = about.id or letter.job_id

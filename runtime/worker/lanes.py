@@ -18,7 +18,7 @@ from typing import Any, Final
 from runtime.answers import finish
 from runtime.batches import ends_of
 from runtime.errors import AllRan, LeaseLost, NotStarted, SelfCancelled, TimedOut
-from runtime.jobs import CRITICAL, DONE, LANE, RELEASE, Gathered, Job, Outcome, Registry, each_of
+from runtime.jobs import CRITICAL, DONE, LANE, RELEASE, Gathered, Job, Kept, Outcome, Registry, each_of
 from runtime.observer import LaneObserver, Observer
 from runtime.settle import decide, describe, forget_stack, has_word, module_of, told_as
 from runtime.stats import Stats
@@ -449,6 +449,10 @@ class Lane:
             self._open(coroutine, origin.copy())
         except RuntimeError:  # the group of all tasks is about to end
             coroutine.close()
+
+    def keep(self, result: Kept) -> None:
+        """Have a result written before its job is: called by the run that answered it, in its last step."""
+        self.ledger.keep(result)
 
     def begin(self) -> None:
         """Count the time of the job from now on. A task that outlives its job may still call this: it finds no job.

@@ -14,6 +14,7 @@ from runtime.jobs import (
     Deferral,
     Done,
     Job,
+    Kept,
     Lease,
     Letter,
     Lost,
@@ -32,7 +33,8 @@ class Ledger:
     """Owns the outcomes that are not yet written. Lanes append, the flusher takes all at once.
 
     `on_pause` hears of each type that a job has asked to pause, and for how many seconds, `observer` of deaths without a run;
-    `on_said`, in any thread, of each job whose run has said something for the first time.
+    `on_said`, in any thread, of each job whose run has said something for the first time. `results_ms` has how long what is
+    answered is kept, of types with results.
     """
 
     def __init__(self, on_first: Callable[[], None] = lambda: None) -> None:
@@ -41,6 +43,7 @@ class Ledger:
         self.on_pause: Callable[[bytes, float], None] = lambda type_name, wait_s: None
         self.on_said: Callable[[Job], None] = lambda job: None
         self.observer: Observer | None = None
+        self.results_ms: dict[bytes, int] = {}
         self._is_empty = True
 
     def __repr__(self) -> str:
@@ -58,6 +61,10 @@ class Ledger:
         if self._is_empty:
             self._is_empty = False
             self.on_first()
+
+    def keep(self, result: Kept) -> None:
+        """Note a result that is written before the job is, which is noted next: in the same turn of the loop."""
+        self._batch.results.append(result)
 
     def add_bad(self, bad: BadEntry) -> None:
         """Note that an entry cannot be a job: to the dead letters as it is."""
@@ -112,7 +119,8 @@ class Ledger:
                 attempts = job.attempt if outcome.is_failure else job.envelope.failed
                 code, text = plain(outcome.code, MAX_CODE_CHARS), describe(outcome)
                 trace = tried or self._trace_of(job, job.type, code, text)
-                batch.dead.append(Letter(job, code, text, outcome.stack, attempts, job.id, trace))
+                result_ms = self.results_ms.get(job.type, 0)
+                batch.dead.append(Letter(job, code, text, outcome.stack, attempts, job.id, trace, result_ms))
             case Park():
                 batch.park.append(Parking(job, outcome.lot))
             case Release():

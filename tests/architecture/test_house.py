@@ -27,10 +27,10 @@ FIRST_PARTY = ("runtime", "handlers", "board", "otel")
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "backoff", "limits", "said", "jobs", "stats", "observer"),  # words
     ("logs", "folders", "leaving", "rubbish"),  # the process around them
-    ("config", "bounds", "codec", "packing", "settle", "schema", "rules", "cron", "schedules", "operations"),  # pure
+    ("config", "bounds", "codec", "packing", "settle", "schema", "rules", "cron", "schedules", "operations", "results"),  # pure
     ("answers", "channel", "batches", "places", "offload", "registry"),  # users' code, and where it runs
     ("store",),
-    ("streams", "sender", "producer", "operating", "control"),
+    ("streams", "sender", "waiter", "producer", "operating", "control"),
     ("worker",),
     ("consumer", "embedded", "supervisor"),
 )
@@ -42,7 +42,7 @@ STRICT: dict[str, tuple[set[str], str]] = {
     ),
     "supervisor": ({"errors", "backoff", "config", "folders", "logs", "leaving"}, "knows no job"),
     "store": (
-        {"errors", "limits", "jobs", "said", "backoff", "codec", "rules", "schedules", "operations", "store"},
+        {"errors", "limits", "jobs", "said", "backoff", "codec", "rules", "schedules", "operations", "results", "store"},
         "serves producers too, which load no handler",
     ),
     "sender": ({"errors", "limits", "jobs", "backoff", "codec", "store"}, "a web service that only enqueues loads no worker"),
@@ -50,7 +50,11 @@ STRICT: dict[str, tuple[set[str], str]] = {
         {"errors", "limits", "jobs", "rules", "store", "codec", "cron", "schedules", "sender", "producer", "operating"},
         "a service that orders loads no worker",
     ),
-    "producer": ({"errors", "limits", "jobs", "observer", "backoff", "codec", "packing", "store", "sender"}, "the same"),
+    "waiter": ({"errors", "jobs", "backoff", "results", "store"}, "the same"),
+    "producer": (
+        {"errors", "limits", "jobs", "observer", "backoff", "codec", "packing", "results", "store", "sender", "waiter"},
+        "the same",
+    ),
 }
 # What stands at the edge may import every module; what `__init__` names, it loads when it is first used.
 EDGE = re.compile(r"runtime\.(cli\w*|__main__|__init__|commands(\..*)?|testing|pytest_plugin)")
@@ -71,7 +75,7 @@ LOADED_BY_NAME = {
 
 PURE = (
     *("errors", "said", "jobs", "stats", "config", "bounds", "codec", "backoff", "worker/plan", "settle", "schema"),
-    *("limits", "rules", "cron", "schedules", "packing", "operations"),
+    *("limits", "rules", "cron", "schedules", "packing", "operations", "results"),
 )
 IMPURE = {"asyncio", "anyio", "threading", "subprocess", "socket", "time", "datetime", "random"}  # clock and jitter are arguments
 SHAPES = {"cron": {"datetime"}}  # what cronsim takes and yields; nobody asks it for the time

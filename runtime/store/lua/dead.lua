@@ -1,7 +1,8 @@
 #!lua flags=allow-oom
 -- Held entries to the dead letters, with every field they came with; an entry that is no longer ours is left alone.
 -- ARGV: consumer, then per entry: stream, entry, count, reason, error, stack, attempts, job id ('' when unreadable),
--- traceparent of the span that tells of it ('' where none is recorded).
+-- traceparent of the span that tells of it ('' where none is recorded), and for how many ms to keep what for those who wait for a
+-- result of the job (0 where its type has none).
 -- Reply: per entry 1 moved, 0 refused, or an error text.
 -- Order: the letter, then the entry, and the mark of its key: a letter owns none. More than 512 fields become one packed field `raw`.
 -- Of what is dead for its size, long values are left out where all together are longer than a person would read:
@@ -29,8 +30,16 @@ local function shortened(fields, notes)
   return kept
 end
 
-look_up(2, 9, consumer)
-return each(2, 9, function(i)
+local MAX_ID = 128 -- as the codec has it
+-- A failure of it, as where this user may not, leaves the letter as it is.
+local function tell(id, life_ms, text)
+  if life_ms == '0' or #id > MAX_ID then return end
+  redis.pcall('SET', PREFIX .. 'results:' .. id, text, 'PX', life_ms)
+  redis.pcall('PUBLISH', PREFIX .. 'results', id)
+end
+
+look_up(2, 11, consumer)
+return each(2, 11, function(i)
   local s = tonumber(ARGV[i])
   local stream, id, count, job_id, trace = KEYS[s], ARGV[i + 1], tonumber(ARGV[i + 2]), ARGV[i + 7], ARGV[i + 8]
   if not holds(s, id, consumer, count) then return 0 end
@@ -48,10 +57,11 @@ return each(2, 9, function(i)
     table.insert(notes, 1, 'id')
   end
   if trace ~= '' then notes[#notes + 1], notes[#notes + 2] = 'dead_trace', trace end
-  local key = field(fields, 'key') -- add_letter may write into the list
+  local key, own_id = field(fields, 'key'), field(fields, 'id') or job_id -- add_letter may write into the list
   if ARGV[i + 3] == 'too-large' and bytes_of(fields) > MAX_LETTER then fields = shortened(fields, notes) end
   add_letter(fields, notes)
   remove(s, id, count)
   free_key(key, STREAMS[s] .. ' ' .. id)
+  tell(own_id, ARGV[i + 9], ARGV[i + 10])
   return 1
 end)
