@@ -228,13 +228,13 @@ async def test_an_operation_is_held_before_its_first_step_so_that_undo_is_exact(
     assert (await told(control, "one")).done == 0
 
 
-async def test_a_step_moves_no_more_than_fifty_and_looks_at_no_more_than_two_hundred(control, raw):
+async def test_a_step_moves_no_more_than_25_and_looks_at_no_more_than_a_hundred(control, raw):
     bury(raw, 300, type="u")
     bury(raw, 120)
     await control.operate("purge", Filter(type="t"), id="one", **AT_ONCE)
     steps = await finish(control, "one")
-    assert max(step.acted for step in steps) == 50
-    assert max(step.looked for step in steps) == 200
+    assert max(step.acted for step in steps) == 25
+    assert max(step.looked for step in steps) == 100
     assert sum(step.acted for step in steps) == 120
 
 
@@ -315,7 +315,7 @@ async def test_a_replay_sends_five_first_and_then_waits(control, raw):
     assert 25_000 < step.wait_ms <= 30_000
     assert (await control.step_operation("one")).acted == 0
     due_now(raw, "one")
-    assert (await control.step_operation("one")).acted == 50
+    assert (await control.step_operation("one")).acted == 25
 
 
 async def test_a_replay_brakes_where_more_than_a_fifth_dies_again_and_goes_on_when_it_is_told(control, raw):
@@ -324,22 +324,22 @@ async def test_a_replay_brakes_where_more_than_a_fifth_dies_again_and_goes_on_wh
     await control.step_operation("one")
     due_now(raw, "one")
     await control.step_operation("one")
-    die_again(raw, 10)
+    die_again(raw, 6)
     due_now(raw, "one")
     await control.step_operation("one")
-    assert (await told(control, "one")).state == "running", "10 of 55 are less than a fifth"
-    die_again(raw, 12)
+    assert (await told(control, "one")).state == "running", "6 of 30 are no more than a fifth"
+    die_again(raw, 6)
     due_now(raw, "one")
     assert (await control.step_operation("one")).state == "braked"
     found = await told(control, "one")
-    assert (found.state, found.again, found.done) == ("braked", 22, 105)
+    assert (found.state, found.again, found.done) == ("braked", 12, 55)
     assert not raw.hexists("{jobs}:control", "op:one")
-    assert raw.xlen(DEAD) == 22 + 95
+    assert raw.xlen(DEAD) == 12 + 145
     assert await control.resume_operation("one")
     assert not await control.resume_operation("one")
     await finish(control, "one")
     assert (await told(control, "one")).done == 200
-    assert raw.xlen(DEAD) == 22, "and what died again is not sent back again"
+    assert raw.xlen(DEAD) == 12, "and what died again is not sent back again"
 
 
 async def test_the_first_few_brake_a_replay_whose_cause_is_not_mended(control, raw):

@@ -2414,7 +2414,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a replayed job leads to the attempt before its death",
         "runtime/store/lua/replaying.lua",
-        "local tried = field(fields, 'dead_trace')",
+        "local tried = by_name.dead_trace",
         "local tried = nil",
         f"{STREAMS}::test_a_replayed_job_says_which_attempt_it_comes_after",
     ),
@@ -2437,7 +2437,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "runtime/store/lua/step.lua",
         "'cursor', op.cursor, ",
         "",
-        f"{OPERATIONS}::test_a_step_moves_no_more_than_fifty_and_looks_at_no_more_than_two_hundred",
+        f"{OPERATIONS}::test_a_step_moves_no_more_than_25_and_looks_at_no_more_than_a_hundred",
     ),
     Mutant(
         "an operation makes its first step while it is held",
@@ -2449,7 +2449,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "an operation whose time is lost is held no more",
         "runtime/store/lua/step.lua",
-        "due = op.state == 'held' and now + CANARY_MS or now",
+        "due = state == 'held' and now + CANARY_MS or now",
         "due = now",
         f"{OPERATIONS}::test_one_that_is_held_stays_held_when_its_time_is_lost",
     ),
@@ -2484,15 +2484,15 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "an operation misses jobs that become due meanwhile",
         "runtime/store/lua/operations.lua",
-        "if is_new and not (last and field(fields, 'first_at') and born <= number_in(op, 'created', 0)) then",
+        "if is_new and not (named.first_at and born <= created) then",
         "if is_new then",
         f"{OPERATIONS}::test_a_delayed_job_that_becomes_due_meanwhile_is_meant_and_a_new_one_is_not",
     ),
     Mutant(
         "an operation is about delayed jobs that are sent later",
         "runtime/store/lua/operations.lua",
-        "where == 'due' and born > number_in(op, 'created', 0) or",
-        "false or",
+        "if where == 'due' and born > created then return false end",
+        "",
         f"{OPERATIONS}::test_a_delayed_job_that_is_sent_later_is_not_meant",
     ),
     Mutant(

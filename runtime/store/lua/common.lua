@@ -73,6 +73,13 @@ local function field(fields, name)
   return value
 end
 
+-- The fields of a flat list by their names; the last one wins. For where many are asked for: a script is not to walk the list for each.
+local function by_name(fields)
+  local found = {}
+  for i = 1, #fields, 2 do found[fields[i]] = fields[i + 1] end
+  return found
+end
+
 -- Where a stream is set aside that an id far ahead has closed, until `reopen` has moved what is in it.
 local function closed_name(s)
   return KEYS[s] .. ':closed'

@@ -4,7 +4,7 @@
 -- Reply: at, cursor and page for the next call, 1 when all was looked at, how many were looked at, the places that are meant
 -- ('dead 12-0', 'high 12-0', 'due member').
 
-local LOOKS, BYTES = 200, 524288 -- as a step
+local LOOKS, BYTES = 100, 131072 -- as a step
 
 local op, places = {}, {}
 for i = 4, #ARGV, 2 do op[ARGV[i]] = ARGV[i + 1] end

@@ -93,24 +93,25 @@ local function is_later(one, other)
   return seq_1 > seq_2
 end
 
--- Is this letter or job meant? `where` is 'dead', 'due' or a stream's name. A job counts as sent when it was first; one that came to a
--- stream after the start is meant where it was sent before: it waited in `due` then.
-local function is_meant(op, where, id, fields)
-  local born = tonumber(field(fields, where == 'dead' and 'dead_at' or 'first_at') or string.match(id, '^(%d+)%-%d+$') or '') or 0
-  local last = op['until:' .. where]
-  local is_new = where == 'due' and born > number_in(op, 'created', 0) or last and is_later(id, last)
-  if is_new and not (last and field(fields, 'first_at') and born <= number_in(op, 'created', 0)) then return false end
+-- Is this letter or job meant? `where` is 'dead', 'due' or a stream's name, `named` has its fields by their names. A job counts as sent
+-- when it was first; one that came to a stream after the start is meant where it was sent before: it waited in `due` then.
+local function is_meant(op, where, id, named)
+  local born = tonumber(named[where == 'dead' and 'dead_at' or 'first_at'] or string.match(id, '^(%d+)%-%d+$') or '') or 0
+  local last, created = op['until:' .. where], number_in(op, 'created', 0)
+  if where == 'due' and born > created then return false end
+  local is_new = where ~= 'due' and where ~= 'dead' and last and is_later(id, last)
+  if is_new and not (named.first_at and born <= created) then return false end
   if op.before and born > tonumber(op.before) or op.after and born < tonumber(op.after) then return false end
   for _, equal in ipairs(op.equals) do
-    local value = field(fields, equal[1])
+    local value = named[equal[1]]
     if equal[1] == 'priority' then
       value = where
-      if where == 'dead' then value = string.match(field(fields, 'dead_from') or '', '^([^/]+)/') end
-      if where == 'due' then value = field(fields, 'stream') end
+      if where == 'dead' then value = string.match(named.dead_from or '', '^([^/]+)/') end
+      if where == 'due' then value = named.stream end
     end
     if (value or '') ~= equal[2] then return false end
   end
-  return not op.text or string.find(field(fields, 'dead_error') or '', op.text, 1, true) ~= nil
+  return not op.text or string.find(named.dead_error or '', op.text, 1, true) ~= nil
 end
 
 -- A budget of a step: what it may look at, do and read.
@@ -118,21 +119,23 @@ local function has_left(budget)
   return budget.looks > 0 and budget.acts > 0 and budget.bytes > 0
 end
 
--- Show entries behind op.cursor to `visit` while the budget lasts; true at their end. Pages begin small: how large messages are shows
--- only when they are read.
+-- Show entries behind op.cursor to `visit` while the budget lasts; true at their end. Pages begin small, and then have about as many as
+-- the budget bears: how large messages are shows only when they are read.
 local function walk_entries(op, key, last, budget, visit)
-  local page = 2
+  local page, seen, read = 1, 0, 0
   while has_left(budget) do
     if op.cursor == LAST_ID then return true end
     local rows = redis.call('XRANGE', key, op.cursor == '-' and '-' or '(' .. op.cursor, last, 'COUNT', page)
     for _, row in ipairs(rows) do
       if not has_left(budget) then return false end
       op.cursor = row[1]
-      budget.looks, budget.bytes = budget.looks - 1, budget.bytes - bytes_of(row[2])
+      local size = bytes_of(row[2])
+      budget.looks, budget.bytes = budget.looks - 1, budget.bytes - size
+      seen, read = seen + 1, read + size
       visit(row[1], row[2])
     end
     if #rows < page then return true end
-    page = math.min(PAGE, 2 * page)
+    page = math.max(1, math.min(PAGE, 2 * page, math.floor(budget.bytes * seen / math.max(1, read))))
   end
   return false
 end
@@ -166,7 +169,8 @@ local function walk(op, budget, visit)
   while op.at <= #op.sources do
     local where = op.sources[op.at]
     local function show(id, fields)
-      if is_meant(op, where, id, fields) then visit(where, id, fields) end
+      local named = by_name(fields)
+      if is_meant(op, where, id, named) then visit(where, id, fields, named) end
     end
     local is_end
     if where == 'due' then

@@ -1,49 +1,50 @@
 -- How a dead letter goes back to its stream, for the scripts that send letters back: one of them, or many.
 
 -- Is this letter one that cannot run again? 'unreadable' when it names no stream or holds no message, 'left-out' when its payload was
--- too large to be kept; else nil, and the number of its stream.
-local function trouble_with_letter(fields)
-  local from, reason = field(fields, 'dead_from') or '', field(fields, 'dead_reason')
-  local s
+-- too large to be kept; else nil, and the number of its stream. `by_name` has its fields by their names.
+local function trouble_with_letter(by_name)
+  local reason, from, s = by_name.dead_reason, string.match(by_name.dead_from or '', '^([^/]+)/'), nil
   for i = 1, #STREAMS do
-    if string.match(from, '^([^/]+)/') == STREAMS[i] then s = i end
+    if from == STREAMS[i] then s = i end
   end
-  if reason == 'too-large' and field(fields, 'dead_left_out') then return 'left-out' end
+  if reason == 'too-large' and by_name.dead_left_out then return 'left-out' end
   -- Times that we note ourselves dead-letter no job; a release before this one dead-lettered jobs for them.
-  local why = field(fields, 'dead_error') or ''
+  local why = reason == 'unreadable' and by_name.dead_error or ''
   local is_for_a_time = string.find(why, '`first_at`', 1, true) or string.find(why, '`snoozed_at`', 1, true)
   local is_unreadable = reason == 'unreadable' and not is_for_a_time
-  if not s or not field(fields, 'type') or is_unreadable then return 'unreadable' end
+  if not s or not by_name.type or is_unreadable then return 'unreadable' end
   return nil, s
 end
 
--- Send a letter back with its id and a fresh count of attempts; `operation` is the one that does so, or nil. Returns the new entry's id,
--- or why it stays: as above, or 'owned' when another live job owns its key.
+-- The fields of a letter that its message does not have again, beside those of its death.
+local DROPPED = {a = true, at = true, snoozed_at = true, first_at = true, ['x-op'] = true}
+
+-- Send a letter back with its id and a fresh count of attempts; `operation` is the one that does so, or nil. Returns why it stays, as
+-- above, or 'owned' when another live job owns its key; else nil and the new entry's id. The caller deletes the letter: that comes last.
 -- The attempt that `dead_trace` names is the one that the next one says it comes after, as with a retry.
--- Order: XADD, the key's mark, then the letter.
-local function replay_letter(letter, fields, now, operation)
-  local trouble, s = trouble_with_letter(fields)
+local function replay_letter(fields, by_name, now, operation)
+  local trouble, s = trouble_with_letter(by_name)
   if trouble then return trouble end
-  local message, key = {}, field(fields, 'key')
-  local id, exp = field(fields, 'id'), tonumber(field(fields, 'exp') or '')
-  local tried = field(fields, 'dead_trace')
-  local dropped = {a = true, at = true, snoozed_at = true, first_at = true, ['x-op'] = true, tried = tried and true}
-  if exp and exp <= now then dropped.exp = true end
+  local key = by_name.key
+  if key and not key_is_free(key, '') then return 'owned' end
+  local exp = tonumber(by_name.exp or '')
+  local is_over = exp and exp <= now
+  local tried = by_name.dead_trace
+  local message, size = {}, 0
   local function note(name, value)
-    message[#message + 1] = name
-    message[#message + 1] = value
+    message[size + 1], message[size + 2] = name, value
+    size = size + 2
   end
   for i = 1, #fields, 2 do
     local name = fields[i]
-    if not dropped[name] and string.sub(name, 1, 5) ~= 'dead_' then note(name, fields[i + 1]) end
+    local is_dropped = DROPPED[name] or string.sub(name, 1, 5) == 'dead_' or name == 'exp' and is_over or name == 'tried' and tried
+    if not is_dropped then note(name, fields[i + 1]) end
   end
-  if id and not field(fields, 'x-origin') then note('x-origin', id) end
+  if by_name.id and not by_name['x-origin'] then note('x-origin', by_name.id) end
   if operation then note('x-op', operation) end
   if tried then note('tried', tried) end
-  note('first_at', first_time(now, field(fields, 'first_at'), string.match(field(fields, 'dead_from'), '/(%d+)%-')))
-  if key and not key_is_free(key, '') then return 'owned' end
+  note('first_at', first_time(now, by_name.first_at, string.match(by_name.dead_from, '/(%d+)%-')))
   local entry = redis.call('XADD', KEYS[s], '*', unpack(message))
   if key then own_key(key, STREAMS[s] .. ' ' .. entry) end
-  redis.call('XDEL', DEAD, letter)
-  return entry
+  return nil, entry
 end

@@ -5,17 +5,31 @@
 -- Before its time it does nothing. Each item is moved as its single verb moves it. What cannot go on is stopped, and says why: so no
 -- operation is asked for again and again, whatever a stranger has written into it.
 
-local LOOKS, ACTS = 200, 50 -- measured: 50 replays of small letters are 0.6 ms
-local BYTES = 524288 -- of messages that are read; measured: with payloads of 200 KB a step is below a millisecond
-local BACK = 200 -- newer letters looked at for the brake
+local LOOKS, ACTS = 100, 25 -- measured: so many replays of small letters are half a millisecond, looks for what is rare less
+local BYTES = 131072 -- of messages that are read, at least one; measured: a replay of 200 KB takes about a millisecond
+local BACK = 100 -- newer letters looked at for the brake, a guess: four times what a step sends back
 local STEPS_PER_S = 4 -- a guess: smooth, and few
 local CATCH_UP_MS = 1000 -- a guess: what nobody stepped in time is made up for, but not more than that
-local LOOK_MS = 0.01 -- of waiting per item looked at, a guess: what fits rarely must not keep the server busy
+local LOOK_MS = 0.02 -- of waiting per item looked at, a guess: what fits rarely must not keep the server busy
 local CANARY, CANARY_MS = 5, 10000 -- a guess: a failing cause shows in few, and soon
 local BRAKE_LEAST, BRAKE_PART = 5, 0.2 -- a guess: of what was replayed one in five died again
 
 local id, now = ARGV[1], now_ms()
 local key = operation_key(id)
+
+-- When the next step is due. A time that is missing, or further ahead than any of ours, is none: the clock was set back, or it was lost.
+local function due_ms(state)
+  local due = tonumber(redis.call('ZSCORE', OPERATIONS, id) or '')
+  if due and due == due and due <= now + MAX_HOLD_MS then return due end
+  due = state == 'held' and now + CANARY_MS or now
+  redis.call('ZADD', OPERATIONS, ms(due), id)
+  return due
+end
+
+-- Most calls come too early, from workers that do not make the steps: they are not to cost much.
+local state, due = redis.pcall('HGET', key, 'state'), now
+if state == 'held' or state == 'running' then due = due_ms(state) end
+if due > now then return {state, math.ceil(due - now), 0, 0} end
 
 local op = read_operation(id)
 if not op then
@@ -26,15 +40,6 @@ end
 if op.state ~= 'held' and op.state ~= 'running' then
   show_to_workers(id, false)
   return {op.state or 'gone', -1, 0, 0}
-end
-
--- When the next step is due. A time that is missing, or further ahead than any of ours, is none: the clock was set back, or it was lost.
-local function due_ms()
-  local due = tonumber(redis.call('ZSCORE', OPERATIONS, id) or '')
-  if due and due == due and due <= now + MAX_HOLD_MS then return due end
-  due = op.state == 'held' and now + CANARY_MS or now
-  redis.call('ZADD', OPERATIONS, ms(due), id)
-  return due
 end
 
 local is_replay = op.verb == 'replay'
@@ -56,27 +61,32 @@ local function since_resume(name)
   return number_in(op, name, 0) + (counts[name] or 0) - number_in(op, 'base_' .. name, 0)
 end
 
-local function act(where, member, fields)
-  if op.verb == 'replay' then return replay_letter(member, fields, now, id) end
-  if op.verb == 'purge' then return redis.call('XDEL', DEAD, member) == 1 and 'purged' or 'gone' end
+-- Move one of them as its single verb does; returns what became of it. Letters are deleted all at once, behind the last of them.
+local leaving_letters = {}
+local function act(where, member, fields, named)
+  if where == 'dead' then
+    local trouble = is_replay and replay_letter(fields, named, now, id)
+    if trouble then return trouble end
+    leaving_letters[#leaving_letters + 1] = member
+    return 'moved'
+  end
   local by = (op.by or '?') .. ((op.reason or '') == '' and '' or ': ' .. op.reason)
   if where == 'due' then return steer_due(op.verb, by, op.argument, member) end
   return steer_entry(op.verb, by, op.argument, number_of_stream(where), member)
 end
 
-local DONE = {purged = true, cancelled = true, asked = true, moved = true}
+local DONE = {cancelled = true, asked = true, moved = true}
 local function visit(budget)
-  return function(where, member, fields)
+  return function(where, member, fields, named)
     budget.acts, acted = budget.acts - 1, acted + 1
-    local ok, answer = pcall(act, where, member, fields)
+    local ok, answer = pcall(act, where, member, fields, named)
     local word = ok and string.match(answer, '^%S+') or 'failed'
-    local is_done = DONE[word] or string.match(word, '^%d+%-%d+$')
-    count(is_done and 'done' or 'refused:' .. word, 1)
+    count(DONE[word] and 'done' or 'refused:' .. word, 1)
   end
 end
 
 -- Write down what was done and where it stands; returns ms until the next step.
-local function write(due, looked)
+local function write(looked)
   local fields = {'state', 'running', 'at', ms(op.at), 'cursor', op.cursor, 'stepped', ms(now)}
   for name, value in pairs({page = #op.members > 0 and cmsgpack.pack(op.members) or '', brake_at = op.brake_at}) do
     fields[#fields + 1], fields[#fields + 2] = name, value
@@ -99,8 +109,6 @@ local function step()
     rest_operation(id, 'stopped', trouble)
     return {'stopped', -1, 0, 0}
   end
-  local due = due_ms()
-  if due > now then return {op.state, math.ceil(due - now), 0, 0} end
   local most = math.max(1, math.min(ACTS, math.floor(op.rate / STEPS_PER_S)))
   if is_replay then
     count_returned()
@@ -114,14 +122,16 @@ local function step()
     if done < CANARY then most = math.min(most, CANARY - done) end
   end
   local budget = {looks = LOOKS, acts = most, bytes = BYTES}
-  local is_end = walk(op, budget, visit(budget))
+  local ok, is_end = pcall(walk, op, budget, visit(budget))
+  if #leaving_letters > 0 then redis.call('XDEL', DEAD, unpack(leaving_letters)) end
+  if not ok then error(is_end) end
   local looked = LOOKS - budget.looks
-  local wait = write(due, looked)
+  local wait = write(looked)
   if is_end then rest_operation(id, 'done') end
   return {is_end and 'done' or 'running', is_end and -1 or wait, looked, acted}
 end
 
-local ok, answer = pcall(step)
-if ok then return answer end
-rest_operation(id, 'stopped', string.sub(text_of(answer), 1, 500))
+local ok, told = pcall(step)
+if ok then return told end
+rest_operation(id, 'stopped', string.sub(text_of(told), 1, 500))
 return {'stopped', -1, 0, 0}
