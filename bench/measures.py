@@ -18,6 +18,7 @@ from typing import Any, Final
 import uvloop
 
 from bench import gates, page, raw, traced
+from bench.bulk import BULK
 from bench.lab import PAYLOAD, ROOT, STREAM, STREAMS, WORKERS, BenchError, Server, Worker, xadd
 from bench.noop import LATENCY_VARIABLE, TURNS_VARIABLE, Noop
 from runtime.producer import Message, Producer
@@ -121,6 +122,10 @@ class Round:
     def few(self) -> Figures:
         """Send a hundredth of the jobs at a time to an idle worker."""
         return _beside(self.plain, _bursts(self.jobs // 100))
+
+    def batches(self) -> Figures:
+        """Drain jobs of a handler that takes a hundred at once."""
+        return _beside(self.plain, _drain(self.jobs, type_name=b"bulk", options=BULK))
 
     def delayed(self) -> Figures:
         """Drain while a tenth as many jobs are delayed by an hour."""

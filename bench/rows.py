@@ -122,6 +122,13 @@ ROWS: Final = (
     Row("many", "the same with five times as many waiting", lambda run: run.many, (RATE, LIKE_PLAIN, *CPU)),
     Row("delayed", "the same with a tenth as many delayed", Round.delayed, (RATE, LIKE_PLAIN, *CPU)),
     Row(
+        "batches",
+        "drain of a no-op handler that takes up to 100 jobs at once",
+        Round.batches,
+        (RATE, Line("part of the plain drain", "of_plain", 2, target=Target(at_least=1)), *CPU),
+        remark=bound_by(1),
+    ),
+    Row(
         "sleep",
         "handlers that sleep for 10 ms, concurrency 500 (aim 45,000, ideal 50,000)",
         Round.naps,

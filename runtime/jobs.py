@@ -267,10 +267,11 @@ class Gathered(Job, eq=False):
     jobs: list[Job] = []
 
 
-def together(job: Job, *others: Job) -> Gathered:
-    """Return a batch of these jobs, which more may join."""
-    place = (job.stream, job.entry, job.count, job.run_id, job.taken_s)
-    return Gathered(*place, job.type, b"", job.envelope, job.fetched_ms, jobs=[job, *others])
+def together(jobs: list[Job]) -> Gathered:
+    """Return a batch of these jobs, one at least, of one type."""
+    first, stream, taken_s = jobs[0], min([job.stream for job in jobs]), min([job.taken_s for job in jobs])
+    place = (stream, first.entry, first.count, first.run_id, taken_s)
+    return Gathered(*place, first.type, b"", first.envelope, first.fetched_ms, jobs=jobs)
 
 
 def each_of(job: Job | None) -> Sequence[Job]:

@@ -255,7 +255,7 @@ async def _run(
         failures[id_of(job)] = _shown(error, cast("Outcome", outcome))
 
     inbox, ledger = Inbox(), Ledger(end)
-    run = jobs[0] if handler.batch is None else together(*jobs)
+    run = jobs[0] if handler.batch is None else together(jobs)
     lane = Lane(inbox, ledger, Stats(), {run.type: handler}, clock, jitter, note, forget=lambda error: None)
     inbox.put([run])
     context = copy_context()

@@ -50,18 +50,27 @@ class Gathering:
         A job that was delivered before may be what killed its worker: it starts at once, alone.
         """
         ready: list[Job] = []
+        joining: dict[tuple[bytes, bool], list[Job]] = {}
         for job in jobs:
-            policy = self._policies.get(job.type)
-            if policy is None:
+            if job.type not in self._policies:
                 ready.append(job)
-            elif job.count > 1 or policy.max_size == 1:
-                ready.append(together(job))
+            elif job.count > 1:
+                ready.append(together([job]))
             else:
-                place = job.type, job.stream == CRITICAL
-                batch = _joined(self._open, place, job)
-                if len(batch.jobs) >= policy.max_size:
-                    ready.append(self._open.pop(place))
+                joining.setdefault((job.type, job.stream == CRITICAL), []).append(job)
+        for place, come in joining.items():
+            ready += self._join(place, come)
         return ready + self.take_due()
+
+    def _join(self, place: tuple[bytes, bool], come: list[Job]) -> list[Gathered]:
+        """Let jobs join the batch that is open at this place, and others behind it; return those that are full."""
+        open_batch = self._open.pop(place, None)
+        jobs = come if open_batch is None else open_batch.jobs + come
+        max_size = self._policies[place[0]].max_size
+        batches = [together(jobs[at : at + max_size]) for at in range(0, len(jobs), max_size)]
+        if len(batches[-1].jobs) < max_size:
+            self._open[place] = batches.pop()
+        return batches
 
     def take_due(self) -> list[Job]:
         """Take out and return the batches whose first job has waited for long enough."""
@@ -83,18 +92,6 @@ class Gathering:
 
     def _due_s(self, batch: Gathered) -> float:
         return batch.taken_s + self._policies[batch.type].max_wait_s
-
-
-def _joined(batches: dict[tuple[bytes, bool], Gathered], place: tuple[bytes, bool], job: Job) -> Gathered:
-    """Return the batch at this place, with this job in it."""
-    batch = batches.get(place)
-    if batch is None:
-        batch = batches[place] = together(job)
-        return batch
-    batch.jobs.append(job)
-    batch.stream = min(batch.stream, job.stream)
-    batch.taken_s = min(batch.taken_s, job.taken_s)
-    return batch
 
 
 def gathering_of(registry: Registry, clock: Callable[[], float]) -> Gathering | None:

@@ -2589,8 +2589,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "batches: the first alone is settled",
         "runtime/worker/lanes.py",
-        "            self._note(job, outcome, failed_of, now_s, run_s)\n",
-        "            self._note(job, outcome, failed_of, now_s, run_s)\n            return True\n",
+        "failed_of, self.jitter), failed_of, now_s, run_s)\n",
+        "failed_of, self.jitter), failed_of, now_s, run_s)\n                break\n",
         f"{BATCHES}::test_what_the_handler_raises_is_what_became_of_all_that_it_has_not_settled",
     ),
     Mutant(
@@ -2617,15 +2617,15 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "batches: suspects gather",
         "runtime/worker/gathering.py",
-        "            elif job.count > 1 or policy.max_size == 1:",
-        "            elif policy.max_size == 1:",
+        "            elif job.count > 1:",
+        "            elif False:",
         f"{GATHERING}::test_what_was_delivered_before_starts_alone_and_at_once",
     ),
     Mutant(
         "batches: the last to come says how long all wait",
-        "runtime/worker/gathering.py",
-        "    batch.taken_s = min(batch.taken_s, job.taken_s)",
-        "    batch.taken_s = max(batch.taken_s, job.taken_s)",
+        "runtime/jobs.py",
+        "min([job.taken_s for job in jobs])",
+        "max([job.taken_s for job in jobs])",
         f"{GATHERING}::test_a_batch_begins_when_its_first_job_has_waited_for_long_enough",
     ),
     Mutant(
