@@ -51,6 +51,7 @@ def handler(
     rate: str | None = ...,
     group_limit: int | None = ...,
     group_rate: str | None = ...,
+    result_ttl_s: float | None = ...,
 ) -> Callable[[Callable[[P, Job], object]], Handler[P]]: ...
 
 
