@@ -129,6 +129,7 @@ FETCH_JOBS: Final = _histogram("runtime_fetch_jobs", "jobs", "How many jobs such
 STORE_ERRORS: Final = _counter("runtime_store_errors_total", "calls", "Calls that the store did not answer, or with an error")
 RECONNECTS: Final = _counter("runtime_store_reconnects_total", "connections", "Connections that were lost and opened again")
 REFUSED: Final = _counter("runtime_moves_refused_total", "jobs", "Moves refused because another worker held the job")
+UNKEPT: Final = _counter("runtime_results_lost_total", "results", "Results of jobs that are done which Redis did not take")
 BROKEN: Final = _gauge("runtime_stream_broken", "1", "1 for a stream that this worker cannot read", ("queue", "stream"))
 AHEAD: Final = _gauge(
     "runtime_stream_ahead_seconds",
@@ -387,6 +388,7 @@ def _add_loop_and_store(page: Page, reading: Reading) -> None:
     page.add(STORE_ERRORS, {queue: stats.store_errors})
     page.add(RECONNECTS, {queue: reading.reconnects})
     page.add(REFUSED, {queue: stats.refused})
+    page.add(UNKEPT, {queue: stats.unkept})
 
 
 def _add_trace(page: Page, trace: TraceReading | None) -> None:

@@ -125,23 +125,21 @@ def _encoder(kind: Any) -> Callable[[object], bytes]:
 
 
 def _decoder_of(kind: Any) -> Callable[[bytes], object] | None:
-    """Return what reads a result by the type that its handler names; None where that says nothing, or msgspec cannot tell.
+    """Return what reads a result by the type that its handler names; None where that says nothing.
 
     Raises:
-        ConfigError: the type cannot be written as JSON.
+        ConfigError: the type is none that msgspec can write and read.
     """
     if kind is Any or kind is object:
         return None
     try:
         strange = _strange_in(inspect.type_info(kind))
+        decode = msgspec.json.Decoder(kind).decode
     except Exception as error:  # what is annotated may be anything
-        raise ConfigError(f"a result of type {_name_of(kind)} cannot be written as JSON: {error}") from None
+        raise ConfigError(f"a result of type {_name_of(kind)} cannot be JSON: {error}") from None
     if strange:
-        raise ConfigError(f"a result of type {_name_of(kind)} cannot be written as JSON: msgspec does not know {strange}")
-    try:
-        return msgspec.json.Decoder(kind).decode
-    except TypeError:  # it can be written and not be read, as a union of two structs without a tag
-        return None
+        raise ConfigError(f"a result of type {_name_of(kind)} cannot be JSON: msgspec does not know {strange}")
+    return decode
 
 
 def _strange_in(kind: inspect.Type) -> str:

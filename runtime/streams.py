@@ -134,7 +134,7 @@ class Settled(msgspec.Struct):
     """What became of a flush: moves refused by the fence, finished jobs that were gone already, and what must be asked again.
 
     `unpaused` says why a pause that a job asked for could not be written; it holds in this process alone, for a moment. `unkept`
-    says how many results, or messages that they are there, were refused, and what the server said.
+    says how many results were refused, and why, or why those who wait for some could not be told.
     """
 
     refused: int
@@ -500,8 +500,8 @@ class Streams(Store):
         settled = Settled(0, 0, Batch([[] for _ in self.keys.streams], [], [], []), "")
         # Its job waits as long as it said, all the same.
         settled.unpaused = next((str(answer) for answer in paused if isinstance(answer, ServerError)), "")
-        unkept = [answer for answer in (*kept, *heard) if isinstance(answer, ServerError)]
-        settled.unkept = (len(unkept), str(unkept[0])) if unkept else settled.unkept
+        if results:
+            settled.unkept = _unkept(kept, heard)
         if commands:
             settled.shortfall = await self._finished(plain, finished, server)
         for at, ((items, _), answer) in enumerate(zip(moves, moved, strict=True)):
@@ -814,6 +814,11 @@ def _cut(answers: Iterable[T], sizes: Iterable[int]) -> list[list[T]]:
     """Return the answers in parts of these sizes."""
     rest = iter(answers)
     return [list(itertools.islice(rest, size)) for size in sizes]
+
+
+def _unkept(kept: Iterable[Any], heard: Iterable[Any]) -> tuple[int, str]:
+    lost, untold = ([str(answer) for answer in answers if isinstance(answer, ServerError)] for answers in (kept, heard))
+    return len(lost), next(itertools.chain(lost, untold), "")
 
 
 def _token(lease: Lease) -> tuple[int, bytes, int]:

@@ -31,7 +31,21 @@ from runtime.worker.admission import admit
 from runtime.worker.lanes import Inbox, Lane
 from runtime.worker.ledger import Ledger
 
-__all__ = ["Clock", "DeadLetter", "Done", "Jitter", "Notes", "Outcome", "Park", "Progress", "Worker", "run", "until", "worker"]
+__all__ = [
+    "Answered",
+    "Clock",
+    "DeadLetter",
+    "Done",
+    "Jitter",
+    "Notes",
+    "Outcome",
+    "Park",
+    "Progress",
+    "Worker",
+    "run",
+    "until",
+    "worker",
+]
 
 POLL_S: Final = 0.005  # a guess: soon enough for a test, and little work beside the worker's own
 DEADLINE_S: Final = 15.0  # a guess: longer than anything a test waits for on a busy machine
@@ -178,6 +192,8 @@ async def run(
 ) -> Outcome | list[Outcome]:
     """Run a handler once, as a worker runs it, and return what would become of the job; its `__cause__` is what was raised.
 
+    Where a type has results, a job that is done is `Answered`, with what `Producer.result` would return.
+
     A handler of many jobs is given one message, or a list, for which a list is returned. A message is packed as it is sent, and
     read by the contract's decoder. Nothing is stored.
 
@@ -244,7 +260,7 @@ async def _run(
 ) -> dict[int, Outcome]:
     """Run one job, or many together, in a lane that ends with them, and watch its deadline, as a worker's watchdog does.
 
-    Return what becomes of those that failed.
+    Return what becomes of those that failed or answered.
     """
     failures: dict[int, Outcome] = {}
 
@@ -276,7 +292,14 @@ async def _run(
         notes.lines = [line for one in said for line in one.newest()]
     if not running.cancelled():
         running.result()
-    return failures
+    answers = [(id_of(job), job.noted().result) for job in jobs]
+    return {job_id: Answered(msgspec.json.decode(value)) for job_id, value in answers if value is not None} | failures
+
+
+class Answered(Done, frozen=True):
+    """The work is done, and `result` is what the handler has answered, as JSON has it: dicts, lists, texts and numbers."""
+
+    result: Any = None
 
 
 # The repr of an exception has its text alone, and a failed assertion should show all that it holds.

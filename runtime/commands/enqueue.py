@@ -9,16 +9,19 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import Any, Final
 
+import msgspec
+
 from runtime.commands.common import find_handlers, print_json, with_store
 from runtime.commands.flags import QUEUE, add_settings, add_texts
 from runtime.config import Config
-from runtime.errors import BadPayload, NotDurable, PartlySent, UnknownType
+from runtime.errors import BadPayload, ConfigError, JobDead, NotDurable, PartlySent, ResultTimeout, UnknownType
 from runtime.jobs import PLAIN, Handler, Job, Options, Packed, Priority
 from runtime.leaving import FAILED
 from runtime.packing import Packer
 from runtime.producer import Producer
-from runtime.sender import CHUNK_MESSAGES
+from runtime.sender import CHUNK_MESSAGES, Sent
 
+WAIT_S: Final = 30.0  # as Producer.result
 PROGRESS_S: Final = 0.1  # between two progress lines; a guess: ten a second are seen to move
 
 
@@ -30,6 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "With - the payloads are JSON lines from standard input; then the number of jobs is printed.",
         """python -m runtime enqueue send-email '{"to": "ada@example.com", "subject": "Hi", "text": "..."}' --delay 60""",
         "cat mails.jsonl | python -m runtime enqueue send-email - --priority low",
+        """python -m runtime enqueue add-up '{"numbers": [1, 2]}' --wait 10""",
     )
     add_settings(parser, *QUEUE)
     parser.add_argument("type", help="wire name of the contract, such as send-email")
@@ -49,6 +53,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--attempts", type=int, default=0, metavar="N", help="most attempts of this job; default: the handler's")
     text = "what to wait for: local (default), fsync, or replicas=N"
     parser.add_argument("--durability", default="local", metavar="WORD", help=text)
+    text = f"wait so many seconds ({WAIT_S:g}) until the job is done, and print its result; status 1 where it is dead, or late"
+    parser.add_argument("--wait", type=float, nargs="?", const=WAIT_S, metavar="SECONDS", help=text)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -61,6 +67,8 @@ def main(config: Config, arguments: argparse.Namespace) -> int:
         near: list[str] = get_close_matches(str(arguments.type), known, 1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
         raise UnknownType(f"no contract {arguments.type!r} in {config.handlers}; {hint} (--handlers names the modules)")
+    if arguments.wait is not None and handler.result is None:
+        raise ConfigError(f"--wait: no results of {handler.contract.type} are kept; hint: @handler(…, result_ttl_s=600)")
     if arguments.payload == "-":
         return with_store(config, lambda url: _send_lines(url, config, arguments, handler), may_make=True)
     packed = _pack(Packer(time.time), arguments, handler, arguments.payload.encode())
@@ -74,6 +82,8 @@ async def _send_one(url: str, config: Config, arguments: argparse.Namespace, pac
             sent = (await producer.send_packed([packed]))[0]
         except NotDurable as error:
             sent, status = error.sent[0], _print_error(error)
+        if arguments.wait is not None and sent.new:
+            return await _print_result(producer, sent, arguments.wait) or status
     if arguments.json:
         print_json(sent)
     elif sent.new:
@@ -81,6 +91,16 @@ async def _send_one(url: str, config: Config, arguments: argparse.Namespace, pac
     else:
         print("a live job has this key: not sent", file=sys.stderr)
     return status
+
+
+async def _print_result(producer: Producer, sent: Sent, timeout_s: float) -> int:
+    try:
+        value = await producer.result(sent, timeout_s)
+    except (JobDead, ResultTimeout) as error:
+        print(f"runtime: job {sent.id} is dead: {error}" if isinstance(error, JobDead) else f"runtime: {error}", file=sys.stderr)
+        return FAILED
+    print(msgspec.json.encode(value).decode())
+    return 0
 
 
 async def _send_lines(url: str, config: Config, arguments: argparse.Namespace, handler: Handler[Any]) -> int:
@@ -119,6 +139,8 @@ def _print_error(error: NotDurable) -> int:
 
 
 def _chunks(arguments: argparse.Namespace, handler: Handler[Any]) -> Iterator[list[Packed]]:
+    if arguments.wait is not None:
+        raise BadPayload("--wait: must not be given with -; hint: send one, or wait by Producer.result")
     if arguments.id:
         raise BadPayload("--id: must not be given with -, since every line would get the same id")
     packer, chunk = Packer(time.time), list[Packed]()

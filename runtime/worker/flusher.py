@@ -127,8 +127,7 @@ class Flusher:
         self._ctx.stats.flushes.note(took_s, len(batch))
         self._keep_apart(settled)
         self._tell_unpaused(settled.unpaused)
-        if settled.unkept[0]:
-            self._tell_unkept(*settled.unkept)
+        self._tell_unkept(*settled.unkept)
         kept = {id(lease) for lease in leases_of(settled.left)}
         # The flusher gave this back; the fetcher took it again before that answer was read: the lease is new, and not started.
         again = [move.lease for move, taken_s in zip(batch.park, parked_s, strict=True) if move.lease.taken_s != taken_s]
@@ -168,11 +167,14 @@ class Flusher:
             self._ctx.log.warn("a job asked to pause its type, which cannot be written: %s", error)
         self._unpaused += bool(error)
 
-    def _tell_unkept(self, n: int, error: str) -> None:
-        if self._unkept % TOLD_AGAIN == 0:
-            self._ctx.log.warn("%d results could not be written or made known; their jobs are done all the same: %s", n, error)
-        self._unkept += 1
-        self._ctx.stats.unkept += n
+    def _tell_unkept(self, lost: int, error: str) -> None:
+        if error and self._unkept % TOLD_AGAIN == 0:
+            what = (
+                f"{lost} results could not be written, and their jobs are done" if lost else "who waits for results was not told"
+            )
+            self._ctx.log.warn("%s: %s", what, error)
+        self._unkept += bool(error)
+        self._ctx.stats.unkept += lost
 
     def retry_apart(self, now_s: float) -> None:
         """Note again the moves that wait apart, when their time has come."""

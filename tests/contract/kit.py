@@ -138,6 +138,11 @@ class ServerKit(Kit):
     def letters(self) -> list[dict[str, str]]:
         return [fields for _, fields in self.raw.xrange("{jobs}:dead")]
 
+    def results(self) -> dict[str, Any]:
+        """Return the value of each result, or the reason of a death."""
+        keys = self.raw.keys("{jobs}:results:*")
+        return {key.removeprefix("{jobs}:results:"): _result_in(self.raw.get(key)) for key in keys}
+
     def due(self) -> dict[str, float]:
         return dict(self.raw.zrange("{jobs}:due", 0, -1, withscores=True))
 
@@ -305,6 +310,9 @@ class MemoryKit(Kit):
     def letters(self) -> list[dict[str, str]]:
         return [dict(letter) for letter in self.store.dead]
 
+    def results(self) -> dict[str, Any]:
+        return {job_id: _result_in(text) for job_id, text in self.store.results.items()}
+
     def due(self) -> dict[str, float]:
         return dict(self.store.due)
 
@@ -429,6 +437,11 @@ async def leases(store: Streams, n: int = 100, stream: int = HIGH) -> list[Any]:
     shares = [0, 0, 0, 0]
     shares[stream] = n
     return jobs_of(await store.fetch(shares, set()))
+
+
+def _result_in(text: str | bytes) -> Any:
+    told = msgspec.json.decode(text)
+    return told["value"] if told["state"] == "done" else told["reason"]
 
 
 def jobs_of(fetched: Fetched) -> list[Any]:

@@ -25,8 +25,11 @@ from runtime import (
     contract,
     handler,
 )
+from runtime.jobs import Kept, Letter
+from runtime.streams import Streams
 from runtime.testing import worker
-from tests.proxy import Proxy
+from tests.contract.kit import ME, ServerKit, batch, leases
+from tests.proxy import Proxy, Relay
 from tests.servers import Server
 from tests.workers import until
 
@@ -391,10 +394,21 @@ async def test_a_result_for_which_there_is_no_memory_is_lost_and_told_and_its_jo
         await running.settled()
         raw.config_set("maxmemory", 0)
         assert running.consumer.stats.unkept == 1
-        assert "1 results could not be written or made known; their jobs are done all the same: OOM" in caplog.text
+        assert "1 results could not be written, and their jobs are done: OOM" in caplog.text
         assert raw.xlen("{jobs}:medium") == 0
         with pytest.raises(ResultTimeout, match="it is not in the queue"):
             await running.producer.result(sent, timeout_s=0)
+
+
+async def test_a_worker_who_may_not_publish_is_told_so_and_its_results_are_read(valkey: Server, caplog: pytest.LogCaptureFixture):
+    client: Any = valkey.client()
+    client.acl_setuser("mute", enabled=True, nopass=True, keys=["*"], categories=["+@all"], reset_channels=True)
+    async with worker(f"{valkey.url}?username=mute&password=x", adding()) as running, through(valkey.url) as producer:
+        sent = await producer.send(Add(5))
+        await running.settled()
+        assert "who waits for results was not told: NOPERM" in caplog.text
+        assert running.consumer.stats.unkept == 0
+        assert await producer.result(sent, timeout_s=0) == {"total": 5}
 
 
 async def test_a_user_who_may_not_listen_reads_results_all_the_same(valkey: Server):
@@ -403,6 +417,92 @@ async def test_a_user_who_may_not_listen_reads_results_all_the_same(valkey: Serv
     async with worker(valkey.url, adding()) as running, through(f"{valkey.url}?username=deaf&password=x") as deaf:
         sent = await running.producer.send(Add(5))
         assert await deaf.result(sent) == {"total": 5}
+
+
+# --- a crash -------------------------------------------------------------------------------------------------------------------
+
+
+class Cut:
+    """Relays to a server, until `left` bytes have reached it: then the line is cut, as that of a process that dies."""
+
+    def __init__(self, target: str) -> None:
+        self.left: float = float("inf")
+        self.relay = Relay(target, self._serve)
+
+    async def _serve(self, reader: Any, writer: Any, server_reader: Any, server_writer: Any) -> None:
+        answers = asyncio.create_task(self._answer(server_reader, writer))
+        while data := await reader.read(1 << 16):
+            self.left -= len(data)
+            server_writer.write(data[: len(data) + int(min(self.left, 0))])
+            await server_writer.drain()
+            if self.left <= 0:
+                break
+        server_writer.write_eof()
+        await answers
+
+    async def _answer(self, reader: Any, writer: Any) -> None:
+        while data := await reader.read(1 << 16):
+            if self.left > 0:
+                writer.write(data)
+
+
+async def test_wherever_a_flush_is_cut_no_job_is_gone_without_its_result(on_server: ServerKit):
+    """At each third byte of it: a job that is acknowledged has a result, and one whose result is there may run again."""
+    kit, store = on_server, on_server.streams()
+    await store.start()
+    seen: set[tuple[bool, bool]] = set()
+    size, step = 1, 0
+    while step < size:
+        entry = kit.add()
+        [job] = await leases(store)
+        flush = batch(done=[job])
+        flush.results = [Kept(job.id, b"[1,2]", 60_000)]
+        cut = Cut(kit.server.socket)
+        async with cut.relay as relay:
+            cruel = Streams(f"unix://{relay.socket}", "jobs", ME, answer_s=5)
+            await cruel.start()
+            await cruel._writer.ready()
+            flush.done[job.stream][0].run_id = cruel._writer.run_id
+            cut.left = budget = 10_000 if step == 0 else step
+            if step == 0:
+                await cruel.settle(flush)
+                size = int(budget - cut.left)
+            else:
+                with pytest.raises(StoreUnavailable):
+                    await cruel.settle(flush)
+            await cruel.close()
+        is_gone, has_result = entry not in kit.ids(), bool(kit.raw.exists(f"{{jobs}}:results:{job.id}"))
+        assert has_result or not is_gone, f"after {step} of {size} bytes"
+        seen.add((is_gone, has_result))
+        step += 3
+        kit.clear()
+        await store.start()
+    assert seen == {(False, False), (False, True), (True, True)}
+
+
+async def test_a_flush_that_is_repeated_writes_the_result_again_and_moves_nothing(kit: Any, store: Any):
+    kit.add()
+    [job] = await leases(store)
+    flush = batch(done=[job])
+    flush.results = [Kept(job.id, b"1", 60_000)]
+    assert ((await store.settle(flush)).shortfall, (await store.settle(flush)).shortfall) == (0, 1)
+    assert kit.results() == {job.id: 1}
+
+
+async def test_a_letter_that_is_refused_tells_nobody_that_the_job_is_dead(kit: Any, store: Any, other: Any):
+    """Another worker has it now, and may yet answer."""
+    entry = kit.add(id="mine")
+    [job] = await leases(store)
+    kit.claim(entry, "other", 2)
+    settled = await store.settle(batch(Letter(job, "attempts", "x", "", 1, "mine", result_ms=60_000)))
+    assert (settled.refused, kit.results()) == (1, {})
+
+
+async def test_a_death_is_told_under_the_id_of_the_message(kit: Any, store: Any):
+    kit.add(id="mine")
+    [job] = await leases(store)
+    await store.settle(batch(Letter(job, "attempts", "x", "", 1, "high-1-1", result_ms=60_000)))
+    assert kit.results() == {"mine": "attempts"}
 
 
 # --- what cannot be kept -------------------------------------------------------------------------------------------------------

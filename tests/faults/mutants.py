@@ -61,6 +61,8 @@ STEPPER = "tests/unit/test_stepper.py"
 MONITOR = "tests/unit/test_loop_monitor.py"
 SETTLE = "tests/unit/test_settle.py"
 STATUS = "tests/faults/test_crash.py::test_an_orderly_stop_has_its_status_whatever_handlers_have_left_behind"
+RESULTS = "tests/contract/test_results.py"
+RESULTS_ALONE = "tests/unit/test_results.py"
 HANGS_S = 300
 PATIENCE_S = "15"  # a test that must fail should not wait as long as one that must not
 
@@ -2648,6 +2650,76 @@ MUTANTS: tuple[Mutant, ...] = (
         "        return _each([*found, *self.gathering.take_types(types)])",
         "        return _each(found)",
         f"{ON_SERVERS}::test_a_type_that_is_paused_while_it_gathers_is_parked_and_runs_later",
+    ),
+    Mutant(
+        "results are written after their jobs",
+        "runtime/streams.py",
+        "parts = (results, pauses, commands, [command for _, command in moves], told)",
+        "parts = (pauses, commands, [command for _, command in moves], results, told)",
+        f"{RESULTS}::test_wherever_a_flush_is_cut_no_job_is_gone_without_its_result",
+    ),
+    Mutant(
+        "results are in the parts of a flush behind their jobs",
+        "runtime/worker/flusher.py",
+        'if target == "results":',
+        'if target == "park":',
+        f"{RESULTS_ALONE}::test_no_job_is_written_before_its_result",
+    ),
+    Mutant(
+        "nobody is told the result of a death",
+        "runtime/store/lua/dead.lua",
+        "  tell(own_id, ARGV[i + 9], ARGV[i + 10])",
+        "",
+        f"{RESULTS}::test_who_waits_for_a_job_that_dies_is_told_of_what",
+    ),
+    Mutant(
+        "results of jobs that are another worker's are told",
+        "runtime/store/lua/dead.lua",
+        "  if not holds(s, id, consumer, count) then return 0 end",
+        "  tell(job_id, ARGV[i + 9], ARGV[i + 10])\n  if not holds(s, id, consumer, count) then return 0 end",
+        f"{RESULTS}::test_a_letter_that_is_refused_tells_nobody_that_the_job_is_dead",
+    ),
+    Mutant(
+        "results that were there before the subscription are not read",
+        "runtime/waiter.py",
+        "        self._is_listening, self._failures = True, 0\n        self._read_all()",
+        "        self._is_listening, self._failures = True, 0",
+        f"{RESULTS}::test_who_waits_outlives_a_restart_of_the_server",
+    ),
+    Mutant(
+        "results are not looked for at the end of the wait",
+        "runtime/store/results.py",
+        "            found.update(await self.read(wanted[start : start + READ_AT_ONCE]))",
+        "            pass",
+        f"{RESULTS}::test_a_worker_who_may_not_publish_is_told_so_and_its_results_are_read",
+    ),
+    Mutant(
+        "results of any size are kept",
+        "runtime/results.py",
+        "if len(value) > MAX_RESULT_BYTES:",
+        "if False:",
+        f"{RESULTS}::test_what_cannot_be_kept_is_an_error_of_its_attempt",
+    ),
+    Mutant(
+        "results hold null for NaN",
+        "runtime/results.py",
+        "if word in value and holds_no_number(answer):",
+        "if False:",
+        f"{RESULTS_ALONE}::test_what_is_no_result_is_said_by_name",
+    ),
+    Mutant(
+        "results of a subscription that is deaf are waited for in vain",
+        "runtime/store/connection.py",
+        "                    if heard == before:",
+        "                    if False:",
+        f"{RESULTS}::test_a_subscription_that_has_become_deaf_is_given_up",
+    ),
+    Mutant(
+        "results that are huge are read whole",
+        "runtime/store/results.py",
+        '[("GETRANGE", self.keys.result(job_id), 0, MAX_TEXT_BYTES) for job_id in ids]',
+        '[("GET", self.keys.result(job_id)) for job_id in ids]',
+        f"{RESULTS}::test_what_a_stranger_puts_in_the_place_of_a_result_is_none",
     ),
 )
 

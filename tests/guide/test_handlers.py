@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -46,3 +49,72 @@ async def test_rows_are_inserted_together_and_each_has_its_own_outcome(valkey: S
     assert rows.TABLE == {1: "one", 3: "three"}
     assert [fields["dead_reason"] for _, fields in raw.xrange("{jobs}:dead")] == ["empty"]
     raw.close()
+
+
+# --- results -----------------------------------------------------------------------------------------------------------------
+
+
+class HTTPException(Exception):
+    """As FastAPI's: a status, and why."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+
+
+class App:
+    """As much of FastAPI as the page uses."""
+
+    def __init__(self, lifespan: Any) -> None:
+        self.lifespan = lifespan
+
+    def post(self, path: str) -> Callable[[Any], Any]:
+        def keep(function: Any) -> Any:
+            return function
+
+        return keep
+
+
+async def test_a_web_service_answers_with_what_a_job_has_answered(
+    valkey: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("totals", "totals_web"):
+        (tmp_path / f"{name}.py").write_text(BLOCKS[name])
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    web = ModuleType("fastapi")
+    vars(web).update(FastAPI=App, HTTPException=HTTPException)
+    monkeypatch.setitem(sys.modules, "fastapi", web)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.setenv("REDIS_URL", valkey.url)
+    importlib.invalidate_caches()
+    totals, service = importlib.import_module("totals"), importlib.import_module("totals_web")
+    async with service.app.lifespan(service.app), working(valkey.url, totals.add_up):
+        assert await service.total([1, 2, 3]) == {"cents": 6}
+        with pytest.raises(HTTPException, match="empty: nothing to add up") as told:
+            await service.total([])
+        assert told.value.status == 422
+
+
+def test_a_shell_prints_what_a_job_has_answered(valkey: Server, tmp_path: Path):
+    (tmp_path / "totals.py").write_text(BLOCKS["totals"])
+    options = ("--handlers", "totals", "--redis", valkey.url)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(tmp_path)))}
+
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "runtime", "enqueue", "add-up", *arguments, *options]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=60, check=False)
+
+    late = call('{"cents": [1]}', "--wait", "0.1")
+    assert (late.returncode, late.stdout) == (1, "")
+    assert "in 0.1 s: it waits on medium" in late.stderr
+    command = [sys.executable, "-m", "runtime", "run", *options, "--board", "off"]
+    worker = subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    try:
+        done = call('{"cents": [1, 2]}', "--wait")
+        assert (done.returncode, done.stdout, done.stderr) == (0, '{"cents":3}\n', "")
+        dead = call('{"cents": []}', "--wait", "30")
+        assert (dead.returncode, dead.stdout) == (1, "")
+        assert "is dead: empty: nothing to add up" in dead.stderr
+    finally:
+        worker.terminate()
+        worker.wait()

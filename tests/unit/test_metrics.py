@@ -108,7 +108,7 @@ def test_counters_for_alerts_begin_at_zero():
     """One that appears with its first event has no increase that Prometheus could see."""
     found = samples(render(Reading("jobs", Stats(), None, 0, 0, 0, 1, True, trace=TRACE)))
     queue = frozenset({("queue", "jobs")})
-    for name in ("lease_losses", "isolations", "reclaims", "store_errors", "store_reconnects", "moves_refused"):
+    for name in ("lease_losses", "isolations", "reclaims", "store_errors", "store_reconnects", "moves_refused", "results_lost"):
         assert found[f"runtime_{name}_total", queue] == 0
     for reason in ("collector", "budget"):
         assert found["runtime_spans_dropped_total", frozenset({("reason", reason)})] == 0
