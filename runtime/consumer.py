@@ -15,7 +15,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection, Coroutine, Iterable
+from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from contextvars import Context, copy_context
 from enum import Enum
 from functools import partial
@@ -27,12 +27,13 @@ import msgspec
 
 from runtime import logs
 from runtime.config import Config
-from runtime.errors import LeaseLost, SelfCancelled, StoreUnavailable, TimedOut
-from runtime.jobs import CRITICAL, MARKS, STREAMS, Gathered, Job, Park, Registry, each_of
+from runtime.errors import Cancelled, Dead, LeaseLost, SelfCancelled, StoreUnavailable, TimedOut
+from runtime.jobs import CRITICAL, MARKS, STREAMS, Gathered, Job, Lease, Park, Registry, each_of
 from runtime.observer import Observer
 from runtime.places import HANGS_S, PLACES, Hang, Places, make_places
 from runtime.rules import Rules
 from runtime.schedules import Schedule
+from runtime.settle import CANCELLED_CODE
 from runtime.stats import Stats
 from runtime.store.base import WorkerRow
 from runtime.streams import ANSWER_S, Streams
@@ -413,6 +414,7 @@ class Consumer:
             self._give_back_unstarted(time.monotonic())
         now_s = time.monotonic()
         changed = self.gates.apply(rules, self.orders.now_ms, now_s)
+        self._cancel(self.orders.cancels.look(self.held, now_s))
         self._park_unstarted(changed.paused)
         self.gates.note(self.held.jobs_of(changed.limited))
         if changed.is_any:
@@ -422,6 +424,19 @@ class Consumer:
             log.info("ordered to stop")
             if not self._stop.is_set():
                 self._on_stop_order()
+
+    def _cancel(self, leases: Sequence[Lease]) -> None:
+        """End what people have cancelled: what runs is cut, what has not started is dead. What is on its way here is left to the
+        next look, what is to be written to the script that moves it.
+        """
+        lanes = {id(lane.job): lane for lane in self.lanes if lane.job is not None} if leases else {}
+        for job in leases:
+            lane = lanes.get(id(job))
+            if lane is not None and lane.cut is None:
+                lane.interrupt(Cancelled("cancelled while it ran"))
+            elif lane is None and isinstance(job, Job) and self.inbox.remove(job):
+                self.ledger.add(job, Dead("cancelled before it started", CANCELLED_CODE))
+                self.stats.moved(job.type, job.stream, "dead")
 
     def _pause_type(self, type_name: bytes, wait_s: float) -> None:
         """Start nothing of a type for a while, as a job of it has asked for."""

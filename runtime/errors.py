@@ -172,6 +172,10 @@ class LeaseLost(JobsError):
     """Another worker holds this job now; nothing that this run still does can settle it."""
 
 
+class Cancelled(JobsError):
+    """People have cancelled the job: it ends as a dead letter, whatever its handler raises on the way out."""
+
+
 class SelfCancelled(JobsError):
     """The handler was cancelled, but not by the runtime: it awaited something that was cancelled."""
 

@@ -9,7 +9,19 @@ from types import TracebackType
 from typing import Any, Final, NoReturn, TypeGuard, TypeVar, cast
 
 from runtime.backoff import MAX_CAP_S, Backoff, delay_s
-from runtime.errors import BadMessage, ChildFailed, Dead, JobsError, LeaseLost, NoPlace, NotStarted, Retry, Snooze, TimedOut
+from runtime.errors import (
+    BadMessage,
+    Cancelled,
+    ChildFailed,
+    Dead,
+    JobsError,
+    LeaseLost,
+    NoPlace,
+    NotStarted,
+    Retry,
+    Snooze,
+    TimedOut,
+)
 from runtime.jobs import (
     DONE,
     LOST,
@@ -24,6 +36,7 @@ from runtime.jobs import (
 E = TypeVar("E", bound=BaseException)
 
 MAX_SNOOZE_MS: Final = 72 * 3600 * 1000  # in all, from the first snooze on; a guess: a weekend, and then people should look at it
+CANCELLED_CODE: Final = "cancelled"  # the reason of a letter, as in common.lua
 MAX_CODE_CHARS: Final = 64  # a guess: longer than any code that people sort by
 MAX_ERROR_CHARS: Final = 1000  # a guess: a letter is for reading
 MAX_NAME_CHARS: Final = 200  # a guess: longer than the name of any class with its module
@@ -147,6 +160,8 @@ def _leaves_of(group: BaseException) -> list[BaseException]:
 def _hear(handler: Handler[Any], job: Job, jitter: Callable[[], float], word: JobsError) -> Outcome:
     if _is(word, LeaseLost):
         return LOST
+    if _is(word, Cancelled):  # this run is no failed attempt: a letter that is sent back has lost none
+        return _dead(message_of(word), CANCELLED_CODE, "", is_failure=False)
     if _is(word, NoPlace) and job.count == 1:
         return Park(lot_of(handler.contract.type, job.envelope.version))
     if _is(word, NotStarted):  # and a suspect, which only `isolate` hands out

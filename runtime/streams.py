@@ -15,7 +15,7 @@ import msgspec
 
 from runtime.codec import MAX_DATA_BYTES, MAX_OTHERS_BYTES, pack_record, summary
 from runtime.errors import StoreError
-from runtime.jobs import FREE, PLAIN, Batch, Claim, Deferral, Job, Kept, Lease, Letter, Parking
+from runtime.jobs import FREE, PLAIN, STREAMS, Batch, Claim, Deferral, Job, Kept, Lease, Letter, Parking
 from runtime.limits import Limits, Rate
 from runtime.results import dead_text, done_text
 from runtime.rules import Rules
@@ -39,6 +39,7 @@ from runtime.store.resp import Command, ServerError, tail_of
 T = TypeVar("T")
 
 MAX_IDS = 500  # per script call: measured, half a millisecond of the server at most
+MAX_MARKS: Final = 10_000  # as in steering.lua: no more cancels stand at once
 MAX_SCHEDULES: Final = 100  # per call, a guess: some 40 µs of the server for each that fires
 MAX_TICK_BYTES: Final = 1 << 20  # of payloads per call, a guess: as in a chunk that is sent
 PENDING_PAGE: Final = 1000  # leases looked at in a round trip: measured, a millisecond of the server
@@ -791,13 +792,33 @@ class Streams(Store):
         """
         await self.call_one(self._helper, ("DEL", self.keys.marks(work)))
 
-    async def rules(self) -> tuple[Rules, int]:
-        """Return the rules that people have ordered, and the server's time in ms.
+    async def rules(self, since_ms: int = 0) -> tuple[Rules, int, list[str]]:
+        """Return the rules that people have ordered, the server's time in ms, and the places of jobs that they cancelled since
+        `since_ms` while a worker had them.
 
         Raises:
             StoreUnavailable: no answer or an error.
         """
-        return await self.rules_on(self._helper)
+        marks = ("ZRANGE", self.keys.cancels, since_ms, "+inf", "BYSCORE", "LIMIT", 0, MAX_MARKS)
+        *answers, found = await self.ask(self._helper, *self.rules_commands(), marks)
+        places = (
+            [] if isinstance(found, ServerError) else cast("list[bytes]", found)
+        )  # a stranger's key: the rules hold all the same
+        return *self.rules_in(*answers), [place.decode(errors="replace") for place in places]
+
+    async def unmark(self, places: Sequence[tuple[int, bytes]]) -> None:
+        """Take away the marks of cancelled jobs that have left their streams.
+
+        One that is still there keeps its mark: another worker may have it by now.
+
+        Raises:
+            StoreUnavailable: no answer or an error.
+        """
+        keys = self.keys
+        found = await self.ask(self._helper, *[("XRANGE", keys.streams[stream], entry, entry) for stream, entry in places])
+        gone = [f"{STREAMS[stream]}/{entry.decode()}" for (stream, entry), rows in zip(places, found, strict=True) if rows == []]
+        if gone:
+            await self.call_one(self._helper, ("ZREM", keys.cancels, *gone), keys.cancels)
 
 
 # --- small shapes --------------------------------------------------------------------------------------------------------

@@ -761,9 +761,17 @@ class MemoryStreams:
         self.store.remembered.pop(work, None)
 
     @verb
-    def rules(self) -> tuple[Rules, int]:
-        """Return the rules that people have ordered, and the time."""
-        return parse((name.encode(), text.encode()) for name, text in self.store.control.items()), self.store.now_ms
+    def rules(self, since_ms: int = 0) -> tuple[Rules, int, list[str]]:
+        """Return the rules that people have ordered, the time, and what they have cancelled."""
+        rules = parse((name.encode(), text.encode()) for name, text in self.store.control.items())
+        return rules, self.store.now_ms, [place for place, at_ms in self.store.cancels.items() if at_ms >= since_ms]
+
+    @verb
+    def unmark(self, places: Sequence[tuple[int, bytes]]) -> None:
+        """Take away the marks of what has left its stream."""
+        for stream, entry in places:
+            if entry not in self.store.entries[stream]:
+                self.store.cancels.pop(stands_at(stream, entry), None)
 
 
 def _fits(fields: Sequence[bytes] | None, newest: Mapping[str, int]) -> bool:

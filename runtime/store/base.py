@@ -289,7 +289,18 @@ class Store:
         Raises:
             StoreUnavailable: no answer or an error.
         """
-        fields, now = await self.ask(connection, ("HGETALL", self.keys.control), ("TIME",))
+        return self.rules_in(*await self.ask(connection, *self.rules_commands()))
+
+    def rules_commands(self) -> tuple[Command, Command]:
+        """Return the calls that read the rules, and the server's time."""
+        return ("HGETALL", self.keys.control), ("TIME",)
+
+    def rules_in(self, fields: Any, now: Any) -> tuple[Rules, int]:
+        """Return what those calls have answered.
+
+        Raises:
+            StoreError: one of them with an error.
+        """
         return parse(pairs(self.checked(fields, self.keys.control))), ms_in(self.checked(now))
 
     async def step_on(self, connection: Connection, operation: str) -> Step:

@@ -36,6 +36,10 @@ class Held:
         """Return whether this entry is held."""
         return entry in self._leases[stream]
 
+    def get(self, stream: int, entry: bytes) -> Lease | None:
+        """Return the lease of this entry, if it is held."""
+        return self._leases[stream].get(entry)
+
     def add(self, stream: int, leases: list[L]) -> list[L]:
         """Hold these leases of one stream; return those that are new.
 

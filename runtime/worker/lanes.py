@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from runtime.answers import finish
 from runtime.batches import ends_of
-from runtime.errors import AllRan, LeaseLost, NotStarted, SelfCancelled, TimedOut
+from runtime.errors import AllRan, Cancelled, LeaseLost, NotStarted, SelfCancelled, TimedOut
 from runtime.jobs import CRITICAL, DONE, LANE, RELEASE, Gathered, Job, Kept, Outcome, Registry, each_of
 from runtime.observer import LaneObserver, Observer
 from runtime.settle import decide, describe, forget_stack, has_word, module_of, told_as
@@ -36,7 +36,7 @@ JOBS_PER_TURN = 256
 TURN_S: Final = 0.05
 _NOT_BEGUN: Final = float("-inf")
 # What may be the runtime's or the loop's doing, and is a handler's failure only at a second look.
-_LOOKED_AT: Final = (GeneratorExit, CancelledError, NotStarted, LeaseLost)
+_LOOKED_AT: Final = (GeneratorExit, CancelledError, NotStarted, LeaseLost, Cancelled)
 
 
 class Inbox:
@@ -438,8 +438,8 @@ class Lane:
             why = "by itself, or by something that it awaited" if own == CancelledError.__name__ else own
             told = told_as(SelfCancelled(f"cancelled, but not by the runtime: {why}"), raised)
         elif is_turned_away or issubclass(
-            kind, LeaseLost
-        ):  # raised by a handler, its job would be kept, or run again, without end
+            kind, (LeaseLost, Cancelled)
+        ):  # raised by a handler, its job would be kept, or run again, without end; or be dead as if people had cancelled it
             told = told_as(RuntimeError(f"the handler raised {describe(raised)}: that is the runtime's own word"), raised)
         else:
             return raised

@@ -14,25 +14,31 @@ from runtime import logs
 from runtime.errors import StoreError, StoreUnavailable
 from runtime.jobs import STREAMS
 from runtime.rules import NO_RULES, Rules
-from runtime.streams import Streams
+from runtime.streams import MAX_IDS, Streams
+from runtime.worker.cancels import Cancels
 from runtime.worker.log import FIRST_TOLD, level_of
 
 log: Final = logs.guarded("runtime.orders")
 
 REREAD_S: Final = 30.0  # a guess: a field that was changed by hand, without `v`, holds after this time
+OVERLAP_MS: Final = 2000  # a guess: marks are read again that were written so long before the last look
 MOST_TOLD: Final = 20  # lines; a guess: who sees these looks at the others
 ALL_STREAMS: Final = frozenset(range(len(STREAMS)))
 
 
 class Orders:
-    """Owns the rules. `on_look` is called after each look: rules may be new, or the time of a pause may be up."""
+    """Owns the rules, and the marks of cancelled jobs. `on_look` is called after each look: rules may be new, or the time of a
+    pause may be up.
+    """
 
     def __init__(self, streams: Streams) -> None:
         self.rules: Rules = NO_RULES
+        self.cancels: Cancels = Cancels()
         self.on_look: Callable[[Rules], None] = lambda rules: None
         self._streams = streams
         self._server_ahead_ms = 0.0  # of our monotonic clock
         self._reread_s = 0.0
+        self._marks_since_ms = 0
         self._failures = 0
         self._told: frozenset[str] = frozenset()
 
@@ -77,9 +83,22 @@ class Orders:
             except StoreUnavailable as error:
                 self._cannot_read(error)
         self.on_look(self.rules)
+        if self.cancels.ended:
+            await self._unmark()
+
+    async def _unmark(self) -> None:
+        """Take away the marks of jobs that have ended here. What is not taken away goes by itself after a day."""
+        ended, self.cancels.ended = self.cancels.ended[:MAX_IDS], self.cancels.ended[MAX_IDS:]
+        try:
+            await self._streams.unmark(ended)
+        except StoreUnavailable as error:
+            log.debug("the marks of %d cancelled jobs stay for a day: %s", len(ended), error)
 
     async def _read(self) -> None:
-        self.rules, now_ms = await self._streams.rules()
+        self.rules, now_ms, marks = await self._streams.rules(self._marks_since_ms)
+        # A clock that was set back: the next look reads all marks.
+        self._marks_since_ms = now_ms - OVERLAP_MS if now_ms > self._marks_since_ms else 0
+        self.cancels.saw(marks, time.monotonic())
         self._server_ahead_ms = now_ms - time.monotonic() * 1000
         self._reread_s = time.monotonic() + REREAD_S
         self._failures = 0

@@ -207,9 +207,9 @@ async def test_what_cannot_be_read_is_told_once_and_the_rest_is_obeyed(server, r
         read: list[int] = []
         real = worker.streams.rules
 
-        async def rules():
+        async def rules(since_ms: int):
             read.append(1)
-            return await real()
+            return await real(since_ms)
 
         worker.streams.rules = rules
         await until(lambda: len(read) >= 3, "they are read again and again")

@@ -165,7 +165,7 @@ async def test_a_worker_reads_the_rules(kit):
     assert (await store.rules())[0].version == ""
     kit.order(("pause", "pause:mail", "0"), ("set", "limit:mail", '{"limit":3}'), ("set", f"worker:{ME}", "quiet"), reason="why")
     before_ms = kit.now_ms()
-    rules, now_ms = await store.rules()
+    rules, now_ms, _ = await store.rules()
     assert before_ms <= now_ms <= kit.now_ms()
     assert (rules.version, rules.orders, list(rules.limits), rules.unreadable) == ("1", {ME: "quiet"}, ["mail"], ())
     assert isinstance(rules.pauses["mail"], Pause)

@@ -412,3 +412,27 @@ async def test_a_cancelled_job_is_not_taken_nor_served_again(store, kit):
     taken = await store.take(Ask(HIGH, FREE, 10))
     assert [len(delivery.rows) for delivery in taken.deliveries] == [0]
     assert len(kit.letters()) == 1
+
+
+async def test_marks_are_read_with_the_rules_from_a_time_on(store, kit):
+    places = [f"high/{kit.add()}" for _ in range(2)]
+    await leases(store)
+    assert (await store.rules())[2] == []
+    for place in places:
+        kit.cancel(place)
+    rules, now_ms, marks = await store.rules(kit.now_ms() - 60_000)
+    assert (rules.version, sorted(marks)) == ("2", sorted(places))
+    assert (await store.rules(now_ms + 60_000))[2] == []
+
+
+async def test_a_mark_is_taken_away_only_when_its_job_has_left(store, kit):
+    for _ in range(2):
+        kit.add()
+    done, runs = await leases(store)
+    for job in (done, runs):
+        kit.cancel(f"high/{job.entry.decode()}")
+    await store.settle(batch(done=[done]))
+    assert len(kit.cancels()) == 2, "done asks for no mark"
+    await store.unmark([(HIGH, done.entry), (HIGH, runs.entry)])
+    await store.unmark([(HIGH, runs.entry)])
+    assert list(kit.cancels()) == [f"high/{runs.entry.decode()}"]

@@ -32,7 +32,19 @@ import redis.asyncio
 import uvloop
 
 from runtime.backoff import Backoff
-from runtime.errors import BadPayload, Dead, LeaseLost, NeverRan, NoPlace, NotStarted, Retry, SelfCancelled, Snooze, TimedOut
+from runtime.errors import (
+    BadPayload,
+    Cancelled,
+    Dead,
+    LeaseLost,
+    NeverRan,
+    NoPlace,
+    NotStarted,
+    Retry,
+    SelfCancelled,
+    Snooze,
+    TimedOut,
+)
 from runtime.jobs import CRITICAL, FREE, LANE, LOST, Handler, Job, Parking, contract, contract_of
 from runtime.places import Places
 from runtime.stats import BUCKETS, Stats
@@ -1032,7 +1044,27 @@ async def test_a_job_that_has_its_place_when_nothing_may_start_is_given_back_and
     await world.end()
 
 
-@pytest.mark.parametrize("kind", [NotStarted, NoPlace, LeaseLost])
+@pytest.mark.parametrize("raised", [None, ValueError("no"), Retry(5), Snooze(5), Dead("mine"), NotStarted("mine"), SystemExit(1)])
+async def test_what_people_cancel_is_dead_whatever_its_handler_raises_on_the_way(raised: BaseException | None) -> None:
+    world = World()
+
+    async def answers(payload: Any, job: Job) -> None:
+        try:
+            await world.hang()
+        except asyncio.CancelledError:
+            raise (raised or asyncio.CancelledError()) from None
+
+    world.put(answers)
+    await until(lambda: "hanging" in world.at)
+    world.lane.interrupt(Cancelled("cancelled while it ran"))
+    await until(lambda: world.lane.job is None)
+    [letter] = world.ledger._batch.dead
+    assert (letter.code, letter.error, letter.attempts) == ("cancelled", "cancelled while it ran", 0)
+    await next_job_runs_undisturbed(world)
+    await world.end()
+
+
+@pytest.mark.parametrize("kind", [NotStarted, NoPlace, LeaseLost, Cancelled])
 @pytest.mark.parametrize("is_cut", [False, True])
 async def test_a_handler_that_raises_the_runtime_s_own_word_has_failed(kind: type[Exception], is_cut: bool) -> None:
     world = World()

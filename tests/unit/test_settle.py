@@ -19,6 +19,7 @@ from runtime.backoff import Backoff
 from runtime.errors import (
     BadMessage,
     BadPayload,
+    Cancelled,
     ChildFailed,
     Dead,
     LeaseLost,
@@ -73,6 +74,12 @@ def test_nothing_raised_is_done() -> None:
 def test_a_lost_lease_leaves_nothing_to_write() -> None:
     assert decided(LeaseLost("another worker holds it")) is LOST
     assert decided(LeaseLost("another worker holds it"), failed=2) is LOST
+
+
+def test_a_job_that_people_have_cancelled_is_dead_and_burns_no_attempt() -> None:
+    for failed in (0, 2, 50):
+        word = as_dead(decided(raised(Cancelled("cancelled while it ran")), failed=failed))
+        assert (str(word), word.code, word.is_failure, word.stack) == ("cancelled while it ran", "cancelled", False, "")
 
 
 def test_a_job_that_was_cut_before_it_began_is_given_back_and_burns_no_attempt() -> None:
