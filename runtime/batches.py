@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, NoReturn, TypeAlias
 
 from runtime.answers import finish
-from runtime.errors import AllRan, BadMessage, ConfigError, LeaseLost, NotStarted
+from runtime.errors import AllRan, BadMessage, Cancelled, ConfigError, LeaseLost, NotStarted
 from runtime.jobs import BatchPolicy, Gathered, Job
 from runtime.settle import describe, told_as
 
@@ -101,10 +101,13 @@ def _error_of(job: Job, raised: BaseException) -> BaseException | None:
     """
     extras = job.extras
     if extras is not None and extras.cut is not None:
-        return extras.cut
+        is_done = extras.is_settled and extras.error is None
+        return None if is_done and type(extras.cut) is Cancelled else extras.cut
     if extras is None or not extras.is_settled:
         return None if type(raised) is AllRan else raised
     error = extras.error
-    if error is not None and issubclass(type(error), (NotStarted, LeaseLost)):  # else its job would run again, without end
+    if error is not None and issubclass(
+        type(error), (NotStarted, LeaseLost, Cancelled)
+    ):  # else its job would run again, without end
         return told_as(RuntimeError(f"the handler settled it with {describe(error)}: that is the runtime's own word"), error)
     return error

@@ -429,12 +429,14 @@ class Consumer:
         """End what people have cancelled: what runs is cut, what has not started is dead. What is on its way here is left to the
         next look, what is to be written to the script that moves it.
         """
-        lanes = {id(lane.job): lane for lane in self.lanes if lane.job is not None} if leases else {}
+        lanes = {id(job): lane for lane in self.lanes for job in each_of(lane.job)} if leases else {}
         for job in leases:
             lane = lanes.get(id(job))
-            if lane is not None and lane.cut is None:
-                lane.interrupt(Cancelled("cancelled while it ran"))
-            elif lane is None and isinstance(job, Job) and self.inbox.remove(job):
+            if not isinstance(job, Job) or (job.extras is not None and job.extras.is_cut):
+                continue
+            if lane is not None:
+                lane.end(job, Cancelled("cancelled while it ran"))
+            elif self.inbox.remove(job):
                 self.ledger.add(job, Dead("cancelled before it started", CANCELLED_CODE))
                 self.stats.moved(job.type, job.stream, "dead")
 

@@ -29,8 +29,10 @@ from runtime.producer import Producer
 from runtime.rules import ALL, Rules
 from runtime.schedules import Definition, Schedule, Schedules, message_members, schedules_in, whole_members
 from runtime.sender import CHUNK_BYTES, CHUNK_MESSAGES, Sent
+from runtime.steering import JobControl
 from runtime.store.base import Operation
 from runtime.store.control import Change, ChangedMeanwhile, ControlStore
+from runtime.store.inspector import Inspector
 from runtime.store.urls import without_password
 
 MAX_PAUSE_S: Final = 366 * 24 * 3600  # a guess: a year; what is to last longer, lasts until it is resumed
@@ -63,7 +65,7 @@ class Worker(msgspec.Struct, frozen=True):
     blocked_ms: dict[str, int] = {}
 
 
-class Control(OperationControl):
+class Control(OperationControl, JobControl):
     """Changes the rules of a queue, and reads them. Use it with `async with`; it connects when it is first used.
 
     An order may be given twice: what stands as it is ordered is left alone. So it is repeated once by itself where the answer was
@@ -81,7 +83,10 @@ class Control(OperationControl):
 
     def __init__(self, url: str, queue: str = "jobs", *, by: str = "", schedules: Iterable[Schedule] = ()) -> None:
         self._store = ControlStore(url, queue)
-        super().__init__(_checked_by(by) if by else who(), self._store, _check_reason)
+        self._inspector = Inspector(url, queue, "control")
+        name = _checked_by(by) if by else who()
+        OperationControl.__init__(self, name, self._store, _check_reason)
+        JobControl.__init__(self, name, self._store, self._inspector, _check_reason)
         self._code = _by_name(schedules)
         self._url = url
         self._queue = queue
@@ -96,8 +101,9 @@ class Control(OperationControl):
         await self.close()
 
     async def close(self) -> None:
-        """Close the connection; may be repeated."""
+        """Close the connections; may be repeated."""
         await self._store.close()
+        await self._inspector.close()
 
     # --- pauses ----------------------------------------------------------------------------------------------------------
 

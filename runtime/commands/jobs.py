@@ -1,4 +1,7 @@
-"""`jobs list`, `jobs show`: where jobs are now, by bounded reads that say how much they read. `jobs reopen` opens streams."""
+"""`jobs list`, `jobs show`: where jobs are now, by bounded reads that say how much they read. `jobs reopen` opens streams.
+
+`jobs cancel`, `now` and `priority` are in steer.py.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Final
 
 from runtime.commands.common import clean, control, inspector, print_json, with_store
 from runtime.commands.flags import add_texts, add_verb, check_between
+from runtime.commands.steer import add_verbs
 from runtime.config import Config
 from runtime.errors import StoreError
 from runtime.jobs import STREAMS
@@ -28,6 +32,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "Jobs that wait, run, are parked or delayed. A job that is done leaves nothing behind: `stats` counts those.",
         "python -m runtime jobs list --state running",
         "python -m runtime jobs show high-1732400000000-0",
+        "python -m runtime jobs cancel order-7 --reason 'ordered twice'",
+        "python -m runtime jobs priority order-8 high",
     )
     verbs = parser.add_subparsers(metavar="VERB", required=True)
 
@@ -41,6 +47,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     show = add_verb(verbs, "show", print_one, "show all jobs with an id, wherever they are; status 1 when there is none")
     show.add_argument("id", help="the job's id")
     show.add_argument("--json", action="store_true", help="print JSON lines")
+
+    add_verbs(verbs)
 
     text = "move jobs out of a stream that an id far ahead has closed (doctor tells); jobs that run at that moment run again"
     add_verb(verbs, "reopen", reopen, text)

@@ -340,21 +340,27 @@ class Inspector(Store):
             found += await self._delayed([job_id.encode(), score])
         for stream, key in enumerate(self.keys.streams):
             found += await self._placed(stream, await self._entries_of(key, job_id, n))
-        for letter in await self.dead_letters(n):
-            if letter.id == job_id:
-                found.append(
-                    FoundJob(
-                        id=job_id,
-                        type=letter.type,
-                        priority=letter.priority,
-                        state="dead",
-                        where=letter.reason,
-                        attempt=letter.attempts,
-                        place=f"dead/{letter.letter}",
-                        message=letter.message,
-                    )
-                )
-        return found
+        return found + [_dead(letter) for letter in await self.dead_letters(n) if letter.id == job_id]
+
+    async def job_at(self, place: str) -> FoundJob | None:
+        """Return the job at a place such as `high/12-0`, `due/order-1` or `dead/12-0`; None where none is there.
+
+        Raises:
+            StoreUnavailable: no answer or an error.
+        """
+        name, _, entry = place.partition("/")
+        if name == "due":
+            known = await self.call_one(self._connection, ("HEXISTS", self.keys.messages, entry))
+            score = await self.call_one(self._connection, ("ZSCORE", self.keys.due, entry))
+            found = await self._delayed([entry.encode(), score or b"0"]) if known else []
+        elif name == "dead":
+            letter = await self.dead_letter(entry)
+            found = [_dead(letter)] if letter else []
+        else:
+            stream = STREAMS.index(name)
+            rows = await self.call_one(self._connection, ("XRANGE", self.keys.streams[stream], entry, entry))
+            found = await self._placed(stream, rows)
+        return found[0] if found else None
 
     async def _entries_of(self, key: str, job_id: str, n: int) -> list[Any]:
         name, _, entry = job_id.partition("-")
@@ -448,6 +454,19 @@ def _letter(row: Sequence[Any]) -> DeadLetter:
         message=message,
         left_out=death.left_out,
         trace=death.trace,
+    )
+
+
+def _dead(letter: DeadLetter) -> FoundJob:
+    return FoundJob(
+        id=letter.id,
+        type=letter.type,
+        priority=letter.priority,
+        state="dead",
+        where=letter.reason,
+        attempt=letter.attempts,
+        place=f"dead/{letter.letter}",
+        message=letter.message,
     )
 
 

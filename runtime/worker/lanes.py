@@ -489,12 +489,12 @@ class Lane:
             self.task.cancel()
 
     def end(self, job: Job, why: BaseException) -> None:
-        """End the job that runs here; one of many is told so, and settled by this, and the others go on."""
-        if job is self.job:
-            self.interrupt(why)
-        else:
+        """End the job that runs here; one of many is told so, and settled by this, and the others go on, if any are left."""
+        if job is not self.job:
             extras = job.noted()
             extras.is_cut, extras.cut = True, why
+        if job is self.job or all(one.cancelled for one in each_of(self.job)):
+            self.interrupt(why)
 
     def _tell_cut(self) -> None:
         """Let each job know that it is to end: a handler in a thread cannot be told otherwise."""

@@ -30,7 +30,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("config", "bounds", "codec", "packing", "settle", "schema", "rules", "cron", "schedules", "operations", "results"),  # pure
     ("answers", "channel", "batches", "places", "offload", "registry"),  # users' code, and where it runs
     ("store",),
-    ("streams", "sender", "waiter", "producer", "operating", "control"),
+    ("streams", "sender", "waiter", "producer", "operating", "steering", "control"),
     ("worker",),
     ("consumer", "embedded", "supervisor"),
 )
@@ -47,7 +47,8 @@ STRICT: dict[str, tuple[set[str], str]] = {
     ),
     "sender": ({"errors", "limits", "jobs", "backoff", "codec", "store"}, "a web service that only enqueues loads no worker"),
     "control": (
-        {"errors", "limits", "jobs", "rules", "store", "codec", "cron", "schedules", "sender", "producer", "operating"},
+        {"errors", "limits", "jobs", "rules", "store", "codec", "cron", "schedules"}
+        | {"sender", "producer", "operating", "steering"},
         "a service that orders loads no worker",
     ),
     "waiter": ({"errors", "jobs", "backoff", "results", "store"}, "the same"),

@@ -169,6 +169,27 @@ async def test_what_waits_for_a_thread_is_cut_as_well(server, raw, control, monk
     assert ran == ["first", "cut False"]
 
 
+@pytest.mark.parametrize("number", [1, 2])
+async def test_of_a_batch_one_is_dead_and_the_others_go_on_and_all_of_them_cut_it(server, raw, control, number):
+    given: list[list[Job]] = []
+
+    @handler(Caspar, timeout_s=60, max_size=2)
+    async def many(messages: list[Caspar], jobs: list[Job]) -> None:
+        given.append(jobs)
+        await gate.wait()
+
+    async with working(server.url, many) as worker:
+        places = [send(raw, "j"), send(raw, "k")]
+        await until(lambda: given, "they run")
+        for place in places[:number]:
+            await cancel(control, place)
+        await until(lambda: [job.cancelled for job in given[0]] == [True, number == 2], "they are told")
+        if number == 1:
+            gate.set()
+        await until(lambda: raw.xlen(HIGH) == 0 and worker.running == 0, "the batch ends")
+    assert letters(raw) == [("j", "cancelled", "0"), ("k", "cancelled", "0")][:number]
+
+
 async def test_a_suspect_in_isolation_is_cut_too(server, raw, control):
     entry = send(raw, "j").partition("/")[2]
     raw.xgroup_create(HIGH, GROUP, "0")

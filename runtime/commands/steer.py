@@ -1,0 +1,96 @@
+"""`jobs cancel`, `jobs now`, `jobs priority`: what people do to one job, wherever it is."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from runtime.commands.common import clean, flags_of, print_json
+from runtime.commands.flags import add_verb
+from runtime.commands.ordering import add_order_flags, ordered
+from runtime.config import Config
+from runtime.control import Control
+from runtime.jobs import STREAMS, SUSPECT
+from runtime.leaving import CLEAN, FAILED
+from runtime.steering import LOOK_AT, Steered
+
+WHERE: Final = f"delayed jobs, the newest {LOOK_AT:,} entries of each stream, the newest {LOOK_AT:,} dead letters"
+# Answers after which it is as it was ordered.
+GOOD: Final[dict[str, tuple[str, ...]]] = {
+    "cancel": ("cancelled", "asked", "dead"),
+    "now": ("moved", "same"),
+    "priority": ("moved", "same"),
+}
+TEXTS: Final[dict[str, str]] = {
+    "cancelled": "is a dead letter now (cancelled)",
+    "asked": "worker {holder} has it and was asked to end it, within two seconds: it is a dead letter then (cancelled), or done "
+    "where its handler returns all the same",
+    "moved now": "is due now",
+    "moved priority": "waits with that priority now",
+    "same now": "waits for a free worker already",
+    "same priority": "has that priority already",
+    "held": "is left alone: worker {holder} has it, and what a worker has cannot be moved",
+    "suspect": "is left alone: a worker died while it ran, and it waits to be run apart",
+    "dead": "is a dead letter already ({holder})",
+    "gone": "was there a moment ago, and has moved on at each look: mostly it is done by now",
+    "full": "is left alone: 10,000 jobs that run are cancelled at this moment; hint: try again in a while",
+}
+
+
+def add_verbs(verbs: Any) -> None:
+    """Add these verbs to those of `jobs`."""
+    text = "cancel a job wherever it is: what waits is a dead letter at once, what runs is cut; status 1 where there is none"
+    _add_job(add_verb(verbs, "cancel", cancel, text))
+    _add_job(add_verb(verbs, "now", run_now, "let a delayed job run now; status 1 where there is none, or a worker has it"))
+    text = "give a job that waits another priority; status 1 where there is none, or a worker has it"
+    again = add_verb(verbs, "priority", set_priority, text)
+    _add_job(again)
+    again.add_argument("priority", choices=STREAMS, help="its new priority")
+
+
+def _add_job(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("id", help="the job's id, or its place, as `jobs show` prints it: high/1732400000000-0, due/order-1")
+    add_order_flags(parser)
+
+
+def cancel(config: Config, arguments: argparse.Namespace) -> int:
+    """Cancel all jobs with an id."""
+    return _steer(config, arguments, "cancel", lambda control: control.cancel(arguments.id, reason=arguments.reason))
+
+
+def run_now(config: Config, arguments: argparse.Namespace) -> int:
+    """Let all delayed jobs with an id run now."""
+    return _steer(config, arguments, "now", lambda control: control.run_now(arguments.id, reason=arguments.reason))
+
+
+def set_priority(config: Config, arguments: argparse.Namespace) -> int:
+    """Give all jobs with an id another priority."""
+
+    async def work(control: Control) -> list[Steered]:
+        return await control.set_priority(arguments.id, arguments.priority, reason=arguments.reason)
+
+    return _steer(config, arguments, "priority", work)
+
+
+def _steer(config: Config, arguments: argparse.Namespace, verb: str, work: Callable[[Control], Awaitable[list[Steered]]]) -> int:
+    steered = ordered(config, work)
+    for one in steered:
+        if arguments.json:
+            print_json(one)
+        else:
+            print(f"{clean(one.id)} ({clean(one.type) or '-'}) {_text(verb, one)}")
+    if not steered:
+        print(f"no job {clean(arguments.id, 200)}: it is done, or never was; looked at: {WHERE}", file=sys.stderr)
+    if verb == "cancel" and not arguments.json and any(one.answer == "cancelled" for one in steered):
+        print(
+            f"send it back: python -m runtime dead list --reason cancelled{flags_of(config)}, then dead replay", file=sys.stderr
+        )
+    return CLEAN if steered and all(one.answer in GOOD[verb] for one in steered) else FAILED
+
+
+def _text(verb: str, one: Steered) -> str:
+    is_suspect = one.answer == "held" and one.holder == SUSPECT
+    name = "suspect" if is_suspect else f"{one.answer} {verb}" if f"{one.answer} {verb}" in TEXTS else one.answer
+    return TEXTS[name].format(holder=clean(one.holder, 100))
