@@ -14,6 +14,8 @@ MAX_SIZE: Final = 1000  # a guess: a few milliseconds of decoding in one turn of
 MAX_WAIT_MS: Final = 500  # what waits here for a second is given back: half of that is left for a lane to become free
 WAIT_MS: Final = 200  # a guess: nobody waits for what runs in bulk
 
+_OURS: Final = (NotStarted, LeaseLost, Cancelled)
+
 Read: TypeAlias = tuple[list[Any], list[Job]]
 
 
@@ -106,8 +108,6 @@ def _error_of(job: Job, raised: BaseException) -> BaseException | None:
     if extras is None or not extras.is_settled:
         return None if type(raised) is AllRan else raised
     error = extras.error
-    if error is not None and issubclass(
-        type(error), (NotStarted, LeaseLost, Cancelled)
-    ):  # else its job would run again, without end
+    if error is not None and issubclass(type(error), _OURS):  # else its job would run again, without end
         return told_as(RuntimeError(f"the handler settled it with {describe(error)}: that is the runtime's own word"), error)
     return error

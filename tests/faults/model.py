@@ -52,6 +52,11 @@ class Job:
         return tuple(int(part) for part in self.ref.split("-")) if "-" in self.ref else ()
 
     @property
+    def stands_at(self) -> str:
+        """Its place on a stream as the mark of a cancel names it."""
+        return f"{STREAMS[self.stream]}/{self.ref}"
+
+    @property
     def known_id(self) -> str:
         """The id that its worker reads."""
         return self.id or f"{STREAMS[self.stream]}-{self.ref}"
@@ -63,6 +68,7 @@ class Model:
     def __init__(self) -> None:
         self.jobs: dict[int, Job] = {}
         self.marks: dict[str, str] = {}
+        self.cancels: set[str] = set()
         self.leases_ms: dict[str, int] = {}
         self.is_alive: dict[str, bool] = {}
         self.has_gap = True  # nobody has ever beaten
@@ -198,9 +204,11 @@ class Model:
         size = most if count == 1 else 1 if count >= ALONE else min(most, isqrt(len(waiting)))
         return self._lease([job for job in suspects[:size] if job.count == count], consumer)
 
-    @staticmethod
-    def _put(job: Job, lot: str, count: int) -> None:
-        """Into a lot; what some worker held when it died is a suspect wherever it is given back."""
+    def _put(self, job: Job, lot: str, count: int) -> None:
+        """Into a lot; what some worker held when it died is a suspect wherever it is given back, what was cancelled is buried."""
+        if job.stands_at in self.cancels:
+            self._bury(job)
+            return
         job.holder, job.count, job.idle_ms = SUSPECT if lot == FREE and count else lot, count, 0
 
     def admit(self, consumer: str, lease: Lease, key: str) -> str:
@@ -235,7 +243,9 @@ class Model:
     def defer(self, consumer: str, lease: Lease, kind: str, given_id: str, failed: int, is_due: bool) -> bool:
         """To the delayed jobs."""
         job = self.held(consumer, lease)
-        if job:
+        if job and job.stands_at in self.cancels:
+            self._bury(job)
+        elif job:
             self._delay(job, given_id, is_due)
             job.failed = failed
             if kind == "snooze" and not job.snoozed_ms and job.n in self.told:
@@ -270,6 +280,65 @@ class Model:
             if there is None or there.holder:
                 refused.append(position)
         return refused
+
+    # --- by people -----------------------------------------------------------------------------------------------------------
+
+    def _bury(self, job: Job) -> None:
+        """A job that is cancelled is a letter, and the mark that asked for it has done its work."""
+        self.cancels.discard(job.stands_at)
+        self._free(job.key, job.spot)
+        job.id = job.id or job.known_id
+        self._move(job, DEAD)
+        job.reason, job.attempts = "cancelled", job.failed
+
+    def cancel(self, n: int, spot: str) -> str:
+        """Cancel a job, if it is there still."""
+        job = self._at(n, spot)
+        if job is None:
+            return "gone"
+        if job.place == ENTRY and job.holder and not job.holder.startswith("~"):
+            self.cancels.add(job.stands_at)
+            return f"asked {job.holder}"
+        self._bury(job)
+        return "cancelled"
+
+    def run_now(self, n: int, spot: str) -> str:
+        """Let a delayed job be due."""
+        job = self._at(n, spot)
+        if job is None or job.place == ENTRY:
+            return "gone" if job is None else self._same_or_held(job)
+        if job.is_due:
+            return "same"
+        job.is_due = True
+        job.due_ms = self.told[n].due_ms if n in self.told else 0.0
+        return "moved"
+
+    def set_priority(self, n: int, spot: str, stream: int) -> str:
+        """Give a job that waits another stream; not a suspect, whose deaths would be forgotten."""
+        job = self._at(n, spot)
+        if job is None:
+            return "gone"
+        if job.place == DUE:
+            answer, job.stream = "same" if job.stream == stream else "moved", stream
+            return answer
+        answer = self._same_or_held(job)
+        if answer != "same" or job.stream == stream:
+            return answer
+        if job.count:
+            return f"held {job.holder}"
+        before, job.id, job.stream = job.spot, job.known_id, stream
+        self._move(job, ENTRY)
+        if job.key and self.marks.get(job.key) == before:
+            self.marks[job.key] = job.spot
+        return "moved"
+
+    def _at(self, n: int, spot: str) -> Job | None:
+        job = self.jobs.get(n)
+        return job if job and job.spot == spot and job.place != DEAD else None
+
+    @staticmethod
+    def _same_or_held(job: Job) -> str:
+        return f"held {job.holder}" if job.holder and not job.holder.startswith("~") else "same"
 
     # --- life and death ------------------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 STREAMS = "tests/contract/test_streams.py"
 VERBS = "tests/contract/test_verbs.py"
+STEER = "tests/contract/test_steer.py"
 SERVE = "tests/contract/test_serve.py"
 DEBOUNCE = "tests/contract/test_debounce.py"
 BOUNDS = "tests/unit/test_bounds.py"
@@ -79,6 +80,118 @@ class Mutant:
 
 
 MUTANTS: tuple[Mutant, ...] = (
+    Mutant(
+        "cancel: a retry does not ask for the mark",
+        "runtime/store/lua/defer.lua",
+        "  if is_cancelled(s, id) then return bury(s, id, WHILE_HELD) and 1 or 0 end\n",
+        "",
+        f"{STEER}::test_a_move_of_a_marked_job_buries_it_and_no_other[valkey-retry]",
+    ),
+    Mutant(
+        "cancel: what is given back does not ask for the mark",
+        "runtime/store/lua/common.lua",
+        "  if is_cancelled(s, id) then return bury(s, id, WHILE_HELD) end\n",
+        "",
+        f"{STEER}::test_a_move_of_a_marked_job_buries_it_and_no_other[valkey-release]",
+    ),
+    Mutant(
+        "cancel: any mark is everybody's",
+        "runtime/store/lua/common.lua",
+        "return has_cancels and type(redis.pcall('ZSCORE', CANCELS, stands_at(s, id))) == 'string'",
+        "return has_cancels",
+        f"{STEER}::test_a_move_of_a_marked_job_buries_it_and_no_other[valkey-park]",
+    ),
+    Mutant(
+        "cancel: a key stays taken",
+        "runtime/store/lua/common.lua",
+        "    add_cancelled(fields, STREAMS[s] .. '-' .. id, why, stands_at(s, id))\n    free_key(key, place)\n",
+        "    add_cancelled(fields, STREAMS[s] .. '-' .. id, why, stands_at(s, id))\n",
+        f"{STEER}::test_a_job_that_waits_is_a_dead_letter_at_once[valkey]",
+    ),
+    Mutant(
+        "cancel: the sweep stops at a letter that cannot be written",
+        "runtime/store/lua/reclaim.lua",
+        "if pcall(park, s, entry[1], SUSPECT, math.max(1, entry[4])) then",
+        "if park(s, entry[1], SUSPECT, math.max(1, entry[4])) or true then",
+        f"{STEER}::test_the_sweep_goes_on_where_no_letter_can_be_written[valkey]",
+    ),
+    Mutant(
+        "cancel: nobody is told",
+        "runtime/store/lua/steering.lua",
+        "  tell_workers()\n  return 'asked '",
+        "  return 'asked '",
+        f"{STEER}::test_what_a_worker_has_is_asked_for_once_and_all_workers_are_told[valkey]",
+    ),
+    Mutant(
+        "cancel: there is no end of marks",
+        "runtime/store/lua/steering.lua",
+        "  if not has_space() then return 'full' end\n",
+        "",
+        f"{STEER}::test_no_more_is_asked_of_workers_at_once_than_they_read[valkey]",
+    ),
+    Mutant(
+        "cancel: what runs is a failure and runs again",
+        "runtime/settle.py",
+        "    if _is(word, Cancelled):",
+        "    if False:",
+        f"{SETTLE}::test_a_job_that_people_have_cancelled_is_dead_and_burns_no_attempt",
+    ),
+    Mutant(
+        "cancel: a handler has the last word",
+        "runtime/worker/lanes.py",
+        "not (type(self.cut) is TimedOut and has_word(raised))",
+        "not has_word(raised)",
+        f"{LANES}::test_what_people_cancel_is_dead_whatever_its_handler_raises_on_the_way",
+    ),
+    Mutant(
+        "cancel: a mark of what comes later is forgotten at once",
+        "runtime/worker/cancels.py",
+        "elif read_s < now_s - LOOKED_FOR_S:",
+        "else:",
+        "tests/unit/test_cancels.py::test_a_mark_of_what_comes_later_is_met_within_a_while_and_forgotten_then",
+    ),
+    Mutant(
+        "cancel: a mark is taken from a job that is still there",
+        "runtime/streams.py",
+        "strict=True) if rows == []]",
+        "strict=True)]",
+        f"{STEER}::test_a_mark_is_taken_away_only_when_its_job_has_left[valkey]",
+    ),
+    Mutant(
+        "priority: a suspect is innocent on another stream",
+        "runtime/store/lua/steering.lua",
+        "if row and row[4] > 0 then return 'held ' .. row[2] end",
+        "",
+        f"{STEER}::test_a_job_in_a_lot_changes_its_stream_but_no_suspect[valkey]",
+    ),
+    Mutant(
+        "priority: a job has another id on another stream",
+        "runtime/store/lua/steering.lua",
+        "if not field(fields, 'id') then fields[#fields + 1], fields[#fields + 2] = 'id', job_id end",
+        "",
+        f"{STEER}::test_a_job_that_waits_changes_its_stream_and_keeps_id_birth_and_key[valkey]",
+    ),
+    Mutant(
+        "now: what was due long ago comes later",
+        "runtime/store/lua/steering.lua",
+        "'ZADD', DUE, 'LT', 'CH'",
+        "'ZADD', DUE, 'CH'",
+        f"{STEER}::test_what_was_due_long_ago_does_not_come_later_by_it[valkey]",
+    ),
+    Mutant(
+        "steer: what has moved on is not looked for again",
+        "runtime/steering.py",
+        "TRIES: Final = 3",
+        "TRIES: Final = 1",
+        "tests/contract/test_steering.py::test_a_job_that_moves_on_between_a_look_and_the_step_is_looked_for_again[valkey]",
+    ),
+    Mutant(
+        "steer: a default id means what stands there, whatever its id",
+        "runtime/steering.py",
+        "LOOK_AT) if job.id == wanted]",
+        "LOOK_AT)]",
+        "tests/contract/test_steering.py::test_a_default_id_means_no_job_that_has_one_of_its_own[valkey]",
+    ),
     Mutant(
         "a link to a trace is made of any text",
         "runtime/config.py",
@@ -1728,8 +1841,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "order: without an answer no rules hold",
         "runtime/worker/orders.py",
-        "        self.on_look(self.rules)\n\n    async def _read",
-        "        self.rules = self.rules if version else NO_RULES\n        self.on_look(self.rules)\n\n    async def _read",
+        "        self.on_look(self.rules)\n        if self.cancels.ended",
+        "        self.on_look(self.rules if version else NO_RULES)\n        if self.cancels.ended",
         f"{ORDERS}::test_a_pause_holds_while_the_server_is_away_and_when_it_is_back",
     ),
     Mutant(
@@ -2584,7 +2697,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "batches: the runtime's own words are taken from a handler",
         "runtime/batches.py",
-        "issubclass(type(error), (NotStarted, LeaseLost))",
+        "issubclass(type(error), _OURS)",
         "False",
         f"{BATCHES}::test_whatever_a_job_is_settled_with_it_is_a_failure_of_this_job_alone",
     ),
@@ -2612,8 +2725,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "batches: a lost lease cuts all",
         "runtime/worker/lanes.py",
-        "        if job is self.job:\n            self.interrupt(why)",
-        "        if True:\n            self.interrupt(why)",
+        "if job is self.job or all(",
+        "if True or all(",
         f"{ON_SERVERS}::test_one_lease_that_is_lost_while_the_batch_runs_drops_this_outcome_alone",
     ),
     Mutant(

@@ -154,6 +154,7 @@ class Seen(msgspec.Struct):
     rows: dict[str, int]
     acked: list[str]
     bodiless: list[str]
+    cancels: set[str]
 
 
 def look(bench: Bench) -> Seen:
@@ -170,10 +171,11 @@ def look(bench: Bench) -> Seen:
             ("MGET", *[f"{keys.prefix}seen:k:{key}" for key in KEYS]),
             ("ZRANGE", keys.workers, 0, -1, "WITHSCORES"),
             ("HGETALL", keys.rows),
+            ("ZRANGE", keys.cancels, 0, -1),
         )
     )
     seconds, micros = next(answers)
-    seen = Seen(int(seconds) * 1000 + int(micros) // 1000, {}, [], {}, {}, {}, [], [])
+    seen = Seen(int(seconds) * 1000 + int(micros) // 1000, {}, [], {}, {}, {}, [], [], set())
     entries, pendings, groups = ([next(answers) for _ in range(4)] for _ in range(3))
     for stream in range(4):
         pending = {row[0]: row for row in pendings[stream]}
@@ -205,6 +207,7 @@ def look(bench: Bench) -> Seen:
     until = pairs(next(answers))
     seen.alive = {text(name): float(score) > seen.now_ms for name, score in until.items() if not name.startswith(b"~")}
     seen.rows = {text(name): int(row.partition(b" ")[0]) for name, row in pairs(next(answers)).items()}
+    seen.cancels = set(map(text, next(answers)))
     return seen
 
 
@@ -278,7 +281,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.failed: dict[int, int] = {}
         self.retried: set[int] = set()
         self.replayed: set[int] = set()
-        self.seen = Seen(0, {}, [], {}, {}, {}, [], [])
+        self.seen = Seen(0, {}, [], {}, {}, {}, [], [], set())
 
     @initialize(first=st.lists(messages, min_size=2, max_size=8))
     def begin(self, first: list[Any]) -> None:
@@ -329,7 +332,8 @@ class StoreMachine(RuleBasedStateMachine):
             self.n += 1
             job_id = {"": "", "own": f"job-{self.n}", "same": "same"}[id_kind]
             at = {None: None, True: 1.0, False: FAR_MS / 1000}[is_due]
-            wanted.append(Message(payload=payload(self.n), priority=Priority(stream + 1), key=key, id=job_id, at=at))
+            keep = "first" if key and at else ""  # what folds has tests of its own: test_debounce.py
+            wanted.append(Message(payload=payload(self.n), priority=Priority(stream + 1), key=key, id=job_id, at=at, keep=keep))
             version = 1 if payload is Tea else 2
             sent.append(
                 (Job(self.n, stream=stream, type="t" if version == 1 else "u", version=version, key=key, id=job_id), is_due)
@@ -450,9 +454,9 @@ class StoreMachine(RuleBasedStateMachine):
         self.look()
         for _ in range(2 if loses else 1):
             answers = []
-            for job, key in asked:
-                there = self.model.find(job)
-                answers.append(self.model.admit(name, job, text(key)))
+            for claim in asked:
+                there = self.model.find(claim.lease)
+                answers.append(self.model.admit(name, claim.lease, text(claim.key)))
                 if answers[-1] == "mine" and there:
                     self.owners.add(there.n)
                 if answers[-1] == "duplicate" and there:
@@ -546,6 +550,41 @@ class StoreMachine(RuleBasedStateMachine):
         answer = self.bench.repeated(store._helper, lambda: store.renew(asked), loses)
         self.look()
         assert answer == self.model.renew(name, picked)
+
+    # --- by people -----------------------------------------------------------------------------------------------------------
+
+    @rule(verb=st.sampled_from(("cancel", "now", "priority")), back=which, stream=streams, loses=loses)
+    def steer(self, verb: str, back: int, stream: int, loses: bool) -> None:
+        jobs = [job for _, job in sorted(self.model.jobs.items()) if job.place != DEAD]
+        if jobs:
+            self._steer(jobs[-1 - back % len(jobs)], verb, stream, loses)
+
+    @rule(back=which, loses=loses)
+    def cancel_what_runs(self, back: int, loses: bool) -> None:
+        """As often as not its worker is the next to move it, or nobody is."""
+        self.have_work()
+        name, lease = self.pick(2 * back)
+        job = self.model.held(name, lease)
+        if job:
+            self._steer(job, "cancel", 0, loses)
+
+    def _steer(self, job: Job, verb: str, stream: int, loses: bool) -> None:
+        n, spot, control = job.n, job.spot, self.bench.control
+        argument = STREAMS[stream] if verb == "priority" else ""
+        call = partial(control.steer, verb, "ann@host", "", [spot.replace(" ", "/", 1)], argument)
+        [answer] = self.bench.repeated(control._connection, call, loses)
+        self.look()
+        answers: list[str] = []
+        for _ in range(2 if loses else 1):
+            match verb:
+                case "cancel":
+                    answers.append(self.model.cancel(n, spot))
+                case "now":
+                    answers.append(self.model.run_now(n, spot))
+                case _:
+                    answers.append(self.model.set_priority(n, spot, stream))
+        assert answer == answers[-1]
+        self.bench.moves[f"{verb} {answer.partition(' ')[0]}", True] += 1
 
     # --- life and death ------------------------------------------------------------------------------------------------------
 
@@ -661,6 +700,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.seen.marks == self.model.marks
         assert self.seen.alive == self.model.is_alive
         assert self.seen.rows == self.model.leases_ms
+        assert self.seen.cancels == self.model.cancels
 
     @invariant()
     def every_job_is_in_one_place_until_it_is_done(self) -> None:
@@ -670,7 +710,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def a_key_admits_one_job_in_its_life(self) -> None:
-        self.owners &= self.owed
+        self.owners &= self.owed - {n for n, job in self.model.jobs.items() if job.place == DEAD}
         keys = [self.seen.jobs[n].key for n in self.owners if n in self.seen.jobs]
         assert len(keys) == len(set(keys)), "two live jobs own one key"
 
