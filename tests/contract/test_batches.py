@@ -334,6 +334,18 @@ async def test_a_lease_that_is_lost_while_its_job_gathers_lets_the_others_run(se
         raw.delete(KEY)
 
 
+async def test_what_gathers_is_given_back_when_the_leases_may_be_lost(server, raw, table, monkeypatch):
+    async with working(server.url, inserting(table, max_size=100, max_wait_ms=500)) as worker:
+        send(raw, *range(5))
+        await until(lambda: len(worker.inbox.jobs) == 5, "they gather")
+        with monkeypatch.context() as silent:
+            silent.setattr(type(worker.leases), "is_silent", property(lambda watch: True))
+            worker._give_back_unstarted(0.0)
+        assert worker.inbox.jobs == []
+        await nothing_left(raw)
+    assert set(map(tuple, table.attempts.values())) == {(1,)}
+
+
 async def test_suspects_run_alone_and_what_gathers_waits_for_them(server, raw, table):
     raw.xgroup_create(KEY, GROUP, "0", mkstream=True)
     entries = send(raw, *range(3))
