@@ -312,6 +312,8 @@ class Summary(msgspec.Struct, frozen=True, gc=False):
     id: str
     version: int
     failed: int
+    first_ms: int = 0
+    origin: str = ""
 
     @property
     def type_name(self) -> str:
@@ -345,7 +347,14 @@ def summary(fields: Sequence[bytes]) -> Summary:
         id=found.get(ID, b"").decode(errors="backslashreplace"),
         version=max(_parse_int(found.get(VERSION, b"")), 1),
         failed=max(_parse_int(found.get(FAILED, b"")), 0),
+        first_ms=max(_parse_int(found.get(FIRST_AT, b"")), 0),
+        origin=found.get(ORIGIN, b"").decode(errors="backslashreplace"),
     )
+
+
+def payload_of(fields: Sequence[bytes]) -> bytes:
+    """Return the payload of a message as it stands; nothing where it has none."""
+    return _by_name(fields).get(DATA, b"")
 
 
 def as_text(fields: Sequence[bytes]) -> dict[str, str]:

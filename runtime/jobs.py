@@ -253,8 +253,7 @@ class Job(Lease, gc=False, eq=False):
 
         Made of the id and the payload, so that messages that share an id have different keys unless they say the same.
         """
-        digest = hashlib.sha256((self.envelope.origin or self.id).encode() + self.data).digest()
-        return base64.b32encode(digest).decode()[:26].lower()
+        return work_of(self.envelope.origin or self.id, self.data)
 
 
 class Gathered(Job, eq=False):
@@ -336,6 +335,11 @@ def _marks_of(value: object) -> bytes:
     if len(found) > MAX_MARKS_BYTES:
         raise BadMarks(f"marks must have at most {MAX_MARKS_BYTES:,} bytes, got {len(found):,}")
     return found
+
+
+def work_of(origin: str, data: bytes) -> str:
+    """Return the key of the work that a job does: `origin` is its id, or the one that it had before a replay."""
+    return base64.b32encode(hashlib.sha256(origin.encode() + data).digest()).decode()[:26].lower()
 
 
 def ms_of(entry: bytes, now_ms: int) -> int:

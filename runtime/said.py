@@ -6,7 +6,7 @@ Handlers say it from coroutines, threads and child processes, with whatever valu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -116,6 +116,9 @@ def _size(line: str) -> int:
 # --- what stands in Redis ----------------------------------------------------------------------------------------------------
 
 
+Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_NUMBER)]  # a stranger may have written any
+
+
 class Report(msgspec.Struct, omit_defaults=True):
     """What a run that goes on has said: where its job stands, since when it runs, when it last said something new, how far it is,
     its newest lines and how many there were before those. Times are ms since the epoch, by the worker's clock.
@@ -124,19 +127,19 @@ class Report(msgspec.Struct, omit_defaults=True):
     place: str
     id: str
     type: str
-    attempt: int
-    since_ms: int
-    at_ms: int
+    attempt: Count
+    since_ms: Count
+    at_ms: Count
     done: int | float | None = None
     total: int | float | None = None
     text: str = ""
     lines: list[str] = []
-    before: int = 0
+    before: Count = 0
 
 
 class _Reports(msgspec.Struct):
     jobs: list[msgspec.Raw]
-    left_out: int = 0
+    left_out: Count = 0
 
 
 def pack_reports(reports: Iterable[Report]) -> bytes:
@@ -159,14 +162,19 @@ def read_reports(data: bytes) -> tuple[list[Report], int]:
         found = msgspec.json.decode(data, type=_Reports)
     except (ValueError, RecursionError):
         return [], 0
-    return [report for one in found.jobs for report in _read(one)], max(0, found.left_out)
+    return [report for one in found.jobs for report in _read(one)], found.left_out
 
 
 def _read(one: msgspec.Raw) -> list[Report]:
     try:
-        return [msgspec.json.decode(one, type=Report)]
+        report = msgspec.json.decode(one, type=Report)
     except (ValueError, RecursionError):
         return []
+    report.lines = report.lines[-SHOWN_LINES:]
+    if report.done is not None:
+        progress = progress_of(report.done, report.total, report.text)
+        report.done, report.total, report.text = progress.done, progress.total, progress.text
+    return [report]
 
 
 class Attempt(msgspec.Struct, omit_defaults=True):

@@ -9,19 +9,19 @@ import argparse
 import sys
 from typing import Final
 
+from runtime.commands import story
 from runtime.commands.common import clean, control, inspector, print_json, with_store
 from runtime.commands.flags import add_texts, add_verb, check_between
 from runtime.commands.steer import add_verbs
+from runtime.commands.story import LOOK_AT
 from runtime.config import Config
 from runtime.errors import StoreError
 from runtime.jobs import STREAMS
 from runtime.leaving import CLEAN, FAILED
 from runtime.store.control import ControlStore
-from runtime.store.flow import type_in
-from runtime.store.inspector import FoundJob, Inspector
+from runtime.store.inspector import FoundJob
 
 MAX_LIST: Final = 1_000  # of each stream; a guess
-LOOK_AT: Final = 10_000  # entries that `show` reads of each stream; a guess: well under a second
 DEAD: Final = "dead"
 
 
@@ -44,8 +44,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     listing.add_argument("--state", default="", choices=["waiting", "running", "parked", "delayed"], help="only this state")
     listing.add_argument("--json", action="store_true", help="print JSON lines")
 
-    show = add_verb(verbs, "show", print_one, "show all jobs with an id, wherever they are; status 1 when there is none")
+    text = "show all that is known of the jobs with an id, wherever they are; status 1 when that is nothing"
+    show = add_verb(verbs, "show", print_one, text)
     show.add_argument("id", help="the job's id")
+    show.add_argument("--follow", action="store_true", help="show it again when it changes, until it has left the queue")
     show.add_argument("--json", action="store_true", help="print JSON lines")
 
     add_verbs(verbs)
@@ -65,7 +67,7 @@ def print_list(config: Config, arguments: argparse.Namespace) -> int:
 
     async def read(url: str) -> list[FoundJob]:
         async with inspector(url, config.queue) as found:
-            return await _with_reasons(found, await found.newest_jobs(arguments.n))
+            return await story.with_reasons(found, await found.newest_jobs(arguments.n))
 
     looked_at = with_store(config, read)
     jobs = [job for job in looked_at if arguments.type in ("", job.type) and arguments.state in ("", job.state)]
@@ -82,38 +84,31 @@ def print_list(config: Config, arguments: argparse.Namespace) -> int:
     return 0
 
 
-async def _with_reasons(found: Inspector, jobs: list[FoundJob]) -> list[FoundJob]:
-    """Note why jobs wait that are at a gate, or paused."""
-    waiting = [job for job in jobs if job.state == "waiting" or type_in(job.where)]
-    if waiting:
-        flow = await found.flow({(type_in(job.where), job.message.get("group", "")) for job in waiting})
-        for job in waiting:
-            job.waits = flow.waits(job.where, job.message.get("group", ""), job.priority)
-    return jobs
-
-
 def print_one(config: Config, arguments: argparse.Namespace) -> int:
-    """Print all jobs with an id; status 1 when there is none among the entries that were read."""
+    """Print what is known of the jobs with an id; status 1 when there is nothing, as far as was looked."""
+    show = print_story if arguments.json else story.repaint
 
-    async def read(url: str) -> list[FoundJob]:
+    async def read(url: str) -> story.Story:
+        if arguments.follow:
+            return await story.follow(url, config.queue, arguments.id, show)
         async with inspector(url, config.queue) as found:
-            return await _with_reasons(found, await found.find_job(arguments.id, LOOK_AT))
+            return await story.read(found, arguments.id)
 
-    jobs = with_store(config, read)
-    for job in jobs:
-        if arguments.json:
-            print_json(job)
-            continue
-        print(f"{clean(job.id)}\n  {job.state}: {clean(job.where) or '-'} ({clean(job.place)})")
-        if job.waits:
-            print(f"  {clean(job.waits)}")
-        print(f"  type {clean(job.type)}, priority {job.priority}, attempt {job.attempt}")
-        for name, value in job.message.items():
-            print(f"  {clean(name)}: {clean(value, 2000)}")
+    told = with_store(config, read)
+    if not arguments.follow and told.is_known:
+        print_story(told) if arguments.json else print("\n".join(story.lines_of(told)))
     where = f"delayed jobs, the newest {LOOK_AT:,} entries of each stream, the newest {LOOK_AT:,} dead letters"
-    gone = "" if jobs else " (a job that is done leaves nothing behind; `stats` counts it)"
-    print(f"{len(jobs)} found{gone}; looked at: {where}", file=sys.stderr)
-    return CLEAN if jobs else FAILED
+    gone = "" if told.jobs else " in the queue (a job that is done leaves nothing there; `stats` counts it)"
+    print(f"{len(told.jobs)} found{gone}; looked at: {where}", file=sys.stderr)
+    return CLEAN if told.is_known else FAILED
+
+
+def print_story(told: story.Story) -> None:
+    """Print each job as a line of JSON, then what attempts have said and what was answered, where there is any."""
+    for job in told.jobs:
+        print_json(job)
+    if told.attempts or told.result:
+        print_json({"id": told.id, "attempts": told.attempts, "result": told.result})
 
 
 def reopen(config: Config, arguments: argparse.Namespace) -> int:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
+from runtime.codec import MAX_MS
 from runtime.commands.common import clean
 from runtime.control import Worker
+from runtime.said import MAX_TEXT_CHARS, Report
 from runtime.store.base import WorkerRow
 from runtime.store.flow import BEHIND_MS, DAY_MS, MAX_GROUPS, Flow, GateReading, GroupReading, ScheduleReading, span
 from runtime.store.inspector import Depth
 
 NAME: Final = 32  # characters of a name; a guess: what is longer is cut
 
+BAR: Final = 20  # characters of a bar
+
 Rows = list[tuple[str, ...]]
 PAUSES: Final = ("paused", "waiting", "since", "until", "by, and why")
+RUNS: Final = ("runs", "for", "how far", "says")
 GATES: Final = ("gate", "waiting", "in use", "next token", "limits")
 SCHEDULES: Final = ("schedule", "last", "", "next")
 BLOCKERS: Final = 2  # types that are shown of those that have blocked a worker's loop; a guess
@@ -36,6 +41,33 @@ def blocked_in_words(row: WorkerRow | Worker) -> str:
     worst = sorted(row.blocked, key=lambda name: -row.blocked[name])[:BLOCKERS]
     named = [(clean(name or "(unknown)", 24), row.blocked[name], row.blocked_ms.get(name, 0)) for name in worst]
     return ", ".join(f"{name} {count:,} times, up to {longest_ms:,} ms" for name, count, longest_ms in named)
+
+
+def how_far(report: Report) -> str:
+    """Return how far a run is: a bar where it is known how much there is to do, and its text; nothing where it has not said."""
+    text = clean(report.text, MAX_TEXT_CHARS)
+    if report.done is None:
+        return text
+    if not report.total:
+        return f"{_amount(report.done)}  {text}".rstrip()
+    part = min(1.0, max(0.0, report.done / report.total))
+    bar = "#" * round(BAR * part)
+    return f"[{bar:-<{BAR}}] {part:4.0%}  {_amount(report.done)} of {_amount(report.total)}  {text}".rstrip()
+
+
+def _amount(number: int | float) -> str:
+    return f"{number:,}" if isinstance(number, int) else f"{number:,.6g}"
+
+
+def runs(found: Mapping[str, Sequence[Report]], most: int, now_ms: int) -> Rows:
+    """Return what runs say that go on, those that have spoken last first: type and id, for how long, how far, the last line."""
+    told = sorted((report for reports in found.values() for report in reports), key=lambda report: -report.at_ms)
+    rows: Rows = []
+    for report in told[:most]:
+        last = clean(report.lines[-1], NAME) if report.lines else ""
+        for_s = span(min(max(0, now_ms - report.since_ms), MAX_MS))
+        rows.append((f"{clean(report.type, 24)} {clean(report.id, NAME)}", for_s, clean(how_far(report), 80), last))
+    return [*rows, *_more(len(told) - len(rows), RUNS)]
 
 
 def pauses(flow: Flow, most: int) -> Rows:

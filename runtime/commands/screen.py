@@ -7,6 +7,7 @@ import contextlib
 import os
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from runtime.commands import readings
 from runtime.commands.common import clean, inspector
 from runtime.errors import StoreUnavailable
 from runtime.jobs import STREAMS
+from runtime.said import Report
 from runtime.store.base import WorkerRow
 from runtime.store.flow import Flow
 from runtime.store.inspector import DeadLetter, Depth, Inspector
@@ -27,7 +29,7 @@ from runtime.store.inspector import DeadLetter, Depth, Inspector
 EVERY_S: Final = 1.0  # as top and htop: a second or two
 FAILURES: Final = 5  # lines; with WORKERS and the four priorities, all fits a terminal of 40 lines; a guess
 WORKERS, FEWER_WORKERS = 12, 4  # lines; fewer where gates, pauses and schedules take their place; a guess
-PAUSES, GATES, GROUPS, SCHEDULES = 3, 4, 1, 3  # lines of each; the groups are of each gate; a guess
+PAUSES, GATES, GROUPS, SCHEDULES, RUNS = 3, 4, 1, 3, 5  # lines of each; the groups are of each gate; a guess
 WIDE: Final = 160  # columns of a file or a pipe, which has no edge; a guess: nothing is cut
 
 Counters = Mapping[tuple[str, str, str], int]
@@ -43,13 +45,15 @@ class Screen(msgspec.Struct):
     workers: list[tuple[str, bool, WorkerRow]]
     failures: list[DeadLetter]
     flow: Flow
+    reports: dict[str, list[Report]]
 
 
 async def show(url: str, queue: str, *, is_once: bool) -> int:
     """Show the queue until Ctrl-C, or print one picture."""
-    console = Console()
+    plain = partial(Console, markup=False, emoji=False)  # what senders and handlers have written is shown as it is
+    console = plain()
     if not console.is_terminal and "COLUMNS" not in os.environ:
-        console = Console(width=WIDE)
+        console = plain(width=WIDE)
     async with inspector(url, queue) as found:
         if is_once:
             console.print(picture(queue, await read(found)))
@@ -84,6 +88,7 @@ async def read(found: Inspector) -> Screen:
         workers,
         await found.dead_letters(FAILURES),
         await found.flow(),
+        await found.progress(),
     )
 
 
@@ -100,6 +105,7 @@ def picture(queue: str, screen: Screen) -> Group:
         _rows(readings.PAUSES, readings.pauses(screen.flow, PAUSES), style="yellow"),
         _rows(readings.GATES, readings.gates(screen.flow, GATES, GROUPS)),
         _rows(readings.SCHEDULES, readings.schedules(screen.flow, SCHEDULES)),
+        _rows(readings.RUNS, readings.runs(screen.reports, RUNS, int(time.time() * 1000))),
     ]
     shown: list[Table | Text] = [table for table in flow if table.row_count]
     unreadable = len(screen.flow.unreadable_rules) + len(screen.flow.unreadable_schedules)

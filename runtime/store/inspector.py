@@ -12,9 +12,10 @@ from typing import Any, Final
 
 import msgspec
 
-from runtime.codec import MAX_DIGITS, MAX_MS, as_text, read_letter, read_record, summary
-from runtime.jobs import STREAMS, default_id, ms_of
+from runtime.codec import MAX_DIGITS, MAX_MS, Summary, as_text, payload_of, read_letter, read_record, summary
+from runtime.jobs import STREAMS, default_id, ms_of, work_of
 from runtime.rules import parse
+from runtime.said import MAX_PROGRESS_BYTES, Attempt, Report, read_attempt, read_reports
 from runtime.store.base import (
     GROUP,
     Store,
@@ -33,6 +34,10 @@ from runtime.store.flow import Flow, Name, Parts, asked_of, reading, waiting_in
 from runtime.store.resp import Command, ServerError
 
 PAGE: Final = 1000  # entries a round trip: measured, a millisecond of the server
+PROGRESS_PAGE: Final = 50  # workers a round trip; a guess: 13 MB at most
+LOGS: Final = 10_000  # attempts that are looked at for those of a job, and how many in a round trip: guesses, a few MB at most
+LOGS_PAGE: Final = 500
+RESULT_BYTES: Final = 128 << 10  # a guess: more than any result and what is kept beside it
 
 
 class Depth(msgspec.Struct):
@@ -66,13 +71,16 @@ class DeadLetter(msgspec.Struct):
     stack: str
     message: dict[str, str]
     left_out: str = ""  # fields that were too large to be kept, with their bytes
+    born_ms: int = 0
+    work: str = ""
     trace: str = ""  # traceparent of the span that tells of this death
 
 
 class FoundJob(msgspec.Struct):
     """A job where it is now: `state` is waiting, running, parked, delayed or dead; `where` is its holder, lot or due time.
 
-    `waits` says in words why it waits, where it is paused or at a gate.
+    `waits` says in words why it waits, where it is paused or at a gate; `error` of what it died. `born_ms` is 0 where that is not
+    known, `idle_ms` how long ago its lease was renewed, `progress` what the run says that goes on, and `work` its `job.work`.
     """
 
     id: str
@@ -84,6 +92,11 @@ class FoundJob(msgspec.Struct):
     place: str
     message: dict[str, str]
     waits: str = ""
+    error: str = ""
+    born_ms: int = 0
+    idle_ms: int = 0
+    work: str = ""
+    progress: Report | None = None
 
 
 class Server(msgspec.Struct):
@@ -362,6 +375,50 @@ class Inspector(Store):
             found = await self._placed(stream, rows)
         return found[0] if found else None
 
+    async def progress(self) -> dict[str, list[Report]]:
+        """Return what jobs say that run now, by the names of their workers; of those that do not say anything nothing.
+
+        Raises:
+            StoreUnavailable: no answer or an error.
+        """
+        names = list(await self.workers())
+        found: dict[str, list[Report]] = {}
+        for start in range(0, len(names), PROGRESS_PAGE):
+            part = names[start : start + PROGRESS_PAGE]
+            # No GET: what stands there may be anybody's, of any size.
+            reads = [("GETRANGE", self.keys.progress(name), 0, 2 * MAX_PROGRESS_BYTES) for name in part]
+            for name, answer in zip(part, await self.ask(self._connection, *reads), strict=True):
+                reports = read_reports(answer)[0] if isinstance(answer, bytes) else []
+                found |= {name: reports} if reports else {}
+        return found
+
+    async def logs_of(self, job_id: str, n: int) -> list[Attempt]:
+        """Return the newest `n` ended attempts of a job whose lines are among the newest LOGS of all, the newest first.
+
+        Raises:
+            StoreUnavailable: no answer or an error.
+        """
+        found: list[Attempt] = []
+        last, left, wanted = "+", LOGS, job_id.encode()
+        while left > 0 and len(found) < n:
+            answers = await self.ask(self._connection, ("XREVRANGE", self.keys.logs, last, "-", "COUNT", LOGS_PAGE))
+            rows = self._flat(answers[0])
+            attempts = [read_attempt(as_text(row[1])) for row in rows if wanted in row[1][1::2]]
+            found += [attempt for attempt in attempts if attempt.id == job_id]
+            if len(rows) < LOGS_PAGE:
+                break
+            last, left = f"({bytes(rows[-1][0]).decode()}", left - len(rows)
+        return found[:n]
+
+    async def result_of(self, job_id: str) -> str:
+        """Return what a job has answered as it stands, cut to RESULT_BYTES; nothing where none is kept.
+
+        Raises:
+            StoreUnavailable: no answer.
+        """
+        answer = (await self.ask(self._connection, ("GETRANGE", self.keys.result(job_id), 0, RESULT_BYTES)))[0]
+        return answer.decode(errors="replace") if isinstance(answer, bytes) else ""
+
     async def _entries_of(self, key: str, job_id: str, n: int) -> list[Any]:
         name, _, entry = job_id.partition("-")
         if key.endswith(f":{name}") and is_letter(entry):  # a default id says where it is
@@ -383,9 +440,9 @@ class Inspector(Store):
         held = await self.ask(self._connection, *[("XPENDING", key, GROUP, row[0], row[0], 1) for row in rows]) if rows else []
         found: list[FoundJob] = []
         for (entry, flat), pending in zip(rows, held, strict=True):
-            about, place, holder = summary(flat), bytes(entry).decode(), ""
+            about, place, holder, idle_ms = summary(flat), bytes(entry).decode(), "", 0
             if pending and not isinstance(pending, ServerError):
-                [[_, name, _, _]] = pending
+                [[_, name, idle_ms, _]] = pending
                 holder = name.decode(errors="replace")
             found.append(
                 FoundJob(
@@ -397,6 +454,9 @@ class Inspector(Store):
                     attempt=about.attempt,
                     place=f"{priority}/{place}",
                     message=as_text(flat),
+                    born_ms=about.first_ms or int(place.partition("-")[0]),
+                    idle_ms=idle_ms,
+                    work=_work(about, flat, default_id(priority, place)),
                 )
             )
         return found
@@ -423,6 +483,8 @@ class Inspector(Store):
                     attempt=about.attempt,
                     place=f"due/{member}",
                     message=as_text(fields),
+                    born_ms=about.first_ms,
+                    work=_work(about, fields, member),
                 )
             )
         return found
@@ -467,7 +529,12 @@ def _dead(letter: DeadLetter) -> FoundJob:
         attempt=letter.attempts,
         place=f"dead/{letter.letter}",
         message=letter.message,
+        error=letter.error,
     )
+
+
+def _work(about: Summary, fields: Sequence[bytes], default: str) -> str:
+    return work_of(about.origin or about.id or default, payload_of(fields))
 
 
 def is_letter(text: str) -> bool:

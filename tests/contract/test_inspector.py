@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from runtime.errors import StoreError
-from runtime.jobs import Deferral, Letter, Parking
+from runtime.jobs import Deferral, Letter, Parking, work_of
 from runtime.store.base import GROUP, WorkerRow
 from runtime.store.inspector import DeadLetter, Depth, FoundJob, is_letter
 from tests.contract.kit import ME, ServerKit, batch, leases
@@ -216,9 +216,17 @@ async def test_a_job_is_found_by_its_id_wherever_it_is(inspector, kit, store, ra
     assert abs(due * 1000 - raw.zscore(DUE, "delayed")) < 2000
     assert [found[name][0].priority for name in found] == ["high"] * 5
     entry = held[0].entry.decode()
-    assert found["running"][0] == FoundJob(
-        "running", "t", "high", "running", ME, 1, f"high/{entry}", {"type": "t", "data": "{}", "id": "running"}
+    running = found["running"][0]
+    assert running == FoundJob(
+        *("running", "t", "high", "running", ME, 1, f"high/{entry}", {"type": "t", "data": "{}", "id": "running"}),
+        born_ms=int(entry.partition("-")[0]),
+        idle_ms=running.idle_ms,
+        work=held[0].work,
     )
+    assert [job.work for job in (found["delayed"][0], found["waiting"][0])] == [
+        work_of(name, b"{}") for name in ("delayed", "waiting")
+    ]
+    assert (found["dead"][0].error, found["delayed"][0].born_ms) == ("e", held[2].born_ms)
     assert found["delayed"][0].place == "due/delayed"
     assert found["dead"][0].place.startswith("dead/")
 

@@ -59,6 +59,7 @@ OFFLOAD = "tests/unit/test_offload.py"
 LOGS = "tests/unit/test_logs.py"
 OPERATIONS = "tests/contract/test_operations.py"
 STEPPER = "tests/unit/test_stepper.py"
+LISTENER = "tests/unit/test_listener.py"
 MONITOR = "tests/unit/test_loop_monitor.py"
 SETTLE = "tests/unit/test_settle.py"
 STATUS = "tests/faults/test_crash.py::test_an_orderly_stop_has_its_status_whatever_handlers_have_left_behind"
@@ -191,6 +192,83 @@ MUTANTS: tuple[Mutant, ...] = (
         "LOOK_AT) if job.id == wanted]",
         "LOOK_AT)]",
         "tests/contract/test_steering.py::test_a_default_id_means_no_job_that_has_one_of_its_own[valkey]",
+    ),
+    Mutant(
+        "lines of a job that is over at once are lost",
+        "runtime/jobs.py",
+        "            said.is_heard = True\n            lane.hear(self)",
+        "            said.is_heard = True",
+        f"{LISTENER}::test_a_job_that_logs_and_ends_between_two_looks_has_its_lines",
+    ),
+    Mutant(
+        "progress is written though nothing changed",
+        "runtime/worker/listener.py",
+        "    if one.progress is said.progress and one.lines == said.said:\n        return False\n",
+        "",
+        f"{LISTENER}::test_what_jobs_say_is_written_when_it_changes_and_not_else",
+    ),
+    Mutant(
+        "the budget of lines is not checked",
+        "runtime/worker/listener.py",
+        "ended[:MAX_ENDED_S]",
+        "ended",
+        f"{LISTENER}::test_of_too_many_that_ended_those_that_failed_go_first_and_the_others_are_counted",
+    ),
+    Mutant(
+        "lines of those that failed do not go first",
+        "runtime/worker/listener.py",
+        "    ended.sort(key=lambda attempt: attempt.outcome not in FAILURES)\n",
+        "",
+        f"{LISTENER}::test_of_too_many_that_ended_those_that_failed_go_first_and_the_others_are_counted",
+    ),
+    Mutant(
+        "progress that stands still vanishes",
+        "runtime/worker/listener.py",
+        " or (self._heard and now_s >= self._written_s + AGAIN_S)",
+        "",
+        f"{LISTENER}::test_what_stands_still_is_written_again_before_it_would_vanish",
+    ),
+    Mutant(
+        "a run's lines grow without bound",
+        "runtime/said.py",
+        "(self.size > MAX_LINES_BYTES and len(self.lines) > 1) or",
+        "",
+        "tests/unit/test_said.py::test_of_many_lines_the_newest_are_kept_within_both_bounds",
+    ),
+    Mutant(
+        "a text that cannot be read fails its job",
+        "runtime/said.py",
+        "    except Exception:\n        return UNREADABLE",
+        "    except TypeError:\n        return UNREADABLE",
+        "tests/unit/test_said.py::test_a_job_never_fails_of_what_it_says",
+    ),
+    Mutant(
+        "the last words of a child that dies are not read",
+        "runtime/channel.py",
+        "            self.read()\n            del self._runs[number]",
+        "            del self._runs[number]",
+        "tests/unit/test_channel.py::test_the_last_words_of_a_child_that_dies_at_once_are_kept",
+    ),
+    Mutant(
+        "a child writes to a file of its handler's",
+        "runtime/channel.py",
+        "            if os.fstat(self._descriptor).st_ino == self._inode:",
+        "            if True:",
+        "tests/unit/test_channel.py::test_where_a_handler_has_closed_the_channel_nothing_is_written_to_its_own_files",
+    ),
+    Mutant(
+        "marks of any size are written",
+        "runtime/jobs.py",
+        "    if len(found) > MAX_MARKS_BYTES:",
+        "    if False:",
+        "tests/contract/test_marks.py::test_marks_are_bytes_or_text_within_their_bound",
+    ),
+    Mutant(
+        "markup of strangers ends top",
+        "runtime/commands/screen.py",
+        "markup=False",
+        "markup=True",
+        "tests/commands/test_story.py::test_top_shows_what_runs_say_and_markup_of_strangers_as_text",
     ),
     Mutant(
         "a link to a trace is made of any text",

@@ -294,6 +294,8 @@ def test_a_name_means_one_thing() -> None:
 
 def test_a_summary_of_a_message_takes_what_it_says() -> None:
     assert summary(message(id=b"o-1", v=b"3", a=b"2")) == Summary(b"greet", "o-1", 3, 2)
+    noted = {"first_at": b"17", "x-origin": b"o-0"}
+    assert summary(message(**noted)) == Summary(b"greet", "", 1, 0, 17, "o-0")
     assert summary([*message(id=b"first"), b"id", b"second"]).id == "second"
     assert summary(message(a=b"2")).attempt == 3
 
@@ -324,7 +326,7 @@ def test_a_record_is_read_by_its_stream_and_fields() -> None:
     job = one(message(id=b"o-1"))
     stream, fields = read_record(pack_record(Deferral(job, "retry", 1, job.id, 1)))
     assert stream == "medium"
-    assert summary(fields) == Summary(b"greet", "o-1", 1, 1)
+    assert summary(fields) == Summary(b"greet", "o-1", 1, 1, 1)
     assert read_record(b"\xc0") == ("", [])
 
 

@@ -181,6 +181,33 @@ def test_a_report_that_cannot_be_read_hides_no_other():
     assert read_reports(b'{"jobs":[{"id":7},' + msgspec.json.encode(report(1)) + b"]}") == ([report(1)], 0)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"attempt": -1},
+        {"attempt": 10**30},
+        {"since_ms": "x"},
+        {"at_ms": 2**60},
+        {"before": -1},
+        {"lines": 7},
+        {"lines": [7]},
+        {"text": None},
+        {"done": "x"},
+        {"place": 1},
+    ],
+)
+def test_a_report_with_what_no_worker_writes_is_none(fields: dict[str, Any]):
+    data = msgspec.json.encode({"jobs": [msgspec.structs.asdict(report()) | fields]})
+    assert read_reports(data) == ([], 0)
+
+
+def test_numbers_and_lines_of_a_stranger_s_report_are_bounded():
+    written = msgspec.structs.asdict(report()) | {"done": 1e300, "total": 1e400, "lines": ["x"] * 10_000, "text": "y" * 10_000}
+    data = msgspec.json.encode({"jobs": [written]}).replace(b'"total":null', b'"total":' + b"9" * 400)
+    [found], _ = read_reports(data)
+    assert (found.done, found.total, len(found.lines), len(found.text)) == (0, None, 20, 200)
+
+
 def test_an_attempt_is_read_as_it_was_written_and_a_stranger_s_as_far_as_it_goes():
     one = Attempt("j", "t", 2, "high/1-0", "retry", 17, "a\nb", 3)
     words = one.fields()

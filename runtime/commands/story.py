@@ -1,0 +1,134 @@
+"""What `jobs show` tells of one job: where it is, how far, what its attempts have said, and what it has answered."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import time
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from runtime.codec import MAX_MS
+from runtime.commands.common import clean, inspector
+from runtime.commands.readings import how_far, moment
+from runtime.said import MAX_LINES, Attempt, Report
+from runtime.store.flow import span, type_in
+from runtime.store.inspector import FoundJob, Inspector
+
+LOOK_AT: Final = 10_000  # entries that are read of each stream; a guess: well under a second
+ATTEMPTS: Final = 5  # ended ones whose lines are shown; a guess: two screens
+VALUE: Final = 2000  # characters of a field or a result that are shown; a guess
+AGAIN_S: Final = 2.0  # between two looks of `--follow`; a guess: one may read LOOK_AT entries of each stream
+DEAD: Final = "dead"
+
+
+class Story(msgspec.Struct):
+    """What is known of a job: `attempts` are ended ones that had lines, the newest first, `result` what it has answered."""
+
+    id: str
+    jobs: list[FoundJob]
+    attempts: list[Attempt]
+    result: str
+
+    @property
+    def is_known(self) -> bool:
+        """Whether anything was found."""
+        return bool(self.jobs or self.attempts or self.result)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether something may still become of it: it is in the queue, and no dead letter."""
+        return any(job.state != DEAD for job in self.jobs)
+
+
+async def read(found: Inspector, job_id: str) -> Story:
+    """Read what there is of a job.
+
+    Raises:
+        StoreUnavailable: Redis gave no answer, or an error.
+    """
+    jobs = await with_reasons(found, await found.find_job(job_id, LOOK_AT))
+    if any(job.state == "running" for job in jobs):
+        reports = {report.place: report for told in (await found.progress()).values() for report in told}
+        for job in jobs:
+            job.progress = reports.get(job.place)
+    return Story(job_id, jobs, await found.logs_of(job_id, ATTEMPTS), await found.result_of(job_id))
+
+
+async def with_reasons(found: Inspector, jobs: list[FoundJob]) -> list[FoundJob]:
+    """Note why jobs wait that are at a gate, or paused."""
+    waiting = [job for job in jobs if job.state == "waiting" or type_in(job.where)]
+    if waiting:
+        flow = await found.flow({(type_in(job.where), job.message.get("group", "")) for job in waiting})
+        for job in waiting:
+            job.waits = flow.waits(job.where, job.message.get("group", ""), job.priority)
+    return jobs
+
+
+def lines_of(story: Story) -> list[str]:
+    """Return the story for a terminal, line by line."""
+    now_ms = int(time.time() * 1000)
+    lines = [line for job in story.jobs for line in _of_job(job, now_ms)]
+    if story.is_known and not story.jobs:
+        lines += [clean(story.id), "  not in the queue any more, as far as was looked"]
+    for attempt in story.attempts:
+        ended = f"attempt {attempt.attempt} ended {moment(_at(attempt.at_ms), now_ms)}: {clean(attempt.outcome) or '-'}"
+        lines += [f"  {ended} ({clean(attempt.place)})", *_said(attempt.text.splitlines()[-MAX_LINES:], attempt.before)]
+    return lines + ([f"  result: {clean(story.result, VALUE)}"] if story.result else [])
+
+
+def _of_job(job: FoundJob, now_ms: int) -> list[str]:
+    born = f", born {moment(_at(job.born_ms), now_ms)}" if job.born_ms else ""
+    renewed = f", its lease renewed {span(job.idle_ms)} ago" if job.state == "running" else ""
+    return [
+        clean(job.id),
+        f"  {job.state}: {clean(job.where) or '-'} ({clean(job.place)}){renewed}",
+        *([f"  {clean(job.waits)}"] if job.waits else []),
+        *([f"  {clean(job.error, VALUE)}"] if job.error else []),
+        f"  type {clean(job.type)}, priority {job.priority}, attempt {job.attempt}{born}",
+        *([] if job.progress is None else _of_run(job.progress, now_ms)),
+        *([f"  work {job.work}: jobs that it sends have ids that begin so"] if job.work else []),
+        *[f"  {clean(name)}: {clean(value, VALUE)}" for name, value in job.message.items()],
+    ]
+
+
+def _of_run(report: Report, now_ms: int) -> list[str]:
+    since, said = moment(_at(report.since_ms), now_ms), span(max(0, now_ms - _at(report.at_ms)))
+    shown = how_far(report)
+    return [
+        *([f"  {shown}"] if shown else []),
+        f"  runs since {since}; said something new {said} ago",
+        *_said(report.lines, report.before),
+    ]
+
+
+def _said(lines: list[str], before: int) -> list[str]:
+    more = [f"  | … {before:,} lines before"] if before > 0 else []
+    return [*more, *[f"  | {clean(line, VALUE)}" for line in lines]]
+
+
+def _at(ms: int) -> int:
+    return min(max(0, ms), MAX_MS)
+
+
+async def follow(url: str, queue: str, job_id: str, show: Callable[[Story], None]) -> Story:
+    """Show a job's story whenever it has changed, until it goes on no more; return the last one."""
+    story = Story(job_id, [], [], "")
+    async with inspector(url, queue) as found:
+        with contextlib.suppress(asyncio.CancelledError):  # Ctrl-C
+            while True:
+                story, before = await read(found, job_id), story
+                if msgspec.json.encode(story) != msgspec.json.encode(before):
+                    show(story)
+                if not story.goes_on:
+                    break
+                await asyncio.sleep(AGAIN_S)
+    return story
+
+
+def repaint(story: Story) -> None:
+    """Print a story in the place of the one before, where this is a terminal; else below it."""
+    print(("\x1b[H\x1b[2J" if sys.stdout.isatty() else "") + "\n".join(lines_of(story)), flush=True)

@@ -1,0 +1,171 @@
+"""`jobs show` tells a job's whole story, and `top` what runs say; whatever strangers have written, it is shown as plain text."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from typing import Any
+
+import pytest
+
+from runtime.commands.readings import how_far
+from runtime.commands.story import Story, lines_of
+from runtime.said import Attempt, Report, pack_reports
+from runtime.store.base import GROUP
+from runtime.store.inspector import FoundJob, Inspector
+from tests.commands.test_commands import call
+from tests.commands.test_on_call import KEY, work_here
+from tests.faults.harness import ROOT
+from tests.servers import Server
+
+
+def now_ms() -> int:
+    return int(time.time() * 1000)
+
+
+EVIL = "\x1b[2J[/red]\u202e"
+
+
+def report(place: str, **fields: Any) -> Report:
+    told = {"id": "j", "type": "t", "attempt": 2, "since_ms": now_ms() - 40_000, "at_ms": now_ms() - 3000}
+    return Report(**{"place": place, **told, **fields})
+
+
+def add_log(raw: Any, job_id: str, attempt: int, outcome: str, text: str, before: int = 0) -> None:
+    told = Attempt(job_id, "t", attempt, "high/1-0", outcome, now_ms() - 60_000, text, before).fields()
+    raw.xadd("{jobs}:logs", dict(zip(told[::2], told[1::2], strict=True)))
+
+
+@pytest.fixture
+def running(raw: Any) -> str:
+    """Return the place of a job that runs and says how far it is."""
+    work_here(raw)
+    entry = raw.xadd(KEY, {"type": "t", "data": "{}", "id": "j", "a": "1"})
+    raw.xreadgroup(GROUP, "worker-1", {KEY: ">"})
+    raw.zadd("{jobs}:workers", {"worker-1": now_ms() + 60_000, "worker-2": now_ms() + 60_000})
+    reports = [report(f"high/{entry}", done=45, total=100, text="rows", lines=["begun", EVIL], before=7)]
+    raw.set("{jobs}:progress:worker-1", pack_reports(reports))
+    raw.set("{jobs}:progress:worker-2", "[")
+    return f"high/{entry}"
+
+
+def show(server: Server, job_id: str, *options: str) -> tuple[int, str]:
+    result = call("jobs", "show", job_id, "--redis", server.url, *options)
+    return result.returncode, result.stdout
+
+
+def test_a_job_that_runs_is_told_with_its_progress_its_lines_and_those_of_earlier_attempts(
+    server: Server, raw: Any, running: str
+):
+    add_log(raw, "j", 1, "retry", f"first\n{EVIL}", 3)
+    add_log(raw, "other", 1, "done", "j")
+    status, told = show(server, "j")
+    assert status == 0
+    assert f"  running: worker-1 ({running}), its lease renewed " in told
+    assert "  type t, priority high, attempt 2, born " in told
+    assert "  [#########-----------]  45%  45 of 100  rows\n" in told
+    assert re.search(
+        r"  runs since \S+, \d+ s ago; said something new \d+(\.\d)? s ago\n  \| … 7 lines before\n  \| begun\n", told
+    )
+    assert re.search(r"  attempt 1 ended \S+, \d .*ago: retry \(high/1-0\)\n  \| … 3 lines before\n  \| first\n", told)
+    assert told.count("  | \N{REPLACEMENT CHARACTER}[2J[/red]\N{REPLACEMENT CHARACTER}\n") == 2
+    assert "done" not in told
+
+
+def test_a_story_is_json_for_programs(server: Server, raw: Any, running: str):
+    add_log(raw, "j", 1, "retry", "first")
+    _, told = show(server, "j", "--json")
+    job, more = map(json.loads, told.splitlines())
+    assert (job["place"], job["progress"]["done"], job["progress"]["lines"][0]) == (running, 45, "begun")
+    assert (len(job["work"]), job["idle_ms"] >= 0, job["born_ms"] > 0) == (26, True, True)
+    assert [attempt["outcome"] for attempt in more["attempts"]] == ["retry"]
+
+
+def test_of_a_job_that_has_left_only_what_it_left_is_told(server: Server, raw: Any):
+    add_log(raw, "gone", 1, "retry", "no")
+    add_log(raw, "gone", 2, "done", "yes")
+    raw.set("{jobs}:results:answered", '{"value":42}')
+    status, told = show(server, "gone")
+    assert (status, told.splitlines()[:2]) == (0, ["gone", "  not in the queue any more, as far as was looked"])
+    assert told.index("attempt 2 ended") < told.index("attempt 1 ended")
+    status, told = show(server, "answered")
+    assert (status, "result: {" in told, "done" in told) == (0, True, False)
+    assert show(server, "nobody") == (1, "")
+
+
+def test_a_dead_job_is_told_with_its_error(server: Server, raw: Any):
+    raw.xadd("{jobs}:dead", {"type": "t", "data": "{}", "id": "j", "dead_reason": "attempts", "dead_error": f"E: {EVIL}"})
+    status, told = show(server, "j")
+    assert (status, "  dead: attempts (dead/" in told, "  E: \N{REPLACEMENT CHARACTER}[2J[/red]" in told) == (0, True, True)
+
+
+def test_a_job_is_followed_until_it_has_left(server: Server, raw: Any, running: str):
+    command = [sys.executable, "-m", "runtime", "jobs", "show", "j", "--follow", "--redis", server.url]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL) as following:
+        assert following.stdout is not None
+        seen = ""
+        while "lines before" not in seen:
+            seen = following.stdout.readline()
+        add_log(raw, "j", 2, "done", "the last words")
+        raw.xdel(KEY, running.removeprefix("high/"))
+        told, _ = following.communicate(timeout=60)
+    assert following.returncode == 0
+    assert told.rstrip().endswith("| the last words")
+    assert "not in the queue any more" in told
+
+
+@pytest.mark.parametrize("key", ["logs", "results:j", "progress:worker-1"])
+def test_keys_of_another_type_hide_nothing_else(server: Server, raw: Any, running: str, key: str):
+    raw.delete(f"{{jobs}}:{key}")
+    raw.hset(f"{{jobs}}:{key}", "a", "b")
+    status, told = show(server, "j")
+    assert (status, "running: worker-1" in told) == (0, True)
+
+
+async def test_lines_are_looked_for_among_so_many_attempts_over_all_their_pages(server: Server, raw: Any, monkeypatch: Any):
+    monkeypatch.setattr("runtime.store.inspector.LOGS", 7)
+    monkeypatch.setattr("runtime.store.inspector.LOGS_PAGE", 3)
+    inspector = Inspector(server.url, "jobs")
+    for n in range(10):
+        add_log(raw, "j" if n % 2 == 0 else "k", n, "done", "j")
+    assert [attempt.attempt for attempt in await inspector.logs_of("j", 100)] == [8, 6, 4, 2]
+    assert [attempt.attempt for attempt in await inspector.logs_of("j", 1)] == [8]
+    await inspector.close()
+
+
+def test_top_shows_what_runs_say_and_markup_of_strangers_as_text(server: Server, raw: Any, running: str):
+    raw.xadd("{jobs}:dead", {"type": "[/t]", "data": "{}", "dead_reason": "[bold]", "dead_error": "[/x] :smile:"})
+    result = call("top", "--once", "--redis", server.url)
+    assert result.returncode == 0, result.stderr
+    assert re.search(
+        r" t j +\d+ s +\[#########-----------\]  45%  45 of 100  rows +\N{REPLACEMENT CHARACTER}\[2J\[/red\]", result.stdout
+    )
+    assert "[/x] :smile:" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("fields", "shown"),
+    [
+        ({}, ""),
+        ({"text": "rows"}, "rows"),
+        ({"done": 0, "total": 10}, "[--------------------]   0%  0 of 10"),
+        ({"done": 12, "total": 10}, "[####################] 100%  12 of 10"),
+        ({"done": 1234.5}, "1,234.5"),
+        ({"done": 1, "total": 2, "text": "\x1b[/red]"}, "[##########----------]  50%  1 of 2  \ufffd[/red]"),
+        ({"done": 2**53, "total": 2**53}, "[####################] 100%  9,007,199,254,740,992 of 9,007,199,254,740,992"),
+    ],
+)  # fmt: skip
+def test_how_far_a_run_is_in_one_line(fields: dict[str, Any], shown: str):
+    assert how_far(report("high/1-0", **fields)) == shown
+
+
+def test_times_and_texts_of_a_stranger_do_not_stop_the_story():
+    job = FoundJob("j", "t", "high", "running", "w", 1, "high/1-0", {"x": "y" * 10_000}, born_ms=2**64, idle_ms=2**64)
+    job.progress = report("high/1-0", since_ms=2**53, at_ms=2**53)
+    story = Story("j", [job], [Attempt("j", "t", 1, "high/1-0", EVIL, 2**53, "x\n" * 100_000)], "z" * 100_000)
+    lines = lines_of(story)
+    assert all(line.isprintable() for line in lines)
+    assert len(lines) < 300
