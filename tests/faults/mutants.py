@@ -2852,8 +2852,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "results are in the parts of a flush behind their jobs",
         "runtime/worker/flusher.py",
-        'if target == "results":',
-        'if target == "park":',
+        "    parts, size = [(0, part)], 0\n    # Results first",
+        "    part.done = batch.done\n    parts, size = [(0, part)], 0\n    # Results first",
         f"{RESULTS_ALONE}::test_no_job_is_written_before_its_result",
     ),
     Mutant(
@@ -2875,7 +2875,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "runtime/waiter.py",
         "        self._is_listening, self._failures = True, 0\n        self._read_all()",
         "        self._is_listening, self._failures = True, 0",
-        f"{RESULTS}::test_who_waits_outlives_a_restart_of_the_server",
+        f"{RESULTS}::test_a_result_that_is_there_already_is_returned_at_once",
     ),
     Mutant(
         "results are not looked for at the end of the wait",
