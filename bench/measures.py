@@ -15,12 +15,13 @@ from pathlib import Path
 from statistics import quantiles
 from typing import Any, Final
 
+import msgspec
 import uvloop
 
 from bench import gates, page, raw, traced
 from bench.bulk import BULK
 from bench.lab import PAYLOAD, ROOT, STREAM, STREAMS, WORKERS, BenchError, Server, Worker, xadd
-from bench.noop import LATENCY_VARIABLE, TURNS_VARIABLE, Noop
+from bench.noop import LATENCY_VARIABLE, TURNS_VARIABLE, Answer, Noop
 from runtime.producer import Message, Producer
 
 Figures = dict[str, float]
@@ -126,6 +127,10 @@ class Round:
     def batches(self) -> Figures:
         """Drain jobs of a handler that takes a hundred at once."""
         return _beside(self.plain, _drain(self.jobs, type_name=b"bulk", options=BULK))
+
+    def results(self) -> Figures:
+        """Drain jobs whose results are kept, and ask for results one by one, at 200 a second, of an idle worker."""
+        return {**_beside(self.plain, _drain(self.jobs, type_name=b"answer")), **_round_trips(200, self.seconds)}
 
     def delayed(self) -> Figures:
         """Drain while a tenth as many jobs are delayed by an hour."""
@@ -295,6 +300,34 @@ def _latency(rate_per_s: int, seconds: float) -> Figures:
             worker.wait_for(lambda: server.left() == 0, "the last job")
             worker.stop(jobs)
         return _quantiles(waits, jobs)
+
+
+def _round_trips(rate_per_s: int, seconds: float) -> Figures:
+    """Return quantiles of the time from just before a send to its result, whose handler does nothing."""
+    with Server() as server:
+        with Worker(server, *LANES) as worker:
+            _warm(server, worker)
+            waits_ms = _run(_ask(server.url, rate_per_s, seconds))
+            worker.stop(None)
+        parts = quantiles(waits_ms, n=100)
+        return {"p50_ms": parts[49], "p99_ms": parts[98], "worst_ms": max(waits_ms)}
+
+
+async def _ask(url: str, rate_per_s: int, seconds: float) -> list[float]:
+    loop, message = asyncio.get_running_loop(), Answer(**msgspec.structs.asdict(NOOP))
+    async with Producer.connect(url) as producer:
+
+        async def ask() -> float:
+            began_s = loop.time()
+            await producer.result(await producer.send(message))
+            return (loop.time() - began_s) * 1000
+
+        await ask()  # it is connected then
+        begin_s, asked = loop.time(), list[asyncio.Task[float]]()
+        for at in range(int(rate_per_s * seconds)):
+            await asyncio.sleep(begin_s + at / rate_per_s - loop.time())
+            asked.append(asyncio.create_task(ask()))
+        return await asyncio.gather(*asked)
 
 
 def _quantiles(waits: Path, jobs: int) -> Figures:

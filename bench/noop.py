@@ -52,6 +52,17 @@ async def noop(message: Noop, job: Job) -> None:
     """Do nothing."""
 
 
+@contract("answer")
+class Answer(Noop, frozen=True, kw_only=True):
+    """Answer with a small result."""
+
+
+@handler(Answer, result_ttl_s=60)
+async def answer(message: Answer, job: Job) -> dict[str, int]:
+    """Do nothing, and say so."""
+    return {"done": 1}
+
+
 @handler(Nap)
 async def nap(message: Nap, job: Job) -> None:
     """Wait, as for the answer of a database."""

@@ -129,6 +129,18 @@ ROWS: Final = (
         remark=bound_by(1),
     ),
     Row(
+        "results",
+        "drain of a no-op handler whose results are kept; send to result of one at a time, 200/s",
+        Round.results,
+        (
+            *(RATE, Line("part of the plain drain", "of_plain", 2, target=Target(at_least=0.6)), *CPU),
+            Line("send to result, p50, ms", "p50_ms", 2),
+            Line("p99, ms", "p99_ms", 2, target=Target(below=10)),
+            Line("worst, ms", "worst_ms", 1),
+        ),
+        remark=bound_by(1),
+    ),
+    Row(
         "sleep",
         "handlers that sleep for 10 ms, concurrency 500 (aim 45,000, ideal 50,000)",
         Round.naps,

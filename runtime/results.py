@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, Final, cast, get_args, get_origin
 
@@ -17,7 +18,7 @@ MAX_RESULT_BYTES: Final = 64 * 1024  # a guess: Redis is no store of files, and 
 MIN_LIFE_S: Final = 1.0  # a guess: below it, a reader who connects again may come too late
 MAX_LIFE_S: Final = 7 * 24 * 3600.0  # a guess: as long as anything that stands still is kept
 MAX_TEXT_BYTES: Final = MAX_RESULT_BYTES + 1024  # of what stands in Redis: the value, and the words around it
-_NO_NUMBERS: Final = (b"null", b'"nan":', b'"inf":', b'"-inf":')  # what JSON holds where NaN or infinity stands, or is a key
+_NO_NUMBERS: Final = re.compile(rb'null|"nan":|"-?inf":').search  # what JSON holds where NaN or infinity stands, or is a key
 _WORK: Final = ("Awaitable", "Coroutine", "Future", "Task")  # annotations of what is awaited: its last argument is the answer
 
 
@@ -111,9 +112,8 @@ def _encoder(kind: Any) -> Callable[[object], bytes]:
         if len(value) > MAX_RESULT_BYTES:
             text = f"result of {len(value):,} bytes, the limit is {MAX_RESULT_BYTES:,}"
             raise BadResult(f"{text}; hint: store it elsewhere and return a reference")
-        for word in _NO_NUMBERS:
-            if word in value and holds_no_number(answer):
-                raise BadResult("the result holds NaN or infinity, which JSON cannot write")
+        if _NO_NUMBERS(value) and holds_no_number(answer):
+            raise BadResult("the result holds NaN or infinity, which JSON cannot write")
         if decode is not None:
             try:
                 decode(value)
