@@ -66,6 +66,11 @@ def add_states(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--state", default="", choices=[WAITING, DELAYED], help="many: only those that wait, or are delayed")
 
 
+def states_of(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """Return the states in which jobs are meant."""
+    return (arguments.state,) if arguments.state else (WAITING, DELAYED)
+
+
 def filter_of(arguments: argparse.Namespace) -> Filter:
     """Return which ones the flags mean."""
     return Filter(

@@ -1,4 +1,4 @@
-"""`jobs cancel`, `jobs now`, `jobs priority`: what people do to one job, wherever it is."""
+"""`jobs cancel`, `jobs now`, `jobs priority`: what people do to one job, wherever it is, or to all that fit."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from typing import Any, Final
 
 from runtime.commands.common import clean, flags_of, print_json
 from runtime.commands.flags import add_verb
+from runtime.commands.many import add_choice, add_course, add_states, carry_out, filter_of, is_of_many, print_meant, states_of
 from runtime.commands.ordering import add_order_flags, ordered
 from runtime.config import Config
 from runtime.control import Control
+from runtime.errors import ConfigError
 from runtime.jobs import STREAMS, SUSPECT
 from runtime.leaving import CLEAN, FAILED
+from runtime.operating import Verb
 from runtime.steering import LOOK_AT, Steered
 
 WHERE: Final = f"delayed jobs, the newest {LOOK_AT:,} entries of each stream, the newest {LOOK_AT:,} dead letters"
@@ -42,36 +45,67 @@ TEXTS: Final[dict[str, str]] = {
 def add_verbs(verbs: Any) -> None:
     """Add these verbs to those of `jobs`."""
     text = "cancel a job wherever it is: what waits is a dead letter at once, what runs is cut; status 1 where there is none"
-    _add_job(add_verb(verbs, "cancel", cancel, text))
+    ending = add_verb(verbs, "cancel", cancel, text)
+    _add_job(ending)
+    add_states(ending)
     _add_job(add_verb(verbs, "now", run_now, "let a delayed job run now; status 1 where there is none, or a worker has it"))
     text = "give a job that waits another priority; status 1 where there is none, or a worker has it"
     again = add_verb(verbs, "priority", set_priority, text)
     _add_job(again)
     again.add_argument("priority", choices=STREAMS, help="its new priority")
+    add_states(again)
 
 
 def _add_job(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("id", help="the job's id, or its place, as `jobs show` prints it: high/1732400000000-0, due/order-1")
+    text = "the job's id, or its place, as `jobs show` prints it: high/1732400000000-0, due/order-1"
+    parser.add_argument("id", nargs="?", default="", help=text)
+    parser.add_argument("--type", default="", help="many: only this job type")
+    add_choice(parser, "those that were sent")
+    add_course(parser)
     add_order_flags(parser)
 
 
 def cancel(config: Config, arguments: argparse.Namespace) -> int:
-    """Cancel all jobs with an id."""
+    """Cancel all jobs with an id, or all that fit."""
+    if _is_of_many(arguments):
+        return _to_many(config, arguments, "cancel", states=states_of(arguments))
     return _steer(config, arguments, "cancel", lambda control: control.cancel(arguments.id, reason=arguments.reason))
 
 
 def run_now(config: Config, arguments: argparse.Namespace) -> int:
-    """Let all delayed jobs with an id run now."""
+    """Let all delayed jobs with an id run now, or all that fit."""
+    if _is_of_many(arguments):
+        return _to_many(config, arguments, "now")
     return _steer(config, arguments, "now", lambda control: control.run_now(arguments.id, reason=arguments.reason))
 
 
 def set_priority(config: Config, arguments: argparse.Namespace) -> int:
-    """Give all jobs with an id another priority."""
+    """Give all jobs with an id another priority, or all that fit."""
+    if _is_of_many(arguments):
+        return _to_many(config, arguments, "priority", priority=arguments.priority, states=states_of(arguments))
 
     async def work(control: Control) -> list[Steered]:
         return await control.set_priority(arguments.id, arguments.priority, reason=arguments.reason)
 
     return _steer(config, arguments, "priority", work)
+
+
+def _is_of_many(arguments: argparse.Namespace) -> bool:
+    is_many = is_of_many(arguments, [arguments.id] if arguments.id else [], "a job")
+    if arguments.dry_run and not is_many:
+        raise ConfigError("--dry-run is about many; hint: `jobs show` shows one")
+    return is_many
+
+
+def _to_many(config: Config, arguments: argparse.Namespace, verb: Verb, **more: Any) -> int:
+    async def show(url: str, places: list[str]) -> None:
+        for place in places:
+            where, _, id = place.partition(" ")
+            print_json({"place": f"{where}/{id}"}) if arguments.json else print(f"{where}/{clean(id)}")
+
+    if arguments.dry_run:
+        return print_meant(config, verb, filter_of(arguments), show, **more)
+    return carry_out(config, arguments, verb, arguments.reason, **more)
 
 
 def _steer(config: Config, arguments: argparse.Namespace, verb: str, work: Callable[[Control], Awaitable[list[Steered]]]) -> int:

@@ -57,6 +57,9 @@ def name_in(text: str) -> str:
         (("dead", "purge", "nonsense"), ("not the place of a dead letter",)),
         (("dead", "purge", "--older-than", "soon"), ("--older-than soon: must be a time",)),
         (("dead", "purge", "--older-than", "nan"), ("--older-than nan",)),
+        (("jobs", "cancel"), ("name a job", "--all")),
+        (("jobs", "cancel", "x", "--all"), ("not both",)),
+        (("jobs", "cancel", "x", "--dry-run"), ("--dry-run is about many",)),
         (("operations", "show", "A b"), ("id must be",)),
         (("operations", "stop", "nothing"), ("no operation 'nothing'",)),
         (("operations", "rate", "nothing", "1e9"), ("rate must be between",)),
@@ -165,3 +168,20 @@ def test_at_a_terminal_it_is_asked_back_before_letters_are_deleted(raw, valkey, 
     assert f"purge 3: all? [y/N] {answer}" in said
     assert f"{3 - left} deleted" in said
     assert raw.xlen(DEAD) == left
+
+
+def test_jobs_are_cancelled_started_and_moved_by_what_they_have_in_common(ask, raw):
+    for at in range(40):
+        raw.xadd("{jobs}:low", {"type": "scripted" if at % 2 else "held", "data": "{}", "id": f"j{at}"})
+    dry = ask("jobs", "priority", "high", "--type", "scripted", "--dry-run")
+    assert (dry.returncode, len(dry.stdout.splitlines()), "20 would be moved" in dry.stderr) == (0, 20, True)
+    assert dry.stdout.startswith("low/")
+    moved = ask("jobs", "priority", "high", "--type", "scripted", "--now")
+    assert (moved.returncode, "20 moved" in moved.stderr) == (0, True)
+    assert (raw.xlen("{jobs}:low"), raw.xlen("{jobs}:high")) == (20, 20)
+    assert "0 started" in ask("jobs", "now", "--type", "scripted", "--now").stderr, "none is delayed"
+    assert "0 cancelled" in ask("jobs", "cancel", "--all", "--state", "delayed", "--now").stderr
+    ended = ask("jobs", "cancel", "--all", "--now", "--reason", "a mistake")
+    assert (ended.returncode, "40 cancelled" in ended.stderr) == (0, True)
+    assert {fields["dead_error"].rpartition(": ")[2] for _, fields in raw.xrange(DEAD)} == {"a mistake"}
+    assert (raw.xlen("{jobs}:low"), raw.xlen("{jobs}:high"), raw.xlen(DEAD)) == (0, 0, 40)
