@@ -117,6 +117,15 @@ class Extras(msgspec.Struct, eq=False):
     result: bytes | None = None
 
 
+class Above:
+    """What methods of a job need of modules above this one, which put it here when they are imported, as with any handler."""
+
+    follow: Callable[[Job, msgspec.Struct, str, Options], str]
+
+
+ABOVE: Final = Above()
+
+
 class Job(Lease, gc=False, eq=False):
     """One message on its way through this process. A handler reads `id`, `attempt`, `work`, `born` and `priority`.
 
@@ -143,6 +152,49 @@ class Job(Lease, gc=False, eq=False):
         if extras is None:
             extras = self.extras = Extras()
         return extras
+
+    @property
+    def followers(self) -> Sequence[Packed]:
+        """The jobs that this run hands on, should it be done."""
+        return list(self.extras.followers.values()) if self.extras is not None else ()
+
+    def send(
+        self,
+        message: msgspec.Struct,
+        *,
+        suffix: str = "",
+        priority: Priority | None = None,
+        delay_s: float = 0.0,
+        at: float | None = None,
+        exp: float | None = None,
+        key: str = "",
+        keep: str = "",
+        group: str = "",
+        attempts: int = 0,
+    ) -> str:
+        """Hand on another job, and return its id: it is sent in the one step in which this one is done, and only then.
+
+        A plain call from coroutines, threads and child processes. Where this run fails, is snoozed, or its lease is lost, nothing
+        is sent; a later run sends what it says itself. At most 100, with 1 MiB of payloads together.
+
+        Args:
+            message: a struct of a class declared with `@contract`; packed at once.
+            suffix: of its id, `<work>:<suffix>`: 1 to 100 of `[A-Za-z0-9._-]`; without one, a number, in the order of calls.
+            priority: the stream it goes to; None for the contract's.
+            delay_s: not before so many seconds from this call.
+            at: not before this time, in seconds since the epoch; wins over `delay_s`.
+            exp: not after this time, in seconds since the epoch.
+            key: as for `Producer.send`; this job's own key is free for it.
+            keep: as for `Producer.send`.
+            group: what limits per group count by.
+            attempts: how often it is run at most; 0 for what its handler says.
+
+        Raises:
+            BadPayload: the payload or an option cannot be sent.
+            ConfigError: this run has sent one with this suffix, or as many as it may.
+        """
+        options = Options(priority=priority, delay_s=delay_s, at=at, exp=exp, key=key, keep=keep, group=group, attempts=attempts)
+        return ABOVE.follow(self, message, suffix, options)
 
     def progress(self, done: float, total: float | None = None, text: str = "") -> None:
         """Say how far this run is: people see it in `jobs show` and `top`, about a second later. The last call counts.
@@ -465,6 +517,20 @@ class Batch(msgspec.Struct, gc=False):
 
     def __len__(self) -> int:
         return sum(map(len, self.done)) + len(self.defer) + len(self.dead) + len(self.park)
+
+    def put(self, move: Kept | Job | Deferral | Letter | Parking) -> None:
+        """Add one result, job that is done, or move."""
+        match move:
+            case Kept():
+                self.results.append(move)
+            case Deferral():
+                self.defer.append(move)
+            case Letter():
+                self.dead.append(move)
+            case Parking():
+                self.park.append(move)
+            case Job():
+                self.done[move.stream].append(move)
 
     def add(self, other: Batch) -> None:
         """Take over what another batch holds."""

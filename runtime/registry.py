@@ -19,7 +19,8 @@ from runtime.backoff import Backoff
 from runtime.batches import policy_of, reading, running, spread
 from runtime.codec import payload_decoder
 from runtime.errors import ConfigError
-from runtime.jobs import DEFAULT_TIMEOUT_S, Handler, Job, P, contract_of
+from runtime.followers import follow
+from runtime.jobs import ABOVE, DEFAULT_TIMEOUT_S, Handler, Job, P, contract_of
 from runtime.limits import limits_of
 from runtime.results import result_policy
 from runtime.schedules import Schedule
@@ -29,6 +30,8 @@ Given = ParamSpec("Given")
 T = TypeVar("T")
 
 MIN_MEMORY_BYTES: Final = 1024 * 1024  # a guess: below it, hardly any import works; it catches numbers meant as megabytes
+
+ABOVE.follow = follow  # whoever declares a handler loads this: its jobs can hand on others, in a child process too
 
 
 def _nothing() -> Any:

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
-from runtime.codec import MAX_DATA_BYTES, MAX_OTHERS_BYTES, pack_record, summary
+from runtime.codec import MAX_DATA_BYTES, MAX_OTHERS_BYTES, entry_fields, pack_record, summary
 from runtime.errors import StoreError
 from runtime.jobs import FREE, PLAIN, STREAMS, Batch, Claim, Deferral, Job, Kept, Lease, Letter, Parking
 from runtime.limits import Limits, Rate
@@ -41,7 +41,7 @@ T = TypeVar("T")
 MAX_IDS = 500  # per script call: measured, half a millisecond of the server at most
 MAX_MARKS: Final = 10_000  # as in steering.lua: no more cancels stand at once
 MAX_SCHEDULES: Final = 100  # per call, a guess: some 40 µs of the server for each that fires
-MAX_TICK_BYTES: Final = 1 << 20  # of payloads per call, a guess: as in a chunk that is sent
+MAX_CALL_BYTES: Final = 1 << 20  # of payloads per call, a guess: as in a chunk that is sent
 PENDING_PAGE: Final = 1000  # leases looked at in a round trip: measured, a millisecond of the server
 MAX_ANSWER_BYTES: Final = 64 << 20  # a guess: what a worker may have in its memory at once before it has looked at it
 BLOCK_SLACK_S: Final = 4.0  # a guess: a blocked read answers this much later than asked, or the connection is given up
@@ -485,16 +485,17 @@ class Streams(Store):
         """
         await self._writer.ready()
         server = self._writer.run_id
-        plain, again, old = _by_kind(batch.done, self._writer.run_id)
+        plain, again, old, handing = _by_kind(batch.done, server)
         commands: list[Command] = []
         if any(plain):
             commands += self._finish(plain)
         results, told = self._results(batch.results)
         pauses = [self._pause(name, for_ms) for name, for_ms in batch.pauses.items()]
-        moves = self._done_by_script("", again)
+        moves = [*self._done_by_script("", again), *self._hand_on("", [job for job in handing if job.run_id == server])]
         unfenced = len(moves)
         moves += [*self._moves("defer", batch.defer), *self._moves("dead", batch.dead), *self._moves("park", batch.park)]
         moves += self._done_by_script(self.consumer, old)
+        moves += self._hand_on(self.consumer, [job for job in handing if job.run_id != server])
         parts = (results, pauses, commands, [command for _, command in moves], told)
         answers = await self.ask(self._writer, *itertools.chain.from_iterable(parts), run_id=server)
         kept, paused, finished, moved, heard = _cut(answers, map(len, parts))
@@ -506,16 +507,20 @@ class Streams(Store):
         if commands:
             settled.shortfall = await self._finished(plain, finished, server)
         for at, ((items, _), answer) in enumerate(zip(moves, moved, strict=True)):
-            for item, verdict in zip(items, self.checked(answer), strict=True):
+            for item, verdict in zip(items, self._verdicts(answer, len(items)), strict=True):
                 if verdict == 0 and at < unfenced:
                     settled.shortfall += 1
                 elif verdict == 0:
                     settled.refused += 1
                 elif verdict != 1:
-                    _put_back(settled.left, item)
+                    settled.left.put(item)
                     settled.error = bytes(verdict).decode(errors="replace")
                     self._must_heal = self._must_heal or "NOGROUP" in settled.error
         return settled
+
+    def _verdicts(self, answer: Any, size: int) -> list[Any]:
+        # With memory full the server refuses the one script that adds, as a whole: these jobs wait apart, the others leave.
+        return [str(answer).encode()] * size if is_code(answer, "OOM") else self.checked(answer)
 
     def _pause(self, type_name: str, for_ms: int) -> Command:
         return self.command("control", self.consumer, "a job of it asked for it", "later", f"pause:{type_name}", for_ms)
@@ -560,6 +565,12 @@ class Streams(Store):
         return [
             (part, self.command("done", fence, *[arg for job in part for arg in (*_token(job), job.envelope.key)]))
             for part in _parts(jobs)
+        ]
+
+    def _hand_on(self, fence: str, jobs: Sequence[Job]) -> list[tuple[Sequence[Job], Command]]:
+        return [
+            (part, self.command("handoff", fence, *[word for job in part for word in _handing(job)]))
+            for part in _handing_parts(jobs)
         ]
 
     def _moves(
@@ -887,7 +898,7 @@ def _tick_parts(asks: Sequence[TickAsk]) -> Iterable[list[TickAsk]]:
     for ask in asks:
         own = len(ask.definition.settings.data) if ask.due.ticks else 0
         messages, size = messages + len(ask.due.ticks), size + own
-        if part and (len(part) >= MAX_SCHEDULES or messages > MAX_IDS or size > MAX_TICK_BYTES):
+        if part and (len(part) >= MAX_SCHEDULES or messages > MAX_IDS or size > MAX_CALL_BYTES):
             yield part
             part, messages, size = [], len(ask.due.ticks), own
         part.append(ask)
@@ -907,29 +918,50 @@ def _tick_arguments(ask: TickAsk) -> Iterable[str | bytes | int]:
         yield from (tick, "" if expires_ms is None else expires_ms)
 
 
-def _put_back(batch: Batch, item: Job | Deferral | Letter | Parking) -> None:
-    match item:
-        case Deferral():
-            batch.defer.append(item)
-        case Letter():
-            batch.dead.append(item)
-        case Parking():
-            batch.park.append(item)
-        case Job():
-            batch.done[item.stream].append(item)
+def _handing_parts(jobs: Sequence[Job]) -> Iterable[list[Job]]:
+    """Return jobs that hand on others in parts that are short enough for a call: by messages, and by bytes of payloads."""
+    part, messages, size = list[Job](), 0, 0
+    for job in jobs:
+        own = len(job.followers)
+        own_bytes = sum(len(packed.data) for packed in job.followers)
+        messages, size = messages + own, size + own_bytes
+        if part and (messages > MAX_IDS or size > MAX_CALL_BYTES):
+            yield part
+            part, messages, size = [], own, own_bytes
+        part.append(job)
+    if part:
+        yield part
 
 
-def _by_kind(done: Sequence[Sequence[Job]], run_id: str) -> tuple[list[Sequence[Job]], list[Job], list[Job]]:
-    """Return what goes in one transaction, what takes strikes or a key's mark along, and what was fetched before a restart."""
+def _handing(job: Job) -> Iterable[str | bytes | int]:
+    followers = job.followers
+    yield from (*_token(job), job.envelope.key, len(followers))
+    for packed in followers:
+        head, fields = packed.head, entry_fields(packed.head.fields, packed.data)
+        yield from (head.stream + 1, head.due_ms or "", len(fields), *fields)
+
+
+def _by_kind(done: Sequence[Sequence[Job]], run_id: str) -> tuple[list[Sequence[Job]], list[Job], list[Job], list[Job]]:
+    """Return what goes in one transaction, what takes strikes or a key's mark along, what was fetched before a restart, and what
+    hands on others, whenever that was fetched.
+    """
     plain: list[Sequence[Job]] = []
     again: list[Job] = []
     old: list[Job] = []
-    for jobs in done:
-        if not [job for job in jobs if job.run_id != run_id or job.count != 1 or job.envelope is not PLAIN]:
+    handing: list[Job] = []
+    for all_jobs in done:
+        jobs = all_jobs
+        # All that is out of the ordinary, in one look: it is taken at each job.
+        if not [
+            job for job in jobs if job.run_id != run_id or job.count != 1 or job.envelope is not PLAIN or job.extras is not None
+        ]:
             plain.append(jobs)
             continue
+        if some := [job for job in jobs if job.followers]:
+            handing += some
+            jobs = [job for job in jobs if not job.followers]
         ours = [job for job in jobs if job.run_id == run_id]
         plain.append([job for job in ours if job.count == 1 and not job.envelope.key])
         again += [job for job in ours if job.count != 1 or job.envelope.key]
         old += [job for job in jobs if job.run_id != run_id]
-    return plain, again, old
+    return plain, again, old, handing

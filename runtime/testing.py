@@ -36,6 +36,7 @@ __all__ = [
     "Clock",
     "DeadLetter",
     "Done",
+    "Follower",
     "Jitter",
     "Notes",
     "Outcome",
@@ -102,11 +103,30 @@ LONGEST: Final = Jitter(1.0)
 id_of = id  # `run` has an argument of that name
 
 
+class Follower(msgspec.Struct, frozen=True):
+    """A job that was handed on by `job.send`.
+
+    `payload` is what its JSON, `data`, says, as plain dicts, lists, texts and numbers; `at` when it is due, in seconds since the
+    epoch, 0 for now. The others are what `send` was given.
+    """
+
+    type: str
+    payload: Any
+    data: bytes
+    id: str
+    priority: Priority
+    at: float = 0.0
+    exp: float = 0.0
+    key: str = ""
+    group: str = ""
+    attempts: int = 0
+
+
 class Notes:
     """What a run leaves beside its outcome, and its next attempt finds, where both are given the same `Notes`.
 
     `marks` is what `job.marks` holds, None for nothing. Of the last run, `progress` is what it said last, None where it said
-    nothing, and `lines` are those that it logged.
+    nothing, `lines` are those that it logged, and `sent` is what it handed on: nothing, unless it is done.
 
     Args:
         marks: what an earlier attempt has left.
@@ -116,6 +136,7 @@ class Notes:
         self.marks: bytes | None = marks
         self.progress: Progress | None = None
         self.lines: list[str] = []
+        self.sent: list[Follower] = []
 
     def __repr__(self) -> str:
         return f"<Notes: marks {self.marks!r}, {self.progress}, {len(self.lines)} lines>"
@@ -235,6 +256,10 @@ async def run(
     if ready:
         outcomes |= await _run(handler, ready, jitter, clock, Notes() if notes is None else notes)
     told = [outcomes.get(id_of(job), DONE) for job in jobs]
+    if notes is not None:
+        done = [job for job, outcome in zip(jobs, told, strict=True) if isinstance(outcome, Done)]
+        followers = [packed for job in done for packed in job.followers]
+        notes.sent = [_shown_follower(packed, now_s) for packed in followers]
     return told if isinstance(message, list) else told[0]
 
 
@@ -253,6 +278,23 @@ def _receive(packed: Packed, now_s: float, at: int) -> Job:
     fields = entry_fields(packed.head.fields, packed.data)
     [job], _ = decode_many(packed.head.stream, [(f"{now_ms}-{at}".encode(), fields)], [1], NOWHERE, now_s, now_ms)
     return job
+
+
+def _shown_follower(packed: Packed, now_s: float) -> Follower:
+    job = _receive(packed, now_s, 0)
+    envelope = job.envelope
+    return Follower(
+        type=job.type.decode(),
+        payload=msgspec.json.decode(job.data),
+        data=job.data,
+        id=job.id,
+        priority=job.priority,
+        at=packed.head.due_ms / 1000,
+        exp=envelope.exp_ms / 1000,
+        key=envelope.key.decode(),
+        group=envelope.group.decode(),
+        attempts=envelope.attempts,
+    )
 
 
 async def _run(

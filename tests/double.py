@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Any
 
-from runtime.codec import MAX_DATA_BYTES, MAX_OTHERS_BYTES, as_text, pack_record, summary, unpack_record
+from runtime.codec import MAX_DATA_BYTES, MAX_OTHERS_BYTES, as_text, entry_fields, pack_record, summary, unpack_record
 from runtime.errors import QueueFull, StoreError, StoreUnavailable
-from runtime.jobs import FREE, GATE, STREAMS, SUSPECT, Batch, Claim, Deferral, Job, Lease, Letter, Parking, default_id
+from runtime.jobs import FREE, GATE, STREAMS, SUSPECT, Batch, Claim, Deferral, Job, Lease, Letter, Packed, Parking, default_id
 from runtime.results import dead_text, done_text
 from runtime.rules import VERSION, Rules, parse
 from runtime.said import Attempt
@@ -463,7 +463,10 @@ class MemoryStreams:
         for jobs in batch.done:
             for job in jobs:
                 is_old = job.run_id != self.store.run_id
-                if not self._finish(job, is_old):
+                if error := self._refusal(job):
+                    settled.left.put(job)
+                    settled.error = error
+                elif not self._finish(job, is_old):
                     settled.refused += is_old
                     settled.shortfall += not is_old
         moves: list[tuple[Any, list[Any], Callable[[Any], bool]]] = [
@@ -479,10 +482,35 @@ class MemoryStreams:
                 settled.refused += 1
         return settled
 
+    def _refusal(self, job: Job) -> str:
+        """Return why what a job hands on cannot be stored."""
+        store, streams = self.store, {packed.head.stream for packed in job.followers}
+        if streams and store.is_full:
+            return "OOM command not allowed when used memory > 'maxmemory'."
+        return next((store.refusing[stream] for stream in streams if stream in store.refusing), "")
+
+    def _enqueue(self, packed: Packed, own: str, other: str) -> None:
+        store, stream, due_ms = self.store, packed.head.stream, packed.head.due_ms
+        fields = entry_fields(packed.head.fields, packed.data)
+        key = value(fields, b"key")
+        if key and store.is_spare(stream, due_ms, fields, key, own):
+            return
+        place = (
+            store.delay(stream, due_ms, fields, packed.head.id, store.now_ms, other)
+            if due_ms
+            else f"{STREAMS[stream]} {store.add(stream, fields).decode()}"
+        )
+        if key:
+            store.marks[key] = place
+
     def _finish(self, job: Job, is_fenced: bool) -> bool:
         if is_fenced and not self.store.holds(self.consumer, job):
             return False
         is_there = job.entry in self.store.pending[job.stream]
+        if job.followers:
+            is_there = is_there and job.entry in self.store.entries[job.stream]
+            for packed in job.followers if is_there else ():
+                self._enqueue(packed, f"{STREAMS[job.stream]} {job.entry.decode()}", stands_at(job.stream, job.entry))
         self.store.remove(job.stream, job.entry, job.count)
         self.store.move_key(job.envelope.key, f"{STREAMS[job.stream]} {job.entry.decode()}", "")
         return is_there

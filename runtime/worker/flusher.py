@@ -11,7 +11,7 @@ from typing import Final
 
 from runtime.backoff import delay_s
 from runtime.errors import StoreError, StoreUnavailable
-from runtime.jobs import FREE, Batch, Deferral, Kept, Lease, Letter, Parking
+from runtime.jobs import FREE, Batch, Deferral, Job, Kept, Lease, Letter, Parking
 from runtime.streams import Settled
 from runtime.worker.context import STORE_BACKOFF, WorkerContext
 from runtime.worker.ledger import empty_batch
@@ -185,31 +185,33 @@ class Flusher:
 
 def parts_of(batch: Batch, most_bytes: int) -> list[tuple[int, Batch]]:
     """Return the batch in parts of at most `most_bytes`, at least a move in each, with the bytes of each; in one part, mostly."""
-    sizes = [_size_of(move) for moves in (batch.results, batch.defer, batch.dead) for move in moves]
+    handing = [job for jobs in batch.done for job in jobs if job.extras is not None and job.extras.followers]
+    sizes = [_size_of(move) for moves in (batch.results, handing, batch.defer, batch.dead) for move in moves]
     whole = sum(sizes) + MOVE_BYTES * len(batch.park)
     if whole <= most_bytes:
         return [(whole, batch)]
     part = empty_batch()
     parts, size = [(0, part)], 0
     # Results first: none of their jobs is written before them.
-    whole_ones = (("results", batch.results), ("defer", batch.defer), ("dead", batch.dead), ("park", batch.park))
-    for target, moves in whole_ones:
+    for moves in (batch.results, handing, batch.defer, batch.dead, batch.park):
         for move in moves:
             more = _size_of(move)
             if size and size + more > most_bytes:
                 part, size = empty_batch(), 0
                 parts.append((0, part))
-            getattr(part, target).append(move)
+            part.put(move)
             size += more
             parts[-1] = (size, part)
-        if target == "results":
-            part.done, part.pauses = batch.done, batch.pauses  # a few words each: they never weigh
+        if moves is batch.results:  # a few words each: they never weigh, but for those that hand on others
+            part.done, part.pauses = [[job for job in jobs if not job.followers] for jobs in batch.done], batch.pauses
     return parts
 
 
-def _size_of(move: Kept | Deferral | Letter | Parking) -> int:
+def _size_of(move: Kept | Job | Deferral | Letter | Parking) -> int:
     if isinstance(move, Kept):
         return MOVE_BYTES + len(move.value)
+    if isinstance(move, Job):
+        return MOVE_BYTES + sum(MOVE_BYTES + len(packed.data) for packed in move.followers)
     if isinstance(move, Deferral):
         job = move.lease
         return MOVE_BYTES + len(job.data) + sum(map(len, job.fields))

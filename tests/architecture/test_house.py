@@ -28,7 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "backoff", "limits", "said", "jobs", "stats", "observer"),  # words
     ("logs", "folders", "leaving", "rubbish"),  # the process around them
     ("config", "bounds", "codec", "packing", "settle", "schema", "rules", "cron", "schedules", "operations", "results"),  # pure
-    ("answers", "channel", "batches", "places", "offload", "registry"),  # users' code, and where it runs
+    ("answers", "channel", "batches", "followers", "places", "offload", "registry"),  # users' code, and where it runs
     ("store",),
     ("streams", "sender", "waiter", "producer", "operating", "steering", "control"),
     ("worker",),

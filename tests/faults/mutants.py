@@ -21,6 +21,7 @@ VERBS = "tests/contract/test_verbs.py"
 STEER = "tests/contract/test_steer.py"
 SERVE = "tests/contract/test_serve.py"
 DEBOUNCE = "tests/contract/test_debounce.py"
+HANDOFF = "tests/contract/test_handoff.py"
 BOUNDS = "tests/unit/test_bounds.py"
 CONSUMER = "tests/unit/test_consumer.py"
 CODEC = "tests/unit/test_codec.py"
@@ -662,6 +663,62 @@ MUTANTS: tuple[Mutant, ...] = (
         "return not owner or owner == place or not owner_at(owner, key)",
         "return not owner or not owner_at(owner, key)",
         f"{VERBS}::test_a_redelivery_of_the_owner_is_never_taken_for_a_copy",
+    ),
+    Mutant(
+        "a job leaves without what it hands on",
+        "runtime/streams.py",
+        "        if some := [job for job in jobs if job.followers]:",
+        "        if some := [job for job in jobs[:0] if job.followers]:",
+        f"{HANDOFF}::test_a_done_job_leaves_and_what_it_hands_on_is_there",
+    ),
+    Mutant(
+        "a job that has left hands on all the same",
+        "runtime/store/lua/handoff.lua",
+        "  if not is_ours(s, id, count) then return 0 end\n",
+        "",
+        f"{HANDOFF}::test_the_second_time_nothing_is_sent",
+    ),
+    Mutant(
+        "what is handed on stays though the rest of it cannot be stored",
+        "runtime/store/lua/handoff.lua",
+        "  take_back()\n  error",
+        "  error",
+        f"{HANDOFF}::test_of_what_one_job_hands_on_all_is_stored_or_nothing",
+    ),
+    Mutant(
+        "a job leaves where what it hands on cannot be stored",
+        "runtime/store/lua/handoff.lua",
+        "do enqueue(message[1], message[2], message[3], own, stands_at(s, id)) end",
+        "do pcall(enqueue, message[1], message[2], message[3], own, stands_at(s, id)) end",
+        f"{HANDOFF}::test_of_what_one_job_hands_on_all_is_stored_or_nothing",
+    ),
+    Mutant(
+        "a job cannot hand on its own key",
+        "runtime/store/lua/handoff.lua",
+        "is_spare(s, due, fields, key, own, now)",
+        "is_spare(s, due, fields, key, '', now)",
+        f"{HANDOFF}::test_a_job_may_hand_on_one_with_its_own_key",
+    ),
+    Mutant(
+        "memory full for one that hands on is an outage for all",
+        "runtime/streams.py",
+        'return [str(answer).encode()] * size if is_code(answer, "OOM") else self.checked(answer)',
+        "return self.checked(answer)",
+        f"{HANDOFF}::test_with_memory_full_a_job_that_hands_on_waits_and_the_others_leave",
+    ),
+    Mutant(
+        "no fence for what hands on after a restart",
+        "runtime/streams.py",
+        "self._hand_on(self.consumer, [job for job in handing if job.run_id != server])",
+        'self._hand_on("", [job for job in handing if job.run_id != server])',
+        f"{HANDOFF}::test_after_a_restart_of_the_server_only_who_holds_the_job_hands_on",
+    ),
+    Mutant(
+        "a retry keeps what was handed on",
+        "runtime/streams.py",
+        "[job for job in handing if job.run_id == server])]",
+        "[*handing, *[move.lease for move in batch.defer]])]",
+        f"{HANDOFF}::test_what_is_not_done_hands_on_nothing",
     ),
     Mutant(
         "debounce keeps the first",

@@ -118,3 +118,29 @@ def test_a_shell_prints_what_a_job_has_answered(valkey: Server, tmp_path: Path):
     finally:
         worker.terminate()
         worker.wait()
+
+
+def test_the_test_of_what_is_handed_on_passes(tmp_path: Path):
+    for name in ("pages", "test_pages"):
+        (tmp_path / f"{name}.py").write_text(BLOCKS[name])
+    path = os.pathsep.join((str(ROOT), str(tmp_path)))
+    assert "1 passed" in pytest_in(tmp_path, "-o", "asyncio_mode=auto", PYTHONPATH=path)
+
+
+async def test_each_page_of_a_site_is_crawled_once(valkey: Server, tmp_path: Path, monkeypatch: Any, capsys: Any):
+    (tmp_path / "pages.py").write_text(BLOCKS["pages"])
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.delitem(sys.modules, "pages", raising=False)
+    importlib.invalidate_caches()
+    pages = importlib.import_module("pages")
+    raw: Any = valkey.client()
+    raw.xadd("{jobs}:medium", {"type": "crawl-site", "data": '{"site":"https://example.com","pages":7}'})
+    said = ""
+    async with working(valkey.url, pages.crawl_site, pages.crawl_page):
+        await until(
+            lambda: raw.xinfo_stream("{jobs}:medium")["entries-added"] == 8 and not raw.xlen("{jobs}:medium"), "all are done"
+        )
+        said = capsys.readouterr().out
+    crawled = [line.split()[1].rstrip(",") for line in said.splitlines() if line.startswith("crawls")]
+    assert sorted(crawled) == [f"https://example.com/{n}" for n in range(7)]
+    raw.close()

@@ -1,0 +1,59 @@
+"""Followers are jobs that another one hands on: packed where it says so, and sent in the step in which it is done, only then."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Final
+
+import msgspec
+
+from runtime import logs
+from runtime.codec import TRACE
+from runtime.errors import BadPayload, ConfigError
+from runtime.jobs import Extras, Head, Job, Options, Packed
+from runtime.packing import Packer, shown
+
+MAX_FOLLOWERS: Final = 100  # of one job, a guess: some 0.5 ms of the server, in one step; what is more is a job that sends
+MAX_FOLLOWERS_BYTES: Final = 1 << 20  # of their payloads together, a guess: as much as a chunk that is sent
+SUFFIX: Final = re.compile(r"[A-Za-z0-9._-]{1,100}(?![\s\S])")  # behind 26 characters and a colon it makes a job's id
+TRACEPARENT_BYTES: Final = 55  # of version 00
+
+_packer: Final = Packer(time.time)
+
+
+def follow(job: Job, payload: msgspec.Struct, suffix: str, options: Options) -> str:
+    """Note that a job hands on another one; see `Job.send`."""
+    if suffix and not (type(suffix) is str and SUFFIX.match(suffix)):
+        raise BadPayload(f"suffix must be 1 to 100 of [A-Za-z0-9._-], got {shown(suffix)}")
+    followers = job.noted().followers
+    number = len(followers) + 1
+    while True:
+        named = msgspec.structs.replace(options, id=f"{job.work}:{suffix or number}")
+        packed = _traced(job, _packer.pack_with(payload, named))
+        _check_bounds(job.noted(), packed)
+        # One step: several threads of a handler may be here.
+        if followers.setdefault(named.id, packed) is packed:
+            return named.id
+        if suffix:
+            raise ConfigError(f"a job with the suffix {suffix!r} was sent by this run already")
+        number += 1
+
+
+def _check_bounds(extras: Extras, packed: Packed) -> None:
+    packets = list(extras.followers.values())
+    if len(packets) >= MAX_FOLLOWERS:
+        raise ConfigError(f"a job must send at most {MAX_FOLLOWERS} others; hint: send one that sends the rest")
+    size_bytes = sum(len(other.data) for other in packets) + len(packed.data)
+    if size_bytes > MAX_FOLLOWERS_BYTES:
+        raise ConfigError(f"what a job sends must have at most {MAX_FOLLOWERS_BYTES} bytes together, got {size_bytes}")
+
+
+def _traced(job: Job, packed: Packed) -> Packed:
+    """Return the message with the span that it is sent in, else with the one of whoever sent the job."""
+    ids = logs.trace_ids()
+    trace = "-".join(("00", *ids)).encode() if ids is not None else job.trace
+    if len(trace) != TRACEPARENT_BYTES:
+        return packed
+    head = packed.head
+    return Packed(Head(head.stream, head.due_ms, head.id, (TRACE, trace, *head.fields)), packed.data)
