@@ -39,6 +39,7 @@ class Job:
     is_due: bool | None = False  # None: the message is there, its time is not
     reason: str = ""
     attempts: int = 0
+    waits: bool = field(default=False, compare=False)  # its message has a time that is far ahead
     due_ms: float = field(default=0.0, compare=False)  # the server's clock: needed for the order only
 
     @property
@@ -74,6 +75,7 @@ class Model:
         self.has_gap = True  # nobody has ever beaten
         self.is_guarded = False
         self.told: Mapping[int, Job] = {}
+        self.folded: list[int] = []  # jobs whose place another message has taken
 
     # --- looking -------------------------------------------------------------------------------------------------------------
 
@@ -100,6 +102,7 @@ class Model:
         """Put a job into another place, and let the mark of its key follow."""
         before, told = job.spot, self.told.get(job.n)
         job.place, job.holder, job.count, job.idle_ms, job.is_due = place, "", 0, 0, False
+        job.waits = job.waits and place != DUE
         job.ref = told.ref if told and told.place == place else "not there"
         if told:
             job.due_ms = told.due_ms
@@ -111,6 +114,8 @@ class Model:
         taken = {other.ref for other in self.jobs.values() if other.place == DUE and other.n != job.n}
         self._move(job, DUE)
         job.id, job.is_due = given_id, is_due
+        if job.n not in self.told:
+            return  # another has taken its place in the same call
         if given_id not in taken:
             assert job.ref == given_id, f"{job.ref} among the delayed, not {given_id}"
         else:
@@ -120,6 +125,28 @@ class Model:
         owner = self.marks.get(key)
         lives = any(job.key == key and job.spot == owner for job in self.jobs.values())
         return owner is None or owner == spot or not lives
+
+    def _owner(self, key: str, spot: str) -> Job | None:
+        owner = self.marks.get(key)
+        found = [job for job in self.jobs.values() if job.key == key and job.spot == owner]
+        return found[0] if found and owner != spot else None
+
+    def _is_spare(self, job: Job, spot: str, is_late: bool) -> bool:
+        """Whether a keyed message is no job of its own; `is_late`: it may not start yet. What is folded takes its place."""
+        owner = self._owner(job.key, spot)
+        if owner is None or not is_late or owner.type != job.type:
+            return owner is not None
+        if owner.place != DUE or owner.failed or owner.snoozed_ms:
+            return False
+        del self.jobs[owner.n]
+        self.jobs[job.n] = replace(owner, n=job.n, stream=job.stream, version=job.version, is_due=False, origin="")
+        if told := self.told.get(job.n):
+            heir = self.jobs[job.n]
+            heir.due_ms, heir.ref, heir.born_ms = told.due_ms, told.ref, owner.born_ms or told.born_ms
+            assert owner.ref in ("not there", told.ref), "it stays where it was"
+            self.marks[job.key] = heir.spot
+        self.folded.append(owner.n)
+        return True
 
     def _free(self, key: str, spot: str) -> None:
         """A job ended there: the mark of its key goes, where it names this place."""
@@ -137,7 +164,7 @@ class Model:
         """Store messages (None: now; else for later, and whether that is past); say which are new."""
         news: list[bool] = []
         for job, is_due in messages:
-            is_new = not job.key or self._is_free(job.key, "")
+            is_new = not job.key or not self._is_spare(job, "", is_due is False)
             news.append(is_new)
             if is_new:
                 self.jobs[job.n] = job
@@ -216,11 +243,16 @@ class Model:
         job = self.held(consumer, lease)
         if job is None:
             return "refused"
-        if self._is_free(key, job.spot):
-            self.marks[key] = job.spot
-            return "mine"
         del self.jobs[job.n]
-        return "duplicate"
+        if self._is_spare(job, job.spot, job.waits):
+            return "duplicate"
+        self.jobs[job.n] = job
+        verdict = "mine"
+        if job.waits:
+            verdict = "delayed"
+            self._delay(job, job.known_id, False)
+        self.marks[key] = job.spot
+        return verdict
 
     # --- from a worker: moves say whether the fence let them pass ------------------------------------------------------------
 

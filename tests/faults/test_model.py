@@ -262,7 +262,11 @@ ACCIDENTS = (
     *("no beat came for long", "the clock was set back", "a time is lost", "the group is lost"),
 )
 messages = st.tuples(
-    streams, st.sampled_from((Tea, Urn)), st.sampled_from(("", *KEYS)), st.sampled_from(("", "own", "same")), st.booleans()
+    streams,
+    st.sampled_from((Tea, Urn)),
+    st.sampled_from(("", *KEYS)),
+    st.sampled_from(("", "own", "same")),
+    st.sampled_from(("", "", "failed", "waits")),
 )
 
 
@@ -308,7 +312,7 @@ class StoreMachine(RuleBasedStateMachine):
         """Let somebody hold something, so that a move has what to move."""
         if not any(self.model.held(name, job) for name, job in self.leases):
             for key in ("k", ""):  # the first may be a copy
-                self.add_by_hand((1, Tea, key, "same", False))
+                self.add_by_hand((1, Tea, key, "same", ""))
             self.fetch(WORKERS[0], (3, 3, 3, 3), set(), True, False)
 
     def receive(self, name: str, fetched: Fetched) -> list[tuple[int, int]]:
@@ -345,22 +349,44 @@ class StoreMachine(RuleBasedStateMachine):
         for (job, is_due), answer in zip(sent, answers, strict=True):
             job.id = answer.id if is_due is not None else job.id
         assert self.model.send(sent) == [answer.new for answer in answers]
+        self._note_folded()
         for (job, _), answer in zip(sent, answers, strict=True):
-            if answer.new:
+            if answer.new and job.n in self.model.jobs:
                 self.owed.add(job.n)
+                if job.key and job.is_due is False and job.place == DUE:
+                    self._own_behind(job.n)
                 self.owners |= {job.n} if job.key else set()
                 assert answer.id == job.known_id if job.place == ENTRY else job.id
 
+    def _own_behind(self, n: int) -> None:
+        """A job that waits for its time has the key from now on; the one before it has begun, and has it no more."""
+        jobs = self.model.jobs
+        self.owners = {owner for owner in self.owners if owner in jobs and jobs[owner].key != jobs[n].key} | {n}
+
+    def _note_folded(self) -> None:
+        """What took the place of another job is owed in its stead."""
+        self.owed = {job.n for job in self.model.jobs.values() if job.n in self.owed or self.model.folded}
+        self.owners -= {*self.model.folded}
+        self.model.folded.clear()
+
     @rule(message=messages)
     def add_by_hand(self, message: Any) -> None:
-        stream, payload, key, id_kind, has_failed = message
+        stream, payload, key, id_kind, more = message
         self.n += 1
         job_id = {"": "", "own": f"job-{self.n}", "same": "same"}[id_kind]
         version = 1 if payload is Tea else 2
         job = Job(
-            self.n, stream=stream, type="t" if version == 1 else "u", version=version, key=key, id=job_id, failed=int(has_failed)
+            self.n,
+            stream=stream,
+            type="t" if version == 1 else "u",
+            version=version,
+            key=key,
+            id=job_id,
+            failed=int(more == "failed"),
+            waits=more == "waits",
         )
-        fields = {"type": job.type, "data": f'{{"n":{self.n}}}', "key": key, "id": job_id, "v": version, "a": int(has_failed)}
+        fields = {"type": job.type, "data": f'{{"n":{self.n}}}', "key": key, "id": job_id, "v": version, "a": job.failed}
+        fields |= {"at": FAR_MS if job.waits else ""}
         flat = [part for name, value in fields.items() if value for part in (name, value)]
         self.bench.ask(("XADD", self.bench.keys.streams[stream], "*", *flat))
         self.look()
@@ -459,8 +485,12 @@ class StoreMachine(RuleBasedStateMachine):
                 answers.append(self.model.admit(name, claim.lease, text(claim.key)))
                 if answers[-1] == "mine" and there:
                     self.owners.add(there.n)
+                if answers[-1] == "delayed" and there:
+                    self._own_behind(there.n)
                 if answers[-1] == "duplicate" and there:
-                    self.owed.remove(there.n)
+                    gone = self.model.folded.pop() if self.model.folded else there.n
+                    self.owed.remove(gone)
+                    self.owners.discard(gone)
         assert answer == answers
 
     # --- from a worker -------------------------------------------------------------------------------------------------------
