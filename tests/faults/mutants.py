@@ -248,7 +248,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "runtime/channel.py",
         "            self.read()\n            del self._runs[number]",
         "            del self._runs[number]",
-        "tests/unit/test_channel.py::test_the_last_words_of_a_child_that_dies_at_once_are_kept",
+        "tests/unit/test_channel.py::test_what_has_come_and_was_not_read_when_a_run_ends_is_read_then",
     ),
     Mutant(
         "a child writes to a file of its handler's",

@@ -165,6 +165,15 @@ def test_a_datagram_that_is_none_is_dropped(data: bytes) -> None:
     assert (heard.lines, heard.said, heard.progress) == (["a"], 5, Progress(1, 2, "x"))
 
 
+def test_what_has_come_and_was_not_read_when_a_run_ends_is_read_then() -> None:
+    made, told, heard = Channel(), Said(), Said()
+    told.add("the last words")
+    with made.hearing(1, heard.take_over) as end:
+        Sender(1, end)(told)
+        assert heard.lines == []
+    assert heard.lines == ["the last words"]
+
+
 def test_what_a_datagram_brings_is_bounded() -> None:
     heard = Said()
     heard.take_over((-1, float("nan"), "x" * 10_000), ["y\nz" * 10_000] * 1000, 3)
