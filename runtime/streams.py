@@ -34,7 +34,7 @@ from runtime.store.base import (
     texts,
 )
 from runtime.store.connection import ANSWER_S, Connection
-from runtime.store.resp import Command, ServerError, packed_set, tail_of
+from runtime.store.resp import Command, ServerError, tail_of
 
 T = TypeVar("T")
 
@@ -533,7 +533,7 @@ class Streams(Store):
         if not results:
             return [], []
         now_ms, key = time.time_ns() // 1_000_000, self.keys.result
-        sets: list[Command] = [packed_set(key(one.job_id).encode(), done_text(one.value, now_ms), one.life_ms) for one in results]
+        sets: list[Command] = [("SET", key(one.job_id), done_text(one.value, now_ms), "PX", one.life_ms) for one in results]
         return sets, [("PUBLISH", self.keys.results, " ".join([one.job_id for one in part])) for part in _parts(results)]
 
     def _finish(self, done: Sequence[Sequence[Job]]) -> list[Command]:

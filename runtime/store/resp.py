@@ -48,7 +48,7 @@ _protocols: Final = WeakSet["RespProtocol"]()  # all of this process, for `disow
 
 
 class Tail(NamedTuple):
-    """The last arguments of a command, or all of it, packed already: `size` of them."""
+    """The last arguments of a command, packed already: `size` of them."""
 
     size: int
     packed: bytes
@@ -64,8 +64,6 @@ def pack(commands: Sequence[Command]) -> bytes:
 
 
 def _pack_one(command: Command) -> bytes:
-    if isinstance(command, Tail):
-        return b"*%d\r\n%b" % command
     tail = command[-1]
     if not isinstance(tail, Tail):
         return _pack(tuple(command))
@@ -81,13 +79,6 @@ def packed_words(words: Sequence[Any]) -> bytes:
 def packed_value(value: bytes) -> bytes:
     """Return one argument as it stands inside of a command."""
     return b"$%d\r\n%b\r\n" % (len(value), value)
-
-
-def packed_set(key: bytes, value: bytes, life_ms: int) -> Tail:
-    """Return what sets a key for so long, packed by hand: in C it is three times as dear (measured)."""
-    life = b"%d" % life_ms
-    sizes = len(key), key, len(value), value, len(life), life
-    return Tail(5, b"$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$2\r\nPX\r\n$%d\r\n%b\r\n" % sizes)
 
 
 def tail_of(values: Sequence[bytes]) -> Tail:
