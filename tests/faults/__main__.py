@@ -1,5 +1,5 @@
-"""`python -m tests.faults`: storms of every fault with fresh seeds, with their figures; types with limits; a mass kill;
-schedules; the long tests.
+"""`python -m tests.faults`: storms of every fault with fresh seeds, with their figures; types with limits; what people
+order; a mass kill; schedules; the long tests.
 
 Exit status: 0 all figures hold, 1 one does not, 3 a run proved nothing, since a kind of fault met nobody at work, nor did two
 more runs in its place.
@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 
-from tests.faults import gates, mass, ticks, versions
+from tests.faults import controls, gates, mass, ticks, versions
 from tests.faults.checker import Verdict
 from tests.faults.nemesis import GRACE_S, KINDS
 from tests.faults.storms import DURABLE, LARGE, LONG, Weather, blow, commit, usual, version_of
@@ -71,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             statuses.append(run_until_it_proves("valkey", first, weather))
         statuses.append(blow_gates([first, first + 1], options.server, math.ceil(options.jobs / SEEDS * GATES_PART)))
         statuses.append(blow_versions([first, first + 1], options.server, math.ceil(options.jobs / SEEDS)))
+        statuses.append(controls.main(["--seed", str(first)]))
     if not options.storms_only:
         statuses.append(mass.main([]))
         statuses.append(ticks.main([]))
