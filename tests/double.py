@@ -508,8 +508,10 @@ class MemoryStreams:
             return False
         is_there = job.entry in self.store.pending[job.stream]
         if job.followers:
-            is_there = is_there and job.entry in self.store.entries[job.stream]
-            for packed in job.followers if is_there else ():
+            if not is_there or job.entry not in self.store.entries[job.stream]:
+                self.store.pending[job.stream].pop(job.entry, None)
+                return False
+            for packed in job.followers:
                 self._enqueue(packed, f"{STREAMS[job.stream]} {job.entry.decode()}", stands_at(job.stream, job.entry))
         self.store.remove(job.stream, job.entry, job.count)
         self.store.move_key(job.envelope.key, f"{STREAMS[job.stream]} {job.entry.decode()}", "")

@@ -35,7 +35,22 @@ LEASE_S = 0.8
 AT_ONCE = 18  # points under way: they spend their time waiting for leases
 POLL_S = 0.03
 DRAIN_S = 30.0
-VERBS = ("admit", "beat", "control", "dead", "defer", "isolate", "acquit", "promote", "reclaim", "renew", "send", "serve", "tick")
+VERBS = (
+    "admit",
+    "beat",
+    "control",
+    "dead",
+    "defer",
+    "handoff",
+    "isolate",
+    "acquit",
+    "promote",
+    "reclaim",
+    "renew",
+    "send",
+    "serve",
+    "tick",
+)
 LAST = {"EXPIRE", "acquit"}  # come when all is done: what was done is counted once a second, and the isolation ends
 LOOKS = ("CLIENT", "HGETALL", "INFO", "TIME", "XPENDING", "ZRANGE", "ends")  # commands that change nothing
 CLOCKED = (*LOOKS, "SCRIPT", "XREADGROUP", "beat", "promote", "reclaim", "renew", "serve", "tick")  # come by the clock
@@ -106,7 +121,35 @@ async def ticked(message: Ticked, job: Job) -> None:
     note(Path(message.history), "ticked", job.id.rpartition(":")[2])
 
 
-HANDLERS = (step, narrow, ticked)
+@contract("passing")
+class Passing(msgspec.Struct, frozen=True):
+    n: int
+    history: str
+
+
+@contract("passed")
+class Passed(msgspec.Struct, frozen=True):
+    """What job `n` has handed on."""
+
+    n: int
+    which: int
+    history: str
+
+
+@handler(Passing, retry=Backoff(base_s=0.02, cap_s=0.02, attempts=3))
+async def passing(message: Passing, job: Job) -> None:
+    for which in range(PASSED):
+        job.send(Passed(message.n, which, message.history), suffix=str(which), delay_s=0.1 * (which % 2))
+    if job.attempt == 1:
+        raise RuntimeError("as it should")
+
+
+@handler(Passed)
+async def passed(message: Passed, job: Job) -> None:
+    note(Path(message.history), "passed", message.n, message.which, job.entry.decode())
+
+
+HANDLERS = (step, narrow, ticked, passing, passed)
 
 # By number: what happens to it, and how it is sent. The worker sends these itself, the others are there when it starts.
 SENT: dict[int, tuple[str, dict[str, Any]]] = {
@@ -122,6 +165,7 @@ SENT: dict[int, tuple[str, dict[str, Any]]] = {
 TWINS = (8, 9)  # plain XADD with one key: while the first lives, the second is a copy
 LEFT, LATER, BAD = 10, 11, 12  # held by a worker that died long ago; to be run later; no message at all
 NARROW = {13: "ok", 14: "pause", 15: "ok", 16: "ok"}  # plain XADD of the type with a limit
+PASSING, PASSED = (17, 18, 19), 3  # plain XADD of jobs that hand on so many others
 DEADLY = {3: ("attempts", 2), 4: ("no-use", 1)}
 
 
@@ -143,6 +187,8 @@ def prepare(server: Server, queue: str, history: Path) -> None:
         raw.xadd(high, fields(n, key="twin"))
     for n, what in NARROW.items():
         raw.xadd(high, {"type": "narrow", "data": msgspec.json.encode(Narrow(n, what, str(history)))})
+    for n in PASSING:
+        raw.xadd(high, {"type": "passing", "data": msgspec.json.encode(Passing(n, str(history)))})
     now_ms = int(raw.time()[0] * 1000)
     raw.xadd(high, fields(LATER, at=now_ms + 300))
     raw.xadd(high, {"no": "message"})
@@ -329,15 +375,21 @@ def check(server: Server, keys: Keys, history: Path) -> list[str]:
     starts: dict[int, set[int]] = {}
     ends: dict[int, set[int]] = {}
     ticks: set[int] = set()
+    followers: dict[tuple[int, int], set[str]] = {}  # the entries of each that was handed on
     for line in history.read_text().splitlines():
         kind, *numbers = line.split(" ")
         if kind == "sent":
             acked |= set(map(int, numbers))
         elif kind == "ticked":
             ticks.add(int(numbers[0]))
+        elif kind == "passed":
+            followers.setdefault((int(numbers[0]), int(numbers[1])), set()).add(numbers[2])
         else:
             n, attempt = map(int, numbers)
             (starts if kind == "start" else ends).setdefault(n, set()).add(attempt)
+    expected_ones = {(n, which) for n in PASSING for which in range(PASSED)}
+    wrong += [f"handed on: {sorted(followers)}"] if followers.keys() != expected_ones else []
+    wrong += [f"{n} was handed on {len(entries)} times" for n, entries in followers.items() if len(entries) > 1]
     must_end = (acked - set(DEADLY)) | {LEFT, LATER, *NARROW}
     wrong += [f"{n} is lost" for n in must_end if n not in ends]
     wrong += ["both twins are lost"] if not any(n in ends for n in TWINS) else []
