@@ -128,6 +128,10 @@ class Round:
         """Drain jobs of a handler that takes a hundred at once."""
         return _beside(self.plain, _drain(self.jobs, type_name=b"bulk", options=BULK))
 
+    def handoff(self) -> Figures:
+        """Drain jobs each of which hands on another, which runs as well."""
+        return _hand_on(self.jobs // 3)
+
     def results(self) -> Figures:
         """Drain jobs whose results are kept, and ask for results one by one, at 200 a second, of an idle worker."""
         return {**_beside(self.plain, _drain(self.jobs, type_name=b"answer")), **_round_trips(200, self.seconds)}
@@ -254,6 +258,32 @@ def _drain(
         "rss_mb": rss_mb,
         "rss_growth_mb": rss_mb - early_rss_mb,
         "bytes_per_job": (full_bytes - empty_bytes) / jobs,
+    }
+
+
+def _hand_on(jobs: int) -> Figures:
+    """Drain jobs that hand on another each; return the rate and the CPU per job and the one that it hands on together."""
+    with Server() as server:
+        server.fill(jobs, STREAM, b"handing")
+        with Worker(server, *LANES) as worker:
+
+            def handed() -> int:
+                return server.client.xinfo_stream(STREAM)["entries-added"] - jobs
+
+            worker.wait_for(lambda: handed() > 0, "the first one that is handed on")
+            first_s, before = time.perf_counter(), jobs - handed()
+            worker_s, server_s = worker.cpu_s(), server.cpu_s()
+            worker.wait_for(lambda: server.left() == 0, "the last job")
+            seconds = time.perf_counter() - first_s
+            worker_s, server_s = worker.cpu_s() - worker_s, server.cpu_s() - server_s
+            worker.stop(2 * jobs)
+        server.check_empty()
+    return {
+        "jobs_per_s": before / seconds,
+        "worker_us": worker_s / before * 1e6,
+        "server_us": server_s / before * 1e6,
+        "worker_cores": worker_s / seconds,
+        "server_cores": server_s / seconds,
     }
 
 

@@ -34,6 +34,11 @@ class Nap(Noop, frozen=True, kw_only=True):
     """Sleep for 10 ms."""
 
 
+@contract("handing")
+class Handing(Noop, frozen=True, kw_only=True):
+    """Hand on a job that does nothing."""
+
+
 @contract("flaky")
 class Flaky(Noop, frozen=True, kw_only=True):
     """Fail at the first attempt."""
@@ -55,6 +60,12 @@ async def noop(message: Noop, job: Job) -> None:
 @contract("answer")
 class Answer(Noop, frozen=True, kw_only=True):
     """Answer with a small result."""
+
+
+@handler(Handing)
+async def handing(message: Handing, job: Job) -> None:
+    """Hand on the same as a job that does nothing."""
+    job.send(Noop(to=message.to, subject=message.subject, text=message.text))
 
 
 @handler(Answer, result_ttl_s=60)

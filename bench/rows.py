@@ -129,6 +129,13 @@ ROWS: Final = (
         remark=bound_by(1),
     ),
     Row(
+        "handoff",
+        "jobs that hand on another, which runs as well",
+        Round.handoff,
+        (Line("parents/s", "jobs_per_s", 0, target=Target(at_least=25_000)), *CPU),
+        remark=bound_by(1),
+    ),
+    Row(
         "results",
         "drain of a no-op handler whose results are kept; send to result of one at a time, 200/s",
         Round.results,
