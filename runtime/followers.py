@@ -9,10 +9,10 @@ from typing import Final
 import msgspec
 
 from runtime import logs
-from runtime.codec import TRACE
+from runtime.codec import ID, TRACE
 from runtime.errors import BadPayload, ConfigError
 from runtime.jobs import Extras, Head, Job, Options, Packed
-from runtime.packing import Packer, shown
+from runtime.packing import NO_OPTIONS, Packer, shown
 
 MAX_FOLLOWERS: Final = 100  # of one job, a guess: some 0.5 ms of the server, in one step; what is more is a job that sends
 MAX_FOLLOWERS_BYTES: Final = 1 << 20  # of their payloads together, a guess: as much as a chunk that is sent
@@ -29,19 +29,27 @@ def follow(job: Job, payload: msgspec.Struct, suffix: str, options: Options) -> 
     followers = job.noted().followers
     number = len(followers) + 1
     while True:
-        named = msgspec.structs.replace(options, id=f"{job.work}:{suffix or number}")
-        packed = _traced(job, _packer.pack_with(payload, named))
+        job_id = f"{job.work}:{suffix or number}"
+        packed = _traced(job, _packed(payload, job_id, options))
         _check_bounds(job.noted(), packed)
         # One step: several threads of a handler may be here.
-        if followers.setdefault(named.id, packed) is packed:
-            return named.id
+        if followers.setdefault(job_id, packed) is packed:
+            return job_id
         if suffix:
             raise ConfigError(f"a job with the suffix {suffix!r} was sent by this run already")
         number += 1
 
 
+def _packed(payload: msgspec.Struct, job_id: str, options: Options) -> Packed:
+    if options != NO_OPTIONS:
+        return _packer.pack_with(payload, msgspec.structs.replace(options, id=job_id))
+    packed = _packer.pack(payload)  # a third of the time: nothing is to be checked
+    head = packed.head
+    return Packed(Head(head.stream, 0, job_id, (ID, job_id, *head.fields)), packed.data)
+
+
 def _check_bounds(extras: Extras, packed: Packed) -> None:
-    packets = list(extras.followers.values())
+    packets = list(extras.followers.values()) if extras.followers else ()
     if len(packets) >= MAX_FOLLOWERS:
         raise ConfigError(f"a job must send at most {MAX_FOLLOWERS} others; hint: send one that sends the rest")
     size_bytes = sum(len(other.data) for other in packets) + len(packed.data)

@@ -334,8 +334,8 @@ async def _run(
         notes.lines = [line for one in said for line in one.newest()]
     if not running.cancelled():
         running.result()
-    answers = [(id_of(job), job.noted().result) for job in jobs]
-    return {job_id: Answered(msgspec.json.decode(value)) for job_id, value in answers if value is not None} | failures
+    kept = ledger.take().results  # of one job: handlers of many keep none
+    return {id_of(jobs[0]): Answered(msgspec.json.decode(one.value)) for one in kept} | failures
 
 
 class Answered(Done, frozen=True):
