@@ -86,9 +86,10 @@ def ends_of(batch: Gathered, raised: BaseException, is_cut_off: bool) -> list[tu
     """
     if not is_cut_off:
         return [(job, _error_of(job, raised)) for job in batch.jobs]
-    settled = list(filter(_has_outcome, batch.jobs))
-    batch.jobs = [job for job in batch.jobs if not _has_outcome(job)]
-    return [(job, _error_of(job, raised)) for job in settled]
+    # Each is asked once: a thread that goes on may settle it between two looks, and it would be in neither list.
+    settled = {id(job): job for job in batch.jobs if _has_outcome(job)}
+    batch.jobs = [job for job in batch.jobs if id(job) not in settled]
+    return [(job, _error_of(job, raised)) for job in settled.values()]
 
 
 def _has_outcome(job: Job) -> bool:

@@ -143,13 +143,14 @@ class Job(Lease, gc=False, eq=False):
     extras: Extras | None = None
 
     def noted(self) -> Extras:
-        """Return what this run has beside its outcome, to be added to.
-
-        Called on the loop before a thread gets the job: else both may be the first.
-        """
+        """Return what this run has beside its outcome, to be added to."""
         extras = self.extras
         if extras is None:
-            extras = self.extras = Extras()
+            new = Extras()
+            # One step of Python's own, which calls nothing: several threads of a handler may be here, and each is the first.
+            extras = self.extras
+            if extras is None:
+                extras = self.extras = new
         return extras
 
     @property
@@ -190,7 +191,8 @@ class Job(Lease, gc=False, eq=False):
 
         Raises:
             BadPayload: the payload or an option cannot be sent.
-            ConfigError: this run has sent one with this suffix, or as many as it may.
+            ConfigError: this run has sent one with this suffix, or as many as it may, or is over: it goes on in a task or thread
+                that nobody waits for.
         """
         options = Options(priority=priority, delay_s=delay_s, at=at, exp=exp, key=key, keep=keep, group=group, attempts=attempts)
         return ABOVE.follow(self, message, suffix, options)
@@ -267,7 +269,8 @@ class Job(Lease, gc=False, eq=False):
         if error is not None and not issubclass(type(error), BaseException):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"settle: must be given an exception or nothing, got {type(error).__name__}")
         lane = LANE.get()
-        if lane is not None and lane.job is not None and type(lane.job) is not Gathered:
+        running = JOB.get() if lane is None else lane.job  # in a child process there is no lane
+        if running is not None and type(running) is not Gathered:
             raise RuntimeError("settle is for handlers of many jobs: one of a single job returns, or raises")
         extras = self.noted()
         if not extras.is_settled:

@@ -17,7 +17,7 @@ from typing import Any, Final, Self, TypeVar, overload
 
 import msgspec
 
-from runtime.codec import MAX_MS
+from runtime.codec import JOB_ID, MAX_MS
 from runtime.errors import ConfigError, JobDead, ResultTimeout
 from runtime.jobs import Head, Options, Packed, Priority
 from runtime.observer import Publishing, publisher
@@ -268,7 +268,7 @@ class Producer:
             JobDead: the job is a dead letter.
             ResultTimeout: no result came in time; the text says where the job is, or that it is gone without one.
             BadResult: the value is of another type.
-            ConfigError: the timeout or the type cannot be used, or the producer is closed, before or while this waited.
+            ConfigError: the id, the timeout or the type cannot be used, or the producer is closed, before or while this waited.
             StoreUnavailable: no result came in time, and Redis did not answer what is known of the job.
         """
         if not timeout_s >= 0:
@@ -277,6 +277,9 @@ class Producer:
         if isinstance(job, Sent) and not job.new:
             raise ResultTimeout(f"{job.id} was not sent: another job with its key lives, and answers under an id of its own")
         job_id = job.id if isinstance(job, Sent) else job
+        # Of any other there is no job; and one that cannot be written would end the wait of all who share the connection.
+        if not isinstance(job_id, str) or not JOB_ID.match(job_id.encode(errors="replace")):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(f"job must be what `send` returned, or an id, 1 to 128 of [A-Za-z0-9._:-], got {shown(job_id)}")
         found = await self._waiter().result(job_id, timeout_s)
         if isinstance(found, str):
             raise ResultTimeout(f"no result of {shown(job_id)} in {timeout_s:g} s: {found}")

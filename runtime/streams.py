@@ -5,6 +5,7 @@ Each transition is one atomic step on the server: destination first, source last
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any, Final, TypeVar, cast
 import msgspec
 
 from runtime.codec import MAX_DATA_BYTES, MAX_OTHERS_BYTES, entry_fields, pack_record, summary
-from runtime.errors import StoreError
+from runtime.errors import ConfigError, StoreError
 from runtime.jobs import FREE, PLAIN, STREAMS, Batch, Claim, Deferral, Job, Kept, Lease, Letter, Parking
 from runtime.limits import Limits, Rate
 from runtime.results import dead_text, done_text
@@ -204,6 +205,7 @@ class Streams(Store):
         self._reader = Connection(url, f"{consumer}:fetch", answer_s, fetch_s, MAX_ANSWER_BYTES + 4 * self.max_entry_bytes)
         self._writer = Connection(url, f"{consumer}:settle", answer_s)
         self._helper = Connection(url, f"{consumer}:helper", answer_s)
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def reconnects(self) -> int:
@@ -226,6 +228,7 @@ class Streams(Store):
             ConfigError: a newer version wrote this queue.
             StoreUnavailable: no answer, or an error.
         """
+        self._loop = asyncio.get_running_loop()
         await self.agree_on_layout(self._helper)
         await self.prepare(self._helper)
 
@@ -784,6 +787,7 @@ class Streams(Store):
         Raises:
             StoreUnavailable: no answer or an error.
         """
+        self._check_loop()
         return await self.call_one(self._helper, ("GET", self.keys.marks(work)), self.keys.marks(work))
 
     async def set_marks(self, work: str, value: bytes) -> None:
@@ -793,6 +797,7 @@ class Streams(Store):
             QueueFull: memory is full.
             StoreUnavailable: no answer or an error; it may be written all the same.
         """
+        self._check_loop()
         await self.call_one(self._helper, ("SET", self.keys.marks(work), value, "PX", MARKS_LIFE_MS))
 
     async def delete_marks(self, work: str) -> None:
@@ -801,7 +806,17 @@ class Streams(Store):
         Raises:
             StoreUnavailable: no answer or an error; it may be removed all the same.
         """
+        self._check_loop()
         await self.call_one(self._helper, ("DEL", self.keys.marks(work)))
+
+    def _check_loop(self) -> None:
+        """Keep other event loops away from the helper's connection: they would break it for the worker, too.
+
+        Raises:
+            ConfigError: this is not the worker's loop.
+        """
+        if self._loop not in (None, asyncio.get_running_loop()):
+            raise ConfigError("job.marks: not from an event loop of one's own; hint: anyio.from_thread.run(job.marks.get)")
 
     async def rules(self, since_ms: int = 0) -> tuple[Rules, int, list[str]]:
         """Return the rules that people have ordered, the server's time in ms, and the places of jobs that they cancelled since
@@ -957,9 +972,10 @@ def _by_kind(done: Sequence[Sequence[Job]], run_id: str) -> tuple[list[Sequence[
         ]:
             plain.append(jobs)
             continue
-        if some := [job for job in jobs if job.followers]:
-            handing += some
-            jobs = [job for job in jobs if not job.followers]
+        # Each is asked once: a task that outlives its job may hand on one more meanwhile, and it would be in neither list.
+        if some := {id(job): job for job in jobs if job.followers}:
+            handing += some.values()
+            jobs = [job for job in jobs if id(job) not in some]
         ours = [job for job in jobs if job.run_id == run_id]
         plain.append([job for job in ours if job.count == 1 and not job.envelope.key])
         again += [job for job in ours if job.count != 1 or job.envelope.key]

@@ -203,7 +203,8 @@ def parts_of(batch: Batch, most_bytes: int) -> list[tuple[int, Batch]]:
             size += more
             parts[-1] = (size, part)
         if moves is batch.results:  # a few words each: they never weigh, but for those that hand on others
-            part.done, part.pauses = [[job for job in jobs if not job.followers] for jobs in batch.done], batch.pauses
+            apart = set(map(id, handing))  # as they were found: who goes on when its job is done may hand on one more meanwhile
+            part.done, part.pauses = [[job for job in jobs if id(job) not in apart] for jobs in batch.done], batch.pauses
     return parts
 
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 from runtime.answers import finish
 from runtime.batches import ends_of
 from runtime.errors import AllRan, Cancelled, LeaseLost, NotStarted, SelfCancelled, TimedOut
-from runtime.jobs import CRITICAL, DONE, LANE, RELEASE, Gathered, Job, Kept, Outcome, Registry, each_of
+from runtime.jobs import CRITICAL, DONE, LANE, RELEASE, Extras, Gathered, Job, Kept, Outcome, Registry, each_of
 from runtime.observer import LaneObserver, Observer
 from runtime.settle import decide, describe, forget_stack, has_word, module_of, told_as
 from runtime.stats import Stats
@@ -403,10 +403,20 @@ class Lane:
                 self.stats.ran(job, DONE, run_s)
             else:
                 self._note(job, decide(handler, job, failed_of, self.jitter), failed_of, now_s, run_s)
-        for _, failed_of in ends:  # at the end: many have failed of the same
+        for job, failed_of in ends:  # at the end: many have failed of the same
             if failed_of is not None:
                 self.forget(failed_of)
+            if job.extras is not None:
+                self._close(job.extras)
         return not is_cut_off
+
+    def _close(self, extras: Extras) -> None:
+        """Take no further word on a job that has left, and let go of the one it has: a job is not seen by the garbage collector,
+        and would keep the frames of an error, which hold the job, for ever.
+        """
+        error, extras.is_settled, extras.error = extras.error, True, None
+        if error is not None:
+            self.forget(error)
 
     def _note(self, job: Job, outcome: Outcome, error: BaseException | None, now_s: float, run_s: float) -> None:
         tried = b""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import anyio.from_thread
@@ -55,6 +56,14 @@ async def wants_too_much(message: Remember, job: Job) -> None:
     await job.marks.set(b"x" * (MAX_MARKS_BYTES + 1))
 
 
+@handler(Remember, retry=Backoff(attempts=1))
+def in_a_loop_of_its_own(message: Remember, job: Job) -> None:
+    for ask in (job.marks.get, job.marks.delete, lambda: job.marks.set(b"x")):
+        with pytest.raises(ConfigError, match=r"hint: anyio\.from_thread\.run\(job\.marks\.get\)"):
+            asyncio.run(ask())  # pyright: ignore[reportArgumentType]
+    found.append((job.attempt, None))
+
+
 def send(raw: Any, **fields: str) -> None:
     raw.xadd(KEY, {"type": "remember", "data": "{}", **fields})
 
@@ -77,6 +86,16 @@ async def test_a_thread_calls_them_through_the_loop_and_they_stay_for_a_week(ser
     [key] = raw.keys("{jobs}:marks:*")
     assert key == f"{{jobs}}:marks:{job(id='j').work}"
     assert MARKS_LIFE_MS - 60_000 < raw.pttl(key) <= MARKS_LIFE_MS
+
+
+async def test_a_loop_of_a_thread_s_own_is_refused_before_it_breaks_the_worker_s_connection(server: Server):
+    raw: Any = server.client()
+    for _ in range(5):
+        send(raw)
+    async with working(server.url, in_a_loop_of_its_own):
+        await until(lambda: not raw.xlen(KEY), "all five ran")
+    assert found == [(1, None)] * 5
+    assert raw.xlen("{jobs}:dead") == 0
 
 
 async def test_what_is_too_large_is_an_error_of_the_handler_and_nothing_is_written(server: Server):

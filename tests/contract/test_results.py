@@ -251,6 +251,17 @@ async def test_a_timeout_that_is_none_is_refused(valkey: Server, timeout_s: floa
             await producer.result("medium-1-1", timeout_s=timeout_s)
 
 
+@pytest.mark.parametrize("job", ["", "a b", "\ud800", "ü", "x" * 129, None, 5, b"x"])
+async def test_what_is_no_id_is_refused_and_ends_nobody_else_s_wait(valkey: Server, job: Any):
+    async with through(valkey.url) as producer:
+        other = asyncio.create_task(producer.result("other", 20))
+        await asyncio.sleep(0)
+        with pytest.raises(ConfigError, match="job must be what `send` returned, or an id"):
+            await producer.result(job, 5)
+        assert not other.done()
+        other.cancel()
+
+
 async def test_a_type_that_json_cannot_be_read_as_is_refused_before_anything_waits(valkey: Server):
     async with through(valkey.url) as producer:
         with pytest.raises(ConfigError, match="cannot be read from JSON"):

@@ -667,8 +667,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a job leaves without what it hands on",
         "runtime/streams.py",
-        "        if some := [job for job in jobs if job.followers]:",
-        "        if some := [job for job in jobs[:0] if job.followers]:",
+        "        if some := {id(job): job for job in jobs if job.followers}:",
+        "        if some := {id(job): job for job in jobs[:0] if job.followers}:",
         f"{HANDOFF}::test_a_done_job_leaves_and_what_it_hands_on_is_there",
     ),
     Mutant(
@@ -2968,6 +2968,34 @@ MUTANTS: tuple[Mutant, ...] = (
         '[("GETRANGE", self.keys.result(job_id), 0, MAX_TEXT_BYTES) for job_id in ids]',
         '[("GET", self.keys.result(job_id)) for job_id in ids]',
         f"{RESULTS}::test_what_a_stranger_puts_in_the_place_of_a_result_is_none",
+    ),
+    Mutant(
+        "a run that is over may go on handing on",
+        "runtime/followers.py",
+        "    if lane is not None and lane.job is not job",
+        "    if lane is None and lane.job is not job",
+        "tests/unit/test_followers.py::test_a_run_that_is_over_is_told_that_it_sends_nothing_more",
+    ),
+    Mutant(
+        "any event loop may use the worker's connection for marks",
+        "runtime/streams.py",
+        "if self._loop not in (None, asyncio.get_running_loop()):",
+        "if False:",
+        "tests/contract/test_marks.py::test_a_loop_of_a_thread_s_own_is_refused_before_it_breaks_the_worker_s_connection",
+    ),
+    Mutant(
+        "what is no id is waited for, by a command that cannot be written",
+        "runtime/producer.py",
+        "        if not isinstance(job_id, str) or not JOB_ID",
+        "        if False and not JOB_ID",
+        "tests/contract/test_results.py::test_what_is_no_id_is_refused_and_ends_nobody_else_s_wait",
+    ),
+    Mutant(
+        "a settled job keeps the frames of its error",
+        "runtime/worker/lanes.py",
+        "                self._close(job.extras)",
+        "                pass",
+        "tests/unit/test_batches.py::test_nothing_is_kept_of_the_frames_in_which_jobs_were_settled",
     ),
 )
 

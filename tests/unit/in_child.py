@@ -221,6 +221,8 @@ def speaks(message: Work, job: Job) -> None:
         case "hang":
             say(message, os.getpid())
             time.sleep(60)
+        case "settle":
+            job.settle(ValueError("no"))
         case "marks":
             _ = job.marks
         case "raise":

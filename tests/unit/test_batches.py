@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 import pytest
 
-from runtime import Backoff, Dead, Job, Retry, Snooze, contract, handler
-from runtime.errors import ConfigError, LeaseLost, NotStarted
-from runtime.jobs import BatchPolicy, Done, Handler, Outcome, running_job
+from runtime import Backoff, Dead, Job, Retry, Snooze, batches, contract, handler
+from runtime.batches import ends_of
+from runtime.errors import Cancelled, ConfigError, LeaseLost, NotStarted
+from runtime.jobs import BatchPolicy, Done, Handler, Outcome, running_job, together
 from runtime.testing import run
 from tests.builders import job_of
 
@@ -240,6 +243,54 @@ async def test_in_a_thread_each_job_is_told_that_it_is_to_end():
         while not ended.is_set():
             await asyncio.sleep(0.01)
     assert cancelled == [True] * 4
+
+
+def test_a_job_that_a_thread_settles_while_a_stop_cuts_it_is_settled_or_given_back(monkeypatch: pytest.MonkeyPatch):
+    one, other = job_of(Row(1)), job_of(Row(2))
+    looks: list[Job] = []
+
+    def has_outcome(job: Job) -> bool:
+        looks.append(job)
+        return job is one and looks.count(one) > 1
+
+    monkeypatch.setattr(batches, "_has_outcome", has_outcome)
+    batch = together([one, other])
+    settled = [job for job, _ in ends_of(batch, asyncio.CancelledError(), is_cut_off=True)]
+    assert settled + batch.jobs == [one, other]
+
+
+class Frame:
+    """Stands for what a frame of a handler holds."""
+
+
+@pytest.mark.parametrize("kind", ["lost", "cancelled", "late"])
+async def test_nothing_is_kept_of_the_frames_in_which_jobs_were_settled(kind: str):
+    let_go, ended = threading.Event(), threading.Event()
+    kept: list[weakref.ref[Frame]] = []
+
+    def settle(jobs: list[Job]) -> None:
+        frame = Frame()
+        kept.append(weakref.ref(frame))
+        try:
+            raise LeaseLost if kind == "lost" else ValueError
+        except Exception as error:
+            jobs[0].settle(error)
+
+    @handler(Row, max_size=9, retry=ONCE)
+    def insert(rows: list[Row], jobs: list[Job]) -> None:
+        if kind == "late":
+            let_go.wait(60)
+        settle(jobs)
+        if kind == "cancelled":
+            jobs[0].noted().cut = Cancelled("by hand")
+        ended.set()
+
+    await run(insert, ROWS, timeout_s=0.05 if kind == "late" else None)
+    let_go.set()
+    assert await asyncio.to_thread(ended.wait, 60)
+    async with asyncio.timeout(20):
+        while gc.collect() >= 0 and kept[0]() is not None:
+            await asyncio.sleep(0.01)
 
 
 class Hostile(Exception):

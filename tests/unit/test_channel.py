@@ -123,6 +123,11 @@ async def test_marks_in_a_child_are_an_error_that_says_so() -> None:
         await speaks.run(None, job("marks"))
 
 
+async def test_a_job_that_is_settled_in_a_child_is_an_error_and_not_done() -> None:
+    with pytest.raises(ChildFailed, match="settle is for handlers of many jobs"):
+        await speaks.run(None, job("settle"))
+
+
 async def test_a_child_that_says_much_is_neither_slow_nor_lost(tmp_path: Path, lane: Lane) -> None:
     one = job("flood", tmp_path / "took")
     await speaks.run(None, one)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from typing import Any
 
@@ -13,6 +14,7 @@ from runtime.codec import JOB_ID
 from runtime.errors import BadPayload, ConfigError, Dead, Retry
 from runtime.jobs import PLAIN
 from runtime.offload import extras_in, extras_out
+from runtime.streams import _by_kind  # pyright: ignore[reportPrivateUsage]
 from runtime.testing import Done, Notes, run
 from runtime.worker.flusher import parts_of
 from runtime.worker.ledger import empty_batch
@@ -141,6 +143,47 @@ def test_a_flush_of_large_followers_goes_in_parts() -> None:
     assert [[one.entry for one in part] for part in parts] == [[b"1-0", b"1-1"], [b"1-2"], [b"1-3"]]
 
 
+class _Meanwhile(dict[str, Any]):
+    """Followers of a job that hands on its first one between two looks, in a task that outlives it."""
+
+    def __init__(self, first: Any) -> None:
+        super().__init__()
+        self._first = first
+
+    def values(self) -> Any:
+        found = [*super().values()]
+        self["late"] = self._first
+        return found
+
+    def __bool__(self) -> bool:
+        return bool([*self.values()])
+
+
+def late(entry: bytes) -> Job:
+    one = job(entry)
+    one.send(Page(1))
+    extras = one.noted()
+    extras.followers = _Meanwhile(*extras.followers.values())
+    return one
+
+
+def test_a_job_that_hands_on_another_while_it_is_written_is_in_one_part_all_the_same() -> None:
+    batch = empty_batch()
+    large = job(b"1-1")
+    large.send(Page(1, "x" * 3000))
+    batch.done[1] += [late(b"1-0"), large]
+    parts = [one.entry for _, part in parts_of(batch, 2000) for one in part.done[1]]
+    assert sorted(parts) == [b"1-0", b"1-1"]
+
+
+def test_a_job_that_hands_on_another_while_it_is_written_is_written_once() -> None:
+    hands_on = job(b"1-1")
+    hands_on.send(Page(1))
+    plain, again, old, handing = _by_kind([[late(b"1-0"), hands_on]], "")
+    assert [[one.entry for one in jobs] for jobs in plain] == [[b"1-0"]]
+    assert (again, old, handing) == ([], [], [hands_on])
+
+
 # --- in tests of handlers ----------------------------------------------------------------------------------------------------
 
 
@@ -165,6 +208,24 @@ async def test_a_test_sees_what_was_handed_on() -> None:
 async def test_an_attempt_that_failed_has_handed_on_nothing() -> None:
     notes = Notes()
     assert isinstance(await run(turn, Page(1, "no"), notes=notes), Retry)
+    assert notes.sent == []
+
+
+async def test_a_run_that_is_over_is_told_that_it_sends_nothing_more() -> None:
+    tasks: list[asyncio.Task[str]] = []
+
+    async def go_on(job: Job) -> str:
+        await asyncio.sleep(0)
+        return job.send(Page(2))
+
+    @handler(Page)
+    async def leaves_a_task(message: Page, job: Job) -> None:
+        tasks.append(asyncio.create_task(go_on(job)))
+
+    notes = Notes()
+    assert await run(leaves_a_task, Page(1), notes=notes) == Done()
+    with pytest.raises(ConfigError, match="this run is over, and sends nothing any more"):
+        await tasks[0]
     assert notes.sent == []
 
 

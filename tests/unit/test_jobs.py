@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from runtime import jobs
 from runtime.backoff import Backoff
 from runtime.errors import ConfigError
 from runtime.jobs import (
@@ -16,6 +17,7 @@ from runtime.jobs import (
     STREAMS,
     Batch,
     Deferral,
+    Extras,
     Handler,
     Job,
     Lease,
@@ -215,3 +217,18 @@ def test_a_batch_takes_over_what_another_holds() -> None:
 def test_success_is_one_object_for_all_jobs() -> None:
     assert type(DONE)() == DONE
     assert len(msgspec.structs.fields(DONE)) == 0
+
+
+def test_threads_that_note_something_first_note_it_on_the_same_extras(monkeypatch: pytest.MonkeyPatch):
+    one = job()
+
+    class Slow(Extras):
+        """The extras of a thread that loses its turn while it makes them."""
+
+        def __post_init__(self) -> None:
+            if one.extras is None:
+                one.extras = first
+
+    first = Extras()
+    monkeypatch.setattr(jobs, "Extras", Slow)
+    assert one.noted() is first

@@ -140,6 +140,15 @@ def test_threads_that_speak_at_once_lose_no_line_and_break_nothing():
     assert sum(len(line) + 1 for line in said.newest()) <= MAX_LINES_BYTES
 
 
+def test_a_size_that_threads_have_got_wrong_is_right_again_after_a_few_lines():
+    said = Said()
+    said.size = 2 * MAX_LINES_BYTES  # what two threads that subtract at once leave behind, in the end
+    for n in range(200):
+        said.add(f"line {n}")
+    assert said.size == sum(len(line) + 1 for line in said.lines)
+    assert len(said.lines) > 64
+
+
 def test_what_a_run_has_said_is_taken_over_as_plain_values():
     one, other = Said(), Said()
     one.progress = progress_of(3, 7, "rows")
