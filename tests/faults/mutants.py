@@ -2853,8 +2853,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "batches: a stop writes nothing of a batch",
         "runtime/batches.py",
-        "    settled = list(filter(_has_outcome, batch.jobs))",
-        "    settled = list[Job]()",
+        "    settled = {id(job): job for job in batch.jobs if _has_outcome(job)}",
+        "    settled = dict[int, Job]()",
         f"{ON_SERVERS}::test_a_batch_that_a_stop_cuts_is_given_back_and_what_it_has_settled_is_written",
     ),
     Mutant(
