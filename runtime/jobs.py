@@ -268,8 +268,9 @@ class Job(Lease, gc=False, eq=False):
         """
         if error is not None and not issubclass(type(error), BaseException):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"settle: must be given an exception or nothing, got {type(error).__name__}")
-        lane = LANE.get()
-        running = JOB.get() if lane is None else lane.job  # in a child process there is no lane
+        running, lane = JOB.get(), LANE.get()  # a thread may outlive its job, and in a child process there is no lane
+        if running is None and lane is not None:
+            running = lane.job
         if running is not None and type(running) is not Gathered:
             raise RuntimeError("settle is for handlers of many jobs: one of a single job returns, or raises")
         extras = self.noted()

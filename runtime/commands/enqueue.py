@@ -67,6 +67,8 @@ def main(config: Config, arguments: argparse.Namespace) -> int:
         near: list[str] = get_close_matches(str(arguments.type), known, 1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
         raise UnknownType(f"no contract {arguments.type!r} in {config.handlers}; {hint} (--handlers names the modules)")
+    if arguments.wait is not None and not arguments.wait >= 0:
+        raise ConfigError(f"--wait: must be a number of seconds from 0, got {arguments.wait:g}")
     if arguments.wait is not None and handler.result is None:
         raise ConfigError(f"--wait: no results of {handler.contract.type} are kept; hint: @handler(…, result_ttl_s=600)")
     if arguments.payload == "-":

@@ -60,6 +60,10 @@ def one_line(result: subprocess.CompletedProcess[str]) -> str:
         (("enqueue", "scripted", '{"n":"x"}', *SCRIPTED), ("Expected `int`", "$.n")),
         (("enqueue", "scripted", "{", *SCRIPTED), ("JSON",)),
         (("enqueue", "scripted", '{"n":1}', "--id", "a b", *SCRIPTED), ("id",)),
+        (
+            ("enqueue", "scripted", '{"n":1}', "--wait", "nan", *SCRIPTED),
+            ("--wait: must be a number of seconds from 0, got nan",),
+        ),
         (("enqueue", "scripted", '{"n":1}', "--wait", "1", *SCRIPTED), ("no results of scripted are kept", "result_ttl_s")),
         (("dead", "list", "-n", "0"), ("-n 0: must be between 1 and 10000",)),
         (("dead", "show", "seven"), ("dead list",)),

@@ -259,6 +259,26 @@ def test_a_job_that_a_thread_settles_while_a_stop_cuts_it_is_settled_or_given_ba
     assert settled + batch.jobs == [one, other]
 
 
+async def test_a_thread_that_outlives_its_one_job_is_told_that_there_is_nothing_to_settle():
+    let_go, told = threading.Event(), list[str]()
+
+    @handler(Row, retry=ONCE)
+    def insert(row: Row, job: Job) -> None:
+        let_go.wait(60)
+        try:
+            job.settle(ValueError())
+        except RuntimeError as error:
+            told.append(str(error))
+        let_go.clear()
+
+    await run(insert, ROWS[0], timeout_s=0.05)
+    let_go.set()
+    async with asyncio.timeout(20):
+        while let_go.is_set():
+            await asyncio.sleep(0.01)
+    assert told == ["settle is for handlers of many jobs: one of a single job returns, or raises"]
+
+
 class Frame:
     """Stands for what a frame of a handler holds."""
 
