@@ -39,7 +39,12 @@ _write: Final = msgspec.json.Encoder().encode
 
 def done_text(value: bytes, at_ms: int) -> bytes:
     """Return what is kept of a job that is done; `value` is JSON."""
-    return b'{"state":"done","at":%d,"value":%b}' % (at_ms, value)
+    return done_head(at_ms) + value + b"}"
+
+
+def done_head(at_ms: int) -> bytes:
+    """Return what stands before the value; behind it stands a brace."""
+    return b'{"state":"done","at":%d,"value":' % at_ms
 
 
 def dead_text(reason: str, error: str, attempts: int, at_ms: int) -> bytes:

@@ -18,7 +18,7 @@ from runtime.codec import MAX_DATA_BYTES, MAX_OTHERS_BYTES, entry_fields, pack_r
 from runtime.errors import ConfigError, StoreError
 from runtime.jobs import FREE, PLAIN, STREAMS, Batch, Claim, Deferral, Job, Kept, Lease, Letter, Parking
 from runtime.limits import Limits, Rate
-from runtime.results import dead_text, done_text
+from runtime.results import dead_text, done_head
 from runtime.rules import Rules
 from runtime.said import Attempt
 from runtime.schedules import Definition, Due
@@ -32,6 +32,7 @@ from runtime.store.base import (
     is_code,
     ms_in,
     pairs,
+    text_of,
     texts,
 )
 from runtime.store.connection import ANSWER_S, Connection
@@ -506,7 +507,7 @@ class Streams(Store):
         # Its job waits as long as it said, all the same.
         settled.unpaused = next((str(answer) for answer in paused if isinstance(answer, ServerError)), "")
         if results:
-            settled.unkept = _unkept(kept, heard)
+            settled.unkept = _unkept(batch.results, kept, heard)
         if commands:
             settled.shortfall = await self._finished(plain, finished, server)
         for at, ((items, _), answer) in enumerate(zip(moves, moved, strict=True)):
@@ -535,9 +536,11 @@ class Streams(Store):
         """
         if not results:
             return [], []
-        now_ms, key = time.time_ns() // 1_000_000, self.keys.result
-        sets: list[Command] = [("SET", key(one.job_id), done_text(one.value, now_ms), "PX", one.life_ms) for one in results]
-        return sets, [("PUBLISH", self.keys.results, " ".join([one.job_id for one in part])) for part in _parts(results)]
+        parts, key, head = _parts(results), self.keys.results, done_head(time.time_ns() // 1_000_000)
+        words = [[word for one in part for word in (one.job_id, one.value, one.life_ms)] for part in parts]
+        # A script and not a SET each: packing those and reading their answers is a sixth of what such a job costs its worker.
+        keeps: list[Command] = [("EVAL", text_of("keep"), 1, key, head, *some) for some in words]
+        return keeps, [("PUBLISH", key, " ".join([one.job_id for one in part])) for part in parts]
 
     def _finish(self, done: Sequence[Sequence[Job]]) -> list[Command]:
         commands: list[Command] = [("MULTI",)]
@@ -863,9 +866,13 @@ def _cut(answers: Iterable[T], sizes: Iterable[int]) -> list[list[T]]:
     return [list(itertools.islice(rest, size)) for size in sizes]
 
 
-def _unkept(kept: Iterable[Any], heard: Iterable[Any]) -> tuple[int, str]:
-    lost, untold = ([str(answer) for answer in answers if isinstance(answer, ServerError)] for answers in (kept, heard))
-    return len(lost), next(itertools.chain(lost, untold), "")
+def _unkept(results: Sequence[Kept], kept: Iterable[Any], heard: Iterable[Any]) -> tuple[int, str]:
+    """Return how many results were not kept, and why, or why those who wait for some could not be told."""
+    lost = [
+        (len(part), str(answer)) for part, answer in zip(_parts(results), kept, strict=True) if isinstance(answer, ServerError)
+    ]
+    untold = [(0, str(answer)) for answer in heard if isinstance(answer, ServerError)]
+    return sum(n for n, _ in lost), next((why for _, why in lost + untold), "")
 
 
 def _token(lease: Lease) -> tuple[int, bytes, int]:

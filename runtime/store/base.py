@@ -132,6 +132,9 @@ _SHARED: Final = {
 }
 
 
+_BARE: Final = ("keep",)  # sent as text: nothing stands before it, and no server need remember it
+
+
 @cache
 def constants() -> str:
     """Return the Lua that gives scripts the constants and names of keys that they share with Python."""
@@ -162,11 +165,16 @@ def _in_lua(value: object) -> str:
 
 
 @cache
+def text_of(name: str) -> str:
+    """Return a file of Lua as it is."""
+    return (_LUA / f"{name}.lua").read_text("utf-8")
+
+
+@cache
 def script(name: str) -> Script:
     """Return the script of one verb: between its flags and its body stands what all scripts share."""
-    shared = ("common", *_SHARED.get(name, ()))
-    flags, _, body = (_LUA / f"{name}.lua").read_text("utf-8").partition("\n")
-    text = "\n".join([flags, constants(), *[(_LUA / f"{part}.lua").read_text("utf-8") for part in shared], body])
+    flags, _, body = text_of(name).partition("\n")
+    text = "\n".join([flags, constants(), *map(text_of, ("common", *_SHARED.get(name, ()))), body])
     return Script(text, hashlib.sha1(text.encode()).hexdigest())  # noqa: S324 -- the server's own naming, no secret
 
 
@@ -375,7 +383,7 @@ class Store:
         Raises:
             StoreUnavailable: no answer or an error.
         """
-        parts = {"common"}.union(*_SHARED.values())
+        parts = {"common", *_BARE}.union(*_SHARED.values())
         names = [path.name[:-4] for path in _LUA.iterdir() if path.name.endswith(".lua")]
         scripts = [script(name) for name in names if name not in parts]
         for answer in await connection.call(*[("SCRIPT", "LOAD", known.text) for known in scripts]):
