@@ -319,6 +319,9 @@ class MemoryStreams:
         place = f"{STREAMS[stream]} {entry.decode()}"
         if not store.holds(self.consumer, lease):
             return "refused"
+        if stands_at(stream, entry) in store.cancels:
+            store.bury(stream, entry, WHILE_HELD)
+            return "refused"
         fields = store.entries[stream].get(entry, []) if at_ms else []
         at_ms = at_ms if fields else 0
         verdict = "mine"

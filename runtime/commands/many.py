@@ -185,7 +185,7 @@ def progress_of(found: Operation) -> str:
     of = "" if found.total is None else f" of {found.total:,}"
     rest = f", {refused:,} not" if refused else ""
     again = f", {found.again:,} dead again" if found.again else ""
-    return f"{found.state:8} [{bar:.<{BAR}}] {found.done:,}{of} {DONE.get(found.verb, 'done')}{rest}{again}"
+    return f"{clean(found.state, 20):8} [{bar:.<{BAR}}] {found.done:,}{of} {DONE.get(found.verb, 'done')}{rest}{again}"
 
 
 def tell_end(config: Config, found: Operation) -> int:

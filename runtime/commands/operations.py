@@ -70,7 +70,7 @@ def print_list(config: Config, arguments: argparse.Namespace) -> int:
         if arguments.json:
             print_json(one)
         else:
-            print(f"{one.id:22} {_when(one.created_ms)} {progress_of(one)}  {clean(one.what, 70)}")
+            print(f"{clean(one.id):22} {_when(one.created_ms)} {progress_of(one)}  {clean(one.what, 70)}")
     print(f"{len(found)} operations", file=sys.stderr)
     return CLEAN
 

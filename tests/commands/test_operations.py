@@ -185,3 +185,13 @@ def test_jobs_are_cancelled_started_and_moved_by_what_they_have_in_common(ask, r
     assert (ended.returncode, "40 cancelled" in ended.stderr) == (0, True)
     assert {fields["dead_error"].rpartition(": ")[2] for _, fields in raw.xrange(DEAD)} == {"a mistake"}
     assert (raw.xlen("{jobs}:low"), raw.xlen("{jobs}:high"), raw.xlen(DEAD)) == (0, 0, 40)
+
+
+def test_words_of_strangers_reach_a_terminal_as_text(raw, ask):
+    for name in ("two", "\x1b[2J"):
+        raw.zadd("{jobs}:operations", {name: 0})
+        raw.hset(f"{{jobs}}:operation:{name}", mapping={"state": "\x1b[31m", "verb": "cancel", "source": "\x1b[3m", "by": "\x07"})
+    for words in (("list",), ("show", "two"), ("stop", "two")):
+        done = ask("operations", *words)
+        assert done.returncode == 0, done.stderr
+        assert not set("\x1b\x07") & set(done.stdout + done.stderr), words

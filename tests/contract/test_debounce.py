@@ -258,7 +258,9 @@ async def test_a_job_that_was_put_off_runs_once_with_what_was_said_last(valkey: 
     async with worker(valkey.url, brew) as running:
         sent = [await running.producer.send(Tea(n), key="k", delay_s=0.5) for n in range(4)]
         raw = valkey.client()
-        raw.xadd("{jobs}:high", {"type": "tea", "data": '{"n":9}', "key": "k", "at": int(raw.time()[0] * 1000) + 900})
+        now_s, now_us = raw.time()
+        at_ms = now_s * 1000 + now_us // 1000 + 900
+        raw.xadd("{jobs}:high", {"type": "tea", "data": '{"n":9}', "key": "k", "at": at_ms})
         raw.close()
         await running.settled(delayed=True)
     assert ran == [(9, sent[0].id)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
@@ -12,7 +13,7 @@ import redis
 
 from runtime import Backoff, Job, contract, handler
 from runtime.control import Control
-from runtime.errors import ConfigError, StoreError
+from runtime.errors import ConfigError, StoreError, StoreUnavailable
 from runtime.operations import Filter, Operation
 from runtime.store.base import Keys, script
 from tests.servers import Server
@@ -283,6 +284,35 @@ async def test_a_repeated_order_makes_no_second_operation(control, raw):
     assert (again.state, again.done) == ("done", 10)
     assert raw.xlen(DEAD) == 3
     assert len(raw.xrange("{jobs}:audit")) == 1
+
+
+@pytest.mark.parametrize("other", [Filter(type="u"), Filter(type="t", key="k"), Filter(), Filter(type="t", before_ms=9)])
+async def test_an_id_that_another_operation_has_is_refused(control, raw, other):
+    await control.operate("purge", Filter(type="t"), id="one", total=5, **AT_ONCE)
+    await control.set_operation_rate("one", 7)
+    assert (await control.operate("purge", Filter(type="t"), id="one", **AT_ONCE)).rate == 7
+    with pytest.raises(ConfigError, match="about something else"):
+        await control.operate("purge", other, id="one", **AT_ONCE)
+    with pytest.raises(ConfigError, match="about something else"):
+        await control.operate("replay", Filter(type="t"), id="one", **AT_ONCE)
+    assert len(await control.operations()) == 1
+
+
+async def test_a_restart_of_the_server_leaves_out_no_delayed_job(control, raw, server):
+    delayed(raw, *names(1000))
+    await control.operate("now", Filter(), id="one", **AT_ONCE)
+    for _ in range(12):
+        due_now(raw, "one")
+        await control.step_operation("one")
+    raw.save()
+    server.kill()
+    server.start()
+    raw.ping()
+    with contextlib.suppress(StoreUnavailable):
+        await control.operations()
+    await finish(control, "one")
+    assert raw.zcount("{jobs}:due", raw.time()[0] * 1000 + 60_000, "+inf") == 0
+    assert (await told(control, "one")).done == 1000
 
 
 async def test_workers_are_told_while_there_is_a_step_to_make(control, raw):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from runtime.errors import ConfigError, StoreError
-from runtime.jobs import FREE, Deferral, Letter, Parking
+from runtime.jobs import FREE, Claim, Deferral, Letter, Parking
 from runtime.store.control import ControlStore
 from runtime.streams import Ask
 from tests.contract.kit import HIGH, ME, OTHER, batch, leases, pending, quiet_guard
@@ -161,6 +161,23 @@ async def test_a_move_of_a_marked_job_buries_it_and_no_other(store, kit, move):
     assert len(kit.holders()) + len(kit.due()) == 1, "the other one goes on"
     again = await store.settle(batch(MOVES[move](marked)))
     assert (again.refused, len(kit.letters())) == (1, 1), "after a lost reply it is refused"
+
+
+@pytest.mark.parametrize("waits", ["", "alone", "behind another"])
+async def test_a_keyed_job_that_is_cancelled_before_its_key_is_claimed_waits_for_no_time(store, kit, waits):
+    at = {"at": str(kit.now_ms() + 3_600_000)} if waits else {}
+    if waits == "behind another":
+        kit.add(id="first", key="k", data='"first"', **at)
+        [job] = await leases(store)
+        assert await store.admit([Claim(job, job.envelope.key, job.envelope.at_ms)]) == ["delayed"]
+    entry = kit.add(id="j", key="k", data='"j"', **at)
+    [job] = await leases(store)
+    assert kit.cancel(f"high/{entry}") == f"asked {ME}"
+    assert await store.admit([Claim(job, job.envelope.key, job.envelope.at_ms)]) == ["refused"]
+    assert [(letter["id"], letter["dead_reason"]) for letter in kit.letters()] == [("j", "cancelled")]
+    assert [kit.record(member)["data"] for member in kit.due()] == (['"first"'] if waits == "behind another" else [])
+    assert kit.marks() == ({"k": "due first"} if waits == "behind another" else {})
+    assert (kit.messages(), pending(kit)) == ([], [])
 
 
 async def test_what_was_deleted_meanwhile_leaves_no_letter(store, kit):
@@ -324,6 +341,15 @@ async def test_what_a_worker_has_is_not_moved(on_server, worker, control):
 async def test_a_job_that_waits_runs_now_anyway(on_server, control):
     assert await steer(control, "now", f"high/{on_server.add()}") == "same"
     assert on_server.audit() == []
+
+
+async def test_a_message_whose_time_no_worker_has_seen_runs_now_too(on_server, worker, control):
+    entry = on_server.add(id="j", key="k", at=str(on_server.now_ms() + 600_000))
+    assert await steer(control, "now", f"high/{entry}") == "moved"
+    [message] = on_server.messages()
+    assert (message["id"], message["first_at"], message.get("at")) == ("j", entry.partition("-")[0], None)
+    [job] = await leases(worker)
+    assert await steer(control, "now", f"high/{job.entry.decode()}") == f"held {ME}"
 
 
 async def test_a_message_with_too_many_fields_keeps_its_stream(on_server, control):

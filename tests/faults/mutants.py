@@ -90,6 +90,27 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{STEER}::test_a_move_of_a_marked_job_buries_it_and_no_other[valkey-retry]",
     ),
     Mutant(
+        "cancel: a key is claimed without asking for the mark",
+        "runtime/store/lua/admit.lua",
+        "  if is_cancelled(s, id) then --",
+        "  if false then --",
+        f"{STEER}::test_a_keyed_job_that_is_cancelled_before_its_key_is_claimed_waits_for_no_time[valkey-alone]",
+    ),
+    Mutant(
+        "operations: a restart of the server leaves out what waits",
+        "runtime/store/lua/operations.lua",
+        "if op.run ~= run and",
+        "if false and",
+        "tests/contract/test_operations.py::test_a_restart_of_the_server_leaves_out_no_delayed_job[valkey]",
+    ),
+    Mutant(
+        "operations: an id stands for two",
+        "runtime/store/lua/operate.lua",
+        "if has_other_words(op, made) then",
+        "if false then",
+        "tests/contract/test_operations.py::test_an_id_that_another_operation_has_is_refused",
+    ),
+    Mutant(
         "cancel: what is given back does not ask for the mark",
         "runtime/store/lua/common.lua",
         "  if is_cancelled(s, id) then return bury(s, id, WHILE_HELD) end\n",

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Keyed jobs claim their key, or are dropped as copies of a live job with the same key.
+-- Keyed jobs claim their key, or are dropped as copies of a live job with the same key; one that was cancelled meanwhile is buried.
 -- ARGV: consumer, then per job: stream, entry, count, key, its time in ms ('' for none). Reply: per job 1 mine, 2 a copy and dropped,
 -- or folded into the job of its key that waits, 3 mine and put among the delayed ones, 0 refused, or an error text.
 -- A mark names the place of its owner, so a redelivery of the owner is never taken for a copy. The copy is tested and
@@ -18,6 +18,10 @@ return each(2, 5, function(i)
   local s = tonumber(ARGV[i])
   local id, count, key, due = ARGV[i + 1], tonumber(ARGV[i + 2]), ARGV[i + 3], ARGV[i + 4]
   if not holds(s, id, consumer, count) then return 0 end
+  if is_cancelled(s, id) then -- among the delayed ones, or folded into another, its mark would be forgotten
+    bury(s, id, WHILE_HELD)
+    return 0
+  end
   local place = STREAMS[s] .. ' ' .. id
   local fields = due ~= '' and fields_of(KEYS[s], id)
   if not fields then due = '' end -- deleted by hand: whatever it does next finds out

@@ -13,6 +13,7 @@ local trouble = trouble_with_operation(op)
 if trouble then return redis.error_reply('BADORDER ' .. trouble) end
 op.created = op.created or ms(now_ms())
 op['until:dead'] = op['until:dead'] or '+'
+op.run = server_run() -- the caller's cursor is of this process: a count that a restart spoils is asked for again
 local budget = {looks = LOOKS, acts = LOOKS, bytes = BYTES}
 local is_end = walk(op, budget, function(where, id) places[#places + 1] = where .. ' ' .. id end)
 local page = #op.members > 0 and cmsgpack.pack(op.members) or ''

@@ -1,7 +1,8 @@
 #!lua flags=allow-oom
 -- What people order of operations over many letters or jobs. ARGV: verb, id, by, reason, then
 --   create   for how many ms it is held, then fields of the hash and their values (operations.lua); one that is there already is left
---            alone: the id is the caller's, and a repeat makes no second. What is meant is what is there now
+--            alone, and refused where it is another one: the id is the caller's, and a repeat makes no second. What is meant is
+--            what is there now
 --   stop     the rest stays where it is; while it is held, nothing was done
 --   resume   it goes on, from where it stood; where it was braked, with a few first, and what died before is forgotten
 --   rate     so many per second from now on
@@ -52,15 +53,30 @@ local function last_id_of(key)
   return '0-0'
 end
 
+-- Is this operation another one than is asked for? Its rate may have been changed since, and what was counted be another number.
+local function has_other_words(op, made)
+  for name, value in pairs(made) do
+    if name ~= 'rate' and name ~= 'total' and op[name] ~= value then return true end
+  end
+  for name in pairs(op) do
+    local is_of_filter = string.sub(name, 1, 3) == 'is:' or name == 'before' or name == 'after' or name == 'text'
+    if is_of_filter and not made[name] then return true end
+  end
+  return false
+end
+
 local verbs = {}
 
 function verbs.create(op)
-  if op then return op.state, 0 end
   local made, told = {}, {}
   for i = 6, #ARGV, 2 do
     made[ARGV[i]] = ARGV[i + 1]
     local is_told = ARGV[i] ~= 'verb' and ARGV[i] ~= 'total'
     if is_told then told[#told + 1] = ARGV[i] .. ' ' .. ARGV[i + 1] end
+  end
+  if op then
+    if has_other_words(op, made) then return nil, 'BADORDER there is an operation ' .. id .. ' that is about something else' end
+    return op.state, 0
   end
   local hold = tonumber(ARGV[5])
   if not hold or not (hold >= 0 and hold <= MAX_HOLD_MS) then return nil, 'BADORDER it must be held for 0 to ' .. MAX_HOLD_MS .. ' ms' end

@@ -140,8 +140,17 @@ local function walk_entries(op, key, last, budget, visit)
   return false
 end
 
--- The same of delayed jobs. A page of members is kept until all of it was looked at: its cursor knows no place within it.
+-- Which process of the server this is. A cursor of ZSCAN means nothing to another one, which has its members in another order.
+local function server_run()
+  return string.match(redis.call('INFO', 'server'), 'run_id:(%w+)') or ''
+end
+
+-- The same of delayed jobs. A page of members is kept until all of it was looked at: its cursor knows no place within it. After a
+-- restart of the server the walk begins anew; what was done is gone, or the same as it is to be.
 local function walk_due(op, budget, visit)
+  local run = server_run()
+  if op.run ~= run and op.cursor ~= '-' then op.cursor, op.members = '-', {} end
+  op.run = run
   while has_left(budget) do
     if #op.members == 0 and op.cursor == 'end' then return true end
     if #op.members == 0 then

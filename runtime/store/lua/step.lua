@@ -88,7 +88,7 @@ end
 -- Write down what was done and where it stands; returns ms until the next step.
 local function write(looked)
   local fields = {'state', 'running', 'at', ms(op.at), 'cursor', op.cursor, 'stepped', ms(now)}
-  for name, value in pairs({page = #op.members > 0 and cmsgpack.pack(op.members) or '', brake_at = op.brake_at}) do
+  for name, value in pairs({page = #op.members > 0 and cmsgpack.pack(op.members) or '', brake_at = op.brake_at, run = op.run}) do
     fields[#fields + 1], fields[#fields + 2] = name, value
   end
   redis.call('HSET', key, unpack(fields))
