@@ -76,7 +76,7 @@ def test_what_waits_already_needs_nothing(ask, raw):
     ("words", "text"),
     [
         (("cancel", "urgent/1-1"), "must be the place of a job, such as high/1732400000000-0 or due/order-1"),
-        (("cancel", ""), "the job must be an id, or a place"),
+        (("cancel", ""), "name a job, or choose them"),
         (("cancel", "j", "--reason", "a\nb"), "reason must be one line"),
         (("priority", "j", "urgent"), "invalid choice: 'urgent'"),
     ],
