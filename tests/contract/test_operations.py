@@ -192,6 +192,20 @@ async def test_delayed_jobs_start_now_and_those_of_another_type_at_their_time(co
     assert ((await told(control, "one")).done, sorted(soon)) == (300, sorted(names(300)))
 
 
+async def test_a_job_that_has_failed_before_its_stream_is_walked_is_cancelled(control, raw):
+    waiting(raw, 150, "critical", type="u")
+    [entry] = waiting(raw, 1, id="d0")
+    assert await control.count_meant("cancel", Filter(type="t")) == 1
+    await control.operate("cancel", Filter(type="t"), id="one", **AT_ONCE)
+    await control.step_operation("one")
+    raw.xdel("{jobs}:low", entry)
+    pack = "return redis.call('HSET', KEYS[1], 'd0', cmsgpack.pack({unpack(ARGV)}))"
+    raw.eval(pack, 1, "{jobs}:msg", "stream", "low", "type", "t", "data", "{}", "id", "d0", "a", "1", "first_at", "7000")
+    raw.zadd("{jobs}:due", {"d0": raw.time()[0] * 1000 + 60_000})
+    await finish(control, "one")
+    assert ((await told(control, "one")).done, raw.zcard("{jobs}:due")) == (1, 0)
+
+
 async def test_a_delayed_job_that_is_sent_later_is_not_meant(control, raw):
     delayed(raw, *names(3))
     await control.operate("cancel", Filter(), id="one", states=["delayed"], **AT_ONCE)

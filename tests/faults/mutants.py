@@ -104,6 +104,13 @@ MUTANTS: tuple[Mutant, ...] = (
         "tests/contract/test_operations.py::test_a_restart_of_the_server_leaves_out_no_delayed_job[valkey]",
     ),
     Mutant(
+        "operations: a cancel leaves out what has failed meanwhile",
+        "runtime/store/lua/step.lua",
+        "if op.verb == 'cancel' and op.sources[1] == 'due'",
+        "if false",
+        "tests/contract/test_operations.py::test_a_job_that_has_failed_before_its_stream_is_walked_is_cancelled[valkey]",
+    ),
+    Mutant(
         "operations: an id stands for two",
         "runtime/store/lua/operate.lua",
         "if has_other_words(op, made) then",
@@ -2783,8 +2790,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "an order of an operation that comes twice makes two",
         "runtime/store/lua/operate.lua",
-        "if op then return op.state, 0 end",
-        "",
+        "  if op then\n    if has_other_words",
+        "  if false then\n    if has_other_words",
         f"{OPERATIONS}::test_a_repeated_order_makes_no_second_operation",
     ),
     Mutant(

@@ -109,6 +109,8 @@ local function step()
     rest_operation(id, 'stopped', trouble)
     return {'stopped', -1, 0, 0}
   end
+  -- What ran at the start, or became due, and failed before its stream was walked waits for its next attempt: behind the walk.
+  if op.verb == 'cancel' and op.sources[1] == 'due' and #op.sources > 1 then table.insert(op.sources, 'due') end
   local most = math.max(1, math.min(ACTS, math.floor(op.rate / STEPS_PER_S)))
   if is_replay then
     count_returned()
