@@ -273,12 +273,15 @@ def _hand_on(jobs: int) -> Figures:
             worker.wait_for(lambda: handed() > 0, "the first one that is handed on")
             first_s, before = time.perf_counter(), jobs - handed()
             worker_s, server_s = worker.cpu_s(), server.cpu_s()
+            worker.wait_for(lambda: handed() == jobs, "the last one that is handed on")  # these stand behind all that hand on
+            handed_s = time.perf_counter() - first_s
             worker.wait_for(lambda: server.left() == 0, "the last job")
             seconds = time.perf_counter() - first_s
             worker_s, server_s = worker.cpu_s() - worker_s, server.cpu_s() - server_s
             worker.stop(2 * jobs)
         server.check_empty()
     return {
+        "handed_per_s": before / handed_s,
         "jobs_per_s": before / seconds,
         "worker_us": worker_s / before * 1e6,
         "server_us": server_s / before * 1e6,

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
-from runtime.codec import MAX_DATA_BYTES, MAX_OTHERS_BYTES, entry_fields, pack_record, summary
+from runtime.codec import DATA, MAX_DATA_BYTES, MAX_OTHERS_BYTES, pack_record, summary
 from runtime.errors import ConfigError, StoreError
 from runtime.jobs import FREE, PLAIN, STREAMS, Batch, Claim, Deferral, Job, Kept, Lease, Letter, Parking
 from runtime.limits import Limits, Rate
@@ -495,11 +495,14 @@ class Streams(Store):
             commands += self._finish(plain)
         results, told = self._results(batch.results)
         pauses = [self._pause(name, for_ms) for name, for_ms in batch.pauses.items()]
-        moves = [*self._done_by_script("", again), *self._hand_on("", [job for job in handing if job.run_id == server])]
+        moves = [
+            *self._done_by_script("", again),
+            *self._hand_on([job for job in handing if job.run_id == server], has_fence=False),
+        ]
         unfenced = len(moves)
         moves += [*self._moves("defer", batch.defer), *self._moves("dead", batch.dead), *self._moves("park", batch.park)]
         moves += self._done_by_script(self.consumer, old)
-        moves += self._hand_on(self.consumer, [job for job in handing if job.run_id != server])
+        moves += self._hand_on([job for job in handing if job.run_id != server], has_fence=True)
         parts = (results, pauses, commands, [command for _, command in moves], told)
         answers = await self.ask(self._writer, *itertools.chain.from_iterable(parts), run_id=server)
         kept, paused, finished, moved, heard = _cut(answers, map(len, parts))
@@ -573,9 +576,9 @@ class Streams(Store):
             for part in _parts(jobs)
         ]
 
-    def _hand_on(self, fence: str, jobs: Sequence[Job]) -> list[tuple[Sequence[Job], Command]]:
+    def _hand_on(self, jobs: Sequence[Job], *, has_fence: bool) -> list[tuple[Sequence[Job], Command]]:
         return [
-            (part, self.command("handoff", fence, *[word for job in part for word in _handing(job)]))
+            (part, self.command("handoff", self.consumer, int(has_fence), *[word for job in part for word in _handing(job)]))
             for part in _handing_parts(jobs)
         ]
 
@@ -944,8 +947,8 @@ def _handing_parts(jobs: Sequence[Job]) -> Iterable[list[Job]]:
     """Return jobs that hand on others in parts that are short enough for a call: by messages, and by bytes of payloads."""
     part, messages, size = list[Job](), 0, 0
     for job in jobs:
-        own = len(job.followers)
-        own_bytes = sum(len(packed.data) for packed in job.followers)
+        followers = job.followers
+        own, own_bytes = len(followers), sum([len(packed.data) for packed in followers])
         messages, size = messages + own, size + own_bytes
         if part and (messages > MAX_IDS or size > MAX_CALL_BYTES):
             yield part
@@ -959,8 +962,8 @@ def _handing(job: Job) -> Iterable[str | bytes | int]:
     followers = job.followers
     yield from (*_token(job), job.envelope.key, len(followers))
     for packed in followers:
-        head, fields = packed.head, entry_fields(packed.head.fields, packed.data)
-        yield from (head.stream + 1, head.due_ms or "", len(fields), *fields)
+        head = packed.head
+        yield from (head.stream + 1, head.due_ms or "", len(head.fields) + 2, *head.fields, DATA, packed.data)
 
 
 def _by_kind(done: Sequence[Sequence[Job]], run_id: str) -> tuple[list[Sequence[Job]], list[Job], list[Job], list[Job]]:

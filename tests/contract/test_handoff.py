@@ -236,6 +236,18 @@ async def test_of_what_one_job_hands_on_all_is_stored_or_nothing(on):
     assert (numbers(on), numbers(on, LOW), len(on.due())) == ([2, 1], [1], 1)
 
 
+async def test_a_job_whose_followers_cannot_be_stored_keeps_its_key(on):
+    store = await opened(on)
+    job = await held(store, on, key="k")
+    await store.admit([Claim(job, b"k")])
+    job.send(Next(), key="k", priority=Priority.HIGH)
+    job.send(Next(), priority=Priority.LOW)
+    on.raw.delete("{jobs}:low")
+    on.raw.set("{jobs}:low", "x")
+    assert "WRONGTYPE" in (await store.settle(batch(done=[job]))).error
+    assert on.marks() == {"k": f"high {job.entry.decode()}"}
+
+
 async def test_what_is_handed_on_goes_in_calls_that_are_short_enough(on):
     store = await opened(on)
     for _ in range(5):

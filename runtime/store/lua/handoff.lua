@@ -1,29 +1,73 @@
 #!lua
 -- Finished jobs leave, and what they hand on is enqueued in the same step; where a job has left before, nothing of it is.
--- ARGV: consumer, or '' for no fence; then per job: stream, entry, count, key ('' where none), how many it hands on, and per message of
--- these: stream, at in ms ('' for now), how many words its fields and values have, these in turn.
+-- ARGV: consumer, 1 where its leases are tested, else 0; then per job: stream, entry, count, key ('' where none), how many it hands on,
+-- and per message of these: stream, at in ms ('' for now), how many words its fields and values have, these in turn.
 -- Reply: per job 1 gone, 0 refused or gone before, or an error text: then it stays, and nothing of what it hands on does.
--- Order per job: the messages as `send` stores them, then the entry. The job's key is free for them.
+-- Order: the messages as `send` stores them, then the entries. A job's key is free for what it hands on.
 
-local consumer, now = ARGV[1], now_ms()
-local added -- the places of what one job has enqueued, to be taken back where the rest of it fails
+local consumer, has_fence, now = ARGV[1], ARGV[2] == '1', now_ms()
 
-local function enqueue(s, due, fields, own, entry)
+local function read_jobs()
+  local jobs, at = {}, 3
+  while at <= #ARGV do
+    local job = {s = tonumber(ARGV[at]), id = ARGV[at + 1], count = tonumber(ARGV[at + 2]), key = ARGV[at + 3], messages = {}, added = {}}
+    local first = at + 5
+    for i = 1, tonumber(ARGV[at + 4]) do
+      local size = tonumber(ARGV[first + 2])
+      job.messages[i] = {tonumber(ARGV[first]), ARGV[first + 1], {unpack(ARGV, first + 3, first + 2 + size)}}
+      first = first + 3 + size
+    end
+    job.own = STREAMS[job.s] .. ' ' .. job.id
+    jobs[#jobs + 1], at = job, first
+  end
+  return jobs
+end
+
+-- Who has this entry, if it may leave: us by this count, where there is a fence, else anybody. Most are listed as ours already.
+local function holder_of(job)
+  local count = known[job.s][job.id]
+  if count == job.count or (count and not has_fence) then return consumer end
+  local row = redis.call('XPENDING', KEYS[job.s], GROUP, job.id, job.id, 1)[1]
+  if not row or (has_fence and (row[2] ~= consumer or row[4] ~= job.count)) then return nil end
+  return row[2]
+end
+
+-- Which entries are pending with someone, and there: one that was deleted by hand is struck off the list by the claim, which changes
+-- nothing else. All of one holder are asked for at once.
+local function present(jobs)
+  local asked, there = {}, lists()
+  for _, job in ipairs(jobs) do
+    local holder = holder_of(job)
+    if holder then
+      local name = job.s .. ' ' .. holder
+      asked[name] = asked[name] or {'XCLAIM', KEYS[job.s], GROUP, holder, 0, s = job.s}
+      table.insert(asked[name], job.id)
+    end
+  end
+  for _, claim in pairs(asked) do
+    claim[#claim + 1] = 'JUSTID'
+    for _, id in ipairs(redis.call(unpack(claim))) do there[claim.s][id] = true end
+  end
+  return there
+end
+
+local function enqueue(job, s, due, fields)
   local key = field(fields, 'key')
-  if key and is_spare(s, due, fields, key, own, now) then return end
+  if key and is_spare(s, due, fields, key, job.own, now) then return end
   local place
   if due == '' then
     place = STREAMS[s] .. ' ' .. redis.call('XADD', KEYS[s], '*', unpack(fields))
   else
-    place = delay(s, due, fields, field(fields, 'id'), ms(now), entry)
+    place = delay(s, due, fields, field(fields, 'id'), ms(now), stands_at(job.s, job.id))
   end
-  added[#added + 1] = place
+  table.insert(job.added, place)
   if key then pcall(own_key, key, place, due) end
 end
 
--- What was folded into another job stays so: it is folded into it again by the next try. A mark that names what is gone is void.
-local function take_back()
-  for _, place in ipairs(added) do
+-- What was folded into another job stays so: it is folded into it again by the next try. The job keeps its key, if one that is taken
+-- back had it.
+local function take_back(job)
+  for _, place in ipairs(job.added) do
     local where, id = string.match(place, '^(%S+) (.+)$')
     if where == 'due' then
       redis.pcall('ZREM', DUE, id)
@@ -31,45 +75,39 @@ local function take_back()
     else
       redis.pcall('XDEL', PREFIX .. where, id)
     end
+    if job.key ~= '' and redis.pcall('GET', mark_of(job.key)) == place then pcall(own_key, job.key, job.own) end
   end
 end
 
-local function leave_behind(s, id, count, key, messages)
-  local own = STREAMS[s] .. ' ' .. id
-  for _, message in ipairs(messages) do enqueue(message[1], message[2], message[3], own, stands_at(s, id)) end
-  redis.call('XACK', KEYS[s], GROUP, id)
-  redis.call('XDEL', KEYS[s], id)
-  if count > 1 then redis.pcall('HDEL', STRIKES, stands_at(s, id)) end
-  free_key(key, own)
+local function hand_on(job)
+  for _, message in ipairs(job.messages) do enqueue(job, unpack(message)) end
 end
 
--- Is the entry there, and pending: with us by this count, where there is a fence? One that was deleted by hand leaves the list.
-local function is_ours(s, id, count)
-  local row = redis.call('XPENDING', KEYS[s], GROUP, id, id, 1)[1]
-  if not row or (consumer ~= '' and (row[2] ~= consumer or row[4] ~= count)) then return false end
-  return #redis.call('XCLAIM', KEYS[s], GROUP, row[2], 0, id, 'JUSTID') > 0
+local jobs = read_jobs()
+local asked = lists()
+for _, job in ipairs(jobs) do table.insert(asked[job.s], job.id) end
+for s = 1, #STREAMS do
+  local rows = #asked[s] < 16 and {} or redis.pcall('XPENDING', KEYS[s], GROUP, '-', '+', #asked[s] + 100, consumer)
+  for _, row in ipairs(rows) do known[s][row[1]] = row[4] end
 end
-
-local function hand_on(s, id, count, key, messages)
-  if not is_ours(s, id, count) then return 0 end
-  local ok, failure = pcall(leave_behind, s, id, count, key, messages)
-  if ok then return 1 end
-  take_back()
-  error(failure)
-end
-
-local answers, at = {}, 2
-while at <= #ARGV do
-  local s, id, count, key = tonumber(ARGV[at]), ARGV[at + 1], tonumber(ARGV[at + 2]), ARGV[at + 3]
-  local messages = {}
-  local first = at + 5
-  for i = 1, tonumber(ARGV[at + 4]) do
-    local size = tonumber(ARGV[first + 2])
-    messages[i] = {tonumber(ARGV[first]), ARGV[first + 1], {unpack(ARGV, first + 3, first + 2 + size)}}
-    first = first + 3 + size
+local there, answers, left = present(jobs), {}, {}
+for at, job in ipairs(jobs) do
+  answers[at] = 0
+  if there[job.s][job.id] then
+    there[job.s][job.id] = nil
+    local ok, failure = pcall(hand_on, job)
+    if ok then
+      remove(job.s, job.id, job.count)
+      left[#left + 1], answers[at] = job, 1
+    else
+      take_back(job)
+      answers[at] = text_of(failure)
+    end
   end
-  at, added = first, {}
-  local ok, answer = pcall(hand_on, s, id, count, key, messages)
-  answers[#answers + 1] = ok and answer or text_of(answer)
 end
+for s = 1, #STREAMS do
+  if #leaving[s] > 0 then leave(s) end
+end
+for _, job in ipairs(left) do free_key(job.key, job.own) end
+if #with_strikes > 0 then redis.pcall('HDEL', STRIKES, unpack(with_strikes)) end
 return answers
