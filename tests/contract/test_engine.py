@@ -62,7 +62,7 @@ async def test_a_keyed_job_that_was_taken_away_before_its_key_was_claimed_is_let
         real = worker.streams.admit
 
         async def too_late(keyed, **named):
-            raw.xclaim(KEY, GROUP, "somebody-else", 0, [lease.entry for lease, _ in keyed])
+            raw.xclaim(KEY, GROUP, "somebody-else", 0, [claim.lease.entry for claim in keyed])
             return await real(keyed, **named)
 
         worker.streams.admit = too_late
@@ -384,7 +384,8 @@ async def test_what_a_beat_took_while_its_key_was_claimed_does_not_start(server,
 
         async def frozen(keyed, **named):
             verdicts = await admit(keyed, **named)
-            [(job, _)] = keyed
+            [claim] = keyed
+            job = claim.lease
             raw.xclaim(KEY, GROUP, "somebody-else", 0, [job.entry])
             worker.leases._confirmed_s -= 6
             job.taken_s -= 6

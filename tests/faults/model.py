@@ -241,6 +241,9 @@ class Model:
     def admit(self, consumer: str, lease: Lease, key: str) -> str:
         """Claim the key of a job, or drop it as a copy."""
         job = self.held(consumer, lease)
+        if job and job.stands_at in self.cancels:
+            self._bury(job)
+            return "refused"
         if job is None:
             return "refused"
         del self.jobs[job.n]
@@ -338,7 +341,7 @@ class Model:
         """Let a delayed job be due."""
         job = self._at(n, spot)
         if job is None or job.place == ENTRY:
-            return "gone" if job is None else self._same_or_held(job)
+            return "gone" if job is None else self._change_stream(job, job.stream, is_needed=job.waits)
         if job.is_due:
             return "same"
         job.is_due = True
@@ -353,11 +356,17 @@ class Model:
         if job.place == DUE:
             answer, job.stream = "same" if job.stream == stream else "moved", stream
             return answer
-        answer = self._same_or_held(job)
-        if answer != "same" or job.stream == stream:
-            return answer
+        return self._change_stream(job, stream, is_needed=job.stream != stream)
+
+    def _change_stream(self, job: Job, stream: int, *, is_needed: bool) -> str:
+        """Put a job that nobody runs to the end of a stream; with `now` to that of its own, without the time in its message."""
+        if job.holder and not job.holder.startswith("~"):
+            return f"held {job.holder}"
+        if not is_needed:
+            return "same"
         if job.count:
             return f"held {job.holder}"
+        job.waits = job.waits and job.stream != stream
         before, job.id, job.stream = job.spot, job.known_id, stream
         self._move(job, ENTRY)
         if job.key and self.marks.get(job.key) == before:
@@ -367,10 +376,6 @@ class Model:
     def _at(self, n: int, spot: str) -> Job | None:
         job = self.jobs.get(n)
         return job if job and job.spot == spot and job.place != DEAD else None
-
-    @staticmethod
-    def _same_or_held(job: Job) -> str:
-        return f"held {job.holder}" if job.holder and not job.holder.startswith("~") else "same"
 
     # --- life and death ------------------------------------------------------------------------------------------------------
 

@@ -35,7 +35,7 @@ async def _step(url: str) -> None:
     stepper = Stepper(streams)
     task = asyncio.create_task(stepper.run())
     while not task.done():
-        rules, _ = await streams.rules()
+        rules, *_ = await streams.rules()
         stepper.saw(rules.version, rules.operations)
         await asyncio.sleep(LOOK_S)
 

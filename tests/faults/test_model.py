@@ -336,8 +336,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.n += 1
             job_id = {"": "", "own": f"job-{self.n}", "same": "same"}[id_kind]
             at = {None: None, True: 1.0, False: FAR_MS / 1000}[is_due]
-            keep = "first" if key and at else ""  # what folds has tests of its own: test_debounce.py
-            wanted.append(Message(payload=payload(self.n), priority=Priority(stream + 1), key=key, id=job_id, at=at, keep=keep))
+            wanted.append(Message(payload=payload(self.n), priority=Priority(stream + 1), key=key, id=job_id, at=at))
             version = 1 if payload is Tea else 2
             sent.append(
                 (Job(self.n, stream=stream, type="t" if version == 1 else "u", version=version, key=key, id=job_id), is_due)
