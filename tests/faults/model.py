@@ -195,7 +195,7 @@ class Model:
         if job.key and not self._is_free(job.key, ""):
             return "owned"
         self._move(job, ENTRY)
-        job.failed, job.snoozed_ms, job.reason, job.attempts = 0, "", "", 0
+        job.failed, job.snoozed_ms, job.reason, job.attempts, job.waits = 0, "", "", 0, False
         job.origin = job.origin or job.id
         if job.key:
             self.marks[job.key] = job.spot
