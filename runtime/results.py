@@ -37,13 +37,8 @@ _read: Final = msgspec.json.Decoder(Result).decode
 _write: Final = msgspec.json.Encoder().encode
 
 
-def done_text(value: bytes, at_ms: int) -> bytes:
-    """Return what is kept of a job that is done; `value` is JSON."""
-    return done_head(at_ms) + value + b"}"
-
-
 def done_head(at_ms: int) -> bytes:
-    """Return what stands before the value; behind it stands a brace."""
+    """Return what is kept of a job that is done, up to its value, which is JSON; behind that stands a brace."""
     return b'{"state":"done","at":%d,"value":' % at_ms
 
 

@@ -76,7 +76,7 @@ class Waiter:
             async with asyncio.timeout(timeout_s):
                 return await waiting
         except TimeoutError:
-            pass
+            pass  # nothing came in time: below, it is found out where the job is
         finally:
             _leave(self._waiting, job_id, waiting)
         if self.is_over:

@@ -20,7 +20,7 @@ from typing import Any
 from runtime.codec import MAX_DATA_BYTES, MAX_OTHERS_BYTES, as_text, entry_fields, pack_record, summary, unpack_record
 from runtime.errors import QueueFull, StoreError, StoreUnavailable
 from runtime.jobs import FREE, GATE, STREAMS, SUSPECT, Batch, Claim, Deferral, Job, Lease, Letter, Packed, Parking, default_id
-from runtime.results import dead_text, done_text
+from runtime.results import dead_text, done_head
 from runtime.rules import VERSION, Rules, parse
 from runtime.said import Attempt
 from runtime.store.base import MAX_LEASE_MS, End, Keys, Step, WorkerRow, pairs
@@ -462,7 +462,8 @@ class MemoryStreams:
         if batch.results and self.store.is_full:
             settled.unkept = (len(batch.results), "OOM")
         else:
-            self.store.results |= {one.job_id: done_text(one.value, round(self.store.now_ms)) for one in batch.results}
+            head = done_head(round(self.store.now_ms))
+            self.store.results |= {one.job_id: head + one.value + b"}" for one in batch.results}
         for jobs in batch.done:
             for job in jobs:
                 is_old = job.run_id != self.store.run_id

@@ -129,7 +129,7 @@ class ResultStore(Store):
         return {job_id: _held_in_words(name, answer) for job_id, answer in zip(entries, held, strict=True)}
 
     async def _newest(self, key: str, n: int, is_needed: Callable[[], bool]) -> AsyncIterator[Sequence[Any]]:
-        """Give the newest entries of a stream, as long as they are needed; of a key of another type none."""
+        """Yield the newest entries of a stream, as long as they are needed; of a key of another type none."""
         last, left = "+", n
         while left > 0 and is_needed():
             rows: Any = (await self.ask(self._looker, ("XREVRANGE", key, last, "-", "COUNT", min(left, PAGE))))[0]
