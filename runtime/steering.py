@@ -13,10 +13,10 @@ import msgspec
 
 from runtime.errors import ConfigError, StoreError, StoreUnavailable
 from runtime.jobs import STREAMS, Priority
+from runtime.store.base import LOOK_AT
 from runtime.store.control import ControlStore, place_in
 from runtime.store.inspector import FoundJob, Inspector, is_letter
 
-LOOK_AT: Final = 10_000  # entries of each stream, and letters, that are looked at; a guess: well under a second
 TRIES: Final = 3  # a guess: a job moves on a few times in its life, not each millisecond
 DEAD: Final = "dead"
 GONE: Final = "gone"

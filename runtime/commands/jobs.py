@@ -13,11 +13,11 @@ from runtime.commands import story
 from runtime.commands.common import clean, control, inspector, print_json, with_store
 from runtime.commands.flags import add_texts, add_verb, check_between
 from runtime.commands.steer import add_verbs
-from runtime.commands.story import LOOK_AT
 from runtime.config import Config
 from runtime.errors import StoreError
 from runtime.jobs import STREAMS
 from runtime.leaving import CLEAN, FAILED
+from runtime.store.base import LOOK_AT
 from runtime.store.control import ControlStore
 from runtime.store.inspector import FoundJob
 

@@ -17,7 +17,8 @@ from runtime.errors import ConfigError
 from runtime.jobs import STREAMS, SUSPECT
 from runtime.leaving import CLEAN, FAILED
 from runtime.operating import Verb
-from runtime.steering import LOOK_AT, Steered
+from runtime.steering import Steered
+from runtime.store.base import LOOK_AT
 
 WHERE: Final = f"delayed jobs, the newest {LOOK_AT:,} entries of each stream, the newest {LOOK_AT:,} dead letters"
 # Answers after which it is as it was ordered.

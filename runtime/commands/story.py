@@ -15,10 +15,10 @@ from runtime.codec import MAX_MS
 from runtime.commands.common import clean, inspector
 from runtime.commands.readings import how_far, moment
 from runtime.said import MAX_LINES, Attempt, Report
+from runtime.store.base import LOOK_AT
 from runtime.store.flow import span, type_in
 from runtime.store.inspector import FoundJob, Inspector
 
-LOOK_AT: Final = 10_000  # entries that are read of each stream; a guess: well under a second
 ATTEMPTS: Final = 5  # ended ones whose lines are shown; a guess: two screens
 VALUE: Final = 2000  # characters of a field or a result that are shown; a guess
 AGAIN_S: Final = 2.0  # between two looks of `--follow`; a guess: one may read LOOK_AT entries of each stream

@@ -9,14 +9,13 @@ from runtime.codec import read_letter, summary
 from runtime.errors import StoreUnavailable
 from runtime.jobs import STREAMS, default_id
 from runtime.results import DEAD, MAX_TEXT_BYTES, Result, parse
-from runtime.store.base import GROUP, Store, is_code
+from runtime.store.base import GROUP, LOOK_AT, Store, is_code
 from runtime.store.connection import ANSWER_S, Connection
 from runtime.store.inspector import local_time
 from runtime.store.resp import Command, ServerError
 
 READ_AT_ONCE: Final = 100  # results in a round trip, a guess: 6 MB at most
 PAGE: Final = 100  # entries in a round trip, a guess: some 25 MB at most, and a tenth of a millisecond of the server where small
-NEWEST: Final = 10_000  # entries of each stream, and letters, that are looked at for a job without a result; a guess
 MAX_ANSWER_BYTES: Final = 64 << 20  # a guess: what a page may have
 
 
@@ -79,7 +78,7 @@ class ResultStore(Store):
     async def look(self, ids: Collection[str]) -> dict[str, Result | str]:
         """Return of jobs without a result what is true now: a result after all, how each died, or where it is, in words.
 
-        Looks at the newest NEWEST entries of each stream and dead letters.
+        Looks at the newest LOOK_AT entries of each stream and dead letters.
 
         Raises:
             StoreUnavailable: no answer or an error.
@@ -94,7 +93,7 @@ class ResultStore(Store):
         found.update(await self.letters({*wanted} - found.keys()))
         return {job_id: found.get(job_id, _GONE) for job_id in wanted}
 
-    async def letters(self, ids: Collection[str], newest: int = NEWEST) -> dict[str, Result]:
+    async def letters(self, ids: Collection[str], newest: int = LOOK_AT) -> dict[str, Result]:
         """Return how those of these jobs died that are dead letters, among the newest.
 
         Raises:
@@ -120,7 +119,7 @@ class ResultStore(Store):
     async def _placed(self, stream: int, name: str, ids: Collection[str]) -> dict[str, str]:
         """Return who holds those of these jobs that are entries of a stream."""
         entries: dict[str, bytes] = {}
-        async for entry, fields in self._newest(self.keys.streams[stream], NEWEST, lambda: len(entries) < len(ids)):
+        async for entry, fields in self._newest(self.keys.streams[stream], LOOK_AT, lambda: len(entries) < len(ids)):
             job_id = summary(fields).id or default_id(name, bytes(entry).decode())
             if job_id in ids:
                 entries.setdefault(job_id, entry)
