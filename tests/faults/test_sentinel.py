@@ -255,7 +255,7 @@ async def test_a_replica_that_a_sentinel_takes_for_the_master_is_not_talked_to(l
     server, url = lone
     inspector = Inspector(url, "jobs")
     assert (await inspector.server()).role == "master"
-    async with Producer.connect(url, patience_s=0.3) as producer:
+    async with Producer.connect(url, patience_s=2.0) as producer:
         await producer.send(Scripted(n=1))
         server.client().replicaof("127.0.0.1", "1")
         with pytest.raises(StoreUnavailable, match="name a server that is a slave"):  # so it has asked again
