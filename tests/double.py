@@ -327,7 +327,7 @@ class MemoryStreams:
         verdict = "mine"
         if store.is_spare(stream, at_ms, fields, key, place):
             verdict = "duplicate"
-        elif store.puts_off(at_ms, fields):
+        elif store.puts_off(at_ms, fields) and (at_ms > store.now_ms or store.owner_of(key, place)):
             verdict = "delayed"
             born_ms = first_time(store.now_ms, value(fields, b"first_at"), entry.partition(b"-")[0])
             own_id = (value(fields, b"id") or default_id(STREAMS[stream], entry.decode()).encode()).decode()

@@ -248,7 +248,7 @@ class MemoryStore:
 
     def puts_off(self, at_ms: int, fields: Sequence[bytes]) -> bool:
         """Return whether a keyed message puts off the job of its key that waits."""
-        return at_ms > self.now_ms and value(fields, b"keep") != b"first"
+        return at_ms > 0 and value(fields, b"keep") != b"first"
 
     def is_spare(self, stream: int, at_ms: int, fields: Sequence[bytes], key: bytes, place: str) -> bool:
         """Return whether a keyed message is no job of its own: a copy, or folded into the one that waits."""
@@ -261,7 +261,7 @@ class MemoryStore:
         if where != "due" or value(owner, b"a") or value(owner, b"snoozed_at"):
             return False
         first_ms, own_id = first_time(self.now_ms, value(owner, b"first_at")), value(owner, b"id")
-        self.due[member] = min(at_ms, first_ms + MOST_WAITS * (at_ms - self.now_ms))
+        self.due[member] = min(at_ms, first_ms + MOST_WAITS * max(0, at_ms - self.now_ms))
         self.records[member] = _record(stream, fields, own_id, first_ms, {b"a", b"snoozed_at", b"tried", b"x-origin"})
         return True
 

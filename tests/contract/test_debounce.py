@@ -104,10 +104,32 @@ async def test_the_first_stays_where_a_message_asks_for_it(store, kit):
 async def test_a_message_without_a_time_changes_nothing_of_one_that_waits(store, kit):
     first = add(kit, 1)
     await admit_all(store)
-    for at in ("", "1"):
-        kit.add(key="k", **({"at": at} if at else {}))
-        assert await admit_all(store) == ["duplicate"], at
+    kit.add(key="k")
+    assert await admit_all(store) == ["duplicate"]
     assert kit.record(f"high-{first}")["data"] == '{"n":1}'
+
+
+async def test_a_message_that_comes_after_its_time_is_the_last_all_the_same_and_due_at_once(store, kit):
+    first = add(kit, 1)
+    await admit_all(store)
+    kit.add(key="k", data='{"n":2}', at="1")
+    assert await admit_all(store) == ["duplicate"]
+    assert kit.record(f"high-{first}")["data"] == '{"n":2}'
+    assert kit.due()[f"high-{first}"] <= kit.now_ms()
+
+
+async def test_behind_a_job_that_runs_one_that_comes_after_its_time_is_not_lost(store, kit):
+    kit.add(key="k")
+    assert await admit_all(store) == ["mine"]
+    late = kit.add(key="k", data='{"n":2}', at="1")
+    assert await admit_all(store) == ["delayed"]
+    assert kit.record(f"high-{late}")["data"] == '{"n":2}'
+    assert kit.marks() == {"k": f"due high-{late}"}
+
+
+async def test_one_that_comes_after_its_time_and_is_the_only_one_runs_at_once(store, kit):
+    kit.add(key="k", at="1")
+    assert await admit_all(store) == ["mine"]
 
 
 @pytest.mark.parametrize("began", ["runs", "retries", "is snoozed"])

@@ -131,15 +131,15 @@ class Model:
         found = [job for job in self.jobs.values() if job.key == key and job.spot == owner]
         return found[0] if found and owner != spot else None
 
-    def _is_spare(self, job: Job, spot: str, is_late: bool) -> bool:
-        """Whether a keyed message is no job of its own; `is_late`: it may not start yet. What is folded takes its place."""
+    def _is_spare(self, job: Job, spot: str, is_due: bool | None) -> bool:
+        """Whether a keyed message is no job of its own; `is_due`: its time is past; None: it has none. What is folded stays."""
         owner = self._owner(job.key, spot)
-        if owner is None or not is_late or owner.type != job.type:
+        if owner is None or is_due is None or owner.type != job.type:
             return owner is not None
         if owner.place != DUE or owner.failed or owner.snoozed_ms:
             return False
         del self.jobs[owner.n]
-        self.jobs[job.n] = replace(owner, n=job.n, stream=job.stream, version=job.version, is_due=False, origin="")
+        self.jobs[job.n] = replace(owner, n=job.n, stream=job.stream, version=job.version, is_due=is_due, origin="")
         if told := self.told.get(job.n):
             heir = self.jobs[job.n]
             heir.due_ms, heir.ref, heir.born_ms = told.due_ms, told.ref, owner.born_ms or told.born_ms
@@ -164,7 +164,7 @@ class Model:
         """Store messages (None: now; else for later, and whether that is past); say which are new."""
         news: list[bool] = []
         for job, is_due in messages:
-            is_new = not job.key or not self._is_spare(job, "", is_due is False)
+            is_new = not job.key or not self._is_spare(job, "", is_due)
             news.append(is_new)
             if is_new:
                 self.jobs[job.n] = job
@@ -247,7 +247,7 @@ class Model:
         if job is None:
             return "refused"
         del self.jobs[job.n]
-        if self._is_spare(job, job.spot, job.waits):
+        if self._is_spare(job, job.spot, False if job.waits else None):
             return "duplicate"
         self.jobs[job.n] = job
         verdict = "mine"

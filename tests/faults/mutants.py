@@ -756,6 +756,13 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{HANDOFF}::test_what_is_not_done_hands_on_nothing",
     ),
     Mutant(
+        "debounce loses what comes after its time",
+        "runtime/store/lua/folding.lua",
+        "  return tonumber(due) ~= nil and field",
+        "  return tonumber(due) ~= nil and tonumber(due) > now_ms() and field",
+        "tests/contract/test_debounce.py::test_behind_a_job_that_runs_one_that_comes_after_its_time_is_not_lost",
+    ),
+    Mutant(
         "debounce keeps the first",
         "runtime/store/lua/folding.lua",
         "  redis.call('HSET', MSG, member, cmsgpack.pack(record_of(s, fields, field(owner, 'id'), first, OF_A_RUN)))\n",
@@ -765,7 +772,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "debounce puts off without end",
         "runtime/store/lua/folding.lua",
-        "ms(math.min(due, first + MOST_WAITS * (due - now)))",
+        "ms(math.min(due, first + MOST_WAITS * math.max(0, due - now)))",
         "ms(tonumber(due))",
         f"{DEBOUNCE}::test_who_asks_again_and_again_puts_a_job_off_for_ten_times_its_wait_at_most",
     ),

@@ -352,7 +352,7 @@ class StoreMachine(RuleBasedStateMachine):
         for (job, _), answer in zip(sent, answers, strict=True):
             if answer.new and job.n in self.model.jobs:
                 self.owed.add(job.n)
-                if job.key and job.is_due is False and job.place == DUE:
+                if job.key and job.place == DUE:
                     self._own_behind(job.n)
                 self.owners |= {job.n} if job.key else set()
                 assert answer.id == job.known_id if job.place == ENTRY else job.id

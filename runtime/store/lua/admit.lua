@@ -29,7 +29,7 @@ return each(2, 5, function(i)
     remove(s, id, count)
     return 2
   end
-  if puts_off(due, fields, now) then
+  if puts_off(due, fields) and (tonumber(due) > now or not key_is_free(key, place)) then
     put_off(s, id, due, fields, key)
     remove(s, id, count)
     return 3

@@ -3,10 +3,10 @@
 -- A guess: whoever asks again and again puts a job off for ten times its own wait at most, since it was first asked for.
 local MOST_WAITS = 10
 
--- Does this message put off the job of its key that waits? Only one that waits itself does, unless it asks for the first to stay.
-local function puts_off(due, fields, now)
-  local at = tonumber(due)
-  return at ~= nil and at > now and field(fields, 'keep') ~= 'first'
+-- Does this message put off the job of its key that waits? One with a time does, unless it asks for the first to stay; also one that
+-- comes after its time, over an outage or behind others: dropped, what changed last would be lost.
+local function puts_off(due, fields)
+  return tonumber(due) ~= nil and field(fields, 'keep') ~= 'first'
 end
 
 -- A record of these fields, for this stream, but with an id and a time of birth of its own; `without` names further ones to leave out.
@@ -32,7 +32,7 @@ local function fold(place, owner, s, due, fields, key, now)
   local member = string.match(place, '^due (.+)$')
   if not member or field(owner, 'a') or field(owner, 'snoozed_at') then return false end
   local first = first_time(now, field(owner, 'first_at'))
-  local at = ms(math.min(due, first + MOST_WAITS * (due - now)))
+  local at = ms(math.min(due, first + MOST_WAITS * math.max(0, due - now)))
   redis.call('ZADD', DUE, at, member)
   redis.call('HSET', MSG, member, cmsgpack.pack(record_of(s, fields, field(owner, 'id'), first, OF_A_RUN)))
   pcall(own_key, key, place, at) -- it is folded, whatever becomes of its mark
@@ -42,7 +42,7 @@ end
 -- Is there no need for this message as a job of its own? Another job with its key lives, or it was folded into that one. Behind one
 -- that has begun it waits as a job of its own: dropped, what changed last would be lost. `own` is a place that does not count.
 local function is_spare(s, due, fields, key, own, now)
-  if not puts_off(due, fields, now) then return not key_is_free(key, own) end
+  if not puts_off(due, fields) then return not key_is_free(key, own) end
   local place = redis.call('GET', mark_of(key))
   local owner = place and place ~= own and owner_at(place, key)
   if not owner then return false end
