@@ -12,16 +12,24 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import repeat
 from typing import Any, Final, TypeVar, cast
 
-import msgspec
-
-from runtime.codec import DATA, MAX_DATA_BYTES, MAX_OTHERS_BYTES, pack_record, summary
+from runtime.codec import MAX_DATA_BYTES, MAX_OTHERS_BYTES, summary
 from runtime.errors import ConfigError, StoreError
-from runtime.jobs import FREE, PLAIN, STREAMS, Batch, Claim, Deferral, Job, Kept, Lease, Letter, Parking
-from runtime.limits import Limits, Rate
-from runtime.results import dead_text, done_head
+from runtime.jobs import FREE, STREAMS, Batch, Claim, Deferral, Job, Kept, Lease, Letter, Parking
+from runtime.results import done_head
 from runtime.rules import Rules
 from runtime.said import Attempt
-from runtime.schedules import Definition, Due
+from runtime.store.arguments import (
+    MAX_IDS,
+    bounds_of,
+    by_kind,
+    handoff_parts,
+    handoff_words,
+    move_words,
+    parts_of,
+    tick_parts,
+    tick_words,
+    token,
+)
 from runtime.store.base import (
     GROUP,
     End,
@@ -37,13 +45,24 @@ from runtime.store.base import (
 )
 from runtime.store.connection import ANSWER_S, Connection
 from runtime.store.resp import Command, ServerError, tail_of
+from runtime.store.shapes import (
+    SHORT,
+    Ask,
+    Delivery,
+    Fetched,
+    Isolated,
+    Promoted,
+    Reclaimed,
+    Serve,
+    Served,
+    Settled,
+    TickAsk,
+    Ticked,
+)
 
 T = TypeVar("T")
 
-MAX_IDS = 500  # per script call: measured, half a millisecond of the server at most
 MAX_MARKS: Final = 10_000  # as in steering.lua: no more cancels stand at once
-MAX_SCHEDULES: Final = 100  # per call, a guess: some 40 µs of the server for each that fires
-MAX_CALL_BYTES: Final = 1 << 20  # of payloads per call, a guess: as in a chunk that is sent
 PENDING_PAGE: Final = 1000  # leases looked at in a round trip: measured, a millisecond of the server
 MAX_ANSWER_BYTES: Final = 64 << 20  # a guess: what a worker may have in its memory at once before it has looked at it
 BLOCK_SLACK_S: Final = 4.0  # a guess: a blocked read answers this much later than asked, or the connection is given up
@@ -51,136 +70,6 @@ PROGRESS_LIFE_MS: Final = 30_000  # a guess: what a worker that was killed has s
 MARKS_LIFE_MS: Final = 7 * 24 * 3_600_000  # a guess: longer than any job waits between two attempts
 MAX_LOGS: Final = 20_000  # attempts; a guess: some 20 MB where each has a page of lines
 STATS_LIFE_S: Final = 24 * 3600  # a guess: people look at minutes and hours
-
-
-class Delivery(msgspec.Struct, gc=False):
-    """Entries of one stream that are now leased to us: `rows` as the parser gave them, the delivery count of each.
-
-    `oversized` are those that are too large to be handed out: entry, delivery count, and how many bytes they have. `is_cut` says
-    that more is there, which would have been too many bytes.
-    """
-
-    stream: int
-    rows: list[Any]
-    counts: Iterable[int]
-    oversized: Sequence[tuple[bytes, int, int]] = ()
-    is_cut: bool = False
-
-
-class Fetched(msgspec.Struct):
-    """What one fetch brought: the server's time, the deliveries, in whose `~free` something waits, and the error of a stream."""
-
-    now_ms: int
-    run_id: str
-    deliveries: list[Delivery]
-    free: set[int]
-    refused: str = ""
-
-
-class Ask(msgspec.Struct, frozen=True):
-    """How many entries of a lot are asked for; `types`, each with its newest version, restricts those of the shared lot."""
-
-    stream: int
-    lot: str
-    n: int
-    types: Mapping[str, int] | None = None
-
-
-class Serve(msgspec.Struct, frozen=True):
-    """What a gate is asked for: up to `n` jobs, `n_others` of them from other streams than CRITICAL's, out of these lots (stream,
-    name, group). `freed` are what holds no permit any more, `noted` what holds one whatever the limit: each its group and place.
-    """
-
-    type: str
-    limits: Limits
-    n: int
-    n_others: int
-    lots: Sequence[tuple[int, str, str]] = ()
-    freed: Sequence[tuple[str, str]] = ()
-    noted: Sequence[tuple[str, str]] = ()
-
-
-class Served(msgspec.Struct):
-    """What a gate gave. `stands` says how it stands with the type, `lots` with each lot that was asked: 0 more may come at once,
-    SHORT of permits, EMPTY and forgotten, else in how many ms the next token comes. `error` is what the server answered instead.
-    Of a lot whose stream, or the keys of whose group, cannot be read, it stands in `fetched.refused`, and the lot is SHORT.
-    """
-
-    fetched: Fetched
-    stands: int = 0
-    lots: Sequence[int] = ()
-    error: str = ""
-
-    @property
-    def size(self) -> int:
-        """How many entries came."""
-        return sum(len(delivery.rows) + len(delivery.oversized) for delivery in self.fetched.deliveries)
-
-
-SHORT: Final = -1
-EMPTY: Final = -2
-
-
-class Isolated(msgspec.Struct):
-    """What `isolate` answered: `word` as isolate.lua has it, `for_ms` the time that belongs to it, and what was handed out.
-
-    `names` are the workers that died of the one entry that is handed out to be dead-lettered.
-    """
-
-    word: str
-    for_ms: int
-    fetched: Fetched
-    names: list[str]
-
-
-class Settled(msgspec.Struct):
-    """What became of a flush: moves refused by the fence, finished jobs that were gone already, and what must be asked again.
-
-    `unpaused` says why a pause that a job asked for could not be written; it holds in this process alone, for a moment. `unkept`
-    says how many results were refused, and why, or why those who wait for some could not be told.
-    """
-
-    refused: int
-    shortfall: int
-    left: Batch
-    error: str
-    unpaused: str = ""
-    unkept: tuple[int, str] = (0, "")
-
-
-class Promoted(msgspec.Struct):
-    """One run of promote. `wait_ms` is the time until the next delayed job is due, -1 without one."""
-
-    moved: int
-    bad: int
-    wait_ms: int
-    is_full: bool
-    cursor: str
-
-
-class TickAsk(msgspec.Struct, frozen=True):
-    """A schedule that is confirmed, and what of it is due after `known_ms`, the last time known to be decided (None: unknown)."""
-
-    definition: Definition
-    known_ms: int | None
-    due: Due
-
-
-class Ticked(msgspec.Struct):
-    """What became of one schedule: `word` as tick.lua has it, or an error text; up to when it is decided now; what was sent."""
-
-    word: str
-    last_ms: int
-    fired: int
-    skipped: int
-
-
-class Reclaimed(msgspec.Struct):
-    """What one sweep of one stream moved."""
-
-    dead: int
-    undelivered: int
-    is_guarded: bool
 
 
 class Streams(Store):
@@ -365,7 +254,7 @@ class Streams(Store):
 
     def _serve(self, serve: Serve, beside: int) -> Command:
         limits, told = serve.limits, [serve.freed, serve.noted, [(stream + 1, lot, group) for stream, lot, group in serve.lots]]
-        bounds = (*_bounds(limits.limit, limits.rate), *_bounds(limits.group_limit, limits.group_rate))
+        bounds = (*bounds_of(limits.limit, limits.rate), *bounds_of(limits.group_limit, limits.group_rate))
         lists = [word for items in told for word in (len(items), *itertools.chain.from_iterable(items))]
         # Each call may bring one entry beyond its part: together no more than the connection bears.
         bearable = (MAX_ANSWER_BYTES + 4 * self.max_entry_bytes) // beside - self.max_entry_bytes
@@ -461,8 +350,8 @@ class Streams(Store):
             StoreUnavailable: no answer or an error.
         """
         verdicts: list[str] = []
-        for part in _parts(keyed):
-            args = [arg for claim in part for arg in (*_token(claim.lease), claim.key, claim.at_ms or "")]
+        for part in parts_of(keyed):
+            args = [arg for claim in part for arg in (*token(claim.lease), claim.key, claim.at_ms or "")]
             connection = self._writer if by_writer else self._reader
             for answer in await self.call_one(connection, self.command("admit", self.consumer, *args)):
                 verdicts.append(_CLAIMED.get(answer) or answer.decode(errors="replace"))
@@ -489,7 +378,7 @@ class Streams(Store):
         """
         await self._writer.ready()
         server = self._writer.run_id
-        plain, again, old, handing = _by_kind(batch.done, server)
+        plain, again, old, handing = by_kind(batch.done, server)
         commands: list[Command] = []
         if any(plain):
             commands += self._finish(plain)
@@ -539,7 +428,7 @@ class Streams(Store):
         """
         if not results:
             return [], []
-        parts, key, head = _parts(results), self.keys.results, done_head(time.time_ns() // 1_000_000)
+        parts, key, head = parts_of(results), self.keys.results, done_head(time.time_ns() // 1_000_000)
         words = [[word for one in part for word in (one.job_id, one.value, one.life_ms)] for part in parts]
         # A script and not a SET each: packing those and reading their answers is a sixth of what such a job costs its worker.
         keeps: list[Command] = [("EVAL", text_of("keep"), 1, key, head, *some) for some in words]
@@ -572,22 +461,20 @@ class Streams(Store):
         job's: only a fence tells.
         """
         return [
-            (part, self.command("done", fence, *[arg for job in part for arg in (*_token(job), job.envelope.key)]))
-            for part in _parts(jobs)
+            (part, self.command("done", fence, *[arg for job in part for arg in (*token(job), job.envelope.key)]))
+            for part in parts_of(jobs)
         ]
 
     def _hand_on(self, jobs: Sequence[Job], *, has_fence: bool) -> list[tuple[Sequence[Job], Command]]:
-        return [
-            (part, self.command("handoff", self.consumer, int(has_fence), *[word for job in part for word in _handing(job)]))
-            for part in _handing_parts(jobs)
-        ]
+        calls = [(part, [word for job in part for word in handoff_words(job)]) for part in handoff_parts(jobs)]
+        return [(part, self.command("handoff", self.consumer, int(has_fence), *words)) for part, words in calls]
 
     def _moves(
         self, verb: str, moves: Sequence[Deferral] | Sequence[Letter] | Sequence[Parking]
     ) -> list[tuple[Sequence[Any], Command]]:
         return [
-            (part, self.command(verb, self.consumer, *[arg for move in part for arg in _arguments(move)]))
-            for part in _parts(moves)
+            (part, self.command(verb, self.consumer, *[arg for move in part for arg in move_words(move)]))
+            for part in parts_of(moves)
         ]
 
     # --- leases, lots, delayed jobs ---------------------------------------------------------------------------------
@@ -680,7 +567,7 @@ class Streams(Store):
         Raises:
             StoreUnavailable: no answer or an error.
         """
-        args = [arg for letter in letters for arg in _arguments(letter)]
+        args = [arg for letter in letters for arg in move_words(letter)]
         verdicts = await self.call_one(self._helper, self.command("dead", lot, *args))
         return sum(1 for verdict in verdicts if verdict == 1)
 
@@ -713,8 +600,8 @@ class Streams(Store):
             StoreUnavailable: no answer or an error.
         """
         server_ms, ticked = 0, list[Ticked]()
-        for part in _tick_parts(asks):
-            args = [arg for ask in part for arg in _tick_arguments(ask)]
+        for part in tick_parts(asks):
+            args = [arg for ask in part for arg in tick_words(ask)]
             server_ms, *answers = await self.call_one(self._helper, self.command("tick", int(must_forget), now_ms, *args))
             for word, last_ms, fired, skipped in zip(*[iter(answers)] * 4, strict=True):
                 ticked.append(Ticked(word.decode(errors="replace"), int(last_ms), fired, skipped))
@@ -859,10 +746,6 @@ class Streams(Store):
 _CLAIMED: Final = {0: "refused", 1: "mine", 2: "duplicate", 3: "delayed"}
 
 
-def _parts(items: Sequence[T]) -> list[Sequence[T]]:
-    return [items[start : start + MAX_IDS] for start in range(0, len(items), MAX_IDS)]
-
-
 def _cut(answers: Iterable[T], sizes: Iterable[int]) -> list[list[T]]:
     """Return the answers in parts of these sizes."""
     rest = iter(answers)
@@ -872,19 +755,10 @@ def _cut(answers: Iterable[T], sizes: Iterable[int]) -> list[list[T]]:
 def _unkept(results: Sequence[Kept], kept: Iterable[Any], heard: Iterable[Any]) -> tuple[int, str]:
     """Return how many results were not kept, and why, or why those who wait for some could not be told."""
     lost = [
-        (len(part), str(answer)) for part, answer in zip(_parts(results), kept, strict=True) if isinstance(answer, ServerError)
+        (len(part), str(answer)) for part, answer in zip(parts_of(results), kept, strict=True) if isinstance(answer, ServerError)
     ]
     untold = [(0, str(answer)) for answer in heard if isinstance(answer, ServerError)]
     return sum(n for n, _ in lost), next((why for _, why in lost + untold), "")
-
-
-def _token(lease: Lease) -> tuple[int, bytes, int]:
-    return lease.stream + 1, lease.entry, lease.count
-
-
-def _bounds(limit: int | None, rate: Rate | None) -> tuple[int | float, ...]:
-    """Return limit, interval in µs and burst, as a script takes them; 0 is no bound."""
-    return (limit or 0, rate.interval_ms * 1000, rate.burst) if rate else (limit or 0, 0, 0)
 
 
 def _taken(stream: int, answer: list[Any]) -> Delivery:
@@ -903,91 +777,3 @@ def _type_and_version(found: list[Any]) -> tuple[bytes, int]:
     # A version that is no number counts as 1: each worker that knows the type may take the job, and finds it unreadable.
     about = summary(found[0][1] if found else ())
     return about.type, about.version
-
-
-def _arguments(move: Deferral | Letter | Parking) -> tuple[str | bytes | int, ...]:
-    if isinstance(move, Deferral):
-        return (*_token(move.lease), move.kind, move.when_ms, move.job_id, move.lease.envelope.key, pack_record(move))
-    if isinstance(move, Letter):
-        told = dead_text(move.code, move.error, move.attempts, time.time_ns() // 1_000_000) if move.result_ms else b""
-        return (
-            *(*_token(move.lease), move.code, move.error, move.stack, move.attempts, move.job_id, move.trace),
-            *(move.result_ms, told),
-        )
-    return (*_token(move.lease), move.lot)
-
-
-def _tick_parts(asks: Sequence[TickAsk]) -> Iterable[list[TickAsk]]:
-    """Return the asks in parts of which each is short enough for a call: by schedules, by messages, and by bytes of payloads."""
-    part, messages, size = list[TickAsk](), 0, 0
-    for ask in asks:
-        own = len(ask.definition.settings.data) if ask.due.ticks else 0
-        messages, size = messages + len(ask.due.ticks), size + own
-        if part and (len(part) >= MAX_SCHEDULES or messages > MAX_IDS or size > MAX_CALL_BYTES):
-            yield part
-            part, messages, size = [], len(ask.due.ticks), own
-        part.append(ask)
-    if part:
-        yield part
-
-
-def _tick_arguments(ask: TickAsk) -> Iterable[str | bytes | int]:
-    definition, due = ask.definition, ask.due
-    settings = definition.settings
-    fields = definition.fields() if due.ticks else []
-    yield from (definition.name, definition.when_hash, definition.whole_hash, definition.revision)
-    yield from ("" if ask.known_ms is None else ask.known_ms, due.last_ms, due.missed)
-    yield from ("paused" if settings.paused else settings.overlap, settings.priority, len(fields), *fields, len(due.ticks))
-    for tick in due.ticks:
-        expires_ms = definition.expires_ms(tick)
-        yield from (tick, "" if expires_ms is None else expires_ms)
-
-
-def _handing_parts(jobs: Sequence[Job]) -> Iterable[list[Job]]:
-    """Return jobs that hand on others in parts that are short enough for a call: by messages, and by bytes of payloads."""
-    part, messages, size = list[Job](), 0, 0
-    for job in jobs:
-        followers = job.followers
-        own, own_bytes = len(followers), sum([len(packed.data) for packed in followers])
-        messages, size = messages + own, size + own_bytes
-        if part and (messages > MAX_IDS or size > MAX_CALL_BYTES):
-            yield part
-            part, messages, size = [], own, own_bytes
-        part.append(job)
-    if part:
-        yield part
-
-
-def _handing(job: Job) -> Iterable[str | bytes | int]:
-    followers = job.followers
-    yield from (*_token(job), job.envelope.key, len(followers))
-    for packed in followers:
-        head = packed.head
-        yield from (head.stream + 1, head.due_ms or "", len(head.fields) + 2, *head.fields, DATA, packed.data)
-
-
-def _by_kind(done: Sequence[Sequence[Job]], run_id: str) -> tuple[list[Sequence[Job]], list[Job], list[Job], list[Job]]:
-    """Return what goes in one transaction, what takes strikes or a key's mark along, what was fetched before a restart, and what
-    hands on others, whenever that was fetched.
-    """
-    plain: list[Sequence[Job]] = []
-    again: list[Job] = []
-    old: list[Job] = []
-    handing: list[Job] = []
-    for all_jobs in done:
-        jobs = all_jobs
-        # All that is out of the ordinary, in one look: it is taken at each job.
-        if not [
-            job for job in jobs if job.run_id != run_id or job.count != 1 or job.envelope is not PLAIN or job.extras is not None
-        ]:
-            plain.append(jobs)
-            continue
-        # Each is asked once: a task that outlives its job may hand on one more meanwhile, and it would be in neither list.
-        if some := {id(job): job for job in jobs if job.followers}:
-            handing += some.values()
-            jobs = [job for job in jobs if id(job) not in some]
-        ours = [job for job in jobs if job.run_id == run_id]
-        plain.append([job for job in ours if job.count == 1 and not job.envelope.key])
-        again += [job for job in ours if job.count != 1 or job.envelope.key]
-        old += [job for job in jobs if job.run_id != run_id]
-    return plain, again, old, handing

@@ -23,22 +23,10 @@ from runtime.jobs import FREE, GATE, STREAMS, SUSPECT, Batch, Claim, Deferral, J
 from runtime.results import dead_text, done_head
 from runtime.rules import VERSION, Rules, parse
 from runtime.said import Attempt
+from runtime.store.arguments import MAX_IDS
 from runtime.store.base import MAX_LEASE_MS, End, Keys, Step, WorkerRow, pairs
-from runtime.streams import (
-    MAX_ANSWER_BYTES,
-    MAX_IDS,
-    Ask,
-    Delivery,
-    Fetched,
-    Isolated,
-    Promoted,
-    Reclaimed,
-    Serve,
-    Served,
-    Settled,
-    TickAsk,
-    Ticked,
-)
+from runtime.store.shapes import Ask, Delivery, Fetched, Isolated, Promoted, Reclaimed, Serve, Served, Settled, TickAsk, Ticked
+from runtime.streams import MAX_ANSWER_BYTES
 from tests.cruelty import Fault, Plan
 from tests.gating import Call
 from tests.memory import WHILE_HELD, MemoryStore, first_time, stands_at, value

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from runtime.jobs import OVERFLOW, SUSPECT
 from runtime.limits import Rate
-from runtime.streams import EMPTY, SHORT, Delivery, Fetched, Serve, Served
+from runtime.store.shapes import EMPTY, SHORT, Delivery, Fetched, Serve, Served
 from tests.memory import MemoryStore, Pending, stands_at, value
 
 # The same numbers as in the script.

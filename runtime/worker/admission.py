@@ -39,7 +39,7 @@ from runtime.jobs import (
 )
 from runtime.places import Places
 from runtime.stats import outcome_name
-from runtime.streams import Delivery, Fetched
+from runtime.store.shapes import Delivery, Fetched
 from runtime.worker.context import WorkerContext
 from runtime.worker.gates import Asked
 

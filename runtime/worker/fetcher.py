@@ -14,7 +14,8 @@ from runtime.backoff import delay_s
 from runtime.errors import StoreError, StoreUnavailable
 from runtime.jobs import CRITICAL, STREAMS, UNKNOWN
 from runtime.places import Places
-from runtime.streams import MAX_IDS, Ask, Fetched
+from runtime.store.arguments import MAX_IDS
+from runtime.store.shapes import Ask, Fetched
 from runtime.worker.admission import Admission, From
 from runtime.worker.context import STORE_BACKOFF, WorkerContext
 from runtime.worker.gates import TOKEN_S, Asked, Gate

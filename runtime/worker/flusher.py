@@ -12,7 +12,7 @@ from typing import Final
 from runtime.backoff import delay_s
 from runtime.errors import StoreError, StoreUnavailable
 from runtime.jobs import FREE, Batch, Deferral, Job, Kept, Lease, Letter, Parking
-from runtime.streams import Settled
+from runtime.store.shapes import Settled
 from runtime.worker.context import STORE_BACKOFF, WorkerContext
 from runtime.worker.ledger import empty_batch
 from runtime.worker.log import TOLD_AGAIN

@@ -15,7 +15,7 @@ import msgspec
 from runtime.jobs import CRITICAL, GATE, OVERFLOW, STREAMS, Job, Lease, Registry
 from runtime.limits import NO_LIMITS, Limits
 from runtime.rules import NO_RULES, Rules
-from runtime.streams import EMPTY, SHORT, Serve, Served
+from runtime.store.shapes import EMPTY, SHORT, Serve, Served
 
 Place = tuple[int, str]  # a stream, and the name of a lot on it
 

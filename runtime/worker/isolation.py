@@ -16,7 +16,8 @@ from typing import Final
 from runtime.codec import summary
 from runtime.errors import StoreError, StoreUnavailable
 from runtime.jobs import STREAMS, Lease, Letter, default_id
-from runtime.streams import MAX_IDS, Isolated
+from runtime.store.arguments import MAX_IDS
+from runtime.store.shapes import Isolated
 from runtime.worker.admission import Admission, From
 from runtime.worker.context import WorkerContext
 

@@ -14,7 +14,8 @@ from runtime import logs
 from runtime.errors import StoreError, StoreUnavailable
 from runtime.jobs import STREAMS
 from runtime.rules import NO_RULES, Rules
-from runtime.streams import MAX_IDS, Streams
+from runtime.store.arguments import MAX_IDS
+from runtime.streams import Streams
 from runtime.worker.cancels import Cancels
 from runtime.worker.log import FIRST_TOLD, level_of
 

@@ -16,7 +16,7 @@ import msgspec
 from runtime.jobs import FREE, STREAMS, SUSPECT, UNKNOWN, Registry
 from runtime.places import Places
 from runtime.store.base import parse_int
-from runtime.streams import Ask
+from runtime.store.shapes import Ask
 from runtime.worker.plan import WEIGHTS
 
 Place = tuple[int, str]  # a stream, and the name of a lot on it

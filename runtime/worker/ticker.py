@@ -18,7 +18,8 @@ from runtime import logs
 from runtime.backoff import delay_s
 from runtime.errors import StoreUnavailable
 from runtime.schedules import Definition, Due, merge
-from runtime.streams import Streams, TickAsk, Ticked
+from runtime.store.shapes import TickAsk, Ticked
+from runtime.streams import Streams
 from runtime.worker.context import STORE_BACKOFF
 from runtime.worker.log import level_of
 

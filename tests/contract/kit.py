@@ -16,7 +16,8 @@ from runtime.limits import Limits
 from runtime.schedules import Definition, Due, Settings, define
 from runtime.store.base import GROUP, Keys, WorkerRow, script
 from runtime.store.control import place_in
-from runtime.streams import Ask, Fetched, Serve, Streams, TickAsk
+from runtime.store.shapes import Ask, Fetched, Serve, TickAsk
+from runtime.streams import Streams
 from tests.contract.snapshot import snapshot, stable
 from tests.cruelty import Fault, Plan
 from tests.double import MemoryStreams

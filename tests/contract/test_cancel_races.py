@@ -10,7 +10,7 @@ import pytest
 from runtime import Control
 from runtime.jobs import FREE, Deferral, Job, Letter, Parking
 from runtime.limits import Limits
-from runtime.streams import Ask, Serve
+from runtime.store.shapes import Ask, Serve
 from tests.contract.kit import HIGH, ME, OTHER, batch, jobs_of, quiet_guard
 
 # Each life as verbs in turn; the last one ends it.

@@ -18,7 +18,7 @@ from runtime.jobs import FREE, STREAMS, Claim, Deferral, Job, Lease, Letter, Par
 from runtime.limits import NO_LIMITS, Limits, Rate
 from runtime.schedules import Due
 from runtime.store.base import WorkerRow
-from runtime.streams import Ask, Serve, TickAsk
+from runtime.store.shapes import Ask, Serve, TickAsk
 from tests.contract.kit import MemoryKit, ServerKit, batch, jobs_of, nightly, quiet_guard
 
 WORKERS = ("ann", "bob", "cid")

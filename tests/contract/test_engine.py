@@ -13,7 +13,7 @@ from runtime import Backoff, Dead, Job, Retry, contract, handler
 from runtime.errors import StoreUnavailable
 from runtime.jobs import Batch, Lease
 from runtime.store.base import GROUP
-from runtime.streams import Fetched, Settled
+from runtime.store.shapes import Fetched, Settled
 from runtime.worker.fetcher import INBOX_BYTES
 from runtime.worker.heartbeat import LATE_PART, ON_THE_WAY_S, Beat, Heartbeat
 from runtime.worker.held import Held

@@ -13,7 +13,7 @@ from runtime.limits import Limits, Rate
 from runtime.store.base import WorkerRow
 from runtime.store.flow import Flow
 from runtime.store.inspector import Inspector
-from runtime.streams import Serve
+from runtime.store.shapes import Serve
 from tests.contract.kit import HIGH, ServerKit
 from tests.contract.test_serve import parked
 from tests.servers import PATIENCE_S

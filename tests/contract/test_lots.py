@@ -10,7 +10,8 @@ import pytest
 
 from runtime import Job, contract, handler
 from runtime.store.base import GROUP
-from runtime.streams import Ask, Streams
+from runtime.store.shapes import Ask
+from runtime.streams import Streams
 from tests.workers import until, working
 
 KEY = "{jobs}:medium"

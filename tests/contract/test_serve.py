@@ -11,7 +11,8 @@ from runtime.errors import StoreUnavailable
 from runtime.jobs import STREAMS, Parking
 from runtime.limits import NO_LIMITS, Limits, Rate
 from runtime.store.base import KEY_LIFE_MS, WorkerRow
-from runtime.streams import EMPTY, SHORT, Serve, Served, Streams
+from runtime.store.shapes import EMPTY, SHORT, Serve, Served
+from runtime.streams import Streams
 from tests.contract.kit import HIGH, LEASE_MS, ME, OTHER, ServerKit, batch, jobs_of, leases, pending, quiet_guard
 
 CRITICAL, LOW = 0, 3

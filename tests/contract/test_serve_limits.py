@@ -14,7 +14,8 @@ from runtime.jobs import FREE, SUSPECT, Deferral, Parking
 from runtime.limits import Limits, Rate
 from runtime.store import base
 from runtime.store.base import Script
-from runtime.streams import Ask, Serve, Served, Streams
+from runtime.store.shapes import Ask, Serve, Served
+from runtime.streams import Streams
 from tests.contract.kit import HIGH, LEASE_MS, LONG_MS, ServerKit, batch, jobs_of, quiet_guard
 
 WORKERS = ("ann", "bob", "cid")

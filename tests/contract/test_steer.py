@@ -10,7 +10,7 @@ import pytest
 from runtime.errors import ConfigError, StoreError
 from runtime.jobs import FREE, Claim, Deferral, Letter, Parking
 from runtime.store.control import ControlStore
-from runtime.streams import Ask
+from runtime.store.shapes import Ask
 from tests.contract.kit import HIGH, ME, OTHER, batch, leases, pending, quiet_guard
 
 P = "{jobs}:"

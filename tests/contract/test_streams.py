@@ -21,7 +21,8 @@ from runtime.store.base import GROUP, LAYOUT, Store, WorkerRow
 from runtime.store.connection import Connection
 from runtime.store.control import ControlStore
 from runtime.store.inspector import Inspector
-from runtime.streams import Ask, Streams, TickAsk, Ticked
+from runtime.store.shapes import Ask, TickAsk, Ticked
+from runtime.streams import Streams
 from tests.contract.kit import HIGH, ME, OTHER, VERBS, ServerKit, batch, leases, nightly, quiet_guard, row_of
 from tests.contract.snapshot import snapshot
 from tests.servers import Server

@@ -28,7 +28,8 @@ from runtime.jobs import Claim, Deferral, Lease, Letter, Parking
 from runtime.said import Attempt
 from runtime.schedules import Definition, Due
 from runtime.store.base import Step, WorkerRow
-from runtime.streams import Ask, Streams, TickAsk, Ticked
+from runtime.store.shapes import Ask, TickAsk, Ticked
+from runtime.streams import Streams
 from tests.contract.kit import (
     HIGH,
     ME,

@@ -12,7 +12,8 @@ import msgspec
 
 from runtime import Backoff, Job, contract, handler
 from runtime.jobs import Batch
-from runtime.streams import Settled, Streams
+from runtime.store.shapes import Settled
+from runtime.streams import Streams
 from runtime.worker.flusher import leases_of
 from tests.faults.ledger import STARVED_S, WATCH_S
 

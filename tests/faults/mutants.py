@@ -694,7 +694,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "a job leaves without what it hands on",
-        "runtime/streams.py",
+        "runtime/store/arguments.py",
         "        if some := {id(job): job for job in jobs if job.followers}:",
         "        if some := {id(job): job for job in jobs[:0] if job.followers}:",
         f"{HANDOFF}::test_a_done_job_leaves_and_what_it_hands_on_is_there",
@@ -799,7 +799,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "done without a fence after a restart",
-        "runtime/streams.py",
+        "runtime/store/arguments.py",
         "if job.run_id != run_id or job.count != 1",
         "if job.count != 1",
         f"{STREAMS}::test_done_after_a_server_restart_is_fenced_since_entry_ids_can_recur",

@@ -31,7 +31,8 @@ from runtime.store.base import GROUP, Store, WorkerRow
 from runtime.store.connection import Connection
 from runtime.store.control import ControlStore
 from runtime.store.resp import Command
-from runtime.streams import Ask, Fetched, Streams
+from runtime.store.shapes import Ask, Fetched
+from runtime.streams import Streams
 from runtime.worker.ledger import empty_batch
 from tests.faults.model import DEAD, DUE, ENTRY, Job, Model
 from tests.servers import Server

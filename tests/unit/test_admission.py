@@ -11,7 +11,7 @@ import pytest
 from runtime.errors import Dead, Snooze, StoreUnavailable
 from runtime.jobs import FREE, LOST, Handler, Job, Outcome, Park, Postpone
 from runtime.places import Places
-from runtime.streams import Ask
+from runtime.store.shapes import Ask
 from runtime.worker.admission import Admission, From, admit, sort_claimed
 from tests.builders import NOW_MS, job
 from tests.cruelty import Fault

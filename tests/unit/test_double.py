@@ -8,7 +8,7 @@ import pytest
 
 from runtime.errors import QueueFull, StoreError, StoreUnavailable
 from runtime.store.base import WorkerRow
-from runtime.streams import Fetched
+from runtime.store.shapes import Fetched
 from tests.cruelty import Fault, Plan
 from tests.double import MemoryStreams
 from tests.memory import MemoryStore

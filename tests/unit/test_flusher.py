@@ -11,7 +11,7 @@ import pytest
 
 from runtime.errors import Dead, Retry, StoreUnavailable
 from runtime.jobs import DONE, FREE, Job, Outcome, Park, Parking, Postpone
-from runtime.streams import Ask
+from runtime.store.shapes import Ask
 from runtime.worker.flusher import Flusher
 from tests.cruelty import Fault
 from tests.unit.parts import HIGH, end, make, until

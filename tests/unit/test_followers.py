@@ -14,7 +14,7 @@ from runtime.codec import JOB_ID
 from runtime.errors import BadPayload, ConfigError, Dead, Retry
 from runtime.jobs import PLAIN
 from runtime.offload import extras_in, extras_out
-from runtime.streams import _by_kind  # pyright: ignore[reportPrivateUsage]
+from runtime.store.arguments import by_kind
 from runtime.testing import Done, Notes, run
 from runtime.worker.flusher import parts_of
 from runtime.worker.ledger import empty_batch
@@ -179,7 +179,7 @@ def test_a_job_that_hands_on_another_while_it_is_written_is_in_one_part_all_the_
 def test_a_job_that_hands_on_another_while_it_is_written_is_written_once() -> None:
     hands_on = job(b"1-1")
     hands_on.send(Page(1))
-    plain, again, old, handing = _by_kind([[late(b"1-0"), hands_on]], "")
+    plain, again, old, handing = by_kind([[late(b"1-0"), hands_on]], "")
     assert [[one.entry for one in jobs] for jobs in plain] == [[b"1-0"]]
     assert (again, old, handing) == ([], [], [hands_on])
 

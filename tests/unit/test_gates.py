@@ -11,7 +11,7 @@ from runtime.backoff import Backoff
 from runtime.jobs import CRITICAL, Envelope, Handler, Job, contract, contract_of
 from runtime.limits import NO_LIMITS, Limits, limits_of
 from runtime.rules import Rules, parse
-from runtime.streams import EMPTY, SHORT, Fetched, Served
+from runtime.store.shapes import EMPTY, SHORT, Fetched, Served
 from runtime.worker.gates import ASKED_LOTS, ERROR_S, LOOK_S, MAX_LOTS, OWN_PAUSE_S, TOKEN_S, Asked, Gates
 
 NOW_MS = 1_700_000_000_000

@@ -9,7 +9,7 @@ import pytest
 
 from runtime.jobs import FREE, SUSPECT, UNKNOWN, Handler, lot_of
 from runtime.places import PROCESS, THREAD, Places, make_places
-from runtime.streams import Ask
+from runtime.store.shapes import Ask
 from runtime.worker.parking import MAX_UNKNOWN, Parked, Shares
 from tests.unit.outcomes import HANDLER
 
