@@ -26,6 +26,7 @@ from runtime import (
     handler,
 )
 from runtime.jobs import Kept, Letter
+from runtime.store.control import ControlStore
 from runtime.streams import Streams
 from runtime.testing import worker
 from tests.contract.kit import ME, ServerKit, batch, leases
@@ -186,6 +187,27 @@ async def test_a_death_is_read_from_the_letter_where_no_result_of_it_is_kept(ser
         raw.delete("{jobs}:results:" + sent.id)
         with pytest.raises(JobDead, match="negative: no negative numbers"):
             await running.producer.result(sent, timeout_s=0)
+
+
+async def test_who_waits_for_a_job_that_is_replayed_hears_what_becomes_of_it_now(server: Server, raw: Any):
+    is_broken = True
+
+    @handler(Add, result_ttl_s=600, retry=ONCE)
+    async def add(message: Add, job: Job) -> int:
+        if is_broken:
+            raise Dead("broken")
+        return message.a
+
+    control = ControlStore(server.url, "jobs")
+    async with worker(server.url, add) as running:
+        sent = await running.producer.send(Add(7))
+        with pytest.raises(JobDead):
+            await running.producer.result(sent)
+        is_broken = False
+        [(letter, _)] = raw.xrange("{jobs}:dead")
+        await control.replay(letter)
+        assert await running.producer.result(sent) == 7
+    await control.close()
 
 
 async def test_a_job_that_is_cancelled_by_hand_is_told_of_at_once(server: Server, raw: Any):

@@ -756,6 +756,13 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{HANDOFF}::test_what_is_not_done_hands_on_nothing",
     ),
     Mutant(
+        "a replayed job is told of by its old death",
+        "runtime/store/lua/replaying.lua",
+        "if by_name.id then redis.pcall",
+        "if false then redis.pcall",
+        "tests/contract/test_results.py::test_who_waits_for_a_job_that_is_replayed_hears_what_becomes_of_it_now",
+    ),
+    Mutant(
         "debounce loses what comes after its time",
         "runtime/store/lua/folding.lua",
         "  return tonumber(due) ~= nil and field",

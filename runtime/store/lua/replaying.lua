@@ -46,5 +46,7 @@ local function replay_letter(fields, by_name, now, operation)
   note('first_at', first_time(now, by_name.first_at, string.match(by_name.dead_from, '/(%d+)%-')))
   local entry = redis.call('XADD', KEYS[s], '*', unpack(message))
   if key then own_key(key, STREAMS[s] .. ' ' .. entry) end
+  -- What it died of is not what became of it any more; who waits for it is to hear that.
+  if by_name.id then redis.pcall('DEL', PREFIX .. 'results:' .. by_name.id) end
   return nil, entry
 end
