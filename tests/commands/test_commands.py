@@ -272,7 +272,7 @@ from runtime import Backoff, Job, contract, handler
 class Stuck(msgspec.Struct):
     n: int = 0
 
-@handler(Stuck, timeout_s=0.1, retry=Backoff(attempts=1))
+@handler(Stuck, timeout_s=1, retry=Backoff(attempts=1))
 def stuck(message: Stuck, job: Job) -> None:
     time.sleep(1000)
 """
