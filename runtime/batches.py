@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, NoReturn, TypeAlias
 
 from runtime.answers import finish
-from runtime.errors import AllRan, BadMessage, Cancelled, ConfigError, LeaseLost, NotStarted
+from runtime.errors import AllRan, Cancelled, ConfigError, LeaseLost, NotStarted, UnfitPayload
 from runtime.jobs import BatchPolicy, Gathered, Job
 from runtime.settle import describe, told_as
 
@@ -50,7 +50,7 @@ def reading(decode: Callable[[Job], Any]) -> Callable[[Job], Any]:
         for one in job.jobs:
             try:
                 payload = decode(one)
-            except BadMessage as error:
+            except UnfitPayload as error:
                 extras = one.noted()
                 extras.is_settled, extras.error = True, error
             else:

@@ -14,7 +14,7 @@ from typing import Any, Final, cast
 import msgspec
 
 from runtime.bounds import MAX_DEPTH, TOO_DEEP, check_json, check_msgpack, freedom_of
-from runtime.errors import BadMessage, BadPayload
+from runtime.errors import BadMessage, UnfitPayload
 from runtime.jobs import PLAIN, STREAMS, BadEntry, Contract, Deferral, Envelope, Job, Lease
 
 # --- the names of fields -----------------------------------------------------------------------------------------------------
@@ -471,7 +471,7 @@ def _opening(packed: bytes, at: int, fixed: int, sized: dict[int, int]) -> tuple
 
 
 def payload_decoder(contract: Contract) -> Callable[[Job], Any]:
-    """Return a function from a job to its payload; it raises BadPayload and nothing else.
+    """Return a function from a job to its payload; it raises UnfitPayload and nothing else.
 
     The decoders are made here, once per contract: what remains per job is one call of msgspec, straight into the contract's type.
     """
@@ -493,16 +493,16 @@ def payload_decoder(contract: Contract) -> Callable[[Job], Any]:
             if size > 2 * MAX_DEPTH and (size > looks_from_bytes or data.count(b"[") + data.count(b"{") > MAX_DEPTH):
                 check_json(data, freedom)
             return from_json(data)
-        except BadMessage:
-            raise
+        except BadMessage as error:  # of the bounds, or of the contract's own code
+            raise UnfitPayload(str(error), getattr(error, "code", "bad-payload")) from error
         except msgspec.ValidationError as error:
-            raise BadPayload(str(error)) from None
+            raise UnfitPayload(str(error)) from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise BadPayload(str(error), "unreadable") from None
+            raise UnfitPayload(str(error), "unreadable") from None
         except RecursionError:
-            raise BadPayload(TOO_DEEP, "unreadable") from None
+            raise UnfitPayload(TOO_DEEP, "unreadable") from None
         except Exception as error:  # the contract's own code (`__post_init__`), given a payload of any sender
-            raise BadPayload(f"{contract.payload.__name__} refused it: {error!r}") from error
+            raise UnfitPayload(f"{contract.payload.__name__} refused it: {error!r}") from error
 
     def decode_rare(data: bytes, envelope: Envelope) -> Any:
         upcast = contract.upcast if envelope.version < contract.version else None
@@ -514,7 +514,7 @@ def payload_decoder(contract: Contract) -> Callable[[Job], Any]:
         try:
             new = upcast(envelope.version, plain)
         except Exception as error:  # the contract's own code, given a payload of any sender
-            raise BadPayload(f"version {envelope.version} could not be lifted: {error!r}") from error
+            raise UnfitPayload(f"version {envelope.version} could not be lifted: {error!r}") from error
         return msgspec.convert(new, contract.payload)
 
     return decode

@@ -65,6 +65,10 @@ class BadPayload(BadMessage):
         super().__init__(reason, code)
 
 
+class UnfitPayload(BadPayload):
+    """The payload of the very job that was to run: raised by its decoder alone. Any other BadPayload is a run that has failed."""
+
+
 class UnknownType(JobsError):
     """No handler or contract of that name is known here."""
 

@@ -649,7 +649,7 @@ class Handler(Generic[P]):
     """A function that runs the jobs of one contract, with all that can be computed once, when it is declared.
 
     `run(payload, job)` is always a coroutine function: functions that block are wrapped. `decode(job)` returns the payload, or
-    raises BadPayload. Where there is a `batch`, both take a `Gathered` too, and `run` raises AllRan at its end.
+    raises UnfitPayload. Where there is a `batch`, both take a `Gathered` too, and `run` raises AllRan at its end.
     `result` is None where what the function returns is thrown away.
     """
 

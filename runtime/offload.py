@@ -17,7 +17,7 @@ from contextvars import copy_context
 from functools import cache, partial
 from itertools import count
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, Self
 
 import anyio
 import anyio.abc
@@ -48,7 +48,24 @@ async def _open_safely(command: Any, **named: Any) -> anyio.abc.Process:
     # The headers by which the worker sends its traces may be a password; it sends them itself, children have no use for it.
     kept = {name: value for name, value in os.environ.items() if not HEADERS.fullmatch(name)}
     env = {**kept, SAFE_PATH: os.environ.get(SAFE_PATH) or OURS}
-    return await anyio.open_process(command, env=env, stderr=None, pass_fds=(channel().there,), **named)
+    process: Any = await anyio.open_process(command, env=env, stderr=None, pass_fds=(channel().there,), **named)
+    process._stderr = _NoPipe()
+    return process
+
+
+class _NoPipe:
+    """Stands where a child's pipe of standard error would: when a loop ends, anyio 4 closes that of each child without a look,
+    which was an error in the log, and none of them was killed. Everywhere else it looks first, and finds nothing.
+    """
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __getattr__(self, name: str) -> Self:  # `_stream`, and its `_transport`
+        return self
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 # The only way to start a child that does not import what lies in the current folder first, and whose standard error is the

@@ -10,7 +10,6 @@ from typing import Any, Final, NoReturn, TypeGuard, TypeVar, cast
 
 from runtime.backoff import MAX_CAP_S, Backoff, delay_s
 from runtime.errors import (
-    BadMessage,
     Cancelled,
     ChildFailed,
     Dead,
@@ -21,6 +20,7 @@ from runtime.errors import (
     Retry,
     Snooze,
     TimedOut,
+    UnfitPayload,
 )
 from runtime.jobs import (
     DONE,
@@ -59,7 +59,7 @@ _NAME: Final[Callable[[type], str]] = type.__dict__["__name__"].__get__
 _QUALNAME: Final[Callable[[type], str]] = type.__dict__["__qualname__"].__get__
 _MODULE: Final[Callable[[type], object]] = type.__dict__["__module__"].__get__
 _WORDS: Final = (Dead, Retry, Snooze)  # the hardest first
-_SPEAK_FOR_THEMSELVES: Final = (*_WORDS, BadMessage)
+_SPEAK_FOR_THEMSELVES: Final = (*_WORDS, UnfitPayload)
 
 
 def decide(handler: Handler[Any], job: Job, error: BaseException | None, jitter: Callable[[], float]) -> Outcome:
@@ -95,7 +95,7 @@ def _plain_words(error: BaseException) -> tuple[Any, ...]:
         return "snooze", describe(word), _seconds(word.delay_s), _pauses(word)
     if _is(word, Retry):
         return "retry", describe(word), _seconds(word.delay_s), _pauses(word), stack_of(word)
-    if _is(word, BadMessage):
+    if _is(word, UnfitPayload):
         return "bad", describe(word), _code(word.code), stack_of(word)
     return "error", describe(error), stack_of(error), name_of(error)
 
@@ -104,7 +104,7 @@ def raise_again(kind: str, text: str, *more: Any) -> NoReturn:
     """Raise what `as_plain_words` returned in another process.
 
     Raises:
-        Dead, Snooze, Retry, BadMessage: the handler's word, or the payload's fault.
+        Dead, Snooze, Retry, UnfitPayload: the handler's word, or the payload's fault.
         ChildFailed: all else.
     """
     match kind:
@@ -115,7 +115,7 @@ def raise_again(kind: str, text: str, *more: Any) -> NoReturn:
         case "retry":
             raise Retry(more[0], text, pause_type=more[1]) from ChildFailed(text, more[2])
         case "bad":
-            raise BadMessage(text, more[0]) from ChildFailed(text, more[1])
+            raise UnfitPayload(text, more[0]) from ChildFailed(text, more[1])
         case _:
             raise ChildFailed(text, *more[:2])
 
@@ -168,7 +168,7 @@ def _hear(handler: Handler[Any], job: Job, jitter: Callable[[], float], word: Jo
         return RELEASE
     if _is(word, Dead):  # it ran: its letter counts this run, and has its stack
         return _dead(describe(word), _code(word.code), stack_of(_cause_of(word)))
-    if _is(word, BadMessage):
+    if _is(word, UnfitPayload):
         return _dead(describe(word), _code(word.code), stack_of(word), is_failure=False)
     if _is(word, Snooze):
         return _snooze(job, word)

@@ -27,7 +27,7 @@ import msgspec
 
 from handlers.contracts.types import is_line
 from handlers.kit.settings import Sender, Smtp, wait_for_operator
-from runtime import BadPayload, ConfigError, Snooze
+from runtime import ConfigError, Dead, Snooze
 
 MAX_MESSAGES: Final = 100  # per connection, as Nodemailer's pool; many relays close a connection that carries more
 IDLE_S: Final = 30.0  # a guess: far below the 5 minutes that RFC 5321 (4.5.3.2.7) has a server wait for a command
@@ -41,6 +41,7 @@ ACCESS: Final = frozenset({530, 534, 535, 538})  # RFC 4954: authentication is r
 MAX_DATE_S: Final = 253_402_300_799.0  # 9999-12-31, the last day of Python's datetime
 PLAIN_CHARS: Final = 66  # RFC 5322: a header line has at most 78 characters; 12 are left for its name
 MAX_REPLY_CHARS: Final = 120  # a guess: a server's text as logs show it, a line at most
+BAD_PAYLOAD: Final = "bad-payload"  # the reason of a payload that its contract refuses, since this is its fault, too
 MAX_SHOWN: Final = 5  # a guess: addresses as logs show them, a line at most
 
 POLICY: Final = SMTP_POLICY.clone(cte_type="7bit")  # passes every relay, with or without 8BITMIME
@@ -80,11 +81,11 @@ def compose(
     """Return the letter of a job: equal arguments make equal bytes. Date, Message-ID and boundary come from `born_s` and `work`.
 
     Raises:
-        BadPayload: an address has no ASCII form, or the subject has more than one line.
+        Dead: an address has no ASCII form, or the subject has more than one line.
         Snooze: the sender's address has no ASCII form; `alias-missing`.
     """
     if not is_line(subject):
-        raise BadPayload("must be one line - at `$.subject`")
+        raise Dead("must be one line - at `$.subject`", BAD_PAYLOAD)
     author, recipients = _author(sender), _addresses(to, "to")
     message = EmailMessage(POLICY)
     headers = {
@@ -152,14 +153,14 @@ def _addresses(texts: Sequence[str], field: str) -> list[Address]:
     """Return each address once, in order.
 
     Raises:
-        BadPayload: one is not a plain address; the text names its position, not its value.
+        Dead: one is not a plain address; the text names its position, not its value.
     """
     found: dict[str, Address] = {}
     for position, text in enumerate(texts):
         try:
             address = _address(text)
         except ValueError as error:
-            raise BadPayload(f"{error} - at `$.{field}`, address {position + 1}") from None
+            raise Dead(f"{error} - at `$.{field}`, address {position + 1}", BAD_PAYLOAD) from None
         found.setdefault(address.addr_spec, address)
     return list(found.values())
 

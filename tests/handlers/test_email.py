@@ -20,7 +20,7 @@ from handlers.email import send_email
 from handlers.kit import mail as kit
 from handlers.kit.mail import TemporaryFailure, compose, mask, pool
 from handlers.kit.settings import Sender, Smtp, current
-from runtime import BadPayload, Dead, Snooze
+from runtime import Dead, Snooze
 from runtime.jobs import Job
 from tests.builders import NOW_MS, job_of
 from tests.handlers.conftest import Configure, Start, hang_up, sockets
@@ -149,7 +149,7 @@ ATOM = "abcXYZ019!#$%&'*+/=?^_`{|}~-"
 def test_an_address_stays_one_address(local: str) -> None:
     try:
         letter = composed(to=[f"{local}@example.org", "ada@example.org"])
-    except BadPayload:
+    except Dead:
         assert "=?" in local  # looks like an encoded word
         return
     assert letter.recipients[0] == f"{local}@example.org"
@@ -172,14 +172,14 @@ def composed(**changes: object) -> kit.Letter:
     ],
 )
 def test_an_address_that_is_not_certainly_one_is_refused_without_its_value(field: str, address: str) -> None:
-    with pytest.raises(BadPayload, match=rf"\$\.{field}") as caught:
+    with pytest.raises(Dead, match=rf"\$\.{field}") as caught:
         composed(**{field: [address] if field == "to" else address})
     assert "b@y.org" not in str(caught.value)
 
 
 def test_a_subject_of_two_lines_is_refused_even_without_the_contract() -> None:
     for subject in ("a\nb", "a\r", "a\x85b", "a\u2028b"):
-        with pytest.raises(BadPayload, match=r"\$\.subject"):
+        with pytest.raises(Dead, match=r"\$\.subject"):
             composed(subject=subject)
 
 

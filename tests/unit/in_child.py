@@ -237,3 +237,16 @@ def speaks(message: Work, job: Job) -> None:
 @handler(Work, runs="process")
 async def speaks_async(message: Work, job: Job) -> None:
     await asyncio.to_thread(job.log, "from a thread in a child")
+
+
+@contract("work")
+class Picky(msgspec.Struct):
+    do: str
+
+    def __post_init__(self) -> None:
+        raise OSError("no such folder")
+
+
+@handler(Picky, runs="process")
+def unfit(message: Picky, job: Job) -> None:
+    raise AssertionError("it never runs")

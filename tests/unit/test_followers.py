@@ -238,4 +238,27 @@ async def test_what_a_handler_may_not_hand_on_is_the_failure_of_its_attempt() ->
     outcome = await run(twice, Page(1))
     assert isinstance(outcome, Retry)
     assert "the suffix 'a'" in str(outcome)
-    assert isinstance(await run(twice, Page(0)), Dead)
+    outcome = await run(twice, Page(0))
+    assert isinstance(outcome, Retry)
+    assert "BadPayload: suffix must be" in str(outcome)
+
+
+async def test_what_cannot_be_sent_is_no_fault_of_the_payload_that_runs() -> None:
+    @handler(Page, retry=Backoff(attempts=2))
+    def in_thread(message: Page, job: Job) -> None:
+        job.send(message, exp=-1)
+
+    @handler(Page, max_size=2)
+    async def many(messages: list[Page], jobs: list[Job]) -> None:
+        try:
+            jobs[0].send(messages[0], exp=-1)
+        except BadPayload as error:
+            jobs[0].settle(error)
+
+    assert isinstance(await run(in_thread, Page(1)), Retry)
+    dead = await run(in_thread, Page(1), attempt=2)
+    assert isinstance(dead, Dead)
+    assert dead.code == "attempts"
+    outcome = await run(many, [Page(1), Page(2)])
+    assert isinstance(outcome[0], Retry)
+    assert outcome[1] == Done()

@@ -33,7 +33,6 @@ import uvloop
 
 from runtime.backoff import Backoff
 from runtime.errors import (
-    BadPayload,
     Cancelled,
     Dead,
     LeaseLost,
@@ -44,6 +43,7 @@ from runtime.errors import (
     SelfCancelled,
     Snooze,
     TimedOut,
+    UnfitPayload,
 )
 from runtime.jobs import CRITICAL, FREE, LANE, LOST, Handler, Job, Parking, contract, contract_of
 from runtime.places import Places
@@ -1629,7 +1629,7 @@ async def test_a_payload_that_cannot_be_read_is_dead_and_nothing_runs() -> None:
     world = World()
 
     def decode(job: Job) -> Any:
-        raise BadPayload("$.name")
+        raise UnfitPayload("$.name")
 
     world.put(returns(world), decode=decode)
     await until(lambda: world.stats.finished == 1)

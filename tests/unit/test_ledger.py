@@ -6,12 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.errors import (
-    BadPayload,
     Dead,
     LeaseLost,
     Retry,
     Snooze,
     TimedOut,
+    UnfitPayload,
 )
 from runtime.jobs import (
     DONE,
@@ -80,7 +80,7 @@ def test_a_dead_letter_says_why_and_after_how_many_attempts() -> None:
 
 def test_an_expired_or_unreadable_job_burns_no_attempt_on_its_way_to_the_dead_letters() -> None:
     assert written_for(Dead("late", "expired"), failed=2).dead[0].attempts == 2
-    assert written_for(decided(BadPayload("no"), failed=2), failed=2).dead[0].attempts == 2
+    assert written_for(decided(UnfitPayload("no"), failed=2), failed=2).dead[0].attempts == 2
     waited = {"failed": 2, "snoozed_ms": 1}
     assert written_for(decided(Snooze(1), **waited), **waited).dead[0].attempts == 2
 
@@ -179,7 +179,7 @@ ERRORS = st.one_of(
     WAITS.map(Retry),
     WAITS.map(Snooze),
     st.text(max_size=2000).map(ValueError),
-    st.sampled_from([Mute(), SystemExit(1), TimedOut(), LeaseLost(), Dead(""), BadPayload(""), None]),
+    st.sampled_from([Mute(), SystemExit(1), TimedOut(), LeaseLost(), Dead(""), UnfitPayload(""), None]),
 )
 
 

@@ -20,14 +20,15 @@ from typing import Any
 import anyio.to_process
 import msgspec
 import pytest
+import uvloop
 
-from runtime.errors import BadMessage, ChildFailed, ChildKilled, Dead, NoPlace, NotStarted, Retry, Snooze
+from runtime.errors import ChildFailed, ChildKilled, Dead, NoPlace, NotStarted, Retry, Snooze, UnfitPayload
 from runtime.jobs import LANE, Job
 from runtime.offload import in_thread
 from runtime.places import PLACES, PROCESS, SECOND_TICKS, SOON_TICKS, THREAD, WAIT_S, Places, make_places
 from runtime.settle import decide
 from tests import builders
-from tests.unit.in_child import Work, fail, forks_async, leaves, work, work_async
+from tests.unit.in_child import Work, fail, forks_async, leaves, unfit, work, work_async
 
 
 def job(do: str = "", note: Path | str = "", **fields: Any) -> Job:
@@ -332,12 +333,18 @@ async def test_whatever_a_handler_raises_in_its_child_is_an_error_of_the_job_and
     assert await child() == before
 
 
-async def test_words_in_a_group_and_bad_payloads_come_back_from_a_child() -> None:
-    dead, bad = [await outcome(do, fail.run) for do in ("group", "bad")]
+async def test_words_in_a_group_and_payloads_that_do_not_fit_come_back_from_a_child() -> None:
+    dead, bad = await outcome("group", fail.run), await outcome("unfit", unfit.run)
     assert isinstance(dead, Dead)
     assert (dead.code, str(dead)) == ("no-account", "no account")
-    assert isinstance(bad, BadMessage)
-    assert (bad.code, str(bad)) == ("bad-payload", "no such field")
+    assert isinstance(bad, UnfitPayload)
+    assert (bad.code, str(bad)) == ("bad-payload", "Picky refused it: OSError('no such folder')")
+
+
+async def test_what_a_handler_could_not_send_comes_back_from_a_child_as_any_failure() -> None:
+    bad = await outcome("bad", fail.run)
+    assert isinstance(bad, ChildFailed)
+    assert (bad.name, str(bad)) == ("runtime.errors.BadPayload", "BadPayload: no such field")
 
 
 @pytest.mark.parametrize("do", ["coroutine", "never-awaits"])
@@ -565,3 +572,18 @@ async def test_a_place_is_lost_from_the_cut_until_its_thread_ends() -> None:
     kind.give_back(0)
     assert kind.all_lost_s(now_s) == 0.0
     kind.give_back(1)
+
+
+@pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_children_end_with_their_loop_and_nothing_is_logged_of_them(factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    logged: list[dict[str, Any]] = []
+
+    async def two_jobs() -> list[str]:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: logged.append(context))
+        PLACES.set(make_places(threads=1))
+        return list(await asyncio.gather(child(), child()))
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        children = runner.run(two_jobs())
+    assert logged == []
+    assert [pid for pid in children if Path(f"/proc/{pid}").exists()] == []

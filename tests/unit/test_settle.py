@@ -17,7 +17,6 @@ import pytest
 
 from runtime.backoff import Backoff
 from runtime.errors import (
-    BadMessage,
     BadPayload,
     Cancelled,
     ChildFailed,
@@ -30,6 +29,7 @@ from runtime.errors import (
     Snooze,
     StoreUnavailable,
     TimedOut,
+    UnfitPayload,
 )
 from runtime.jobs import (
     DONE,
@@ -101,16 +101,18 @@ def test_a_handler_that_says_dead_is_taken_at_its_word() -> None:
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(BadPayload("$.name"), "bad-payload"), (BadPayload("deep", "unreadable"), "unreadable"), (BadMessage("odd", "odd"), "odd")],
+    [(UnfitPayload("$.name"), "bad-payload"), (UnfitPayload("deep", "unreadable"), "unreadable")],
 )
-def test_a_message_that_cannot_be_read_is_dead_at_once(error: BadMessage, code: str) -> None:
+def test_a_payload_that_cannot_be_read_is_dead_at_once(error: UnfitPayload, code: str) -> None:
     word = as_dead(decided(error))
     assert word.code == code
     assert not word.is_failure
     assert str(error) in str(word)
 
 
-@pytest.mark.parametrize("error", [ValueError("no"), SystemExit(3), StoreUnavailable("no"), SelfCancelled("no"), TimedOut("no")])
+@pytest.mark.parametrize(
+    "error", [ValueError("no"), SystemExit(3), StoreUnavailable("no"), SelfCancelled("no"), TimedOut("no"), BadPayload("no")]
+)
 def test_any_other_error_is_a_failure_and_waits_by_the_policy(error: BaseException) -> None:
     assert as_retry(decided(error)).delay_s == 5
     assert as_retry(decided(error, failed=1)).delay_s == 10
@@ -222,7 +224,7 @@ class ForgetfulSnooze(Snooze):
         pass
 
 
-class ForgetfulPayload(BadPayload):
+class ForgetfulPayload(UnfitPayload):
     """Never calls our constructor."""
 
     def __init__(self) -> None:
@@ -322,7 +324,7 @@ UNREADABLE = {
     "wait is no number at all": lambda: with_attribute(Retry(1), "delay_s", Decimal("sNaN")),
     "wait raises": Property,
     "code raises": lambda: Dead("no", cast("str", OddText())),
-    "code of a payload raises": lambda: BadPayload("no", cast("str", OddText())),
+    "code of a payload raises": lambda: UnfitPayload("no", cast("str", OddText())),
 }
 ODD = {
     "text is no plain text": lambda: Telling("no"),
@@ -370,7 +372,7 @@ def test_whatever_was_raised_its_outcome_is_of_our_own_classes_and_plain(make: C
         assert pickle.loads(pickle.dumps(sent)) == sent
 
 
-@pytest.mark.parametrize("claimed", [LeaseLost, NotStarted, NoPlace, Dead, Snooze, BadPayload, ChildFailed])
+@pytest.mark.parametrize("claimed", [LeaseLost, NotStarted, NoPlace, Dead, Snooze, UnfitPayload, ChildFailed])
 def test_an_error_is_what_its_type_says_whatever_class_it_claims(claimed: type[Exception]) -> None:
     class Claims(Exception):
         __class__ = property(lambda self: claimed)  # pyright: ignore[reportAssignmentType]
@@ -435,7 +437,7 @@ MAKERS: list[Callable[[], BaseException]] = [
     lambda: Dead("no"),
     lambda: ValueError("no"),
     lambda: Snooze(1),
-    lambda: BadPayload("no"),
+    lambda: UnfitPayload("no"),
     lambda: Forgetful("no"),
     lambda: ExceptionGroup("no", [Dead("no")]),
 ]
@@ -502,7 +504,7 @@ def test_an_ordinary_error_is_told_with_its_class() -> None:
     assert describe(KeyError("a")) == "KeyError: 'a'"
 
 
-@pytest.mark.parametrize("word", [Retry(5, "later"), Snooze(5, "later"), Dead("later"), BadPayload("later")])
+@pytest.mark.parametrize("word", [Retry(5, "later"), Snooze(5, "later"), Dead("later"), UnfitPayload("later")])
 def test_a_handler_s_own_words_are_told_as_they_are(word: Exception) -> None:
     assert describe(word) == "later"
 
