@@ -183,7 +183,8 @@ class Consumer:
             places.on_wanting = partial(self._fetcher.place_free, places)
         self.ledger.on_first, self.inbox.on_idle = self._flusher.wake, self._flusher.lanes_idle
         self.ledger.on_pause = self._pause_type
-        self.ledger.on_said, self.maintenance.listen = self._listener.hear, self._listener.look
+        self.ledger.on_said, self.ledger.on_failed = self._listener.hear, self._listener.fail
+        self.maintenance.listen = self._listener.look
         kept = [(name, handler.result) for name, handler in self.registry.items()]
         self.ledger.results_ms = {name: policy.life_ms for name, policy in kept if policy is not None}
         self.inbox.may_start = self._may_start

@@ -34,8 +34,8 @@ class Said(msgspec.Struct, eq=False):
     Python's own, so that neither needs a lock.
 
     `lines` are the newest, `said` counts all there were, `size` the bytes of those that are kept. `outcome` is what became of
-    the run, empty where it is not known or all went well. `tell` is called after each change; `is_heard` says that the worker
-    knows of this run.
+    the run, empty where it is not known or all went well; `error` what it failed of, in one line. `tell` is called after each
+    change; `is_heard` says that the worker knows of this run.
     """
 
     progress: Progress | None = None
@@ -43,6 +43,7 @@ class Said(msgspec.Struct, eq=False):
     said: int = 0
     size: int = 0
     outcome: str = ""
+    error: str = ""
     is_heard: bool = False
     tell: Callable[[Said], None] | None = None
 
@@ -181,7 +182,7 @@ def _read(one: msgspec.Raw) -> list[Report]:
 
 
 class Attempt(msgspec.Struct, omit_defaults=True):
-    """The lines of a run that has ended: `before` says how many there were before those that are kept."""
+    """A run that has ended: what became of it, its lines, how many there were `before` those, and the `error` it failed of."""
 
     id: str
     type: str
@@ -191,6 +192,7 @@ class Attempt(msgspec.Struct, omit_defaults=True):
     at_ms: int
     text: str
     before: int = 0
+    error: str = ""
 
     def fields(self) -> list[str | int]:
         """Return names and values in turn, as they stand in Redis."""
@@ -200,7 +202,7 @@ class Attempt(msgspec.Struct, omit_defaults=True):
 
 def read_attempt(fields: dict[str, str]) -> Attempt:
     """Return the run of which these fields tell; what is missing or no number is empty or 0: a stranger may have written them."""
-    texts = {name: fields.get(name, "") for name in ("id", "type", "place", "outcome", "text")}
+    texts = {name: fields.get(name, "") for name in ("id", "type", "place", "outcome", "text", "error")}
     return Attempt(**texts, attempt=_count(fields, "attempt"), at_ms=_count(fields, "at"), before=_count(fields, "before"))
 
 

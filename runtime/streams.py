@@ -654,7 +654,7 @@ class Streams(Store):
         """Add to the counters of a minute, and return how often the rules were changed, empty where that cannot be read.
 
         `progress` is what jobs here have said of themselves, nothing where none does any more, None where it stands; `ended` are
-        attempts whose lines are kept. Never repeated: what is lost is lost, also what finds no memory.
+        attempts that have ended, and had lines or failed. Never repeated: what is lost is lost, also what finds no memory.
 
         Raises:
             StoreUnavailable: no answer.

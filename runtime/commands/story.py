@@ -19,14 +19,14 @@ from runtime.store.base import LOOK_AT
 from runtime.store.flow import span, type_in
 from runtime.store.inspector import FoundJob, Inspector
 
-ATTEMPTS: Final = 5  # ended ones whose lines are shown; a guess: two screens
+ATTEMPTS: Final = 5  # ended ones that are shown; a guess: two screens
 VALUE: Final = 2000  # characters of a field or a result that are shown; a guess
 AGAIN_S: Final = 2.0  # between two looks of `--follow`; a guess: one may read LOOK_AT entries of each stream
 DEAD: Final = "dead"
 
 
 class Story(msgspec.Struct):
-    """What is known of a job: `attempts` are ended ones that had lines, the newest first, `result` what it has answered."""
+    """What is known of a job: `attempts` are those that had lines or failed, the newest first, `result` what it has answered."""
 
     id: str
     jobs: list[FoundJob]
@@ -75,8 +75,10 @@ def lines_of(story: Story) -> list[str]:
     if story.is_known and not story.jobs:
         lines += [clean(story.id), "  not in the queue any more, as far as was looked"]
     for attempt in story.attempts:
-        ended = f"attempt {attempt.attempt} ended {moment(_at(attempt.at_ms), now_ms)}: {clean(attempt.outcome) or '-'}"
-        lines += [f"  {ended} ({clean(attempt.place)})", *_said(attempt.text.splitlines()[-MAX_LINES:], attempt.before)]
+        ended = f"attempt {attempt.attempt} ended {moment(_at(attempt.at_ms), now_ms)} ({clean(attempt.place)})"
+        why = f": {clean(attempt.error, VALUE)}" if attempt.error else ""
+        said = _said(attempt.text.splitlines()[-MAX_LINES:], attempt.before)
+        lines += [f"  {ended}: {clean(attempt.outcome) or '-'}{why}", *said]
     return lines + ([f"  result: {clean(story.result, VALUE)}"] if story.result else [])
 
 

@@ -393,7 +393,7 @@ class Inspector(Store):
         return found
 
     async def logs_of(self, job_id: str, n: int) -> list[Attempt]:
-        """Return the newest `n` ended attempts of a job whose lines are among the newest LOGS of all, the newest first.
+        """Return the newest `n` ended attempts of a job that are among the newest LOGS of all, the newest first.
 
         Raises:
             StoreUnavailable: no answer or an error.

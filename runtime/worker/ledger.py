@@ -33,7 +33,8 @@ class Ledger:
     """Owns the outcomes that are not yet written. Lanes append, the flusher takes all at once.
 
     `on_pause` hears of each type that a job has asked to pause, and for how many seconds, `observer` of deaths without a run;
-    `on_said`, in any thread, of each job whose run has said something for the first time. `results_ms` has how long what is
+    `on_said`, in any thread, of each job whose run has said something for the first time; `on_failed` of each job that runs again
+    or is dead. `results_ms` has how long what is
     answered is kept, of types with results.
     """
 
@@ -42,6 +43,7 @@ class Ledger:
         self.on_first = on_first
         self.on_pause: Callable[[bytes, float], None] = lambda type_name, wait_s: None
         self.on_said: Callable[[Job], None] = lambda job: None
+        self.on_failed: Callable[[Job, Retry | Dead], None] = lambda job, outcome: None
         self.observer: Observer | None = None
         self.results_ms: dict[bytes, int] = {}
         self._is_empty = True
@@ -103,6 +105,8 @@ class Ledger:
         batch = self._batch
         if job.extras is not None:
             job.extras.said.outcome = outcome_name(outcome)
+        if isinstance(outcome, Retry | Dead):
+            self.on_failed(job, outcome)
         match outcome:
             case Done():
                 batch.done[job.stream].append(job)

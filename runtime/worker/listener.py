@@ -1,7 +1,7 @@
-"""The listener knows which runs have said something, and makes of it once a second what is written for people.
+"""The listener knows which runs have said something or failed, and makes of it once a second what is written for people.
 
-Nothing is done per job: a run makes itself heard when it first says something. If the process dies, what was said since the last
-look is lost.
+Nothing is done per job: a run makes itself heard when it first says something, or fails. If the process dies, what was said since
+the last look is lost.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ from typing import Final
 
 import msgspec
 
+from runtime.errors import Dead, Retry
 from runtime.jobs import STREAMS, Job
-from runtime.said import SHOWN_LINES, Attempt, Progress, Report, pack_reports
+from runtime.said import MAX_LINE_CHARS, SHOWN_LINES, Attempt, Progress, Report, pack_reports
+from runtime.settle import describe
+from runtime.stats import outcome_name
 from runtime.worker.held import Held
 
-MAX_ENDED_S: Final = 100  # runs a second whose lines are kept; a guess: some 100 kB a second at most, of a flood of failures
+MAX_ENDED_S: Final = 100  # runs a second that are told of; a guess: some 100 kB a second at most, of a flood of failures
 MAX_NEW: Final = 5000  # runs that made themselves heard since the last look; a guess: what is beyond has no lines
 AGAIN_S: Final = 10.0  # a third of the life of what is written: so often it is, also where nothing changes
-FAILURES: Final = ("dead", "retry", "lost")  # whose lines go first
+FAILURES: Final = ("dead", "retry", "lost")  # which go first
 _NOTHING: Final = b""
 
 
@@ -36,7 +39,7 @@ class Heard(msgspec.Struct, eq=False):
 
 class Told(msgspec.Struct):
     """What is to be written: `progress` is None where nothing changed and empty where no run says anything any more; `ended` are
-    runs that have ended and had lines. `left_out` counts those for which there was no room.
+    runs that have ended, and had lines or failed. `left_out` counts those with lines for which there was no room.
     """
 
     progress: bytes | None = None
@@ -45,7 +48,7 @@ class Told(msgspec.Struct):
 
 
 class Listener:
-    """Owns the runs that have said something, from then until a look finds that they have ended.
+    """Owns the runs that have said something, from then until a look finds that they have ended, and what others failed of.
 
     `running` returns the jobs in lanes, each with its start by the monotonic clock.
     """
@@ -55,15 +58,26 @@ class Listener:
         self._running = running
         self._new: deque[Job] = deque(maxlen=MAX_NEW)
         self._heard: dict[int, Heard] = {}
+        self._failed: list[Attempt] = []  # of a flood the first: without their jobs, whose payloads would fill the memory
         self._is_written = False
         self._written_s = 0.0
 
     def __repr__(self) -> str:
-        return f"<Listener hears {len(self._heard) + len(self._new)} runs>"
+        return f"<Listener hears {len(self._heard) + len(self._new)} runs, and of {len(self._failed)} failures>"
 
     def hear(self, job: Job) -> None:
         """Hear that a job has said something for the first time; called in any thread."""
         self._new.append(job)
+
+    def fail(self, job: Job, outcome: Retry | Dead) -> None:
+        """Hear that a job runs again or is dead; of those that had said nothing, MAX_ENDED_S until the next look are told of."""
+        is_heard = job.extras is not None and job.extras.said.is_heard
+        if not is_heard and (len(self._failed) >= MAX_ENDED_S or (isinstance(outcome, Dead) and not outcome.is_failure)):
+            return  # most of a flood; or dead without a run, of which its letter tells
+        said = job.noted().said
+        said.outcome, said.error = outcome_name(outcome), " ".join(describe(outcome)[:MAX_LINE_CHARS].split())
+        if not is_heard:
+            self._failed.append(_attempt(job, said.outcome, int(time.time() * 1000)))
 
     def look(self, is_last: bool = False) -> Told:
         """Return what is to be written now. The last look of a worker takes every run for ended."""
@@ -74,7 +88,9 @@ class Listener:
         ended = [one for one in self._heard.values() if is_last or one.job not in self._held]
         for one in ended:
             del self._heard[id(one.job)]
-        told = _told_of([_attempt(one.job, starts, now_ms, is_last) for one in ended if one.job.noted().said.lines])
+        spoke = [one.job for one in ended if one.job.noted().said.lines or one.job.noted().said.error]
+        failed, self._failed = self._failed, []
+        told = _told_of([*failed, *[_attempt(job, _outcome_of(job, starts, is_last), now_ms) for job in spoke]])
         has_changed = [_note(one, now_ms) for one in self._heard.values()]
         if any(has_changed) or (ended and self._is_written) or (self._heard and now_s >= self._written_s + AGAIN_S):
             told.progress = pack_reports(map(_report, self._heard.values())) if self._heard else _NOTHING
@@ -113,13 +129,16 @@ def _report(one: Heard) -> Report:
     return Report(*_about(job), one.since_ms, one.at_ms, *how_far, lines, said.said - len(lines))
 
 
-def _attempt(job: Job, starts: dict[int, int], now_ms: int, is_last: bool) -> Attempt:
+def _outcome_of(job: Job, starts: dict[int, int], is_last: bool) -> str:
+    # One that is in its lane yet, without an outcome: its lease was lost, or this worker ends.
+    return job.noted().said.outcome or ("done" if id(job) not in starts else "released" if is_last else "lost")
+
+
+def _attempt(job: Job, outcome: str, at_ms: int) -> Attempt:
     said = job.noted().said
     lines = said.newest()
-    # One that is in its lane yet, without an outcome: its lease was lost, or this worker ends.
-    outcome = said.outcome or ("done" if id(job) not in starts else "released" if is_last else "lost")
     place, job_id, type_name, attempt = _about(job)
-    return Attempt(job_id, type_name, attempt, place, outcome, now_ms, "\n".join(lines), said.said - len(lines))
+    return Attempt(job_id, type_name, attempt, place, outcome, at_ms, "\n".join(lines), said.said - len(lines), said.error)
 
 
 def _about(job: Job) -> tuple[str, str, str, int]:
@@ -127,6 +146,6 @@ def _about(job: Job) -> tuple[str, str, str, int]:
 
 
 def _told_of(ended: list[Attempt]) -> Told:
-    """Return the ended runs for which there is room; those that failed go first."""
-    ended.sort(key=lambda attempt: attempt.outcome not in FAILURES)
-    return Told(None, ended[:MAX_ENDED_S], max(0, len(ended) - MAX_ENDED_S))
+    """Return the ended runs for which there is room: those that failed go first, and of these those that had lines."""
+    ended.sort(key=lambda attempt: (attempt.outcome not in FAILURES, not attempt.text))
+    return Told(None, ended[:MAX_ENDED_S], sum(1 for attempt in ended[MAX_ENDED_S:] if attempt.text))

@@ -34,8 +34,8 @@ def report(place: str, **fields: Any) -> Report:
     return Report(**{"place": place, **told, **fields})
 
 
-def add_log(raw: Any, job_id: str, attempt: int, outcome: str, text: str, before: int = 0) -> None:
-    told = Attempt(job_id, "t", attempt, "high/1-0", outcome, now_ms() - 60_000, text, before).fields()
+def add_log(raw: Any, job_id: str, attempt: int, outcome: str, text: str, before: int = 0, error: str = "") -> None:
+    told = Attempt(job_id, "t", attempt, "high/1-0", outcome, now_ms() - 60_000, text, before, error).fields()
     raw.xadd("{jobs}:logs", dict(zip(told[::2], told[1::2], strict=True)))
 
 
@@ -70,7 +70,7 @@ def test_a_job_that_runs_is_told_with_its_progress_its_lines_and_those_of_earlie
     assert re.search(
         r"  runs since \S+, \d+ s ago; said something new \d+(\.\d)? s ago\n  \| … 7 lines before\n  \| begun\n", told
     )
-    assert re.search(r"  attempt 1 ended \S+, \d .*ago: retry \(high/1-0\)\n  \| … 3 lines before\n  \| first\n", told)
+    assert re.search(r"  attempt 1 ended \S+, \d .*ago \(high/1-0\): retry\n  \| … 3 lines before\n  \| first\n", told)
     assert told.count("  | \N{REPLACEMENT CHARACTER}[2J[/red]\N{REPLACEMENT CHARACTER}\n") == 2
     assert "done" not in told
 
@@ -94,6 +94,16 @@ def test_of_a_job_that_has_left_only_what_it_left_is_told(server: Server, raw: A
     status, told = show(server, "answered")
     assert (status, "result: {" in told, "done" in told) == (0, True, False)
     assert show(server, "nobody") == (1, "")
+
+
+def test_what_attempts_failed_of_is_told_while_a_job_waits_for_the_next(server: Server, raw: Any):
+    add_log(raw, "j", 1, "retry", "", error=f"ValueError: no {EVIL}")
+    status, told = show(server, "j")
+    assert status == 0
+    assert re.search(r"  attempt 1 ended \S+, \d .*ago \(high/1-0\): retry: ValueError: no \N{REPLACEMENT CHARACTER}\[2J", told)
+    assert "  |" not in told
+    _, told = show(server, "j", "--json")
+    assert json.loads(told)["attempts"][0]["error"] == f"ValueError: no {EVIL}"
 
 
 def test_a_dead_job_is_told_with_its_error(server: Server, raw: Any):
@@ -165,7 +175,9 @@ def test_how_far_a_run_is_in_one_line(fields: dict[str, Any], shown: str):
 def test_times_and_texts_of_a_stranger_do_not_stop_the_story():
     job = FoundJob("j", "t", "high", "running", "w", 1, "high/1-0", {"x": "y" * 10_000}, born_ms=2**64, idle_ms=2**64)
     job.progress = report("high/1-0", since_ms=2**53, at_ms=2**53)
-    story = Story("j", [job], [Attempt("j", "t", 1, "high/1-0", EVIL, 2**53, "x\n" * 100_000)], "z" * 100_000)
+    attempt = Attempt("j", "t", 1, "high/1-0", EVIL, 2**53, "x\n" * 100_000, 0, f"{EVIL}\n" * 10_000)
+    story = Story("j", [job], [attempt], "z" * 100_000)
     lines = lines_of(story)
     assert all(line.isprintable() for line in lines)
     assert len(lines) < 300
+    assert max(map(len, lines)) < 3000

@@ -8,6 +8,7 @@ import threading
 from typing import Any
 
 import msgspec
+import pytest
 
 from runtime import Backoff, Job, contract, handler
 from runtime.said import Report, read_reports
@@ -43,6 +44,16 @@ async def slow(message: Say, job: Job) -> None:
 def fail(message: Say, job: Job) -> None:
     job.log(f"attempt {job.attempt}")
     raise ValueError(message.text)
+
+
+@handler(Say, retry=Backoff(base_s=0.01, cap_s=0.01, attempts=2))
+async def fail_mutely(message: Say, job: Job) -> None:
+    raise ValueError(message.text)
+
+
+@handler(Say, retry=Backoff(base_s=0.01, cap_s=0.01, attempts=2), max_size=2, max_wait_ms=1)
+async def fail_together(messages: list[Say], jobs: list[Job]) -> None:
+    raise ValueError(messages[0].text)
 
 
 @handler(Say)
@@ -94,6 +105,16 @@ async def test_each_attempt_of_a_thread_has_its_lines_and_what_became_of_it(serv
     async with working(server.url, fail):
         await until(lambda: raw.xlen("{jobs}:dead") == 1, "it is dead")
     assert sorted(ended(raw)) == [("j", "1", "retry", "attempt 1"), ("j", "2", "dead", "attempt 2")]
+
+
+@pytest.mark.parametrize("failing", [fail, fail_mutely, fail_together], ids=["spoke", "mute", "together"])
+async def test_each_attempt_has_what_it_failed_of_whether_it_has_lines_or_not(server: Server, failing: Any):
+    raw: Any = server.client()
+    send(raw, "the database says no", id="j")
+    async with working(server.url, failing):
+        await until(lambda: raw.xlen("{jobs}:dead") == 1, "it is dead")
+    told = sorted((told["attempt"], told["outcome"], told["error"]) for _, told in raw.xrange(LOGS))
+    assert told == [(n, outcome, "ValueError: the database says no") for n, outcome in (("1", "retry"), ("2", "dead"))]
 
 
 async def test_a_stop_keeps_the_lines_of_what_it_cuts(server: Server):

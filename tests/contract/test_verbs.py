@@ -1152,10 +1152,10 @@ async def test_what_jobs_say_is_written_with_the_counters_and_removed_when_none_
 
 
 async def test_the_lines_of_attempts_that_ended_are_added_to_the_logs(store, kit):
-    ended = [Attempt(f"j{n}", "t", n, f"high/{n}-0", "retry", 17, "a\n\x00ü", 3) for n in (1, 2)]
+    ended = [Attempt(f"j{n}", "t", n, f"high/{n}-0", "retry", 17, "a\n\x00ü", 3, "E: ü") for n in (1, 2)]
     kit.order(("set", "limit:t", "{}"))
     assert await store.count(1, [], None, ended) == "1", "the version of the rules is answered all the same"
-    told = {"type": "t", "outcome": "retry", "at": "17", "text": "a\n\x00ü", "before": "3"}
+    told = {"type": "t", "outcome": "retry", "at": "17", "text": "a\n\x00ü", "before": "3", "error": "E: ü"}
     assert kit.logs() == [{"id": f"j{n}", "attempt": str(n), "place": f"high/{n}-0", **told} for n in (1, 2)]
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from runtime.errors import Dead, Retry
 from runtime.jobs import LANE, Job
-from runtime.said import read_reports
+from runtime.said import MAX_LINE_CHARS, read_reports
 from runtime.worker import listener as module
 from runtime.worker.held import Held
 from runtime.worker.listener import AGAIN_S, MAX_ENDED_S, MAX_NEW, Listener, Told
@@ -36,6 +37,11 @@ class Worker:
         one.noted().said.outcome = outcome
         self.lanes = [lane for lane in self.lanes if lane[0] is not one]
         self.held.remove([one])
+
+    def fail(self, one: Job, outcome: Retry | Dead) -> None:
+        """Let a job's run fail, and be written."""
+        self.listener.fail(one, outcome)
+        self.end(one, one.extras.said.outcome if one.extras else "")
 
     def look(self) -> Told:
         return self.listener.look()
@@ -197,3 +203,77 @@ def test_a_job_whose_code_runs_outside_of_its_context_is_heard_at_the_next_look(
     assert report.lines == ["from a thread of an executor"]
     worker.end(one)
     assert [ended.text for ended in worker.look().ended] == ["from a thread of an executor"]
+
+
+def failed_attempt(text: str = "no", *, code: str = "") -> Retry | Dead:
+    """Return what `decide` makes of a run that failed: for a letter where there is a code."""
+    if not code:
+        return Retry(1, text)
+    dead = Dead(text, code)
+    dead.is_failure = True
+    return dead
+
+
+@pytest.mark.parametrize(("code", "outcome"), [("", "retry"), ("attempts", "dead")])
+@pytest.mark.parametrize("lines", ["", "a\nb"])
+def test_a_run_that_failed_is_told_of_once_with_what_it_failed_of(worker: Worker, lines: str, code: str, outcome: str):
+    one = worker.begin(failed=1)
+    if lines:
+        one.log(lines)
+    worker.fail(one, failed_attempt("ValueError: the database\n says no", code=code))
+    [ended] = worker.look().ended
+    assert (ended.id, ended.type, ended.attempt, ended.place) == ("j0", "greet", 2, "high/1000-0")
+    assert (ended.outcome, ended.error, ended.text) == (outcome, "ValueError: the database says no", lines)
+    assert ended.at_ms == 1_000_000
+    assert worker.look() == Told()
+
+
+def test_what_a_run_failed_of_is_cut_and_read_under_a_guard(worker: Worker):
+    class Mute(Retry):
+        def __str__(self) -> str:
+            raise RuntimeError("no words")
+
+    worker.fail(worker.begin(), failed_attempt("x" * 10_000))
+    worker.fail(worker.begin(1), Mute(1))
+    assert [ended.error for ended in worker.look().ended] == ["x" * MAX_LINE_CHARS, "(its message raised RuntimeError)"]
+
+
+def test_a_death_without_a_run_is_no_attempt(worker: Worker):
+    worker.fail(worker.begin(), Dead("expired", "expired"))
+    assert worker.look() == Told()
+
+
+def test_of_a_flood_of_failures_the_first_are_told_of_and_their_payloads_are_let_go(worker: Worker):
+    for n in range(MAX_ENDED_S + 10):
+        worker.fail(worker.begin(n), failed_attempt(str(n)))
+    assert repr(worker.listener) == f"<Listener hears 0 runs, and of {MAX_ENDED_S} failures>"
+    told = worker.look()
+    assert [ended.error for ended in told.ended] == [str(n) for n in range(MAX_ENDED_S)]
+    assert told.left_out == 0, "they had no lines"
+    worker.fail(worker.begin(), failed_attempt())
+    assert len(worker.look().ended) == 1
+
+
+def test_failures_with_lines_go_before_those_without_and_these_before_what_did_not_fail(worker: Worker):
+    done = worker.begin(0)
+    done.log("fine")
+    worker.end(done)
+    for n in range(1, MAX_ENDED_S):
+        worker.fail(worker.begin(n), failed_attempt())
+    for n in range(MAX_ENDED_S, MAX_ENDED_S + 2):
+        spoke = worker.begin(n)
+        spoke.log("a")
+        worker.fail(spoke, failed_attempt())
+    told = worker.look()
+    assert [ended.text for ended in told.ended] == ["a", "a"] + [""] * (MAX_ENDED_S - 2)
+    assert told.left_out == 1
+
+
+def test_what_a_thread_says_after_its_run_has_failed_is_told_with_that(worker: Worker):
+    one = worker.begin()
+    worker.fail(one, failed_attempt("timed out"))
+    one.log("on and on")
+    assert [(ended.outcome, ended.error, ended.text) for ended in worker.look().ended] == [
+        ("retry", "timed out", "on and on"),
+        ("retry", "timed out", ""),
+    ]

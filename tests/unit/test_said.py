@@ -218,7 +218,7 @@ def test_numbers_and_lines_of_a_stranger_s_report_are_bounded():
 
 
 def test_an_attempt_is_read_as_it_was_written_and_a_stranger_s_as_far_as_it_goes():
-    one = Attempt("j", "t", 2, "high/1-0", "retry", 17, "a\nb", 3)
+    one = Attempt("j", "t", 2, "high/1-0", "retry", 17, "a\nb", 3, "E: no")
     words = one.fields()
     assert words[:2] == ["id", "j"]
     assert read_attempt(dict(zip(map(str, words[::2]), map(str, words[1::2]), strict=True))) == one
