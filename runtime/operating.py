@@ -9,12 +9,11 @@ from uuid import uuid4
 from runtime.errors import ConfigError, StoreError, StoreUnavailable
 from runtime.jobs import Priority
 from runtime.operations import (
+    ALL_STATES,
     CANARY_S,
-    DELAYED,
     HOLD_S,
     OPERATION_ID,
     RATE,
-    WAITING,
     Filter,
     Operation,
     checked_ms,
@@ -26,7 +25,6 @@ from runtime.store.operations import OperationStore
 
 T = TypeVar("T")
 Verb = Literal["replay", "purge", "cancel", "now", "priority"]
-BOTH = (WAITING, DELAYED)
 
 
 class OperationControl:
@@ -43,7 +41,7 @@ class OperationControl:
         filter: Filter,
         *,
         priority: str | Priority = "",
-        states: Sequence[str] = BOTH,
+        states: Sequence[str] = ALL_STATES,
         rate: float = RATE,
         hold_s: float = HOLD_S,
         canary_s: float = CANARY_S,
@@ -60,7 +58,8 @@ class OperationControl:
             verb: `replay` or `purge` dead letters; `cancel` jobs, let delayed ones start `now`, or give them another `priority`.
             filter: which ones.
             priority: the name of the new one, with `priority`.
-            states: `waiting` or `delayed` jobs, or both; for `cancel` and `priority`. Jobs that run are waiting ones here.
+            states: some of `waiting`, `running` and `delayed`: which jobs are meant, by how they are found when it is their turn;
+                for `cancel` and `priority`, which moves none that a worker has.
             rate: how many per second, 0.01 to 20,000; 0 for the highest.
             hold_s: for how many seconds it is held, up to 900.
             canary_s: a replay sends five letters and then waits for so many seconds before the rest, up to 900.
@@ -83,7 +82,7 @@ class OperationControl:
         return made
 
     async def meant(
-        self, verb: Verb, filter: Filter, *, priority: str | Priority = "", states: Sequence[str] = BOTH
+        self, verb: Verb, filter: Filter, *, priority: str | Priority = "", states: Sequence[str] = ALL_STATES
     ) -> AsyncGenerator[list[str]]:
         """Yield the places of what an operation would be about now, a few at a time: `dead 12-0`, `high 12-0`, `due member`.
 
@@ -96,7 +95,7 @@ class OperationControl:
             yield places
 
     async def count_meant(
-        self, verb: Verb, filter: Filter, *, priority: str | Priority = "", states: Sequence[str] = BOTH
+        self, verb: Verb, filter: Filter, *, priority: str | Priority = "", states: Sequence[str] = ALL_STATES
     ) -> int:
         """Return how many letters or jobs an operation would be about now; reads all that it would walk through, in small parts.
 
@@ -158,8 +157,13 @@ class OperationControl:
         name = _checked_id(id)
         state, changed = await _repeated(lambda: self._operation_store.operate(verb, name, self.by, reason, *words))
         if state == "gone" and verb != "drop":
-            raise ConfigError(f"no operation {name!r}; hint: `operations list` shows those that are known")
+            raise no_operation(name)
         return changed
+
+
+def no_operation(name: str) -> ConfigError:
+    """Return the error that says that there is no such operation."""
+    return ConfigError(f"no operation {name!r}; hint: `operations list` shows those that are known")
 
 
 async def _repeated(call: Callable[[], Awaitable[T]]) -> T:

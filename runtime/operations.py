@@ -20,7 +20,8 @@ from runtime.jobs import STREAMS, Priority
 VERBS: Final = {"replay": True, "purge": True, "cancel": False, "now": False, "priority": False}
 DEAD: Final = "dead"
 DUE: Final = "due"
-WAITING, DELAYED = "waiting", "delayed"  # states of jobs that may be asked for alone
+WAITING, RUNNING, DELAYED = "waiting", "running", "delayed"  # states of jobs that may be asked for alone
+ALL_STATES: Final = (WAITING, RUNNING, DELAYED)
 ACTIVE: Final = ("held", "running")
 STATES: Final = (*ACTIVE, "stopped", "braked", "done")
 OPERATION_ID: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}(?![\s\S])")
@@ -33,6 +34,7 @@ MAX_WAIT_S: Final = 900.0  # of both, as operations.lua has it
 MAX_VALUE: Final = 512  # characters of a word of a filter; a guess, as long as a key may be
 _EQUAL: Final = {"type": TYPE, "reason": DEAD_REASON, "id": ID, "key": KEY, "group": GROUP, "priority": b"priority"}
 _COUNTED: Final = "refused:"
+_TEXTS: Final = ("verb", "state", "argument", "only", "by", "reason", "error")
 
 
 class Filter(msgspec.Struct, frozen=True):
@@ -80,7 +82,8 @@ class Operation(msgspec.Struct, frozen=True):
 
     `state` is `held` before its first step, `running`, `stopped` by people or by what `error` says, `braked` where too many of
     the letters that it sent back died again, or `done`. `total` is how many were meant when they were counted, None where nobody
-    has. `done` were moved, `again` of them are dead letters once more, `refused` were left where they are, by the reason.
+    has. `done` were moved, `asked` of them run and were asked to end, `again` of them are dead letters once more, `refused` were
+    left where they are, by the reason. `only` says that of the jobs in streams only those are meant that wait, or that run.
     """
 
     id: str
@@ -88,11 +91,13 @@ class Operation(msgspec.Struct, frozen=True):
     state: str
     argument: str = ""
     sources: tuple[str, ...] = ()
+    only: str = ""
     filter: Filter = Filter()
     rate: float = 0.0
     total: int | None = None
     looked: int = 0
     done: int = 0
+    asked: int = 0
     again: int = 0
     refused: dict[str, int] = {}
     by: str = ""
@@ -116,14 +121,15 @@ class Operation(msgspec.Struct, frozen=True):
     def what(self) -> str:
         """What is done to which, for people."""
         of = DEAD if self.sources == (DEAD,) else " ".join(self.sources)
-        return f"{self.verb}{' ' + self.argument if self.argument else ''} of {of}: {self.filter}"
+        only = f" ({self.only} ones only)" if self.only else ""
+        return f"{self.verb}{' ' + self.argument if self.argument else ''} of {of}{only}: {self.filter}"
 
 
 def read_operation(name: str, fields: Mapping[str, str]) -> Operation:
     """Return the operation that a hash is; what of it cannot be read is as if it were not there: it may be a stranger's."""
-    counts: dict[str, Any] = {member: _number(fields.get(member, "")) for member in ("looked", "done")}
+    counts: dict[str, Any] = {member: _number(fields.get(member, "")) for member in ("looked", "done", "asked")}
     refused = {told[len(_COUNTED) :]: _number(value) for told, value in fields.items() if told.startswith(_COUNTED)}
-    texts: dict[str, Any] = {member: fields.get(member, "") for member in ("verb", "state", "argument", "by", "reason", "error")}
+    texts: dict[str, Any] = {member: fields.get(member, "") for member in _TEXTS}
     times: dict[str, Any] = {f"{member}_ms": _number(fields.get(member, "")) for member in ("created", "stepped", "ended")}
     return Operation(
         id=name,
@@ -150,7 +156,9 @@ def operation_words(
     if verb not in VERBS:
         raise ConfigError(f"no operation {verb!r}; there are {', '.join(VERBS)}")
     _check(filter, is_of_letters=VERBS[verb])
+    _check_states(verb, states)
     words = {"verb": verb, "source": " ".join(_sources(verb, argument, states)), "rate": f"{checked_rate(rate):.6g}"}
+    words |= _only(verb, states)
     if verb == "priority":
         words["argument"] = priority_name(argument)
     elif argument:
@@ -206,11 +214,21 @@ def _sources(verb: str, argument: Any, states: Any) -> tuple[str, ...]:
         return (DEAD,)
     if verb == "now":
         return (DUE,)
-    unknown = [state for state in states if state not in (WAITING, DELAYED)]
-    if unknown or not states:
-        raise ConfigError(f"states must be some of {WAITING}, {DELAYED}, got {states!r:.60}")
     streams = [name for name in STREAMS if verb != "priority" or name != priority_name(argument)]
-    return (*([DUE] if DELAYED in states else []), *(streams if WAITING in states else []))
+    return (*([DUE] if DELAYED in states else []), *(streams if WAITING in states or RUNNING in states else []))
+
+
+def _only(verb: str, states: Any) -> dict[str, str]:
+    """Return the word that says which jobs of the streams are meant, where not all are; those that run are never moved."""
+    meant = [state for state in (WAITING, RUNNING) if state in states and (verb, state) != ("priority", RUNNING)]
+    return {"only": meant[0]} if verb in ("cancel", "priority") and len(meant) == 1 else {}
+
+
+def _check_states(verb: str, states: Any) -> None:
+    if not states or [state for state in states if state not in ALL_STATES]:
+        raise ConfigError(f"states must be some of {', '.join(ALL_STATES)}, got {states!r:.60}")
+    if verb == "priority" and WAITING not in states and DELAYED not in states:
+        raise ConfigError("states must name waiting or delayed ones: what a worker has is not moved")
 
 
 def _check(filter: Filter, *, is_of_letters: bool) -> None:

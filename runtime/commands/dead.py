@@ -144,7 +144,12 @@ def purge(config: Config, arguments: argparse.Namespace) -> int:
         return _of_many(config, arguments, "purge")
 
     async def delete(writes: ControlStore, letter: str) -> bool:
-        return await writes.purge([letter]) == 1
+        is_done = await writes.purge([letter]) == 1
+        if arguments.json:
+            print_json({"letter": letter, "deleted": is_done})
+        else:
+            print(f"{letter}: {'deleted' if is_done else REFUSALS['gone']}")
+        return is_done
 
     return _for_each(config, arguments, "deleted", delete)
 

@@ -10,16 +10,17 @@ import asyncio
 import sys
 import time
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from typing import Any, Final
 
 from runtime.commands.common import clean, flags_of, print_json, with_store
-from runtime.commands.ordering import span_s
+from runtime.commands.ordering import known_types, span_s
 from runtime.config import Config
 from runtime.control import Control
 from runtime.errors import ConfigError
 from runtime.leaving import CLEAN, FAILED
 from runtime.operating import Verb
-from runtime.operations import CANARY_S, DELAYED, HOLD_S, RATE, WAITING, Filter, Operation
+from runtime.operations import ALL_STATES, CANARY_S, HOLD_S, RATE, Filter, Operation
 from runtime.store.inspector import is_letter
 
 PROGRESS_S: Final = 0.2  # between two progress lines; a guess: five a second are seen to move
@@ -61,14 +62,15 @@ def add_course(parser: argparse.ArgumentParser, *, is_replay: bool = False) -> N
     parser.add_argument("--yes", action="store_true", help="many: do not ask back at a terminal")
 
 
-def add_states(parser: argparse.ArgumentParser) -> None:
-    """Add the flag that says in which state jobs are meant."""
-    parser.add_argument("--state", default="", choices=[WAITING, DELAYED], help="many: only those that wait, or are delayed")
+def add_states(parser: argparse.ArgumentParser, *states: str) -> None:
+    """Add the flag that says in which of these states jobs are meant."""
+    text = f"many: only those that are {' or '.join(states)} when it is their turn; in a lot they are waiting"
+    parser.add_argument("--state", default="", choices=states, help=text)
 
 
 def states_of(arguments: argparse.Namespace) -> tuple[str, ...]:
     """Return the states in which jobs are meant."""
-    return (arguments.state,) if arguments.state else (WAITING, DELAYED)
+    return (arguments.state,) if arguments.state else ALL_STATES
 
 
 def filter_of(arguments: argparse.Namespace) -> Filter:
@@ -101,6 +103,9 @@ def is_of_many(arguments: argparse.Namespace, named: Sequence[str], what: str) -
         ConfigError: both, or neither.
     """
     is_filtered = arguments.all or not filter_of(arguments).is_any
+    if getattr(arguments, "state", "") and not is_filtered:
+        which = "is about many" if named else "says which of those that --type, --group, --older-than or --all chooses"
+        raise ConfigError(f"--state {which}; hint: --dry-run shows which")
     if bool(named) == is_filtered:
         raise ConfigError(f"name {what}, or choose them by --type or others, or --all, not both; hint: --dry-run shows which")
     return is_filtered
@@ -125,6 +130,8 @@ def carry_out(config: Config, arguments: argparse.Namespace, verb: Verb, reason:
     async def work(url: str) -> Operation | None:
         async with Control(url, config.queue) as control:
             total = await control.count_meant(verb, which, **more)
+            if not total:
+                await _tell_nothing(config, control, which)
             if not total or not _is_wanted(arguments, verb, total, which):
                 return None
             times = {"hold_s": 0.0 if arguments.now else HOLD_S, "canary_s": getattr(arguments, "canary", CANARY_S)}
@@ -138,7 +145,19 @@ def carry_out(config: Config, arguments: argparse.Namespace, verb: Verb, reason:
         return CLEAN
     if arguments.json:
         print_json(found)
+    elif arguments.detach:
+        print(found.id)
     return CLEAN if arguments.detach else tell_end(config, found)
+
+
+async def _tell_nothing(config: Config, control: Control, which: Filter) -> None:
+    """Print that nothing fits, and which type may have been meant."""
+    near: list[str] = []
+    if which.type:
+        known = await known_types(config, control, [which.type])
+        near = [] if which.type in known else get_close_matches(which.type, known, 1)
+    meant = f"; did you mean --type {clean(near[0])}?" if near else ""
+    print(f"nothing fits: {clean(str(which))}{meant}", file=sys.stderr)
 
 
 def _is_wanted(arguments: argparse.Namespace, verb: str, total: int, which: Filter) -> bool:
@@ -183,9 +202,17 @@ def progress_of(found: Operation) -> str:
     part = min(1.0, (found.done + refused) / found.total) if found.total else 0.0
     bar = "#" * round(part * BAR)
     of = "" if found.total is None else f" of {found.total:,}"
-    rest = f", {refused:,} not" if refused else ""
+    asked = f", {found.asked:,} asked to end" if found.asked else ""
+    why = ", ".join(f"{clean(why, 40)} {n:,}" for why, n in found.refused.items())
+    rest = f", {refused:,} not ({why})" if refused else ""
     again = f", {found.again:,} dead again" if found.again else ""
-    return f"{clean(found.state, 20):8} [{bar:.<{BAR}}] {found.done:,}{of} {DONE.get(found.verb, 'done')}{rest}{again}"
+    done = f"{found.done - found.asked:,}{of} {DONE.get(found.verb, 'done')}"
+    return f"{clean(found.state, 20):8} [{bar:.<{BAR}}] {done}{asked}{rest}{_missing(found)}{again}"
+
+
+def _missing(found: Operation) -> str:
+    """Return how many of those counted were not met, once all was looked at."""
+    return f", {found.left:,} gone before their turn" if found.state == "done" and found.left else ""
 
 
 def tell_end(config: Config, found: Operation) -> int:
@@ -193,8 +220,10 @@ def tell_end(config: Config, found: Operation) -> int:
     refused = {why: n for why, n in found.refused.items() if why not in HARMLESS}
     for why, n in found.refused.items():
         print(f"{n:,} not: {REFUSALS.get(why) or clean(why)}", file=sys.stderr)
-    could_not = f", {sum(refused.values())} could not be" if refused else ""
-    print(f"{found.done} {DONE.get(found.verb, 'done')}{could_not}", file=sys.stderr)
+    could_not = f", {sum(refused.values()):,} could not be" if refused else ""
+    asked = f", {found.asked:,} asked to end: they run, and are dead letters then, or done" if found.asked else ""
+    done = f"{found.done - found.asked:,} {DONE.get(found.verb, 'done')}"
+    print(f"{done}{asked}{could_not}{_missing(found)}", file=sys.stderr)
     if found.state != "done":
         why = f": {clean(found.error)}" if found.error else ""
         again = f", {found.again:,} of them are dead again" if found.again else ""
@@ -212,6 +241,8 @@ def print_meant(config: Config, verb: Verb, which: Filter, show: Callable[[Any, 
             async for places in control.meant(verb, which, **more):
                 n += len(places)
                 await show(url, places)
+            if not n:
+                await _tell_nothing(config, control, which)
         return n
 
     n = with_store(config, read)

@@ -14,7 +14,8 @@ from runtime.commands.many import follow, progress_of, tell_end
 from runtime.commands.ordering import add_order_flags, ordered
 from runtime.config import Config
 from runtime.control import Control
-from runtime.leaving import CLEAN, FAILED
+from runtime.leaving import CLEAN
+from runtime.operating import no_operation
 from runtime.operations import Operation
 
 
@@ -76,11 +77,12 @@ def print_list(config: Config, arguments: argparse.Namespace) -> int:
 
 
 def print_one(config: Config, arguments: argparse.Namespace) -> int:
-    """Print one operation; status 1 where there is none."""
-    found = _read(config, arguments.id)
-    if found is None:
-        print(f"runtime: no operation {clean(arguments.id)}; hint: `operations list` shows those that are known", file=sys.stderr)
-        return FAILED
+    """Print one operation."""
+
+    async def work(control: Control) -> Operation:
+        return await _found(control, arguments.id)
+
+    found = ordered(config, work)
     if arguments.json:
         print_json(found)
         return CLEAN
@@ -95,17 +97,23 @@ def print_one(config: Config, arguments: argparse.Namespace) -> int:
     return CLEAN
 
 
-def _read(config: Config, name: str) -> Operation | None:
-    async def work(control: Control) -> Operation | None:
-        return await control.operation(name)
+async def _found(control: Control, name: str) -> Operation:
+    """Return an operation.
 
-    return ordered(config, work)
+    Raises:
+        ConfigError: there is none.
+    """
+    found = await control.operation(name)
+    if found is None:
+        raise no_operation(name)
+    return found
 
 
 def follow_one(config: Config, arguments: argparse.Namespace) -> int:
     """Show how an operation goes until it rests; status 1 where it did not come to its end."""
 
     async def work(control: Control) -> Operation:
+        await _found(control, arguments.id)
         return await follow(config, control, arguments.id, is_shown=sys.stderr.isatty())
 
     found = ordered(config, work)
@@ -145,7 +153,10 @@ def _order(
     config: Config, arguments: argparse.Namespace, said: str, order: Callable[[Control], Awaitable[bool]], back: str = ""
 ) -> int:
     async def work(control: Control) -> tuple[bool, Operation | None]:
-        return await order(control), await control.operation(arguments.id)
+        changed, found = await order(control), await control.operation(arguments.id)
+        if not changed and found is None:
+            raise no_operation(arguments.id)
+        return changed, found
 
     changed, found = ordered(config, work)
     if arguments.json:

@@ -85,13 +85,18 @@ def names_of(names: Sequence[str]) -> str:
     return ", ".join(QUEUE_WORD if name == ALL else clean(name) for name in names)
 
 
-async def note_unknown(config: Config, control: Control, types: Sequence[str]) -> None:
-    """Print a note about types that neither a live worker nor a handler here knows: they may be misspelled, or still to come."""
+async def known_types(config: Config, control: Control, wanted: Sequence[str]) -> set[str]:
+    """Return the types that live workers know; where some that are wanted are not among them, those of handlers here too."""
     known = {name for worker in await control.workers() for name in worker.types}
-    unknown = [name for name in types if name not in known]
-    if unknown:
+    if not known.issuperset(wanted):
         with contextlib.suppress(ConfigError):
             known |= {name.decode() for name in find_handlers(config).registry}
-    for name in unknown:
+    return known
+
+
+async def note_unknown(config: Config, control: Control, types: Sequence[str]) -> None:
+    """Print a note about types that neither a live worker nor a handler here knows: they may be misspelled, or still to come."""
+    known = await known_types(config, control, types)
+    for name in types:
         if name not in known:
             print(f"note: no live worker and no handler knows the type {clean(name)}; it is noted all the same", file=sys.stderr)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
-from runtime.commands.common import clean, flags_of, print_json
+from runtime.commands.common import clean, flags_of, inspector, print_json, with_store
 from runtime.commands.flags import add_verb
 from runtime.commands.many import add_choice, add_course, add_states, carry_out, filter_of, is_of_many, print_meant, states_of
 from runtime.commands.ordering import add_order_flags, ordered
@@ -17,9 +18,15 @@ from runtime.errors import ConfigError
 from runtime.jobs import STREAMS, SUSPECT
 from runtime.leaving import CLEAN, FAILED
 from runtime.operating import Verb
+from runtime.operations import ALL_STATES, DELAYED, WAITING
+from runtime.results import parse
+from runtime.settle import CANCELLED_CODE
 from runtime.steering import Steered
 from runtime.store.base import LOOK_AT
+from runtime.store.flow import span
+from runtime.store.inspector import DeadLetter, FoundJob
 
+NEWEST: Final = 20  # letters looked at for those just cancelled; a guess: few die in the same moment
 WHERE: Final = f"delayed jobs, the newest {LOOK_AT:,} entries of each stream, the newest {LOOK_AT:,} dead letters"
 # Answers after which it is as it was ordered.
 GOOD: Final[dict[str, tuple[str, ...]]] = {
@@ -48,13 +55,13 @@ def add_verbs(verbs: Any) -> None:
     text = "cancel a job wherever it is: what waits is a dead letter at once, what runs is cut; status 1 where there is none"
     ending = add_verb(verbs, "cancel", cancel, text)
     _add_job(ending)
-    add_states(ending)
+    add_states(ending, *ALL_STATES)
     _add_job(add_verb(verbs, "now", run_now, "let a delayed job run now; status 1 where there is none, or a worker has it"))
     text = "give a job that waits another priority; status 1 where there is none, or a worker has it"
     again = add_verb(verbs, "priority", set_priority, text)
     _add_job(again)
     again.add_argument("priority", choices=STREAMS, help="its new priority")
-    add_states(again)
+    add_states(again, WAITING, DELAYED)
 
 
 def _add_job(parser: argparse.ArgumentParser) -> None:
@@ -100,9 +107,9 @@ def _is_of_many(arguments: argparse.Namespace) -> bool:
 
 def _to_many(config: Config, arguments: argparse.Namespace, verb: Verb, **more: Any) -> int:
     async def show(url: str, places: list[str]) -> None:
-        for place in places:
-            where, _, id = place.partition(" ")
-            print_json({"place": f"{where}/{id}"}) if arguments.json else print(f"{where}/{clean(id)}")
+        async with inspector(url, config.queue) as found:
+            for job in await found.jobs_at([place.replace(" ", "/", 1) for place in places]):
+                print_json(job) if arguments.json else print(_line(job))
 
     if arguments.dry_run:
         return print_meant(config, verb, filter_of(arguments), show, **more)
@@ -117,11 +124,9 @@ def _steer(config: Config, arguments: argparse.Namespace, verb: str, work: Calla
         else:
             print(f"{clean(one.id)} ({clean(one.type) or '-'}) {_text(verb, one)}")
     if not steered:
-        print(f"no job {clean(arguments.id, 200)}: it is done, or never was; looked at: {WHERE}", file=sys.stderr)
-    if verb == "cancel" and not arguments.json and any(one.answer == "cancelled" for one in steered):
-        print(
-            f"send it back: python -m runtime dead list --reason cancelled{flags_of(config)}, then dead replay", file=sys.stderr
-        )
+        print(f"{_nothing(config, arguments.id)}; looked at: {WHERE}", file=sys.stderr)
+    if verb == "cancel" and not arguments.json:
+        _tell_back(config, [one for one in steered if one.answer == "cancelled"])
     return CLEAN if steered and all(one.answer in GOOD[verb] for one in steered) else FAILED
 
 
@@ -129,3 +134,37 @@ def _text(verb: str, one: Steered) -> str:
     is_suspect = one.answer == "held" and one.holder == SUSPECT
     name = "suspect" if is_suspect else f"{one.answer} {verb}" if f"{one.answer} {verb}" in TEXTS else one.answer
     return TEXTS[name].format(holder=clean(one.holder, 100))
+
+
+def _line(job: FoundJob) -> str:
+    age = f"sent {span(max(0, int(time.time() * 1000) - job.born_ms))} ago" if job.born_ms else ""
+    head = f"{clean(job.place, 34):34} {clean(job.id, 34):34} {clean(job.type or '-', 24):24}"
+    return f"{head} {job.state:8} {age:16} {clean(job.where, 40)}".rstrip()
+
+
+def _nothing(config: Config, job_id: str) -> str:
+    """Return in words that there is no such job, and what became of it where its result says so."""
+
+    async def read(url: str) -> str:
+        async with inspector(url, config.queue) as found:
+            return await found.result_of(job_id)
+
+    result = None if "/" in job_id else parse(with_store(config, read).encode())
+    became = f"it is {result.state}, its result says; hint: `jobs show` prints it" if result else "it is done, or never was"
+    return f"no job {clean(job_id, 200)}: {became}"
+
+
+def _tell_back(config: Config, cancelled: Sequence[Steered]) -> None:
+    """Print how jobs that were cancelled are sent back, by the places of their letters where these are among the newest."""
+    if not cancelled:
+        return
+
+    async def read(url: str) -> list[DeadLetter]:
+        async with inspector(url, config.queue) as found:
+            return await found.dead_letters(NEWEST)
+
+    ids = {one.id for one in cancelled}
+    places = [one.letter for one in with_store(config, read) if one.id in ids and one.reason == CANCELLED_CODE]
+    known = f"dead replay {' '.join(places)}{flags_of(config)}"
+    how = known if places else f"dead list --reason cancelled{flags_of(config)}, then dead replay"
+    print(f"send it back: python -m runtime {how}", file=sys.stderr)

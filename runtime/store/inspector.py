@@ -362,18 +362,32 @@ class Inspector(Store):
             StoreUnavailable: no answer or an error.
         """
         name, _, entry = place.partition("/")
-        if name == "due":
-            known = await self.call_one(self._connection, ("HEXISTS", self.keys.messages, entry))
-            score = await self.call_one(self._connection, ("ZSCORE", self.keys.due, entry))
-            found = await self._delayed([entry.encode(), score or b"0"]) if known else []
-        elif name == "dead":
+        if name == "dead":
             letter = await self.dead_letter(entry)
-            found = [_dead(letter)] if letter else []
-        else:
-            stream = STREAMS.index(name)
-            rows = await self.call_one(self._connection, ("XRANGE", self.keys.streams[stream], entry, entry))
-            found = await self._placed(stream, rows)
+            return _dead(letter) if letter else None
+        found = await self.jobs_at([place])
         return found[0] if found else None
+
+    async def jobs_at(self, places: Sequence[str]) -> list[FoundJob]:
+        """Return the jobs at these places in streams and `due`, by where they are; those that are gone are left out.
+
+        Raises:
+            StoreUnavailable: no answer or an error.
+        """
+        found: list[FoundJob] = []
+        split = [place.partition("/") for place in places]
+        for stream, (name, key) in enumerate(zip(STREAMS, self.keys.streams, strict=True)):
+            reads = [("XRANGE", key, entry, entry) for where, _, entry in split if where == name]
+            answers = await self.ask(self._connection, *reads) if reads else []
+            found += await self._placed(stream, [row for answer in answers for row in self.checked(answer)])
+        members = [member for where, _, member in split if where == "due"]
+        verbs = (("HEXISTS", self.keys.messages), ("ZSCORE", self.keys.due))
+        reads = [(verb, key, member) for member in members for verb, key in verbs]
+        answers = [self.checked(answer) for answer in await self.ask(self._connection, *reads)] if reads else []
+        told = zip(members, pairs(answers), strict=True)
+        return found + await self._delayed(
+            [word for member, (known, score) in told if known for word in (member.encode(), score or b"0")]
+        )
 
     async def progress(self) -> dict[str, list[Report]]:
         """Return what jobs say that run now, by the names of their workers; of those that do not say anything nothing.

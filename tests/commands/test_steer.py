@@ -39,12 +39,20 @@ def test_a_cancel_says_what_became_of_the_job_and_may_be_given_again(ask, raw):
     send(raw, "j")
     first = ask("jobs", "cancel", "j", "--reason", "why")
     assert (first.returncode, first.stdout) == (0, "j (t) is a dead letter now (cancelled)\n")
-    assert "dead list --reason cancelled" in first.stderr
+    [(letter, _)] = raw.xrange("{jobs}:dead")
+    assert f"send it back: python -m runtime dead replay {letter} --redis" in first.stderr
     again = ask("jobs", "cancel", "j")
     assert (again.returncode, again.stdout) == (0, "j (t) is a dead letter already (cancelled)\n")
     nothing = ask("jobs", "cancel", "nobody")
     assert (nothing.returncode, nothing.stdout) == (1, "")
     assert "no job nobody: it is done, or never was; looked at: delayed jobs, the newest 10,000 entries" in one_line(nothing)
+
+
+@pytest.mark.parametrize("state", ["done", "dead"])
+def test_a_job_that_is_over_is_told_by_its_result(ask, raw, state):
+    raw.set("{jobs}:results:over", json.dumps({"state": state, "at": 1, "value": 3}))
+    told = ask("jobs", "cancel", "over")
+    assert (told.returncode, f"no job over: it is {state}, its result says" in one_line(told)) == (1, True)
 
 
 def test_what_a_worker_has_is_asked_for_and_not_moved(ask, raw):

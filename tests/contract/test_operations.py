@@ -154,7 +154,7 @@ async def test_jobs_are_cancelled_wherever_they_wait_and_those_that_run_are_aske
     await control.operate("cancel", Filter(type="t"), id="one", reason="a mistake", **AT_ONCE)
     await finish(control, "one")
     found = await told(control, "one")
-    assert (found.state, found.done, found.refused) == ("done", 207, {})
+    assert (found.state, found.done, found.asked, found.refused) == ("done", 207, 2, {})
     assert Counter(fields["dead_reason"] for _, fields in raw.xrange(DEAD)) == {"cancelled": 205}
     assert {fields["dead_error"] for _, fields in raw.xrange(DEAD)} == {"cancelled by ann@host: a mistake"}
     assert (raw.xlen("{jobs}:critical"), raw.xlen("{jobs}:low"), raw.zcard("{jobs}:due"), raw.zcard("{jobs}:cancels")) == (
@@ -163,6 +163,53 @@ async def test_jobs_are_cancelled_wherever_they_wait_and_those_that_run_are_aske
         3,
         2,
     )
+
+
+async def in_each_state(raw) -> None:
+    """Have a job that a worker has, one in a lot, one that nobody has fetched, and a delayed one."""
+    raw.xgroup_create("{jobs}:low", "workers", id="0", mkstream=True)
+    waiting(raw, 1, id="runs")
+    [parked] = waiting(raw, 1, id="parked")
+    raw.xreadgroup("workers", "me", {"{jobs}:low": ">"})
+    raw.xclaim("{jobs}:low", "workers", "~t:t", 0, [parked], retrycount=0, justid=True)
+    waiting(raw, 1, id="waits")
+    delayed(raw, "later")
+
+
+@pytest.mark.parametrize(
+    ("states", "cancelled", "asked"),
+    [
+        (["waiting"], {"parked", "waits"}, 0),
+        (["running"], set(), 1),
+        (["delayed", "running"], {"later"}, 1),
+        (["waiting", "delayed"], {"parked", "waits", "later"}, 0),
+        (["waiting", "running", "delayed"], {"parked", "waits", "later"}, 1),
+    ],
+)
+async def test_only_jobs_in_the_states_that_are_named_are_meant(control, raw, states, cancelled, asked):
+    await in_each_state(raw)
+    assert await control.count_meant("cancel", Filter(), states=states) == len(cancelled) + asked
+    await control.operate("cancel", Filter(), id="one", states=states, **AT_ONCE)
+    await finish(control, "one")
+    found = await told(control, "one")
+    assert (found.done, found.asked, raw.exists("{jobs}:cancels")) == (len(cancelled) + asked, asked, asked)
+    assert {fields["id"] for _, fields in raw.xrange(DEAD)} == cancelled
+
+
+async def test_a_job_that_a_worker_has_is_not_meant_by_another_priority(control, raw):
+    await in_each_state(raw)
+    assert await control.count_meant("priority", Filter(), priority="high") == 3
+    await control.operate("priority", Filter(), priority="high", id="one", **AT_ONCE)
+    await finish(control, "one")
+    found = await told(control, "one")
+    assert (found.only, found.done, found.refused) == ("waiting", 3, {})
+    assert [fields["id"] for _, fields in raw.xrange("{jobs}:low")] == ["runs"]
+
+
+async def test_an_operation_about_other_states_is_another_one(control, raw):
+    await control.operate("cancel", Filter(), id="one", states=["waiting"])
+    with pytest.raises(ConfigError, match="about something else"):
+        await control.operate("cancel", Filter(), id="one", states=["waiting", "running"])
 
 
 async def test_a_delayed_job_that_becomes_due_meanwhile_is_meant_and_a_new_one_is_not(control, raw):
@@ -543,7 +590,9 @@ async def test_nothing_is_ordered_by_words_that_cannot_be_used(control, raw):
     with pytest.raises(ConfigError, match="words about dead letters"):
         await control.operate("cancel", Filter(reason="attempts"))
     with pytest.raises(ConfigError, match="states must be"):
-        await control.operate("cancel", Filter(), states=["running"])
+        await control.operate("cancel", Filter(), states=["dead"])
+    with pytest.raises(ConfigError, match="what a worker has is not moved"):
+        await control.operate("priority", Filter(), priority="high", states=["running"])
     assert raw.keys() == []
 
 

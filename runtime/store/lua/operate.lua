@@ -59,7 +59,7 @@ local function has_other_words(op, made)
     if name ~= 'rate' and name ~= 'total' and op[name] ~= value then return true end
   end
   for name in pairs(op) do
-    local is_of_filter = string.sub(name, 1, 3) == 'is:' or name == 'before' or name == 'after' or name == 'text'
+    local is_of_filter = string.sub(name, 1, 3) == 'is:' or name == 'before' or name == 'after' or name == 'text' or name == 'only'
     if is_of_filter and not made[name] then return true end
   end
   return false

@@ -41,10 +41,11 @@ local function trouble_with_operation(op)
     table.insert(op.sources, name)
   end
   if #op.sources == 0 then return op.verb .. ': no source' end
+  if op.only and op.only ~= 'waiting' and op.only ~= 'running' then return 'no state ' .. op.only end
   if op.verb == 'priority' and not number_of_stream(op.argument) then return 'no priority ' .. tostring(op.argument) end
   local rate = number_in(op, 'rate')
   if not rate or rate < MIN_RATE or rate > MAX_RATE then return 'rate must be between ' .. MIN_RATE .. ' and ' .. MAX_RATE end
-  for _, name in ipairs({'canary_ms', 'before', 'after', 'at', 'looked', 'done', 'died', 'base_done', 'base_died', 'created'}) do
+  for _, name in ipairs({'canary_ms', 'before', 'after', 'at', 'looked', 'done', 'asked', 'died', 'base_done', 'base_died', 'created'}) do
     if op[name] and not number_in(op, name) then return name .. ' must be a number' end
   end
   for name, value in pairs(op) do
@@ -114,6 +115,14 @@ local function is_meant(op, where, id, named)
   return not op.text or string.find(named.dead_error or '', op.text, 1, true) ~= nil
 end
 
+-- Is this entry in the state that is asked for? In a lot it waits: its holder lives in no worker.
+local function is_in_state(op, where, id)
+  if not op.only then return true end
+  local row = redis.pcall('XPENDING', KEYS[number_of_stream(where)], GROUP, id, id, 1)[1]
+  local is_held = row ~= nil and string.sub(row[2], 1, 1) ~= '~'
+  return is_held == (op.only == 'running')
+end
+
 -- A budget of a step: what it may look at, do and read.
 local function has_left(budget)
   return budget.looks > 0 and budget.acts > 0 and budget.bytes > 0
@@ -179,7 +188,8 @@ local function walk(op, budget, visit)
     local where = op.sources[op.at]
     local function show(id, fields)
       local named = by_name(fields)
-      if is_meant(op, where, id, named) then visit(where, id, fields, named) end
+      local is_in_stream = where ~= 'dead' and where ~= 'due'
+      if is_meant(op, where, id, named) and (not is_in_stream or is_in_state(op, where, id)) then visit(where, id, fields, named) end
     end
     local is_end
     if where == 'due' then

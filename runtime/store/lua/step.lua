@@ -82,6 +82,7 @@ local function visit(budget)
     local ok, answer = pcall(act, where, member, fields, named)
     local word = ok and string.match(answer, '^%S+') or 'failed'
     count(DONE[word] and 'done' or 'refused:' .. word, 1)
+    if word == 'asked' then count('asked', 1) end
   end
 end
 
