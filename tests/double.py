@@ -310,10 +310,15 @@ class MemoryStreams:
         if stands_at(stream, entry) in store.cancels:
             store.bury(stream, entry, WHILE_HELD)
             return "refused"
-        fields = store.entries[stream].get(entry, []) if at_ms else []
+        if store.marks.get(key) == place:
+            return "mine"
+        fields = store.entries[stream].get(entry, [])
         at_ms = at_ms if fields else 0
+        is_copy = store.is_spare(stream, at_ms, fields, key, place)
+        if not at_ms and is_copy and store.goes_ahead(fields, key):
+            return "mine"
         verdict = "mine"
-        if store.is_spare(stream, at_ms, fields, key, place):
+        if is_copy or (not at_ms and store.is_outrun(fields, entry, key)):
             verdict = "duplicate"
         elif store.puts_off(at_ms, fields) and (at_ms > store.now_ms or store.owner_of(key, place)):
             verdict = "delayed"

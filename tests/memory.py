@@ -52,6 +52,11 @@ def first_time(now_ms: int, *texts: bytes | None) -> int:
     return next((int(text) for text in texts if text and text.isdigit() and int(text) <= now_ms), now_ms)
 
 
+def has_begun(fields: Sequence[bytes]) -> bool:
+    """Return whether these are the fields of a job that has had an attempt."""
+    return bool(value(fields, b"a") or value(fields, b"snoozed_at"))
+
+
 def pause_in(text: str | None) -> tuple[int, int, str]:
     """Return until when and since when a pause holds, and what else it says; -1 where it is none."""
     found = re.match(r"([0-9]+) ([0-9]+) (.*)", text or "", re.DOTALL)
@@ -80,6 +85,7 @@ class MemoryStore:
         self.strikes: dict[str, str] = {}
         self.isolations: dict[str, tuple[float, str]] = {}
         self.marks: dict[bytes, str] = {}
+        self.overs: dict[bytes, int] = {}
         self.cron: dict[str, str] = {}
         self.cron_state: dict[str, str] = {}
         self.permits: dict[str, dict[str, float]] = {}
@@ -258,12 +264,24 @@ class MemoryStore:
         if value(owner, b"type") != value(fields, b"type"):
             return True
         where, _, member = self.marks[key].partition(" ")
-        if where != "due" or value(owner, b"a") or value(owner, b"snoozed_at"):
+        if where != "due" or has_begun(owner):
+            self.overs[key] = self.now_ms
             return False
         first_ms, own_id = first_time(self.now_ms, value(owner, b"first_at")), value(owner, b"id")
         self.due[member] = min(at_ms, first_ms + MOST_WAITS * max(0, at_ms - self.now_ms))
         self.records[member] = _record(stream, fields, own_id, first_ms, {b"a", b"snoozed_at", b"tried", b"x-origin"})
         return True
+
+    def goes_ahead(self, fields: Sequence[bytes], key: bytes) -> bool:
+        """Return whether a job whose time has come runs, while the one that has taken its key waits."""
+        owner = self.owner_of(key, "")
+        is_free = bool(owner) and self.marks[key].startswith("due ") and not has_begun(owner)
+        return is_free and value(fields, b"first_at") is not None and not has_begun(fields)
+
+    def is_outrun(self, fields: Sequence[bytes], entry: bytes, key: bytes) -> bool:
+        """Return whether a newer job has taken a key and ended since a job was born."""
+        born_ms = first_time(self.now_ms, value(fields, b"first_at"), entry.partition(b"-")[0])
+        return bool(fields) and born_ms <= self.overs.get(key, -1)
 
     def delay(self, stream: int, at_ms: int, fields: Sequence[bytes], own_id: str, first_ms: int, other: str) -> str:
         """Store a message until its time; return its place."""

@@ -199,6 +199,20 @@ async def test_a_closed_stream_is_moved_whole_with_what_is_parked_and_held(serve
     assert sorted(n for n, *_ in seen.jobs) == [0, 1, 2, 3, 4]
 
 
+async def test_what_was_cancelled_while_a_worker_had_it_is_buried_and_not_moved(server, raw):
+    raw.xgroup_create(KEY, "workers", "0", mkstream=True)
+    entry = raw.xadd(KEY, {"type": "note", "data": "{}", "id": "mine", "key": "k"})
+    raw.xreadgroup("workers", "somebody", {KEY: ">"})
+    raw.set("{jobs}:seen:k:k", f"high {entry}")
+    raw.zadd("{jobs}:cancels", {f"high/{entry}": now_s(raw) * 1000})
+    close(raw, FAR[0])
+    assert await reopen(server) == 2
+    assert "mine" not in [fields.get("id") for _, fields in raw.xrange(KEY)]
+    [(_, letter)] = raw.xrange("{jobs}:dead")
+    assert (letter["id"], letter["dead_reason"]) == ("mine", "cancelled")
+    assert not raw.exists("{jobs}:seen:k:k", "{jobs}:cancels")
+
+
 async def test_a_move_that_was_cut_off_is_told_of_and_goes_on_with_the_next_call(server, raw, seen):
     size = 2 * REOPEN_IDS + 100
     for n in range(size):

@@ -147,6 +147,105 @@ async def test_behind_a_job_that_has_begun_a_message_waits_as_one_of_its_own(sto
     assert kit.due().keys() == {f"high-{second}"} | ({"began"} if began != "runs" else set())
 
 
+def pass_time(kit: Any) -> None:
+    """Wait until the clock has moved."""
+    now_ms = kit.now_ms()
+    while kit.now_ms() == now_ms:
+        if isinstance(kit, MemoryKit):
+            kit.store.advance(1)
+
+
+async def delayed_before(store: Any, kit: Any) -> str:
+    """Return the entry of a keyed job whose time has come, and that waits on its stream."""
+    add(kit, 1)
+    assert await admit_all(store) == ["delayed"]
+    return await promoted(store, kit)
+
+
+async def promoted(store: Any, kit: Any) -> str:
+    """Let the time of the one delayed job come; return its entry."""
+    before = set(kit.ids())
+    [member] = kit.due()
+    kit.set_due(member, 1)
+    await store.promote(10, "0")
+    [entry] = set(kit.ids()) - before
+    return entry
+
+
+async def held(store: Any, entry: str) -> Any:
+    """Return one of the jobs that are leased now."""
+    return next(job for job in await leases(store) if job.entry.decode() == entry)
+
+
+async def test_where_changes_never_end_one_whose_time_has_come_runs_all_the_same(store, kit):
+    """Where its stream is long, the next has taken its key each time it is met."""
+    await delayed_before(store, kit)
+    [first] = await leases(store)
+    second = add(kit, 2)
+    assert await admit_all(store) == ["delayed"]
+    assert await store.admit([Claim(first, b"k")]) == ["mine"]
+    assert kit.marks() == {"k": f"due high-{second}"}, "the last one has it"
+    await store.settle(batch(done=[first]))
+    assert kit.marks() == {"k": f"due high-{second}"}
+
+
+async def test_a_job_that_is_met_after_a_newer_one_has_run_is_dropped(store, kit):
+    """Run now, it would undo what changed last."""
+    await delayed_before(store, kit)
+    [first] = await leases(store)
+    add(kit, 2)
+    assert await admit_all(store) == ["delayed"]
+    second = await held(store, await promoted(store, kit))
+    assert await store.admit([Claim(second, b"k")]) == ["mine"]
+    await store.settle(batch(done=[second]))
+    assert kit.marks() == {}
+    assert await store.admit([Claim(first, b"k")]) == ["duplicate"]
+    pass_time(kit)
+    kit.add(key="k")
+    assert await admit_all(store) == ["mine"], "the next is newer than both"
+
+
+async def test_a_retry_that_comes_after_a_newer_one_has_run_is_dropped(store, kit):
+    kit.add(key="k")
+    [first] = await leases(store)
+    assert await store.admit([Claim(first, b"k")]) == ["mine"]
+    add(kit, 2)
+    assert await admit_all(store) == ["delayed"]
+    await store.settle(batch(Deferral(first, "retry", FAR_MS, "first", 1)))
+    kit.set_due(next(name for name in kit.due() if name != "first"), 1)
+    await store.promote(10, "0")
+    [second] = await leases(store)
+    assert await store.admit([Claim(second, b"k")]) == ["mine"]
+    await store.settle(batch(done=[second]))
+    [member] = kit.due()
+    kit.set_due(member, 1)
+    await store.promote(10, "0")
+    [again] = await leases(store)
+    assert (again.id, await store.admit([Claim(again, b"k")])) == ("first", ["duplicate"])
+
+
+async def test_what_a_stranger_has_put_in_the_place_of_a_key_is_no_owner(on_server):
+    store = on_server.streams()
+    await store.start()
+    for name in ("seen:k:k", "seen:o:k"):
+        on_server.raw.rpush("{jobs}:" + name, "x")
+    on_server.add(key="k")
+    assert await admit_all(store) == ["mine"]
+
+
+async def test_a_retry_is_dropped_while_a_newer_one_waits(store, kit):
+    kit.add(key="k")
+    [first] = await leases(store)
+    assert await store.admit([Claim(first, b"k")]) == ["mine"]
+    add(kit, 2)
+    assert await admit_all(store) == ["delayed"]
+    await store.settle(batch(Deferral(first, "retry", FAR_MS, "first", 1)))
+    kit.set_due("first", 1)
+    await store.promote(10, "0")
+    [again] = await leases(store)
+    assert await store.admit([Claim(again, b"k")]) == ["duplicate"]
+
+
 async def test_a_job_of_another_type_with_the_same_key_is_left_as_it_is(store, kit):
     first = add(kit, 1)
     await admit_all(store)

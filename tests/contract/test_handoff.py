@@ -248,6 +248,32 @@ async def test_a_job_whose_followers_cannot_be_stored_keeps_its_key(on):
     assert on.marks() == {"k": f"high {job.entry.decode()}"}
 
 
+async def test_what_is_not_handed_on_takes_no_key(on):
+    store = await opened(on)
+    owner = await held(store, on, key="k", type="next")
+    assert await store.admit([Claim(owner, b"k")]) == ["mine"]
+    job = await held(store, on)
+    job.send(Next(), key="k", delay_s=3600)
+    job.send(Next(), priority=Priority.LOW)
+    on.raw.delete("{jobs}:low")
+    on.raw.set("{jobs}:low", "x")
+    assert "WRONGTYPE" in (await store.settle(batch(done=[job]))).error
+    assert on.marks() == {"k": f"high {owner.entry.decode()}"}
+    assert await store.admit([Claim(owner, b"k")]) == ["mine"], "a redelivery"
+    assert not on.raw.exists("{jobs}:seen:o:k")
+
+
+async def test_what_a_stranger_has_put_in_the_place_of_a_key_keeps_no_job(on):
+    store = await opened(on)
+    job = await held(store, on)
+    on.raw.rpush("{jobs}:seen:k:k", "x")
+    on.raw.rpush("{jobs}:seen:k:l", "x")
+    job.send(Next(n=1), key="k", priority=Priority.LOW)
+    job.send(Next(n=2), key="l", delay_s=3600)
+    assert (await store.settle(batch(done=[job]))).error == ""
+    assert (numbers(on, LOW), len(on.due()), pending(on)) == ([1], 1, [])
+
+
 async def test_what_is_handed_on_goes_in_calls_that_are_short_enough(on):
     store = await opened(on)
     for _ in range(5):

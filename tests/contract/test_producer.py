@@ -193,17 +193,12 @@ def broken_due(raw: redis.Redis) -> None:
     raw.set("{jobs}:due", "a string in the place of the times")
 
 
-def broken_mark(raw: redis.Redis) -> None:
-    raw.sadd("{jobs}:seen:k:bad", "x")
-
-
 @pytest.mark.parametrize(
     ("break_it", "options"),
     [
         (broken_low, {"priority": Priority.LOW}),
         (without_a_free_id, {"priority": Priority.LOW}),
         (broken_due, {"delay_s": 60.0}),
-        (broken_mark, {"key": "bad"}),
     ],
 )
 async def test_a_message_that_cannot_be_stored_is_its_senders_error_and_nobody_elses(server, raw, break_it, options):
@@ -218,10 +213,10 @@ async def test_a_message_that_cannot_be_stored_is_its_senders_error_and_nobody_e
     assert len(raw.keys("{jobs}:seen:c:*")) == 1, "one call, which was not repeated"
 
 
-@pytest.mark.parametrize("options", [{"priority": Priority.LOW}, {"key": "bad"}])
+@pytest.mark.parametrize("options", [{"priority": Priority.LOW}, {"key": "k", "delay_s": 60.0}])
 async def test_a_repeated_chunk_of_which_some_were_refused_answers_the_same_and_stores_nothing_again(server, raw, options):
     broken_low(raw)
-    broken_mark(raw)
+    broken_due(raw)
     before = SENT.read()
     async with Proxy(server.socket) as proxy, Producer.connect(proxy.url) as producer:
         await producer.send(Order(n=0))
@@ -231,6 +226,12 @@ async def test_a_repeated_chunk_of_which_some_were_refused_answers_the_same_and_
     assert isinstance(bad, StoreError)
     assert SENT.read()["stored"] == before["stored"] + 2, "what is answered a second time is counted once"
     assert [f"high-{entry}" for entry, _ in raw.xrange(KEY)][1:] == [sent.id]
+
+
+async def test_what_a_stranger_has_put_in_the_place_of_a_key_is_no_job(producer, raw):
+    raw.sadd("{jobs}:seen:k:k", "x")
+    assert (await producer.send(Order(n=1), key="k")).new
+    assert not (await producer.send(Order(n=2), key="k")).new
 
 
 async def test_of_many_the_error_says_what_became_of_each_and_nothing_behind_its_chunk_is_stored(server, raw):

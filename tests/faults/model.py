@@ -40,6 +40,7 @@ class Job:
     reason: str = ""
     attempts: int = 0
     waits: bool = field(default=False, compare=False)  # its message has a time that is far ahead
+    has_birth: bool = field(default=False, compare=False)  # its message says when it was born
     due_ms: float = field(default=0.0, compare=False)  # the server's clock: needed for the order only
 
     @property
@@ -69,6 +70,8 @@ class Model:
     def __init__(self) -> None:
         self.jobs: dict[int, Job] = {}
         self.marks: dict[str, str] = {}
+        self.overs: dict[str, int] = {}  # when a key was last taken from one that had begun, or waited on its stream
+        self.told_overs: Mapping[str, int] = {}
         self.cancels: set[str] = set()
         self.leases_ms: dict[str, int] = {}
         self.is_alive: dict[str, bool] = {}
@@ -113,7 +116,7 @@ class Model:
     def _delay(self, job: Job, given_id: str, is_due: bool) -> None:
         taken = {other.ref for other in self.jobs.values() if other.place == DUE and other.n != job.n}
         self._move(job, DUE)
-        job.id, job.is_due = given_id, is_due
+        job.id, job.is_due, job.has_birth = given_id, is_due, True
         if job.n not in self.told:
             return  # another has taken its place in the same call
         if given_id not in taken:
@@ -137,6 +140,7 @@ class Model:
         if owner is None or is_due is None or owner.type != job.type:
             return owner is not None
         if owner.place != DUE or owner.failed or owner.snoozed_ms:
+            self.overs[job.key] = self.told_overs[job.key]
             return False
         del self.jobs[owner.n]
         self.jobs[job.n] = replace(owner, n=job.n, stream=job.stream, version=job.version, is_due=is_due, origin="")
@@ -147,6 +151,12 @@ class Model:
             self.marks[job.key] = heir.spot
         self.folded.append(owner.n)
         return True
+
+    def _goes_ahead(self, job: Job) -> bool:
+        """Whether a job whose time has come runs, while a newer one with its key waits."""
+        owner = self._owner(job.key, job.spot)
+        waits = owner and owner.place == DUE and not owner.failed and not owner.snoozed_ms
+        return bool(waits) and job.has_birth and not job.failed and not job.snoozed_ms
 
     def _free(self, key: str, spot: str) -> None:
         """A job ended there: the mark of its key goes, where it names this place."""
@@ -196,6 +206,7 @@ class Model:
             return "owned"
         self._move(job, ENTRY)
         job.failed, job.snoozed_ms, job.reason, job.attempts, job.waits = 0, "", "", 0, False
+        job.has_birth = True
         job.origin = job.origin or job.id
         if job.key:
             self.marks[job.key] = job.spot
@@ -246,8 +257,13 @@ class Model:
             return "refused"
         if job is None:
             return "refused"
+        if self.marks.get(key) == job.spot:
+            return "mine"
+        if not job.waits and self._goes_ahead(job):
+            return "mine"
         del self.jobs[job.n]
-        if self._is_spare(job, job.spot, False if job.waits else None):
+        is_copy = self._is_spare(job, job.spot, False if job.waits else None)
+        if is_copy or (not job.waits and int(job.born_ms) <= self.overs.get(key, -1)):
             return "duplicate"
         self.jobs[job.n] = job
         verdict = "mine"
@@ -367,7 +383,7 @@ class Model:
         if job.count:
             return f"held {job.holder}"
         job.waits = job.waits and job.stream != stream
-        before, job.id, job.stream = job.spot, job.known_id, stream
+        before, job.id, job.stream, job.has_birth = job.spot, job.known_id, stream, True
         self._move(job, ENTRY)
         if job.key and self.marks.get(job.key) == before:
             self.marks[job.key] = job.spot

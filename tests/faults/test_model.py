@@ -151,6 +151,7 @@ class Seen(msgspec.Struct):
     jobs: dict[int, Job]
     twice: list[int]
     marks: dict[str, str]
+    overs: dict[str, int]
     alive: dict[str, bool]
     rows: dict[str, int]
     acked: list[str]
@@ -170,13 +171,14 @@ def look(bench: Bench) -> Seen:
             ("HGETALL", keys.messages),
             ("XRANGE", keys.dead, "-", "+"),
             ("MGET", *[f"{keys.prefix}seen:k:{key}" for key in KEYS]),
+            ("MGET", *[f"{keys.prefix}seen:o:{key}" for key in KEYS]),
             ("ZRANGE", keys.workers, 0, -1, "WITHSCORES"),
             ("HGETALL", keys.rows),
             ("ZRANGE", keys.cancels, 0, -1),
         )
     )
     seconds, micros = next(answers)
-    seen = Seen(int(seconds) * 1000 + int(micros) // 1000, {}, [], {}, {}, {}, [], [], set())
+    seen = Seen(int(seconds) * 1000 + int(micros) // 1000, {}, [], {}, {}, {}, {}, [], [], set())
     entries, pendings, groups = ([next(answers) for _ in range(4)] for _ in range(3))
     for stream in range(4):
         pending = {row[0]: row for row in pendings[stream]}
@@ -205,6 +207,7 @@ def look(bench: Bench) -> Seen:
         job.reason, job.attempts = text(fields[b"dead_reason"]), int(fields[b"dead_attempts"])
         note(seen, job)
     seen.marks = {key: text(mark) for key, mark in zip(KEYS, next(answers), strict=True) if mark}
+    seen.overs = {key: int(over) for key, over in zip(KEYS, next(answers), strict=True) if over}
     until = pairs(next(answers))
     seen.alive = {text(name): float(score) > seen.now_ms for name, score in until.items() if not name.startswith(b"~")}
     seen.rows = {text(name): int(row.partition(b" ")[0]) for name, row in pairs(next(answers)).items()}
@@ -286,7 +289,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.failed: dict[int, int] = {}
         self.retried: set[int] = set()
         self.replayed: set[int] = set()
-        self.seen = Seen(0, {}, [], {}, {}, {}, [], [], set())
+        self.seen = Seen(0, {}, [], {}, {}, {}, {}, [], [], set())
 
     @initialize(first=st.lists(messages, min_size=2, max_size=8))
     def begin(self, first: list[Any]) -> None:
@@ -297,7 +300,7 @@ class StoreMachine(RuleBasedStateMachine):
     def look(self) -> None:
         """See what the verb has made of the server; the model is told what the server chose."""
         self.seen = look(self.bench)
-        self.model.told = self.seen.jobs
+        self.model.told, self.model.told_overs = self.seen.jobs, self.seen.overs
         self.bench.steps += 1
         known = {letter for _, letter in self.letters}
         self.letters += [(n, job.ref) for n, job in self.seen.jobs.items() if job.place == DEAD and job.ref not in known]
@@ -483,7 +486,7 @@ class StoreMachine(RuleBasedStateMachine):
             for claim in asked:
                 there = self.model.find(claim.lease)
                 answers.append(self.model.admit(name, claim.lease, text(claim.key)))
-                if answers[-1] == "mine" and there:
+                if answers[-1] == "mine" and there and self.model.marks[there.key] == there.spot:
                     self.owners.add(there.n)
                 if answers[-1] == "delayed" and there:
                     self._own_behind(there.n)
@@ -728,6 +731,7 @@ class StoreMachine(RuleBasedStateMachine):
     def server_and_model_agree(self) -> None:
         assert self.seen.jobs == self.model.jobs
         assert self.seen.marks == self.model.marks
+        assert self.seen.overs == self.model.overs
         assert self.seen.alive == self.model.is_alive
         assert self.seen.rows == self.model.leases_ms
         assert self.seen.cancels == self.model.cancels
@@ -759,7 +763,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.replayed.clear()
 
     def teardown(self) -> None:
-        known = {*self.bench.keys.scripted, *(f"{self.bench.keys.prefix}seen:k:{key}" for key in KEYS)}
+        marks = {f"{self.bench.keys.prefix}seen:{kind}:{key}" for kind in "ko" for key in KEYS}
+        known = {*self.bench.keys.scripted, *marks}
         [keys] = self.bench.ask(("KEYS", "*"))
         strange = {text(key) for key in keys} - known
         assert all(key.startswith(f"{self.bench.keys.prefix}seen:c:") for key in strange), strange

@@ -225,9 +225,15 @@ local function mark_of(key)
   return PREFIX .. 'seen:k:' .. key
 end
 
+-- The place that the mark of a key names, or false. What a stranger has put there is none.
+local function place_of_owner(key)
+  local place = redis.pcall('GET', mark_of(key))
+  return type(place) == 'string' and place
+end
+
 -- May a job with this key live at `place`? False when another live job owns the key.
 local function key_is_free(key, place)
-  local owner = redis.call('GET', mark_of(key))
+  local owner = place_of_owner(key)
   return not owner or owner == place or not owner_at(owner, key)
 end
 
@@ -245,12 +251,12 @@ end
 -- a wrong type), the move goes on all the same: the mark then names a place without this job, and is void.
 local function move_key(fields, from, to, at)
   local key = field(fields, 'key')
-  if key and redis.pcall('GET', mark_of(key)) == from then redis.pcall('SET', mark_of(key), to, 'PX', life_of(at)) end
+  if key and place_of_owner(key) == from then redis.pcall('SET', mark_of(key), to, 'PX', life_of(at)) end
 end
 
 -- A keyed job ended: its mark goes, if it still names this place; it would be void, and stay for days.
 local function free_key(key, place)
-  if key and key ~= '' and redis.pcall('GET', mark_of(key)) == place then redis.pcall('DEL', mark_of(key)) end
+  if key and key ~= '' and place_of_owner(key) == place then redis.pcall('DEL', mark_of(key)) end
 end
 
 -- XADD of a flat list that may be longer than unpack bears: then as one field `raw`, packed.

@@ -25,12 +25,16 @@ local function record_of(s, fields, id, first, without)
   return record
 end
 
+local function has_begun(fields)
+  return field(fields, 'a') or field(fields, 'snoozed_at')
+end
+
 -- Let a message be what the job of its key that waits will do, at this message's time: it keeps its id, member and time of birth.
 -- Returns whether that job waits: in `due`, and has never run. The time is written first: where that fails, nothing has changed.
 local OF_A_RUN = {a = true, snoozed_at = true, tried = true, ['x-origin'] = true}
 local function fold(place, owner, s, due, fields, key, now)
   local member = string.match(place, '^due (.+)$')
-  if not member or field(owner, 'a') or field(owner, 'snoozed_at') then return false end
+  if not member or has_begun(owner) then return false end
   local first = first_time(now, field(owner, 'first_at'))
   local at = ms(math.min(due, first + MOST_WAITS * math.max(0, due - now)))
   redis.call('ZADD', DUE, at, member)
@@ -39,15 +43,26 @@ local function fold(place, owner, s, due, fields, key, now)
   return true
 end
 
+-- When the key of a job was last taken by a newer one that does not wait for it. It may be met, or tried again, when that has run.
+local function over_of(key)
+  return PREFIX .. 'seen:o:' .. key
+end
+
+-- The keys that this call has taken so, and the places that had them.
+local overtaken = {}
+
 -- Is there no need for this message as a job of its own? Another job with its key lives, or it was folded into that one. Behind one
 -- that has begun it waits as a job of its own: dropped, what changed last would be lost. `own` is a place that does not count.
 local function is_spare(s, due, fields, key, own, now)
   if not puts_off(due, fields) then return not key_is_free(key, own) end
-  local place = redis.call('GET', mark_of(key))
+  local place = place_of_owner(key)
   local owner = place and place ~= own and owner_at(place, key)
   if not owner then return false end
   if field(owner, 'type') ~= field(fields, 'type') then return true end -- what it does is something else, and cannot wait in its place
-  return fold(place, owner, s, due, fields, key, now)
+  if fold(place, owner, s, due, fields, key, now) then return true end
+  redis.call('SET', over_of(key), ms(now), 'PX', life_of(due))
+  overtaken[#overtaken + 1] = {key = key, place = place}
+  return false
 end
 
 -- Store a message until its time. Its member is its id; where that is taken, with `other` behind it. Returns its place.

@@ -65,7 +65,7 @@ local function enqueue(job, s, due, fields)
 end
 
 -- What was folded into another job stays so: it is folded into it again by the next try. The job keeps its key, if one that is taken
--- back had it.
+-- back had it, and so do others.
 local function take_back(job)
   for _, place in ipairs(job.added) do
     local where, id = string.match(place, '^(%S+) (.+)$')
@@ -75,11 +75,16 @@ local function take_back(job)
     else
       redis.pcall('XDEL', PREFIX .. where, id)
     end
-    if job.key ~= '' and redis.pcall('GET', mark_of(job.key)) == place then pcall(own_key, job.key, job.own) end
+    if job.key ~= '' and place_of_owner(job.key) == place then pcall(own_key, job.key, job.own) end
+  end
+  for _, one in ipairs(overtaken) do
+    redis.pcall('DEL', over_of(one.key))
+    pcall(own_key, one.key, one.place)
   end
 end
 
 local function hand_on(job)
+  overtaken = {}
   for _, message in ipairs(job.messages) do enqueue(job, unpack(message)) end
 end
 

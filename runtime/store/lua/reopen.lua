@@ -38,6 +38,13 @@ if redis.call('EXISTS', closed) == 0 then return {0, 0, 0} end
 if not is_dead and redis.call('EXISTS', stream) == 0 then redis.call('XGROUP', 'CREATE', stream, GROUP, '0', 'MKSTREAM') end
 
 local function move(id, fields)
+  if is_cancelled(s, id) then -- at its new place nobody would know
+    local key = field(fields, 'key')
+    add_cancelled(fields, STREAMS[s] .. '-' .. id, WHILE_HELD, stands_at(s, id))
+    free_key(key, STREAMS[s] .. ' ' .. id)
+    redis.pcall('ZREM', CANCELS, stands_at(s, id))
+    return
+  end
   if not field(fields, 'id') then
     fields[#fields + 1] = 'id'
     fields[#fields + 1] = STREAMS[s] .. '-' .. id
