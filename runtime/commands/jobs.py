@@ -78,7 +78,8 @@ def print_list(config: Config, arguments: argparse.Namespace) -> int:
             print_json(job)
         else:
             head = f"{clean(job.id, 34):34} {clean(job.type, 24):24} {job.priority:8} {job.attempt:>3}"
-            print(f"{head} {job.state:8} {clean(job.waits or job.where, 80)}")
+            error = f", failed of {clean(job.error, 80)}" if job.error else ""
+            print(f"{head} {job.state:8} {clean(job.waits or job.where, 80)}{error}")
     which = f"the newest {arguments.n} of each stream, the next {arguments.n} delayed"
     print(f"{len(jobs)} shown of {len(looked_at)} looked at: {which}", file=sys.stderr)
     return 0

@@ -85,9 +85,10 @@ def lines_of(story: Story) -> list[str]:
 def _of_job(job: FoundJob, now_ms: int) -> list[str]:
     born = f", born {moment(_at(job.born_ms), now_ms)}" if job.born_ms else ""
     renewed = f", its lease renewed {span(job.idle_ms)} ago" if job.state == "running" else ""
+    where = moment(job.due_ms, now_ms) if job.state == "delayed" else clean(job.where) or "-"
     return [
         clean(job.id),
-        f"  {job.state}: {clean(job.where) or '-'} ({clean(job.place)}){renewed}",
+        f"  {job.state}: {where} ({clean(job.place)}){renewed}",
         *([f"  {clean(job.waits)}"] if job.waits else []),
         *([f"  {clean(job.error, VALUE)}"] if job.error else []),
         f"  type {clean(job.type)}, priority {job.priority}, attempt {job.attempt}{born}",

@@ -79,8 +79,9 @@ class DeadLetter(msgspec.Struct):
 class FoundJob(msgspec.Struct):
     """A job where it is now: `state` is waiting, running, parked, delayed or dead; `where` is its holder, lot or due time.
 
-    `waits` says in words why it waits, where it is paused or at a gate; `error` of what it died. `born_ms` is 0 where that is not
-    known, `idle_ms` how long ago its lease was renewed, `progress` what the run says that goes on, and `work` its `job.work`.
+    `waits` says in words why it waits, where it is paused or at a gate; `error` of what it died, or its last attempt failed.
+    `due_ms` is 0 where it is not delayed, `born_ms` where that is not known, `idle_ms` how long ago its lease was renewed,
+    `progress` what the run says that goes on, and `work` its `job.work`.
     """
 
     id: str
@@ -97,6 +98,7 @@ class FoundJob(msgspec.Struct):
     idle_ms: int = 0
     work: str = ""
     progress: Report | None = None
+    due_ms: int = 0
 
 
 class Server(msgspec.Struct):
@@ -339,7 +341,9 @@ class Inspector(Store):
             rows = await self.call_one(self._connection, ("XREVRANGE", key, "+", "-", "COUNT", n))
             found += await self._placed(stream, rows)
         members = await self.call_one(self._connection, ("ZRANGE", self.keys.due, 0, n - 1, "WITHSCORES"))
-        return found + await self._delayed(members)
+        delayed = await self._delayed(members)
+        await self._note_errors([job for job in delayed if job.attempt > 1])
+        return found + delayed
 
     async def find_job(self, job_id: str, n: int) -> list[FoundJob]:
         """Return all jobs with this id among the delayed ones, the newest `n` of each stream, and the newest `n` dead letters.
@@ -424,6 +428,18 @@ class Inspector(Store):
             last, left = f"({bytes(rows[-1][0]).decode()}", left - len(rows)
         return found[:n]
 
+    async def _note_errors(self, jobs: Sequence[FoundJob]) -> None:
+        """Note what the last attempt of each failed of, where it is among the newest LOGS_PAGE of all: in one look."""
+        if not jobs:
+            return
+        answers = await self.ask(self._connection, ("XREVRANGE", self.keys.logs, "+", "-", "COUNT", LOGS_PAGE))
+        errors: dict[tuple[str, int], str] = {}
+        for row in self._flat(answers[0]):
+            attempt = read_attempt(as_text(row[1]))
+            errors.setdefault((attempt.id, attempt.attempt), attempt.error)  # the newest first
+        for job in jobs:
+            job.error = errors.get((job.id, job.attempt - 1), "")
+
     async def result_of(self, job_id: str) -> str:
         """Return what a job has answered as it stands, cut to RESULT_BYTES; nothing where none is kept.
 
@@ -499,6 +515,7 @@ class Inspector(Store):
                     message=as_text(fields),
                     born_ms=about.first_ms,
                     work=_work(about, fields, member),
+                    due_ms=_due_ms(score),
                 )
             )
         return found
@@ -510,8 +527,13 @@ def _tat_us(text: bytes | None) -> int:
 
 
 def local_time(due_ms: bytes) -> str:
-    """Return a due time for people: a sender may choose any number, and the calendar ends before them."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(min(max(float(due_ms), 0.0), float(MAX_MS)) / 1000))
+    """Return a due time for people."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(_due_ms(due_ms) / 1000))
+
+
+def _due_ms(score: bytes) -> int:
+    """Return a due time with which clocks can reckon: a sender may choose any number, and the calendar ends before them."""
+    return int(min(max(float(score), 0.0), float(MAX_MS)))
 
 
 def _letter(row: Sequence[Any]) -> DeadLetter:

@@ -9,6 +9,7 @@ import sys
 import time
 from typing import Any
 
+import msgspec
 import pytest
 
 from runtime.commands.readings import how_far
@@ -104,6 +105,17 @@ def test_what_attempts_failed_of_is_told_while_a_job_waits_for_the_next(server: 
     assert "  |" not in told
     _, told = show(server, "j", "--json")
     assert json.loads(told)["attempts"][0]["error"] == f"ValueError: no {EVIL}"
+
+
+def test_a_delayed_job_is_told_with_what_it_failed_of_and_how_long_it_waits_yet(server: Server, raw: Any):
+    work_here(raw)
+    record = ["stream", "high", "type", "t", "data", "{}", "id", "j", "a", "1"]
+    raw.hset("{jobs}:msg", "j", msgspec.msgpack.encode(record))
+    raw.zadd("{jobs}:due", {"j": now_ms() + 3_000_000})
+    add_log(raw, "j", 1, "retry", "", error=f"ValueError: no {EVIL}")
+    assert re.search(r"  delayed: [-0-9]*[ :0-9]+, in (49|50) min \(due/j\)\n", show(server, "j")[1])
+    told = call("jobs", "list", "--redis", server.url).stdout
+    assert re.search(r" delayed  [-0-9]+ [:0-9]+, failed of ValueError: no \N{REPLACEMENT CHARACTER}\[2J", told)
 
 
 def test_a_dead_job_is_told_with_its_error(server: Server, raw: Any):

@@ -9,6 +9,7 @@ import redis
 
 from runtime.errors import StoreError
 from runtime.jobs import Deferral, Letter, Parking, work_of
+from runtime.said import Attempt
 from runtime.store.base import GROUP, WorkerRow
 from runtime.store.inspector import DeadLetter, Depth, FoundJob, is_letter
 from tests.contract.kit import ME, ServerKit, batch, leases
@@ -214,6 +215,7 @@ async def test_a_job_is_found_by_its_id_wherever_it_is(inspector, kit, store, ra
     assert [found[name][0].where for name in ("running", "parked", "dead", "waiting")] == [ME, "~t:t@9", "attempts", ""]
     due = time.mktime(time.strptime(found["delayed"][0].where, "%Y-%m-%d %H:%M:%S"))
     assert abs(due * 1000 - raw.zscore(DUE, "delayed")) < 2000
+    assert found["delayed"][0].due_ms == raw.zscore(DUE, "delayed")
     assert [found[name][0].priority for name in found] == ["high"] * 5
     entry = held[0].entry.decode()
     running = found["running"][0]
@@ -279,6 +281,23 @@ async def test_the_newest_of_each_stream_are_shown_and_the_next_of_the_delayed(i
         ("at-3000", "delayed", "", {}),
         ("at-6000", "delayed", "", {}),
     ], "also without their messages"
+
+
+async def test_of_delayed_jobs_the_last_error_is_told_where_it_is_among_the_newest(inspector, kit, store, raw, monkeypatch):
+    for name in ("again", "other", "long-ago", "snoozed"):
+        kit.add(id=name)
+    tried = [Deferral(lease, "retry", 60_000, lease.id, 2) for lease in await leases(store)]
+    tried[3] = Deferral(tried[3].lease, "snooze", 60_000, "snoozed", 0)
+    await store.settle(batch(*tried))
+    ended = [("long-ago", 2, "old"), ("again", 1, "first"), ("again", 2, "second"), ("again", 3, "no"), ("snoozed", 1, "no")]
+    attempts = [Attempt(name, "t", n, "high/1-0", "retry", 17, "", 0, error) for name, n, error in ended]
+    await store.count(1, [], None, attempts)
+    monkeypatch.setattr("runtime.store.inspector.LOGS_PAGE", 4)
+    errors = {"again": "second", "other": "", "long-ago": "", "snoozed": ""}
+    assert {job.id: job.error for job in await inspector.newest_jobs(9)} == errors
+    raw.delete("{jobs}:logs")
+    raw.set("{jobs}:logs", "a stranger's")
+    assert {job.id: job.error for job in await inspector.newest_jobs(9)} == dict.fromkeys(errors, "")
 
 
 async def test_a_stream_without_a_group_is_shown_as_waiting(inspector, kit, raw):

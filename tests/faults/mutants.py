@@ -300,6 +300,13 @@ MUTANTS: tuple[Mutant, ...] = (
         "tests/contract/test_progress.py::test_each_attempt_has_what_it_failed_of_whether_it_has_lines_or_not[valkey-mute]",
     ),
     Mutant(
+        "a delayed job is told with the error of any attempt",
+        "runtime/store/inspector.py",
+        'errors.get((job.id, job.attempt - 1), "")',
+        'next((error for (name, _), error in errors.items() if name == job.id), "")',
+        "tests/contract/test_inspector.py::test_of_delayed_jobs_the_last_error_is_told_where_it_is_among_the_newest[valkey]",
+    ),
+    Mutant(
         "a death without a run counts as an attempt",
         "runtime/worker/listener.py",
         " or (isinstance(outcome, Dead) and not outcome.is_failure)",
