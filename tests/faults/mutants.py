@@ -1178,7 +1178,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "done deletes anybody's mark",
         "runtime/store/lua/common.lua",
-        "if key and key ~= '' and redis.pcall('GET', mark_of(key)) == place then redis.pcall('DEL'",
+        "if key and key ~= '' and place_of_owner(key) == place then redis.pcall('DEL'",
         "if key and key ~= '' then redis.pcall('DEL'",
         f"{VERBS}::test_the_mark_of_a_key_stays_with_whom_it_names",
     ),
