@@ -71,14 +71,14 @@ PLAIN: Final = Envelope()
 class Options(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a sender may say of a message beside its payload; `Producer.send` says what each option means."""
 
-    priority: Priority | None = None
+    priority: Priority | str | None = None
     delay_s: float = 0.0
     at: float | None = None
     exp: float | None = None
     key: str = ""
     keep: str = ""
     id: str = ""
-    attempts: int = 0
+    attempts: int | None = None
     group: str = ""
 
 
@@ -120,6 +120,7 @@ class Above:
     """What methods of a job need of modules above this one, which put it here when they are imported, as with any handler."""
 
     follow: Callable[[Job, msgspec.Struct, str, Options], str]
+    check_loop: Callable[[], None]  # that what is called here can be awaited here
 
 
 ABOVE: Final = Above()
@@ -163,14 +164,14 @@ class Job(Lease, gc=False, eq=False):
         message: msgspec.Struct,
         *,
         suffix: str = "",
-        priority: Priority | None = None,
+        priority: Priority | str | None = None,
         delay_s: float = 0.0,
         at: float | None = None,
         exp: float | None = None,
         key: str = "",
         keep: str = "",
         group: str = "",
-        attempts: int = 0,
+        attempts: int | None = None,
     ) -> str:
         """Hand on another job, and return its id: it is sent in the one step in which this one is done, and only then.
 
@@ -180,14 +181,14 @@ class Job(Lease, gc=False, eq=False):
         Args:
             message: a struct of a class declared with `@contract`; packed at once.
             suffix: of its id, `<work>:<suffix>`: 1 to 100 of `[A-Za-z0-9._-]`; without one, a number, in the order of calls.
-            priority: the stream it goes to; None for the contract's.
+            priority: the stream it goes to, also by its name, such as `high`; None for the contract's.
             delay_s: not before so many seconds from this call.
             at: not before this time, in seconds since the epoch; wins over `delay_s`.
             exp: not after this time, in seconds since the epoch.
             key: as for `Producer.send`; this job's own key is free for it.
             keep: as for `Producer.send`.
             group: what limits per group count by.
-            attempts: how often it is run at most; 0 for what its handler says.
+            attempts: how often it is run at most, from 1; None for what its handler says.
 
         Raises:
             BadPayload: the payload or an option cannot be sent.
@@ -357,7 +358,8 @@ class MarkStore(Protocol):
 class Marks(msgspec.Struct, frozen=True, gc=False):
     """What the attempts at one piece of work remember: one value, which each of them reads and writes as a whole.
 
-    Each method raises StoreUnavailable where Redis does not answer; a handler that lets it through is tried again.
+    Each method raises StoreUnavailable where Redis does not answer; a handler that lets it through is tried again. A plain call
+    in a thread is a ConfigError: there it is `anyio.from_thread.run(job.marks.get)`.
     """
 
     work: str
@@ -365,6 +367,7 @@ class Marks(msgspec.Struct, frozen=True, gc=False):
 
     def get(self) -> Awaitable[bytes | None]:
         """Return what was written last; None where that is nothing, or older than 7 days."""
+        ABOVE.check_loop()
         return self.store.marks_of(self.work)
 
     def set(self, value: bytes | str) -> Awaitable[None]:
@@ -373,10 +376,13 @@ class Marks(msgspec.Struct, frozen=True, gc=False):
         Raises:
             BadMarks: it is larger, or neither bytes nor a text that can be encoded.
         """
-        return self.store.set_marks(self.work, _marks_of(value))
+        marks = _marks_of(value)
+        ABOVE.check_loop()
+        return self.store.set_marks(self.work, marks)
 
     def delete(self) -> Awaitable[None]:
         """Remove it."""
+        ABOVE.check_loop()
         return self.store.delete_marks(self.work)
 
 

@@ -29,7 +29,7 @@ from msgspec import structs
 from runtime import logs
 from runtime.answers import finish, is_to_do
 from runtime.channel import Sender, channel
-from runtime.errors import ChildFailed, ChildKilled, NotStarted
+from runtime.errors import ChildFailed, ChildKilled, ConfigError, NotStarted
 from runtime.jobs import JOB, LANE, Head, Job, Packed, Running
 from runtime.places import PLACES, PROCESS, THREAD, Places
 from runtime.settle import as_plain_words, describe, raise_again, stack_of
@@ -100,6 +100,18 @@ def in_thread(function: Callable[[Any, Job], object]) -> Callable[[Any, Job], Aw
             del raised  # its traceback ends in this frame
 
     return run
+
+
+def check_loop() -> None:
+    """Refuse to return what is to be awaited to a thread that cannot: nothing would be done.
+
+    Raises:
+        ConfigError: no event loop runs in this thread.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        raise ConfigError("job.marks: a thread cannot await it; hint: anyio.from_thread.run(job.marks.get)") from None
 
 
 class _ThreadCall:

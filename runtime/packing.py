@@ -42,7 +42,7 @@ class Packer:
         kind = type(payload)
         head = self._heads.get(kind)
         if head is None:
-            contract = self._contract_of(kind)
+            contract = self._contract_of(payload)
             head = self._heads[kind] = self._head(contract.type, NO_OPTIONS, contract.version, contract.priority)
         data = self._data(payload)
         if len(data) > MAX_DATA_BYTES:
@@ -55,7 +55,7 @@ class Packer:
         Raises:
             BadPayload: as in `pack`, or an option is out of its range.
         """
-        contract = self._contract_of(type(payload))
+        contract = self._contract_of(payload)
         data = self._data(payload)
         return self.pack_raw(contract.type, data, options, contract.version, contract.priority)
 
@@ -87,39 +87,38 @@ class Packer:
                 raise BadPayload(f"{contract_of(kind).type}: the payload holds NaN or infinity, which JSON cannot write")
         return data
 
-    def _contract_of(self, payload: type[msgspec.Struct]) -> Contract:
+    def _contract_of(self, payload: msgspec.Struct) -> Contract:
+        if isinstance(payload, type):
+            raise BadPayload(f"a message must be an instance, got the class {payload.__name__}; hint: {payload.__name__}(…)")
         try:
-            return contract_of(payload)
+            return contract_of(type(payload))
         except ConfigError as error:
             raise BadPayload(str(error)) from None
 
     def _head(self, type_name: str, options: Options, version: int, priority: Priority) -> Head:
         # Each option is checked here: a chunk that cannot be packed would fail the sends of many callers.
-        if options.priority is not None:
-            priority = options.priority
-        if type(priority) not in _PRIORITIES or not 1 <= priority <= len(STREAMS):
-            raise BadPayload(f"priority must be a Priority from 1 to {len(STREAMS)}, got {shown(priority)}")
+        stream = _stream(priority if options.priority is None else options.priority)
         attempts = options.attempts
-        if type(attempts) is not int or not 0 <= attempts <= MAX_MS:
+        if attempts is not None and (type(attempts) is not int or not 1 <= attempts <= MAX_MS):
             raise BadPayload(f"attempts must be a whole number from 1 to {MAX_MS}, got {shown(attempts)}")
         due_ms = _due_ms(options, self._clock)
         job_id = _checked_text(options.id, "id")
         if job_id and not JOB_ID.match(job_id.encode()):
             raise BadPayload(f"id must be 1 to 128 of [A-Za-z0-9._:-], got {shown(job_id)}")
         if due_ms and not job_id:
-            job_id = f"{STREAMS[priority - 1]}-{secrets.token_hex(8)}"
+            job_id = f"{STREAMS[stream]}-{secrets.token_hex(8)}"
         fields = header(
             type_name,
             id=job_id,
             version=version,
             exp_ms=None if options.exp is None else _ms(options.exp, "exp"),
             key=_checked_text(options.key, "key"),
-            keep=_kept(options.keep),
-            attempts=attempts,
+            keep=_kept(options),
+            attempts=attempts or 0,
             group=_checked_text(options.group, "group"),
             source=_checked_text(self._source, "source"),
         )
-        return Head(priority - 1, due_ms, job_id, fields)
+        return Head(stream, due_ms, job_id, fields)
 
 
 _PRIORITIES: Final = (Priority, int)  # and no bool
@@ -156,9 +155,21 @@ def _needles_of(kind: type[msgspec.Struct]) -> tuple[bytes, ...]:
 _KEYS: Final = (b'"nan":', b'"inf":', b'"-inf":')
 
 
-def _kept(keep: object) -> str:
+def _stream(priority: object) -> int:
+    """Return the stream of a priority, which may be given by its name."""
+    if type(priority) is str and priority in STREAMS:
+        return STREAMS.index(priority)
+    if type(priority) not in _PRIORITIES or not 1 <= (number := cast("int", priority)) <= len(STREAMS):
+        raise BadPayload(f"priority must be a Priority, or one of {', '.join(STREAMS)}, got {shown(priority)}")
+    return number - 1
+
+
+def _kept(options: Options) -> str:
+    keep = options.keep
     if type(keep) is not str or keep not in ("", "first", "last"):
         raise BadPayload(f"keep must be first or last, got {shown(keep)}")
+    if keep and not options.key:
+        raise BadPayload(f"keep={keep!r} needs a key: it says which of the messages with one key runs")
     return keep
 
 

@@ -125,14 +125,14 @@ class Producer:
         self,
         payload: msgspec.Struct,
         *,
-        priority: Priority | None = None,
+        priority: Priority | str | None = None,
         delay_s: float = 0.0,
         at: float | None = None,
         exp: float | None = None,
         key: str = "",
         keep: str = "",
         id: str = "",
-        attempts: int = 0,
+        attempts: int | None = None,
         group: str = "",
         durability: str = "",
     ) -> Sent:
@@ -140,15 +140,16 @@ class Producer:
 
         Args:
             payload: a struct of a class declared with `@contract`; written as JSON, up to 256 KiB.
-            priority: the stream it goes to; None for the contract's.
+            priority: the stream it goes to, also by its name, such as `high`; None for the contract's.
             delay_s: not before so many seconds from now.
             at: not before this time, in seconds since the epoch; wins over `delay_s`.
             exp: not after this time, in seconds since the epoch: then it is a dead letter `expired`.
             key: up to 512 bytes; while another job with this key lives, this one is dropped, and `Sent.new` is False. One that is
                 not to start before a time replaces what waits with its key (debounce), unless `keep` is `first`.
-            keep: which of the messages that wait for a time is the one that runs: `last`, also where empty, or `first`.
+            keep: with a `key`, which of the messages that wait for a time is the one that runs: `last`, also where empty, or
+                `first`.
             id: the job's id, 1 to 128 of `[A-Za-z0-9._:-]`; need not be unique. Without one it is made from stream and entry.
-            attempts: how often it is run at most; 0 for what its handler says.
+            attempts: how often it is run at most, from 1; None for what its handler says.
             group: up to 512 bytes; a handler may bound how many of a group run at once, or start in a time.
             durability: `local`, `fsync` or `replicas=N`; empty for the producer's.
 

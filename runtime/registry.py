@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
+import os
 import traceback
 import typing
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, ParamSpec, TypeVar, cast, overload
 
@@ -31,6 +33,9 @@ T = TypeVar("T")
 
 MIN_MEMORY_BYTES: Final = 1024 * 1024  # a guess: below it, hardly any import works; it catches numbers meant as megabytes
 
+_OURS: Final = f"{Path(__file__).parent}{os.sep}"
+
+ABOVE.check_loop = offload.check_loop
 ABOVE.follow = follow  # whoever declares a handler loads this: its jobs can hand on others, in a child process too
 
 
@@ -117,6 +122,9 @@ def handler(
     Raises:
         ConfigError: the class is no contract, the function has other arguments or a `yield`, or an option is out of its range.
     """
+    if not isinstance(payload, type):  # pyright: ignore[reportUnnecessaryIsInstance] -- `@handler` without a call
+        name = f" {payload.__module__}:{payload.__qualname__}" if inspect.isfunction(payload) else f"({payload!r:.60})"
+        raise ConfigError(f"handler{name}: must be declared with the class of its messages; hint: @handler(ItsMessage)")
     contract = contract_of(payload)
 
     def declare(function: Callable[..., object]) -> Handler[P]:
@@ -297,14 +305,17 @@ def _import(name: str) -> ModuleType:
 
 
 def _place(error: BaseException, ours: int = 3) -> str:
-    """Return file and line of what went wrong in the user's code, behind the frames that are ours or importlib's.
+    """Return file and line of what went wrong in the user's code, behind the frames that are ours or importlib's; and before
+    those in which we have refused what was given to us.
 
     Empty for a SyntaxError, which says it itself.
     """
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
     if isinstance(error, SyntaxError) or len(frames) < ours:
         return ""
-    return f" ({frames[-1].filename}:{frames[-1].lineno})"
+    theirs = [frame for frame in frames[ours - 1 :] if not frame.filename.startswith((_OURS, "<string>"))]
+    last = (theirs or frames)[-1]
+    return f" ({last.filename}:{last.lineno})"
 
 
 def _collect(found: Found, module: ModuleType) -> None:

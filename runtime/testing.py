@@ -239,7 +239,7 @@ async def run(
     """
     if attempt < 1:
         raise ConfigError(f"attempt must be a whole number from 1, got {attempt}")
-    options = Options(priority=priority, key=key, id=id, attempts=attempts)
+    options = Options(priority=priority, key=key, id=id, attempts=attempts or None)
     if isinstance(message, list) and handler.batch is None:
         raise ConfigError(f"{handler.location}: takes one message, got a list; hint: @handler(…, max_size=100) is for many")
     messages: list[P | bytes] = [*message] if isinstance(message, list) else [message]

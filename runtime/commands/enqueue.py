@@ -50,7 +50,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     text = "with --key and a time: first to drop the message, last (default) to let it replace the one that waits"
     parser.add_argument("--keep", default="", metavar="WORD", help=text)
     parser.add_argument("--group", default="", help="what the handler's limits per group count by, such as a customer's id")
-    parser.add_argument("--attempts", type=int, default=0, metavar="N", help="most attempts of this job; default: the handler's")
+    parser.add_argument("--attempts", type=int, metavar="N", help="most attempts of this job; default: the handler's")
     text = "what to wait for: local (default), fsync, or replicas=N"
     parser.add_argument("--durability", default="local", metavar="WORD", help=text)
     text = f"wait so many seconds ({WAIT_S:g}) until the job is done, and print its result; status 1 where it is dead, or late"

@@ -295,13 +295,12 @@ async def test_a_server_that_is_not_there_is_a_typed_error():
         {"at": float("nan")},
         {"exp": 1e300},
         {"key": "k" * 600},
-        *({"keep": wrong} for wrong in ("both", 1, None, b"last")),
-        {"attempts": -1},
-        *({"attempts": wrong} for wrong in (True, 1.5, "3", None, Decimal(3), 2**60, LikeANumber())),
+        *({"keep": wrong} for wrong in ("both", 1, None, b"last", "first", "last")),  # of the last two there is no key
+        *({"attempts": wrong} for wrong in (-1, 0, True, 1.5, "3", Decimal(3), 2**60, LikeANumber())),
         *({"delay_s": wrong} for wrong in (True, "x", None, float("inf"), Decimal(3), 10**5000, LikeANumber())),
         *({"at": wrong} for wrong in (True, "x", b"1", 2**60, LikeANumber())),
         *({"exp": wrong} for wrong in (True, "x", 2**60, LikeANumber())),
-        *({"priority": wrong} for wrong in (0, 5, -1, True, "high", 2.0)),
+        *({"priority": wrong} for wrong in (0, 5, -1, True, "urgent", "", b"high", 2.0)),
         *({"key": wrong} for wrong in (5, b"", b"k", False, ["k"], "\udcff")),
         *({"id": wrong} for wrong in (5, b"i", 0, "i\n", "\udcff")),
         *({"group": wrong} for wrong in (5, b"", LikeANumber())),
@@ -315,6 +314,20 @@ async def test_an_option_that_cannot_be_sent_is_refused_before_anything_is_writt
             await producer.send(Order(n=1), **options)
         with pytest.raises(BadPayload, match=name):
             await producer.send_many([Message(payload=Order(n=1), **options)])
+
+
+async def test_a_priority_may_be_given_by_its_name(producer, raw):
+    await producer.send(Order(n=1), priority="high")
+    await producer.send_many([Message(payload=Order(n=2), priority="low", delay_s=3600)])
+    assert raw.xlen("{jobs}:high") == 1
+    [delayed] = raw.zrange("{jobs}:due", 0, -1)
+    assert delayed.startswith("low-")
+
+
+async def test_a_class_in_place_of_a_message_is_refused_with_the_way_out(producer):
+    for options in ({}, {"delay_s": 5.0}):
+        with pytest.raises(BadPayload, match=r"got the class Order; hint: Order\("):
+            await producer.send(Order, **options)
 
 
 async def test_a_chunk_that_cannot_be_packed_is_told_to_its_callers_and_the_next_ones_are_sent(producer, raw):

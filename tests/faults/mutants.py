@@ -2984,6 +2984,20 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{BATCHES}::test_the_first_word_counts",
     ),
     Mutant(
+        "marks: a plain call in a thread does nothing",
+        "runtime/offload.py",
+        "        asyncio.get_running_loop()\n    except RuntimeError:\n",
+        "        pass\n    except RuntimeError:\n",
+        "tests/contract/test_marks.py::test_a_loop_of_a_thread_s_own_is_refused_before_it_breaks_the_worker_s_connection",
+    ),
+    Mutant(
+        "producer: no attempts are as many as the handler says",
+        "runtime/packing.py",
+        "not 1 <= attempts <= MAX_MS",
+        "not 0 <= attempts <= MAX_MS",
+        "tests/contract/test_producer.py::test_an_option_that_cannot_be_sent_is_refused_before_anything_is_written",
+    ),
+    Mutant(
         "settle: a send that a handler could not make kills its job",
         "runtime/settle.py",
         "    if _is(word, UnfitPayload):\n        return _dead(",

@@ -578,6 +578,23 @@ def test_where_a_module_went_wrong_is_said_with_its_line(tmp_path: Path, monkeyp
         find(["wrong_name"])
 
 
+def test_where_an_option_went_wrong_is_said_with_the_line_that_gave_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "wrong_backoff.py").write_text("from runtime import Backoff\n\nAGAIN = Backoff(attempts=-1)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"must be from 1 to 1000000, got -1 \(.*wrong_backoff\.py:3\)$"):
+        find(["wrong_backoff"])
+
+
+def test_a_handler_that_is_declared_without_its_contract_is_told_where_and_how() -> None:
+    def add_up(message: Greet, job: Job) -> None: ...
+
+    declare: Any = handler
+    with pytest.raises(ConfigError, match=r"^handler tests\.unit\.test_registry:.*add_up: .*hint: @handler\(ItsMessage\)$"):
+        declare(add_up)
+    with pytest.raises(ConfigError, match=r"^handler\('greet'\): .*hint: @handler\(ItsMessage\)$"):
+        declare("greet")
+
+
 def test_a_function_in_place_of_its_module_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "plain_module.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
