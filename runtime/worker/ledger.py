@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from runtime.errors import Dead, Retry, Snooze
 from runtime.jobs import (
@@ -27,6 +28,8 @@ from runtime.jobs import (
 from runtime.observer import Observer
 from runtime.settle import MAX_CODE_CHARS, MAX_ERROR_CHARS, describe, plain
 from runtime.stats import outcome_name
+
+FAILED: Final = (Retry, Dead)  # once: `Retry | Dead` would make a new type for each job
 
 
 class Ledger:
@@ -105,7 +108,7 @@ class Ledger:
         batch = self._batch
         if job.extras is not None:
             job.extras.said.outcome = outcome_name(outcome)
-        if isinstance(outcome, Retry | Dead):
+        if isinstance(outcome, FAILED):
             self.on_failed(job, outcome)
         match outcome:
             case Done():
