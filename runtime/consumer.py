@@ -426,19 +426,20 @@ class Consumer:
             if not self._stop.is_set():
                 self._on_stop_order()
 
-    def _cancel(self, leases: Sequence[Lease]) -> None:
+    def _cancel(self, cancelled: Sequence[tuple[Lease, str]]) -> None:
         """End what people have cancelled: what runs is cut, what has not started is dead. What is on its way here is left to the
         next look, what is to be written to the script that moves it.
         """
-        lanes = {id(job): lane for lane in self.lanes for job in each_of(lane.job)} if leases else {}
-        for job in leases:
+        lanes = {id(job): lane for lane in self.lanes for job in each_of(lane.job)} if cancelled else {}
+        for job, by in cancelled:
+            who = by and f" by {by}"
             lane = lanes.get(id(job))
             if not isinstance(job, Job) or (job.extras is not None and job.extras.is_cut):
                 continue
             if lane is not None:
-                lane.end(job, Cancelled("cancelled while it ran"))
+                lane.end(job, Cancelled(f"cancelled{who}, while it ran"))
             elif self.inbox.remove(job):
-                self.ledger.add(job, Dead("cancelled before it started", CANCELLED_CODE))
+                self.ledger.add(job, Dead(f"cancelled{who}, before it started", CANCELLED_CODE))
                 self.stats.moved(job.type, job.stream, "dead")
 
     def _pause_type(self, type_name: bytes, wait_s: float) -> None:

@@ -63,6 +63,7 @@ from runtime.store.shapes import (
 T = TypeVar("T")
 
 MAX_MARKS: Final = 10_000  # as in steering.lua: no more cancels stand at once
+MAX_BY_BYTES: Final = 1000  # of who cancelled a job, and why; a guess: what is longer is a stranger's
 PENDING_PAGE: Final = 1000  # leases looked at in a round trip: measured, a millisecond of the server
 MAX_ANSWER_BYTES: Final = 64 << 20  # a guess: what a worker may have in its memory at once before it has looked at it
 BLOCK_SLACK_S: Final = 4.0  # a guess: a blocked read answers this much later than asked, or the connection is given up
@@ -711,9 +712,9 @@ class Streams(Store):
         if self._loop not in (None, asyncio.get_running_loop()):
             raise ConfigError("job.marks: not from an event loop of one's own; hint: anyio.from_thread.run(job.marks.get)")
 
-    async def rules(self, since_ms: int = 0) -> tuple[Rules, int, list[str]]:
+    async def rules(self, since_ms: int = 0) -> tuple[Rules, int, dict[str, str]]:
         """Return the rules that people have ordered, the server's time in ms, and the places of jobs that they cancelled since
-        `since_ms` while a worker had them.
+        `since_ms` while a worker had them, with who did that and why.
 
         Raises:
             StoreUnavailable: no answer or an error.
@@ -723,7 +724,13 @@ class Streams(Store):
         places = (
             [] if isinstance(found, ServerError) else cast("list[bytes]", found)
         )  # a stranger's key: the rules hold all the same
-        return *self.rules_in(*answers), [place.decode(errors="replace") for place in places]
+        asks: list[Command] = [("GETRANGE", self.keys.asked_by(place), 0, MAX_BY_BYTES) for place in places]
+        by = await self.ask(self._helper, *asks) if asks else []
+        told = {
+            place.decode(errors="replace"): who.decode(errors="replace") if isinstance(who, bytes) else ""
+            for place, who in zip(places, by, strict=True)
+        }
+        return *self.rules_in(*answers), told
 
     async def unmark(self, places: Sequence[tuple[int, bytes]]) -> None:
         """Take away the marks of cancelled jobs that have left their streams.
@@ -738,6 +745,7 @@ class Streams(Store):
         gone = [f"{STREAMS[stream]}/{entry.decode()}" for (stream, entry), rows in zip(places, found, strict=True) if rows == []]
         if gone:
             await self.call_one(self._helper, ("ZREM", keys.cancels, *gone), keys.cancels)
+            await self.ask(self._helper, ("DEL", *[keys.asked_by(place.encode()) for place in gone]))
 
 
 # --- small shapes --------------------------------------------------------------------------------------------------------

@@ -788,10 +788,10 @@ class MemoryStreams:
         self.store.remembered.pop(work, None)
 
     @verb
-    def rules(self, since_ms: int = 0) -> tuple[Rules, int, list[str]]:
+    def rules(self, since_ms: int = 0) -> tuple[Rules, int, dict[str, str]]:
         """Return the rules that people have ordered, the time, and what they have cancelled."""
         rules = parse((name.encode(), text.encode()) for name, text in self.store.control.items())
-        return rules, self.store.now_ms, [place for place, at_ms in self.store.cancels.items() if at_ms >= since_ms]
+        return rules, self.store.now_ms, {place: "ann@host" for place, at_ms in self.store.cancels.items() if at_ms >= since_ms}
 
     @verb
     def unmark(self, places: Sequence[tuple[int, bytes]]) -> None:

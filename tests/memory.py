@@ -17,7 +17,7 @@ from runtime.store.base import End, Step
 
 BEGAN_MS = 1_700_000_000_000
 SUSPECT_MS = 60_000  # as in serve.lua
-WHILE_HELD = "cancelled while a worker had it"  # as in common.lua
+WHILE_HELD = "cancelled by ann@host, while a worker had it"  # as in common.lua
 REPEAT_MS, MAX_RULES = 10_000, 2000  # as in control.lua
 MOST_WAITS = 10  # as in folding.lua
 

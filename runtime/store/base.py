@@ -89,6 +89,10 @@ class Keys:
         """Return the key of the time at which a gate gives its next token."""
         return f"{self.prefix}rate:{gate}"
 
+    def asked_by(self, place: bytes) -> bytes:
+        """Return the key of who cancelled the job at a place of a stream while a worker had it, and why."""
+        return f"{self.prefix}cancels:".encode() + place
+
     def result(self, job_id: str) -> str:
         """Return the key of what a job has answered."""
         return f"{self.prefix}results:{job_id}"

@@ -6,7 +6,7 @@ done here makes it end sooner, and takes the mark away when it has.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Final
 
 from runtime.jobs import STREAMS, Lease
@@ -23,26 +23,29 @@ class Cancels:
     def __init__(self) -> None:
         self.ended: list[Place] = []
         self._read_s: dict[Place, float] = {}
+        self._by: dict[Place, str] = {}
         self._ours: set[Place] = set()
 
     def __repr__(self) -> str:
         return f"<Cancels {len(self._ours)} of {len(self._read_s)} marks are of jobs here>"
 
-    def saw(self, places: Iterable[str], now_s: float) -> None:
-        """Note marks that were read; what names no entry of a stream is a stranger's."""
-        for text in places:
+    def saw(self, marks: Mapping[str, str], now_s: float) -> None:
+        """Note marks that were read, with who asked for each; what names no entry of a stream is a stranger's."""
+        for text, by in marks.items():
             name, _, entry = text.partition("/")
             if name in STREAMS:
-                self._read_s.setdefault((STREAMS.index(name), entry.encode()), now_s)
+                place = (STREAMS.index(name), entry.encode())
+                self._read_s.setdefault(place, now_s)
+                self._by[place] = by
 
-    def look(self, held: Held, now_s: float) -> list[Lease]:
-        """Return the leases of this process that are cancelled, and forget the marks of others after a while."""
-        found: list[Lease] = []
+    def look(self, held: Held, now_s: float) -> list[tuple[Lease, str]]:
+        """Return the leases of this process that are cancelled, with by whom, and forget the marks of others after a while."""
+        found: list[tuple[Lease, str]] = []
         for place, read_s in list(self._read_s.items()):
             lease = held.get(*place)
             if lease is not None:
                 self._ours.add(place)
-                found.append(lease)
+                found.append((lease, self._by[place]))
             elif place in self._ours:
                 self._forget(place)
                 self.ended.append(place)
@@ -52,4 +55,4 @@ class Cancels:
 
     def _forget(self, place: Place) -> None:
         self._ours.discard(place)
-        del self._read_s[place]
+        del self._read_s[place], self._by[place]

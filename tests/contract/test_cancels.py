@@ -105,6 +105,17 @@ async def test_a_job_that_runs_is_cut_and_dead_whatever_its_handler_raises_and_n
     assert len(letters(raw)) == 1
 
 
+async def test_the_letter_of_a_job_that_ran_says_who_cancelled_it_and_why(server, raw, control):
+    async with working(server.url, caspar):
+        place = send(raw, "j", "hangs")
+        await until(lambda: ran == ["j"], "it runs")
+        await control.steer("cancel", "ann@host", "ordered twice", [place])
+        await until(lambda: letters(raw) == [("j", "cancelled", "0")], "it is dead")
+        [(_, letter)] = raw.xrange(DEAD)
+        assert letter["dead_error"] == "cancelled by ann@host: ordered twice, while it ran"
+        await until(lambda: not raw.keys("{jobs}:cancels*"), "nothing is left of the mark")
+
+
 async def test_who_returns_all_the_same_is_done(server, raw, control):
     async with working(server.url, caspar):
         place = send(raw, "j", "returns")

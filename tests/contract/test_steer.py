@@ -443,12 +443,22 @@ async def test_a_cancelled_job_is_not_taken_nor_served_again(store, kit):
 async def test_marks_are_read_with_the_rules_from_a_time_on(store, kit):
     places = [f"high/{kit.add()}" for _ in range(2)]
     await leases(store)
-    assert (await store.rules())[2] == []
+    assert (await store.rules())[2] == {}
     for place in places:
         kit.cancel(place)
     rules, now_ms, marks = await store.rules(kit.now_ms() - 60_000)
-    assert (rules.version, sorted(marks)) == ("2", sorted(places))
-    assert (await store.rules(now_ms + 60_000))[2] == []
+    assert (rules.version, marks) == ("2", dict.fromkeys(places, "ann@host"))
+    assert (await store.rules(now_ms + 60_000))[2] == {}
+
+
+async def test_a_job_that_a_script_buries_for_its_mark_says_who_cancelled_it_and_why(on_server, worker, control):
+    on_server.add()
+    [job] = await leases(worker)
+    await control.steer("cancel", "ann@host", "ordered twice", [f"high/{job.entry.decode()}"])
+    await worker.settle(batch(Deferral(job, "retry", 1, "j", 1)))
+    [letter] = on_server.letters()
+    assert letter["dead_error"] == "cancelled by ann@host: ordered twice, while a worker had it"
+    assert not on_server.raw.keys("{jobs}:cancels*")
 
 
 async def test_a_mark_is_taken_away_only_when_its_job_has_left(store, kit):

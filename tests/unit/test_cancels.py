@@ -28,9 +28,9 @@ def lease(entry: bytes = b"1-1") -> Lease:
 def test_a_mark_of_what_is_held_is_met_at_each_look_and_may_go_when_it_has_left(held: Held) -> None:
     cancels, ours, other = Cancels(), lease(), lease(b"1-2")
     held.add(HIGH, [ours, other])
-    cancels.saw(["high/1-1", "low/1-2"], 0.0)
-    assert cancels.look(held, 0.0) == [ours]
-    assert cancels.look(held, 10 * LOOKED_FOR_S) == [ours]
+    cancels.saw(dict.fromkeys(["high/1-1", "low/1-2"], "ann"), 0.0)
+    assert cancels.look(held, 0.0) == [(ours, "ann")]
+    assert cancels.look(held, 10 * LOOKED_FOR_S) == [(ours, "ann")]
     assert cancels.ended == []
     held.remove([ours])
     assert cancels.look(held, 10 * LOOKED_FOR_S) == []
@@ -41,20 +41,20 @@ def test_a_mark_of_what_is_held_is_met_at_each_look_and_may_go_when_it_has_left(
 
 def test_a_mark_of_what_comes_later_is_met_within_a_while_and_forgotten_then(held: Held) -> None:
     cancels, late, later = Cancels(), lease(), lease(b"1-2")
-    cancels.saw(["high/1-1", "high/1-2"], 0.0)
+    cancels.saw(dict.fromkeys(["high/1-1", "high/1-2"], "ann"), 0.0)
     assert cancels.look(held, 1.0) == []
     held.add(HIGH, [late])
-    assert cancels.look(held, LOOKED_FOR_S) == [late]
-    assert cancels.look(held, LOOKED_FOR_S + 1) == [late]
+    assert cancels.look(held, LOOKED_FOR_S) == [(late, "ann")]
+    assert cancels.look(held, LOOKED_FOR_S + 1) == [(late, "ann")]
     held.add(HIGH, [later])
-    assert cancels.look(held, LOOKED_FOR_S + 2) == [late]
+    assert cancels.look(held, LOOKED_FOR_S + 2) == [(late, "ann")]
     assert cancels.ended == [], "what was never here is another's"
 
 
 def test_a_mark_that_is_read_again_is_looked_for_no_longer(held: Held) -> None:
     cancels = Cancels()
-    cancels.saw(["high/1-1"], 0.0)
-    cancels.saw(["high/1-1"], LOOKED_FOR_S)
+    cancels.saw(dict.fromkeys(["high/1-1"], "ann"), 0.0)
+    cancels.saw(dict.fromkeys(["high/1-1"], "ann"), LOOKED_FOR_S)
     cancels.look(held, LOOKED_FOR_S + 1)
     held.add(HIGH, [lease()])
     assert cancels.look(held, LOOKED_FOR_S + 1) == []
@@ -62,7 +62,7 @@ def test_a_mark_that_is_read_again_is_looked_for_no_longer(held: Held) -> None:
 
 def test_what_a_stranger_wrote_is_passed_over(held: Held) -> None:
     cancels = Cancels()
-    cancels.saw(["", "x", "urgent/1-1", "high", "high/\ufffd"], 0.0)
+    cancels.saw(dict.fromkeys(["", "x", "urgent/1-1", "high", "high/\ufffd"], "ann"), 0.0)
     assert cancels.look(held, 0.0) == []
 
 
@@ -75,9 +75,9 @@ class Asked:
         self.times_ms = list(times_ms)
         self.since_ms: list[int] = []
 
-    async def rules(self, since_ms: int) -> tuple[Rules, int, list[str]]:
+    async def rules(self, since_ms: int) -> tuple[Rules, int, dict[str, str]]:
         self.since_ms.append(since_ms)
-        return NO_RULES, self.times_ms.pop(0), []
+        return NO_RULES, self.times_ms.pop(0), {}
 
 
 async def test_marks_are_read_from_a_little_before_the_last_look_and_all_where_the_clock_went_back() -> None:

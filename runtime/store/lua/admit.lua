@@ -35,7 +35,7 @@ return each(2, 5, function(i)
   local id, count, key, due = ARGV[i + 1], tonumber(ARGV[i + 2]), ARGV[i + 3], ARGV[i + 4]
   if not holds(s, id, consumer, count) then return 0 end
   if is_cancelled(s, id) then -- among the delayed ones, or folded into another, its mark would be forgotten
-    bury(s, id, WHILE_HELD)
+    bury(s, id)
     return 0
   end
   local place = STREAMS[s] .. ' ' .. id

@@ -273,6 +273,17 @@ local function is_cancelled(s, id)
   return has_cancels and type(redis.pcall('ZSCORE', CANCELS, stands_at(s, id))) == 'string'
 end
 
+-- Who asked to cancel this place while a worker had it, and why. Kept beside the mark, and goes with it, or by itself.
+local function asked_by(place)
+  return PREFIX .. 'cancels:' .. place
+end
+
+-- What the letter says of a job that was cancelled while a worker had it.
+local function why_cancelled(place)
+  local by = redis.pcall('GET', asked_by(place))
+  return 'cancelled' .. (type(by) == 'string' and ' by ' .. by or '') .. ', while a worker had it'
+end
+
 -- The letter of a job that was cancelled. Who waits for its result looks at the letters when it is told the id.
 local function add_cancelled(fields, default_id, why, from)
   local failed, id = string.match(field(fields, 'a') or '', '^%d+$') or '0', field(fields, 'id')
@@ -288,8 +299,9 @@ local function add_cancelled(fields, default_id, why, from)
 end
 
 -- A cancelled entry leaves its stream for the dead letters, whoever has it, with all that names it: the mark of its key, its strikes, the
--- mark that asked for this. Returns whether it was there.
+-- mark that asked for this; `why` where it is cancelled now. Returns whether it was there.
 local function bury(s, id, why)
+  why = why or why_cancelled(stands_at(s, id))
   local fields, place = fields_of(KEYS[s], id), STREAMS[s] .. ' ' .. id
   if fields then
     local key = field(fields, 'key') -- add_letter may write into the list
@@ -300,15 +312,15 @@ local function bury(s, id, why)
   redis.call('XDEL', KEYS[s], id)
   redis.pcall('HDEL', STRIKES, stands_at(s, id))
   redis.pcall('ZREM', CANCELS, stands_at(s, id))
+  redis.pcall('DEL', asked_by(stands_at(s, id)))
   known[s][id] = false
   return fields ~= nil
 end
 
 -- Into a lot, where it is listed with this count: from 1 on it is a suspect, which ordinary takes leave alone. What was cancelled while
 -- a worker held it goes no further: nobody would start it with the mark in mind.
-local WHILE_HELD = 'cancelled while a worker had it'
 local function park(s, id, lot, count)
-  if is_cancelled(s, id) then return bury(s, id, WHILE_HELD) end
+  if is_cancelled(s, id) then return bury(s, id) end
   if lot == FREE and count > 0 then lot = SUSPECT end
   redis.call('XCLAIM', KEYS[s], GROUP, lot, 0, id, 'RETRYCOUNT', count, 'JUSTID')
   known[s][id] = false

@@ -10,7 +10,7 @@ local moved, entries = {}, lists() -- where each job begins among the arguments;
 local function move(i)
   local s, id, count = tonumber(ARGV[i]), ARGV[i + 1], tonumber(ARGV[i + 2])
   if not holds(s, id, consumer, count) then return 0 end
-  if is_cancelled(s, id) then return bury(s, id, WHILE_HELD) and 1 or 0 end
+  if is_cancelled(s, id) then return bury(s, id) and 1 or 0 end
   table.insert(moved, i)
   table.insert(entries[s], id)
   remove(s, id, count)

@@ -40,9 +40,10 @@ if not is_dead and redis.call('EXISTS', stream) == 0 then redis.call('XGROUP', '
 local function move(id, fields)
   if is_cancelled(s, id) then -- at its new place nobody would know
     local key = field(fields, 'key')
-    add_cancelled(fields, STREAMS[s] .. '-' .. id, WHILE_HELD, stands_at(s, id))
+    add_cancelled(fields, STREAMS[s] .. '-' .. id, why_cancelled(stands_at(s, id)), stands_at(s, id))
     free_key(key, STREAMS[s] .. ' ' .. id)
     redis.pcall('ZREM', CANCELS, stands_at(s, id))
+    redis.pcall('DEL', asked_by(stands_at(s, id)))
     return
   end
   if not field(fields, 'id') then

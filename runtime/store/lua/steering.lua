@@ -34,13 +34,14 @@ end
 
 -- Ask whoever has this entry to end it. Scripts obey the mark too, so it is in force whatever becomes of the worker. A mark is for one
 -- entry, so it hits no later job.
-local function ask_to_end(s, id, consumer, job_id)
+local function ask_to_end(s, id, consumer, job_id, by)
   local place, now = stands_at(s, id), now_ms()
   if redis.call('ZSCORE', CANCELS, place) then return 'asked ' .. consumer end
   redis.call('ZREMRANGEBYSCORE', CANCELS, '-inf', ms(now - MARK_LIFE_MS))
   if not has_space() then return 'full' end
   redis.call('ZADD', CANCELS, ms(now), place)
   redis.call('PEXPIRE', CANCELS, MARK_LIFE_MS)
+  redis.call('SET', asked_by(place), by, 'PX', MARK_LIFE_MS)
   tell_workers()
   return 'asked ' .. consumer, job_id
 end
@@ -111,7 +112,7 @@ local function steer_entry(verb, by, argument, s, id)
   local job_id = field(fields, 'id') or STREAMS[s] .. '-' .. id
   local row = redis.pcall('XPENDING', KEYS[s], GROUP, id, id, 1)[1]
   if row and string.sub(row[2], 1, 1) ~= '~' then
-    if verb == 'cancel' then return ask_to_end(s, id, row[2], job_id) end
+    if verb == 'cancel' then return ask_to_end(s, id, row[2], job_id, by) end
     return 'held ' .. row[2]
   end
   if verb == 'cancel' then
