@@ -275,8 +275,6 @@ class Producer:
         if not timeout_s >= 0:
             raise ConfigError(f"timeout_s must be a number of seconds from 0, got {shown(timeout_s)}")
         read = reader_of(type)
-        if isinstance(job, Sent) and not job.new:
-            raise ResultTimeout(f"{job.id} was not sent: another job with its key lives, and answers under an id of its own")
         job_id = job.id if isinstance(job, Sent) else job
         # Of any other there is no job; and one that cannot be written would end the wait of all who share the connection.
         if not isinstance(job_id, str) or not JOB_ID.match(job_id.encode(errors="replace")):  # pyright: ignore[reportUnnecessaryIsInstance]

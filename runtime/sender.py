@@ -40,7 +40,8 @@ STOOD_STILL_S: Final = 0.25  # a guess: a timer that late means that the loop wa
 class Sent(msgspec.Struct, frozen=True, gc=False):
     """What became of a message that was sent.
 
-    `id` is the job's id; `new` is False where the message was dropped, since another job with its key lives.
+    `id` is the job's id. `new` is False where another job with its key lives, and then `id` is that one's: the message was
+    dropped, or has replaced what that job will do.
     """
 
     id: str
@@ -266,7 +267,7 @@ class Sender:
             raise
         chunk.stored = _sent(chunk.messages, reply)
         *_, duplicates, refusals = reply
-        SENT.note(len(chunk.messages), len(duplicates), len(refusals) // 2)
+        SENT.note(len(chunk.messages), len(duplicates) // 2, len(refusals) // 2)
         end_s = max(waiting.end_s for waiting in chunk.taken)
         doubt = await self._store.confirm(max(end_s - self._loop.time(), LEAST_WAIT_S))
         self._answer(chunk, chunk.stored, doubt)
@@ -419,17 +420,17 @@ def _sent(messages: Sequence[Packed], reply: Sequence[Any]) -> list[Sent | JobsE
     """Return what became of each message; ids that are not given are numbered on from the first entry of their stream."""
     stamps: list[str] = []
     numbers: list[int] = []
-    *first_ids, duplicate_positions, refusals = reply
+    *first_ids, copies, refusals = reply
     for stream, first in enumerate(first_ids):
         stamp, _, number = bytes(first).decode().partition("-")
         stamps.append(default_id(STREAMS[stream], f"{stamp}-"))
         numbers.append(int(number or -1))
-    duplicates, refused = set(duplicate_positions), dict(zip(refusals[::2], refusals[1::2], strict=True))
+    owners, refused = (dict(zip(some[::2], some[1::2], strict=True)) for some in (copies, refusals))
     sent: list[Sent | JobsError] = []
     for position, message in enumerate(messages):
         head = message.head
-        if position in duplicates:
-            sent.append(Sent(head.id, new=False))
+        if position in owners:
+            sent.append(Sent(bytes(owners[position]).decode(errors="replace"), new=False))
         elif position in refused:
             text = bytes(refused[position]).decode(errors="replace")
             sent.append(QueueFull(f"Redis is full: {text}") if "OOM" in text else StoreError(f"Redis refused it: {text}"))

@@ -175,9 +175,7 @@ def _is_reply(answer: Any) -> bool:
         return False
     if not (copies or refused):  # nearly always, and this is asked of each send
         return type(copies) is type(refused) is list
-    return (
-        type(copies) is type(refused) is list
-        and all(type(one) is int for one in (*copies, *refused[::2]))
-        and all(type(one) is bytes for one in refused[1::2])
-        and len(refused) % 2 == 0
+    return type(copies) is type(refused) is list and all(
+        len(some) % 2 == 0 and all(type(one) is int for one in some[::2]) and all(type(one) is bytes for one in some[1::2])
+        for some in (copies, refused)
     )

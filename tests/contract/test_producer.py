@@ -26,6 +26,7 @@ from runtime import (
     Priority,
     Producer,
     QueueFull,
+    Sent,
     StoreError,
     StoreUnavailable,
     contract,
@@ -108,7 +109,7 @@ async def test_a_delayed_message_waits_among_the_delayed_jobs(producer, raw, ser
 
 async def test_a_second_message_with_the_key_of_a_live_one_is_not_new(producer, raw):
     first, second, third = await producer.send_many([Message(payload=Order(n=n), key="k") for n in range(2)] + [Order(n=3)])
-    assert (first.new, second.new, third.new) == (True, False, True)
+    assert (first.new, second, third.new) == (True, Sent(first.id, new=False), True)
     assert not (await producer.send(Order(n=9), key="k", delay_s=5, keep="first")).new
     assert raw.xlen(KEY) == 2
 

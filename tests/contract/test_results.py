@@ -260,10 +260,14 @@ async def test_a_result_that_has_expired_is_gone(server: Server, raw: Any):
             await running.producer.result(sent, timeout_s=0)
 
 
-async def test_what_was_dropped_for_its_key_has_no_result(valkey: Server):
-    async with through(valkey.url) as producer:
-        with pytest.raises(ResultTimeout, match="was not sent: another job with its key lives"):
-            await producer.result(Sent("medium-1", new=False))
+async def test_who_sends_what_another_job_does_already_has_the_result_of_that(valkey: Server):
+    async with worker(valkey.url, adding()) as running:
+        producer = running.producer
+        first = await producer.send(Add(1), key="k", delay_s=0.3)
+        folded = await producer.send(Add(2), key="k", delay_s=0.3)
+        dropped = await producer.send(Add(3), key="k", id="mine")
+        assert (folded, dropped) == (Sent(first.id, new=False), Sent(first.id, new=False))
+        assert await producer.result(dropped) == {"total": 2}
 
 
 @pytest.mark.parametrize("timeout_s", [-1, float("nan")])

@@ -166,8 +166,8 @@ async def sent_to(answer: bytes) -> list[object]:
     ("lists", "read"),
     [
         (b"*0\r\n*0\r\n", [[], []]),
-        (b"*1\r\n:2\r\n*0\r\n", [[2], []]),
-        (b"*1\r\n:2\r\n*2\r\n:3\r\n$3\r\nOOM\r\n", [[2], [3, b"OOM"]]),
+        (b"*2\r\n:2\r\n$1\r\nj\r\n*0\r\n", [[2, b"j"], []]),
+        (b"*2\r\n:2\r\n$1\r\nj\r\n*2\r\n:3\r\n$3\r\nOOM\r\n", [[2, b"j"], [3, b"OOM"]]),
     ],
 )
 async def test_the_reply_of_the_script_is_returned_as_it_is(lists, read):

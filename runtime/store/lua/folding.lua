@@ -52,14 +52,16 @@ end
 local overtaken = {}
 
 -- Is there no need for this message as a job of its own? Another job with its key lives, or it was folded into that one. Behind one
--- that has begun it waits as a job of its own: dropped, what changed last would be lost. `own` is a place that does not count.
+-- that has begun it waits as a job of its own: dropped, what changed last would be lost. `own` is a place that does not count. Returns
+-- the other job's id as well.
 local function is_spare(s, due, fields, key, own, now)
-  if not puts_off(due, fields) then return not key_is_free(key, own) end
   local place = place_of_owner(key)
   local owner = place and place ~= own and owner_at(place, key)
   if not owner then return false end
-  if field(owner, 'type') ~= field(fields, 'type') then return true end -- what it does is something else, and cannot wait in its place
-  if fold(place, owner, s, due, fields, key, now) then return true end
+  local id = field(owner, 'id') or string.gsub(place, '^due ', ''):gsub(' ', '-')
+  -- What one of another type does is something else, and cannot wait in its place.
+  if not puts_off(due, fields) or field(owner, 'type') ~= field(fields, 'type') then return true, id end
+  if fold(place, owner, s, due, fields, key, now) then return true, id end
   redis.call('SET', over_of(key), ms(now), 'PX', life_of(due))
   overtaken[#overtaken + 1] = {key = key, place = place}
   return false

@@ -2,8 +2,8 @@
 -- Enqueue a chunk of messages once, however often it is sent.
 -- ARGV: chunk, for how many ms its mark lives, then per run of messages that differ in their payload alone: stream, at in ms ('' for
 -- now), how many words the other fields and values have, how many messages they are, these fields and values in turn, the payloads.
--- Reply: the first entry id on each stream ('' where none); the positions (from 0) of copies that were dropped, or folded into the job
--- that waits, since a live job owns their key; position and error in turn of messages that could not be stored, each of which concerns
+-- Reply: the first entry id on each stream ('' where none); in turn the position (from 0) of each that was dropped, or folded into the job
+-- that waits, since a live job owns its key, and that job's id; position and error in turn of messages that could not be stored, each of which concerns
 -- that message alone.
 -- Ids on one stream are consecutive: the first is made by the server, the others by its millisecond and the next number (with '*',
 -- Redis 7.0 would go on with the clock inside a script).
@@ -34,9 +34,12 @@ local function add(s, fields)
 end
 
 local function store(s, due, fields, key)
-  if key and is_spare(s, due, fields, key, '', now) then
-    copies[#copies + 1] = position
-    return
+  if key then
+    local is_copy, id = is_spare(s, due, fields, key, '', now)
+    if is_copy then
+      copies[#copies + 1], copies[#copies + 2] = position, id
+      return
+    end
   end
   local place
   if due == '' then
