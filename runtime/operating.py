@@ -48,6 +48,7 @@ class OperationControl:
         total: int | None = None,
         id: str = "",
         reason: str = "",
+        all: bool = False,
     ) -> Operation:
         """Do something to all letters or jobs that fit, in steps that any worker makes; return the operation.
 
@@ -56,7 +57,7 @@ class OperationControl:
 
         Args:
             verb: `replay` or `purge` dead letters; `cancel` jobs, let delayed ones start `now`, or give them another `priority`.
-            filter: which ones.
+            filter: which ones; one that chooses nothing needs `all`.
             priority: the name of the new one, with `priority`.
             states: some of `waiting`, `running` and `delayed`: which jobs are meant, by how they are found when it is their turn;
                 for `cancel` and `priority`, which moves none that a worker has.
@@ -66,12 +67,15 @@ class OperationControl:
             total: how many are meant, where they were counted, for those who look at it.
             id: of the operation, up to 64 of a-z, 0-9, `.`, `_` and `-`; a new one where it is empty.
             reason: for people, up to 500 characters.
+            all: all there are, where the filter is empty.
 
         Raises:
             ConfigError: an argument cannot be used, or there are too many operations; nothing is done.
             StoreUnavailable: no answer or an error; it may or may not be ordered.
         """
         words = operation_words(verb, filter, argument=priority, states=states, rate=rate, canary_s=canary_s, total=total)
+        if filter.is_any and not all:
+            raise ConfigError(f"the filter chooses nothing, which would {verb} all there are; hint: Filter(type=…), or all=True")
         name = id or f"{verb}-{uuid4().hex[:8]}"
         hold_ms = checked_ms("hold_s", hold_s)
         flat = [word for pair in words.items() for word in pair]

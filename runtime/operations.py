@@ -231,7 +231,9 @@ def _check_states(verb: str, states: Any) -> None:
         raise ConfigError("states must name waiting or delayed ones: what a worker has is not moved")
 
 
-def _check(filter: Filter, *, is_of_letters: bool) -> None:
+def _check(filter: Any, *, is_of_letters: bool) -> None:
+    if not isinstance(filter, Filter):
+        raise ConfigError(f"filter must be a Filter, got {repr(filter)[:60]}; hint: Filter(type='send-email')")
     for word in (*_EQUAL, "text"):
         value: Any = getattr(filter, word)
         if not isinstance(value, str) or len(value) > MAX_VALUE:

@@ -13,6 +13,7 @@ import msgspec
 
 from runtime.errors import ConfigError, StoreError, StoreUnavailable
 from runtime.jobs import STREAMS, Priority
+from runtime.sender import Sent
 from runtime.store.base import LOOK_AT
 from runtime.store.control import ControlStore, place_in
 from runtime.store.inspector import FoundJob, Inspector, is_letter
@@ -53,14 +54,15 @@ class JobControl:
         self._job_finder = job_finder
         self._check_job_reason = check_reason
 
-    async def cancel(self, job: str, *, reason: str = "") -> list[Steered]:
+    async def cancel(self, job: str | Sent, *, reason: str = "") -> list[Steered]:
         """Cancel a job wherever it is: it starts no more. What runs is asked to end, within two seconds.
 
         May be repeated. Whoever waits for the job's result is told.
 
         Args:
-            job: its id, or its place, such as `high/1732400000000-0` or `due/order-1`. All jobs with this id are meant; they are
-                looked for among the delayed ones, the newest 10,000 entries of each stream and the newest 10,000 dead letters.
+            job: what `send` returned, or its id, or its place, such as `high/1732400000000-0` or `due/order-1`. All jobs with
+                this id are meant; they are looked for among the delayed ones, the newest 10,000 entries of each stream and the
+                newest 10,000 dead letters.
             reason: for people, up to 500 characters.
 
         Returns:
@@ -72,14 +74,14 @@ class JobControl:
         """
         return await self._steer("cancel", job, reason)
 
-    async def run_now(self, job: str, *, reason: str = "") -> list[Steered]:
+    async def run_now(self, job: str | Sent, *, reason: str = "") -> list[Steered]:
         """Let a delayed job be due now, whatever it waits for: its time, its next attempt, the end of a snooze.
 
         Pauses and limits hold for it as for others. For arguments, answers and errors see `cancel`.
         """
         return await self._steer("now", job, reason)
 
-    async def set_priority(self, job: str, priority: str | Priority, *, reason: str = "") -> list[Steered]:
+    async def set_priority(self, job: str | Sent, priority: str | Priority, *, reason: str = "") -> list[Steered]:
         """Give a job that waits or is delayed another priority; it keeps its id, its age and its key, and stands last there.
 
         For the other arguments, answers and errors see `cancel`.
@@ -89,8 +91,9 @@ class JobControl:
             raise ConfigError(f"priority must be one of {', '.join(STREAMS)}, got {repr(priority)[:60]}")
         return await self._steer("priority", job, reason, name)
 
-    async def _steer(self, verb: str, job: str, reason: str, argument: str = "") -> list[Steered]:
+    async def _steer(self, verb: str, meant: str | Sent, reason: str, argument: str = "") -> list[Steered]:
         """Do this to all jobs that are meant: what is gone from where it was is looked for again."""
+        job = meant.id if isinstance(meant, Sent) else meant
         _check(job)
         self._check_job_reason(reason)
         answers: dict[str, Steered] = {}
@@ -133,7 +136,7 @@ def _steered(job: FoundJob, answer: str) -> Steered:
 
 def _check(wanted: Any) -> None:
     if not isinstance(wanted, str) or not wanted:
-        raise ConfigError(f"the job must be an id, or a place such as high/1732400000000-0, got {repr(wanted)[:60]}")
+        raise ConfigError(f"the job must be an id, a Sent, or a place such as high/1732400000000-0, got {repr(wanted)[:60]}")
     name, slash, entry = wanted.partition("/")
     if slash and not (name == DEAD and is_letter(entry)):
         place_in(wanted)

@@ -135,7 +135,9 @@ def carry_out(config: Config, arguments: argparse.Namespace, verb: Verb, reason:
             if not total or not _is_wanted(arguments, verb, total, which):
                 return None
             times = {"hold_s": 0.0 if arguments.now else HOLD_S, "canary_s": getattr(arguments, "canary", CANARY_S)}
-            made = await control.operate(verb, which, rate=arguments.rate, total=total, reason=reason, **times, **more)
+            made = await control.operate(
+                verb, which, rate=arguments.rate, total=total, reason=reason, all=arguments.all, **times, **more
+            )
             _tell_begin(config, arguments, made)
             return made if arguments.detach else await follow(config, control, made.id, is_shown=sys.stderr.isatty())
 

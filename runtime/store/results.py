@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from runtime.codec import read_letter, summary
 from runtime.errors import StoreUnavailable
-from runtime.jobs import STREAMS, default_id
+from runtime.jobs import FREE, GATE, OVERFLOW, STREAMS, SUSPECT, UNKNOWN, default_id
 from runtime.results import DEAD, MAX_TEXT_BYTES, Result, parse
 from runtime.store.base import GROUP, LOOK_AT, Store, is_code
 from runtime.store.connection import ANSWER_S, Connection
@@ -147,8 +147,19 @@ _GONE: Final = (
 )
 
 
+# What it means to wait in a lot, by how its name begins.
+_LOTS: Final = {
+    FREE: "for the next worker",
+    SUSPECT: "to be run apart: a worker died while it ran",
+    UNKNOWN: "for a worker that knows its type, and has a thread or child process for it",
+    GATE: "since its type or group is paused, or at its limit",
+    OVERFLOW: "since its type or group is paused, or at its limit",
+}
+
+
 def _held_in_words(name: str, pending: Any) -> str:
     holder = pending[0][1].decode(errors="replace") if pending and not isinstance(pending, ServerError) else ""
     if holder.startswith("~"):
-        return f"it waits on {name}, in the lot {holder}"
+        why = next((why for lot, why in _LOTS.items() if holder.startswith(lot)), "where no worker of this release looks")
+        return f"it waits on {name}, {why}"
     return f"it is with worker {holder}, from {name}" if holder else f"it waits on {name}"

@@ -104,7 +104,7 @@ async def test_letters_are_deleted_by_what_is_asked(control, raw):
 
 async def test_what_comes_later_is_not_meant(control, raw):
     bury(raw, 10)
-    await control.operate("purge", Filter(), id="one", **AT_ONCE)
+    await control.operate("purge", Filter(), all=True, id="one", **AT_ONCE)
     later = bury(raw, 10)
     await finish(control, "one")
     assert [place for place, _ in raw.xrange(DEAD)] == later
@@ -114,7 +114,7 @@ async def test_a_letter_that_cannot_go_back_stays_and_is_counted_by_the_reason(c
     bury(raw, 3, key="k")
     bury(raw, 2, dead_from="nowhere/1-1")
     bury(raw, 1, dead_reason="too-large", dead_left_out="data 9")
-    await control.operate("replay", Filter(), id="one", **AT_ONCE)
+    await control.operate("replay", Filter(), all=True, id="one", **AT_ONCE)
     await finish(control, "one")
     found = await told(control, "one")
     assert (found.done, found.refused) == (1, {"owned": 2, "unreadable": 2, "left-out": 1})
@@ -189,7 +189,7 @@ async def in_each_state(raw) -> None:
 async def test_only_jobs_in_the_states_that_are_named_are_meant(control, raw, states, cancelled, asked):
     await in_each_state(raw)
     assert await control.count_meant("cancel", Filter(), states=states) == len(cancelled) + asked
-    await control.operate("cancel", Filter(), id="one", states=states, **AT_ONCE)
+    await control.operate("cancel", Filter(), all=True, id="one", states=states, **AT_ONCE)
     await finish(control, "one")
     found = await told(control, "one")
     assert (found.done, found.asked, raw.exists("{jobs}:cancels")) == (len(cancelled) + asked, asked, asked)
@@ -199,7 +199,7 @@ async def test_only_jobs_in_the_states_that_are_named_are_meant(control, raw, st
 async def test_a_job_that_a_worker_has_is_not_meant_by_another_priority(control, raw):
     await in_each_state(raw)
     assert await control.count_meant("priority", Filter(), priority="high") == 3
-    await control.operate("priority", Filter(), priority="high", id="one", **AT_ONCE)
+    await control.operate("priority", Filter(), all=True, priority="high", id="one", **AT_ONCE)
     await finish(control, "one")
     found = await told(control, "one")
     assert (found.only, found.done, found.refused) == ("waiting", 3, {})
@@ -207,15 +207,15 @@ async def test_a_job_that_a_worker_has_is_not_meant_by_another_priority(control,
 
 
 async def test_an_operation_about_other_states_is_another_one(control, raw):
-    await control.operate("cancel", Filter(), id="one", states=["waiting"])
+    await control.operate("cancel", Filter(), all=True, id="one", states=["waiting"])
     with pytest.raises(ConfigError, match="about something else"):
-        await control.operate("cancel", Filter(), id="one", states=["waiting", "running"])
+        await control.operate("cancel", Filter(), all=True, id="one", states=["waiting", "running"])
 
 
 async def test_a_delayed_job_that_becomes_due_meanwhile_is_meant_and_a_new_one_is_not(control, raw):
     waiting(raw, 3, "high")
     born = raw.time()[0] * 1000
-    await control.operate("cancel", Filter(), id="one", states=["waiting"], **AT_ONCE)
+    await control.operate("cancel", Filter(), all=True, id="one", states=["waiting"], **AT_ONCE)
     waiting(raw, 1, "high", first_at=str(born - 60_000))
     [new] = waiting(raw, 1, "high")
     await finish(control, "one")
@@ -255,7 +255,7 @@ async def test_a_job_that_has_failed_before_its_stream_is_walked_is_cancelled(co
 
 async def test_a_delayed_job_that_is_sent_later_is_not_meant(control, raw):
     delayed(raw, *names(3))
-    await control.operate("cancel", Filter(), id="one", states=["delayed"], **AT_ONCE)
+    await control.operate("cancel", Filter(), all=True, id="one", states=["delayed"], **AT_ONCE)
     created = raw.hget(hash_of("one"), "created")
     raw.hset(hash_of("one"), "created", int(created) - 60_000)
     await finish(control, "one")
@@ -280,7 +280,7 @@ async def test_jobs_are_given_another_priority_and_keep_their_order_and_key(cont
 
 async def test_an_operation_is_held_before_its_first_step_so_that_undo_is_exact(control, raw):
     bury(raw, 10)
-    await control.operate("purge", Filter(), id="one", rate=0)
+    await control.operate("purge", Filter(), all=True, id="one", rate=0)
     step = await control.step_operation("one")
     assert (step.state, step.looked) == ("held", 0)
     assert 8000 < step.wait_ms <= 10_000
@@ -302,7 +302,7 @@ async def test_a_step_moves_no_more_than_25_and_looks_at_no_more_than_a_hundred(
 
 async def test_large_payloads_make_steps_small_and_not_slow(control, raw):
     bury(raw, 12, data="x" * 200_000)
-    await control.operate("replay", Filter(), id="one", **AT_ONCE)
+    await control.operate("replay", Filter(), all=True, id="one", **AT_ONCE)
     steps = await finish(control, "one")
     assert max(step.acted for step in steps) <= 5
     assert raw.xlen("{jobs}:low") == 12
@@ -311,7 +311,7 @@ async def test_large_payloads_make_steps_small_and_not_slow(control, raw):
 async def test_steps_follow_the_rate_by_the_time_of_the_one_before(control, raw):
     """What a late stepper owes is made up for: at 100/s each step of 25 moves the time by 250 ms, whenever it was made."""
     bury(raw, 100)
-    await control.operate("purge", Filter(), id="one", rate=100, hold_s=0)
+    await control.operate("purge", Filter(), all=True, id="one", rate=100, hold_s=0)
     first = raw.zscore(ZSET, "one")
     assert (await control.step_operation("one")).acted == 25
     assert raw.zscore(ZSET, "one") == pytest.approx(first + 250, abs=0.01)
@@ -327,7 +327,7 @@ async def test_steps_follow_the_rate_by_the_time_of_the_one_before(control, raw)
 
 async def test_two_that_step_at_once_move_each_letter_once(control, raw, server):
     bury(raw, 200)
-    await control.operate("replay", Filter(), id="one", **AT_ONCE)
+    await control.operate("replay", Filter(), all=True, id="one", **AT_ONCE)
     async with Control(server.url) as other:
         states = ""
         while states != "done":
@@ -353,7 +353,7 @@ async def test_an_id_that_another_operation_has_is_refused(control, raw, other):
     await control.set_operation_rate("one", 7)
     assert (await control.operate("purge", Filter(type="t"), id="one", **AT_ONCE)).rate == 7
     with pytest.raises(ConfigError, match="about something else"):
-        await control.operate("purge", other, id="one", **AT_ONCE)
+        await control.operate("purge", other, id="one", all=True, **AT_ONCE)
     with pytest.raises(ConfigError, match="about something else"):
         await control.operate("replay", Filter(type="t"), id="one", **AT_ONCE)
     assert len(await control.operations()) == 1
@@ -361,7 +361,7 @@ async def test_an_id_that_another_operation_has_is_refused(control, raw, other):
 
 async def test_a_restart_of_the_server_leaves_out_no_delayed_job(control, raw, server):
     delayed(raw, *names(1000))
-    await control.operate("now", Filter(), id="one", **AT_ONCE)
+    await control.operate("now", Filter(), all=True, id="one", **AT_ONCE)
     for _ in range(12):
         due_now(raw, "one")
         await control.step_operation("one")
@@ -379,7 +379,7 @@ async def test_a_restart_of_the_server_leaves_out_no_delayed_job(control, raw, s
 async def test_workers_are_told_while_there_is_a_step_to_make(control, raw):
     bury(raw, 3)
     before = raw.hget("{jobs}:control", "v")
-    await control.operate("purge", Filter(), id="one", rate=0, hold_s=0)
+    await control.operate("purge", Filter(), all=True, id="one", rate=0, hold_s=0)
     assert (raw.hget("{jobs}:control", "op:one"), raw.hget("{jobs}:control", "v")) == ("purge", "1")
     assert (await control.rules()).operations == ("one",)
     assert (await control.rules()).unreadable == ()
@@ -400,7 +400,7 @@ def die_again(raw: redis.Redis, n: int) -> None:
 
 async def test_a_replay_sends_five_first_and_then_waits(control, raw):
     bury(raw, 100)
-    await control.operate("replay", Filter(), id="one", rate=0, hold_s=0, canary_s=30)
+    await control.operate("replay", Filter(), all=True, id="one", rate=0, hold_s=0, canary_s=30)
     step = await control.step_operation("one")
     assert (step.acted, raw.xlen("{jobs}:low")) == (5, 5)
     assert 25_000 < step.wait_ms <= 30_000
@@ -411,7 +411,7 @@ async def test_a_replay_sends_five_first_and_then_waits(control, raw):
 
 async def test_a_replay_brakes_where_more_than_a_fifth_dies_again_and_goes_on_when_it_is_told(control, raw):
     bury(raw, 200)
-    await control.operate("replay", Filter(), id="one", **AT_ONCE)
+    await control.operate("replay", Filter(), all=True, id="one", **AT_ONCE)
     await control.step_operation("one")
     due_now(raw, "one")
     await control.step_operation("one")
@@ -435,7 +435,7 @@ async def test_a_replay_brakes_where_more_than_a_fifth_dies_again_and_goes_on_wh
 
 async def test_the_first_few_brake_a_replay_whose_cause_is_not_mended(control, raw):
     bury(raw, 1000)
-    await control.operate("replay", Filter(), id="one", **AT_ONCE)
+    await control.operate("replay", Filter(), all=True, id="one", **AT_ONCE)
     await control.step_operation("one")
     die_again(raw, 5)
     due_now(raw, "one")
@@ -448,7 +448,7 @@ async def test_the_first_few_brake_a_replay_whose_cause_is_not_mended(control, r
 
 async def test_a_stop_leaves_the_rest_where_it_is_and_a_resume_goes_on_from_there(control, raw):
     bury(raw, 100)
-    await control.operate("purge", Filter(), id="one", rate=40, hold_s=0)
+    await control.operate("purge", Filter(), all=True, id="one", rate=40, hold_s=0)
     assert (await control.step_operation("one")).acted == 10
     assert await control.stop_operation("one", reason="wait")
     assert not await control.stop_operation("one")
@@ -469,7 +469,7 @@ async def test_a_stop_leaves_the_rest_where_it_is_and_a_resume_goes_on_from_ther
 
 async def test_a_dropped_operation_is_gone_and_can_be_asked_for_by_nobody(control, raw):
     bury(raw, 10)
-    await control.operate("purge", Filter(), id="one", hold_s=0)
+    await control.operate("purge", Filter(), all=True, id="one", hold_s=0)
     assert await control.drop_operation("one")
     assert await control.operations() == []
     assert (await control.step_operation("one")).state == "gone"
@@ -480,17 +480,17 @@ async def test_a_dropped_operation_is_gone_and_can_be_asked_for_by_nobody(contro
 
 async def test_a_hundred_are_known_and_the_one_done_for_longest_makes_place(control, raw):
     for at in range(100):
-        await control.operate("purge", Filter(), id=f"o{at}", **AT_ONCE)
+        await control.operate("purge", Filter(), all=True, id=f"o{at}", **AT_ONCE)
         if at in (3, 7):
             await finish(control, f"o{at}")
             raw.hset(hash_of(f"o{at}"), "ended", at)
-    await control.operate("purge", Filter(), id="new", **AT_ONCE)
+    await control.operate("purge", Filter(), all=True, id="new", **AT_ONCE)
     assert (raw.exists(hash_of("o3")), raw.exists(hash_of("o7"))) == (0, 1)
-    await control.operate("purge", Filter(), id="newer", **AT_ONCE)
+    await control.operate("purge", Filter(), all=True, id="newer", **AT_ONCE)
     with pytest.raises(ConfigError, match="there are 100 operations"):
-        await control.operate("purge", Filter(), id="newest", **AT_ONCE)
+        await control.operate("purge", Filter(), all=True, id="newest", **AT_ONCE)
     raw.delete(hash_of("o50"))
-    await control.operate("purge", Filter(), id="newest", **AT_ONCE)
+    await control.operate("purge", Filter(), all=True, id="newest", **AT_ONCE)
     assert len(await control.operations()) == 100
 
 
@@ -517,7 +517,7 @@ async def test_a_hundred_are_known_and_the_one_done_for_longest_makes_place(cont
 )
 async def test_an_operation_that_was_broken_stops_and_says_why(control, raw, broken):
     bury(raw, 10)
-    await control.operate("purge", Filter(), id="one", **AT_ONCE)
+    await control.operate("purge", Filter(), all=True, id="one", **AT_ONCE)
     raw.hset(hash_of("one"), mapping=broken)
     assert (await control.step_operation("one")).state == "stopped"
     found = await told(control, "one")
@@ -527,7 +527,7 @@ async def test_an_operation_that_was_broken_stops_and_says_why(control, raw, bro
 
 
 async def test_a_hash_of_another_type_is_no_operation_and_is_left_alone(control, raw):
-    await control.operate("purge", Filter(), id="one", **AT_ONCE)
+    await control.operate("purge", Filter(), all=True, id="one", **AT_ONCE)
     raw.delete(hash_of("one"))
     raw.set(hash_of("one"), "a stranger's")
     step = await control.step_operation("one")
@@ -535,12 +535,12 @@ async def test_a_hash_of_another_type_is_no_operation_and_is_left_alone(control,
     assert (raw.get(hash_of("one")), raw.hgetall("{jobs}:control")) == ("a stranger's", {"v": "2"})
     assert await control.operations() == []
     with pytest.raises(StoreError, match="WRONGTYPE"):
-        await control.operate("purge", Filter(), id="one", **AT_ONCE)
+        await control.operate("purge", Filter(), all=True, id="one", **AT_ONCE)
 
 
 async def test_dead_letters_of_another_type_stop_it_and_it_can_go_on_later(control, raw):
     bury(raw, 10)
-    await control.operate("purge", Filter(), id="one", **AT_ONCE)
+    await control.operate("purge", Filter(), all=True, id="one", **AT_ONCE)
     raw.rename(DEAD, "aside")
     raw.set(DEAD, "x")
     assert (await control.step_operation("one")).state == "stopped"
@@ -554,7 +554,7 @@ async def test_dead_letters_of_another_type_stop_it_and_it_can_go_on_later(contr
 @pytest.mark.parametrize("score", [None, 1e17, "inf"], ids=str)
 async def test_a_time_that_is_lost_or_that_no_clock_has_is_now(control, raw, score):
     bury(raw, 100)
-    await control.operate("purge", Filter(), id="one", rate=100, hold_s=0)
+    await control.operate("purge", Filter(), all=True, id="one", rate=100, hold_s=0)
     await control.step_operation("one")
     raw.zrem(ZSET, "one") if score is None else raw.zadd(ZSET, {"one": score})
     assert (await control.step_operation("one")).acted == 25
@@ -562,7 +562,7 @@ async def test_a_time_that_is_lost_or_that_no_clock_has_is_now(control, raw, sco
 
 async def test_one_that_is_held_stays_held_when_its_time_is_lost(control, raw):
     bury(raw, 10)
-    await control.operate("purge", Filter(), id="one")
+    await control.operate("purge", Filter(), all=True, id="one")
     raw.delete(ZSET)
     step = await control.step_operation("one")
     assert (step.state, step.acted) == ("held", 0)
@@ -581,18 +581,18 @@ async def test_nothing_is_ordered_by_words_that_cannot_be_used(control, raw):
     ]
     for words in bad:
         with pytest.raises(ConfigError):
-            await control.operate("replay", Filter(), **words)
+            await control.operate("replay", Filter(), all=True, **words)
     for which in (Filter(type="x" * 600), Filter(priority="urgent"), Filter(before_ms=-1)):
         with pytest.raises(ConfigError):
             await control.operate("purge", which)
     with pytest.raises(ConfigError, match="no operation 'explode'"):
-        await control.operate("explode", Filter())
+        await control.operate("explode", Filter(), all=True)
     with pytest.raises(ConfigError, match="words about dead letters"):
         await control.operate("cancel", Filter(reason="attempts"))
     with pytest.raises(ConfigError, match="states must be"):
-        await control.operate("cancel", Filter(), states=["dead"])
+        await control.operate("cancel", Filter(), all=True, states=["dead"])
     with pytest.raises(ConfigError, match="what a worker has is not moved"):
-        await control.operate("priority", Filter(), priority="high", states=["running"])
+        await control.operate("priority", Filter(), all=True, priority="high", states=["running"])
     assert raw.keys() == []
 
 
@@ -669,5 +669,15 @@ async def test_a_quiet_worker_steps(control, raw, server):
     async with working(server.url, frail) as consumer:
         await control.quiet(consumer.name)
         await until(lambda: consumer.orders.mine == "quiet", "it is quiet")
-        await control.operate("purge", Filter(), id="one", **AT_ONCE)
+        await control.operate("purge", Filter(), all=True, id="one", **AT_ONCE)
         await until(lambda: raw.xlen(DEAD) == 0, "all are deleted")
+
+
+async def test_an_operation_that_chooses_nothing_is_refused_unless_all_are_meant(control):
+    for verb in ("replay", "purge", "cancel", "now", "priority"):
+        with pytest.raises(ConfigError, match=f"which would {verb} all there are; hint: .* all=True"):
+            await control.operate(verb, Filter(), priority="high" if verb == "priority" else "")
+    assert await control.operations() == []
+    with pytest.raises(ConfigError, match=r"filter must be a Filter, got \{'type': 'x'\}; hint: Filter\(type="):
+        await control.operate("purge", {"type": "x"})
+    assert (await control.operate("purge", Filter(), all=True)).state == "held"

@@ -251,6 +251,27 @@ async def test_who_waits_in_vain_is_told_where_the_job_is(server: Server):
             assert await producer.result(waits) == {"total": 1}
 
 
+@pytest.mark.parametrize(
+    ("lot", "told"),
+    [
+        ("~free", "for the next worker"),
+        ("~suspect", "to be run apart"),
+        ("~t:add@1", "for a worker that knows its type"),
+        ("~g:add:ada", "since its type or group is paused, or at its limit"),
+        ("~o:add", "since its type or group is paused, or at its limit"),
+        ("~stranger", "where no worker of this release looks"),
+    ],
+)
+async def test_who_waits_for_a_job_in_a_lot_is_told_why_it_waits_in_words(lot: str, told: str, server: Server, raw: Any):
+    async with through(server.url) as producer:
+        sent = await producer.send(Add(1))
+        raw.xgroup_create("{jobs}:medium", "workers", "0", mkstream=True)
+        raw.xreadgroup("workers", lot, {"{jobs}:medium": ">"})
+        with pytest.raises(ResultTimeout, match=f"it waits on medium, {told}") as caught:
+            await producer.result(sent, timeout_s=0)
+        assert "~" not in str(caught.value)
+
+
 async def test_a_result_that_has_expired_is_gone(server: Server, raw: Any):
     async with worker(server.url, adding(life_s=1)) as running:
         sent = await running.producer.send(Add(1))

@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 import pytest
 
-from runtime import ConfigError, Control, Priority, StoreUnavailable
+from runtime import ConfigError, Control, Priority, Producer, StoreUnavailable, contract
 from runtime.jobs import Deferral, Letter
 from runtime.steering import Steered
 from tests.contract.kit import ME, batch, leases
 from tests.proxy import Proxy
+
+
+@contract("tea")
+class Tea(msgspec.Struct):
+    cups: int = 1
 
 
 @pytest.fixture
@@ -55,6 +61,14 @@ async def test_a_job_that_is_dead_already_says_why_and_one_that_is_not_there_is_
     assert told(await control.run_now("j")) == [("j", "dead", "handler")]
     assert await control.cancel("nobody") == []
     assert len(on_server.letters()) == 1
+
+
+async def test_a_job_is_meant_by_what_send_returned(on_server, worker, control):
+    async with Producer(on_server.server.url) as producer:
+        sent = [await producer.send(Tea(n), delay_s=3600) for n in range(2)]
+    assert told(await control.run_now(sent[0])) == [(sent[0].id, "moved", "")]
+    assert told(await control.set_priority(sent[1], "low")) == [(sent[1].id, "moved", "")]
+    assert told(await control.cancel(sent[1])) == [(sent[1].id, "cancelled", "")]
 
 
 async def test_a_job_is_meant_by_its_place_alone(on_server, worker, control):

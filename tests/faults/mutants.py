@@ -2998,6 +2998,13 @@ MUTANTS: tuple[Mutant, ...] = (
         "tests/contract/test_producer.py::test_an_option_that_cannot_be_sent_is_refused_before_anything_is_written",
     ),
     Mutant(
+        "operations: an empty filter deletes everything",
+        "runtime/operating.py",
+        "if filter.is_any and not all:",
+        "if False:",
+        "tests/contract/test_operations.py::test_an_operation_that_chooses_nothing_is_refused_unless_all_are_meant",
+    ),
+    Mutant(
         "settle: a send that a handler could not make kills its job",
         "runtime/settle.py",
         "    if _is(word, UnfitPayload):\n        return _dead(",
