@@ -85,7 +85,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "cancel: a retry does not ask for the mark",
         "runtime/store/lua/defer.lua",
-        "  if is_cancelled(s, id) then return bury(s, id, WHILE_HELD) and 1 or 0 end\n",
+        "  if is_cancelled(s, id) then return bury(s, id) and 1 or 0 end\n",
         "",
         f"{STEER}::test_a_move_of_a_marked_job_buries_it_and_no_other[valkey-retry]",
     ),
@@ -148,7 +148,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "cancel: what is given back does not ask for the mark",
         "runtime/store/lua/common.lua",
-        "  if is_cancelled(s, id) then return bury(s, id, WHILE_HELD) end\n",
+        "  if is_cancelled(s, id) then return bury(s, id) end\n",
         "",
         f"{STEER}::test_a_move_of_a_marked_job_buries_it_and_no_other[valkey-release]",
     ),
@@ -912,8 +912,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "debounce replaces another type",
         "runtime/store/lua/folding.lua",
-        "  if field(owner, 'type') ~= field(fields, 'type') then return true end",
-        "  if false then return true end",
+        " or field(owner, 'type') ~= field(fields, 'type') then",
+        " then",
         f"{DEBOUNCE}::test_a_job_of_another_type_with_the_same_key_is_left_as_it_is",
     ),
     Mutant(
