@@ -32,6 +32,7 @@ from runtime.store.arguments import (
 )
 from runtime.store.base import (
     GROUP,
+    MAX_BY_BYTES,
     End,
     Step,
     Store,
@@ -63,7 +64,6 @@ from runtime.store.shapes import (
 T = TypeVar("T")
 
 MAX_MARKS: Final = 10_000  # as in steering.lua: no more cancels stand at once
-MAX_BY_BYTES: Final = 1000  # of who cancelled a job, and why; a guess: what is longer is a stranger's
 PENDING_PAGE: Final = 1000  # leases looked at in a round trip: measured, a millisecond of the server
 MAX_ANSWER_BYTES: Final = 64 << 20  # a guess: what a worker may have in its memory at once before it has looked at it
 BLOCK_SLACK_S: Final = 4.0  # a guess: a blocked read answers this much later than asked, or the connection is given up

@@ -51,10 +51,12 @@ async def read(found: Inspector, job_id: str) -> Story:
         StoreUnavailable: Redis gave no answer, or an error.
     """
     jobs = await with_reasons(found, await found.find_job(job_id, LOOK_AT))
-    if any(job.state == "running" for job in jobs):
+    running = [job for job in jobs if job.state == "running"]
+    if running:
         reports = {report.place: report for told in (await found.progress()).values() for report in told}
-        for job in jobs:
+        for job, by in zip(running, await found.cancels_of([job.place for job in running]), strict=True):
             job.progress = reports.get(job.place)
+            job.waits = by and f"cancelled by {by}: its worker has been asked to end it"
     return Story(job_id, jobs, await found.logs_of(job_id, ATTEMPTS), await found.result_of(job_id))
 
 

@@ -23,6 +23,7 @@ from runtime.store.urls import redis_cli
 GROUP: Final = "workers"
 # The newest entries of each stream, and letters, among which a job is looked for; a guess: well under a second.
 LOOK_AT: Final = 10_000
+MAX_BY_BYTES: Final = 1000  # of who cancelled a job, and why; a guess: what is longer is a stranger's
 BROKEN_S: Final = 3.0  # a guess: between two looks at a stream that cannot be read
 AHEAD_MS: Final = 3_600_000  # an id so far ahead is no clock's: a sender chose it. Clocks that are off, are off by seconds
 MAX_LEASE_MS: Final = 3_600_000  # a guess: a row that claims a longer lease is a stranger's, or would keep a dead worker's jobs

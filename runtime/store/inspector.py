@@ -18,6 +18,7 @@ from runtime.rules import parse
 from runtime.said import MAX_PROGRESS_BYTES, Attempt, Report, read_attempt, read_reports
 from runtime.store.base import (
     GROUP,
+    MAX_BY_BYTES,
     Store,
     WorkerRow,
     holders_in,
@@ -79,9 +80,9 @@ class DeadLetter(msgspec.Struct):
 class FoundJob(msgspec.Struct):
     """A job where it is now: `state` is waiting, running, parked, delayed or dead; `where` is its holder, lot or due time.
 
-    `waits` says in words why it waits, where it is paused or at a gate; `error` of what it died, or its last attempt failed.
-    `due_ms` is 0 where it is not delayed, `born_ms` where that is not known, `idle_ms` how long ago its lease was renewed,
-    `progress` what the run says that goes on, and `work` its `job.work`.
+    `waits` says in words why it waits, where it is paused or at a gate, or who has asked its worker to end it; `error` of what
+    it died, or its last attempt failed. `due_ms` is 0 where it is not delayed, `born_ms` where that is not known, `idle_ms` how
+    long ago its lease was renewed, `progress` what the run says that goes on, and `work` its `job.work`.
     """
 
     id: str
@@ -439,6 +440,16 @@ class Inspector(Store):
             errors.setdefault((attempt.id, attempt.attempt), attempt.error)  # the newest first
         for job in jobs:
             job.error = errors.get((job.id, job.attempt - 1), "")
+
+    async def cancels_of(self, places: Sequence[str]) -> list[str]:
+        """Return by whom, and why, jobs at these places of streams were cancelled while a worker has them; else nothing.
+
+        Raises:
+            StoreUnavailable: no answer.
+        """
+        asks: list[Command] = [("GETRANGE", self.keys.asked_by(place.encode()), 0, MAX_BY_BYTES) for place in places]
+        answers = await self.ask(self._connection, *asks) if asks else []
+        return [answer.decode(errors="replace") if isinstance(answer, bytes) else "" for answer in answers]
 
     async def result_of(self, job_id: str) -> str:
         """Return what a job has answered as it stands, cut to RESULT_BYTES; nothing where none is kept.

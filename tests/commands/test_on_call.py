@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 
@@ -180,7 +181,10 @@ async def test_jobs_are_shown_where_they_are(server, raw, store):
     for name in ids:
         assert [row["state"] for row in jobs(server, "show", name)] == [name]
     [row] = jobs(server, "show", "running")
-    assert row["where"] == "worker-1"
+    assert (row["where"], row["waits"]) == ("worker-1", "")
+    assert call("jobs", "cancel", "running", "--reason", "ordered twice", "--redis", server.url).returncode == 0
+    [row] = jobs(server, "show", "running")
+    assert re.fullmatch(r"cancelled by \S+: ordered twice: its worker has been asked to end it", row["waits"])
     entry = raw.xadd(KEY, {"type": "scripted", "data": '{"n":1}'})
     assert [row["place"] for row in jobs(server, "show", f"high-{entry}")] == [f"high/{entry}"]
     assert call("jobs", "show", "nobody", "--redis", server.url).returncode == 1
