@@ -77,7 +77,7 @@ def call(given: list[str]) -> int:
     """Run one command. Return its exit status; an expected error is one line on standard error."""
     try:
         given = _with_command(given)
-        arguments = parser(given[0]).parse_args(given)
+        arguments = _parsed(parser(given[0]), given)
         config = load(vars(arguments), os.environ, _folder())
         return int(arguments.main(config, arguments))
     except JobsError as error:
@@ -103,6 +103,20 @@ def parser(*names: str) -> Parser:
             module.configure(command)
             command.set_defaults(main=module.main)
     return top
+
+
+def _parsed(top: Parser, given: list[str]) -> argparse.Namespace:
+    """Return the arguments. The one that a command names in its default `late` may also stand alone behind flags.
+
+    argparse looks for those that need not be there only where the first one stands.
+    """
+    found, rest = top.parse_known_args(given)
+    late = getattr(found, "late", "")
+    if late and getattr(found, late) is None and len(rest) == 1 and (rest == ["-"] or not rest[0].startswith("-")):
+        setattr(found, late, rest.pop())
+    if rest:
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    return found
 
 
 def _module(name: str) -> Command:

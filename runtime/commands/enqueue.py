@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from runtime.commands.common import find_handlers, print_json, with_store
+from runtime.commands.common import clean, find_handlers, print_json, with_store
 from runtime.commands.flags import QUEUE, add_settings, add_texts
 from runtime.config import Config
 from runtime.errors import BadPayload, ConfigError, JobDead, NotDurable, PartlySent, ResultTimeout, UnknownType
@@ -37,7 +37,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add_settings(parser, *QUEUE)
     parser.add_argument("type", help="wire name of the contract, such as send-email")
-    parser.add_argument("payload", nargs="?", default="{}", metavar="JSON or -", help="the payload; - reads JSON lines")
+    parser.add_argument("payload", nargs="?", metavar="JSON or -", help="the payload (default {}); - reads JSON lines")
+    parser.set_defaults(late="payload")
     parser.add_argument("--priority", choices=["critical", "high", "medium", "low"], help="default: the contract's")
     parser.add_argument("--id", default="", help="the job's id (only for a single payload)")
     parser.add_argument(
@@ -46,16 +47,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--at", type=float, metavar="EPOCH", help="start no sooner than this time, in seconds since 1970")
     text = "start no later than this time, in seconds since 1970; after it, a dead letter"
     parser.add_argument("--exp", type=float, metavar="EPOCH", help=text)
-    parser.add_argument("--key", default="", help="drop the message while another job with this key lives")
-    text = "with --key and a time: first to drop the message, last (default) to let it replace the one that waits"
+    text = "while another job with this key lives: drop the message; with a time, let it replace the one that waits for its time"
+    parser.add_argument("--key", default="", help=text)
+    text = "with --key and a time: last (default) to replace the one that waits for its time, first to drop the message then, too"
     parser.add_argument("--keep", default="", metavar="WORD", help=text)
     parser.add_argument("--group", default="", help="what the handler's limits per group count by, such as a customer's id")
     parser.add_argument("--attempts", type=int, metavar="N", help="most attempts of this job; default: the handler's")
     text = "what to wait for: local (default), fsync, or replicas=N"
     parser.add_argument("--durability", default="local", metavar="WORD", help=text)
-    text = f"wait so many seconds ({WAIT_S:g}) until the job is done, and print its result; status 1 where it is dead, or late"
-    parser.add_argument("--wait", type=float, nargs="?", const=WAIT_S, metavar="SECONDS", help=text)
+    text = f"wait so many seconds ({WAIT_S:g}) until the job is done, and print its result; status 1: dead, late, or no new job"
+    parser.add_argument("--wait", type=_seconds, nargs="?", const=WAIT_S, metavar="SECONDS", help=text)
     parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _seconds(text: str) -> float:
+    """Return the time that `--wait` was given; what stands behind it may be meant as the payload."""
+    try:
+        return float(text)
+    except ValueError:
+        how = "the payload stands right behind the type, or behind --wait SECONDS"
+        raise argparse.ArgumentTypeError(f"must be a number of seconds, got {text!r:.40}; hint: {how}") from None
 
 
 def main(config: Config, arguments: argparse.Namespace) -> int:
@@ -73,7 +84,8 @@ def main(config: Config, arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--wait: no results of {handler.contract.type} are kept; hint: @handler(…, result_ttl_s=600)")
     if arguments.payload == "-":
         return with_store(config, lambda url: _send_lines(url, config, arguments, handler), may_make=True)
-    packed = _pack(Packer(time.time), arguments, handler, arguments.payload.encode())
+    payload = "{}" if arguments.payload is None else arguments.payload
+    packed = _pack(Packer(time.time), arguments, handler, payload.encode())
     return with_store(config, lambda url: _send_one(url, config, arguments, packed), may_make=True)
 
 
@@ -85,14 +97,29 @@ async def _send_one(url: str, config: Config, arguments: argparse.Namespace, pac
         except NotDurable as error:
             sent, status = error.sent[0], _print_error(error)
         if arguments.wait is not None and sent.new:
+            print(f"job {sent.id}: waiting for its result, up to {arguments.wait:g} s", file=sys.stderr)
             return await _print_result(producer, sent, arguments.wait) or status
     if arguments.json:
         print_json(sent)
     elif sent.new:
         print(sent.id)
     else:
-        print("a live job has this key: not sent", file=sys.stderr)
+        print(_not_new(arguments, sent.id), file=sys.stderr)
+    if arguments.wait is not None:
+        print(
+            "runtime: --wait: no job of its own was sent; hint: `jobs show` prints the result of the other one", file=sys.stderr
+        )
+        return FAILED
     return status
+
+
+def _not_new(arguments: argparse.Namespace, owner: str) -> str:
+    """Return what became of a message that is no job of its own."""
+    if arguments.keep != "first" and (arguments.delay or arguments.at is not None):
+        return (
+            f"job {clean(owner)} has this key: this message has replaced its message; was dropped, where that is of another type"
+        )
+    return f"job {clean(owner)} lives and has this key: the message was dropped"
 
 
 async def _print_result(producer: Producer, sent: Sent, timeout_s: float) -> int:

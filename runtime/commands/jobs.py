@@ -9,6 +9,7 @@ import argparse
 import sys
 from typing import Final
 
+from runtime.codec import JOB_ID
 from runtime.commands import story
 from runtime.commands.common import clean, control, inspector, print_json, with_store
 from runtime.commands.flags import add_texts, add_verb, check_between
@@ -44,8 +45,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     listing.add_argument("--state", default="", choices=["waiting", "running", "parked", "delayed"], help="only this state")
     listing.add_argument("--json", action="store_true", help="print JSON lines")
 
-    text = "show all that is known of the jobs with an id, wherever they are; status 1 when that is nothing"
-    show = add_verb(verbs, "show", print_one, text)
+    text = "show all that is known of the jobs with an id, wherever they are, and the result of one that is over while it is kept"
+    show = add_verb(verbs, "show", print_one, f"{text}; status 1 when that is nothing")
     show.add_argument("id", help="the job's id")
     show.add_argument("--follow", action="store_true", help="show it again when it changes, until it has left the queue")
     show.add_argument("--json", action="store_true", help="print JSON lines")
@@ -101,6 +102,8 @@ def print_one(config: Config, arguments: argparse.Namespace) -> int:
     where = f"delayed jobs, the newest {LOOK_AT:,} entries of each stream, the newest {LOOK_AT:,} dead letters"
     gone = "" if told.jobs else " in the queue (a job that is done leaves nothing there; `stats` counts it)"
     print(f"{len(told.jobs)} found{gone}; looked at: {where}", file=sys.stderr)
+    if not told.is_known and not JOB_ID.match(arguments.id.encode(errors="replace")):
+        print("no job has such an id: id must be 1 to 128 of [A-Za-z0-9._:-]", file=sys.stderr)
     return CLEAN if told.is_known else FAILED
 
 

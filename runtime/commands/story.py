@@ -11,9 +11,10 @@ from typing import Final
 
 import msgspec
 
-from runtime.codec import MAX_MS
+from runtime.codec import AT, EXP, FAILED, FIRST_AT, ID, MAX_DIGITS, MAX_MS, ORIGIN, SNOOZED_AT, TRIED, TYPE
 from runtime.commands.common import clean, inspector
 from runtime.commands.readings import how_far, moment
+from runtime.results import parse
 from runtime.said import MAX_LINES, Attempt, Report
 from runtime.store.base import LOOK_AT
 from runtime.store.flow import span, type_in
@@ -23,6 +24,17 @@ ATTEMPTS: Final = 5  # ended ones that are shown; a guess: two screens
 VALUE: Final = 2000  # characters of a field or a result that are shown; a guess
 AGAIN_S: Final = 2.0  # between two looks of `--follow`; a guess: one may read LOOK_AT entries of each stream
 DEAD: Final = "dead"
+# Fields of a message that the lines above them say in words, and what the runtime has noted on it, in words.
+SAID_ABOVE: Final = (ID, TYPE, FAILED)
+TIMES: Final = (FIRST_AT, SNOOZED_AT, AT, EXP)
+NOTES: Final = {
+    FIRST_AT: "sent",
+    SNOOZED_AT: "snoozed first",
+    AT: "not before",
+    EXP: "not after",
+    TRIED: "trace of its last attempt",
+    ORIGIN: "id before it was replayed",
+}
 
 
 class Story(msgspec.Struct):
@@ -81,7 +93,18 @@ def lines_of(story: Story) -> list[str]:
         why = f": {clean(attempt.error, VALUE)}" if attempt.error else ""
         said = _said(attempt.text.splitlines()[-MAX_LINES:], attempt.before)
         lines += [f"  {ended}: {clean(attempt.outcome) or '-'}{why}", *said]
-    return lines + ([f"  result: {clean(story.result, VALUE)}"] if story.result else [])
+    return lines + ([_answered(story.result, now_ms)] if story.result else [])
+
+
+def _answered(text: str, now_ms: int) -> str:
+    """Return in a line what a job has answered, or died of; as it stands where it is nothing that a worker wrote."""
+    result = parse(text.encode())
+    if result is None:
+        return f"  result: {clean(text, VALUE)}"
+    over = f"  {result.state} {moment(_at(result.at), now_ms)}"
+    if result.state == DEAD:
+        return f"{over}, attempts {result.attempts}: {clean(result.reason)}: {clean(result.error, VALUE)}"
+    return f"{over}, result: {clean(bytes(result.value).decode(errors='replace'), VALUE)}"
 
 
 def _of_job(job: FoundJob, now_ms: int) -> list[str]:
@@ -96,8 +119,20 @@ def _of_job(job: FoundJob, now_ms: int) -> list[str]:
         f"  type {clean(job.type)}, priority {job.priority}, attempt {job.attempt}{born}",
         *([] if job.progress is None else _of_run(job.progress, now_ms)),
         *([f"  work {job.work}: jobs that it sends have ids that begin so"] if job.work else []),
-        *[f"  {clean(name)}: {clean(value, VALUE)}" for name, value in job.message.items()],
+        *[_field(name, value, now_ms) for name, value in job.message.items() if not _is_said(job, name)],
     ]
+
+
+def _is_said(job: FoundJob, name: str) -> bool:
+    field = name.encode(errors="replace")
+    return field in SAID_ABOVE or (field == FIRST_AT and job.born_ms > 0)
+
+
+def _field(name: str, value: str, now_ms: int) -> str:
+    field = name.encode(errors="replace")
+    if field in TIMES and value.isdecimal() and len(value) <= MAX_DIGITS:
+        value = moment(_at(int(value)), now_ms)
+    return f"  {clean(NOTES.get(field, name))}: {clean(value, VALUE)}"
 
 
 def _of_run(report: Report, now_ms: int) -> list[str]:

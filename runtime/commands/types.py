@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import Any
 
 from runtime.commands.common import find_handlers, print_json
 from runtime.commands.flags import QUEUE, add_settings, add_texts
 from runtime.config import Config
+from runtime.jobs import Handler
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the flags."""
     add_texts(
-        parser, "Print a line per job type of the --handlers modules: version, priority, where it runs, timeout and retries."
+        parser,
+        "Print a line per type of the --handlers modules: version, priority, where it runs, timeout, retries, limits, results.",
     )
     add_settings(parser, *QUEUE)
     parser.add_argument("--json", action="store_true", help="print JSON lines")
@@ -33,14 +36,25 @@ def main(config: Config, arguments: argparse.Namespace) -> int:
                 "attempts": retry.attempts,
                 "runs": handler.runs,
                 "max_size": handler.batch.max_size if handler.batch is not None else 1,
+                "result_ttl_s": None if handler.result is None else handler.result.life_ms / 1000,
+                "limits": handler.limits.told,
                 "handler": handler.location,
             }
             print_json(row)
         else:
             tries = f"{retry.attempts} tries, {retry.base_s:g} to {retry.cap_s:g} s apart"
             where = f"v{contract.version} {contract.priority.name.lower():8} {handler.runs:7}"
-            at_once = f", up to {handler.batch.max_size} at once" if handler.batch is not None else ""
-            print(f"{contract.type:28} {where} {handler.timeout_s:>6g} s  {tries}{at_once}  {handler.location}")
+            told = "".join(f", {words}" for words in _special(handler))
+            print(f"{contract.type:28} {where} {handler.timeout_s:>6g} s  {tries}{told}  {handler.location}")
     for module, extra in found.missing:
         print(f"{module} is not offered here: pip install '{extra}'", file=sys.stderr)
     return 0
+
+
+def _special(handler: Handler[Any]) -> list[str]:
+    """Return what is declared of a handler that few have."""
+    return [
+        *([f"up to {handler.batch.max_size} at once"] if handler.batch is not None else []),
+        *([str(handler.limits)] if handler.limits.has_any else []),
+        *([f"results kept for {handler.result.life_ms / 1000:g} s"] if handler.result is not None else []),
+    ]

@@ -64,6 +64,13 @@ def one_line(result: subprocess.CompletedProcess[str]) -> str:
             ("enqueue", "scripted", '{"n":1}', "--wait", "nan", *SCRIPTED),
             ("--wait: must be a number of seconds from 0, got nan",),
         ),
+        (
+            ("enqueue", "scripted", "--wait", '{"n":1}', *SCRIPTED),
+            ("--wait: must be a number of", "right behind the type"),
+        ),
+        (("enqueue", "scripted", "{}", "--id", "x", "{}", *SCRIPTED), ("unrecognized arguments: {}",)),
+        (("enqueue", "scripted", "--id", "x", "{}", "{}", *SCRIPTED), ("unrecognized arguments: {} {}",)),
+        (("enqueue", "scripted", "--id", "x", "--nonsense", *SCRIPTED), ("unrecognized arguments: --nonsense",)),
         (("enqueue", "scripted", '{"n":1}', "--wait", "1", *SCRIPTED), ("no results of scripted are kept", "result_ttl_s")),
         (("dead", "list", "-n", "0"), ("-n 0: must be between 1 and 10000",)),
         (("dead", "show", "seven"), ("dead list",)),
@@ -122,6 +129,56 @@ def test_types_needs_no_redis():
     runs = {row["type"]: row["runs"] for row in rows}
     assert runs == {"scripted": "loop", "held": "loop", "blocking": "loop", "threaded": "thread"}
     assert "scripted" in call("types", *SCRIPTED).stdout
+
+
+ANSWERS = """
+import msgspec
+from runtime import Job, contract, handler
+
+@contract("answer")
+class Ask(msgspec.Struct):
+    n: int = 0
+
+@handler(Ask, result_ttl_s=60, limit=3, rate="5/m")
+def answer(message: Ask, job: Job) -> int:
+    return message.n
+"""
+
+
+def test_types_tell_what_is_declared_beside_retries(tmp_path):
+    (tmp_path / "answers_jobs.py").write_text(ANSWERS)
+    told = call("types", "--handlers", "answers_jobs", cwd=tmp_path).stdout
+    assert ", limit 3, rate 5/m, results kept for 60 s  answers_jobs:answer" in told
+    row = json.loads(call("types", "--json", "--handlers", "answers_jobs", cwd=tmp_path).stdout)
+    assert (row["result_ttl_s"], row["limits"]) == (60, {"limit": 3, "rate": "5/m"})
+
+
+def test_a_payload_may_stand_behind_flags(server, raw):
+    redis = ("--redis", server.url)
+    assert call("enqueue", "scripted", "--priority", "high", '{"n":1}', *redis, *SCRIPTED).returncode == 0
+    assert call("enqueue", "scripted", "--priority", "high", "-", *redis, *SCRIPTED, stdin='{"n":2}').returncode == 0
+    assert [fields["data"] for _, fields in raw.xrange("{jobs}:high")] == ['{"n":1}', '{"n":2}']
+
+
+def test_a_message_that_is_no_job_of_its_own_is_told_by_what_became_of_it(server, raw, tmp_path):
+    (tmp_path / "answers_jobs.py").write_text(ANSWERS)
+    flags = ("--redis", server.url, "--handlers", "answers_jobs")
+
+    def send(*words: str):
+        return call("enqueue", "answer", "{}", *words, *flags, cwd=tmp_path)
+
+    late = send("--wait", "0", "--id", "mine")
+    assert (late.returncode, late.stdout, late.stderr.splitlines()[0]) == (1, "", "job mine: waiting for its result, up to 0 s")
+    later = ("--key", "k", "--delay", "900")
+    sent = send(*later)
+    owner = sent.stdout.strip()
+    again = send(*later)
+    assert (again.returncode, again.stdout) == (0, "")
+    assert f"job {owner} has this key: this message has replaced its message" in one_line(again)
+    first = send(*later, "--keep", "first")
+    assert (first.returncode, one_line(first)) == (0, f"job {owner} lives and has this key: the message was dropped")
+    waits = send("--key", "k", "--wait", "1")
+    assert (waits.returncode, waits.stderr.splitlines()[1][:46]) == (1, "runtime: --wait: no job of its own was sent; h")
 
 
 def test_settings_come_from_flag_environment_and_file_in_that_order(tmp_path):

@@ -118,6 +118,42 @@ def test_a_delayed_job_is_told_with_what_it_failed_of_and_how_long_it_waits_yet(
     assert re.search(r" delayed  [-0-9]+ [:0-9]+, failed of ValueError: no \N{REPLACEMENT CHARACTER}\[2J", told)
 
 
+@pytest.mark.parametrize(
+    ("kept", "told"),
+    [
+        ({"state": "done", "value": {"cents": 3}}, r'  done \S+, \d+ min ago, result: {"cents":3}'),
+        (
+            {"state": "dead", "reason": "attempts", "error": "E: no\nhost", "attempts": 2},
+            "  dead \\S+, \\d+ min ago, attempts 2: attempts: E: no\N{REPLACEMENT CHARACTER}host",
+        ),
+    ],
+)
+def test_a_result_is_told_in_words(kept: dict[str, Any], told: str):
+    lines = lines_of(Story("j", [], [], json.dumps({"at": now_ms() - 200_000, **kept}, separators=(",", ":"))))
+    assert re.fullmatch(told, lines[-1]), lines[-1]
+
+
+def test_what_the_runtime_has_noted_on_a_message_is_told_in_words_and_once():
+    noted = {"type": "t", "id": "j", "a": "1", "first_at": "5000", "snoozed_at": str(now_ms()), "tried": "00-1", "at": "9" * 30}
+    job = FoundJob("j", "t", "high", "waiting", "", 2, "high/1-0", {**noted, "x-mine": "1"}, born_ms=5000)
+    lines = lines_of(Story("j", [job], [], ""))
+    assert [line.partition(":")[0].strip() for line in lines[3:]] == [
+        "snoozed first",
+        "trace of its last attempt",
+        "not before",
+        "x-mine",
+    ]
+    assert lines[-2:] == [f"  not before: {'9' * 30}", "  x-mine: 1"]
+    job.born_ms = 0
+    assert any(line.startswith("  sent: 1970-01-01 ") for line in lines_of(Story("j", [job], [], "")))
+
+
+def test_an_id_that_no_job_can_have_is_told_by_its_rule(server: Server):
+    told = call("jobs", "show", "a b", "--redis", server.url)
+    assert (told.returncode, "id must be 1 to 128 of [A-Za-z0-9._:-]" in told.stderr) == (1, True)
+    assert "id must be" not in call("jobs", "show", "a-b", "--redis", server.url).stderr
+
+
 def test_a_dead_job_is_told_with_its_error(server: Server, raw: Any):
     raw.xadd("{jobs}:dead", {"type": "t", "data": "{}", "id": "j", "dead_reason": "attempts", "dead_error": f"E: {EVIL}"})
     status, told = show(server, "j")

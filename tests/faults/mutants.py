@@ -139,6 +139,20 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{OPERATIONS}::test_jobs_are_cancelled_wherever_they_wait_and_those_that_run_are_asked",
     ),
     Mutant(
+        "enqueue: a payload behind flags is lost",
+        "runtime/cli.py",
+        "        setattr(found, late, rest.pop())",
+        "        rest.pop()",
+        "tests/commands/test_commands.py::test_a_payload_may_stand_behind_flags",
+    ),
+    Mutant(
+        "enqueue: a wait for a message that is no job of its own is status 0",
+        "runtime/commands/enqueue.py",
+        "    if arguments.wait is not None:\n        print(",
+        "    if False:\n        print(",
+        "tests/commands/test_commands.py::test_a_message_that_is_no_job_of_its_own_is_told_by_what_became_of_it",
+    ),
+    Mutant(
         "operations: an id stands for two",
         "runtime/store/lua/operate.lua",
         "if has_other_words(op, made) then",

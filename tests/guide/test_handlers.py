@@ -111,7 +111,11 @@ def test_a_shell_prints_what_a_job_has_answered(valkey: Server, tmp_path: Path):
     worker = subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.DEVNULL)
     try:
         done = call('{"cents": [1, 2]}', "--wait")
-        assert (done.returncode, done.stdout, done.stderr) == (0, '{"cents":3}\n', "")
+        assert (done.returncode, done.stdout) == (0, '{"cents":3}\n')
+        [job_id] = re.findall(r"^job (\S+): waiting for its result, up to 30 s\n", done.stderr)
+        command = [sys.executable, "-m", "runtime", "jobs", "show", job_id, "--redis", valkey.url]
+        shown = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=60, check=False)
+        assert re.search(r'\n  done \S+, \S+ s ago, result: {"cents":3}\n', shown.stdout), shown.stdout
         dead = call('{"cents": []}', "--wait", "30")
         assert (dead.returncode, dead.stdout) == (1, "")
         assert "is dead: empty: nothing to add up" in dead.stderr
