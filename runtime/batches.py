@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, NoReturn, TypeAlias
 
 from runtime.answers import finish
-from runtime.errors import AllRan, Cancelled, ConfigError, LeaseLost, NotStarted, UnfitPayload
+from runtime.errors import AllRan, Cancelled, ConfigError, LeaseLost, NotStarted
 from runtime.jobs import BatchPolicy, Gathered, Job
 from runtime.settle import describe, told_as
 
@@ -50,7 +50,7 @@ def reading(decode: Callable[[Job], Any]) -> Callable[[Job], Any]:
         for one in job.jobs:
             try:
                 payload = decode(one)
-            except UnfitPayload as error:
+            except BaseException as error:  # as of a job that runs alone: a panic in one payload is no failure of the others
                 extras = one.noted()
                 extras.is_settled, extras.error = True, error
             else:
@@ -90,6 +90,11 @@ def ends_of(batch: Gathered, raised: BaseException, is_cut_off: bool) -> list[tu
     settled = {id(job): job for job in batch.jobs if _has_outcome(job)}
     batch.jobs = [job for job in batch.jobs if id(job) not in settled]
     return [(job, _error_of(job, raised)) for job in settled.values()]
+
+
+def is_left(job: Job) -> bool:
+    """Return whether a batch still has this job to do: it is neither settled, nor told to end."""
+    return job.extras is None or not (job.extras.is_settled or job.extras.is_cut)
 
 
 def _has_outcome(job: Job) -> bool:

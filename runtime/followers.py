@@ -11,7 +11,7 @@ import msgspec
 from runtime import logs
 from runtime.codec import ID, TRACE
 from runtime.errors import BadPayload, ConfigError
-from runtime.jobs import LANE, Extras, Gathered, Head, Job, Options, Packed
+from runtime.jobs import Extras, Head, Job, Options, Packed, is_over
 from runtime.packing import NO_OPTIONS, Packer, shown
 
 MAX_FOLLOWERS: Final = 100  # of one job, a guess: some 0.5 ms of the server, in one step; what is more is a job that sends
@@ -26,9 +26,7 @@ def follow(job: Job, payload: msgspec.Struct, suffix: str, options: Options) -> 
     """Note that a job hands on another one; see `Job.send`."""
     if suffix and not (type(suffix) is str and SUFFIX.match(suffix)):
         raise BadPayload(f"suffix must be 1 to 100 of [A-Za-z0-9._-], got {shown(suffix)}")
-    lane = LANE.get()
-    if lane is not None and lane.job is not job and type(lane.job) is not Gathered:
-        raise ConfigError("this run is over, and sends nothing any more; hint: await all tasks and threads in the handler")
+    _check_runs(job)
     followers = job.noted().followers
     number = len(followers) + 1
     while True:
@@ -37,10 +35,20 @@ def follow(job: Job, payload: msgspec.Struct, suffix: str, options: Options) -> 
         _check_bounds(job.noted(), packed)
         # One step: several threads of a handler may be here.
         if followers.setdefault(job_id, packed) is packed:
+            try:
+                _check_runs(job)  # it may have ended meanwhile, and what it sends be read
+            except ConfigError:
+                followers.pop(job_id, None)
+                raise
             return job_id
         if suffix:
             raise ConfigError(f"a job with the suffix {suffix!r} was sent by this run already")
         number += 1
+
+
+def _check_runs(job: Job) -> None:
+    if is_over(job):
+        raise ConfigError("this run is over, and sends nothing any more; hint: await all tasks and threads in the handler")
 
 
 def _packed(payload: msgspec.Struct, job_id: str, options: Options) -> Packed:

@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final, Generic, Protocol, TypeVar, overload
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -225,7 +226,7 @@ class Job(Lease, gc=False, eq=False):
         if said.tell is not None:
             said.tell(said)
         elif not said.is_heard:
-            self.heard_by(LANE.get())
+            self.heard_by(LANE.get() or lane_of(self))
 
     def heard_by(self, lane: Running | None) -> None:
         """Let the lane know, once, that this run has said something."""
@@ -269,8 +270,8 @@ class Job(Lease, gc=False, eq=False):
         """
         if error is not None and not issubclass(type(error), BaseException):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"settle: must be given an exception or nothing, got {type(error).__name__}")
-        running, lane = JOB.get(), LANE.get()  # a thread may outlive its job, and in a child process there is no lane
-        if running is None and lane is not None:
+        running = JOB.get()  # a thread may outlive its job, and in a child process there is no lane
+        if running is None and (lane := LANE.get() or lane_of(self)) is not None:
             running = lane.job
         if running is not None and type(running) is not Gathered:
             raise RuntimeError("settle is for handlers of many jobs: one of a single job returns, or raises")
@@ -709,6 +710,11 @@ class Running(Protocol):
     job: Job | None
 
     @property
+    def is_open(self) -> bool:
+        """Whether it runs jobs, or will."""
+        ...
+
+    @property
     def watch(self) -> Carrier | None:
         """What watches the lane, if anything does."""
         ...
@@ -733,11 +739,36 @@ class Running(Protocol):
 
 # Set once per lane, to itself; None where nothing is run by a lane. A task that outlives its job finds the lane's next one.
 LANE: ContextVar[Running | None] = ContextVar("lane", default=None)
+# All lanes of this process: a thread that a handler has started itself has none of its context variables.
+LANES: Final[WeakValueDictionary[int, Running]] = WeakValueDictionary()
 # Set where a job runs apart from its lane: in a thread, which may go on when the lane has another job, and in a child process.
 JOB: ContextVar[Job | None] = ContextVar("job", default=None)
 
 # Set where a worker runs jobs, for its lanes and the threads of their handlers.
 MARKS: ContextVar[MarkStore | None] = ContextVar("marks", default=None)
+
+
+def lane_of(job: Job) -> Running | None:
+    """Return the lane that runs this job now, alone or with others; None where none does. May be called in any thread."""
+    lane = LANE.get()
+    if lane is None or not _runs(lane, job):
+        lane = next((other for other in _all_lanes() if _runs(other, job)), None)
+    return lane
+
+
+def is_over(job: Job) -> bool:
+    """Return whether the run of this job has ended. What is called by hand, or in a child process, has no lane, and may go on."""
+    return lane_of(job) is None and (LANE.get() is not None or any(lane.is_open for lane in _all_lanes()))
+
+
+def _runs(lane: Running, job: Job) -> bool:
+    running = lane.job
+    return running is job or (isinstance(running, Gathered) and job in running.jobs)
+
+
+def _all_lanes() -> list[Running]:
+    # References in a list, which is one step of Python's own: lanes may come and go in the loop's thread meanwhile.
+    return [lane for lane in (reference() for reference in LANES.valuerefs()) if lane is not None]
 
 
 def running_job() -> Job | None:

@@ -272,7 +272,7 @@ class Producer:
             ConfigError: the id, the timeout or the type cannot be used, or the producer is closed, before or while this waited.
             StoreUnavailable: no result came in time, and Redis did not answer what is known of the job.
         """
-        if not timeout_s >= 0:
+        if not _is_time(timeout_s):
             raise ConfigError(f"timeout_s must be a number of seconds from 0, got {shown(timeout_s)}")
         read = reader_of(type)
         job_id = job.id if isinstance(job, Sent) else job
@@ -336,6 +336,10 @@ class Producer:
             self._senders.pop(key, None)
         for known in [known for known in list(self._waiters) if known.is_closed()]:
             self._waiters.pop(known, None)
+
+
+def _is_time(seconds: Any) -> bool:
+    return isinstance(seconds, int | float) and seconds >= 0
 
 
 def _told(head: Head, told: Publishing) -> Head:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping, Sequence
 from contextvars import Context
 from itertools import chain
@@ -39,8 +40,7 @@ class Waiter:
         # Not in the context of the task that happens to wait first: it would be kept as long as this one.
         self._task = asyncio.get_running_loop().create_task(self._run(), name="results", context=Context())
         self._task.add_done_callback(self._ended)
-        # It ends with its loop; asyncio would warn of it where a loop is closed by hand.
-        self._task._log_destroy_pending = False  # pyright: ignore[reportAttributeAccessIssue]
+        _end_with_loop(self._task)
 
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values())) + sum(map(len, self._late.values()))
@@ -95,7 +95,7 @@ class Waiter:
         try:
             async with asyncio.TaskGroup() as group:
                 for work in (self._listen(), self._read(), self._look()):
-                    group.create_task(work)
+                    _end_with_loop(group.create_task(work))
         finally:
             await self._store.close()
 
@@ -145,20 +145,25 @@ class Waiter:
                 continue
             news = {job_id for job_id in ids if self._to_read.pop(job_id)}
             try:
-                await self._read_some(ids, news)
+                found = await self._store.read(ids)
                 failures = 0
             except StoreUnavailable:
                 failures += 1
                 for job_id in ids:
                     self._read_soon(job_id, is_news=job_id in news)
                 await asyncio.sleep(delay_s(failures, AGAIN, random))
+                continue
+            self._answer(found)
+            await self._look_for_letters(news - found.keys())
 
-    async def _read_some(self, ids: list[str], news: set[str]) -> None:
-        found = await self._store.read(ids)
-        self._answer(found)
-        without = news - found.keys()  # cancelled by hand: no worker was there to write why it died
-        if without:
-            self._answer(await self._store.letters(without, LETTERS_OF_NEWS))
+    async def _look_for_letters(self, ids: set[str]) -> None:
+        """Answer how these died, of which there is news and no result: cancelled by hand, so that no worker wrote it.
+
+        Once: letters may be large, and all others wait behind this. What is not found now is looked for when its time is over.
+        """
+        if ids:
+            with contextlib.suppress(StoreUnavailable):
+                self._answer(await self._store.letters(ids, LETTERS_OF_NEWS))
 
     def _answer(self, found: dict[str, Result]) -> None:
         for job_id, result in found.items():
@@ -193,6 +198,11 @@ class Waiter:
             error = trouble if isinstance(trouble, ConfigError) else RuntimeError(f"waiting for results has failed: {trouble!r}")
         _fail(self._waiting, error)
         _fail(self._late, error)
+
+
+def _end_with_loop(task: asyncio.Task[None]) -> None:
+    """Let asyncio not warn of a task that ends with its loop, where that is closed by hand."""
+    task._log_destroy_pending = False  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _fail(waiting: Mapping[str, Sequence[asyncio.Future[Any]]], error: Exception) -> None:

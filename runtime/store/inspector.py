@@ -8,11 +8,13 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, Final
 
 import msgspec
 
 from runtime.codec import MAX_DIGITS, MAX_MS, Summary, as_text, payload_of, read_letter, read_record, summary
+from runtime.errors import StoreError
 from runtime.jobs import STREAMS, default_id, ms_of, work_of
 from runtime.rules import parse
 from runtime.said import MAX_PROGRESS_BYTES, Attempt, Report, read_attempt, read_reports
@@ -309,7 +311,7 @@ class Inspector(Store):
             StoreUnavailable: no answer or an error.
         """
         end = before if before == "+" else f"({before}"
-        rows = await self.call_one(self._connection, ("XREVRANGE", self.keys.dead, end, "-", "COUNT", n))
+        rows = await self.call_one(self._connection, ("XREVRANGE", self.keys.dead, end, "-", "COUNT", n), self.keys.dead)
         return [_letter(row) for row in rows]
 
     async def dead_letter(self, letter: str) -> DeadLetter | None:
@@ -349,16 +351,32 @@ class Inspector(Store):
     async def find_job(self, job_id: str, n: int) -> list[FoundJob]:
         """Return all jobs with this id among the delayed ones, the newest `n` of each stream, and the newest `n` dead letters.
 
+        Where a key is no place of jobs, it is where else it may be that counts.
+
         Raises:
-            StoreUnavailable: no answer or an error.
+            StoreUnavailable: no answer or an error; it is nowhere else, and may be where a key is of a wrong type.
         """
         found: list[FoundJob] = []
-        score = await self.call_one(self._connection, ("ZSCORE", self.keys.due, job_id))
-        if score is not None:
-            found += await self._delayed([job_id.encode(), score])
-        for stream, key in enumerate(self.keys.streams):
-            found += await self._placed(stream, await self._entries_of(key, job_id, n))
-        return found + [_dead(letter) for letter in await self.dead_letters(n) if letter.id == job_id]
+        trouble: list[StoreError] = []
+        streams = [partial(self._find_in, stream) for stream in range(len(STREAMS))]
+        for look in (self._find_delayed, *streams, self._find_dead):
+            try:
+                found += await look(job_id, n)
+            except StoreError as error:
+                trouble.append(error)
+        if trouble and not found:
+            raise trouble[0]
+        return found
+
+    async def _find_delayed(self, job_id: str, n: int) -> list[FoundJob]:
+        score = await self.call_one(self._connection, ("ZSCORE", self.keys.due, job_id), self.keys.due)
+        return [] if score is None else await self._delayed([job_id.encode(), score])
+
+    async def _find_in(self, stream: int, job_id: str, n: int) -> list[FoundJob]:
+        return await self._placed(stream, await self._entries_of(self.keys.streams[stream], job_id, n))
+
+    async def _find_dead(self, job_id: str, n: int) -> list[FoundJob]:
+        return [_dead(letter) for letter in await self.dead_letters(n) if letter.id == job_id]
 
     async def job_at(self, place: str) -> FoundJob | None:
         """Return the job at a place such as `high/12-0`, `due/order-1` or `dead/12-0`; None where none is there.
@@ -384,7 +402,7 @@ class Inspector(Store):
         for stream, (name, key) in enumerate(zip(STREAMS, self.keys.streams, strict=True)):
             reads = [("XRANGE", key, entry, entry) for where, _, entry in split if where == name]
             answers = await self.ask(self._connection, *reads) if reads else []
-            found += await self._placed(stream, [row for answer in answers for row in self.checked(answer)])
+            found += await self._placed(stream, [row for answer in answers for row in self.checked(answer, key)])
         members = [member for where, _, member in split if where == "due"]
         verbs = (("HEXISTS", self.keys.messages), ("ZSCORE", self.keys.due))
         reads = [(verb, key, member) for member in members for verb, key in verbs]
@@ -463,13 +481,14 @@ class Inspector(Store):
     async def _entries_of(self, key: str, job_id: str, n: int) -> list[Any]:
         name, _, entry = job_id.partition("-")
         if key.endswith(f":{name}") and is_letter(entry):  # a default id says where it is
-            rows = await self.call_one(self._connection, ("XRANGE", key, entry, entry))
+            rows = await self.call_one(self._connection, ("XRANGE", key, entry, entry), key)
             if rows:
                 return rows
         found: list[Any] = []
         last, left, wanted = "+", n, job_id.encode()
         while left > 0:
-            rows: list[Any] = await self.call_one(self._connection, ("XREVRANGE", key, last, "-", "COUNT", min(left, PAGE)))
+            command = ("XREVRANGE", key, last, "-", "COUNT", min(left, PAGE))
+            rows: list[Any] = await self.call_one(self._connection, command, key)
             found += [row for row in rows if wanted in row[1][1::2]]
             if len(rows) < min(left, PAGE):
                 break

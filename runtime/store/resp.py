@@ -40,6 +40,10 @@ class Limits(NamedTuple):
     most_bytes: float = NEVER
 
 
+class TooLarge(ConnectionError):
+    """An answer has more bytes than its limits let it have."""
+
+
 PATIENT: Final = Limits(NEVER)
 _protocols: Final = WeakSet["RespProtocol"]()  # all of this process, for `disown`
 
@@ -219,7 +223,7 @@ class RespProtocol(asyncio.Protocol):
             self.first_s = self.newest_s
         self.received += len(data)
         if self.received > self._limits.most_bytes:
-            self._give_up(ConnectionError(f"an answer of more than {self._limits.most_bytes} bytes"))
+            self._give_up(TooLarge(f"an answer of more than {self._limits.most_bytes} bytes"))
             return
         self._reader.feed(data)
         if self._on_push is not None:
@@ -247,6 +251,7 @@ class RespProtocol(asyncio.Protocol):
 
     def _give_up(self, why: ConnectionError) -> None:
         self._transport.abort()
+        self._lost = self._lost or why
         self.connection_lost(why)
 
     def connection_lost(self, exc: Exception | None) -> None:

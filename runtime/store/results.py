@@ -12,11 +12,13 @@ from runtime.results import DEAD, MAX_TEXT_BYTES, Result, parse
 from runtime.store.base import GROUP, LOOK_AT, Store, is_code
 from runtime.store.connection import ANSWER_S, Connection
 from runtime.store.inspector import local_time
-from runtime.store.resp import Command, ServerError
+from runtime.store.resp import Command, ServerError, TooLarge
 
 READ_AT_ONCE: Final = 100  # results in a round trip, a guess: 6 MB at most
-PAGE: Final = 100  # entries in a round trip, a guess: some 25 MB at most, and a tenth of a millisecond of the server where small
-MAX_ANSWER_BYTES: Final = 64 << 20  # a guess: what a page may have
+# Entries in a round trip at most, a guess: some 50 MB where all are as large as a job may be. The first pages are smaller: what
+# is looked for is mostly among the newest.
+PAGE: Final = 40
+MAX_ANSWER_BYTES: Final = 64 << 20  # a guess: what a page may have; of entries that no worker would take, it has fewer
 
 
 class ResultStore(Store):
@@ -129,21 +131,27 @@ class ResultStore(Store):
 
     async def _newest(self, key: str, n: int, is_needed: Callable[[], bool]) -> AsyncIterator[Sequence[Any]]:
         """Yield the newest entries of a stream, as long as they are needed; of a key of another type none."""
-        last, left = "+", n
+        last, left, size, most = "+", n, 1, PAGE
         while left > 0 and is_needed():
-            rows: Any = (await self.ask(self._looker, ("XREVRANGE", key, last, "-", "COUNT", min(left, PAGE))))[0]
+            try:
+                rows: Any = (await self.ask(self._looker, ("XREVRANGE", key, last, "-", "COUNT", min(left, size))))[0]
+            except StoreUnavailable as error:
+                if size == 1 or not isinstance(error.__cause__, TooLarge):
+                    raise
+                size = most = max(1, size // 4)
+                continue
             if is_code(rows, "WRONGTYPE"):
                 return
             for row in self.checked(rows, key):
                 yield row
-            if len(rows) < min(left, PAGE):
+            if len(rows) < min(left, size):
                 return
-            last, left = f"({bytes(rows[-1][0]).decode()}", left - len(rows)
+            last, left, size = f"({bytes(rows[-1][0]).decode()}", left - len(rows), min(2 * size, most)
 
 
 _GONE: Final = (
     "it is not in the queue, and no result of it is kept: its type has none (`result_ttl_s`), the time of its result is over, "
-    "or it never was"
+    "a message with the same key has taken its place, or it never was"
 )
 
 

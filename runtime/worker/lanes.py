@@ -16,9 +16,9 @@ from contextvars import Context, copy_context
 from typing import Any, Final
 
 from runtime.answers import finish
-from runtime.batches import ends_of
+from runtime.batches import ends_of, is_left
 from runtime.errors import AllRan, Cancelled, LeaseLost, NotStarted, SelfCancelled, TimedOut
-from runtime.jobs import CRITICAL, DONE, LANE, RELEASE, Extras, Gathered, Job, Kept, Outcome, Registry, each_of
+from runtime.jobs import CRITICAL, DONE, LANE, LANES, RELEASE, Extras, Gathered, Job, Kept, Outcome, Registry, each_of
 from runtime.observer import LaneObserver, Observer
 from runtime.settle import decide, describe, forget_stack, has_word, module_of, told_as
 from runtime.stats import Stats
@@ -292,8 +292,14 @@ class Lane:
         job = self.job
         return f"<Lane runs {job.type.decode(errors='replace')} {job.id}>" if job else "<Lane idle>"
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it runs jobs, or will."""
+        return self.task is not None and not self.task.done()
+
     def start(self) -> None:
         """Begin to run, as a task."""
+        LANES[id(self)] = self
         self._open(self.run(), None)
 
     def _open(self, coroutine: Coroutine[Any, Any, None], context: Context | None) -> None:
@@ -503,7 +509,7 @@ class Lane:
         if job is not self.job:
             extras = job.noted()
             extras.is_cut, extras.cut = True, why
-        if job is self.job or all(one.cancelled for one in each_of(self.job)):
+        if job is self.job or not any(map(is_left, each_of(self.job))):
             self.interrupt(why)
 
     def _tell_cut(self) -> None:

@@ -137,6 +137,15 @@ async def test_a_thread_without_the_context_of_its_job_is_heard_too(server: Serv
         go_on.set()
 
 
+async def test_the_lines_of_such_a_thread_are_kept_where_its_job_is_over_at_once(server: Server):
+    raw: Any = server.client()
+    go_on.set()
+    send(raw, "hello", id="j")
+    async with working(server.url, elsewhere):
+        await until(lambda: ended(raw), "they are kept")
+    assert ended(raw) == [("j", "1", "done", "hello")]
+
+
 async def test_keys_of_another_type_cost_nothing_but_what_would_stand_there(server: Server):
     raw: Any = server.client()
     raw.set(LOGS, "a stranger's")

@@ -26,6 +26,7 @@ from runtime import (
     handler,
 )
 from runtime.jobs import Kept, Letter
+from runtime.store import results
 from runtime.store.control import ControlStore
 from runtime.streams import Streams
 from runtime.testing import worker
@@ -229,6 +230,38 @@ async def test_a_job_that_is_cancelled_by_hand_is_told_of_at_once(server: Server
             await soon(waiting)
 
 
+async def test_letters_that_are_too_large_for_one_answer_hide_no_other(valkey: Server, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(results, "MAX_ANSWER_BYTES", 1_000_000)
+    raw: Any = valkey.client()
+    raw.xadd("{jobs}:dead", {"type": "add", "data": "{}", "id": "wanted", "dead_reason": "gone", "dead_at": "1"})
+    for size in [100] * 60 + [60_000] * 60:
+        raw.xadd("{jobs}:dead", {"type": "add", "data": "x" * size, "id": "other", "dead_reason": "gone", "dead_at": "1"})
+    async with through(valkey.url) as producer:
+        with pytest.raises(JobDead, match="gone"):
+            await producer.result("wanted", timeout_s=0)
+
+
+async def test_letters_that_cannot_be_read_are_looked_for_once(valkey: Server, monkeypatch: pytest.MonkeyPatch):
+    """Whoever else waits for a result waits behind that."""
+    raw, looks = valkey.client(), list[object]()
+
+    async def letters(self: object, ids: object, newest: int) -> None:
+        looks.append(ids)
+        raise StoreUnavailable("too large")
+
+    monkeypatch.setattr(results.ResultStore, "letters", letters)
+    async with through(valkey.url) as producer:
+        waiting = asyncio.create_task(producer.result("told", timeout_s=3600))
+        await until(lambda: listeners(raw) == 1, "it listens")
+        raw.publish("{jobs}:results", "told")
+        await until(lambda: looks, "a letter is looked for")
+        for _ in range(2):  # by the second, whatever was put back with the first was read
+            raw.set("{jobs}:results:other", '{"state":"done","value":8}')
+            assert await soon(asyncio.create_task(producer.result("other", timeout_s=3600))) == 8
+        assert len(looks) == 1
+        waiting.cancel()
+
+
 # --- who waits in vain ---------------------------------------------------------------------------------------------------------
 
 
@@ -291,8 +324,8 @@ async def test_who_sends_what_another_job_does_already_has_the_result_of_that(va
         assert await producer.result(dropped) == {"total": 2}
 
 
-@pytest.mark.parametrize("timeout_s", [-1, float("nan")])
-async def test_a_timeout_that_is_none_is_refused(valkey: Server, timeout_s: float):
+@pytest.mark.parametrize("timeout_s", [-1, float("nan"), "5", None])
+async def test_a_timeout_that_is_none_is_refused(valkey: Server, timeout_s: Any):
     async with through(valkey.url) as producer:
         with pytest.raises(ConfigError, match="timeout_s must be a number of seconds from 0"):
             await producer.result("medium-1-1", timeout_s=timeout_s)
@@ -384,6 +417,17 @@ async def test_a_producer_that_is_closed_ends_those_who_wait(valkey: Server):
         await soon(waiting)
     with pytest.raises(ConfigError, match="this Producer is closed"):
         await producer.result("medium-1-1")
+
+
+async def test_no_task_of_a_waiter_is_warned_of_where_a_loop_is_closed_by_hand(valkey: Server):
+    raw = valkey.client()
+    async with through(valkey.url) as producer:
+        waiting = asyncio.create_task(producer.result("medium-1-1", timeout_s=600))
+        await until(lambda: listeners(raw) == 1, "it waits")
+        tasks = [task for task in asyncio.all_tasks() if "Waiter." in str(task.get_coro())]
+        assert len(tasks) == 4
+        assert not any(task._log_destroy_pending for task in tasks)  # pyright: ignore[reportAttributeAccessIssue]
+        waiting.cancel()
 
 
 # --- what goes wrong -----------------------------------------------------------------------------------------------------------

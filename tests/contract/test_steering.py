@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from runtime import ConfigError, Control, Priority, Producer, StoreUnavailable, contract
+from runtime import ConfigError, Control, Priority, Producer, StoreError, StoreUnavailable, contract
 from runtime.jobs import Deferral, Letter
 from runtime.steering import Steered
 from tests.contract.kit import ME, batch, leases
@@ -89,6 +89,15 @@ async def test_a_default_id_means_no_job_that_has_one_of_its_own(on_server, cont
     bare = on_server.add()
     assert told(await control.cancel(f"high-{bare}")) == [(f"high-{bare}", "cancelled", "")]
     assert len(on_server.messages()) == 1
+
+
+@pytest.mark.parametrize("broken", ["due", "critical", "low", "dead"])
+async def test_a_key_of_a_wrong_type_hides_no_job_that_stands_elsewhere(on_server, control, broken):
+    on_server.raw.set(f"{{jobs}}:{broken}", "a stranger's")
+    on_server.add(id="j")
+    assert told(await control.set_priority("j", "medium")) == [("j", "moved", "")]
+    with pytest.raises(StoreError, match=rf"WRONGTYPE .*\({{jobs}}:{broken}\)"):
+        await control.run_now("nobody")
 
 
 async def test_a_job_that_moves_on_between_a_look_and_the_step_is_looked_for_again(on_server, worker, control):

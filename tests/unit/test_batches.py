@@ -16,14 +16,29 @@ import pytest
 from runtime import Backoff, Dead, Job, Retry, Snooze, batches, contract, handler
 from runtime.batches import ends_of
 from runtime.errors import Cancelled, ConfigError, LeaseLost, NotStarted
-from runtime.jobs import BatchPolicy, Done, Handler, Outcome, running_job, together
+from runtime.jobs import LANE, BatchPolicy, Done, Handler, Outcome, running_job, together
 from runtime.testing import run
+from runtime.worker.lanes import Lane
 from tests.builders import job_of
 
 
 @contract("row")
 class Row(msgspec.Struct, frozen=True):
     n: int = 0
+
+
+class Panic(BaseException):
+    """What native libraries raise."""
+
+
+@contract("guarded")
+class Guarded(msgspec.Struct, frozen=True):
+    n: int = 0
+
+    def look(self) -> None: ...
+
+    def __post_init__(self) -> None:
+        self.look()
 
 
 ROWS = [Row(n) for n in range(4)]
@@ -195,6 +210,53 @@ async def test_a_payload_that_cannot_be_read_dies_alone_and_never_reaches_the_ha
     assert got == [Row(1), Row(2), Row(3)]
 
 
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, Panic, asyncio.CancelledError])
+async def test_whatever_a_payload_raises_is_a_failure_of_its_job_alone(error: type[BaseException], monkeypatch: Any):
+    def look(row: Row) -> None:
+        if row.n == 2:
+            raise error("boom")
+
+    monkeypatch.setattr(Guarded, "look", look)
+
+    @handler(Guarded, max_size=9)
+    async def insert(rows: list[Guarded], jobs: list[Job]) -> None: ...
+
+    assert names(await run(insert, [Guarded(1), b'{"n":2}', Guarded(3)])) == ["Done", "Retry", "Done"]
+
+
+async def test_a_batch_of_which_no_job_is_left_is_cut():
+    """The others are settled, cannot be read, or were told to end as well."""
+    ended: list[str] = []
+
+    @handler(Row, max_size=9, retry=ONCE)
+    async def insert(rows: list[Row], jobs: list[Job]) -> None:
+        jobs[0].settle()
+        lane = LANE.get()
+        assert isinstance(lane, Lane)
+        for job in jobs[1:]:
+            lane.end(job, Cancelled("cancelled while it ran"))
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            ended.append("cut")
+            raise
+
+    outcomes = await run(insert, [b'{"n":"x"}', *ROWS[:3]], timeout_s=20)
+    assert [getattr(outcome, "code", "") for outcome in outcomes] == ["bad-payload", "", "cancelled", "cancelled"]
+    assert ended == ["cut"]
+
+
+async def test_a_batch_of_which_a_job_is_left_goes_on():
+    @handler(Row, max_size=9, retry=ONCE)
+    async def insert(rows: list[Row], jobs: list[Job]) -> None:
+        lane = LANE.get()
+        assert isinstance(lane, Lane)
+        lane.end(jobs[0], Cancelled("cancelled while it ran"))
+        await asyncio.sleep(0)
+
+    assert names(await run(insert, ROWS[:2])) == ["Dead", "Done"]
+
+
 async def test_a_batch_of_which_nothing_can_be_read_calls_nobody():
     called: list[int] = []
 
@@ -360,6 +422,14 @@ async def test_a_handler_of_one_job_raises_and_does_not_settle():
     outcome = await run(insert, Row())
     assert isinstance(outcome, Retry)
     assert "settle is for handlers of many jobs" in str(outcome)
+
+
+async def test_a_thread_without_context_that_settles_its_one_job_is_told_so():
+    @handler(Row, retry=ONCE)
+    async def insert(row: Row, job: Job) -> None:
+        await asyncio.get_running_loop().run_in_executor(None, job.settle, Dead("gone"))
+
+    assert "settle is for handlers of many jobs" in str(await run(insert, ROWS[0]))
 
 
 async def test_a_handler_that_is_called_by_hand_settles_as_well():

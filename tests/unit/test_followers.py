@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from runtime import Backoff, Job, Priority, contract, handler, logs
+from runtime import Backoff, Job, Priority, contract, followers, handler, logs
 from runtime.codec import JOB_ID
 from runtime.errors import BadPayload, ConfigError, Dead, Retry
 from runtime.jobs import PLAIN
@@ -227,6 +227,35 @@ async def test_a_run_that_is_over_is_told_that_it_sends_nothing_more() -> None:
     with pytest.raises(ConfigError, match="this run is over, and sends nothing any more"):
         await tasks[0]
     assert notes.sent == []
+
+
+async def test_a_thread_without_context_sends_as_long_as_its_run_goes_on() -> None:
+    runs: list[Job] = []
+
+    @handler(Page)
+    async def sends(message: Page, job: Job) -> None:
+        runs.append(job)
+        loop = asyncio.get_running_loop()
+        if len(runs) == 2:
+            await loop.run_in_executor(None, job.send, Page(2))
+            with pytest.raises(ConfigError, match="this run is over, and sends nothing any more"):
+                await loop.run_in_executor(None, runs[0].send, Page(3))
+
+    assert await run(sends, Page(1)) == Done()
+    notes = Notes()
+    assert await run(sends, Page(1), notes=notes) == Done()
+    assert [follower.payload["n"] for follower in notes.sent] == [2]
+    assert not runs[0].followers
+
+
+def test_what_is_sent_while_the_run_ends_is_sent_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lane ends the run between the look of a thread and its note: what the thread notes may be read already."""
+    looks = iter([False, True])
+    monkeypatch.setattr(followers, "is_over", lambda job: next(looks))
+    one = job()
+    with pytest.raises(ConfigError, match="this run is over"):
+        one.send(Page(1))
+    assert one.followers == []
 
 
 async def test_what_a_handler_may_not_hand_on_is_the_failure_of_its_attempt() -> None:

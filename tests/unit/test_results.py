@@ -98,6 +98,7 @@ def test_a_handler_of_many_has_no_results():
         (Node("a", [Node("b", [])]), Node, b'{"text":"a","below":[{"text":"b","below":[]}]}'),
         ([1, "x", None], Any, b'[1,"x",null]'),
         ({"nan": 1}, dict[str, int], b'{"nan":1}'),
+        ({"raw": msgspec.Raw(b'[ "\xc3\xbc" ]')}, Any, b'{"raw":[ "\xc3\xbc" ]}'),
         ("x" * (MAX_RESULT_BYTES - 2), str, b'"' + b"x" * (MAX_RESULT_BYTES - 2) + b'"'),
     ],
 )
@@ -115,6 +116,16 @@ def test_an_answer_is_written_as_json(answer: object, annotation: Any, written: 
         (None, Sum, "the result is no Sum, as the handler is annotated: Expected `object`, got `null`"),
         ([1, "x"], list[int], r"the result is no list\[int\], as the handler is annotated"),
         (5, None, "the result is no None, as the handler is annotated"),
+        (msgspec.Raw(b""), Any, "the result is no JSON: Input data was truncated"),
+        ({"upstream": msgspec.Raw(b'{"cut off": ')}, object, "the result is no JSON: JSON is malformed"),
+        ({"a": msgspec.Raw(b'1},"state":"dead","b":{"c":1')}, Any, "the result is no JSON: JSON is malformed: trailing"),
+        (
+            [msgspec.Raw(b"x")],
+            list[msgspec.Raw],
+            r"the result is no list\[.*Raw\], as the handler is annotated: JSON is malformed",
+        ),
+        (msgspec.Raw(b'"\xff"'), msgspec.Raw, "the result is no Raw, as the handler is annotated: 'utf-8' codec can't decode"),
+        (msgspec.Raw(b"[" * 30_000 + b"]" * 30_000), Any, "the result is no JSON: "),
     ],
 )
 def test_what_is_no_result_is_said_by_name(answer: object, annotation: Any, told: str):
