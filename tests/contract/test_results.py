@@ -259,6 +259,7 @@ async def test_letters_that_cannot_be_read_are_looked_for_once(valkey: Server, m
             raw.set("{jobs}:results:other", '{"state":"done","value":8}')
             assert await soon(asyncio.create_task(producer.result("other", timeout_s=3600))) == 8
         assert len(looks) == 1
+        assert not waiting.done()
         waiting.cancel()
 
 

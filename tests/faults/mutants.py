@@ -3110,6 +3110,14 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{RESULTS}::test_letters_that_are_too_large_for_one_answer_hide_no_other",
     ),
     Mutant(
+        "results: letters that cannot be read are looked for again and again",
+        "runtime/waiter.py",
+        "            self._answer(found)\n            await self._look_for_letters(",
+        "            self._answer(found)\n            self._to_read |= dict.fromkeys(news - found.keys(), True)\n"
+        "            await self._look_for_letters(",
+        f"{RESULTS}::test_letters_that_cannot_be_read_are_looked_for_once",
+    ),
+    Mutant(
         "results: letters that cannot be read end all waits",
         "runtime/waiter.py",
         "with contextlib.suppress(StoreUnavailable):",

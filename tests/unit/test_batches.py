@@ -235,15 +235,12 @@ async def test_a_batch_of_which_no_job_is_left_is_cut():
         assert isinstance(lane, Lane)
         for job in jobs[1:]:
             lane.end(job, Cancelled("cancelled while it ran"))
-        try:
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            ended.append("cut")
-            raise
+        await asyncio.sleep(0)
+        ended.append("it went on")
 
-    outcomes = await run(insert, [b'{"n":"x"}', *ROWS[:3]], timeout_s=20)
+    outcomes = await run(insert, [b'{"n":"x"}', *ROWS[:3]])
     assert [getattr(outcome, "code", "") for outcome in outcomes] == ["bad-payload", "", "cancelled", "cancelled"]
-    assert ended == ["cut"]
+    assert not ended
 
 
 async def test_a_batch_of_which_a_job_is_left_goes_on():
