@@ -116,6 +116,7 @@ class _Lane:
     job: Job | None = None
     watch = None
     blocked = None
+    is_open = True
 
     def begin(self) -> None:
         """Nothing runs here."""
