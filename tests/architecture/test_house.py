@@ -87,6 +87,7 @@ ASKS_THE_TIME = {"now", "utcnow", "today"}
 CATCHES_CANCELS = {
     "runtime/worker/lanes.py",
     "runtime/settle.py",
+    "runtime/batches.py:reading",
     "runtime/offload.py:work",
     "runtime/offload.py:_run_in_child",
     "runtime/logs.py:log",
