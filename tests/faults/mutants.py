@@ -3246,8 +3246,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a run that is over may go on handing on",
         "runtime/followers.py",
-        "    if lane is not None and lane.job is not job",
-        "    if lane is None and lane.job is not job",
+        "    if is_over(job):",
+        "    if False:",
         "tests/unit/test_followers.py::test_a_run_that_is_over_is_told_that_it_sends_nothing_more",
     ),
     Mutant(
