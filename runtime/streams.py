@@ -69,6 +69,7 @@ MAX_ANSWER_BYTES: Final = 64 << 20  # a guess: what a worker may have in its mem
 BLOCK_SLACK_S: Final = 4.0  # a guess: a blocked read answers this much later than asked, or the connection is given up
 PROGRESS_LIFE_MS: Final = 30_000  # a guess: what a worker that was killed has said is gone within a lease
 MARKS_LIFE_MS: Final = 7 * 24 * 3_600_000  # a guess: longer than any job waits between two attempts
+LOGS_LIFE_MS: Final = 7 * 24 * 3_600_000  # since the last was written; a guess: who looks later has the letters
 MAX_LOGS: Final = 20_000  # attempts; a guess: some 20 MB where each has a page of lines
 STATS_LIFE_S: Final = 24 * 3600  # a guess: people look at minutes and hours
 
@@ -662,15 +663,14 @@ class Streams(Store):
         """
         key = self.keys.stats(minute)
         counters: list[Command] = [("HINCRBY", key, name, by) for name, by in counts]
-        # In one step: of a worker killed between the two, a key without an end of life would stay.
-        commands: list[Command] = [("MULTI",), *counters, ("EXPIRE", key, STATS_LIFE_S), ("EXEC",)] if counts else []
-        commands += self._told(progress, ended)
+        commands = _with_end(counters, ("EXPIRE", key, STATS_LIFE_S)) + self._told(progress, ended)
         *_, version = await self.ask(self._helper, *commands, self.version_command())
         return version.decode(errors="replace") if isinstance(version, bytes) else ""
 
     def _told(self, progress: bytes | None, ended: Sequence[Attempt]) -> list[Command]:
         key = self.keys.progress(self.consumer)
-        commands: list[Command] = [("XADD", self.keys.logs, "MAXLEN", "~", MAX_LOGS, "*", *one.fields()) for one in ended]
+        logs: list[Command] = [("XADD", self.keys.logs, "MAXLEN", "~", MAX_LOGS, "*", *one.fields()) for one in ended]
+        commands = _with_end(logs, ("PEXPIRE", self.keys.logs, LOGS_LIFE_MS))
         if progress is not None:
             commands.append(("SET", key, progress, "PX", PROGRESS_LIFE_MS) if progress else ("DEL", key))
         return commands
@@ -752,6 +752,11 @@ class Streams(Store):
 
 
 _CLAIMED: Final = {0: "refused", 1: "mine", 2: "duplicate", 3: "delayed"}
+
+
+def _with_end(writes: Sequence[Command], end: Command) -> list[Command]:
+    """Return what writes to a key and gives it an end, in one step: of a worker killed between, it would stay for ever."""
+    return [("MULTI",), *writes, end, ("EXEC",)] if writes else []
 
 
 def _cut(answers: Iterable[T], sizes: Iterable[int]) -> list[list[T]]:

@@ -1633,8 +1633,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "counters that get their end in a second step",
         "runtime/streams.py",
-        '[("MULTI",), *counters, ("EXPIRE", key, STATS_LIFE_S), ("EXEC",)]',
-        '[*counters, ("EXPIRE", key, STATS_LIFE_S)]',
+        '[("MULTI",), *writes, end, ("EXEC",)]',
+        "[*writes, end]",
         CRASH,
     ),
     Mutant(
