@@ -290,12 +290,12 @@ async def test_an_operation_is_held_before_its_first_step_so_that_undo_is_exact(
     assert (await told(control, "one")).done == 0
 
 
-async def test_a_step_moves_no_more_than_25_and_looks_at_no_more_than_a_hundred(control, raw):
+async def test_a_step_moves_no_more_than_20_and_looks_at_no_more_than_a_hundred(control, raw):
     bury(raw, 300, type="u")
     bury(raw, 120)
     await control.operate("purge", Filter(type="t"), id="one", **AT_ONCE)
     steps = await finish(control, "one")
-    assert max(step.acted for step in steps) == 25
+    assert max(step.acted for step in steps) == 20
     assert max(step.looked for step in steps) == 100
     assert sum(step.acted for step in steps) == 120
 
@@ -309,16 +309,16 @@ async def test_large_payloads_make_steps_small_and_not_slow(control, raw):
 
 
 async def test_steps_follow_the_rate_by_the_time_of_the_one_before(control, raw):
-    """What a late stepper owes is made up for: at 100/s each step of 25 moves the time by 250 ms, whenever it was made."""
+    """What a late stepper owes is made up for: at 100/s each step of 20 moves the time by 200 ms, whenever it was made."""
     bury(raw, 100)
     await control.operate("purge", Filter(), all=True, id="one", rate=100, hold_s=0)
     first = raw.zscore(ZSET, "one")
-    assert (await control.step_operation("one")).acted == 25
-    assert raw.zscore(ZSET, "one") == pytest.approx(first + 250, abs=0.01)
+    assert (await control.step_operation("one")).acted == 20
+    assert raw.zscore(ZSET, "one") == pytest.approx(first + 200, abs=0.01)
     raw.zadd(ZSET, {"one": first - 200})
     await control.step_operation("one")
-    assert raw.zscore(ZSET, "one") == pytest.approx(first + 50, abs=0.01)
-    assert (await control.step_operation("one")).acted in (0, 25), "its time may have come"
+    assert raw.zscore(ZSET, "one") == pytest.approx(first, abs=0.01)
+    assert (await control.step_operation("one")).acted in (0, 20), "its time may have come"
     now_ms = raw.time()[0] * 1000
     raw.zadd(ZSET, {"one": now_ms - 3_600_000})
     await control.step_operation("one")
@@ -406,7 +406,7 @@ async def test_a_replay_sends_five_first_and_then_waits(control, raw):
     assert 25_000 < step.wait_ms <= 30_000
     assert (await control.step_operation("one")).acted == 0
     due_now(raw, "one")
-    assert (await control.step_operation("one")).acted == 25
+    assert (await control.step_operation("one")).acted == 20
 
 
 async def test_a_replay_brakes_where_more_than_a_fifth_dies_again_and_goes_on_when_it_is_told(control, raw):
@@ -415,22 +415,22 @@ async def test_a_replay_brakes_where_more_than_a_fifth_dies_again_and_goes_on_wh
     await control.step_operation("one")
     due_now(raw, "one")
     await control.step_operation("one")
-    die_again(raw, 6)
+    die_again(raw, 5)
     due_now(raw, "one")
     await control.step_operation("one")
-    assert (await told(control, "one")).state == "running", "6 of 30 are no more than a fifth"
+    assert (await told(control, "one")).state == "running", "5 of 25 are no more than a fifth"
     die_again(raw, 6)
     due_now(raw, "one")
     assert (await control.step_operation("one")).state == "braked"
     found = await told(control, "one")
-    assert (found.state, found.again, found.done) == ("braked", 12, 55)
+    assert (found.state, found.again, found.done) == ("braked", 11, 45)
     assert not raw.hexists("{jobs}:control", "op:one")
-    assert raw.xlen(DEAD) == 12 + 145
+    assert raw.xlen(DEAD) == 11 + 155
     assert await control.resume_operation("one")
     assert not await control.resume_operation("one")
     await finish(control, "one")
     assert (await told(control, "one")).done == 200
-    assert raw.xlen(DEAD) == 12, "and what died again is not sent back again"
+    assert raw.xlen(DEAD) == 11, "and what died again is not sent back again"
 
 
 async def test_the_first_few_brake_a_replay_whose_cause_is_not_mended(control, raw):
@@ -557,7 +557,7 @@ async def test_a_time_that_is_lost_or_that_no_clock_has_is_now(control, raw, sco
     await control.operate("purge", Filter(), all=True, id="one", rate=100, hold_s=0)
     await control.step_operation("one")
     raw.zrem(ZSET, "one") if score is None else raw.zadd(ZSET, {"one": score})
-    assert (await control.step_operation("one")).acted == 25
+    assert (await control.step_operation("one")).acted == 20
 
 
 async def test_one_that_is_held_stays_held_when_its_time_is_lost(control, raw):

@@ -2862,7 +2862,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "runtime/store/lua/step.lua",
         "'cursor', op.cursor, ",
         "",
-        f"{OPERATIONS}::test_a_step_moves_no_more_than_25_and_looks_at_no_more_than_a_hundred",
+        f"{OPERATIONS}::test_a_step_moves_no_more_than_20_and_looks_at_no_more_than_a_hundred",
     ),
     Mutant(
         "an operation makes its first step while it is held",
