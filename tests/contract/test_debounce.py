@@ -205,23 +205,31 @@ async def test_a_job_that_is_met_after_a_newer_one_has_run_is_dropped(store, kit
     assert await admit_all(store) == ["mine"], "the next is newer than both"
 
 
-async def test_a_retry_that_comes_after_a_newer_one_has_run_is_dropped(store, kit):
+async def failed_behind_a_newer_one(store: Any, kit: Any) -> None:
+    """Let a keyed job fail, with the id `first`, when a newer one has taken its key, which waits."""
     kit.add(key="k")
     [first] = await leases(store)
     assert await store.admit([Claim(first, b"k")]) == ["mine"]
     add(kit, 2)
     assert await admit_all(store) == ["delayed"]
     await store.settle(batch(Deferral(first, "retry", FAR_MS, "first", 1)))
-    kit.set_due(next(name for name in kit.due() if name != "first"), 1)
-    await store.promote(10, "0")
-    [second] = await leases(store)
-    assert await store.admit([Claim(second, b"k")]) == ["mine"]
-    await store.settle(batch(done=[second]))
-    [member] = kit.due()
+
+
+async def now_due(store: Any, kit: Any, member: str) -> Any:
+    """Let the time of a delayed job come, and lease it."""
     kit.set_due(member, 1)
     await store.promote(10, "0")
-    [again] = await leases(store)
-    assert (again.id, await store.admit([Claim(again, b"k")])) == ("first", ["duplicate"])
+    [job] = await leases(store)
+    return job
+
+
+async def test_a_retry_that_comes_after_a_newer_one_has_run_is_dropped(store, kit):
+    await failed_behind_a_newer_one(store, kit)
+    second = await now_due(store, kit, next(name for name in kit.due() if name != "first"))
+    assert await store.admit([Claim(second, b"k")]) == ["mine"]
+    await store.settle(batch(done=[second]))
+    again = await now_due(store, kit, "first")
+    assert await store.admit([Claim(again, b"k")]) == ["duplicate"]
 
 
 async def test_what_a_stranger_has_put_in_the_place_of_a_key_is_no_owner(on_server):
@@ -234,15 +242,8 @@ async def test_what_a_stranger_has_put_in_the_place_of_a_key_is_no_owner(on_serv
 
 
 async def test_a_retry_is_dropped_while_a_newer_one_waits(store, kit):
-    kit.add(key="k")
-    [first] = await leases(store)
-    assert await store.admit([Claim(first, b"k")]) == ["mine"]
-    add(kit, 2)
-    assert await admit_all(store) == ["delayed"]
-    await store.settle(batch(Deferral(first, "retry", FAR_MS, "first", 1)))
-    kit.set_due("first", 1)
-    await store.promote(10, "0")
-    [again] = await leases(store)
+    await failed_behind_a_newer_one(store, kit)
+    again = await now_due(store, kit, "first")
     assert await store.admit([Claim(again, b"k")]) == ["duplicate"]
 
 
