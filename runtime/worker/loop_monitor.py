@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import CodeType, FrameType
 from typing import Any, Final
 
@@ -291,26 +291,32 @@ def _frames() -> dict[int, FrameType]:
     return sys._current_frames()  # pyright: ignore[reportPrivateUsage] -- the only way to see another thread's stack
 
 
-def _inner(frame: FrameType) -> Iterator[tuple[FrameType, int]]:
-    """Return the frames of a thread, the innermost first: of a job its own, from the handler on; at most MOST_FRAMES."""
+def _walk(frame: FrameType, end: CodeType | None = None) -> list[tuple[FrameType, int]]:
+    """Return the frames of a thread, the innermost first, up to that of this code: at most MOST_FRAMES.
+
+    All at once, before their lines are read from disk: meanwhile that thread goes on, and CPython 3.11 may crash where a frame is
+    asked for the one that called it, which has returned.
+    """
+    found: list[tuple[FrameType, int]] = []
     step: FrameType | None = frame
-    for _ in range(MOST_FRAMES):
-        if step is None or step.f_code is _LANE:
-            return
-        yield step, step.f_lineno
+    while step is not None and step.f_code is not end and len(found) < MOST_FRAMES:
+        found.append((step, step.f_lineno))
         step = step.f_back
+    return found
+
+
+def _summary(walked: list[tuple[FrameType, int]]) -> traceback.StackSummary:
+    return traceback.StackSummary.extract(iter(reversed(walked)))
 
 
 def stack_of(frame: FrameType) -> str:
     """Return the stack of a thread as Python prints it, the innermost last: of a job its own part, cut to what a report has."""
-    found = traceback.StackSummary.extract(_inner(frame))
-    found.reverse()
-    return "".join(found.format())[-MOST_CHARS:]
+    return "".join(_summary(_walk(frame, _LANE)).format())[-MOST_CHARS:]
 
 
 def location_of(frame: FrameType) -> str:
     """Return file, line and function where a thread stands; beside a library's innermost line also the one that called it."""
-    inner = traceback.extract_stack(frame)
+    inner = _summary(_walk(frame))
     last = inner[-1]
     ours = next((at for at in reversed(inner) if not _is_library(at.filename)), last)
     text = f"{ours.filename}:{ours.lineno} in {ours.name}"
@@ -324,6 +330,5 @@ def _is_library(filename: str) -> bool:
 def stacks() -> str:
     """Return the stacks of all threads, for the log."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
-    return "\n".join(
-        f"thread {names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}" for ident, frame in _frames().items()
-    )
+    walked = {ident: _walk(frame) for ident, frame in _frames().items()}
+    return "\n".join(f"thread {names.get(ident, ident)}:\n{''.join(_summary(some).format())}" for ident, some in walked.items())
