@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from typing import Any, Literal, TypeVar
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final, Literal, TypeVar
 from uuid import uuid4
 
 from runtime.errors import ConfigError, StoreError, StoreUnavailable
@@ -11,20 +11,26 @@ from runtime.jobs import Priority
 from runtime.operations import (
     ALL_STATES,
     CANARY_S,
+    DEAD,
     HOLD_S,
     OPERATION_ID,
     RATE,
+    VERBS,
     Filter,
     Operation,
     checked_ms,
     checked_rate,
+    chosen_words,
     operation_words,
 )
 from runtime.store.base import Step
+from runtime.store.control import place_in
+from runtime.store.inspector import is_letter
 from runtime.store.operations import OperationStore
 
 T = TypeVar("T")
-Verb = Literal["replay", "purge", "cancel", "now", "priority"]
+TRASH: Final = "trash"
+Verb = Literal["replay", "purge", "trash", "cancel", "now", "priority"]
 
 
 class OperationControl:
@@ -56,7 +62,8 @@ class OperationControl:
         same id: there is one operation then.
 
         Args:
-            verb: `replay` or `purge` dead letters; `cancel` jobs, let delayed ones start `now`, or give them another `priority`.
+            verb: `replay` or `purge` dead letters, or move them to the `trash`; `cancel` jobs, let delayed ones start `now`, or
+                give them another `priority`.
             filter: which ones; one that chooses nothing needs `all`.
             priority: the name of the new one, with `priority`.
             states: some of `waiting`, `running` and `delayed`: which jobs are meant, by how they are found when it is their turn;
@@ -76,7 +83,40 @@ class OperationControl:
         words = operation_words(verb, filter, argument=priority, states=states, rate=rate, canary_s=canary_s, total=total)
         if filter.is_any and not all:
             raise ConfigError(f"the filter chooses nothing, which would {verb} all there are; hint: Filter(type=…), or all=True")
-        name = id or f"{verb}-{uuid4().hex[:8]}"
+        return await self._create(id or f"{verb}-{uuid4().hex[:8]}", words, hold_s, reason)
+
+    async def operate_on(
+        self,
+        verb: Verb,
+        places: Sequence[str],
+        *,
+        priority: str | Priority = "",
+        rate: float = RATE,
+        hold_s: float = HOLD_S,
+        canary_s: float = CANARY_S,
+        id: str = "",
+        reason: str = "",
+    ) -> Operation:
+        """Do something to letters or jobs that were chosen one by one, as `operate` does to those that fit; return the operation.
+
+        What is not at its place any more when it is its turn is counted as gone. For the other arguments see `operate`.
+
+        Args:
+            places: up to 200,000, such as `dead/1732400000000-0`, `high/1732400000000-0` or `due/order-1`.
+
+        Raises:
+            ConfigError: an argument cannot be used, or there are too many operations; nothing is done.
+            StoreUnavailable: no answer or an error; it may or may not be ordered.
+        """
+        token = uuid4().hex
+        chosen = [" ".join(_checked_place(verb, place)) for place in dict.fromkeys(places)]
+        words = chosen_words(verb, chosen, argument=priority, rate=rate, canary_s=canary_s, token=token)
+        name = _checked_id(id or f"{verb}-{uuid4().hex[:8]}")
+        self._check_reason(reason)
+        await self._operation_store.choose(name, token, chosen)
+        return await self._create(name, words, hold_s, reason)
+
+    async def _create(self, name: str, words: Mapping[str, str], hold_s: float, reason: str) -> Operation:
         hold_ms = checked_ms("hold_s", hold_s)
         flat = [word for pair in words.items() for word in pair]
         await self._operate("create", name, reason, str(hold_ms), *flat)
@@ -84,6 +124,35 @@ class OperationControl:
         if made is None:
             raise StoreError(f"operation {name} is gone, right after it was made")
         return made
+
+    async def trash(self, *letters: str, reason: str = "") -> list[str]:
+        """Move dead letters to the trash, from which they can be restored for a week.
+
+        May be repeated: a letter that was moved is gone.
+
+        Args:
+            letters: their places, such as `dead/1732400000000-0`.
+            reason: for people, up to 500 characters.
+
+        Returns:
+            For each letter `moved` and its place in the trash, or `gone`, or the error that the server answered for this one.
+
+        Raises:
+            ConfigError: an argument cannot be used; nothing is changed.
+            StoreUnavailable: no answer or an error; some may be moved.
+        """
+        return await self._move_letters("trash", DEAD, letters, reason)
+
+    async def restore(self, *letters: str, reason: str = "") -> list[str]:
+        """Take letters out of the trash; they are dead letters again. Places are such as `trash/1732400000000-0`; see `trash`."""
+        return await self._move_letters("restore", TRASH, letters, reason)
+
+    async def _move_letters(self, verb: str, where: str, letters: Sequence[str], reason: str) -> list[str]:
+        self._check_reason(reason)
+        entries = [_checked_letter(where, letter) for letter in letters]
+        answers = await _repeated(lambda: self._operation_store.move_letters(verb, self.by, reason, entries))
+        to = TRASH if where == DEAD else DEAD
+        return [answer.replace("moved ", f"moved {to}/", 1) for answer in answers]
 
     async def meant(
         self, verb: Verb, filter: Filter, *, priority: str | Priority = "", states: Sequence[str] = ALL_STATES
@@ -178,6 +247,24 @@ async def _repeated(call: Callable[[], Awaitable[T]]) -> T:
         raise
     except StoreUnavailable:
         return await call()
+
+
+def _checked_place(verb: str, place: str) -> tuple[str, str]:
+    """Return the name of a stream, `due` or `dead`, and what stands for the letter or job there."""
+    if VERBS.get(verb):
+        return DEAD, _checked_letter(DEAD, place)
+    if not isinstance(place, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigError(f"{place!r:.60}: must be the place of a job, such as high/1732400000000-0 or due/order-1")
+    place_in(place)
+    name, _, entry = place.partition("/")
+    return name, entry
+
+
+def _checked_letter(where: str, place: Any) -> str:
+    name, _, entry = place.partition("/") if isinstance(place, str) else ("", "", "")
+    if name != where or not is_letter(entry):
+        raise ConfigError(f"{place!r:.60}: must be the place of a letter, such as {where}/1732400000000-0")
+    return entry
 
 
 def _checked_id(id: Any) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -17,9 +17,11 @@ from runtime.errors import ConfigError
 from runtime.jobs import STREAMS, Priority
 
 # What each verb does to one letter or job, and whether it is about letters.
-VERBS: Final = {"replay": True, "purge": True, "cancel": False, "now": False, "priority": False}
+VERBS: Final = {"replay": True, "purge": True, "trash": True, "cancel": False, "now": False, "priority": False}
 DEAD: Final = "dead"
 DUE: Final = "due"
+CHOSEN: Final = "chosen"
+MAX_CHOSEN: Final = 200_000  # places of one operation; a guess: 4 MB in the store
 WAITING, RUNNING, DELAYED = "waiting", "running", "delayed"  # states of jobs that may be asked for alone
 ALL_STATES: Final = (WAITING, RUNNING, DELAYED)
 ACTIVE: Final = ("held", "running")
@@ -120,6 +122,8 @@ class Operation(msgspec.Struct, frozen=True):
     @property
     def what(self) -> str:
         """What is done to which, for people."""
+        if self.sources == (CHOSEN,):
+            return f"{self.verb}{' ' + self.argument if self.argument else ''} of {self.total:,} that were chosen"
         of = DEAD if self.sources == (DEAD,) else " ".join(self.sources)
         only = f" ({self.only} ones only)" if self.only else ""
         return f"{self.verb}{' ' + self.argument if self.argument else ''} of {of}{only}: {self.filter}"
@@ -168,6 +172,19 @@ def operation_words(
     if total is not None:
         words["total"] = str(total)
     return words | filter.words()
+
+
+def chosen_words(verb: str, places: Sequence[str], *, argument: Any, rate: float, canary_s: float, token: str) -> dict[str, str]:
+    """Return the fields with which an operation begins that is about places that were chosen one by one, in the list `token`.
+
+    Raises:
+        ConfigError: a word cannot be used, or the places are none, or too many.
+    """
+    if not 0 < len(places) <= MAX_CHOSEN:
+        raise ConfigError(f"places must be between 1 and {MAX_CHOSEN:,}, got {len(places):,}")
+    words = operation_words(verb, Filter(), argument=argument, states=ALL_STATES, rate=rate, canary_s=canary_s, total=len(places))
+    words.pop("only", None)
+    return words | {"source": CHOSEN, "chosen": token}
 
 
 def priority_name(priority: Any) -> str:

@@ -1,4 +1,4 @@
-"""`dead list`, `dead show`, `dead replay`, `dead purge`: dead letters, one by one or by what they have in common."""
+"""`dead list`, `show`, `replay`, `trash`, `restore`, `purge`: dead letters, one by one or by what they have in common."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from runtime.commands.common import clean, control, flags_of, inspector, print_j
 from runtime.commands.flags import add_texts, add_verb, check_between
 from runtime.commands.many import add_choice, add_course, carry_out, check_places, filter_of, is_of_many, print_meant
 from runtime.config import Config, trace_url_of
+from runtime.control import who
 from runtime.leaving import CLEAN, FAILED
 from runtime.operating import Verb
 from runtime.store.control import ControlStore
@@ -27,10 +28,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the verbs and their flags."""
     add_texts(
         parser,
-        "Dead letters are jobs that have failed for good; they are kept until they are replayed or purged.",
+        "Dead letters are jobs that have failed for good; they are kept until they are replayed, moved to the trash or purged.",
         "python -m runtime dead list --type send-email -n 100",
         "python -m runtime dead replay --type send-email --reason attempts --dry-run",
         "python -m runtime dead replay --type send-email --text 'no such host' --rate 50",
+        "python -m runtime dead trash --type send-email --older-than 24",
         "python -m runtime dead purge --older-than 720",
     )
     verbs = parser.add_subparsers(metavar="VERB", required=True)
@@ -38,6 +40,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     listing = add_verb(verbs, "list", print_list, "list the newest dead letters")
     _add_filter(listing)
     listing.add_argument("-n", type=int, default=20, metavar="N", help=f"how many to look at (1 to {MAX_LIST}; default 20)")
+
+    listing.add_argument("--trash", action="store_true", help="those in the trash")
 
     show = add_verb(verbs, "show", print_one, "show one dead letter with its error, stack and fields")
     show.add_argument("letter", help="its place, as `dead list` prints it")
@@ -47,6 +51,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     _add_filter(again)
     _add_many(again)
     add_course(again, is_replay=True)
+
+    trashed = add_verb(verbs, "trash", trash, "move dead letters to the trash, from which they can be restored for a week")
+    _add_filter(trashed)
+    _add_many(trashed)
+    add_course(trashed)
+
+    back = add_verb(verbs, "restore", restore, "take letters out of the trash; they are dead letters again")
+    back.add_argument("letters", nargs="+", metavar="letter", help="places, as `dead list --trash` prints them")
+    back.add_argument("--json", action="store_true", help="print JSON lines")
+    back.set_defaults(dry_run=False)
 
     away = add_verb(verbs, "purge", purge, "delete dead letters; they cannot be brought back")
     _add_filter(away)
@@ -78,7 +92,7 @@ def print_list(config: Config, arguments: argparse.Namespace) -> int:
 
     async def read(url: str) -> list[DeadLetter]:
         async with inspector(url, config.queue) as found:
-            return await found.dead_letters(arguments.n)
+            return await found.dead_letters(arguments.n, is_trash=arguments.trash)
 
     looked_at = with_store(config, read)
     wanted = arguments.type, arguments.letter_reason
@@ -152,6 +166,31 @@ def purge(config: Config, arguments: argparse.Namespace) -> int:
         return is_done
 
     return _for_each(config, arguments, "deleted", delete)
+
+
+def trash(config: Config, arguments: argparse.Namespace) -> int:
+    """Move dead letters to the trash, those named or those that fit; status 1 when one of them was not there."""
+    if is_of_many(arguments, arguments.letters, "letters"):
+        return _of_many(config, arguments, "trash")
+    return _for_each(config, arguments, "moved to the trash", _mover(arguments, "trash", "moved to the trash: "))
+
+
+def restore(config: Config, arguments: argparse.Namespace) -> int:
+    """Take letters out of the trash; status 1 when one of them was not there."""
+    return _for_each(config, arguments, "restored", _mover(arguments, "restore", "a dead letter again: "))
+
+
+def _mover(arguments: argparse.Namespace, verb: str, told: str) -> Callable[[ControlStore, str], Awaitable[bool]]:
+    async def move(writes: ControlStore, letter: str) -> bool:
+        [answer] = await writes.move_letters(verb, who(), "", [letter])
+        word, _, place = answer.partition(" ")
+        if arguments.json:
+            print_json({"letter": letter, "moved": word == "moved", "place": place})
+        else:
+            print(f"{letter}: {told + place if word == 'moved' else REFUSALS.get(word, clean(answer))}")
+        return word == "moved"
+
+    return move
 
 
 def _of_many(config: Config, arguments: argparse.Namespace, verb: Verb) -> int:

@@ -25,7 +25,14 @@ from runtime.store.inspector import is_letter
 
 PROGRESS_S: Final = 0.2  # between two progress lines; a guess: five a second are seen to move
 BAR: Final = 24  # characters; a guess
-DONE: Final = {"replay": "replayed", "purge": "deleted", "cancel": "cancelled", "now": "started", "priority": "moved"}
+DONE: Final = {
+    "replay": "replayed",
+    "purge": "deleted",
+    "trash": "moved to the trash",
+    "cancel": "cancelled",
+    "now": "started",
+    "priority": "moved",
+}
 FINAL: Final = ("purge", "cancel")  # at a terminal these are asked back
 # Why a letter or job stays as it is, of the answers of the single verbs.
 REFUSALS: Final = {

@@ -81,6 +81,7 @@ class Keys:
         self.results: str = self.prefix + "results"
         self.logs: str = self.prefix + "logs"
         self.operations: str = self.prefix + "operations"
+        self.trash: str = self.prefix + "trash"
 
     def permits(self, gate: str) -> str:
         """Return the key of the permits in use of a gate: a type, or a type, a colon and a group."""
@@ -110,6 +111,10 @@ class Keys:
         """Return the key of an operation over many jobs."""
         return f"{self.prefix}operation:{name}"
 
+    def chosen(self, name: str, token: str) -> str:
+        """Return the key of the places that an operation is about, where they were chosen one by one; `token` is unique."""
+        return f"{self.prefix}operation:{name}:{token}"
+
     def stats(self, minute: int) -> str:
         """Return the key of the counters of one minute since the epoch."""
         return f"{self.prefix}stats:{minute}"
@@ -134,8 +139,9 @@ _SHARED: Final = {
     "handoff": ("folding",),
     "replay": ("replaying",),
     "operate": ("audit", "operations"),
+    "trash": ("audit", "trashing"),
     "count": ("operations",),
-    "step": ("operations", "replaying", "steering"),
+    "step": ("operations", "replaying", "steering", "trashing"),
 }
 
 

@@ -304,14 +304,14 @@ class Inspector(Store):
                     totals[type_name, priority, outcome] = totals.get((type_name, priority, outcome), 0) + count
         return totals
 
-    async def dead_letters(self, n: int, before: str = "+") -> list[DeadLetter]:
-        """Return up to `n` dead letters, newest first; `before` is a letter to go on from.
+    async def dead_letters(self, n: int, before: str = "+", *, is_trash: bool = False) -> list[DeadLetter]:
+        """Return up to `n` dead letters, newest first, or those in the trash; `before` is a letter to go on from.
 
         Raises:
             StoreUnavailable: no answer or an error.
         """
-        end = before if before == "+" else f"({before}"
-        rows = await self.call_one(self._connection, ("XREVRANGE", self.keys.dead, end, "-", "COUNT", n), self.keys.dead)
+        end, key = before if before == "+" else f"({before}", self.keys.trash if is_trash else self.keys.dead
+        rows = await self.call_one(self._connection, ("XREVRANGE", key, end, "-", "COUNT", n), key)
         return [_letter(row) for row in rows]
 
     async def dead_letter(self, letter: str) -> DeadLetter | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Final
 
 from runtime.errors import ConfigError
@@ -11,6 +11,9 @@ from runtime.store.base import Step, Store, is_code, texts
 from runtime.store.connection import Connection
 
 MOST: Final = 200  # operations that are read; a guess: about twice what may be there
+CHOSEN_PAGE: Final = 1000  # places a round trip; a guess: a fraction of a millisecond of the server
+CHOSEN_S: Final = 3600  # a guess: no operation takes so long to be made
+TRASH_LETTERS: Final = 100  # of one call, as trash.lua has it
 _BEGIN: Final = (b"1", b"-", b"")  # of `count`
 
 
@@ -39,6 +42,36 @@ class OperationStore(Store):
             raise ConfigError(str(answer).partition(" ")[2])
         state, changed = self.checked(answer)
         return bytes(state).decode(errors="replace"), bool(changed)
+
+    async def choose(self, name: str, token: str, places: Sequence[str]) -> None:
+        """Write the list of places that an operation is to be about: for CHOSEN_S, until the operation is made.
+
+        Raises:
+            StoreUnavailable: no answer or an error.
+        """
+        key = self.keys.chosen(name, token)
+        for start in range(0, len(places), CHOSEN_PAGE):
+            push, life = ("RPUSH", key, *places[start : start + CHOSEN_PAGE]), ("EXPIRE", key, CHOSEN_S)
+            for answer in await self.ask(self._connection, push, life):
+                self.checked(answer)
+
+    async def move_letters(self, verb: str, by: str, reason: str, places: Sequence[str]) -> list[str]:
+        """Move dead letters to the trash, or with `restore` back out of it; return for each an answer, as trash.lua has them.
+
+        May be repeated: what was moved is gone from there.
+
+        Raises:
+            ConfigError: a word cannot be used.
+            StoreUnavailable: no answer or an error; those before it may be done.
+        """
+        answers: list[str] = []
+        while len(answers) < len(places):
+            part = places[len(answers) : len(answers) + TRASH_LETTERS]
+            [told] = await self.ask(self._connection, self.command("trash", verb, by, reason, *part))
+            if is_code(told, "BADORDER"):
+                raise ConfigError(str(told).partition(" ")[2])
+            answers += [bytes(answer).decode(errors="replace") for answer in self.checked(told)]
+        return answers
 
     async def step(self, name: str) -> Step:
         """Make the next step of an operation, as a worker does, where it is time for it.

@@ -222,6 +222,20 @@ def test_of_a_type_that_nobody_has_another_one_is_named(ask, raw):
     assert ("nothing fits: type send-email\n" in told.stderr, raw.keys()) == (True, [])
 
 
+def test_letters_go_to_the_trash_and_come_back(ask, raw):
+    [first, *_] = bury(raw, 3)
+    moved = ask("dead", "trash", first)
+    assert (moved.returncode, f"{first}: moved to the trash: " in moved.stdout) == (0, True)
+    place = moved.stdout.split()[-1]
+    assert ask("dead", "trash", first).stdout == f"{first}: no such dead letter\n"
+    listed = ask("dead", "list", "--trash", "--json")
+    assert [json.loads(line)["letter"] for line in listed.stdout.splitlines()] == [place]
+    back = ask("dead", "restore", place)
+    assert (back.returncode, f"{place}: a dead letter again: " in back.stdout, raw.xlen("{jobs}:dead")) == (0, True, 3)
+    many = ask("dead", "trash", "--all", "--now")
+    assert ("3 moved to the trash" in many.stderr, raw.xlen("{jobs}:trash")) == (True, 3)
+
+
 def test_what_is_left_to_the_workers_is_named_for_scripts(ask, raw):
     bury(raw, 2)
     told = ask("dead", "purge", "--all", "--now", "--detach")

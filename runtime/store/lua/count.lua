@@ -10,6 +10,7 @@ local op, places = {}, {}
 for i = 4, #ARGV, 2 do op[ARGV[i]] = ARGV[i + 1] end
 op.at, op.cursor, op.page = ARGV[1], ARGV[2], ARGV[3]
 local trouble = trouble_with_operation(op)
+if not trouble and op.chosen then trouble = 'what was chosen is counted' end
 if trouble then return redis.error_reply('BADORDER ' .. trouble) end
 op.created = op.created or ms(now_ms())
 op['until:dead'] = op['until:dead'] or '+'

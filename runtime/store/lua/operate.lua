@@ -22,6 +22,14 @@ local function trouble_with_keys()
   end
 end
 
+-- Forget an operation, and the list of what it is about.
+local function forget_operation(name)
+  local op = read_operation(name)
+  if op and op.chosen then redis.call('DEL', chosen_key(name, op)) end
+  redis.call('DEL', operation_key(name))
+  redis.call('ZREM', OPERATIONS, name)
+end
+
 local function audit(...)
   write_audit(by, reason, {...})
 end
@@ -38,10 +46,7 @@ local function make_place()
       oldest, oldest_at = name, ended
     end
   end
-  if redis.call('ZCARD', OPERATIONS) >= MOST and oldest then
-    redis.call('DEL', operation_key(oldest))
-    redis.call('ZREM', OPERATIONS, oldest)
-  end
+  if redis.call('ZCARD', OPERATIONS) >= MOST and oldest then forget_operation(oldest) end
   return redis.call('ZCARD', OPERATIONS) < MOST
 end
 
@@ -56,10 +61,13 @@ end
 -- Is this operation another one than is asked for? Its rate may have been changed since, and what was counted be another number.
 local function has_other_words(op, made)
   for name, value in pairs(made) do
-    if name ~= 'rate' and name ~= 'total' and op[name] ~= value then return true end
+    -- The list of a repeat has another name, and is as long.
+    local may_differ = name == 'rate' or name == 'chosen' or name == 'total' and not made.chosen
+    if not may_differ and op[name] ~= value then return true end
   end
   for name in pairs(op) do
-    local is_of_filter = string.sub(name, 1, 3) == 'is:' or name == 'before' or name == 'after' or name == 'text' or name == 'only'
+    local is_of_filter = string.sub(name, 1, 3) == 'is:' or name == 'before' or name == 'after' or name == 'text'
+    is_of_filter = is_of_filter or name == 'only' or name == 'chosen'
     if is_of_filter and not made[name] then return true end
   end
   return false
@@ -71,7 +79,7 @@ function verbs.create(op)
   local made, told = {}, {}
   for i = 6, #ARGV, 2 do
     made[ARGV[i]] = ARGV[i + 1]
-    local is_told = ARGV[i] ~= 'verb' and ARGV[i] ~= 'total'
+    local is_told = ARGV[i] ~= 'verb' and ARGV[i] ~= 'chosen' and (ARGV[i] ~= 'total' or made.source == 'chosen')
     if is_told then told[#told + 1] = ARGV[i] .. ' ' .. ARGV[i + 1] end
   end
   if op then
@@ -82,6 +90,9 @@ function verbs.create(op)
   if not hold or not (hold >= 0 and hold <= MAX_HOLD_MS) then return nil, 'BADORDER it must be held for 0 to ' .. MAX_HOLD_MS .. ' ms' end
   local trouble = trouble_with_operation(made)
   if trouble then return nil, 'BADORDER ' .. trouble end
+  if made.chosen and redis.call('LLEN', chosen_key(id, made)) ~= tonumber(made.total) then
+    return nil, 'BADORDER the list of what was chosen is not whole'
+  end
   if not make_place() then return nil, 'FULL there are ' .. MOST .. ' operations that are not done: stop and drop some' end
   audit('operate ' .. made.verb .. ' ' .. id, unpack(told))
   local flat = {unpack(ARGV, 6)}
@@ -91,6 +102,10 @@ function verbs.create(op)
       flat[#flat + 1] = 'until:' .. name
       flat[#flat + 1] = last_id_of(key)
     end
+  end
+  if made.chosen then
+    redis.call('PEXPIRE', chosen_key(id, made), OPERATION_LIFE_MS)
+    if made.verb == 'replay' then flat[#flat + 1], flat[#flat + 2] = 'until:dead', last_id_of(DEAD) end
   end
   for _, word in ipairs({'state', 'held', 'created', ms(now), 'by', by, 'reason', reason}) do flat[#flat + 1] = word end
   redis.call('HSET', operation_key(id), unpack(flat))
@@ -132,8 +147,7 @@ end
 
 function verbs.drop(op)
   audit('drop ' .. id)
-  redis.call('DEL', operation_key(id))
-  redis.call('ZREM', OPERATIONS, id)
+  forget_operation(id)
   show_to_workers(id, false)
   return 'gone', 1
 end

@@ -1,6 +1,7 @@
 -- What the scripts of operations share: an operation is a verb over many letters or jobs, in a hash `operation:<id>`, walked through in
 -- bounded steps. Fields of people: verb, argument (a priority's name), source (names of places, in the order in which they are walked:
--- 'dead', or some of 'due' and the streams), rate per second, canary_ms, before and after (ms), text, reason, by, total, and
+-- 'dead', or some of 'due' and the streams; or 'chosen' alone: the places in the list `operation:<id>:<chosen>`, which never change),
+-- rate per second, canary_ms, before and after (ms), text, reason, by, total, and
 -- `is:<field>` for each field that must be equal. Fields of ours: state (held, running, stopped, braked, done), created, until:<source>
 -- (the last id at the start), at (which source), cursor, page (members of `due` that were found and not looked at), looked, done,
 -- refused:<answer>, died, brake_at, base_done and base_died (those at the last resume), stepped, ended, error.
@@ -12,7 +13,8 @@ local MAX_HOLD_MS = 900000 -- a guess: the longest that anything of ours waits f
 local MIN_RATE, MAX_RATE = 0.01, 20000 -- a guess, and what steps of 50 every 2.5 ms make: a third of a server's time, measured
 local PAGE = 16 -- entries read at once, a guess: what is read in vain is at most so many times a message's limit
 local LAST_ID = '18446744073709551615-18446744073709551615' -- there is none behind it, and the server refuses to look there
-local IS_VERB = {replay = true, purge = true, cancel = true, now = true, priority = true}
+-- Each verb, and whether it is about letters.
+local VERBS = {replay = true, purge = true, trash = true, cancel = false, now = false, priority = false}
 
 local function operation_key(id)
   return PREFIX .. 'operation:' .. id
@@ -30,17 +32,24 @@ local function number_of_stream(name)
   end
 end
 
+-- May what an operation is about be in such a place?
+local function can_be_in(is_of_letters, name)
+  if is_of_letters then return name == 'dead' end
+  return name == 'due' or number_of_stream(name) ~= nil
+end
+
 -- What is wrong with an operation, or nil. Lists in `sources` and `equals` what its texts name.
 local function trouble_with_operation(op)
-  if not IS_VERB[op.verb] then return 'no verb ' .. tostring(op.verb) end
-  local is_of_letters = op.verb == 'replay' or op.verb == 'purge'
+  local is_of_letters = VERBS[op.verb]
+  if is_of_letters == nil then return 'no verb ' .. tostring(op.verb) end
   op.sources, op.equals = {}, {}
   for name in string.gmatch(op.source or '', '%S+') do
-    local is_known = is_of_letters and name == 'dead' or not is_of_letters and (name == 'due' or number_of_stream(name))
+    local is_known = can_be_in(is_of_letters, name) or name == 'chosen' and op.chosen and #op.sources == 0
     if not is_known or #op.sources > #STREAMS then return op.verb .. ': no such source: ' .. name end
     table.insert(op.sources, name)
   end
   if #op.sources == 0 then return op.verb .. ': no source' end
+  if op.chosen and (op.source ~= 'chosen' or not string.match(op.chosen, '^%x+$')) then return op.verb .. ': chosen must name a list' end
   if op.only and op.only ~= 'waiting' and op.only ~= 'running' then return 'no state ' .. op.only end
   if op.verb == 'priority' and not number_of_stream(op.argument) then return 'no priority ' .. tostring(op.argument) end
   local rate = number_in(op, 'rate')
@@ -54,6 +63,11 @@ local function trouble_with_operation(op)
     local equal = string.match(name, '^is:(.+)$')
     if equal then table.insert(op.equals, {equal, value}) end
   end
+end
+
+-- The places that an operation is about, where they were chosen one by one.
+local function chosen_key(id, op)
+  return operation_key(id) .. ':' .. op.chosen
 end
 
 -- An operation as a table of its fields; nil where there is none, or another type in its place.
@@ -178,6 +192,37 @@ local function walk_due(op, budget, visit)
   return false
 end
 
+-- The fields of what is at a place now; nil where nothing is.
+local function fields_at(where, id)
+  if where ~= 'due' then return fields_of(where == 'dead' and DEAD or KEYS[number_of_stream(where)], id) end
+  local packed = redis.call('HGET', MSG, id)
+  return packed and unpack_record(packed)
+end
+
+-- The same of places that were chosen one by one: also of what is gone, without fields. Its cursor is how many were looked at.
+local function walk_chosen(op, key, budget, visit)
+  local at = tonumber(op.cursor) or 0
+  while has_left(budget) do
+    local places = redis.call('LRANGE', key, at, at + PAGE - 1)
+    for _, place in ipairs(places) do
+      if not has_left(budget) then return false end
+      at = at + 1
+      op.cursor, budget.looks = ms(at), budget.looks - 1
+      local where, id = string.match(place, '^(%l+) (.+)$')
+      if where and can_be_in(VERBS[op.verb], where) then
+        local ok, fields = pcall(fields_at, where, id)
+        if ok and fields then budget.bytes = budget.bytes - bytes_of(fields) end
+        visit(where, id, ok and fields or nil)
+      end
+    end
+    if #places < PAGE then
+      if at < number_in(op, 'total', 0) then error('the list of what was chosen is gone') end
+      return true
+    end
+  end
+  return false
+end
+
 -- Show what is meant to `visit`, from where the operation stands, while the budget lasts; true when all was looked at.
 -- Moves op.at, op.cursor and op.members on.
 local function walk(op, budget, visit)
@@ -192,7 +237,9 @@ local function walk(op, budget, visit)
       if is_meant(op, where, id, named) and (not is_in_stream or is_in_state(op, where, id)) then visit(where, id, fields, named) end
     end
     local is_end
-    if where == 'due' then
+    if where == 'chosen' then
+      is_end = walk_chosen(op, op.chosen_key, budget, function(at, id, fields) visit(at, id, fields, fields and by_name(fields)) end)
+    elseif where == 'due' then
       is_end = walk_due(op, budget, show)
     elseif where == 'dead' then
       is_end = walk_entries(op, DEAD, op['until:dead'], budget, show)

@@ -65,8 +65,10 @@ end
 local leaving_letters = {}
 local function act(where, member, fields, named)
   if where == 'dead' then
+    if not fields then return 'gone' end
     local trouble = is_replay and replay_letter(fields, named, now, id)
     if trouble then return trouble end
+    if op.verb == 'trash' then trash_letter(fields, op.by or '?') end
     leaving_letters[#leaving_letters + 1] = member
     return 'moved'
   end
@@ -96,6 +98,7 @@ local function write(looked)
   redis.call('HINCRBY', key, 'looked', looked)
   for name, n in pairs(counts) do redis.call('HINCRBY', key, name, n) end
   redis.call('PEXPIRE', key, OPERATION_LIFE_MS)
+  if op.chosen_key then redis.call('PEXPIRE', op.chosen_key, OPERATION_LIFE_MS) end
   local base = math.max(due, now - CATCH_UP_MS)
   local after = base + math.max(acted * 1000 / op.rate, looked * LOOK_MS)
   local had = since_resume('done') - (counts.done or 0)
@@ -110,6 +113,7 @@ local function step()
     rest_operation(id, 'stopped', trouble)
     return {'stopped', -1, 0, 0}
   end
+  if op.chosen then op.chosen_key = chosen_key(id, op) end
   -- What ran at the start, or became due, and failed before its stream was walked waits for its next attempt: behind the walk.
   if op.verb == 'cancel' and op.sources[1] == 'due' and #op.sources > 1 then table.insert(op.sources, 'due') end
   local most = math.max(1, math.min(ACTS, math.floor(op.rate / STEPS_PER_S)))
@@ -130,7 +134,10 @@ local function step()
   if not ok then error(is_end) end
   local looked = LOOKS - budget.looks
   local wait = write(looked)
-  if is_end then rest_operation(id, 'done') end
+  if is_end then
+    rest_operation(id, 'done')
+    if op.chosen_key then redis.call('DEL', op.chosen_key) end
+  end
   return {is_end and 'done' or 'running', is_end and -1 or wait, looked, acted}
 end
 
