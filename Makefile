@@ -14,7 +14,7 @@ APT := $(if $(filter 0,$(shell id -u)),,sudo )apt-get
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test check format coverage build clean pythons bench bench-peers profile faults mutants \
-  second-server third-server prometheus raw-client jaeger trace-demo trace-tests
+  second-server third-server prometheus raw-client jaeger trace-demo trace-tests board board-check node
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -54,6 +54,28 @@ coverage: install second-server third-server ## branches that unit and contract 
 	  --cov --cov-report term --cov-report html --cov-report json $(ARGS) tests/unit tests/contract
 	$(BIN)/python -m tests.coverage_floors build/coverage/report.json
 
+# The pages of the board are written in TypeScript, and what is built of them is committed: users need no node.
+UI := board/ui
+UI_STAMP := $(UI)/node_modules/.installed
+
+board: $(UI_STAMP) ## build the pages of the board into board/static/: the types out of the API, checks, tests, bundle
+	@$(BIN)/python -m board.openapi >$(UI)/src/api/openapi.json
+	@cd $(UI) && npm run -s types >/dev/null && npm run -s lint && npm run -s test && npm run -s build
+
+board-check: board ## the same, and what is committed must be what was built
+	@changed=$$(git status --porcelain -- board/static $(UI)/src/api); \
+	  test -z "$$changed" || { echo "$$changed"; echo "what is committed of the board is not what its sources make; hint: make board, and commit that"; exit 1; }
+
+$(UI_STAMP): $(UI)/package.json $(UI)/package-lock.json | install node
+	@cd $(UI) && npm ci --silent --no-audit --no-fund
+	@touch $@
+
+node:
+	@node -e 'process.exit(Number(process.versions.node.split(".")[0]) < 20)' 2>/dev/null && npm --version >/dev/null 2>&1 || { \
+	    echo "installing to build the board: nodejs npm"; \
+	    $(APT) update -q >/dev/null && DEBIAN_FRONTEND=noninteractive $(APT) install -q -y --no-install-recommends nodejs npm >/dev/null; }
+	@node -e 'process.exit(Number(process.versions.node.split(".")[0]) < 20)' || { echo "Node 20.19 or newer is needed to build the board"; exit 2; }
+
 faults: install second-server third-server ## storms of every fault with fresh seeds: make faults SEEDS=5 JOBS=100000
 	$(BIN)/python -m tests.faults $(if $(SEEDS),--seeds $(SEEDS)) $(if $(JOBS),--jobs $(JOBS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
@@ -68,7 +90,7 @@ build: install ## the sdist and the wheel in dist/, tried out in an empty enviro
 
 clean: ## remove what make makes: environments, packages, caches, figures, the demo's data
 	rm -rf .venv .venv-3.* .run build dist .pytest_cache .ruff_cache .hypothesis
-	rm -rf .jaeger deploy/producers/.envs deploy/producers/node/node_modules
+	rm -rf .jaeger deploy/producers/.envs deploy/producers/node/node_modules board/ui/node_modules
 	rm -rf bench/raw bench/raw.[0-9]* bench/out bench/results bench/peers/.envs bench/peers/bullmq/node_modules
 	find runtime board otel handlers tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 

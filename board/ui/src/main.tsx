@@ -1,0 +1,8 @@
+import { render } from "preact";
+import "./board.css";
+import { Frame } from "./Frame";
+import { applyTheme } from "./settings";
+
+applyTheme();
+const root = document.getElementById("app");
+if (root !== null) render(<Frame />, root);
