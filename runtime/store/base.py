@@ -142,6 +142,7 @@ _SHARED: Final = {
     "trash": ("audit", "trashing"),
     "count": ("operations",),
     "step": ("operations", "replaying", "steering", "trashing"),
+    "letters": ("replaying",),
 }
 
 
