@@ -177,6 +177,7 @@ def may_import(importer: str, imported: str) -> bool:
             allowed = (
                 *("runtime.errors", "runtime.jobs", "runtime.stats", "runtime.said", "runtime.logs", "runtime.folders"),
                 *("runtime.config", "runtime.codec", "runtime.limits", "runtime.rules", "runtime.cron", "runtime.schedules"),
+                *("runtime.bounds", "runtime.results", "runtime.steering", "runtime.operating"),
                 *(
                     "runtime.operations",
                     "runtime.settle",
