@@ -21,6 +21,7 @@ from runtime.folders import why_not
 
 FILE: Final = "runtime.toml"
 TRACE_ID: Final = "{trace_id}"  # what stands in `--trace-url` for the id
+MAX_VERSION_CHARS: Final = 40  # of the code that runs: a hash of git's, as other tools write it
 LANES_PER_RESERVED: Final = 20  # a choice: 5 %, and a small worker keeps none idle
 
 
@@ -57,6 +58,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     processes: int = 1
     max_rss_mb: int = 0
     board: str = "127.0.0.1:8080"
+    app_version: str = ""
     lease_s: float = 30.0
     grace_s: float = 25.0
     max_block_s: float = 60.0
@@ -116,6 +118,12 @@ SETTINGS: Final = (
         "--max-rss", "max_rss_mb", "MB", "replace a worker process that has more memory than this, losing no job; 0 sets no limit"
     ),
     Setting("--board", "board", "HOST:PORT", "where to serve /healthz, /readyz and /metrics; `off` serves nothing"),
+    Setting(
+        "--app-version",
+        "app_version",
+        "TEXT",
+        "the version of your code, which people see beside each worker and each failure; up to 40 printable characters",
+    ),
     Setting("--lease", "lease_s", "SECONDS", "how long a worker may be silent before others take its jobs"),
     Setting("--grace", "grace_s", "SECONDS", "how long running jobs may take to finish when the worker is told to stop"),
     Setting(
@@ -312,6 +320,8 @@ def _convert(setting: Setting, value: Any, where: str) -> Any:
             address_of(converted)
         except ConfigError as error:
             raise ConfigError(f"{where} {_shown(value)}: {error}") from None
+    if setting.field == "app_version" and not (converted.isprintable() and len(converted) <= MAX_VERSION_CHARS):
+        raise ConfigError(f"{where}: must be at most {MAX_VERSION_CHARS} printable characters")
     if setting.field == "trace_url":
         try:
             check_trace_url(converted)

@@ -15,10 +15,12 @@ import os
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from contextvars import Context, copy_context
 from enum import Enum
 from functools import partial
+from operator import attrgetter
 from random import random
 from typing import Any, Final, ParamSpec
 from uuid import uuid4
@@ -35,7 +37,7 @@ from runtime.rules import Rules
 from runtime.schedules import Schedule
 from runtime.settle import CANCELLED_CODE
 from runtime.stats import Stats
-from runtime.store.base import WorkerRow
+from runtime.store.base import TOLD_JOBS, WorkerRow
 from runtime.streams import ANSWER_S, Streams
 from runtime.worker.context import WorkerContext
 from runtime.worker.fetcher import INBOX_BYTES, Fetcher
@@ -117,7 +119,7 @@ class Consumer:
     when it happens, in whichever thread: `run` raises it only when all handlers have ended, which they may never do.
     `collect` is called at each tick of a worker that is not idle. `on_stop_order` is called once where people have ordered this
     worker to stop; without it, the worker stops by itself. `schedules` are those of this worker's modules. `observer` is told of
-    jobs.
+    jobs. `resident` returns the resident bytes of the process, in any thread; `version` is the runtime's.
     """
 
     def __init__(
@@ -132,6 +134,8 @@ class Consumer:
         on_stop_order: Callable[[], None] | None = None,
         schedules: Iterable[Schedule] = (),
         observer: Observer | None = None,
+        resident: Callable[[], int] = lambda: 0,
+        version: str = "",
     ) -> None:
         self.config = config
         self.streams = streams
@@ -171,6 +175,8 @@ class Consumer:
         warn_s = config.block_warn_ms / 1000
         self._loop_state = LoopState(time.monotonic(), threading.get_ident(), self._running_now, self.stats, warn_s)
         self._stopping_since_s = 0.0
+        self._since_ms = int(time.time() * 1000)
+        self._resident, self._version = resident, version
         self._loop: asyncio.AbstractEventLoop | None = None
         self._heartbeat: Heartbeat | None = None
         self._may_loops_end = False
@@ -184,7 +190,7 @@ class Consumer:
         self.ledger.on_first, self.inbox.on_idle = self._flusher.wake, self._flusher.lanes_idle
         self.ledger.on_pause = self._pause_type
         self.ledger.on_said, self.ledger.on_failed = self._listener.hear, self._listener.fail
-        self.maintenance.listen = self._listener.look
+        self.maintenance.listen, self.maintenance.row = self._listener.look, self._row
         kept = [(name, handler.result) for name, handler in self.registry.items()]
         self.ledger.results_ms = {name: policy.life_ms for name, policy in kept if policy is not None}
         self.inbox.may_start = self._may_start
@@ -475,20 +481,16 @@ class Consumer:
         self.log.warn("lost the lease of job %s (%s): another worker holds it now", job.id, job.type.decode(), about=job)
 
     def _row(self) -> WorkerRow:
-        """Return what the table of workers says of this one; called by the heartbeat's thread."""
-        running: dict[str, int] = {}
-        for job in [lane.job for lane in self.lanes]:
-            if job is not None:
-                name = job.type.decode(errors="replace")
-                running[name] = running.get(name, 0) + 1
-        blocked, blocked_ms = self._told_of_blocks()
+        """Return what the table of workers says of this one; called by the heartbeat's thread, and in the loop's."""
+        running = Counter([job.type for lane in self.lanes if (job := lane.job) is not None])
+        blocked, blocked_ms, where = self._told_of_blocks()
         return WorkerRow(
             lease_ms=int(self.config.lease_s * 1000),
             host=socket.gethostname(),
             pid=os.getpid(),
             lanes=self.config.concurrency,
             held=len(self.held),
-            running=running,
+            running={name.decode(errors="replace"): count for name, count in running.items()},
             stage="quiet" if self.stage is Stage.RUNNING and self.orders.mine == "quiet" else self.stage.value,
             types=self.parked.types,
             reserved=self.config.reserved_lanes,
@@ -496,16 +498,35 @@ class Consumer:
             schedules=self.ticker.next_ms,
             blocked=blocked,
             blocked_ms=blocked_ms,
+            since=self._since_ms,
+            version=self._version,
+            app=self.config.app_version,
+            rss=self._resident(),
+            lag=int(self.stats.lag.longest_s(time.monotonic()) * 1000),
+            where=where,
+            jobs=self._longest_running(),
         )
 
     def _in_lanes(self) -> list[tuple[Job, float]]:
         return [(job, lane.started_s) for lane in self.lanes for job in each_of(lane.job)]
 
-    def _told_of_blocks(self) -> tuple[dict[str, int], dict[str, int]]:
-        """Return which types have blocked the loop how often, and the longest in ms of each; of many types those with most."""
+    def _longest_running(self) -> list[tuple[str, int, str]]:
+        """Return the place, start and type of what has run for longest; called by the heartbeat's thread too."""
+        busy = sorted([lane for lane in self.lanes if lane.job is not None], key=attrgetter("started_s"))
+        runs = [(job, lane.started_s) for lane in busy[:TOLD_JOBS] for job in each_of(lane.job)]
+        epoch_s = time.time() - time.monotonic()
+        return [
+            (f"{STREAMS[job.stream]}/{job.entry.decode()}", int((epoch_s + started_s) * 1000), job.type.decode(errors="replace"))
+            for job, started_s in runs[:TOLD_JOBS]
+        ]
+
+    def _told_of_blocks(self) -> tuple[dict[str, int], dict[str, int], dict[str, str]]:
+        """Return which types have blocked the loop how often, the longest in ms of each, and where; of many, those with most."""
         found = sorted(dict(self.stats.blocked).items(), key=lambda item: -item[1].count)[:BLOCKERS]
         named = [(name.decode(errors="replace"), blocks) for name, blocks in found]
-        return {name: blocks.count for name, blocks in named}, {name: int(blocks.longest_s * 1000) for name, blocks in named}
+        longest_ms = {name: int(blocks.longest_s * 1000) for name, blocks in named}
+        where = {name: blocks.where for name, blocks in named if blocks.where}
+        return {name: blocks.count for name, blocks in named}, longest_ms, where
 
     def _running_now(self) -> Lane | None:
         """Return the lane whose code holds the loop at this moment; called by the heartbeat's thread."""

@@ -92,14 +92,15 @@ class Count:
 
 
 class Blocks:
-    """Times in which the loop stood still: their number, their sum and the longest of them in seconds."""
+    """Times in which the loop stood still: their number, their sum and the longest of them in seconds; `where` it last stood."""
 
-    __slots__ = ("count", "longest_s", "total_s")
+    __slots__ = ("count", "longest_s", "total_s", "where")
 
     def __init__(self) -> None:
         self.count: int = 0
         self.total_s: float = 0.0
         self.longest_s: float = 0.0
+        self.where: str = ""
 
     def add(self, still_s: float) -> None:
         """Count one."""
@@ -128,19 +129,20 @@ class Lag:
         self.last_s = late_s
         self.total_s += late_s
         self.counts[int(late_s * _MICROSECONDS).bit_length()] += 1
-        before_s, longest_s = self._longest_s if self._window == now_s // WINDOW_S else self._since(now_s)
-        self._longest_s = before_s, max(longest_s, late_s)
+        before_s, longest_s = self._longest_of(now_s)
+        self._longest_s, self._window = (before_s, max(longest_s, late_s)), int(now_s // WINDOW_S)
 
     def longest_s(self, now_s: float) -> float:
-        """Return how late the latest tick of the last WINDOW_S came, or up to twice that: the longest turn of the loop."""
-        return max(self._longest_s if self._window == now_s // WINDOW_S else self._since(now_s))
+        """Return how late the latest tick of the last WINDOW_S came, or up to twice that: the longest turn of the loop.
 
-    def _since(self, now_s: float) -> tuple[float, float]:
-        """Begin a window: what is older than the one before it is forgotten."""
-        window = int(now_s // WINDOW_S)
-        self._longest_s = self._longest_s[1] if window == self._window + 1 else 0.0, 0.0
-        self._window = window
-        return self._longest_s
+        Called in any thread: it changes nothing.
+        """
+        return max(self._longest_of(now_s))
+
+    def _longest_of(self, now_s: float) -> tuple[float, float]:
+        """Return the longest of the window before this one, and of this one; what is older is forgotten."""
+        later = int(now_s // WINDOW_S) - self._window
+        return self._longest_s if later == 0 else (self._longest_s[1] if later == 1 else 0.0, 0.0)
 
 
 class Calls:
@@ -228,12 +230,13 @@ class Stats:
                 if count.fresh_s:
                     count.fold()
 
-    def blocked_by(self, type_name: bytes, still_s: float) -> None:
-        """Count that a handler of this type has blocked the loop for so long; empty where it is not known which."""
+    def blocked_by(self, type_name: bytes, still_s: float, where: str = "") -> None:
+        """Count that a handler of this type has blocked the loop for so long, and `where`; empty where it is not known which."""
         blocks = self.blocked.get(type_name)
         if blocks is None:
             blocks = self.blocked[type_name] = Blocks()
         blocks.add(still_s)
+        blocks.where = where or blocks.where
 
     def waited(self, jobs: Sequence[Job], now_ms: int) -> None:
         """Count how long the jobs of a delivery have waited to be fetched, at this time of the server in ms.

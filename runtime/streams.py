@@ -31,6 +31,7 @@ from runtime.store.arguments import (
     token,
 )
 from runtime.store.base import (
+    DEPTH,
     GROUP,
     MAX_BY_BYTES,
     End,
@@ -72,6 +73,7 @@ MARKS_LIFE_MS: Final = 7 * 24 * 3_600_000  # a guess: longer than any job waits 
 LOGS_LIFE_MS: Final = 7 * 24 * 3_600_000  # since the last was written; a guess: who looks later has the letters
 MAX_LOGS: Final = 20_000  # attempts; a guess: some 20 MB where each has a page of lines
 STATS_LIFE_S: Final = 24 * 3600  # a guess: people look at minutes and hours
+_NONE: Final[Mapping[int, int]] = {}
 
 
 class Streams(Store):
@@ -514,25 +516,30 @@ class Streams(Store):
         """
         return await self.workers_on(self._helper)
 
-    async def lots(self) -> tuple[dict[tuple[int, str], int], set[int]]:
-        """Return the lots that hold something, by stream and name, with their sizes; and the streams of which workers hold some.
+    async def lots(self) -> tuple[dict[tuple[int, str], int], set[int], dict[int, int]]:
+        """Return the lots that hold something, by stream and name, with their sizes; the streams of which workers hold some; and
+        how many entries of each stream no worker has fetched yet.
 
         Raises:
             StoreUnavailable: no answer or an error.
         """
-        answers = await self.ask(self._helper, *[("XPENDING", key, GROUP) for key in self.keys.streams])
+        keys = self.keys.streams
+        asks = [ask for key in keys for ask in (("XPENDING", key, GROUP), ("XLEN", key))]
         lots: dict[tuple[int, str], int] = {}
         busy: set[int] = set()
-        for stream, answer in enumerate(answers):
+        waiting: dict[int, int] = {}
+        for stream, (answer, length) in enumerate(pairs(await self.ask(self._helper, *asks))):
             if is_code(answer, "WRONGTYPE") or is_code(answer, "NOGROUP"):
                 self._must_heal = self._must_heal or is_code(answer, "NOGROUP")
                 continue  # the fetcher logs it; what is on the other streams must not wait for it
-            for name, count in holders_in(self.checked(answer)):
+            holders = holders_in(self.checked(answer))
+            waiting[stream] = max(0, self.checked(length) - sum(count for _, count in holders))
+            for name, count in holders:
                 if name.startswith(b"~"):
                     lots[stream, name.decode(errors="replace")] = count
                 else:
                     busy.add(stream)
-        return lots, busy
+        return lots, busy, waiting
 
     async def empty_lots(self) -> set[str]:
         """Return the lots that hold nothing on some stream, and are still listed there: each costs memory.
@@ -651,19 +658,31 @@ class Streams(Store):
         return await self.call_one(self._helper, self.command("forget", consumer, *where)) == 1
 
     async def count(
-        self, minute: int, counts: Sequence[tuple[str, int]], progress: bytes | None = None, ended: Sequence[Attempt] = ()
+        self,
+        minute: int,
+        counts: Sequence[tuple[str, int]],
+        progress: bytes | None = None,
+        ended: Sequence[Attempt] = (),
+        *,
+        depths: Mapping[int, int] = _NONE,
+        row: WorkerRow | None = None,
     ) -> str:
         """Add to the counters of a minute, and return how often the rules were changed, empty where that cannot be read.
 
         `progress` is what jobs here have said of themselves, nothing where none does any more, None where it stands; `ended` are
-        attempts that have ended, and had lines or failed. Never repeated: what is lost is lost, also what finds no memory.
+        attempts that have ended, and had lines or failed. `depths` are how many entries of each stream wait, which the minute
+        then has, and `row` what this worker is, unless it has none any more. Never repeated: what is lost is lost, also what
+        finds no memory.
 
         Raises:
             StoreUnavailable: no answer.
         """
         key = self.keys.stats(minute)
         counters: list[Command] = [("HINCRBY", key, name, by) for name, by in counts]
+        counters += [("HSET", key, f" {STREAMS[stream]} {DEPTH}", n) for stream, n in depths.items()]
         commands = _with_end(counters, ("EXPIRE", key, STATS_LIFE_S)) + self._told(progress, ended)
+        if row is not None:
+            commands.append(self.command("row", self.consumer, str(row)))
         *_, version = await self.ask(self._helper, *commands, self.version_command())
         return version.decode(errors="replace") if isinstance(version, bytes) else ""
 

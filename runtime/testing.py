@@ -14,6 +14,7 @@ from typing import Any, Final, cast, overload
 
 import msgspec
 
+from runtime import __version__
 from runtime.codec import decode_many, entry_fields
 from runtime.config import Config
 from runtime.consumer import Consumer, Report, Stage, streams_for
@@ -426,7 +427,7 @@ class Worker:
 
     async def _left(self, delayed: bool) -> dict[str, int]:
         depth = await self._inspector.depth()
-        lots, _ = await self._streams.lots()
+        lots, _, _ = await self._streams.lots()
         left = {
             "waiting": sum(depth.waiting.values()),
             "running": sum(depth.running.values()),
@@ -473,7 +474,7 @@ async def worker(
     registry = {handler.contract.type.encode(): handler for handler in handlers}
     if len(registry) < len(handlers):
         raise ConfigError(f"two handlers run the same type: {', '.join(handler.location for handler in handlers)}")
-    consumer = Consumer(config, streams_for(config, url), registry, schedules=schedules)
+    consumer = Consumer(config, streams_for(config, url), registry, schedules=schedules, version=__version__)
     inspector, streams = Inspector(url, config.queue, "test"), Streams(url, config.queue, "test")
     running = asyncio.create_task(consumer.run(), name="worker")
     try:

@@ -586,11 +586,13 @@ class MemoryStreams:
         return {name: (int(until_ms), WorkerRow.parse(self.store.rows.get(name, ""))) for name, until_ms in known.items()}
 
     @verb
-    def lots(self) -> tuple[dict[tuple[int, str], int], set[int]]:
-        """Return the lots with their sizes, and the streams of which workers hold some."""
+    def lots(self) -> tuple[dict[tuple[int, str], int], set[int], dict[int, int]]:
+        """Return the lots with their sizes, the streams of which workers hold some, and how many entries of each wait."""
         found = Counter((stream, row.consumer) for stream, held in enumerate(self.store.pending) for row in held.values())
         lots = {at: number for at, number in found.items() if at[1].startswith("~")}
-        return lots, {stream for stream, name in found if not name.startswith("~")}
+        sizes = [(len(rows), len(held)) for rows, held in zip(self.store.entries, self.store.pending, strict=True)]
+        waiting = {stream: max(0, length - held) for stream, (length, held) in enumerate(sizes)}
+        return lots, {stream for stream, name in found if not name.startswith("~")}, waiting
 
     @verb
     def empty_lots(self) -> set[str]:
@@ -762,10 +764,21 @@ class MemoryStreams:
 
     @verb
     def count(
-        self, minute: int, counts: Sequence[tuple[str, int]], progress: bytes | None = None, ended: Sequence[Attempt] = ()
+        self,
+        minute: int,
+        counts: Sequence[tuple[str, int]],
+        progress: bytes | None = None,
+        ended: Sequence[Attempt] = (),
+        *,
+        depths: Mapping[int, int] = {},
+        row: WorkerRow | None = None,
     ) -> str:
         """Add to the counters; return how often the rules were changed."""
         self.store.stats.update(dict(counts))
+        for stream, n in depths.items():
+            self.store.stats[f" {STREAMS[stream]} depth"] = n
+        if row is not None and self.consumer in self.store.workers:
+            self.store.rows[self.consumer] = str(row)
         self.store.logs += [dict(pairs(list(map(str, one.fields())))) for one in ended]
         if progress is not None:
             self.store.progress.pop(self.consumer, None)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from otel.settings import ExportSettings
 from otel.settings import load as load_export
-from runtime import logs, supervisor
+from runtime import __version__, logs, supervisor
 from runtime.backoff import Backoff, delay_s
 from runtime.commands.common import find_handlers, use_settings
 from runtime.commands.flags import add_settings, add_texts
@@ -236,7 +236,8 @@ async def _work(
     try:
         for warning in check_server(await _reach(inspector), redis_cli(url)):
             log.log(logging.WARNING if tether is None or tether.index == 0 else logging.DEBUG, "%s", warning)
-        rubbish = Rubbish(time.monotonic, resident_reader())
+        resident = resident_reader()
+        rubbish = Rubbish(time.monotonic, resident)
         streams = streams_for(config, url)
         tracing = _begin_tracing(config, export, url, streams.consumer)
         consumer = Consumer(
@@ -249,6 +250,8 @@ async def _work(
             on_stop_order=partial(_stop_as_ordered, tether),
             schedules=found.schedules.values(),
             observer=tracing,
+            resident=resident,
+            version=__version__,
         )
         async with contextlib.AsyncExitStack() as stack:
             board_url = await _open_board(stack, consumer, inspector, tracing)

@@ -23,6 +23,8 @@ from runtime.store.urls import redis_cli
 GROUP: Final = "workers"
 # The newest entries of each stream, and letters, among which a job is looked for; a guess: well under a second.
 LOOK_AT: Final = 10_000
+DEPTH: Final = "depth"  # how many wait, among the counters of a minute; no count, but what a sweep has last seen
+TOLD_JOBS: Final = 50  # of those that a worker runs, in its row; a guess: some 3 kB of a busy one
 MAX_BY_BYTES: Final = 1000  # of who cancelled a job, and why; a guess: what is longer is a stranger's
 BROKEN_S: Final = 3.0  # a guess: between two looks at a stream that cannot be read
 AHEAD_MS: Final = 3_600_000  # an id so far ahead is no clock's: a sender chose it. Clocks that are off, are off by seconds
@@ -418,7 +420,11 @@ class WorkerRow(msgspec.Struct, frozen=True):
     A lease of 0 is one that the row does not say. `types` has the newest version of each type that the worker can run, `limits`
     those that its code declares, by type, and `schedules` when each fires next, in the server's ms, or 0 where it is paused.
     `blocked` has how often handlers of each type have blocked the loop since the worker's start, and under the empty name what is
-    nobody's for certain; `blocked_ms` the longest of each.
+    nobody's for certain; `blocked_ms` the longest of each, `where` the file and line at which one was last seen to do it.
+
+    `since` is when the worker started, by its own clock, `version` the runtime's and `app` that of what it runs, `rss` its
+    resident bytes, `lag` the longest turn of its loop in the last minute in ms. `jobs` are those that have run for longest, at
+    most TOLD_JOBS: each its place, such as `high/12-0`, when it started by the worker's clock, and its type.
     """
 
     lease_ms: int = 0
@@ -434,6 +440,13 @@ class WorkerRow(msgspec.Struct, frozen=True):
     schedules: dict[str, int] = {}
     blocked: dict[str, int] = {}
     blocked_ms: dict[str, int] = {}
+    since: int = 0
+    version: str = ""
+    app: str = ""
+    rss: int = 0
+    lag: int = 0
+    where: dict[str, str] = {}
+    jobs: list[tuple[str, int, str]] = []
 
     @property
     def lease_s(self) -> float:
@@ -453,7 +466,7 @@ class WorkerRow(msgspec.Struct, frozen=True):
         except (ValueError, RecursionError):
             found = None
         told = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
-        kept = {name: _as_kind(name, kind, told[name]) for name, kind in _TOLD.items() if isinstance(told.get(name), kind)}
+        kept = {name: _as_kind(name, kind, told[name]) for name, kind in _TOLD.items() if type(told.get(name)) is kind}
         return cls(min(parse_int(lease) or 0, MAX_LEASE_MS), **kept)
 
 
@@ -471,17 +484,36 @@ _TOLD: Final[dict[str, type]] = {
     "schedules": dict,
     "blocked": dict,
     "blocked_ms": dict,
+    "since": int,
+    "version": str,
+    "app": str,
+    "rss": int,
+    "lag": int,
+    "where": dict,
+    "jobs": list,
 }
-_OF_TABLES: Final = ("limits",)  # tables whose values are tables; those of others are numbers
+_VALUES: Final = {"limits": dict, "where": str}  # what the values of tables are; those of others are numbers
 
 
 def _as_kind(name: str, kind: type, value: Any) -> Any:
-    """Return a member of a row; of a table those values that are of the kind that belongs there."""
+    """Return a member of a row; of a table those values that are of the kind that belongs there, of a list what tells of jobs."""
+    if kind is int:
+        return value if 0 <= value <= MAX_MS else 0
+    if kind is list:
+        return [tuple(told) for told in cast("list[Any]", value)[:TOLD_JOBS] if _is_told_job(told)]
     if kind is not dict:
         return value
-    wanted = dict if name in _OF_TABLES else int
+    wanted = _VALUES.get(name, int)
     kept: dict[str, Any] = {of: told for of, told in value.items() if isinstance(told, wanted)}
     return kept
+
+
+def _is_told_job(told: Any) -> bool:
+    match told:
+        case [str(), int() as since_ms, str()]:
+            return 0 <= since_ms <= MAX_MS
+        case _:
+            return False
 
 
 def workers_of(until: Sequence[bytes], rows: Sequence[bytes]) -> dict[str, tuple[int, WorkerRow]]:

@@ -19,6 +19,7 @@ from runtime.jobs import STREAMS, default_id, ms_of, work_of
 from runtime.rules import parse
 from runtime.said import MAX_PROGRESS_BYTES, Attempt, Report, read_attempt, read_reports
 from runtime.store.base import (
+    DEPTH,
     GROUP,
     MAX_BY_BYTES,
     Store,
@@ -299,7 +300,7 @@ class Inspector(Store):
         for answer in answers:
             for name, value in pairs(self.checked(answer)):
                 words, count = name.decode(errors="replace").rsplit(" ", 2), parse_int(value.decode(errors="replace"))
-                if len(words) == 3 and count is not None:
+                if len(words) == 3 and count is not None and words[2] != DEPTH:
                     type_name, priority, outcome = words
                     totals[type_name, priority, outcome] = totals.get((type_name, priority, outcome), 0) + count
         return totals

@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, Final
 
@@ -35,6 +36,7 @@ QUIET_S: Final = 5.0  # a guess: one report of a blocked loop in this time, but 
 STALL_TOLD_S: Final = 1.0  # a guess: a process that stands still for less, on a busy machine, is not worth a line
 MOST_FRAMES: Final = 30  # of a stack in a report; a guess: a handler's own calls, down to a library's
 MOST_CHARS: Final = 4000  # of it; a guess: half of what a dead letter has
+MOST_PLACE_CHARS: Final = 100  # of a file and a line in a worker's row; a guess
 
 
 class Cpu(msgspec.Struct, frozen=True):
@@ -85,7 +87,7 @@ class Garbage:
 class Holder(msgspec.Struct):
     """Who was seen to hold the loop after the tick at `moved_s`, since when, and what of the processor was used by then.
 
-    `is_sole` while each look saw the same. `is_known` once that is certain: then `job` has blocked the loop.
+    `is_sole` while each look saw the same. `is_known` once that is certain: then `job` has blocked the loop, and stood `where`.
     """
 
     moved_s: float
@@ -95,6 +97,7 @@ class Holder(msgspec.Struct):
     is_sole: bool = True
     is_known: bool = False
     is_told: bool = False
+    where: str = ""
 
 
 class LoopState:
@@ -157,7 +160,7 @@ class LoopState:
         held = self.holder
         if held is None or held.moved_s != before_s:
             held = Holder(before_s, None, None, self.looked)  # it was over before it was seen
-        self.stats.blocked_by(held.job.type if held.is_known and held.job is not None else b"", blocked_s)
+        self.stats.blocked_by(held.job.type if held.is_known and held.job is not None else b"", blocked_s, held.where)
         if not held.is_known and not held.is_told and now_s - self._told_s > QUIET_S:
             self._told_s = now_s
             log.warning("the event loop was blocked for %.0f ms; that was over before it was clear by what", blocked_s * 1000)
@@ -247,12 +250,15 @@ class LoopMonitor:
             held = state.holder = Holder(moved_s, lane, job, since)
         elif held.lane is not lane or held.job is not job:
             held.is_sole = held.is_known = False
-            held.lane, held.job = lane, job
+            held.lane, held.job, held.where = lane, job, ""
         if held.is_sole and job is not None:
             span_s = cpu.at_s - held.since.at_s
             loop_s, all_s = cpu.loop_s - held.since.loop_s, cpu.all_s - held.since.all_s
             has_held = loop_s >= BUSY_PART * span_s or all_s - loop_s < BUSY_PART * span_s
             held.is_known = has_held and span_s >= NEXT_PART * self._warn_s
+            if held.is_known and not held.where:
+                frame = _frames().get(state.thread_id)
+                held.where = "" if frame is None or state.moved_s != moved_s else line_of(frame)
 
     def _report_if_due(self, now_s: float, still_s: float) -> None:
         held = self._loop_state.holder
@@ -321,6 +327,13 @@ def location_of(frame: FrameType) -> str:
     ours = next((at for at in reversed(inner) if not _is_library(at.filename)), last)
     text = f"{ours.filename}:{ours.lineno} in {ours.name}"
     return text if ours is last else f"{text}, now in {last.filename}:{last.lineno} {last.name}"
+
+
+def line_of(frame: FrameType) -> str:
+    """Return file and line where a thread stands, in code that is no library's where there is any: the file with its folder."""
+    walked = [(step.f_code.co_filename, line) for step, line in _walk(frame, _LANE)]
+    filename, line = next((at for at in walked if not _is_library(at[0])), walked[0] if walked else ("", 0))
+    return f"{'/'.join(Path(filename).parts[-2:])}:{line}"[-MOST_PLACE_CHARS:]
 
 
 def _is_library(filename: str) -> bool:

@@ -33,6 +33,7 @@ EMPTY_LOTS_S: Final = 60.0  # a guess: nothing but memory depends on it
 FORGET_LOTS: Final = 100  # a look; a guess: a few milliseconds of the server
 FORGET_ROWS: Final = 20  # dead workers a sweep; a guess: many that died at once are gone within a minute
 ENDS_S: Final = 20.0  # a guess: what closes a stream stays, and jobs go on running meanwhile
+ROW_S: Final = 1.9  # of a second and another: the counters are written once a second
 ENDS_TOLD_S: Final = 300.0  # a guess: between two lines in the log of the same trouble
 
 
@@ -44,7 +45,7 @@ def jitter_s(low_s: float, high_s: float) -> float:
 class Maintenance:
     """Owns three loops: promote, sweep, count. `ends` is what the last look at the ends of the streams found.
 
-    `listen` is asked once a second what jobs here have said of themselves.
+    `listen` is asked once a second what jobs here have said of themselves, `row` every ROW_S what this worker is.
     """
 
     def __init__(self, ctx: WorkerContext) -> None:
@@ -62,6 +63,10 @@ class Maintenance:
         self._next_empty_s = time.monotonic() + jitter_s(0.0, EMPTY_LOTS_S)
         self.ends: list[End] = []
         self.listen: Callable[[bool], Told] = lambda is_last: Told()
+        self.row: Callable[[], WorkerRow] = WorkerRow
+        self._waiting: dict[int, int] = {}  # as the last look found it, until it is written
+        self._next_row_s = 0.0
+        self._has_news = False
 
     def __repr__(self) -> str:
         return f"<Maintenance {len(self._seen_rows)} workers known>"
@@ -180,7 +185,7 @@ class Maintenance:
     async def _look_for_lots(self) -> set[int]:
         """Look what is parked; return the streams of which workers hold something, else one with a lot, to hear of the guard."""
         before = self._ctx.parked.begin_look()
-        lots, busy = await self._streams.lots()
+        lots, busy, self._waiting = await self._streams.lots()
         self._ctx.parked.saw(lots, before)
         self._ctx.gates.saw(lots, time.monotonic())
         return busy or {stream for stream, _ in list(lots)[:1]}
@@ -277,8 +282,19 @@ class Maintenance:
         told = self.listen(is_last)
         if told.left_out:
             self._ctx.log.warn("lines of %d runs are left out: too many ended within a second", told.left_out)
+        depths, self._waiting = self._waiting, {}
+        row = None if is_last else self._row_if_due()
         try:
-            return await self._streams.count(int(time.time() // 60), counts, told.progress, told.ended)
+            return await self._streams.count(int(time.time() // 60), counts, told.progress, told.ended, depths=depths, row=row)
         except StoreUnavailable as error:
             log.debug("a second of statistics is lost: %s", error)
             return None
+
+    def _row_if_due(self) -> WorkerRow | None:
+        """Return what this worker is, where there is news and it is time: beats tell it seldom. An idle one has no news."""
+        now_s, is_busy = time.monotonic(), len(self._ctx.held) > 0
+        self._has_news = self._has_news or is_busy
+        if not self._has_news or now_s < self._next_row_s:
+            return None
+        self._has_news, self._next_row_s = is_busy, now_s + ROW_S
+        return self.row()

@@ -221,6 +221,12 @@ class ServerKit(Kit):
         found = self.raw.get(f"{{jobs}}:progress:{consumer}")
         return None if found is None else found.encode()
 
+    def rows(self) -> dict[str, str]:
+        return self.raw.hgetall("{jobs}:workers:rows")
+
+    def minute(self, minute: int) -> dict[str, str]:
+        return self.raw.hgetall(f"{{jobs}}:stats:{minute}")
+
     def logs(self) -> list[dict[str, str]]:
         return [fields for _, fields in self.raw.xrange("{jobs}:logs")]
 
@@ -388,6 +394,12 @@ class MemoryKit(Kit):
 
     def progress(self, consumer: str) -> bytes | None:
         return self.store.progress.get(consumer)
+
+    def rows(self) -> dict[str, str]:
+        return dict(self.store.rows)
+
+    def minute(self, minute: int) -> dict[str, str]:
+        return {name: str(count) for name, count in self.store.stats.items()}
 
     def logs(self) -> list[dict[str, str]]:
         return [dict(fields) for fields in self.store.logs]

@@ -133,7 +133,7 @@ async def test_workers_are_those_that_said_so_with_their_rows(inspector, store, 
 async def test_counters_of_the_last_minutes_are_added_up_and_older_ones_are_not(inspector, raw, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: 60_000 * 60.0 + 59)
     for minute, count in ((60_000, 1), (59_999, 2), (59_998, 4), (60_001, 8)):
-        raw.hset(f"{{jobs}}:stats:{minute}", mapping={"t high done": count, "a type low dead": 1})
+        raw.hset(f"{{jobs}}:stats:{minute}", mapping={"t high done": count, "a type low dead": 1, " high depth": 9})
     assert await inspector.counters(2) == {("t", "high", "done"): 3, ("a type", "low", "dead"): 2}
     assert await inspector.counters(1) == {("t", "high", "done"): 1, ("a type", "low", "dead"): 1}
 

@@ -132,6 +132,7 @@ async def test_a_handler_that_holds_the_loop_is_named_with_the_line_and_its_neig
         assert blocks.total_s >= blocks.longest_s > 0.1
         row = consumer._row()
         assert (row.blocked["hold"], row.blocked_ms["hold"]) == (blocks.count, int(blocks.longest_s * 1000))
+        assert re.fullmatch(r"contract/test_loop_monitor\.py:\d+", row.where["hold"])
         gate.opened.set()
     line = report(caplog, "the handler of hold")
     assert re.search(r"hold, tests\.contract\.test_loop_monitor:hold \(job [^)]+\) at ", line.getMessage())

@@ -233,7 +233,7 @@ async def test_a_string_in_the_place_of_one_stream_costs_nobody_the_leases_of_th
     raw.set(KEY, "a string")
     assert await store.renew([(lease.stream, lease.entry, 1) for lease in held]) == []
     assert raw.xpending_range("{jobs}:low", GROUP, "-", "+", 1)[0]["time_since_delivered"] < 10**6
-    assert await store.lots() == ({}, {3})
+    assert await store.lots() == ({}, {3}, {0: 0, 2: 0, 3: 0})
 
 
 # --- delayed jobs ----------------------------------------------------------------------------------------------------------

@@ -377,7 +377,9 @@ async def test_a_released_job_comes_back_through_take_with_the_count_it_had(stor
     taken = await store.fetch([0, 1, 0, 0], {HIGH})
     assert list(taken.deliveries[0].counts) == [1]
     assert pending(kit) == [(ME, 1)]
-    assert await store.lots() == ({}, {HIGH})
+    kit.add()
+    kit.add()
+    assert await store.lots() == ({}, {HIGH}, {0: 0, HIGH: 2, 2: 0, 3: 0}), "what is held waits no more"
 
 
 async def test_two_takers_share_a_lot_and_never_an_entry(store, other, kit):
@@ -707,7 +709,7 @@ async def test_lots_are_nobodys_lease(store, kit):
     kit.claim(lease.entry, "~t:x@1", 0, idle_ms=10**8)
     quiet_guard(kit)
     assert (await store.reclaim(HIGH, 30_000, 100, {})).dead == 0
-    assert await store.lots() == ({(HIGH, "~t:x@1"): 1}, set())
+    assert await store.lots() == ({(HIGH, "~t:x@1"): 1}, set(), dict.fromkeys(range(4), 0))
 
 
 async def test_a_consumer_that_holds_something_is_not_forgotten(store, other, kit):
@@ -1149,6 +1151,23 @@ async def test_what_jobs_say_is_written_with_the_counters_and_removed_when_none_
     assert kit.progress(ME) == b'{"jobs":[]}', "nothing new"
     assert await store.count(1, [], b"") == ""
     assert (kit.progress(ME), kit.progress(OTHER)) == (None, b"{}")
+
+
+async def test_the_row_of_a_worker_is_written_with_the_counters_and_not_once_it_was_forgotten(store, other, kit):
+    told = WorkerRow(30_000, jobs=[("high/1-0", 5, "t")])
+    await store.beat(WorkerRow(30_000))
+    await store.count(1, [], row=told)
+    assert {name: row for name, (_, row) in (await other.workers()).items()} == {ME: told}
+    assert await store.forget(ME)
+    await store.count(1, [], row=told)
+    await other.beat(WorkerRow(30_000))
+    assert list(kit.rows()) == [OTHER], "else it would stay for ever: no sweep looks for a row without a worker"
+
+
+async def test_how_many_wait_is_set_in_the_minute_and_not_added(store, kit):
+    await store.count(7, [("t high done", 1)], depths={HIGH: 5, 3: 2})
+    await store.count(7, [("t high done", 1)], depths={HIGH: 4})
+    assert kit.minute(7) == {"t high done": "2", " high depth": "4", " low depth": "2"}
 
 
 async def test_the_lines_of_attempts_that_ended_are_added_to_the_logs(store, kit):

@@ -1435,6 +1435,27 @@ MUTANTS: tuple[Mutant, ...] = (
         "tests/unit/test_heartbeat.py::test_of_a_worker_that_dies_in_a_beat_the_row_ends_no_later_than_its_leases_were_renewed",
     ),
     Mutant(
+        "a row is written of a worker that was forgotten",
+        "runtime/store/lua/row.lua",
+        "if not redis.call('ZSCORE', WORKERS, ARGV[1]) then return 0 end",
+        "",
+        "tests/contract/test_verbs.py::test_the_row_of_a_worker_is_written_with_the_counters_and_not_once_it_was_forgotten",
+    ),
+    Mutant(
+        "an idle worker writes its row all the time",
+        "runtime/worker/maintenance.py",
+        "if not self._has_news or now_s",
+        "if now_s",
+        "tests/unit/test_maintenance.py::test_a_busy_worker_says_with_its_counters_what_it_is_and_an_idle_one_does_not",
+    ),
+    Mutant(
+        "how many wait is taken for a count",
+        "runtime/store/inspector.py",
+        " and words[2] != DEPTH:",
+        ":",
+        "tests/contract/test_inspector.py::test_counters_of_the_last_minutes_are_added_up_and_older_ones_are_not",
+    ),
+    Mutant(
         "after an error the next beat is as far away as ever",
         "runtime/worker/heartbeat.py",
         "                    wait_s /= 6",

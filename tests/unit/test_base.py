@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from runtime.codec import MAX_MS
 from runtime.errors import ConfigError
-from runtime.store.base import MAX_LEASE_MS, Keys, WorkerRow, parse_int, script, setting, workers_of
+from runtime.store.base import MAX_LEASE_MS, TOLD_JOBS, Keys, WorkerRow, parse_int, script, setting, workers_of
 from runtime.store.resp import ServerError
 
 COUNTS = st.dictionaries(st.text(max_size=20), st.integers(0, 2000), max_size=5)
@@ -19,7 +19,7 @@ COUNTS = st.dictionaries(st.text(max_size=20), st.integers(0, 2000), max_size=5)
         WorkerRow,
         lease_ms=st.integers(0, MAX_LEASE_MS),
         host=st.text(max_size=20),
-        pid=st.integers(0),
+        pid=st.integers(0, MAX_MS),
         lanes=st.integers(0, 2000),
         held=st.integers(0, 4000),
         running=COUNTS,
@@ -30,6 +30,13 @@ COUNTS = st.dictionaries(st.text(max_size=20), st.integers(0, 2000), max_size=5)
         schedules=COUNTS,
         blocked=COUNTS,
         blocked_ms=COUNTS,
+        since=st.integers(0, MAX_MS),
+        version=st.text(max_size=9),
+        app=st.text(max_size=9),
+        rss=st.integers(0, MAX_MS),
+        lag=st.integers(0, MAX_MS),
+        where=st.dictionaries(st.text(max_size=9), st.text(max_size=20), max_size=3),
+        jobs=st.lists(st.tuples(st.text(max_size=9), st.integers(0, MAX_MS), st.text(max_size=9)), max_size=TOLD_JOBS),
     )
 )
 def test_a_row_is_read_as_it_was_written(row: WorkerRow) -> None:
@@ -39,7 +46,9 @@ def test_a_row_is_read_as_it_was_written(row: WorkerRow) -> None:
 def test_a_row_is_written_as_every_version_reads_it():
     row = WorkerRow(30_000, "host", 7, 8, 3, {"a": 1}, "running", {"a": 2})
     told = '{"host":"host","pid":7,"lanes":8,"held":3,"running":{"a":1},"stage":"running","types":{"a":2}}'
-    assert str(row) == f'30000 {told[:-1]},"reserved":0,"limits":{{}},"schedules":{{}},"blocked":{{}},"blocked_ms":{{}}}}'
+    since = '"reserved":0,"limits":{},"schedules":{},"blocked":{},"blocked_ms":{}'
+    newest = '"since":0,"version":"","app":"","rss":0,"lag":0,"where":{},"jobs":[]'
+    assert str(row) == f"30000 {told[:-1]},{since},{newest}}}"
     assert WorkerRow.parse(f"30000 {told}") == row, "and as the releases before limits wrote it"
 
 
@@ -65,6 +74,13 @@ def test_whatever_text_stands_in_the_place_of_a_row_reads_as_one(text: str) -> N
             '1 {"limits":{"a":{"limit":5},"b":7},"schedules":{"c":[],"d":3}}',
             WorkerRow(1, limits={"a": {"limit": 5}}, schedules={"d": 3}),
         ),
+        ('1 {"where":{"a":"b.py:1","c":7},"version":7,"app":[],"lag":"x"}', WorkerRow(1, where={"a": "b.py:1"})),
+        (
+            '1 {"jobs":[["high/1-0",5,"t"],["high/1-0","5","t"],[],"abc",7,["a",-1,"t"],["a",1,"t",2],{"a":1,"b":2,"c":3}]}',
+            WorkerRow(1, jobs=[("high/1-0", 5, "t")]),
+        ),
+        (f'1 {{"jobs":[["a",{10**40},"t"]],"since":{10**40},"rss":-1,"pid":true,"lag":NaN}}', WorkerRow(1)),
+        (f'1 {{"jobs":[{",".join(["[]"] * 99)},["a",1,"t"]]}}', WorkerRow(1)),
     ],
 )
 def test_what_of_a_row_cannot_be_read_is_as_if_it_were_not_there(text: str, row: WorkerRow) -> None:

@@ -23,6 +23,7 @@ SAMPLES: dict[str, list[tuple[str, Any]]] = {
     "processes": [("1", 1), ("4", 4), ("512", 512)],
     "max_rss_mb": [("0", 0), ("500", 500), ("1048576", 1_048_576)],
     "board": [("off", "off"), ("0.0.0.0:1", "0.0.0.0:1"), ("[::1]:65535", "[::1]:65535")],
+    "app_version": [("1.4.2", "1.4.2"), ("a" * 40, "a" * 40), ("ü 1", "ü 1")],
     "lease_s": [("0.3", 0.3), ("45", 45.0), ("3600", 3600.0)],
     "grace_s": [("0", 0.0), ("1.5", 1.5), ("86400", 86400.0)],
     "suspect_s": [("0.1", 0.1), ("3", 3.0), ("60", 60.0)],
@@ -120,6 +121,12 @@ def test_the_type_of_a_value_is_the_same_wherever_it_came_from(setting: Setting,
     by_flag, by_environment = {**MOST_LANES, setting.field: flag}, {setting.variable: variable}
     for config in (settings(tmp_path, by_flag), settings(tmp_path, {}, **by_environment), settings(tmp_path, MOST_LANES)):
         assert type(getattr(config, setting.field)) is kind
+
+
+@pytest.mark.parametrize("version", ["a" * 41, "1.4\n2", "\x1b[2J", "\u202e1"])
+def test_a_version_of_the_code_is_one_short_line(version: str, tmp_path: Path) -> None:
+    said = complaint(tmp_path, RUNTIME_APP_VERSION=version)
+    assert said == "RUNTIME_APP_VERSION: must be at most 40 printable characters", "and is not repeated"
 
 
 def test_an_empty_variable_counts_as_none(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from runtime.errors import StoreUnavailable
 from runtime.jobs import DONE, FREE, SUSPECT
-from runtime.store.base import End
+from runtime.store.base import End, WorkerRow
 from runtime.worker.heartbeat import Beat
 from runtime.worker.maintenance import Maintenance
 from tests.builders import job
@@ -281,6 +282,43 @@ async def test_counters_are_added_once_or_lost_and_never_added_twice(fault):
     parts.ctx.stats.ran(job("part"), DONE, 0.001)
     await maintenance.count_once()
     assert parts.store.stats["part high done"] == (1 if is_lost else 2)
+
+
+async def test_how_many_wait_is_written_once_after_each_sweep():
+    parts = make()
+    maintenance = Maintenance(parts.ctx)
+    parts.add()
+    await maintenance.sweep_once()
+    await maintenance.count_once()
+    assert parts.store.stats[" high depth"] == 1
+    parts.store.stats.clear()
+    await maintenance.count_once()
+    assert not parts.store.stats, "what was seen in one minute is not written into the next"
+
+
+async def test_a_busy_worker_says_with_its_counters_what_it_is_and_an_idle_one_does_not():
+    parts = make()
+    await parts.streams.beat(WorkerRow(1000))
+    maintenance, rows = Maintenance(parts.ctx), itertools.count(1)
+    maintenance.row = lambda: WorkerRow(1000, pid=next(rows))
+    parts_pid = lambda: WorkerRow.parse(parts.store.rows[ME]).pid  # noqa: E731
+    await maintenance.count_once()
+    assert parts_pid() == 0
+    one = job("part")
+    parts.ctx.held.add(one.stream, [one])
+    await maintenance.count_once()
+    await maintenance.count_once()
+    assert parts_pid() == 1, "a second time only after a while"
+    maintenance._next_row_s = 0.0
+    parts.ctx.held.remove([one])
+    await maintenance.count_once()
+    assert parts_pid() == 2, "that it is idle now"
+    maintenance._next_row_s = 0.0
+    await maintenance.count_once()
+    assert parts_pid() == 2
+    parts.ctx.held.add(one.stream, [one])
+    await maintenance.count_once(is_last=True)
+    assert parts_pid() == 2, "one that stops has said its last"
 
 
 @pytest.mark.parametrize("name", ["promote", "sweep", "count"])
