@@ -15,23 +15,19 @@ import signal
 import socket
 import sqlite3
 import sys
-import time
 import urllib.request
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any, Final
 
 import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 
-from handlers.contracts.data import Condition, ExportCsv, Order, Table
-from handlers.contracts.demo import BuildReport, CheckPayment, ResizeImage, TellPartner, WarmCache
-from handlers.contracts.email import SendEmail
-from handlers.contracts.maintenance import CleanupLogs
-from runtime import JobsError, Message, Producer
+from handlers.demo_screen import Screen, say
+from handlers.demo_traffic import Traffic
+from runtime import Producer
 
 try:
     from aiosmtpd.smtp import SMTP
@@ -43,21 +39,12 @@ except ImportError:
     from asyncio import new_event_loop
 
 READY_S: Final = 60.0  # a guess: a busy machine starts Python and a server in far less
-PAUSE_S: Final = (0.1, 0.5)  # a guess: between two jobs, so that a person can follow them
 BUSY_TRIES: Final = 2  # so that the last of the three attempts that `_busy` gives a mail succeeds
 MAX_MAILS: Final = 500  # a guess: the demo may run for days, and its mails must not fill the disk
 MAX_SOCKET_BYTES: Final = 100  # sun_path has 104 bytes on macOS, 108 on Linux
 PR_SET_PDEATHSIG: Final = 1  # <linux/prctl.h>
 ORDERS: Final = 20_000  # a guess: about 700 rows for each export
-OLD_S: Final = 40 * 86400  # older than the 30 days of `_clean_up`
-# Guesses: each of these comes a few times a minute, waits for its limit for some seconds, and is done before the next one.
-IMAGES: Final = 10
-ORDERS_TOLD: Final = 25
-REPORTS: Final = 12
-PAGES: Final = 300
-CUSTOMERS: Final = ("ada", "edsger", "grace")
 HANDLERS: Final = "handlers,handlers.demo_jobs"
-KEPT_EXPORTS: Final = 20  # a guess: enough to look into
 TEMPLATE_TEXT: Final = "Hello {{ name }},\n\nyour order {{ order.number }} is on its way.\n"
 TEMPLATE_HTML: Final = "<p>Hello <b>{{ name }}</b>,</p><p>your order {{ order.number }} is on its way.</p>\n"
 
@@ -113,146 +100,6 @@ async def sink(folder: Path) -> AsyncGenerator[int]:
         server.close()
 
 
-# --- the traffic ---------------------------------------------------------------------------------------------------------
-
-
-class Traffic:
-    """Sends a mix of jobs that succeed, fail, wait and expire. Its random numbers are seeded, so that every run is the same."""
-
-    def __init__(self, producer: Producer, raw: redis.asyncio.Redis, folder: Path) -> None:
-        self._producer = producer
-        self._folder = folder
-        self._raw = raw
-        self._random = random.Random(7)  # noqa: S311 -- traffic, not a secret
-        self._number = 0
-        # The weights are guesses: most jobs succeed, and each kind of failure comes a few times a minute.
-        self._scenarios: list[tuple[int, Callable[[], Awaitable[object]]]] = [
-            (46, self._plain),
-            (12, self._from_template),
-            (9, self._busy),
-            (6, self._late),
-            (5, self._some_refused),
-            (4, self._refused),
-            (3, self._full),
-            (3, self._busy_for_too_long),
-            (3, self._without_a_variable),
-            (3, self._expired),
-            (3, self._twice),
-            (3, self._malformed),
-            (8, self._export),
-            (3, self._clean_up),
-            (30, self._payment),
-            (5, self._images),
-            (4, self._partner),
-            (4, self._reports),
-            (2, self._pages),
-        ]
-
-    async def run(self) -> None:
-        """Send until cancelled; what a store that is away refuses is logged, and the next job is sent."""
-        weights = [weight for weight, _ in self._scenarios]
-        while True:
-            ((_, send),) = self._random.choices(self._scenarios, weights)
-            self._number += 1
-            try:
-                await send()
-            except (JobsError, RedisError) as error:
-                _log(f"not sent: {error}")
-            await asyncio.sleep(self._random.uniform(*PAUSE_S))
-
-    def _mail(self, name: str = "ada", *more: str) -> SendEmail:
-        to = [f"{each}{self._number}@example.org" for each in (name, *more)]
-        text = f"This is mail number {self._number}.\n"
-        return SendEmail(to=to, subject=f"Order {self._number} for {name}", text=text)
-
-    def _order(self, **params: Any) -> SendEmail:
-        to = f"grace{self._number}@example.org"
-        return SendEmail(to=to, subject=f"Order {self._number}", template="order", params={"name": "Grace", **params})
-
-    async def _plain(self) -> None:
-        await self._producer.send(self._mail(self._random.choice(["ada", "grace", "alan", "edsger"])))
-
-    async def _from_template(self) -> None:
-        await self._producer.send(self._order(order={"number": self._number}))
-
-    async def _busy(self) -> None:
-        await self._producer.send(self._mail("busy"), attempts=3)
-
-    async def _late(self) -> None:
-        await self._producer.send(self._mail("late"), delay_s=self._random.uniform(5, 20))
-
-    async def _some_refused(self) -> None:
-        await self._producer.send(self._mail("ada", "refused", "alan"))
-
-    async def _refused(self) -> None:
-        await self._producer.send(self._mail("refused"))
-
-    async def _full(self) -> None:
-        await self._producer.send(self._mail("full"))
-
-    async def _busy_for_too_long(self) -> None:
-        await self._producer.send(self._mail("busy"), attempts=1)
-
-    async def _without_a_variable(self) -> None:
-        await self._producer.send(self._order())
-
-    async def _expired(self) -> None:
-        await self._producer.send(self._mail("expired"), exp=time.time() - 1)
-
-    async def _twice(self) -> None:
-        for _ in range(2):
-            await self._producer.send(self._mail("once"), key=f"order-{self._number}", delay_s=5)
-
-    async def _export(self) -> None:
-        of_one_day = [Condition(column="day", op="eq", value=self._random.randrange(28) + 1)]
-        columns = ["id", "day", "customer", "total"]
-        source = Table(db="shop", table="orders", columns=columns, where=of_one_day, order_by=[Order(column="id")])
-        to = f"exports:orders-{self._number % KEPT_EXPORTS}.csv"
-        await self._producer.send(ExportCsv(source=source, to=to, overwrite=True))
-
-    async def _clean_up(self) -> None:
-        """Make a few old logs, as web servers that rotate them do, and send a job that deletes them."""
-        logs, now_s = self._folder / "logs", time.time()
-        for number in range(5):
-            path = logs / f"access.log.{self._number}.{number}"
-            path.write_text("127.0.0.1 - - GET / 200\n" * 100, "utf-8")
-            os.utime(path, (now_s - OLD_S, now_s - OLD_S))
-        (logs / "access.log").write_text("127.0.0.1 - - GET / 200\n", "utf-8")
-        await self._producer.send(CleanupLogs(root="logs-web", include=["*.log.*"], older_than="30d", force=True))
-
-    async def _payment(self) -> None:
-        await self._producer.send(CheckPayment(number=self._number))
-
-    async def _images(self) -> None:
-        await self._producer.send_many(ResizeImage(image=n, takes_s=self._takes_s()) for n in range(IMAGES))
-
-    async def _partner(self) -> None:
-        await self._producer.send_many(TellPartner(order=n) for n in range(ORDERS_TOLD))
-
-    async def _reports(self) -> None:
-        customers = self._random.choices(CUSTOMERS, k=REPORTS)
-        await self._producer.send_many(
-            Message(payload=BuildReport(customer=name, takes_s=self._takes_s()), group=name) for name in customers
-        )
-
-    async def _pages(self) -> None:
-        await self._producer.send_many(WarmCache(page=n, takes_s=self._takes_s()) for n in range(PAGES))
-
-    def _takes_s(self) -> float:
-        return round(self._random.uniform(0.3, 1.5), 3)
-
-    async def _malformed(self) -> None:
-        fields = self._random.choice(
-            [
-                {"data": "{}"},
-                {"type": "send-email", "data": '{"to": '},
-                {"type": "send-email", "data": '{"to": "nobody", "subject": 7}'},
-                {"type": "paint-house", "data": "{}"},
-            ]
-        )
-        await self._raw.xadd("{jobs}:high", fields)  # pyright: ignore[reportUnknownMemberType, reportArgumentType]
-
-
 # --- the worker ----------------------------------------------------------------------------------------------------------
 
 
@@ -261,7 +108,8 @@ async def start_worker(folder: Path, board: str) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", "-m", "runtime", "run", "--handlers", HANDLERS),
         *("--handlers-config", str(folder / "handlers.toml"), "--data-dir", str(folder / "data")),
-        *("--board", board, "--lease", "10", "--grace", "10"),
+        *("--board", board, "--lease", "10", "--grace", "10", "--log", "json"),
+        stderr=asyncio.subprocess.PIPE,
         start_new_session=True,
         preexec_fn=_end_with_parent,
     )
@@ -360,9 +208,13 @@ async def run(folder: Path, board: str) -> int:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    screen = Screen(folder / "worker.log")
     async with sink(folder / "maildir") as smtp_port:
         prepare(folder, smtp_port)
         worker = await start_worker(folder, board)
+        if worker.stderr is None:
+            raise RuntimeError("the worker was started without a pipe")
+        following = asyncio.create_task(screen.follow(worker.stderr), name="screen")
         ended = asyncio.create_task(worker.wait(), name="worker")
         show = asyncio.create_task(_send_traffic(folder, board, store), name="traffic")
         stopping = asyncio.create_task(stop.wait(), name="signal")
@@ -371,10 +223,12 @@ async def run(folder: Path, board: str) -> int:
             show.cancel()
         await asyncio.wait([show])
         if ended.done():
-            _log(f"the worker ended without being told to, with status {ended.result()}")
+            say(f"the worker ended without being told to, with status {ended.result()}")
         else:
             await _end(worker, ended, stop)
         stopping.cancel()
+        await following  # the worker has ended: so has what it says
+        screen.close()
         if not show.cancelled():
             show.result()  # raise what ended it
     status = ended.result()
@@ -396,35 +250,38 @@ async def _send_traffic(folder: Path, board: str, store: str) -> None:
     try:
         await wait_until_ready(board)
     except TimeoutError:
-        _log(f"the worker was not ready within {READY_S:g} s")
+        say(f"the worker was not ready within {READY_S:g} s")
         return
-    _log(_welcome(folder, board))
+    say(_welcome(folder, board))
     raw = redis.asyncio.Redis.from_url(store, retry=Retry(NoBackoff(), 0))  # pyright: ignore[reportUnknownMemberType]
     async with Producer.connect(store, source="demo") as producer, raw:
-        await Traffic(producer, raw, folder).run()
+        await Traffic(producer, raw, folder).run(say)
 
 
 def _welcome(folder: Path, board: str) -> str:
     runtime, data = f"{_python()} -m runtime", f"--data-dir {shlex.quote(_short(folder / 'data'))}"
     handlers = f"--handlers {HANDLERS} --handlers-config {shlex.quote(_short(folder / 'handlers.toml'))}"
     return f"""
-  health    http://{board}/readyz
-  metrics   http://{board}/metrics
   mails     {folder / "maildir" / "new"}
   exports   {folder / "exports"}
+  log       {folder / "worker.log"}; here, the first line of each kind
+  metrics   http://{board}/metrics
+  health    http://{board}/readyz
 
-  Jobs are sent until Ctrl-C: mails, exports of a shop's orders, logs to clean up; and some that wait for their turn: images, 3 at
-  a time; a partner, told 5 orders a second; reports, one at a time for each customer; the stock, every 5 seconds; payments, which
-  are checked at once, whatever else there is to do. In another terminal:
+  Jobs are sent until Ctrl-C: mails, exports of a shop's orders, logs to clean up; some that wait for their turn: images, 3 at a
+  time; a partner, told 5 orders a second; reports, one at a time for each customer; the stock, every 5 seconds; payments, which
+  are checked at once, whatever else there is to do; long imports, which say how far they are; and trouble of every kind: mails
+  and contacts that are refused, previews that crash their child process, a handler that blocks the loop, types and versions that
+  nobody knows. In another terminal:
 
     {runtime} top {data}
-    {runtime} stats {data}
-    {runtime} dead list {data}
     {runtime} doctor {data}
-
+    {runtime} dead list {data}
     {runtime} pause demo-tell-partner --for 30s {data}
     {runtime} limits set demo-resize-image --limit 1 {data}
     {runtime} cron list {data} {handlers}
+
+  board     http://{board}/
 """
 
 
@@ -435,10 +292,6 @@ def _python() -> str:
 def _short(path: Path) -> str:
     """Return a path as a user would type it here."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def _log(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def main() -> int:

@@ -10,7 +10,7 @@ from msgspec import Meta
 from handlers.contracts.types import Line
 from runtime import Priority, contract
 
-Took = Annotated[float, Meta(ge=0, le=60, description="how long it takes, in seconds")]
+Took = Annotated[float, Meta(ge=0, le=600, description="how long it takes, in seconds")]
 
 
 @contract("demo-resize-image")
@@ -56,3 +56,35 @@ class TakeStock(msgspec.Struct, frozen=True, kw_only=True):
     """A look at the stock, every few seconds by a schedule."""
 
     shop: Line
+
+
+@contract("demo-sync-contacts")
+class SyncContacts(msgspec.Struct, frozen=True, kw_only=True):
+    """The contacts of an account, at a partner that refuses those without a key: they fail, again and again, and die."""
+
+    account: Line
+    has_key: bool = True
+
+
+@contract("demo-import-catalog", priority=Priority.LOW)
+class ImportCatalog(msgspec.Struct, frozen=True, kw_only=True):
+    """A long import, which says how far it is."""
+
+    rows: int
+    takes_s: Took
+
+
+@contract("demo-parse-upload", priority=Priority.LOW)
+class ParseUpload(msgspec.Struct, frozen=True, kw_only=True):
+    """An upload whose handler holds the loop, as a forgotten synchronous call does: all that runs beside it waits."""
+
+    upload: int
+    holds_loop_s: Annotated[float, Meta(ge=0, le=1)]
+
+
+@contract("demo-render-preview", priority=Priority.LOW)
+class RenderPreview(msgspec.Struct, frozen=True, kw_only=True):
+    """A preview that is rendered in a child process; poison ends the child, never the worker."""
+
+    document: int
+    is_poison: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from email import message_from_bytes
 from functools import partial
 from pathlib import Path
 
+from handlers.demo_screen import Screen
 from tests.servers import wait_until
 
 
@@ -36,10 +38,38 @@ def test_the_demo_runs_until_it_is_interrupted_and_leaves_nothing_running(tmp_pa
     assert status == 0, text
     assert "runtime: stopped in" in text.splitlines()[-1]
     assert not (folder / "data" / "s.sock").exists() or not _answers(folder / "data" / "s.sock")
-    logged = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    assert not [line for line in text.splitlines() if line.startswith("{")], "what the worker logs is printed for people"
+    logged = [json.loads(line) for line in (folder / "worker.log").read_text().splitlines() if line.startswith("{")]
+    assert logged
     assert not [line for line in logged if line["level"] in ("error", "critical")]
     told = [line for line in logged if "stack" in line]  # of jobs that die by design, and of a busy machine's loop
     assert not [line for line in told if "is dead" not in line["message"] and line["logger"] != "runtime.loop_monitor"]
+    boards = [line for line in text.partition("\n  mails ")[2].partition("\n  board ")[2].splitlines() if line.strip()]
+    assert boards and boards[0].strip().startswith("http://127.0.0.1:"), "where to look is printed last"
+
+
+def test_of_each_kind_of_line_the_first_is_printed(tmp_path: Path, capsys) -> None:
+    lines = [
+        {"level": "warning", "logger": "a", "message": "job high-1-0 (send-email) is dead: 'x' of ada7@example.org"},
+        {"level": "warning", "logger": "a", "message": "job low-2-0 (send-email) is dead: 'y' of bob9@example.org"},
+        {"level": "error", "logger": "a", "message": "job low-2-0 (send-email) is dead: 'y' of bob9@example.org"},
+        {"level": "info", "logger": "a", "message": "x" * 1000},
+    ]
+    words = [json.dumps(line).encode() for line in lines] + [b"[]", b"\xff not JSON", b"not JSON"]
+
+    async def follow() -> None:
+        stream = asyncio.StreamReader()
+        stream.feed_data(b"".join(word + b"\n" for word in words))
+        stream.feed_eof()
+        screen = Screen(tmp_path / "worker.log")
+        await screen.follow(stream)
+        screen.close()
+
+    asyncio.run(follow())
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split()[0] for line in said] == ["warning", "error", "info", "[]", "\ufffd", "not"]
+    assert max(map(len, said)) < 220
+    assert (tmp_path / "worker.log").read_bytes().splitlines() == words
 
 
 def read(address: str) -> bytes:
