@@ -66,6 +66,12 @@ function two(small: number, per: number, large: string, name: string): string {
   return `${Math.floor(small / per)} ${large} ${rest < 10 ? "0" : ""}${rest} ${name}`;
 }
 
+/** Return how long in whole seconds where it is short: for what is counted each second. */
+export function seconds(ms: number): string {
+  const whole = Math.max(1, Math.round(ms / SECOND));
+  return whole < 60 ? `${whole} s` : duration(whole * SECOND);
+}
+
 const BYTES = ["B", "KB", "MB", "GB", "TB"] as const;
 
 /** Return an amount of memory; a KB has 1,024 bytes, as Redis counts. */

@@ -7,6 +7,8 @@ export interface Loaded<T> {
   /** Why the last question was not answered; the data may still be there, from before. */
   failure: Refusal | null;
   came_ms: number;
+  /** The data answer another question than the one that is asked now. */
+  isOld: boolean;
   again: () => void;
 }
 
@@ -45,10 +47,12 @@ export function useLoad<N extends GetPath>(
     const timer = setInterval(() => document.hidden || void load(), every_ms);
     return () => clearInterval(timer);
   }, [load, every_ms]);
-  const isOld = shown.question !== question && !isKept;
+  const isOld = shown.question !== question;
+  const isLeft = isOld && !isKept;
   return {
-    data: isOld ? null : shown.data,
-    failure: isOld ? null : shown.failure,
+    data: isLeft ? null : shown.data,
+    failure: isLeft ? null : shown.failure,
+    isOld,
     came_ms: shown.came_ms,
     again: () => void load(),
   };

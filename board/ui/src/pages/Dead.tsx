@@ -1,11 +1,242 @@
+// Dead letters by what they died of, and one group of them with what a replay would do. On a phone those are two screens.
+import { useState } from "preact/hooks";
+import { about } from "../api";
+import type { Group, Groups } from "../api/types";
+import { count, plural, visible } from "../format";
 import { useHeading } from "../heading";
+import { useLoad } from "../load";
+import { A } from "../parts/A";
+import { Badge } from "../parts/Badge";
+import { Button } from "../parts/Button";
 import { Empty } from "../parts/Empty";
+import { Icon } from "../parts/Icon";
+import { LetterAsk } from "../parts/LetterAsk";
+import { LetterList, placesOfLetters } from "../parts/LetterList";
+import { Operations } from "../parts/Operations";
+import { ReplayPart, useCheck } from "../parts/Replay";
+import { Shown } from "../parts/Shown";
+import { Bars } from "../parts/Spark";
+import { Time } from "../parts/Time";
+import { useRoute } from "../router";
+import { useStore } from "../store";
+import { to, traceUrl } from "../url";
+
+const EVERY_MS = 2000;
 
 export default function Dead() {
-  useHeading("Dead letters");
+  const { query } = useRoute();
+  const group = query.get("group") ?? "";
+  const q = query.get("q") ?? "";
+  const [turn, setTurn] = useState(0);
+  const loaded = useLoad("dead/groups", {}, EVERY_MS);
+  const groups = loaded.data?.groups ?? [];
+  const shown = group === "" ? groups[0] : groups.find(each => each.fp === group);
+  useHeading(
+    group === "" ? "Dead letters" : (shown?.error ?? "Group"),
+    group === "" ? [] : [{ text: "Dead letters", href: to("dead") }],
+  );
+  const again = () => {
+    loaded.again();
+    setTurn(turn + 1);
+  };
+  return (
+    <>
+      <Operations turn={turn} />
+      {q !== "" ? (
+        <Found q={q} onDone={again} />
+      ) : (
+        <Shown of={loaded}>
+          {answer =>
+            answer.letters === 0 && answer.groups.length === 0 ? (
+              <NoLetters trash={answer.trash} />
+            ) : (
+              <div class={group === "" ? "split list-first" : "split detail-first"}>
+                <GroupList answer={answer} chosen={shown?.fp ?? ""} />
+                {shown !== undefined ? (
+                  <GroupPart key={shown.fp} group={shown} onDone={again} />
+                ) : (
+                  <NoGroup isGrouped={answer.grouped >= answer.letters} />
+                )}
+              </div>
+            )
+          }
+        </Shown>
+      )}
+    </>
+  );
+}
+
+function NoLetters({ trash }: { trash: number }) {
+  const queue = useStore(about, found => found?.queue ?? "jobs");
   return (
     <section class="panel">
-      <Empty why="This page is being built." />
+      <Empty why={`No job of ${queue} has died: none failed for good, and none was cancelled.`}>
+        {trash > 0 && (
+          <A class="btn small" href={to("trash")}>
+            {`Show ${plural(trash, "letter")} in the trash`}
+          </A>
+        )}
+      </Empty>
+    </section>
+  );
+}
+
+function NoGroup({ isGrouped }: { isGrouped: boolean }) {
+  return (
+    <section class="panel" aria-label="Group">
+      <Empty
+        why={
+          isGrouped
+            ? "No letter is left in this group: they were replayed, or moved to the trash."
+            : "This group has not been found yet: letters are still being grouped."
+        }
+      >
+        <A class="btn small" href={to("dead")}>
+          All groups
+        </A>
+      </Empty>
+    </section>
+  );
+}
+
+function GroupList({ answer, chosen }: { answer: Groups; chosen: string }) {
+  const { letters, grouped, groups, trash } = answer;
+  const isAll = grouped >= letters;
+  return (
+    <section class="panel" aria-label="Groups">
+      <header>
+        <h2>{`${plural(letters, "letter")} in ${plural(groups.length, "group")}`}</h2>
+        <span class="more">{isAll ? "newest first" : `grouped ${count(grouped)} of ${count(letters)}`}</span>
+      </header>
+      <ul class="groups">
+        {groups.map(group => (
+          <li key={group.fp}>
+            <GroupLink group={group} isChosen={group.fp === chosen} />
+          </li>
+        ))}
+      </ul>
+      {trash > 0 && (
+        <div class="pad trash-link">
+          <A class="link" href={to("trash")}>
+            <Icon name="trash" size={14} /> {`${plural(trash, "letter")} in the trash`}
+          </A>
+        </div>
+      )}
+    </section>
+  );
+}
+
+function GroupLink({ group, isChosen }: { group: Group; isChosen: boolean }) {
+  return (
+    <A href={to("dead", { group: group.fp })} isRow aria-current={isChosen ? "true" : undefined}>
+      <span class="err">{visible(group.error)}</span>
+      <span class={group.grows ? "count bad" : "count"}>{count(group.count)}</span>
+      <span class="msg">{group.message === null ? "" : visible(group.message)}</span>
+      <Bars
+        values={group.hours}
+        tone={group.grows ? "bad" : "strong"}
+        label="by hour, the last 24 hours"
+        width={84}
+        height={18}
+      />
+      <span class="meta">
+        <Badge>{visible(group.type)}</Badge>
+        {group.reason !== group.error && <span>{visible(group.reason)}</span>}
+        <Span group={group} />
+        {group.grows && <Badge level="act">grows</Badge>}
+      </span>
+    </A>
+  );
+}
+
+/** From when to when they died. */
+function Span({ group }: { group: Group }) {
+  if (group.count === 1) return <Time at_ms={group.last_ms} />;
+  return (
+    <span>
+      first <Time at_ms={group.first_ms} />, last <Time at_ms={group.last_ms} />
+    </span>
+  );
+}
+
+function GroupPart({ group, onDone }: { group: Group; onDone: () => void }) {
+  const [trashed, setTrashed] = useState<readonly string[] | null>(null);
+  const [isBusy, setBusy] = useState(false);
+  const [turn, setTurn] = useState(0);
+  const checked = useCheck(`${group.fp} ${turn}`, { group: group.fp });
+  const done = () => {
+    setTurn(turn + 1);
+    onDone();
+  };
+  const trash = async () => {
+    setBusy(true);
+    setTrashed(await placesOfLetters({ group: group.fp }));
+    setBusy(false);
+  };
+  return (
+    <section class="panel" aria-label="Group">
+      <div class="hero">
+        <div class="row">
+          <A class="badge" href={to("type", { type: group.type })}>
+            {visible(group.type)}
+          </A>
+          {group.grows && <Badge level="act">{`grows: ${count(group.last_hour)} in the last hour`}</Badge>}
+          <span class="push" />
+          <Button isSmall kind="danger" right="operate" isOff={isBusy} onClick={() => void trash()}>
+            {isBusy ? "Counting …" : "Move to trash …"}
+          </Button>
+        </div>
+        <p class="err">{group.message === null ? visible(group.error) : `${visible(group.error)}: ${visible(group.message)}`}</p>
+        <GroupFacts group={group} />
+      </div>
+      <LetterList ask={{ group: group.fp }} onDone={done} />
+      <ReplayPart
+        checked={checked}
+        title={`If ${group.count === 1 ? "it" : `all ${count(group.count)}`} were replayed now`}
+        pri={null}
+        onStarted={done}
+      />
+      {trashed !== null && <LetterAsk verb="trash" places={trashed} onClose={() => setTrashed(null)} onDone={done} />}
+    </section>
+  );
+}
+
+function GroupFacts({ group }: { group: Group }) {
+  const template = useStore(about, found => found?.trace_url ?? null);
+  const trace = traceUrl(template, group.trace);
+  return (
+    <div class="facts">
+      <span>{plural(group.count, "letter")}</span>
+      <Span group={group} />
+      {group.frame !== "" && (
+        <span>
+          raised in <code>{visible(group.frame)}</code>
+        </span>
+      )}
+      {group.reason !== group.error && <span>{`reason ${visible(group.reason)}`}</span>}
+      {group.apps.length > 0 && <span>{`died on ${group.apps.map(visible).join(", ")}`}</span>}
+      {trace !== null && (
+        <A class="link" href={trace}>
+          trace of the newest <Icon name="out" size={12} />
+        </A>
+      )}
+    </div>
+  );
+}
+
+function Found({ q, onDone }: { q: string; onDone: () => void }) {
+  return (
+    <section class="panel" aria-label="Letters found">
+      <header>
+        <h2>Letters that fit</h2>
+        <p>{visible(q)}</p>
+        <span class="more">
+          <A class="link" href={to("dead")}>
+            All groups
+          </A>
+        </span>
+      </header>
+      <LetterList ask={{ q }} onDone={onDone} hasType />
     </section>
   );
 }

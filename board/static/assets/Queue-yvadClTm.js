@@ -1,1 +1,0 @@
-import{a as e,o as t,r as n}from"./index-BxxrXwuA.js";function r(){return t(`Queue`),e(`section`,{class:`panel`,children:e(n,{why:`This page is being built.`})})}export{r as default};

@@ -1,0 +1,65 @@
+// The questions before jobs are cancelled or run now.
+import { post, Refusal } from "../api";
+import type { ActedAll, JobRow } from "../api/types";
+import { plural } from "../format";
+import { Question } from "./Question";
+
+export type JobVerb = "cancel" | "soon";
+
+interface Props {
+  verb: JobVerb;
+  places: readonly string[];
+  /** The rows of these places that are known: what the question says of them. */
+  rows: readonly JobRow[];
+  onClose: () => void;
+  onDone: () => void;
+}
+
+export function JobAsk({ verb, places, rows, onClose, onDone }: Props) {
+  const jobs = plural(places.length, "job");
+  const onDo = async (reason: string) => {
+    const text = toldOf(await post(verb, { places, reason }));
+    onDone();
+    return text;
+  };
+  const rest = { count: places.length, onDo, onClose };
+  if (verb === "soon") {
+    return (
+      <Question {...rest} title={`Run ${jobs} now?`} verb={`Run ${jobs} now`}>
+        <p class="muted">
+          {places.length === 1 ? "It waits for its time no longer" : "They wait for their time no longer"}: a worker takes{" "}
+          {places.length === 1
+            ? "it as soon as one is free. Its attempts and its id"
+            : "them as soon as one is free. Their attempts and ids"}{" "}
+          stay as they are. One that has left its place meanwhile is left alone.
+        </p>
+      </Question>
+    );
+  }
+  const running = rows.filter(row => row.state === "claimed").length;
+  return (
+    <Question {...rest} title={`Cancel ${jobs}?`} verb={`Cancel ${jobs}`} isDanger>
+      <p class="muted">{saidOfCancel(places.length, running)}</p>
+      <p class="muted">One that has left its place meanwhile is left alone. A dead letter can be replayed.</p>
+    </Question>
+  );
+}
+
+function saidOfCancel(many: number, running: number): string {
+  const [they, become, them] = many === 1 ? ["It", "becomes a dead letter", "it"] : ["They", "become dead letters", "them"];
+  if (running === 0) return `${they} ${become} at once, with the reason cancelled.`;
+  const stays = "What has been done stays done, and a handler that does not let go runs on until it ends.";
+  if (running === many)
+    return `The worker is asked to end ${them}. ${stays} Then ${they.toLowerCase()} ${become}, with the reason cancelled.`;
+  return `${plural(running, "of them runs", "of them run")}: the workers are asked to end those. ${stays} All ${become}, with the reason cancelled.`;
+}
+
+const MOST_TOLD = 3; // sentences that fit into one notice
+
+/** Return what to tell of an action. Where nothing was done of it, that is a refusal: it says what is true now. */
+export function toldOf(acted: ActedAll): string {
+  const missed = [...new Set(acted.results.filter(result => !result.is_done).map(result => result.text))];
+  const told = missed.length > MOST_TOLD ? [...missed.slice(0, MOST_TOLD), `and ${missed.length - MOST_TOLD} more`] : missed;
+  if (acted.done === 0 && missed.length > 0) throw new Refusal(409, "moved", "Nothing was done.", told.join("; "));
+  return [acted.text, ...told].join(" ");
+}
