@@ -16,6 +16,7 @@ import msgspec
 from runtime.bounds import MAX_DEPTH, TOO_DEEP, check_json, check_msgpack, freedom_of
 from runtime.errors import BadMessage, UnfitPayload
 from runtime.jobs import PLAIN, STREAMS, BadEntry, Contract, Deferral, Envelope, Job, Lease
+from runtime.tries import MAX_TRIES_BYTES, Try, read_tries, with_try
 
 # --- the names of fields -----------------------------------------------------------------------------------------------------
 
@@ -36,13 +37,14 @@ TRACE: Final = b"traceparent"  # this and the next: W3C Trace Context
 TRACE_STATE: Final = b"tracestate"
 SENT_FIELDS: Final = (TYPE, DATA, CONTENT_TYPE, ID, VERSION, AT, EXP, KEY, KEEP, ATTEMPTS, GROUP, SOURCE, TRACE, TRACE_STATE)
 # What the runtime notes on a message: failed attempts, when it was born and first snoozed, the id it had before a replay, the
-# traceparent of its last attempt that is recorded.
+# traceparent of its last attempt that is recorded, and the attempts that failed (`runtime.tries`).
 FAILED: Final = b"a"
 FIRST_AT: Final = b"first_at"
 SNOOZED_AT: Final = b"snoozed_at"
 ORIGIN: Final = b"x-origin"
 TRIED: Final = b"tried"
-NOTED_FIELDS: Final = (FAILED, FIRST_AT, SNOOZED_AT, ORIGIN, TRIED)
+TRIES: Final = b"e"
+NOTED_FIELDS: Final = (FAILED, FIRST_AT, SNOOZED_AT, ORIGIN, TRIED, TRIES)
 # What a dead letter has beside the fields of its message.
 DEAD_REASON: Final = b"dead_reason"
 DEAD_ERROR: Final = b"dead_error"
@@ -52,7 +54,11 @@ DEAD_FROM: Final = b"dead_from"
 DEAD_AT: Final = b"dead_at"
 DEAD_LEFT_OUT: Final = b"dead_left_out"
 DEAD_TRACE: Final = b"dead_trace"
-DEAD_FIELDS: Final = (DEAD_REASON, DEAD_ERROR, DEAD_STACK, DEAD_ATTEMPTS, DEAD_FROM, DEAD_AT, DEAD_LEFT_OUT, DEAD_TRACE)
+DEAD_BY: Final = b"dead_by"
+DEAD_APP: Final = b"dead_app"
+DEAD_FIELDS: Final = (
+    *(DEAD_REASON, DEAD_ERROR, DEAD_STACK, DEAD_ATTEMPTS, DEAD_FROM, DEAD_AT, DEAD_LEFT_OUT, DEAD_TRACE, DEAD_BY, DEAD_APP),
+)
 # The first field of a delayed job's record: the stream that it goes to.
 STREAM: Final = b"stream"
 
@@ -60,7 +66,7 @@ STREAM: Final = b"stream"
 
 MAX_DATA_BYTES: Final = 256 * 1024  # a guess: what is larger is better kept elsewhere, and referred to
 MAX_OTHERS_BYTES: Final = 1024 * 1024  # of all fields beside `data`, a guess: more than any header has
-OWN_FIELDS: Final = 8  # twice what the runtime notes: a retry must not make a message too large
+OWN_FIELDS: Final = 8  # what the runtime notes, with `id` and `x-op`: a retry must not make a message too large
 MAX_FIELDS: Final = 512  # a script's `unpack` fails near 4,000 values: 512 pairs leave space for fields of the runtime's own
 MAX_KEY_BYTES: Final = 512  # a guess: long enough for any natural key
 KEPT: Final = (b"first", b"last")  # which of the messages with one key that wait for a time is the one that runs
@@ -70,7 +76,6 @@ MAX_DIGITS: Final = len(str(MAX_MS))
 # Short enough for a log line, and without what a key's name or a URL would have to escape; 128 is a guess.
 JOB_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}(?![\s\S])")
 _RENEWED: Final = frozenset((ID, AT, FAILED, FIRST_AT, SNOOZED_AT))  # what a record says anew of its job
-_RENEWED_TRIED: Final = _RENEWED | {TRIED}
 
 Row = tuple[bytes, Sequence[bytes]]  # entry id; fields and values in turn
 
@@ -327,7 +332,7 @@ class Summary(msgspec.Struct, frozen=True, gc=False):
 
 
 class Death(msgspec.Struct, frozen=True, gc=False):
-    """What a dead letter notes of its job's end; `stood` says on which stream, or as which delayed job."""
+    """What a dead letter notes of its job's end; `stood` says on which stream, or as which delayed job, `by` who wrote it."""
 
     reason: str
     error: str
@@ -337,6 +342,8 @@ class Death(msgspec.Struct, frozen=True, gc=False):
     at_ms: int
     left_out: str
     trace: str
+    by: str
+    app: str
 
 
 def summary(fields: Sequence[bytes]) -> Summary:
@@ -365,6 +372,28 @@ def as_text(fields: Sequence[bytes]) -> dict[str, str]:
     }
 
 
+def tries_of(fields: Sequence[bytes]) -> list[Try]:
+    """Return the failed attempts that a message remembers, oldest first."""
+    return read_tries(_by_name(fields).get(TRIES, b"")) if TRIES in fields else []
+
+
+def without_tries(message: dict[str, str]) -> dict[str, str]:
+    """Return fields for people without that of the failed attempts: `tries_of` reads it."""
+    return {name: value for name, value in message.items() if name != _TRIES_TEXT}
+
+
+_TRIES_TEXT: Final = TRIES.decode()
+
+
+def noting_try(job: Job, last: Try) -> bytes:
+    """Return the failed attempts of a job with this one more; nothing where its message has no space for them."""
+    fields = job.fields
+    packed = with_try(_by_name(fields).get(TRIES, b"") if TRIES in fields else b"", last)
+    # What is too large with it would be a dead letter at its next attempt.
+    others = sum(map(len, fields)) - len(job.data) if fields else 0
+    return packed if others <= MAX_OTHERS_BYTES - 2 * MAX_TRIES_BYTES else b""
+
+
 def read_letter(fields: Sequence[bytes]) -> tuple[Death, dict[str, str]]:
     """Return the notes of a dead letter, and the fields of its message for people."""
     found, message = _by_name(fields), as_text(fields)
@@ -378,6 +407,8 @@ def read_letter(fields: Sequence[bytes]) -> tuple[Death, dict[str, str]]:
         at_ms=max(_parse_int(found.get(DEAD_AT, b"")), 0),
         left_out=notes[DEAD_LEFT_OUT],
         trace=notes[DEAD_TRACE],
+        by=notes[DEAD_BY],
+        app=notes[DEAD_APP],
     )
     return death, message
 
@@ -401,19 +432,21 @@ def _packed_text(text: bytes) -> bytes:
 _SHORT: Final = [bytes((0xA0 + size,)) for size in range(0x20)]
 _BEGINNINGS: Final = [_packed_text(STREAM) + _packed_text(stream.encode()) + _packed_text(ID) for stream in STREAMS]
 _PACKED_TYPE, _PACKED_DATA = map(_packed_text, (TYPE, DATA))
-_PACKED_FAILED, _PACKED_FIRST_AT, _PACKED_SNOOZED_AT, _PACKED_TRIED = map(_packed_text, (FAILED, FIRST_AT, SNOOZED_AT, TRIED))
+_PACKED_FAILED, _PACKED_FIRST_AT, _PACKED_SNOOZED_AT, _PACKED_TRIED, _PACKED_TRIES = map(
+    _packed_text, (FAILED, FIRST_AT, SNOOZED_AT, TRIED, TRIES)
+)
 
 
 def pack_record(move: Deferral) -> bytes:
-    """Return the record of a delayed job: the fields it came with, its failed attempts, when it was born and first snoozed, and
-    the last attempt that is recorded.
+    """Return the record of a delayed job: the fields it came with, how often it failed, when it was born and first snoozed, the
+    last attempt that is recorded, and what its failed attempts left.
     """
     job = move.lease
     envelope = job.envelope
     parts = [_BEGINNINGS[job.stream], _packed_text(move.job_id.encode())]
     if job.fields:
         pairs = zip(job.fields[::2], job.fields[1::2], strict=True)
-        renewed = _RENEWED_TRIED if move.tried else _RENEWED
+        renewed = _RENEWED.union((TRIED,) if move.tried else (), (TRIES,) if move.tries else ())
         kept = [word for name, value in pairs if name not in renewed for word in (name, value)]
         parts += map(_packed_text, kept)
         size = 4 + len(kept)
@@ -426,6 +459,8 @@ def pack_record(move: Deferral) -> bytes:
     snoozed_ms = envelope.snoozed_ms or (job.fetched_ms if move.kind == "snooze" else 0)
     if move.tried:
         notes += (_PACKED_TRIED, _packed_text(move.tried))
+    if move.tries:
+        notes += (_PACKED_TRIES, _packed_text(move.tries))
     if snoozed_ms:
         notes += (_PACKED_SNOOZED_AT, _packed_text(b"%d" % snoozed_ms))
     size += len(notes)

@@ -469,7 +469,8 @@ Outcome = Done | Retry | Snooze | Dead | Release | Park | Postpone | Lost
 class Deferral(msgspec.Struct, frozen=True, gc=False):
     """A held job to the delayed ones. `kind`: `retry` and `snooze` wait `when_ms` from now, `at` until `when_ms`.
 
-    `tried` is the traceparent of the attempt that ended, if it is recorded.
+    `tried` is the traceparent of the attempt that ended, if it is recorded, `tries` what its failed attempts left, with that one;
+    empty where the message says already what there is to say.
     """
 
     lease: Job
@@ -478,12 +479,14 @@ class Deferral(msgspec.Struct, frozen=True, gc=False):
     job_id: str
     failed: int
     tried: bytes = b""
+    tries: bytes = b""
 
 
 class Letter(msgspec.Struct, frozen=True, gc=False):
     """A held entry to the dead letters; `job_id` is empty where the entry cannot be read, `trace` where no span is recorded.
 
-    Those who wait for a result of the job can read of its death for `result_ms`; 0 where its type has none.
+    Those who wait for a result of the job can read of its death for `result_ms`; 0 where its type has none. `tries` is what its
+    failed attempts left, with the last one; empty where the message says already what there is to say.
     """
 
     lease: Lease
@@ -494,6 +497,7 @@ class Letter(msgspec.Struct, frozen=True, gc=False):
     job_id: str
     trace: bytes = b""
     result_ms: int = 0
+    tries: bytes = b""
 
 
 class Kept(msgspec.Struct, frozen=True, gc=False):

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
+import sys
+import sysconfig
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import lru_cache
 from types import TracebackType
 from typing import Any, Final, NoReturn, TypeGuard, TypeVar, cast
 
@@ -331,6 +336,71 @@ def frames_of(error: BaseException) -> str:
         step = step.tb_next
     text = "".join(f'  File "{code.co_filename}", line {line}, in {code.co_name}\n' for code, line in last)
     return plain(text[-MAX_STACK_CHARS:], MAX_STACK_CHARS)
+
+
+def line_of(error: BaseException) -> str:
+    """Return what an attempt failed of: the class of the error, also of the runtime's words, and its message."""
+    text = describe(error)
+    kind = type(error)
+    if issubclass(kind, ChildFailed):
+        return message_of(error)  # it says the class in the child
+    return f"{_NAME(kind)}: {text}" if issubclass(kind, _SPEAK_FOR_THEMSELVES) else text
+
+
+def frame_of(error: BaseException) -> str:
+    """Return the newest line of the application's own code that an error came by, as `file:line function`; else one of a library,
+    never one of the runtime or of Python itself. Empty where there is none, or it cannot be seen.
+    """
+    try:
+        if _is(error, Dead):
+            error = _cause_of(error)
+        if _is(cause := _CAUSE(error), ChildFailed):  # a word that was raised in a child
+            error = cause
+        if _is_group(type(error)):
+            error = _leaves_of(error)[0]
+        frames = _frames_in(error.stack) if _is(error, ChildFailed) else _frames_at(_TRACEBACK(error))
+        return plain(_own_of(frames), MAX_NAME_CHARS)
+    except BaseException:  # an attribute that raises
+        return ""
+
+
+def _frames_at(step: TracebackType | None) -> Iterable[tuple[str, int, str]]:
+    while step is not None:
+        code = step.tb_frame.f_code
+        yield code.co_filename, step.tb_lineno, code.co_name
+        step = step.tb_next
+
+
+def _frames_in(stack: str) -> Iterable[tuple[str, int, str]]:
+    return ((file, int(line), name) for file, line, name in _FRAME.findall(stack))
+
+
+def _own_of(frames: Iterable[tuple[str, int, str]]) -> str:
+    own = library = None
+    for frame in frames:
+        shown, is_own = _place_of(frame[0])
+        if is_own:
+            own = shown, frame
+        elif shown:
+            library = shown, frame
+    found = own or library
+    return "" if found is None else f"{found[0]}:{found[1][1]} {found[1][2]}"
+
+
+_FRAME: Final = re.compile(r'^  File "([^"\n]{1,500})", line (\d{1,9}), in (.{1,200})$', re.MULTILINE)
+_RUNTIME: Final = os.path.dirname(__file__) + os.sep
+_PYTHON: Final = tuple(sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib"))
+_LIBRARIES: Final = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))
+
+
+@lru_cache(maxsize=1000)  # a guess: more files than handlers fail in
+def _place_of(file: str) -> tuple[str, bool]:
+    """Return a file as `sys.path` has it, nothing for one of Python or the runtime; and whether it is the application's own."""
+    is_library = any(name in file for name in _LIBRARIES)
+    if file.startswith((_RUNTIME, "<")) or (not is_library and file.startswith(_PYTHON)):
+        return "", False
+    folder = max((path for path in sys.path if path and file.startswith(f"{path}{os.sep}")), key=len, default="")
+    return file[len(folder) + 1 :] if folder else os.sep.join(file.split(os.sep)[-2:]), not is_library
 
 
 def module_of(error: BaseException) -> str:

@@ -94,6 +94,7 @@ class Streams(Store):
         super().__init__(url, queue)
         self.consumer = consumer
         self.queue = queue
+        self.app = ""  # the version of the application, beside each letter
         self.budget_bytes = MAX_ANSWER_BYTES
         self.max_entry_bytes: int = max_data_bytes + MAX_OTHERS_BYTES
         self._reader = Connection(url, f"{consumer}:fetch", answer_s, fetch_s, MAX_ANSWER_BYTES + 4 * self.max_entry_bytes)
@@ -477,9 +478,13 @@ class Streams(Store):
         self, verb: str, moves: Sequence[Deferral] | Sequence[Letter] | Sequence[Parking]
     ) -> list[tuple[Sequence[Any], Command]]:
         return [
-            (part, self.command(verb, self.consumer, *[arg for move in part for arg in move_words(move)]))
+            (part, self.command(verb, *self._mover(verb, self.consumer), *[arg for move in part for arg in move_words(move)]))
             for part in parts_of(moves)
         ]
+
+    def _mover(self, verb: str, holder: str) -> tuple[str, ...]:
+        """Return in whose hands the entries of a move are; behind it, where letters are written, who writes them."""
+        return (holder, self.consumer, self.app) if verb == "dead" else (holder,)
 
     # --- leases, lots, delayed jobs ---------------------------------------------------------------------------------
 
@@ -577,7 +582,7 @@ class Streams(Store):
             StoreUnavailable: no answer or an error.
         """
         args = [arg for letter in letters for arg in move_words(letter)]
-        verdicts = await self.call_one(self._helper, self.command("dead", lot, *args))
+        verdicts = await self.call_one(self._helper, self.command("dead", *self._mover("dead", lot), *args))
         return sum(1 for verdict in verdicts if verdict == 1)
 
     async def promote(self, n: int, cursor: str) -> Promoted:

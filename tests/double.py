@@ -108,6 +108,7 @@ class MemoryStreams:
     def __init__(self, store: MemoryStore, consumer: str, plan: Plan | None = None, max_data_bytes: int = MAX_DATA_BYTES) -> None:
         self.store = store
         self.consumer = consumer
+        self.app = ""
         self.plan = plan or Plan()
         self.url, self.queue, self.keys = "memory://", "jobs", Keys("jobs")
         self.budget_bytes = MAX_ANSWER_BYTES
@@ -538,10 +539,12 @@ class MemoryStreams:
         store.remove(stream, entry, letter.lease.count)
         notes = {"reason": letter.code, "error": letter.error, "stack": letter.stack, "attempts": str(letter.attempts)}
         notes |= {"from": stands_at(stream, entry), "at": str(store.now_ms)}
+        notes |= {"by": self.consumer} | ({"app": self.app} if self.app else {})
         if letter.trace:
             notes["trace"] = letter.trace.decode()
+        tries = {"e": letter.tries.decode()} if letter.tries else {}
         own_id = {"id": letter.job_id} if letter.job_id and value(fields, b"id") is None else {}
-        store.dead.append(as_text(fields) | own_id | {f"dead_{name}": note for name, note in notes.items()})
+        store.dead.append(as_text(fields) | own_id | tries | {f"dead_{name}": note for name, note in notes.items()})
         store.move_key(value(fields, b"key"), f"{STREAMS[stream]} {entry.decode()}", "")
         if letter.result_ms:
             own = (value(fields, b"id") or letter.job_id.encode()).decode()

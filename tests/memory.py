@@ -269,7 +269,7 @@ class MemoryStore:
             return False
         first_ms, own_id = first_time(self.now_ms, value(owner, b"first_at")), value(owner, b"id")
         self.due[member] = min(at_ms, first_ms + MOST_WAITS * max(0, at_ms - self.now_ms))
-        self.records[member] = _record(stream, fields, own_id, first_ms, {b"a", b"snoozed_at", b"tried", b"x-origin"})
+        self.records[member] = _record(stream, fields, own_id, first_ms, {b"a", b"snoozed_at", b"tried", b"e", b"x-origin"})
         return True
 
     def goes_ahead(self, fields: Sequence[bytes], key: bytes) -> bool:

@@ -12,6 +12,7 @@ from runtime.commands import many
 from runtime.commands.common import clean, control, flags_of, inspector, print_json, with_store
 from runtime.commands.flags import add_texts, add_verb, check_between
 from runtime.commands.many import add_choice, add_course, carry_out, check_places, filter_of, is_of_many, print_meant
+from runtime.commands.readings import tries_in_words
 from runtime.config import Config, trace_url_of
 from runtime.control import who
 from runtime.leaving import CLEAN, FAILED
@@ -122,7 +123,12 @@ def print_one(config: Config, arguments: argparse.Namespace) -> int:
         return 0
     print(f"letter    {letter.letter}\njob       {clean(letter.id) or '-'}\ntype      {clean(letter.type) or '-'}")
     print(f"reason    {clean(letter.reason)}\nerror     {clean(letter.error)}\nattempts  {letter.attempts}")
-    print(f"died      {_when(letter)} on {letter.priority}")
+    where = (f", written by {clean(letter.by, 64)}" if letter.by else "") + (
+        f", version {clean(letter.app, 40)}" if letter.app else ""
+    )
+    print(f"died      {_when(letter)} on {letter.priority}{where}")
+    for line in tries_in_words(letter.tries, int(time.time() * 1000)):
+        print(f"          {line}")
     if letter.trace:
         trace_id = letter.trace[3:35]
         print(f"trace     {trace_url_of(config.trace_url, trace_id) or clean(letter.trace)}")

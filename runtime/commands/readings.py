@@ -13,6 +13,7 @@ from runtime.said import MAX_TEXT_CHARS, Report
 from runtime.store.base import WorkerRow
 from runtime.store.flow import BEHIND_MS, DAY_MS, MAX_GROUPS, Flow, GateReading, GroupReading, ScheduleReading, span
 from runtime.store.inspector import Depth
+from runtime.tries import Try
 
 NAME: Final = 32  # characters of a name; a guess: what is longer is cut
 
@@ -53,6 +54,30 @@ def how_far(report: Report) -> str:
     part = min(1.0, max(0.0, report.done / report.total))
     bar = "#" * round(BAR * part)
     return f"[{bar:-<{BAR}}] {part:4.0%}  {_amount(report.done)} of {_amount(report.total)}  {text}".rstrip()
+
+
+def tries_in_words(tries: Sequence[Try], now_ms: int) -> list[str]:
+    """Return a job's failed attempts: in a line each when, for how long, where and what of, and below it what leads to it."""
+    lines: list[str] = []
+    before = 0
+    for one in tries:
+        at = moment(min(one.at_ms, MAX_MS), now_ms)
+        if one.is_replay:
+            lines.append(f"replayed at {at}")
+        else:
+            left_out = one.attempt - before - 1
+            lines += [f"… {left_out} more"] if before and left_out > 0 else []
+            lines += _of_try(one, at)
+        before = one.attempt
+    return lines
+
+
+def _of_try(one: Try, at: str) -> list[str]:
+    where = (f" on {clean(one.by, 64)}" if one.by else "") + (f", version {clean(one.app, 40)}" if one.app else "")
+    leads = [f"at {clean(one.frame)}"] if one.frame else []
+    leads += [f"trace {one.trace}"] if one.trace else []
+    told = f"attempt {one.attempt} began {at}, ran {span(one.run_ms)}{where}: {clean(one.error) or 'failed'}"
+    return [told, *([f"  {', '.join(leads)}"] if leads else [])]
 
 
 def _amount(number: int | float) -> str:

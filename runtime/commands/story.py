@@ -13,7 +13,7 @@ import msgspec
 
 from runtime.codec import AT, EXP, FAILED, FIRST_AT, ID, MAX_DIGITS, MAX_MS, ORIGIN, SNOOZED_AT, TRIED, TYPE
 from runtime.commands.common import clean, inspector
-from runtime.commands.readings import how_far, moment
+from runtime.commands.readings import how_far, moment, tries_in_words
 from runtime.results import parse
 from runtime.said import MAX_LINES, Attempt, Report
 from runtime.store.base import LOOK_AT
@@ -88,7 +88,8 @@ def lines_of(story: Story) -> list[str]:
     lines = [line for job in story.jobs for line in _of_job(job, now_ms)]
     if story.is_known and not story.jobs:
         lines += [clean(story.id), "  not in the queue any more, as far as was looked"]
-    for attempt in story.attempts:
+    has_tries = any(job.tries for job in story.jobs)
+    for attempt in [one for one in story.attempts if one.text or not has_tries]:
         ended = f"attempt {attempt.attempt} ended {moment(_at(attempt.at_ms), now_ms)} ({clean(attempt.place)})"
         why = f": {clean(attempt.error, VALUE)}" if attempt.error else ""
         said = _said(attempt.text.splitlines()[-MAX_LINES:], attempt.before)
@@ -115,8 +116,9 @@ def _of_job(job: FoundJob, now_ms: int) -> list[str]:
         clean(job.id),
         f"  {job.state}: {where} ({clean(job.place)}){renewed}",
         *([f"  {clean(job.waits)}"] if job.waits else []),
-        *([f"  {clean(job.error, VALUE)}"] if job.error else []),
+        *([f"  {clean(job.error, VALUE)}"] if job.error and job.state == DEAD else []),
         f"  type {clean(job.type)}, priority {job.priority}, attempt {job.attempt}{born}",
+        *[f"  {line}" for line in tries_in_words(job.tries, now_ms)],
         *([] if job.progress is None else _of_run(job.progress, now_ms)),
         *([f"  work {job.work}: jobs that it sends have ids that begin so"] if job.work else []),
         *[_field(name, value, now_ms) for name, value in job.message.items() if not _is_said(job, name)],

@@ -42,7 +42,7 @@ def move_words(move: Deferral | Letter | Parking) -> tuple[str | bytes | int, ..
         told = dead_text(move.code, move.error, move.attempts, time.time_ns() // 1_000_000) if move.result_ms else b""
         return (
             *(*token(move.lease), move.code, move.error, move.stack, move.attempts, move.job_id, move.trace),
-            *(move.result_ms, told),
+            *(move.result_ms, told, move.tries),
         )
     return (*token(move.lease), move.lot)
 

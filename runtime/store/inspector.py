@@ -13,7 +13,18 @@ from typing import Any, Final
 
 import msgspec
 
-from runtime.codec import MAX_DIGITS, MAX_MS, Summary, as_text, payload_of, read_letter, read_record, summary
+from runtime.codec import (
+    MAX_DIGITS,
+    MAX_MS,
+    Summary,
+    as_text,
+    payload_of,
+    read_letter,
+    read_record,
+    summary,
+    tries_of,
+    without_tries,
+)
 from runtime.errors import StoreError
 from runtime.jobs import STREAMS, default_id, ms_of, work_of
 from runtime.rules import parse
@@ -36,6 +47,7 @@ from runtime.store.base import (
 from runtime.store.connection import Connection
 from runtime.store.flow import Flow, Name, Parts, asked_of, reading, waiting_in
 from runtime.store.resp import Command, ServerError
+from runtime.tries import Try
 
 PAGE: Final = 1000  # entries a round trip: measured, a millisecond of the server
 PROGRESS_PAGE: Final = 50  # workers a round trip; a guess: 13 MB at most
@@ -78,14 +90,18 @@ class DeadLetter(msgspec.Struct):
     born_ms: int = 0
     work: str = ""
     trace: str = ""  # traceparent of the span that tells of this death
+    tries: list[Try] = []  # that failed, also of lives before a replay, the oldest first
+    by: str = ""  # the worker that wrote it, and the version of the application there
+    app: str = ""
 
 
 class FoundJob(msgspec.Struct):
     """A job where it is now: `state` is waiting, running, parked, delayed or dead; `where` is its holder, lot or due time.
 
     `waits` says in words why it waits, where it is paused or at a gate, or who has asked its worker to end it; `error` of what
-    it died, or its last attempt failed. `due_ms` is 0 where it is not delayed, `born_ms` where that is not known, `idle_ms` how
-    long ago its lease was renewed, `progress` what the run says that goes on, and `work` its `job.work`.
+    it died, or its last attempt failed; `tries` are the attempts that failed, as far as they are kept, the oldest first. `due_ms`
+    is 0 where it is not delayed, `born_ms` where that is not known, `idle_ms` how long ago its lease was renewed, `progress` what
+    the run says that goes on, and `work` its `job.work`.
     """
 
     id: str
@@ -103,6 +119,7 @@ class FoundJob(msgspec.Struct):
     work: str = ""
     progress: Report | None = None
     due_ms: int = 0
+    tries: list[Try] = []
 
 
 class Server(msgspec.Struct):
@@ -345,9 +362,7 @@ class Inspector(Store):
             rows = await self.call_one(self._connection, ("XREVRANGE", key, "+", "-", "COUNT", n))
             found += await self._placed(stream, rows)
         members = await self.call_one(self._connection, ("ZRANGE", self.keys.due, 0, n - 1, "WITHSCORES"))
-        delayed = await self._delayed(members)
-        await self._note_errors([job for job in delayed if job.attempt > 1])
-        return found + delayed
+        return found + await self._delayed(members)
 
     async def find_job(self, job_id: str, n: int) -> list[FoundJob]:
         """Return all jobs with this id among the delayed ones, the newest `n` of each stream, and the newest `n` dead letters.
@@ -448,18 +463,6 @@ class Inspector(Store):
             last, left = f"({bytes(rows[-1][0]).decode()}", left - len(rows)
         return found[:n]
 
-    async def _note_errors(self, jobs: Sequence[FoundJob]) -> None:
-        """Note what the last attempt of each failed of, where it is among the newest LOGS_PAGE of all: in one look."""
-        if not jobs:
-            return
-        answers = await self.ask(self._connection, ("XREVRANGE", self.keys.logs, "+", "-", "COUNT", LOGS_PAGE))
-        errors: dict[tuple[str, int], str] = {}
-        for row in self._flat(answers[0]):
-            attempt = read_attempt(as_text(row[1]))
-            errors.setdefault((attempt.id, attempt.attempt), attempt.error)  # the newest first
-        for job in jobs:
-            job.error = errors.get((job.id, job.attempt - 1), "")
-
     async def cancels_of(self, places: Sequence[str]) -> list[str]:
         """Return by whom, and why, jobs at these places of streams were cancelled while a worker has them; else nothing.
 
@@ -505,6 +508,7 @@ class Inspector(Store):
             if pending and not isinstance(pending, ServerError):
                 [[_, name, idle_ms, _]] = pending
                 holder = name.decode(errors="replace")
+            tries, message = _remembered(flat)
             found.append(
                 FoundJob(
                     id=about.id or default_id(priority, place),
@@ -514,7 +518,9 @@ class Inspector(Store):
                     where=holder,
                     attempt=about.attempt,
                     place=f"{priority}/{place}",
-                    message=as_text(flat),
+                    message=message,
+                    error=_error_in(tries),
+                    tries=tries,
                     born_ms=about.first_ms or int(place.partition("-")[0]),
                     idle_ms=idle_ms,
                     work=_work(about, flat, default_id(priority, place)),
@@ -534,6 +540,7 @@ class Inspector(Store):
         for (name, score), record in zip(members, records, strict=True):
             priority, fields = read_record(record or b"")
             about, member = summary(fields), str(name, errors="replace")
+            tries, message = _remembered(fields)
             found.append(
                 FoundJob(
                     id=about.id or member,
@@ -543,7 +550,9 @@ class Inspector(Store):
                     where=local_time(score),
                     attempt=about.attempt,
                     place=f"due/{member}",
-                    message=as_text(fields),
+                    message=message,
+                    error=_error_in(tries),
+                    tries=tries,
                     born_ms=about.first_ms,
                     work=_work(about, fields, member),
                     due_ms=_due_ms(score),
@@ -567,8 +576,19 @@ def _due_ms(score: bytes) -> int:
     return int(min(max(float(score), 0.0), float(MAX_MS)))
 
 
+def _remembered(fields: Sequence[bytes]) -> tuple[list[Try], dict[str, str]]:
+    """Return the failed attempts of a message, and its other fields for people; what is nothing of that kind is a field."""
+    tries, message = tries_of(fields), as_text(fields)
+    return tries, without_tries(message) if tries else message
+
+
+def _error_in(tries: Sequence[Try]) -> str:
+    """Return what the last attempt failed of; nothing where the job was sent back since."""
+    return tries[-1].error if tries else ""
+
+
 def _letter(row: Sequence[Any]) -> DeadLetter:
-    about = summary(row[1])
+    about, tries = summary(row[1]), tries_of(row[1])
     death, message = read_letter(row[1])
     return DeadLetter(
         letter=bytes(row[0]).decode(),
@@ -580,9 +600,12 @@ def _letter(row: Sequence[Any]) -> DeadLetter:
         priority=death.stood.partition("/")[0],
         died_at=death.at_ms / 1000,
         stack=death.stack,
-        message=message,
+        message=without_tries(message) if tries else message,
         left_out=death.left_out,
         trace=death.trace,
+        tries=tries,
+        by=death.by,
+        app=death.app,
     )
 
 
@@ -597,6 +620,7 @@ def _dead(letter: DeadLetter) -> FoundJob:
         place=f"dead/{letter.letter}",
         message=letter.message,
         error=letter.error,
+        tries=letter.tries,
     )
 
 

@@ -215,8 +215,8 @@ def _size_of(move: Kept | Job | Deferral | Letter | Parking) -> int:
         return MOVE_BYTES + sum(MOVE_BYTES + len(packed.data) for packed in move.followers)
     if isinstance(move, Deferral):
         job = move.lease
-        return MOVE_BYTES + len(job.data) + sum(map(len, job.fields))
-    return MOVE_BYTES + (len(move.error) + len(move.stack) if isinstance(move, Letter) else 0)
+        return MOVE_BYTES + len(job.data) + sum(map(len, job.fields)) + len(move.tries)
+    return MOVE_BYTES + (len(move.error) + len(move.stack) + len(move.tries) if isinstance(move, Letter) else 0)
 
 
 def leases_of(batch: Batch) -> list[Lease]:

@@ -17,11 +17,12 @@ from typing import Any, Final
 
 from runtime.answers import finish
 from runtime.batches import ends_of, is_left
-from runtime.errors import AllRan, Cancelled, LeaseLost, NotStarted, SelfCancelled, TimedOut
+from runtime.errors import AllRan, Cancelled, Dead, LeaseLost, NotStarted, Retry, SelfCancelled, TimedOut
 from runtime.jobs import CRITICAL, DONE, LANE, LANES, RELEASE, Extras, Gathered, Job, Kept, Outcome, Registry, each_of
 from runtime.observer import LaneObserver, Observer
-from runtime.settle import decide, describe, forget_stack, has_word, module_of, told_as
+from runtime.settle import decide, describe, forget_stack, frame_of, has_word, line_of, module_of, told_as
 from runtime.stats import Stats
+from runtime.tries import Try
 from runtime.worker.gathering import Gathering
 from runtime.worker.ledger import Ledger
 
@@ -432,8 +433,19 @@ class Lane:
             tried = self.watch.ended(job, outcome, error, self.started_s, now_s)
         if error is not None:
             self.on_failure(job, error, outcome)
-        self.ledger.add(job, outcome, tried)
+        failed = None
+        if error is not None and (isinstance(outcome, Retry) or (isinstance(outcome, Dead) and outcome.is_failure)):
+            failed = self._failed(job, error, now_s, tried)
+        self.ledger.add(job, outcome, tried, failed)
         self.stats.ran(job, outcome, run_s)
+
+    def _failed(self, job: Job, error: BaseException, now_s: float, tried: bytes) -> Try:
+        """Return the attempt that has ended so. Its start is by the server's clock, as the fetch told it."""
+        ledger = self.ledger
+        at_ms = job.fetched_ms + int((self.started_s - job.taken_s) * 1000)
+        trace = (tried or job.trace)[3:35].decode(errors="replace")
+        run_ms = int((now_s - self.started_s) * 1000)
+        return Try(job.attempt, at_ms, run_ms, ledger.by, ledger.app, line_of(error), frame_of(error), trace)
 
     def _error_of(self, raised: BaseException, task: asyncio.Task[Any]) -> BaseException:
         """Return what a run failed of. Asks for nothing but types: the rest of what was raised is the user's own."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from runtime.codec import noting_try
 from runtime.errors import Dead, Retry, Snooze
 from runtime.jobs import (
     DONE,
@@ -28,6 +29,7 @@ from runtime.jobs import (
 from runtime.observer import Observer
 from runtime.settle import MAX_CODE_CHARS, MAX_ERROR_CHARS, describe, plain
 from runtime.stats import outcome_name
+from runtime.tries import Try
 
 FAILED: Final = (Retry, Dead)  # once: `Retry | Dead` would make a new type for each job
 
@@ -37,8 +39,8 @@ class Ledger:
 
     `on_pause` hears of each type that a job has asked to pause, and for how many seconds, `observer` of deaths without a run;
     `on_said`, in any thread, of each job whose run has said something for the first time; `on_failed` of each job that runs again
-    or is dead. `results_ms` has how long what is
-    answered is kept, of types with results.
+    or is dead, with the attempt that failed, if one did. `by` and `app` are the worker and the version of its application, as
+    attempts tell them. `results_ms` has how long what is answered is kept, of types with results.
     """
 
     def __init__(self, on_first: Callable[[], None] = lambda: None) -> None:
@@ -46,8 +48,9 @@ class Ledger:
         self.on_first = on_first
         self.on_pause: Callable[[bytes, float], None] = lambda type_name, wait_s: None
         self.on_said: Callable[[Job], None] = lambda job: None
-        self.on_failed: Callable[[Job, Retry | Dead], None] = lambda job, outcome: None
+        self.on_failed: Callable[[Job, Retry | Dead, Try | None], None] = lambda job, outcome, failed: None
         self.observer: Observer | None = None
+        self.by = self.app = ""
         self.results_ms: dict[bytes, int] = {}
         self._is_empty = True
 
@@ -57,12 +60,14 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._batch)
 
-    def add(self, job: Job, outcome: Outcome, tried: bytes = b"") -> None:
-        """Note what is to be written for this job; `tried` is the traceparent of the attempt that ended, if it is recorded."""
+    def add(self, job: Job, outcome: Outcome, tried: bytes = b"", failed: Try | None = None) -> None:
+        """Note what is to be written for this job; `tried` is the traceparent of the attempt that ended, if it is recorded,
+        `failed` that attempt, if it failed.
+        """
         if outcome is DONE:
             self._batch.done[job.stream].append(job)
         else:
-            self._add_move(job, outcome, tried)
+            self._add_move(job, outcome, tried, failed)
         if self._is_empty:
             self._is_empty = False
             self.on_first()
@@ -104,12 +109,12 @@ class Ledger:
     def _trace_of(self, lease: Lease, type_name: bytes, code: str, error: str) -> bytes:
         return b"" if self.observer is None else self.observer.died(lease, type_name, code, error)
 
-    def _add_move(self, job: Job, outcome: Outcome, tried: bytes) -> None:
+    def _add_move(self, job: Job, outcome: Outcome, tried: bytes, failed: Try | None) -> None:
         batch = self._batch
         if job.extras is not None:
             job.extras.said.outcome = outcome_name(outcome)
         if isinstance(outcome, FAILED):
-            self.on_failed(job, outcome)
+            self.on_failed(job, outcome, failed)
         match outcome:
             case Done():
                 batch.done[job.stream].append(job)
@@ -117,9 +122,9 @@ class Ledger:
                 name, wait_ms = job.type.decode(), int(outcome.delay_s * 1000)
                 batch.pauses[name] = max(wait_ms, batch.pauses.get(name, 0))
                 self.on_pause(job.type, outcome.delay_s)
-                self._defer(job, outcome, tried)
+                self._defer(job, outcome, tried, failed)
             case Retry() | Snooze():
-                self._defer(job, outcome, tried)
+                self._defer(job, outcome, tried, failed)
             case Postpone():
                 batch.defer.append(Deferral(job, "at", outcome.at_ms, job.id, job.envelope.failed))
             case Dead():
@@ -127,7 +132,8 @@ class Ledger:
                 code, text = plain(outcome.code, MAX_CODE_CHARS), describe(outcome)
                 trace = tried or self._trace_of(job, job.type, code, text)
                 result_ms = self.results_ms.get(job.type, 0)
-                batch.dead.append(Letter(job, code, text, outcome.stack, attempts, job.id, trace, result_ms))
+                tries = b"" if failed is None else noting_try(job, failed)
+                batch.dead.append(Letter(job, code, text, outcome.stack, attempts, job.id, trace, result_ms, tries))
             case Park():
                 batch.park.append(Parking(job, outcome.lot))
             case Release():
@@ -135,9 +141,10 @@ class Ledger:
             case Lost():
                 pass
 
-    def _defer(self, job: Job, outcome: Retry | Snooze, tried: bytes) -> None:
-        kind, failed = ("retry", job.attempt) if isinstance(outcome, Retry) else ("snooze", job.envelope.failed)
-        self._batch.defer.append(Deferral(job, kind, int(outcome.delay_s * 1000), job.id, failed, tried))
+    def _defer(self, job: Job, outcome: Retry | Snooze, tried: bytes, failed: Try | None) -> None:
+        kind, attempts = ("retry", job.attempt) if isinstance(outcome, Retry) else ("snooze", job.envelope.failed)
+        tries = b"" if failed is None else noting_try(job, failed)
+        self._batch.defer.append(Deferral(job, kind, int(outcome.delay_s * 1000), job.id, attempts, tried, tries))
 
 
 def empty_batch() -> Batch:

@@ -18,6 +18,7 @@ from runtime.jobs import STREAMS, Job
 from runtime.said import MAX_LINE_CHARS, SHOWN_LINES, Attempt, Progress, Report, pack_reports
 from runtime.settle import describe
 from runtime.stats import outcome_name
+from runtime.tries import Try
 from runtime.worker.held import Held
 
 MAX_ENDED_S: Final = 100  # runs a second that are told of; a guess: some 100 kB a second at most, of a flood of failures
@@ -69,7 +70,7 @@ class Listener:
         """Hear that a job has said something for the first time; called in any thread."""
         self._new.append(job)
 
-    def fail(self, job: Job, outcome: Retry | Dead) -> None:
+    def fail(self, job: Job, outcome: Retry | Dead, failed: Try | None = None) -> None:
         """Hear that a job runs again or is dead; of those that had said nothing, MAX_ENDED_S until the next look are told of."""
         is_heard = job.extras is not None and job.extras.said.is_heard
         if not is_heard and (len(self._failed) >= MAX_ENDED_S or (isinstance(outcome, Dead) and not outcome.is_failure)):

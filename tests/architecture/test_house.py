@@ -25,7 +25,7 @@ FIRST_PARTY = ("runtime", "handlers", "board", "otel")
 # The floors of runtime/, the lowest first: names of modules, or of a folder for all that is in it. A module imports from its own
 # floor and from lower ones.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "backoff", "limits", "said", "jobs", "stats", "observer"),  # words
+    ("errors", "backoff", "limits", "said", "tries", "jobs", "stats", "observer"),  # words
     ("logs", "folders", "leaving", "rubbish"),  # the process around them
     ("config", "bounds", "codec", "packing", "settle", "schema", "rules", "cron", "schedules", "operations", "results"),  # pure
     ("answers", "channel", "batches", "followers", "places", "offload", "registry"),  # users' code, and where it runs
@@ -37,12 +37,13 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 # Stricter than its floor, and why.
 STRICT: dict[str, tuple[set[str], str]] = {
     "worker.lanes": (
-        {"errors", "limits", "jobs", "stats", "observer", "answers", "batches", "settle", "worker.ledger", "worker.gathering"},
+        {"errors", "limits", "jobs", "stats", "tries", "observer", "answers", "batches", "settle"}
+        | {"worker.ledger", "worker.gathering"},
         "the hot path is tested and measured without Redis",
     ),
     "supervisor": ({"errors", "backoff", "config", "folders", "logs", "leaving"}, "knows no job"),
     "store": (
-        {"errors", "limits", "jobs", "said", "backoff", "codec", "rules", "schedules", "operations", "results", "store"},
+        {"errors", "limits", "jobs", "said", "tries", "backoff", "codec", "rules", "schedules", "operations", "results", "store"},
         "serves producers too, which load no handler",
     ),
     "sender": ({"errors", "limits", "jobs", "backoff", "codec", "store"}, "a web service that only enqueues loads no worker"),
@@ -75,7 +76,7 @@ LOADED_BY_NAME = {
 }
 
 PURE = (
-    *("errors", "said", "jobs", "stats", "config", "bounds", "codec", "backoff", "worker/plan", "settle", "schema"),
+    *("errors", "said", "tries", "jobs", "stats", "config", "bounds", "codec", "backoff", "worker/plan", "settle", "schema"),
     *("limits", "rules", "cron", "schedules", "packing", "operations", "results"),
 )
 IMPURE = {"asyncio", "anyio", "threading", "subprocess", "socket", "time", "datetime", "random"}  # clock and jitter are arguments
@@ -105,7 +106,7 @@ COMMANDS = re.compile(
 )
 
 # Names of fields, which the codec alone knows: as bytes all of them, as text those that nobody writes for another reason.
-FIELD_NAMES = {*SENT_FIELDS, *NOTED_FIELDS, *DEAD_FIELDS}
+FIELD_NAMES = {*SENT_FIELDS, *NOTED_FIELDS, *DEAD_FIELDS} - {b"e"}  # numbers have that one, too
 FIELD_TEXTS = {name.decode() for name in (*NOTED_FIELDS, *DEAD_FIELDS) if len(name) > 1} | {"src"}
 
 HEAVY = ("redis", "aiohttp", "opentelemetry", "uvloop")
@@ -175,7 +176,15 @@ def may_import(importer: str, imported: str) -> bool:
         case "board":
             # What people read and order: words, what is pure, the store, and what orders; never a worker's path but its Consumer.
             allowed = (
-                *("runtime.errors", "runtime.jobs", "runtime.stats", "runtime.said", "runtime.logs", "runtime.folders"),
+                *(
+                    "runtime.errors",
+                    "runtime.jobs",
+                    "runtime.stats",
+                    "runtime.said",
+                    "runtime.tries",
+                    "runtime.logs",
+                    "runtime.folders",
+                ),
                 *("runtime.config", "runtime.codec", "runtime.limits", "runtime.rules", "runtime.cron", "runtime.schedules"),
                 *("runtime.bounds", "runtime.results", "runtime.steering", "runtime.operating"),
                 *(

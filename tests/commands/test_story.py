@@ -12,11 +12,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from runtime.commands.readings import how_far
+from runtime.commands.readings import how_far, tries_in_words
 from runtime.commands.story import Story, lines_of
 from runtime.said import Attempt, Report, pack_reports
 from runtime.store.base import GROUP
 from runtime.store.inspector import FoundJob, Inspector
+from runtime.tries import Try, pack_tries
 from tests.commands.test_commands import call
 from tests.commands.test_on_call import KEY, work_here
 from tests.faults.harness import ROOT
@@ -109,13 +110,22 @@ def test_what_attempts_failed_of_is_told_while_a_job_waits_for_the_next(server: 
 
 def test_a_delayed_job_is_told_with_what_it_failed_of_and_how_long_it_waits_yet(server: Server, raw: Any):
     work_here(raw)
-    record = ["stream", "high", "type", "t", "data", "{}", "id", "j", "a", "1"]
-    raw.hset("{jobs}:msg", "j", msgspec.msgpack.encode(record))
     raw.zadd("{jobs}:due", {"j": now_ms() + 3_000_000})
-    add_log(raw, "j", 1, "retry", "", error=f"ValueError: no {EVIL}")
+    failed = Try(
+        1, now_ms() - 60_000, 2100, "w-1", "v1", f"ValueError: no {EVIL}", "a.py:7 f", "0af7651916cd43dd8448eb211c80319c"
+    )
+    record = ["stream", "high", "type", "t", "data", "{}", "id", "j", "a", "1", "e", pack_tries([failed]).decode()]
+    raw.hset("{jobs}:msg", "j", msgspec.msgpack.encode(record))
+    lines = show(server, "j")[1]
+    assert re.search(
+        r"  attempt 1 began \S+, (60 s|1 min) ago, ran 2.1 s on w-1, version v1: ValueError: no \?\[2J.*\n"
+        r"    at a.py:7 f, trace 0af7651916cd43dd8448eb211c80319c\n",
+        lines,
+    )
+    assert lines.count("ValueError") == 1
     assert re.search(r"  delayed: [-0-9]*[ :0-9]+, in (49|50) min \(due/j\)\n", show(server, "j")[1])
     told = call("jobs", "list", "--redis", server.url).stdout
-    assert re.search(r" delayed  [-0-9]+ [:0-9]+, failed of ValueError: no \N{REPLACEMENT CHARACTER}\[2J", told)
+    assert re.search(r" delayed  [-0-9]+ [:0-9]+, failed of ValueError: no \?\[2J", told)
 
 
 @pytest.mark.parametrize(
@@ -181,6 +191,22 @@ def test_keys_of_another_type_hide_nothing_else(server: Server, raw: Any, runnin
     raw.hset(f"{{jobs}}:{key}", "a", "b")
     status, told = show(server, "j")
     assert (status, "running: worker-1" in told) == (0, True)
+
+
+def test_attempts_are_told_with_what_is_left_out_between_them_and_when_the_job_was_sent_back():
+    tries = [Try(1, 1000, 5, error="E: a"), Try(6, 2000, 5), Try(0, 3000), Try(1, 2**53, 2**53, "w" * 64)]
+    told = tries_in_words(tries, 10_000)
+    assert [re.sub(r" [-0-9: ]+(,.*|)$", "", line) for line in told] == [
+        "attempt 1 began",
+        "… 4 more",
+        "attempt 6 began",
+        *AGAIN,
+    ]
+    assert told[0].endswith(", 9.0 s ago, ran 0.0 s: E: a")
+    assert told[2].endswith(", 8.0 s ago, ran 0.0 s: failed")
+
+
+AGAIN = ["replayed at", "attempt 1 began"]
 
 
 async def test_lines_are_looked_for_among_so_many_attempts_over_all_their_pages(server: Server, raw: Any, monkeypatch: Any):

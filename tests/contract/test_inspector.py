@@ -9,9 +9,9 @@ import redis
 
 from runtime.errors import StoreError
 from runtime.jobs import Deferral, Letter, Parking, work_of
-from runtime.said import Attempt
 from runtime.store.base import GROUP, WorkerRow
 from runtime.store.inspector import DeadLetter, Depth, FoundJob, is_letter
+from runtime.tries import Try, pack_tries
 from tests.contract.kit import ME, ServerKit, batch, leases
 
 KEY, DEAD, DUE, MESSAGES, WORKERS = "{jobs}:high", "{jobs}:dead", "{jobs}:due", "{jobs}:msg", "{jobs}:workers"
@@ -283,21 +283,41 @@ async def test_the_newest_of_each_stream_are_shown_and_the_next_of_the_delayed(i
     ], "also without their messages"
 
 
-async def test_of_delayed_jobs_the_last_error_is_told_where_it_is_among_the_newest(inspector, kit, store, raw, monkeypatch):
-    for name in ("again", "other", "long-ago", "snoozed"):
-        kit.add(id=name)
-    tried = [Deferral(lease, "retry", 60_000, lease.id, 2) for lease in await leases(store)]
-    tried[3] = Deferral(tried[3].lease, "snooze", 60_000, "snoozed", 0)
-    await store.settle(batch(*tried))
-    ended = [("long-ago", 2, "old"), ("again", 1, "first"), ("again", 2, "second"), ("again", 3, "no"), ("snoozed", 1, "no")]
-    attempts = [Attempt(name, "t", n, "high/1-0", "retry", 17, "", 0, error) for name, n, error in ended]
-    await store.count(1, [], None, attempts)
-    monkeypatch.setattr("runtime.store.inspector.LOGS_PAGE", 4)
-    errors = {"again": "second", "other": "", "long-ago": "", "snoozed": ""}
-    assert {job.id: job.error for job in await inspector.newest_jobs(9)} == errors
-    raw.delete("{jobs}:logs")
-    raw.set("{jobs}:logs", "a stranger's")
-    assert {job.id: job.error for job in await inspector.newest_jobs(9)} == dict.fromkeys(errors, "")
+TRIES = [Try(1, 5000, 20, "w-1", "v1", "ValueError: no", "a.py:1 f"), Try(2, 9000, 30, "w-2", "v1", "OSError: away", "a.py:2 g")]
+
+
+async def test_a_job_is_told_with_its_failed_attempts_and_what_the_last_of_them_failed_of_wherever_it_is(inspector, kit, store):
+    e = pack_tries(TRIES).decode()
+    for name in ("runs", "delayed", "dies"):
+        kit.add(id=name, e=e, a="2")
+    held = await leases(store)
+    dies = Letter(held[2], "attempts", "OSError: away, in full", "", 2, "dies")
+    await store.settle(batch(Deferral(held[1], "retry", 60_000, "delayed", 2), dies))
+    kit.add(id="waits", e=e, a="2")
+    kit.add(id="fresh")
+    found = {job.id: job for job in await inspector.newest_jobs(9)}
+    for name in ("runs", "delayed", "waits"):
+        assert (found[name].tries, found[name].error) == (TRIES, "OSError: away")
+        assert "e" not in found[name].message
+    assert (found["fresh"].tries, found["fresh"].error) == ([], "")
+    [job] = await inspector.find_job("dies", 10)
+    assert (job.tries, job.error) == (TRIES, "OSError: away, in full")
+    [letter] = await inspector.dead_letters(5)
+    assert (letter.tries, letter.by, letter.app) == (TRIES, ME, "")
+    assert "e" not in letter.message
+
+
+@pytest.mark.parametrize("e", ["mine", "", "\n\n", "1\tx"])
+async def test_a_field_that_tells_of_no_attempt_is_a_field_like_others(inspector, kit, e):
+    kit.add(e=e)
+    [job] = await inspector.newest_jobs(5)
+    assert (job.tries, job.error, job.message["e"]) == ([], "", e)
+
+
+async def test_of_a_job_that_was_sent_back_its_earlier_life_is_told_but_no_last_error(inspector, kit):
+    kit.add(e=pack_tries([*TRIES, Try(0, 10_000)]).decode())
+    [job] = await inspector.newest_jobs(5)
+    assert (job.tries, job.error) == ([*TRIES, Try(0, 10_000)], "")
 
 
 async def test_a_stream_without_a_group_is_shown_as_waiting(inspector, kit, raw):

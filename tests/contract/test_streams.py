@@ -101,7 +101,7 @@ async def test_an_entry_of_5000_fields_becomes_one_packed_field(store, raw):
     settled = await store.settle(batch(Letter(lease, "too-large", "5000 fields", "", 0, "")))
     assert (settled.refused, settled.error) == (0, "")
     [(_, fields)] = raw.xrange("{jobs}:dead")
-    assert set(fields) == {"raw", "dead_reason", "dead_error", "dead_stack", "dead_attempts", "dead_from", "dead_at"}
+    assert set(fields) == {"raw", "dead_reason", "dead_error", "dead_stack", "dead_attempts", "dead_from", "dead_at", "dead_by"}
     assert "f4999" in fields["raw"]
     assert raw.xlen(KEY) == 0
 
@@ -324,6 +324,40 @@ async def test_a_replayed_job_says_which_attempt_it_comes_after(store, raw, serv
     [(_, again)] = raw.xrange(KEY)
     assert again["tried"] == tried
     assert "dead_trace" not in again
+    await control.close()
+
+
+@pytest.mark.parametrize(
+    ("e", "again"),
+    [
+        ("1\t5\t3\tw", "1\t5\t3\tw\n0\t<now>"),
+        ("x" * 2033, "x" * 2033),
+        ("x" * 300_000, "x" * 300_000),
+        ("", "\n0\t<now>"),
+    ],
+)
+async def test_a_replayed_job_keeps_what_its_failed_attempts_left_and_says_when_it_was_sent_back(store, raw, server, e, again):
+    add(raw, e=e, a="1")
+    [lease] = await leases(store)
+    await store.settle(batch(Letter(lease, "attempts", "e", "", 8, "i")))
+    control = ControlStore(server.url, "jobs")
+    [(letter, _)] = raw.xrange("{jobs}:dead")
+    entry = await control.replay(letter)
+    [(_, fields)] = raw.xrange(KEY)
+    assert fields["e"] == again.replace("<now>", entry.partition("-")[0])
+    assert not [name for name in fields if name.startswith("dead_")]
+    await control.close()
+
+
+async def test_a_job_that_never_failed_is_sent_back_without_a_word_of_attempts(store, raw, server):
+    add(raw)
+    [lease] = await leases(store)
+    await store.settle(batch(Letter(lease, "expired", "e", "", 0, "i")))
+    control = ControlStore(server.url, "jobs")
+    [(letter, _)] = raw.xrange("{jobs}:dead")
+    await control.replay(letter)
+    [(_, fields)] = raw.xrange(KEY)
+    assert "e" not in fields
     await control.close()
 
 

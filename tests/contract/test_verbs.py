@@ -508,6 +508,46 @@ async def test_a_retry_says_which_attempt_it_comes_after(store, kit):
     assert dict(zip(later.fields[::2], later.fields[1::2], strict=True))[b"tried"] == TRIED, "the last one that is recorded"
 
 
+FIRST = b"1\t1732000000000\t20\tpay-1\tv1\tValueError: no\ta.py:1 f"
+SECOND = b"2\t1732000060000\t30\t=\t=\t=\t="
+
+
+async def test_what_failed_attempts_left_goes_with_a_job_through_every_move_once_and_is_renewed_by_the_next(store, kit):
+    kit.add(e="long ago", traceparent="sent")
+    [lease] = await leases(store)
+    await store.settle(batch(Deferral(lease, "retry", 0, "j", 1, tries=FIRST)))
+    for move in ("snooze", "at"):
+        await store.promote(10, "0")
+        [lease] = await leases(store)
+        assert [value for name, value in zip(lease.fields[::2], lease.fields[1::2], strict=True) if name == b"e"] == [FIRST]
+        await store.settle(batch(Deferral(lease, move, 0, "j", 1)))
+    await store.promote(10, "0")
+    [lease] = await leases(store)
+    both = FIRST + b"\n" + SECOND
+    await store.settle(batch(Letter(lease, "attempts", "e", "", 2, "j", tries=both)))
+    [fields] = kit.letters()
+    assert fields["e"] == both.decode(), "with the last one"
+    assert fields["dead_by"] == ME
+
+
+async def test_a_letter_of_a_job_that_did_not_run_has_its_attempts_as_they_were(store, kit):
+    store.app = "v2"
+    kit.add(e=FIRST.decode())
+    [lease] = await leases(store)
+    await store.settle(batch(Letter(lease, "expired", "e", "", 1, "j")))
+    [fields] = kit.letters()
+    assert (fields["e"], fields["dead_app"]) == (FIRST.decode(), "v2")
+
+
+async def test_of_a_letter_out_of_a_lot_the_worker_is_told_that_wrote_it(store, kit):
+    kit.add()
+    [lease] = await leases(store)
+    await store.settle(batch(Parking(lease, "~t:t@1")))
+    [(entry, count, *_)] = await store.waiting_longest(HIGH, "~t:t@1", 0, 10)
+    assert await store.dead_letter("~t:t@1", [Letter(Lease(HIGH, entry, count, "", 0), "unknown-type", "e", "", 0, "i")]) == 1
+    assert [fields["dead_by"] for fields in kit.letters()] == [ME]
+
+
 async def test_a_dead_letter_has_every_field_and_the_notes_of_its_death(store, kit):
     entry = kit.add(**{"x-a": "b"})
     [lease] = await leases(store)
@@ -524,6 +564,7 @@ async def test_a_dead_letter_has_every_field_and_the_notes_of_its_death(store, k
         "dead_stack": "stack",
         "dead_attempts": "4",
         "dead_from": f"high/{entry}",
+        "dead_by": ME,
     }
     assert len(kit.messages()) == 0
 

@@ -25,6 +25,7 @@ HANDOFF = "tests/contract/test_handoff.py"
 BOUNDS = "tests/unit/test_bounds.py"
 CONSUMER = "tests/unit/test_consumer.py"
 CODEC = "tests/unit/test_codec.py"
+TRIES = "tests/unit/test_tries.py"
 ISOLATION = "tests/contract/test_isolation.py"
 ENGINE = "tests/contract/test_engine.py"
 PRODUCER = "tests/contract/test_producer.py"
@@ -337,16 +338,9 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a failure without lines is not told of",
         "runtime/worker/ledger.py",
-        "            self.on_failed(job, outcome)\n",
+        "            self.on_failed(job, outcome, failed)\n",
         "            pass\n",
         "tests/contract/test_progress.py::test_each_attempt_has_what_it_failed_of_whether_it_has_lines_or_not[valkey-mute]",
-    ),
-    Mutant(
-        "a delayed job is told with the error of any attempt",
-        "runtime/store/inspector.py",
-        'errors.get((job.id, job.attempt - 1), "")',
-        'next((error for (name, _), error in errors.items() if name == job.id), "")',
-        "tests/contract/test_inspector.py::test_of_delayed_jobs_the_last_error_is_told_where_it_is_among_the_newest[valkey]",
     ),
     Mutant(
         "a death without a run counts as an attempt",
@@ -2877,6 +2871,48 @@ MUTANTS: tuple[Mutant, ...] = (
         "                if recorded and watch is not None:\n",
         "                if False:\n",
         f"{TRACES}::test_what_handlers_record_in_threads_and_child_processes_goes_the_same_way",
+    ),
+    Mutant(
+        "a retry forgets its failed attempts",
+        "runtime/codec.py",
+        "        notes += (_PACKED_TRIES, _packed_text(move.tries))",
+        "        pass",
+        f"{VERBS}::test_what_failed_attempts_left_goes_with_a_job_through_every_move_once_and_is_renewed_by_the_next[valkey]",
+    ),
+    Mutant(
+        "a letter lacks the last attempt",
+        "runtime/store/lua/dead.lua",
+        "  if ARGV[i + 11] ~= '' then",
+        "  if false then",
+        f"{VERBS}::test_what_failed_attempts_left_goes_with_a_job_through_every_move_once_and_is_renewed_by_the_next[valkey]",
+    ),
+    Mutant(
+        "a replayed job forgets its earlier life",
+        "runtime/store/lua/replaying.lua",
+        "local DROPPED = {a = true,",
+        "local DROPPED = {e = true, a = true,",
+        f"{STREAMS}::test_a_replayed_job_keeps_what_its_failed_attempts_left_and_says_when_it_was_sent_back",
+    ),
+    Mutant(
+        "a replay makes what attempts left longer without end",
+        "runtime/store/lua/replaying.lua",
+        "return #tries + #more <= MAX_TRIES and",
+        "return",
+        f"{STREAMS}::test_a_replayed_job_keeps_what_its_failed_attempts_left_and_says_when_it_was_sent_back",
+    ),
+    Mutant(
+        "failed attempts may leave more than they have space for",
+        "runtime/tries.py",
+        "        if len(packed) <= MAX_TRIES_BYTES:",
+        "        if True:",
+        f"{TRIES}::test_errors_that_are_long_and_all_different_are_cut_until_every_attempt_has_space",
+    ),
+    Mutant(
+        "all failed attempts are kept",
+        "runtime/tries.py",
+        "list(tries) if len(tries) <= KEPT else",
+        "list(tries) if True else",
+        f"{TRIES}::test_the_first_and_the_last_attempts_are_kept",
     ),
     Mutant(
         "a retry forgets which attempt it comes after",

@@ -48,6 +48,7 @@ from runtime.errors import (
 from runtime.jobs import CRITICAL, FREE, LANE, LOST, Handler, Job, Parking, contract, contract_of
 from runtime.places import Places
 from runtime.stats import BUCKETS, Stats
+from runtime.tries import Try, pack_tries, read_tries
 from runtime.worker.lanes import JOBS_PER_TURN, NEVER, RECUT_S, TURN_S, Inbox, Lane
 from runtime.worker.ledger import Ledger
 from tests.builders import job
@@ -136,6 +137,11 @@ class World:
     def done(self) -> list[Job]:
         """Return the jobs that are noted as done."""
         return [one for jobs in self.ledger._batch.done for one in jobs]
+
+    def tries(self) -> list[list[Try]]:
+        """Return what failed attempts leave on the jobs that are noted as retried, then on those that are dead."""
+        batch = self.ledger._batch
+        return [read_tries(move.tries) for move in (*batch.defer, *batch.dead)]
 
     async def hang(self) -> None:
         """Hang until the gate opens."""
@@ -1710,6 +1716,51 @@ async def test_outcomes_are_counted_by_type_and_name() -> None:
     ((_, _, count),) = world.stats.rows()
     assert count.totals() == {"done": 2, "retry": 3, "snooze": 1, "dead": 1}
     assert sum(count.runs) == 7
+    await world.end()
+
+
+# --- what a failed attempt leaves ----------------------------------------------------------------------------------------------
+
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+
+
+async def test_a_failed_attempt_is_noted_with_when_it_began_how_long_it_ran_and_what_of() -> None:
+    world = World(clock_s=1000.0)
+    world.ledger.by, world.ledger.app = "w-1", "v1"
+    errors: list[BaseException] = [ValueError("no"), Dead("no account"), Snooze(5), UnfitPayload("$.n")]
+
+    async def run(payload: Any, job: Job) -> None:
+        world.clock_s += 2.5
+        raise errors.pop(0)
+
+    world.handlers[b"first"] = handler(run)
+    earlier = pack_tries([Try(1, 7, 8, "w-0", "v0", "OSError: away")])
+    jobs = [job("first", fetched_ms=1_000_000, failed=1) for _ in errors]
+    for one in jobs:
+        one.taken_s, one.trace = 995.0, f"00-{TRACE}-b7ad6b7169203331-01".encode()
+        one.fields = (b"type", b"first", b"e", earlier, b"data", b"{}")
+    world.inbox.put(jobs)
+    await until(lambda: world.stats.finished == 4)
+    retried, snoozed, dead, unfit = world.tries()
+    [_, retry], [_, death] = retried, dead
+    frame = f"tests/unit/test_lanes.py:{run.__code__.co_firstlineno + 2} run"
+    assert retry == Try(2, 1_005_000, 2500, "w-1", "v1", "ValueError: no", frame, TRACE)
+    assert (death.attempt, death.at_ms, death.error, death.frame) == (2, 1_007_500, "Dead: no account", frame)
+    assert retried[0] == dead[0] == Try(1, 7, 8, "w-0", "v0", "OSError: away")
+    assert snoozed == unfit == [], "what they have stays as it is"
+    await world.end()
+
+
+async def test_what_is_too_large_with_its_attempts_is_retried_without() -> None:
+    world = World()
+
+    async def run(payload: Any, job: Job) -> None:
+        raise ValueError("no")
+
+    large = world.put(run)
+    large.fields = (b"type", b"first", b"x-much", b"x" * (1 << 20), b"data", b"{}")
+    await until(lambda: world.stats.finished == 1)
+    assert world.tries() == [[]]
     await world.end()
 
 

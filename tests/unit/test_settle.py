@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import pickle
 import weakref
 from collections.abc import Callable
@@ -40,7 +41,18 @@ from runtime.jobs import (
     Park,
     contract_of,
 )
-from runtime.settle import MAX_CAP_S, MAX_SNOOZE_MS, as_plain_words, decide, describe, has_word, raise_again, stack_of
+from runtime.settle import (
+    MAX_CAP_S,
+    MAX_SNOOZE_MS,
+    as_plain_words,
+    decide,
+    describe,
+    frame_of,
+    has_word,
+    line_of,
+    raise_again,
+    stack_of,
+)
 from tests.builders import NOW_MS, job
 from tests.unit.outcomes import (
     HANDLER,
@@ -58,6 +70,92 @@ from tests.unit.outcomes import (
     raised,
     written_for,
 )
+
+# --- what an attempt remembers -----------------------------------------------------------------------------------------------
+
+
+def in_file(file: str, error: BaseException) -> BaseException:
+    """Return an error that was raised in a function `fail` in line 2 of such a file; nothing else is in its stack."""
+    names: dict[str, Any] = {"error": error}
+    exec(compile("def fail():\n    raise error\n", file, "exec"), names)
+    caught = as_raised(names["fail"])
+    step = caught.__traceback__
+    assert step is not None
+    caught.__traceback__ = step.tb_next  # without that of the helper
+    return caught
+
+
+HERE = "tests/unit/test_settle.py"
+LIBRARY = "/opt/lib/python3/site-packages/http/client.py"
+
+
+def in_child(error: BaseException) -> BaseException:
+    """Return what is raised in a worker for what was raised in a child process of it."""
+    words = as_plain_words(error)
+    return as_raised(lambda: raise_again(*words))
+
+
+def fail_in_library() -> None:
+    raise in_file(LIBRARY, ValueError("no"))
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("no"), "ValueError: no"),
+        (ValueError(), "ValueError"),
+        (Dead("no account", "gone"), "Dead: no account"),
+        (Retry(5, "slow down"), "Retry: slow down"),
+        (TimedOut("ran longer than 3 s"), "TimedOut: ran longer than 3 s"),
+        (in_child(ValueError("no")), "ValueError: no"),
+        (in_child(Dead("no account")), "Dead: no account"),
+        (ExceptionGroup("two", [ValueError("no"), OSError("x")]), "ExceptionGroup: two (2 sub-exceptions): ValueError: no"),
+        (Mute(), "Mute: (its message raised RuntimeError)"),
+    ],
+    ids=range(9),
+)
+def test_what_an_attempt_failed_of_begins_with_the_class(error: BaseException, line: str) -> None:
+    assert line_of(error) == line
+
+
+def test_of_the_frames_of_an_error_the_newest_of_the_applications_own_code_counts() -> None:
+    number = raised.__code__.co_firstlineno + 3
+    own = f"tests/unit/outcomes.py:{number} raised"
+    assert frame_of(raised(ValueError("no"))) == own
+    assert frame_of(raised(Dead("no", error=raised(ValueError("no"))))) == own
+    assert frame_of(raised(ExceptionGroup("two", [raised(ValueError("no"))]))) == own
+    assert frame_of(in_child(raised(ValueError("no")))) == own
+    assert frame_of(in_child(raised(Retry(3)))) == own
+    assert frame_of(as_raised(lambda: json.loads("x"))).endswith(" <lambda>"), "of Python itself, none"
+    assert frame_of(in_file("/srv/app/shop/mail.py", ValueError("no"))) == "shop/mail.py:2 fail"
+    with pytest.raises(ValueError, match="no") as caught:
+        fail_in_library()
+    line = fail_in_library.__code__.co_firstlineno + 1
+    assert frame_of(caught.value) == f"{HERE}:{line} fail_in_library", "what a library raises that own code calls"
+
+
+def test_where_no_own_code_is_among_the_frames_a_librarys_counts_and_never_the_runtimes() -> None:
+    assert frame_of(in_file(LIBRARY, ValueError("no"))) == "http/client.py:2 fail"
+    error = as_raised(lambda: raise_again("error", "no", "", ""))
+    assert frame_of(error) == "", "of a child that told of no frame"
+    error = ValueError("no")
+    assert frame_of(error) == ""
+    assert frame_of(in_file("<string>", error)) == ""
+
+
+class Posing(Exception):
+    """One whose attributes raise."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError("no attribute")
+
+
+def test_errors_that_cannot_be_read_have_a_frame_or_none() -> None:
+    assert frame_of(raised(Posing())).endswith(" raised")
+    dead = Dead("no")
+    dead.error = 5  # type: ignore[assignment]
+    assert frame_of(dead) == ""
+
 
 # --- decide ----------------------------------------------------------------------------------------------------------------
 

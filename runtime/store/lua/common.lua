@@ -73,6 +73,19 @@ local function field(fields, name)
   return value
 end
 
+-- A flat list without the fields of this name.
+local function without(fields, name)
+  if not field(fields, name) then return fields end
+  local rest, size = {}, 0
+  for i = 1, #fields, 2 do
+    if fields[i] ~= name then
+      rest[size + 1], rest[size + 2] = fields[i], fields[i + 1]
+      size = size + 2
+    end
+  end
+  return rest
+end
+
 -- The fields of a flat list by their names; the last one wins. For where many are asked for: a script is not to walk the list for each.
 local function by_name(fields)
   local found = {}

@@ -31,7 +31,7 @@ end
 
 -- Let a message be what the job of its key that waits will do, at this message's time: it keeps its id, member and time of birth.
 -- Returns whether that job waits: in `due`, and has never run. The time is written first: where that fails, nothing has changed.
-local OF_A_RUN = {a = true, snoozed_at = true, tried = true, ['x-origin'] = true}
+local OF_A_RUN = {a = true, snoozed_at = true, tried = true, e = true, ['x-origin'] = true}
 local function fold(place, owner, s, due, fields, key, now)
   local member = string.match(place, '^due (.+)$')
   if not member or has_begun(owner) then return false end

@@ -16,6 +16,13 @@ local function trouble_with_letter(by_name)
   return nil, s
 end
 
+-- What a letter's failed attempts left, with a line more that says that their lives end here; as it is where there is no space.
+local MAX_TRIES = 2048 -- as in tries.py
+local function tries_until(now, tries)
+  local more = '\n0\t' .. ms(now)
+  return #tries + #more <= MAX_TRIES and tries .. more or tries
+end
+
 -- The fields of a letter that its message does not have again, beside those of its death.
 local DROPPED = {a = true, at = true, snoozed_at = true, first_at = true, ['x-op'] = true}
 
@@ -38,7 +45,7 @@ local function replay_letter(fields, by_name, now, operation)
   for i = 1, #fields, 2 do
     local name = fields[i]
     local is_dropped = DROPPED[name] or string.sub(name, 1, 5) == 'dead_' or name == 'exp' and is_over or name == 'tried' and tried
-    if not is_dropped then note(name, fields[i + 1]) end
+    if not is_dropped then note(name, name == 'e' and tries_until(now, fields[i + 1]) or fields[i + 1]) end
   end
   if by_name.id and not by_name['x-origin'] then note('x-origin', by_name.id) end
   if operation then note('x-op', operation) end

@@ -80,14 +80,6 @@ local function waits_for_time(fields)
   return string.match(at, '^%d+$') and tonumber(at) > now_ms()
 end
 
-local function without_time(fields)
-  local rest = {}
-  for i = 1, #fields, 2 do
-    if fields[i] ~= 'at' then rest[#rest + 1], rest[#rest + 2] = fields[i], fields[i + 1] end
-  end
-  return rest
-end
-
 -- To the end of a stream, mostly another, where it is unread; it keeps the id and birth that its entry gave it.
 local function change_stream(s, id, fields, to, job_id)
   if not field(fields, 'id') then fields[#fields + 1], fields[#fields + 2] = 'id', job_id end
@@ -121,6 +113,6 @@ local function steer_entry(verb, by, argument, s, id)
   end
   if verb == 'now' and not waits_for_time(fields) or STREAMS[s] == argument then return 'same' end
   if row and row[4] > 0 then return 'held ' .. row[2] end -- on another stream its deaths would be forgotten
-  if verb == 'now' then return change_stream(s, id, without_time(fields), STREAMS[s], job_id) end
+  if verb == 'now' then return change_stream(s, id, without(fields, 'at'), STREAMS[s], job_id) end
   return change_stream(s, id, fields, argument, job_id)
 end
