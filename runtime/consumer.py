@@ -190,6 +190,7 @@ class Consumer:
         self.ledger.on_first, self.inbox.on_idle = self._flusher.wake, self._flusher.lanes_idle
         self.ledger.on_pause = self._pause_type
         self.ledger.by = self.name
+        self.ledger.app = self.streams.app = self.config.app_version
         self.ledger.on_said, self.ledger.on_failed = self._listener.hear, self._listener.fail
         self.maintenance.listen, self.maintenance.row = self._listener.look, self._row
         kept = [(name, handler.result) for name, handler in self.registry.items()]
