@@ -13,6 +13,8 @@ export default defineConfig({
     target: "es2022",
     cssTarget: ["chrome123", "firefox120", "safari17.5"],
     cssCodeSplit: true,
+    // What several pages share is one file beside the first: a page is then one more, not twenty.
+    rolldownOptions: { output: { codeSplitting: { groups: [{ name: "shared", test: /src\/|node_modules\/preact/, minShareCount: 2 }] } } },
     license: { fileName: "licenses.md" },
   },
   server: { proxy: { "/api": "http://127.0.0.1:8099", "/events": "http://127.0.0.1:8099" } },

@@ -23,7 +23,7 @@ import { keys, type Theme, theme, zone } from "./settings";
 import { useStore } from "./store";
 import { to } from "./url";
 
-const RIGHTS = { view: "may view", payload: "may read payloads", operate: "may operate", send: "may operate and send" } as const;
+const RIGHTS = { view: "may view", payload: "may read payloads", operate: "may operate", send: "may do all" } as const;
 
 /** Take the token out of the address that the board prints at its start, and log in with it. */
 async function begin(): Promise<About> {

@@ -16,12 +16,9 @@ export type GetPath = Names<"get">;
 export type PostPath = Names<"post">;
 type JsonOf<R> = R extends { 200: { content: { "application/json": infer A } } } ? A : never;
 export type AnswerOf<V extends "get" | "post", N extends string> = Of<V, N> extends { responses: infer R } ? JsonOf<R> : never;
-export type AskOf<N extends GetPath> =
-  Of<"get", N> extends { parameters: { query?: infer Q } }
-    ? [NonNullable<Q>] extends [never]
-      ? Record<string, never>
-      : NonNullable<Q>
-    : Record<string, never>;
+type NoQuery = Record<string, never>;
+type QueryOf<Q> = [NonNullable<Q>] extends [never] ? NoQuery : NonNullable<Q>;
+export type AskOf<N extends GetPath> = Of<"get", N> extends { parameters: { query?: infer Q } } ? QueryOf<Q> : NoQuery;
 export type BodyOf<N extends PostPath> =
   Of<"post", N> extends { requestBody: { content: { "application/json": infer B } } } ? B : never;
 

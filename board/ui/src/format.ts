@@ -63,6 +63,7 @@ export function duration(ms: number | null | undefined): string {
 
 function two(small: number, per: number, large: string, name: string): string {
   const rest = small % per;
+  if (rest === 0) return `${small / per} ${large}`;
   return `${Math.floor(small / per)} ${large} ${rest < 10 ? "0" : ""}${rest} ${name}`;
 }
 

@@ -40,10 +40,12 @@ function close(): void {
   source?.close();
   source = null;
   clearTimeout(timer);
+  timer = undefined;
 }
 
 function open(): void {
   close();
+  asked = `${topics} ${range}`;
   const opened = new EventSource(eventsUrl(topics, range));
   source = opened;
   opened.addEventListener("tick", event => {
@@ -95,14 +97,24 @@ export function useLive(): void {
   }, []);
 }
 
+let asked = "";
+
+/** Open the stream anew where the page asks for something else than before: once it has said all that it asks for. */
+function retopic(): void {
+  queueMicrotask(() => {
+    if (asked !== `${topics} ${range}` && (source !== null || timer !== undefined)) open();
+  });
+}
+
 /** Ask the stream for more than the frame, as long as the page is shown. */
 export function useTopic(topic: string, span: Range = "1h"): void {
   useEffect(() => {
     topics = topic;
     range = span;
-    if (source !== null) open();
+    retopic();
     return () => {
       topics = "";
+      retopic();
     };
   }, [topic, span]);
 }

@@ -1,1 +1,0 @@
-import{i as e,t}from"./Level-BuomUudH.js";import{t as n}from"./jsxRuntime-x2aUbvUc.js";function r({level:r,hasTick:i=!1,children:a}){let o=r!==void 0&&(r!==`ok`||i);return n(`span`,{class:`badge ${r===void 0?``:o&&r===`ok`?`ok`:e(r)}`,children:[o&&n(t,{level:r,size:11}),a]})}export{r as t};

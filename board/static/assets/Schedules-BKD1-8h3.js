@@ -1,1 +1,0 @@
-import{i as e,u as t}from"./index-38NKnGBE.js";import{t as n}from"./jsxRuntime-x2aUbvUc.js";function r(){return t(`Schedules`),n(`section`,{class:`panel`,children:n(e,{why:`This page is being built.`})})}export{r as default};

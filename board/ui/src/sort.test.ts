@@ -1,0 +1,18 @@
+import { expect, it } from "vitest";
+import { sorted } from "./sort";
+
+const rows = [
+  { n: 1, t: "b" },
+  { n: null, t: "a" },
+  { n: 3, t: "c" },
+  { n: 1, t: "d" },
+];
+const by = { n: (row: (typeof rows)[number]) => row.n, t: (row: (typeof rows)[number]) => row.t };
+const shown = (name: string) =>
+  sorted(rows, by, name)
+    .map(row => row.t)
+    .join("");
+
+it("has the largest first, what is not known last, equal ones as they came", () => expect(shown("n")).toBe("cbda"));
+it("has text from a to z", () => expect(shown("t")).toBe("abcd"));
+it("leaves an order alone that it does not know", () => expect(shown("constructor")).toBe("bacd"));
