@@ -14,7 +14,7 @@ export default defineConfig({
     cssTarget: ["chrome123", "firefox120", "safari17.5"],
     cssCodeSplit: true,
     // What several pages share is one file beside the first: a page is then one more, not twenty.
-    rolldownOptions: { output: { codeSplitting: { groups: [{ name: "shared", test: /src\/|node_modules\/preact/, minShareCount: 2 }] } } },
+    rolldownOptions: { output: { codeSplitting: { groups: [{ name: "shared", test: /src\/|node_modules\/preact/, minShareCount: 4 }] } } },
     license: { fileName: "licenses.md" },
   },
   server: { proxy: { "/api": "http://127.0.0.1:8099", "/events": "http://127.0.0.1:8099" } },
