@@ -1,0 +1,126 @@
+"""Picture is all that one look at a queue gives to those who look: the sample, the workers, and what was counted before."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Final
+
+import msgspec
+
+from board.history import NOTHING, History, Rates, TypeStep, step_of
+from runtime.jobs import GATE, OVERFLOW, UNKNOWN
+from runtime.store.base import WorkerRow
+from runtime.store.sample import Minute, People, Sample
+
+LATE_PART: Final = 0.6  # of a lease: a beat is due each third of it, give or take a fifth
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """One worker as it last said, and how long ago its last heartbeat was."""
+
+    name: str
+    row: WorkerRow
+    beat_ms: int
+    is_alive: bool
+    order: str
+    held: int  # entries that wait for it or run there, as Redis has them
+
+    @property
+    def is_late(self) -> bool:
+        """Whether a heartbeat is missing."""
+        return self.is_alive and self.beat_ms > LATE_PART * self.row.lease_ms
+
+    @property
+    def label(self) -> str:
+        """Its host and process."""
+        return f"{self.row.host} · {self.row.pid}" if self.row.host else self.name
+
+    @property
+    def busy(self) -> int:
+        """How many of its lanes run a job."""
+        return sum(n for n in self.row.running.values() if n > 0)
+
+    @property
+    def app(self) -> str:
+        """The version that it runs: its application's, or the runtime's where it says none."""
+        return self.row.app or self.row.version
+
+
+class Picture:
+    """One look. `five` is what was counted in the present minute and the five before, `types` the same in short; `errors` has by
+    type the class of error that most of its newest failures have, with its part of them.
+    """
+
+    def __init__(
+        self, sample: Sample, people: People, history: History, rates: Rates, errors: dict[str, tuple[str, float]] | None = None
+    ) -> None:
+        self.sample = sample
+        self.people = people
+        self.history = history
+        self.rates = rates
+        self.errors: dict[str, tuple[str, float]] = errors or {}
+        self.five: Minute = history.last(5)
+        self.types: dict[str, TypeStep] = step_of(self.five).types
+        self.workers: list[Seen] = _workers(sample, people)
+        self.known: set[str] = {name for one in self.living for name in one.row.types}
+
+    @property
+    def living(self) -> list[Seen]:
+        """The workers that live."""
+        return [one for one in self.workers if one.is_alive]
+
+    @property
+    def gone(self) -> list[Seen]:
+        """The workers that do not live, and hold jobs."""
+        return [one for one in self.workers if not one.is_alive]
+
+    @property
+    def five_s(self) -> float:
+        """How long `five` is, in seconds."""
+        return 300 + self.sample.now_ms % 60_000 / 1000
+
+    def runs(self, type_name: str) -> tuple[int, int]:
+        """Return how many runs of a type ended in the last five minutes, and how many of those failed."""
+        one = self.types.get(type_name, NOTHING)
+        return one.ended, one.failed
+
+    def types_of_minute(self, ago: int) -> Collection[str]:
+        """Return the types that ran in a minute of the last hour."""
+        step = self.history.step(1, self.history.now - ago)
+        return () if step is None else step.types
+
+    def is_paused(self, priority: str) -> bool:
+        """Return whether nothing of a priority may start."""
+        rules, now_ms = self.people.rules, self.sample.now_ms
+        return any(name in rules.pauses and not rules.pauses[name].is_over(now_ms) for name in (priority, "*"))
+
+
+def _workers(sample: Sample, people: People) -> list[Seen]:
+    """Return the workers that live and those that hold jobs, by their labels; one that has gone may have left no row."""
+    held: dict[str, int] = {}
+    for (name, _), n in sample.held.items():
+        if not name.startswith("~"):
+            held[name] = held.get(name, 0) + n
+    living = sample.living
+    found: list[Seen] = []
+    for name in {*living, *held}:
+        row, until_ms = people.rows.get(name, WorkerRow()), sample.until_ms.get(name)
+        beat_ms = 0 if until_ms is None else max(0, sample.now_ms - until_ms + row.lease_ms)
+        found.append(Seen(name, row, beat_ms, name in living, people.rules.orders.get(name, ""), held.get(name, 0)))
+    return sorted(found, key=lambda one: (not one.is_alive, one.label, one.name))
+
+
+def unknown_in(lot: str) -> tuple[str, str] | None:
+    """Return type and version of which a lot holds what no worker knew; None of any other lot."""
+    if not lot.startswith(UNKNOWN) or lot == UNKNOWN:
+        return None
+    name, _, version = lot.removeprefix(UNKNOWN).rpartition("@")
+    return (name, version) if name else (version, "")
+
+
+def gate_in(lot: str) -> tuple[str, str] | None:
+    """Return type and group of which a lot is a gate's; None of any other lot."""
+    if not lot.startswith((GATE, OVERFLOW)):
+        return None
+    name, _, group = lot[len(GATE) :].partition(":")
+    return name, "" if lot.startswith(OVERFLOW) else group
