@@ -39,6 +39,7 @@ from runtime.jobs import (
 )
 
 E = TypeVar("E", bound=BaseException)
+F = TypeVar("F")
 
 MAX_SNOOZE_MS: Final = 72 * 3600 * 1000  # in all, from the first snooze on; a guess: a weekend, and then people should look at it
 CANCELLED_CODE: Final = "cancelled"  # the reason of a letter, as in common.lua
@@ -358,33 +359,29 @@ def frame_of(error: BaseException) -> str:
             error = cause
         if _is_group(type(error)):
             error = _leaves_of(error)[0]
-        frames = _frames_in(error.stack) if _is(error, ChildFailed) else _frames_at(_TRACEBACK(error))
-        return plain(_own_of(frames), MAX_NAME_CHARS)
+        if _is(error, ChildFailed):
+            found = _own_of(reversed(_FRAME.findall(error.stack)), lambda frame: frame[0])
+            return "" if found is None else f"{found[0]}:{found[1][1]} {found[1][2]}"
+        steps = list[TracebackType]()
+        step: TracebackType | None = _TRACEBACK(error)
+        while step is not None:
+            steps.append(step)
+            step = step.tb_next
+        own = _own_of(reversed(steps), lambda step: step.tb_frame.f_code.co_filename)
+        return "" if own is None else plain(f"{own[0]}:{own[1].tb_lineno} {own[1].tb_frame.f_code.co_name}", MAX_NAME_CHARS)
     except BaseException:  # an attribute that raises
         return ""
 
 
-def _frames_at(step: TracebackType | None) -> Iterable[tuple[str, int, str]]:
-    while step is not None:
-        code = step.tb_frame.f_code
-        yield code.co_filename, step.tb_lineno, code.co_name
-        step = step.tb_next
-
-
-def _frames_in(stack: str) -> Iterable[tuple[str, int, str]]:
-    return ((file, int(line), name) for file, line, name in _FRAME.findall(stack))
-
-
-def _own_of(frames: Iterable[tuple[str, int, str]]) -> str:
-    own = library = None
-    for frame in frames:
-        shown, is_own = _place_of(frame[0])
+def _own_of(newest_first: Iterable[F], file_of: Callable[[F], str]) -> tuple[str, F] | None:
+    library = None
+    for frame in newest_first:
+        shown, is_own = _place_of(file_of(frame))
         if is_own:
-            own = shown, frame
-        elif shown:
+            return shown, frame
+        if shown and library is None:
             library = shown, frame
-    found = own or library
-    return "" if found is None else f"{found[0]}:{found[1][1]} {found[1][2]}"
+    return library
 
 
 _FRAME: Final = re.compile(r'^  File "([^"\n]{1,500})", line (\d{1,9}), in (.{1,200})$', re.MULTILINE)

@@ -26,6 +26,7 @@ _READ_LINES: Final = 4 * KEPT
 _MAX_NUMBER: Final = 2**53  # as in the codec
 _SHORTER_BYTES: Final = (150, 100, 70, 40, 20)  # to which errors are cut, until all attempts have space
 _SAME: Final = "="
+_NOTHING: Final[Sequence[str]] = ("",) * 5
 _TRACE_ID: Final = re.compile("[0-9a-f]{32}")
 _CLASS: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?=:|\Z)")
 _CONTROLS: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
@@ -76,7 +77,7 @@ def pack_tries(tries: Sequence[Try]) -> bytes:
 def read_tries(packed: bytes) -> list[Try]:
     """Return what such a field says, oldest first; of what is none nothing. Raises nothing."""
     found: list[Try] = []
-    above: Sequence[str] = ("",) * 5
+    above = _NOTHING
     for line in packed[:_READ_BYTES].decode(errors="replace").split("\n")[:_READ_LINES]:
         words = line.split("\t")
         numbers = [_number(word) for word in words[:3]]
@@ -85,7 +86,7 @@ def read_tries(packed: bytes) -> list[Try]:
         if not numbers[0]:
             found.append(Try(0, numbers[1]))
             continue
-        texts = [_above if word == _SAME else word for word, _above in zip([*words[3:8], *[""] * 5], above, strict=False)]
+        texts = [before if word == _SAME else word for word, before in zip([*words[3:8], *_NOTHING], above, strict=False)]
         above = _fitting(texts, MAX_ERROR_BYTES)
         found.append(Try(numbers[0], numbers[1], numbers[2] if len(numbers) > 2 else 0, *above))
     return found
@@ -93,22 +94,28 @@ def read_tries(packed: bytes) -> list[Try]:
 
 def with_try(packed: bytes, last: Try) -> bytes:
     """Return the field with an attempt more."""
-    return pack_tries([*read_tries(packed), last] if packed else [last])
+    if not packed:  # most: a job that fails once
+        return _line(last, _fitting((last.by, last.app, last.error, last.frame, last.trace), MAX_ERROR_BYTES)).encode()
+    return pack_tries([*read_tries(packed), last])
 
 
 def _pack(tries: Iterable[Try], error_bytes: int) -> bytes:
     lines: list[str] = []
-    above: Sequence[str] = ("",) * 5
+    above = _NOTHING
     for one in tries:
         if one.is_replay:
             lines.append(f"0\t{_bounded(one.at_ms)}")
             continue
         texts = _fitting((one.by, one.app, one.error, one.frame, one.trace), error_bytes)
-        said = [_SAME if text and text == before else text for text, before in zip(texts, above, strict=True)]
-        numbers = (one.attempt, one.at_ms, one.run_ms)
-        lines.append("\t".join([*[str(_bounded(number)) for number in numbers], *said]).rstrip("\t"))
+        lines.append(_line(one, [_SAME if text and text == before else text for text, before in zip(texts, above, strict=True)]))
         above = texts
     return "\n".join(lines).encode()
+
+
+def _line(one: Try, texts: Sequence[str]) -> str:
+    by, app, error, frame, trace = texts
+    numbers = f"{_bounded(one.attempt)}\t{_bounded(one.at_ms)}\t{_bounded(one.run_ms)}"
+    return f"{numbers}\t{by}\t{app}\t{error}\t{frame}\t{trace}".rstrip("\t")
 
 
 def _fitting(texts: Sequence[str], error_bytes: int) -> Sequence[str]:
@@ -124,7 +131,9 @@ def _fitting(texts: Sequence[str], error_bytes: int) -> Sequence[str]:
 
 def one_line(text: str, most_bytes: int) -> str:
     """Return a text in one line without control characters, cut to so many bytes of UTF-8."""
-    if not text.isprintable() or "  " in text:
+    if len(text) <= most_bytes and text.isascii() and text.isprintable() and text != _SAME:  # nearly all
+        return text
+    if not text.isprintable():
         text = _CONTROLS.sub("?", " ".join(text[: 2 * most_bytes].split()))
     if len(text) > most_bytes or not text.isascii():
         text = text.encode(errors="replace")[:most_bytes].decode(errors="ignore")
@@ -138,4 +147,4 @@ def _number(word: str) -> int:
 
 
 def _bounded(number: int) -> int:
-    return min(max(0, number), _MAX_NUMBER)
+    return number if 0 <= number <= _MAX_NUMBER else 0 if number < 0 else _MAX_NUMBER

@@ -93,7 +93,7 @@ types = st.one_of(
     junk,
 )
 names = st.sampled_from(
-    (b"id", b"v", b"at", b"exp", b"key", b"a", b"attempts", b"first_at", b"snoozed_at", b"ct", b"x-origin", b"group")
+    (b"id", b"v", b"at", b"exp", b"key", b"a", b"attempts", b"first_at", b"snoozed_at", b"ct", b"x-origin", b"group", b"e")
 )
 cts = st.sampled_from((b"application/json", b"application/msgpack", b"text/plain"))
 extras = st.lists(st.one_of(st.tuples(names, junk), st.tuples(st.just(b"ct"), cts), st.tuples(junk, junk)), max_size=5)
