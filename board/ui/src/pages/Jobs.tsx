@@ -96,6 +96,7 @@ function Tabs({ answer, view }: { answer: Answer | null; view: Asked }) {
 }
 
 function Facets({ answer, view }: { answer: Answer | null; view: Asked }) {
+  if (answer !== null && answer.facets.length === 0 && answer.said === "") return null;
   return (
     <div class="row facets-row">
       <div class="facets" role="group" aria-label="Filters">

@@ -247,7 +247,7 @@ function Send({ draft, problems, onSend }: { draft: Draft; problems: number; onS
         {problems > 0 && draft.isChecked ? (
           <Badge level="act">{`${plural(problems, "problem")} left`}</Badge>
         ) : (
-          <span class="muted">{standOf(draft)}</span>
+          draft.found?.is_checked === false && <Badge level="look">not checked</Badge>
         )}
         <span class="muted">Sent as a new job; this letter is kept.</span>
         <span class="push" />

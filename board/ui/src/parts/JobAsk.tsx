@@ -38,7 +38,7 @@ export function JobAsk({ verb, places, rows, onClose, onDone }: Props) {
   }
   const running = rows.filter(row => row.state === "claimed").length;
   return (
-    <Question {...rest} title={`Cancel ${jobs}?`} verb={`Cancel ${jobs}`} isDanger>
+    <Question {...rest} title={`Cancel ${jobs}?`} verb={`Cancel ${jobs}`} leave="Leave" isDanger>
       <p class="muted">{saidOfCancel(places.length, running)}</p>
       <p class="muted">One that has left its place meanwhile is left alone. A dead letter can be replayed.</p>
     </Question>
@@ -50,7 +50,7 @@ function saidOfCancel(many: number, running: number): string {
   if (running === 0) return `${they} ${become} at once, with the reason cancelled.`;
   const stays = "What has been done stays done, and a handler that does not let go runs on until it ends.";
   if (running === many)
-    return `The worker is asked to end ${them}. ${stays} Then ${they.toLowerCase()} ${become}, with the reason cancelled.`;
+    return `${many === 1 ? "Its worker is" : "Their workers are"} asked to end ${them}. ${stays} Then ${they.toLowerCase()} ${become}, with the reason cancelled.`;
   return `${plural(running, "of them runs", "of them run")}: the workers are asked to end those. ${stays} All ${become}, with the reason cancelled.`;
 }
 

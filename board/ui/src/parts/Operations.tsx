@@ -13,6 +13,7 @@ import { Question } from "./Question";
 const EVERY_MS = 1000; // while one is held or runs
 const SELDOM_MS = 5000; // else
 const TOLD_MS = 10 * 60_000; // a guess: so long after its end an operation is still of interest
+const STANDS_MS = 24 * 3_600_000; // a guess: what was stopped a day ago goes on no more
 
 /** Those that go on, stand, or ended a moment ago; nothing where there is none. */
 export function Operations({ turn }: { turn: number }) {
@@ -24,7 +25,7 @@ export function Operations({ turn }: { turn: number }) {
     setSeen(turn);
     loaded.again();
   }
-  const shown = (loaded.data?.operations ?? []).filter(each => isOpen(each) || now - (each.ends_ms ?? each.created_ms) < TOLD_MS);
+  const shown = (loaded.data?.operations ?? []).filter(each => now - (each.ends_ms ?? each.created_ms) < toldFor(each.state));
   const isMoving = shown.some(each => each.state === "held" || each.state === "running");
   if (loaded.data !== null && isMoving !== isFast) setFast(isMoving);
   if (shown.length === 0) return null;
@@ -39,7 +40,9 @@ export function Operations({ turn }: { turn: number }) {
   );
 }
 
-const isOpen = (operation: Operation) => operation.state !== "done";
+function toldFor(state: string): number {
+  return state === "done" ? TOLD_MS : state === "held" || state === "running" ? Number.POSITIVE_INFINITY : STANDS_MS;
+}
 
 const VERBS: Record<string, string> = {
   replay: "Replay",

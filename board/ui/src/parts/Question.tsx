@@ -18,6 +18,8 @@ interface Props {
   isFinal?: boolean;
   isDanger?: boolean;
   isReasonAsked?: boolean;
+  /** The word that leaves all as it is. */
+  leave?: string;
   /** Do it; what it returns is said once it is done. */
   onDo: (reason: string) => Promise<string>;
   onClose: () => void;
@@ -25,7 +27,18 @@ interface Props {
 
 /** The question before an action. What is refused says what is true now, and the dialog stays. */
 export function Question(props: Props) {
-  const { title, children, verb, count = 1, isFinal = false, isDanger = false, isReasonAsked = true, onDo, onClose } = props;
+  const {
+    title,
+    children,
+    verb,
+    count = 1,
+    isFinal = false,
+    isDanger = false,
+    isReasonAsked = true,
+    leave = "Cancel",
+    onDo,
+    onClose,
+  } = props;
   const [reason, setReason] = useState("");
   const [typed, setTyped] = useState("");
   const [isBusy, setBusy] = useState(false);
@@ -70,7 +83,7 @@ export function Question(props: Props) {
         )}
         {refusal !== null && <Refused refusal={refusal} />}
         <div class="row end">
-          <Button onClick={onClose}>Cancel</Button>
+          <Button onClick={onClose}>{leave}</Button>
           <Button kind={isDanger ? "danger" : "main"} isSubmit right="view" isOff={!isTyped || isBusy}>
             {verb}
           </Button>
