@@ -6,6 +6,7 @@ They are read in the background, the newest first, and not while nobody looks. A
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,9 @@ from typing import Final, TypeVar
 import msgspec
 
 from board.fingerprint import Cause, cause_of
+from board.redact import redact_text, visible
 from board.shapes import Group
+from board.verdicts import Dead
 from runtime.errors import StoreUnavailable
 from runtime.store.letters import Head, LetterStore
 from runtime.worker.log import ThrottledLog
@@ -117,6 +120,7 @@ class Index:
         self._lock = asyncio.Lock()
         self._fresh_s = self._looked_s = self._walked_s = -1e9
         self._walk: asyncio.Task[None] | None = None
+        self._glance: asyncio.Task[None] | None = None
         self._changes = 0
         self._groups: list[Group] = []
         self._groups_of = (-1, 0)
@@ -124,9 +128,10 @@ class Index:
 
     async def close(self) -> None:
         """Stop reading."""
-        if self._walk:
-            self._walk.cancel()
-            await asyncio.wait([self._walk])
+        running = [task for task in (self._glance, self._walk) if task is not None]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
 
     def get(self, place: str) -> Known | None:
         """Return a letter that is known."""
@@ -143,6 +148,27 @@ class Index:
             self._groups = sorted(found, key=lambda group: -group.last_ms)
             self._groups_of = self._changes, now_ms // BUCKET_MS
         return self._groups
+
+    def newest(self, n: int, *, has_messages: bool) -> list[Group]:
+        """Return the groups in which something died last."""
+        return [for_reader(group, has_messages=has_messages) for group in self.groups(_now_ms())[:n]]
+
+    def told(self) -> Dead:
+        """Return how many groups there are, and how many grow. Who asks looks: what is new is read for the next time."""
+        if self._glance is None or self._glance.done():
+            self._glance = asyncio.create_task(self._look_quietly(), name="letters")
+        groups = self.groups(_now_ms())
+        growing = [group for group in groups if group.grows]
+        return Dead(len(groups), len(growing), growing[0].type if growing else "")
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether all letters were looked at."""
+        return self.all.count >= self.total
+
+    async def _look_quietly(self) -> None:
+        with contextlib.suppress(StoreUnavailable):  # the page says that Redis is away; what is known stays
+            await self.look()
 
     async def look(self) -> None:
         """Read what came since the last look, and let the rest be read in the background. Costs the same whoever else looks.
@@ -299,3 +325,13 @@ def _group(fp: str, pile: Pile, now_ms: int) -> Group:
         apps=sorted(app for app in pile.apps if app),
         trace=pile.trace or None,
     )
+
+
+def for_reader(group: Group, *, has_messages: bool) -> Group:
+    """Return a group as somebody may see it: who may see no payloads sees no messages and frames either."""
+    message = visible(redact_text(group.message or "")) if has_messages else None
+    return msgspec.structs.replace(group, message=message, frame=visible(group.frame) if has_messages else "")
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -41,6 +41,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route("POST", "dead/check", "operate", shapes.CheckAsk, shapes.Check, "what a replay would do"),
     Route("POST", "dead/replay", "operate", shapes.ReplayAsk, shapes.Operation, "start a replay that was checked"),
     Route("POST", "dead/trash", "operate", shapes.ActAsk, shapes.ActedAll, "move letters to the trash, for 7 days"),
+    Route("POST", "dead/trash/group", "operate", shapes.GroupAsk, shapes.Operation, "move a whole group to the trash, in steps"),
     Route("POST", "dead/restore", "operate", shapes.ActAsk, shapes.ActedAll, "take letters out of the trash"),
     Route("POST", "validate", "payload", shapes.ValidateAsk, shapes.Validated, "check a payload against its contract"),
     Route("POST", "send", "send", shapes.SendAsk, shapes.Sent, "send one job"),

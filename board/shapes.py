@@ -588,6 +588,14 @@ class ReplayAsk(Ask, frozen=True):
     reason: Reason = ""
 
 
+class GroupAsk(Ask, frozen=True):
+    """All letters of a group; `count` is how many the person has seen, and is refused where there are others now."""
+
+    group: Name
+    count: Annotated[int, Meta(ge=1)]
+    reason: Reason = ""
+
+
 class Operation(Shape, frozen=True):
     """An operation over many letters or jobs, as it stands."""
 

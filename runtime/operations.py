@@ -31,6 +31,7 @@ MIN_RATE: Final = 0.01  # per second, as operations.lua has it
 MAX_RATE: Final = 20_000.0  # per second, as operations.lua has it
 RATE: Final = 1000.0  # per second where none is given: a guess, 2 % of a server's time
 HOLD_S: Final = 10.0  # a guess: so long people need to see that they meant something else
+CANARY: Final = 5  # letters that a replay sends first, as step.lua has it
 CANARY_S: Final = 10.0  # a guess: a failing cause shows in a few that are sent first, and soon
 MAX_WAIT_S: Final = 900.0  # of both, as operations.lua has it
 MAX_VALUE: Final = 512  # characters of a word of a filter; a guess, as long as a key may be
@@ -85,7 +86,8 @@ class Operation(msgspec.Struct, frozen=True):
     `state` is `held` before its first step, `running`, `stopped` by people or by what `error` says, `braked` where too many of
     the letters that it sent back died again, or `done`. `total` is how many were meant when they were counted, None where nobody
     has. `done` were moved, `asked` of them run and were asked to end, `again` of them are dead letters once more, `refused` were
-    left where they are, by the reason. `only` says that of the jobs in streams only those are meant that wait, or that run.
+    left where they are, by the reason. `only` says that of the jobs in streams only those are meant that wait, or that run. Its
+    next step is due at `due_ms`, 0 where it rests; it was read at `read_ms`.
     """
 
     id: str
@@ -108,11 +110,18 @@ class Operation(msgspec.Struct, frozen=True):
     stepped_ms: int = 0
     ended_ms: int = 0
     error: str = ""
+    due_ms: int = 0
+    read_ms: int = 0
 
     @property
     def is_active(self) -> bool:
         """Whether it goes on by itself."""
         return self.state in ACTIVE
+
+    @property
+    def is_chosen(self) -> bool:
+        """Whether it is about letters or jobs that were chosen one by one."""
+        return self.sources == (CHOSEN,)
 
     @property
     def left(self) -> int | None:
@@ -122,8 +131,8 @@ class Operation(msgspec.Struct, frozen=True):
     @property
     def what(self) -> str:
         """What is done to which, for people."""
-        if self.sources == (CHOSEN,):
-            return f"{self.verb}{' ' + self.argument if self.argument else ''} of {self.total:,} that were chosen"
+        if self.is_chosen:
+            return f"{self.verb}{' ' + self.argument if self.argument else ''} of {self.total or 0:,} that were chosen"
         of = DEAD if self.sources == (DEAD,) else " ".join(self.sources)
         only = f" ({self.only} ones only)" if self.only else ""
         return f"{self.verb}{' ' + self.argument if self.argument else ''} of {of}{only}: {self.filter}"

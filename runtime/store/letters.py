@@ -13,13 +13,14 @@ from runtime.store.base import Store, pairs, parse_int
 from runtime.store.connection import Connection
 
 STEP: Final = 50  # letters of one look, as letters.lua has it
-_AT: Final = 21  # words of a letter that was asked for by its place
+_AT: Final = 22  # words of a letter that was asked for by its place
 Shelf = Literal["dead", "trash"]
 
 
 class Head(msgspec.Struct, frozen=True, gc=False):
     """What a letter says of itself, cut: `error` to 200 bytes, ids and names to 128.
 
+    `stood` is its place when it died, such as `low/12-0`.
     `frame` is the last one of its stack that is neither the runtime's nor a library's, as "file:line function". `args` is the
     beginning of its payload, as far as was asked for, and `args_bytes` how long that is. `stays` is why it could not be replayed
     now, and known only of letters that were asked for by their places.
@@ -36,16 +37,23 @@ class Head(msgspec.Struct, frozen=True, gc=False):
     app: str
     attempts: int
     at_ms: int
-    priority: str
+    stood: str
     size: int
     trace: str
     key: str
     exp_ms: int | None
     version: int
+    is_msgpack: bool
     operation: str
     args: bytes
     args_bytes: int
     stays: str
+
+    @property
+    def priority(self) -> str:
+        """The stream on which it stood; nothing where it stood on none."""
+        name = self.stood.partition("/")[0]
+        return name if name in STREAMS else ""
 
 
 class LetterStore(Store):
@@ -138,10 +146,8 @@ class LetterStore(Store):
 def _head(row: Sequence[Any]) -> Head:
     *words, size, args_bytes, args, stays = row if len(row) == _AT else (*row, b"")
     texts = [str(word, errors="backslashreplace") for word in words]
-    place, job_id, type_name, reason, by, app, attempts, at, stood, trace, key, exp, version, operation, error, stack, frame = (
-        texts
-    )
-    priority = stood.partition("/")[0]
+    place, job_id, type_name, reason, by, app, attempts, at, stood, trace, key, exp, version, kind, *more = texts
+    operation, error, stack, frame = more
     return Head(
         place=place,
         id=job_id,
@@ -154,12 +160,13 @@ def _head(row: Sequence[Any]) -> Head:
         app=app,
         attempts=parse_int(attempts) or 0,
         at_ms=parse_int(at) or parse_int(place.partition("-")[0]) or 0,
-        priority=priority if priority in STREAMS else "",
+        stood=stood,
         size=size,
         trace=trace,
         key=key,
         exp_ms=parse_int(exp),
         version=parse_int(version) or 1,
+        is_msgpack=kind == "application/msgpack",
         operation=operation,
         args=args,
         args_bytes=args_bytes,

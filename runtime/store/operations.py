@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
+
+import msgspec
 
 from runtime.errors import ConfigError
 from runtime.operations import Operation, read_operation
-from runtime.store.base import Step, Store, is_code, texts
+from runtime.store.base import Step, Store, is_code, ms_in, pairs, texts
 from runtime.store.connection import Connection
+from runtime.store.resp import Command
 
 MOST: Final = 200  # operations that are read; a guess: about twice what may be there
 CHOSEN_PAGE: Final = 1000  # places a round trip; a guess: a fraction of a millisecond of the server
 CHOSEN_S: Final = 3600  # a guess: no operation takes so long to be made
 TRASH_LETTERS: Final = 100  # of one call, as trash.lua has it
+MAX_DUE_MS: Final = 900_000  # as operations.lua has it: what lies further ahead is no time of ours
 _BEGIN: Final = (b"1", b"-", b"")  # of `count`
 
 
@@ -120,6 +125,21 @@ class OperationStore(Store):
     async def _read(self, names: list[str]) -> list[Operation]:
         if not names:
             return []
-        answers = await self.ask(self._connection, *[("HGETALL", self.keys.operation(name)) for name in names])
-        hashes = [{} if is_code(answer, "WRONGTYPE") else texts(self.checked(answer)) for answer in answers]
-        return [read_operation(name, fields) for name, fields in zip(names, hashes, strict=True) if fields]
+        reads = [read for name in names for read in self._reads(name)]
+        *answers, now = await self.ask(self._connection, *reads, ("TIME",))
+        read_ms = ms_in(self.checked(now))
+        found: list[Operation] = []
+        for name, (fields, due) in zip(names, pairs(answers), strict=True):
+            told = {} if is_code(fields, "WRONGTYPE") else texts(self.checked(fields))
+            if told:
+                found.append(msgspec.structs.replace(read_operation(name, told), due_ms=_due_ms(due, read_ms), read_ms=read_ms))
+        return found
+
+    def _reads(self, name: str) -> tuple[Command, Command]:
+        return ("HGETALL", self.keys.operation(name)), ("ZSCORE", self.keys.operations, name)
+
+
+def _due_ms(score: Any, now_ms: int) -> int:
+    """Return when the next step is due; 0 where none is, or that is no time of ours."""
+    due = float(score) if isinstance(score, bytes) else math.inf
+    return int(due) if 0 <= due <= now_ms + MAX_DUE_MS else 0

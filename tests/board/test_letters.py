@@ -158,8 +158,17 @@ async def test_viewers_share_one_look(index: Index, raw: redis.Redis, monkeypatc
 
 def head(at: int, **more: Any) -> Head:
     given = {"type": "t", "reason": "attempts", "error": "KeyError: 'a'", "app": "", "trace": "", "at_ms": NOW} | more
-    fixed: dict[str, Any] = {"id": "j", "has_stack": True, "frame": "", "by": "", "attempts": 1, "priority": "low", "size": 9}
-    fixed |= {"key": "", "exp_ms": None, "version": 1, "operation": "", "args": b"", "args_bytes": 0, "stays": ""}
+    fixed: dict[str, Any] = {"id": "j", "has_stack": True, "frame": "", "by": "", "attempts": 1, "stood": "low/7-1", "size": 9}
+    fixed |= {
+        "key": "",
+        "exp_ms": None,
+        "version": 1,
+        "is_msgpack": False,
+        "operation": "",
+        "args": b"",
+        "args_bytes": 0,
+        "stays": "",
+    }
     return Head(place=f"{at}-0", **fixed, **given)
 
 
@@ -189,3 +198,14 @@ def test_there_are_not_more_groups_than_people_read(index: Index, monkeypatch: p
     assert [(group.type, group.error) for group in groups if group.count == 7] == [("", "all else")]
     index.forget([f"{at + 1}-0" for at in range(10)])
     assert index.groups(NOW) == []
+
+
+async def test_the_first_page_has_groups_read_in_the_background(index: Index, raw: redis.Redis) -> None:
+    bury(raw, 6, dead_at=str(time.time_ns() // 1_000_000))
+    end_s = time.monotonic() + PATIENCE_S
+    while index.told().groups == 0:
+        assert time.monotonic() < end_s
+        await asyncio.sleep(0.01)
+    assert (index.told().growing, index.told().first, index.is_grouped) == (1, "t", True)
+    assert [group.message for group in index.newest(5, has_messages=True)] == ["'…'"]
+    assert [(group.message, group.frame) for group in index.newest(5, has_messages=False)] == [(None, "")]

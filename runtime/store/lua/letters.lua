@@ -2,9 +2,9 @@
 -- What dead letters say of themselves, short, a bounded part of them: nothing is written. ARGV: 'dead' or 'trash'; how: 'older' than an id,
 -- the newest first, 'newer' than one, the oldest first, or 'at' these places; how many bytes of each payload are wanted; then the id, or
 -- the places ('+' and '-' for all).
--- Reply: 1 when all was looked at; for 'at' how many places were; then a list per letter: place, id, type, reason, error, 1 where it has a
--- stack, own frame, by, app, attempts, at, from, bytes, trace, key, exp, version, operation, beginning of the payload, its bytes, and
--- why it could not be replayed now ('' where it could: 'unreadable', 'left-out', 'owned').
+-- Reply: 1 when all was looked at; for 'at' how many places were; then a list per letter: its place, the fields of TOLD, its error, 1 where
+-- it has a stack, the last own frame of that, bytes of all fields, bytes of the payload and its beginning; and for 'at' why it could not
+-- be replayed now ('' where it could: 'unreadable', 'left-out', 'owned').
 
 local LOOKS = 50 -- measured: so many small letters with stacks are 0.7 to 0.9 ms, of which reading them alone is a third
 local BYTES = 131072 -- of letters that are read, at least one; measured: well below the same
@@ -13,7 +13,7 @@ local MAX_ERROR, MAX_TEXT = 200, 128 -- guesses: a line; an id or a name
 local MAX_STACK, MAX_FRAMES = 4096, 30 -- bytes at the end of a stack, and frames in them: guesses, more than most have
 
 local TOLD = {
-  'id', 'type', 'dead_reason', 'dead_by', 'dead_app', 'dead_attempts', 'dead_at', 'dead_from', 'dead_trace', 'key', 'exp', 'v', 'x-op',
+  'id', 'type', 'dead_reason', 'dead_by', 'dead_app', 'dead_attempts', 'dead_at', 'dead_from', 'dead_trace', 'key', 'exp', 'v', 'ct', 'x-op',
 }
 
 local key = ARGV[1] == 'trash' and PREFIX .. 'trash' or DEAD

@@ -276,6 +276,23 @@ export interface paths {
         readonly patch?: never;
         readonly trace?: never;
     };
+    readonly "/api/dead/trash/group": {
+        readonly parameters: {
+            readonly query?: never;
+            readonly header?: never;
+            readonly path?: never;
+            readonly cookie?: never;
+        };
+        readonly get?: never;
+        readonly put?: never;
+        /** move a whole group to the trash, in steps */
+        readonly post: operations["post_dead_trash_group"];
+        readonly delete?: never;
+        readonly options?: never;
+        readonly head?: never;
+        readonly patch?: never;
+        readonly trace?: never;
+    };
     readonly "/api/dead/restore": {
         readonly parameters: {
             readonly query?: never;
@@ -1472,6 +1489,16 @@ export interface components {
             readonly reason?: string;
         };
         /**
+         * GroupAsk
+         * @description All letters of a group; `count` is how many the person has seen, and is refused where there are others now.
+         */
+        readonly GroupAsk: {
+            readonly group: string;
+            readonly count: number;
+            /** @default  */
+            readonly reason?: string;
+        };
+        /**
          * ValidateAsk
          * @description A payload that a person has written; `place` is the letter it was made of, whose redacted values it keeps.
          */
@@ -1675,6 +1702,7 @@ export type ActAsk = components['schemas']['ActAsk'];
 export type LettersAsk = components['schemas']['LettersAsk'];
 export type CheckAsk = components['schemas']['CheckAsk'];
 export type ReplayAsk = components['schemas']['ReplayAsk'];
+export type GroupAsk = components['schemas']['GroupAsk'];
 export type ValidateAsk = components['schemas']['ValidateAsk'];
 export type SendAsk = components['schemas']['SendAsk'];
 export type OperationAsk = components['schemas']['OperationAsk'];
@@ -2190,6 +2218,39 @@ export interface operations {
                 };
                 content: {
                     readonly "application/json": components["schemas"]["ActedAll"];
+                };
+            };
+            /** @description refused */
+            readonly default: {
+                headers: {
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/json": components["schemas"]["Failure"];
+                };
+            };
+        };
+    };
+    readonly post_dead_trash_group: {
+        readonly parameters: {
+            readonly query?: never;
+            readonly header?: never;
+            readonly path?: never;
+            readonly cookie?: never;
+        };
+        readonly requestBody: {
+            readonly content: {
+                readonly "application/json": components["schemas"]["GroupAsk"];
+            };
+        };
+        readonly responses: {
+            /** @description OK */
+            readonly 200: {
+                headers: {
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/json": components["schemas"]["Operation"];
                 };
             };
             /** @description refused */
