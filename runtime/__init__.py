@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         StoreUnavailable,
         UnknownType,
     )
-    from runtime.jobs import Job, Priority, contract
+    from runtime.jobs import Job, Priority, Secret, contract
     from runtime.producer import Message, Producer, Sent
     from runtime.registry import handler
     from runtime.schedules import Schedule
@@ -55,6 +55,7 @@ __all__ = [
     "ResultTimeout",
     "Retry",
     "Schedule",
+    "Secret",
     "Sent",
     "Snooze",
     "StoreError",
@@ -69,6 +70,7 @@ _MODULES = {
     "Control": "control",
     "Job": "jobs",
     "Priority": "jobs",
+    "Secret": "jobs",
     "contract": "jobs",
     "Message": "producer",
     "Producer": "producer",

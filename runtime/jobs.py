@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
+import os
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
@@ -592,6 +594,10 @@ class Contract:
     upcast: Callable[[int, Any], Any] | None = None
 
 
+Secret: Final = msgspec.Meta(extra_json_schema={"writeOnly": True})
+"""Marks what is never to be shown: `token: Annotated[str, Secret]`. It stands in the JSON Schema as `writeOnly`."""
+
+
 CONTRACT_ATTRIBUTE: Final = "__job_contract__"
 
 
@@ -689,6 +695,15 @@ class Handler(Generic[P]):
     def location(self) -> str:
         """Where the function is defined: `module:name`."""
         return f"{self.function.__module__}:{self.function.__qualname__}"
+
+    @property
+    def line(self) -> str:
+        """The file, with its folder, and the line at which the function is defined; `location` where that is not known."""
+        try:
+            code = inspect.unwrap(self.function).__code__
+        except (AttributeError, ValueError):  # an object that is called, or what wraps itself
+            return self.location
+        return f"{'/'.join(code.co_filename.split(os.sep)[-2:])}:{code.co_firstlineno}"
 
 
 Registry = Mapping[bytes, Handler[Any]]

@@ -18,6 +18,7 @@ from runtime.jobs import FREE, STREAMS, Batch, Claim, Deferral, Job, Kept, Lease
 from runtime.results import done_head
 from runtime.rules import Rules
 from runtime.said import Attempt
+from runtime.schema import Declared
 from runtime.store.arguments import (
     MAX_IDS,
     bounds_of,
@@ -698,6 +699,14 @@ class Streams(Store):
         if progress is not None:
             commands.append(("SET", key, progress, "PX", PROGRESS_LIFE_MS) if progress else ("DEL", key))
         return commands
+
+    async def declare(self, contracts: Iterable[Declared]) -> None:
+        """Write down contracts and handlers, for those who only look. May be repeated; one that finds no memory is left out.
+
+        Raises:
+            StoreUnavailable: no answer.
+        """
+        await self.ask(self._helper, *[("HSET", self.keys.contracts, one.field, bytes(one)) for one in contracts])
 
     async def marks_of(self, work: str) -> bytes | None:
         """Return what the attempts at a piece of work remember; None where that is nothing.

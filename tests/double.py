@@ -12,7 +12,7 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Any
@@ -23,6 +23,7 @@ from runtime.jobs import FREE, GATE, STREAMS, SUSPECT, Batch, Claim, Deferral, J
 from runtime.results import dead_text, done_head
 from runtime.rules import VERSION, Rules, parse
 from runtime.said import Attempt
+from runtime.schema import Declared
 from runtime.store.arguments import MAX_IDS
 from runtime.store.base import MAX_LEASE_MS, End, Keys, Step, WorkerRow, pairs
 from runtime.store.shapes import Ask, Delivery, Fetched, Isolated, Promoted, Reclaimed, Serve, Served, Settled, TickAsk, Ticked
@@ -787,6 +788,11 @@ class MemoryStreams:
             self.store.progress.pop(self.consumer, None)
             self.store.progress |= {self.consumer: progress} if progress else {}
         return self.store.control.get(VERSION, "")
+
+    @verb
+    def declare(self, contracts: Iterable[Declared]) -> None:
+        """Write down contracts and handlers."""
+        self.store.contracts |= {one.field: bytes(one) for one in contracts}
 
     @verb
     def marks_of(self, work: str) -> bytes | None:

@@ -93,6 +93,7 @@ class MemoryStore:
         self.cron_errors: dict[str, str] = {}
         self.steps: dict[str, list[Step]] = {}  # what a test has operations answer, in order
         self.stats = Counter[str]()
+        self.contracts: dict[str, bytes] = {}
         self.remembered: dict[str, bytes] = {}
         self.progress: dict[str, bytes] = {}
         self.logs: list[dict[str, str]] = []

@@ -82,6 +82,7 @@ class Keys:
         self.layout: str = self.prefix + "layout"
         self.results: str = self.prefix + "results"
         self.logs: str = self.prefix + "logs"
+        self.contracts: str = self.prefix + "contracts"
         self.operations: str = self.prefix + "operations"
         self.trash: str = self.prefix + "trash"
 

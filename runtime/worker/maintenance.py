@@ -15,6 +15,7 @@ from runtime import logs
 from runtime.backoff import delay_s
 from runtime.errors import StoreUnavailable
 from runtime.jobs import FREE, GATE, OVERFLOW, STREAMS, SUSPECT, UNKNOWN, Lease, Letter, default_id, lot_of
+from runtime.schema import Declared, declared
 from runtime.store.base import End, WorkerRow
 from runtime.worker.context import STORE_BACKOFF, WorkerContext
 from runtime.worker.listener import Told
@@ -34,6 +35,7 @@ FORGET_LOTS: Final = 100  # a look; a guess: a few milliseconds of the server
 FORGET_ROWS: Final = 20  # dead workers a sweep; a guess: many that died at once are gone within a minute
 ENDS_S: Final = 20.0  # a guess: what closes a stream stays, and jobs go on running meanwhile
 ROW_S: Final = 1.9  # of a second and another: the counters are written once a second
+DECLARE_S: Final = 600.0  # a guess: people deploy more seldom than that, and servers lose what they had more seldom still
 ENDS_TOLD_S: Final = 300.0  # a guess: between two lines in the log of the same trouble
 
 
@@ -67,6 +69,7 @@ class Maintenance:
         self._waiting: dict[int, int] = {}  # as the last look found it, until it is written
         self._next_row_s = 0.0
         self._has_news = False
+        self._next_declare_s = 0.0
 
     def __repr__(self) -> str:
         return f"<Maintenance {len(self._seen_rows)} workers known>"
@@ -268,6 +271,21 @@ class Maintenance:
         while True:
             await asyncio.sleep(1.0)
             await self._ctx.orders.look(await self.count_once())
+            if time.monotonic() >= self._next_declare_s:
+                self._next_declare_s = time.monotonic() + DECLARE_S
+                await self.declare()
+
+    async def declare(self) -> None:
+        """Write down which contracts and handlers this worker has: again now and then, or a server that lost them has none."""
+        config, now_ms = self._ctx.config, int(time.time() * 1000)
+        contracts: list[Declared] = []
+        for handler in list(self._ctx.registry.values()):
+            contracts.append(declared(handler, config.app_version, self._streams.consumer, now_ms))
+            await asyncio.sleep(0)  # a schema takes up to a millisecond
+        try:
+            await self._streams.declare(contracts)
+        except StoreUnavailable as error:
+            log.debug("contracts are not written down: %s", error)
 
     async def count_once(self, *, is_last: bool = False) -> str | None:
         """Write what was counted since the last time, and what jobs say; return how often the rules were changed.

@@ -43,7 +43,8 @@ STRICT: dict[str, tuple[set[str], str]] = {
     ),
     "supervisor": ({"errors", "backoff", "config", "folders", "logs", "leaving"}, "knows no job"),
     "store": (
-        {"errors", "limits", "jobs", "said", "tries", "backoff", "codec", "rules", "schedules", "operations", "results", "store"},
+        {"errors", "limits", "jobs", "said", "tries", "backoff", "codec", "rules", "schema", "schedules", "operations"}
+        | {"results", "store"},
         "serves producers too, which load no handler",
     ),
     "sender": ({"errors", "limits", "jobs", "backoff", "codec", "store"}, "a web service that only enqueues loads no worker"),

@@ -28,7 +28,7 @@ ELSEWHERE_S = (
 )
 ELSEWHERE = ("thread", "child")  # in the names of the types that run there
 PLAIN_KEYS = {f"{TAG}:{name}" for name in (*STREAMS, "due", "msg", "dead", "workers", "workers:rows", "control", "cron", "audit")}
-PLAIN_KEYS |= {f"{TAG}:{name}" for name in ("events", "strikes", "wards", "layout")}
+PLAIN_KEYS |= {f"{TAG}:{name}" for name in ("events", "strikes", "wards", "layout", "contracts")}
 MORTAL = ("seen", "stats", "results", "rate")
 MORTAL_KEYS = tuple(f"{TAG}:{name}:" for name in MORTAL)  # every one of these must have an end of life
 LATE_S = 4 * LEASE_S  # the longest fault, and what it takes to come back from it

@@ -1436,6 +1436,20 @@ MUTANTS: tuple[Mutant, ...] = (
         "tests/contract/test_verbs.py::test_the_row_of_a_worker_is_written_with_the_counters_and_not_once_it_was_forgotten",
     ),
     Mutant(
+        "a secret whose mark msgspec loses is shown",
+        "runtime/schema.py",
+        "            schema = {MARK: True, **schema}\n",
+        "            pass\n",
+        "tests/unit/test_schema.py::test_where_the_mark_of_a_secret_is_lost_all_of_the_payload_is_secret",
+    ),
+    Mutant(
+        "a contract is read however long it is",
+        "runtime/store/events.py",
+        "if not isinstance(length, ServerError) and length <= min(left, MAX_CONTRACT_BYTES):",
+        "if not isinstance(length, ServerError):",
+        "tests/contract/test_events.py::test_one_that_cannot_be_read_spoils_nothing",
+    ),
+    Mutant(
         "an idle worker writes its row all the time",
         "runtime/worker/maintenance.py",
         "if not self._has_news or now_s",

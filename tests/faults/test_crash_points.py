@@ -419,7 +419,8 @@ def check(server: Server, keys: Keys, history: Path) -> list[str]:
 def undying(server: Server, keys: Keys) -> list[str]:
     """Say which keys that should end by themselves do not."""
     raw = server.client()
-    mortal = [key for key in raw.scan_iter(f"{keys.prefix}*", count=1000) if key not in (*keys.scripted, keys.layout)]
+    staying = (*keys.scripted, keys.layout, keys.contracts)
+    mortal = [key for key in raw.scan_iter(f"{keys.prefix}*", count=1000) if key not in staying]
     wrong = [f"{key} is left for ever" for key in mortal if raw.ttl(key) == -1]
     raw.close()
     return wrong

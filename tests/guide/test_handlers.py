@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import re
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.builders import job
 from tests.faults.harness import ROOT
 from tests.guide.test_testing import pytest_in
 from tests.servers import Server
@@ -147,4 +149,22 @@ async def test_each_page_of_a_site_is_crawled_once(valkey: Server, tmp_path: Pat
         said = capsys.readouterr().out
     crawled = [line.split()[1].rstrip(",") for line in said.splitlines() if line.startswith("crawls")]
     assert sorted(crawled) == [f"https://example.com/{n}" for n in range(7)]
+    raw.close()
+
+
+# --- secrets -----------------------------------------------------------------------------------------------------------------
+
+
+async def test_what_is_secret_is_known_where_the_code_is_not(valkey: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "cards.py").write_text(BLOCKS["cards"])
+    monkeypatch.delitem(sys.modules, "cards", raising=False)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    importlib.invalidate_caches()
+    cards = importlib.import_module("cards")
+    raw: Any = valkey.client()
+    async with working(valkey.url, cards.charge):
+        await until(lambda: raw.hlen("{jobs}:contracts"), "its contract is written")
+    schema = json.loads(raw.hget("{jobs}:contracts", "charge-card@1"))["schema"]["$defs"]["ChargeCard"]["properties"]
+    assert [name for name, told in schema.items() if told.get("writeOnly")] == ["token", "pin"]
+    assert cards.charge.decode(job("charge-card", data=b'{"order":1,"token":"t"}')).token == "t"
     raw.close()
