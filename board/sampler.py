@@ -68,6 +68,7 @@ class Sampler:
         self._background: asyncio.Task[None] | None = None
         self._ticked = asyncio.Event()
         self._made: dict[Hashable, Any] = {}
+        self._examining = asyncio.Lock()
 
     def __repr__(self) -> str:
         return f"<Sampler of {self.queue}, {len(self._viewers)} viewers, {self.seq} looks>"
@@ -111,6 +112,19 @@ class Sampler:
         """Return the figures of the bar; raises as `picture`."""
         await self.picture()
         return self._frame()
+
+    async def examined(self) -> list[Finding]:
+        """Return what a doctor has found, not longer than a minute ago.
+
+        Raises:
+            StoreUnavailable: no answer.
+        """
+        async with self._examining:
+            if self._clock() - self._findings_s >= FINDINGS_S:
+                now_ms = int(time.time() * 1000)
+                self.findings = await self._doctor.examine(now_ms)
+                self._findings_s, self.findings_at_ms = self._clock(), now_ms
+            return self.findings
 
     @property
     def viewers(self) -> int:
@@ -211,21 +225,13 @@ class Sampler:
     async def _fill(self) -> None:
         """Read what takes longer, a part at a time, until there is no more or nobody looks."""
         try:
-            await self._examine()
+            await self.examined()
             while self._is_watched and await self._read_minutes(2 * 24 * HOUR):
                 await asyncio.sleep(FILL_S)
         except StoreUnavailable as error:
             log.debug("the board could not read older minutes: %s", error)
         except Exception:
             log.exception("the board's look at older minutes failed")
-
-    async def _examine(self) -> None:
-        if self._clock() - self._findings_s < FINDINGS_S:
-            return
-        self._findings_s = self._clock()
-        now_ms = int(time.time() * 1000)
-        self.findings = await self._doctor.examine(now_ms)
-        self.findings_at_ms = now_ms
 
     # --- what is shown ---------------------------------------------------------------------------------------------------
 

@@ -83,10 +83,7 @@ class ControlStore(OperationStore):
             StoreUnavailable: no answer or an error.
         """
         rows = await self.call_one(self._connection, ("XREVRANGE", self.keys.audit, "+", "-", "COUNT", n), self.keys.audit)
-        told = [as_text(fields or ()) for _, fields in rows]
-        return [
-            Change(parse_int(one.get("at", "")) or 0, *[one.get(name, "") for name in ("by", "reason", "what")]) for one in told
-        ]
+        return [change_of(as_text(fields or ())) for _, fields in rows]
 
     async def workers(self) -> dict[str, tuple[int, WorkerRow]]:
         """Return the known workers: until when each lives (the server's ms), and its row.
@@ -152,6 +149,11 @@ class ControlStore(OperationStore):
         command = self.command("reopen", self.keys.scripted.index(key) + 1, AHEAD_MS, REOPEN_IDS, int(may_set_aside))
         moved, left, is_new = await self.call_one(self._connection, command)
         return moved, left, bool(is_new)
+
+
+def change_of(fields: dict[str, str]) -> Change:
+    """Return an entry of the audit; a stranger may have written it."""
+    return Change(parse_int(fields.get("at", "")) or 0, *[fields.get(name, "") for name in ("by", "reason", "what")])
 
 
 def place_in(text: str) -> tuple[int, str]:

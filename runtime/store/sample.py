@@ -6,6 +6,7 @@ another type, a row or a counter of a stranger's says is as if it were not there
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -13,12 +14,14 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from runtime.codec import MAX_DIGITS, MAX_MS
+from runtime.codec import MAX_DIGITS, MAX_MS, as_text
 from runtime.jobs import STREAMS, ms_of
 from runtime.rules import NO_RULES, Rules, parse
-from runtime.store.base import DEPTH, GROUP, Store, WorkerRow, holders_in, is_code, ms_in, pairs, parse_int, workers_of
+from runtime.store.base import DEPTH, GROUP, Store, WorkerRow, holders_in, is_code, ms_in, pairs, parse_int, setting, workers_of
 from runtime.store.connection import Connection
-from runtime.store.resp import Command
+from runtime.store.control import Change, change_of
+from runtime.store.inspector import is_letter
+from runtime.store.resp import Command, ServerError
 
 ANSWER_S: Final = 2.0  # a guess: longer, and a picture is called old
 MOST_BYTES: Final = 64 << 20  # of one look's answers, a guess: many times what 1,000 workers and 1,000 types write
@@ -26,6 +29,9 @@ MINUTES_A_STEP: Final = 20  # keys; a guess: 2 ms of the server where a minute h
 MAX_COUNTERS: Final = 50_000  # of a minute, a guess: what 100 strange types of each of 10 workers can make
 MAX_TYPES: Final = 2_000  # of a minute, a guess: what is further is not told by type
 BUCKETS: Final = 64  # powers of two, as processes count them
+SAMPLES: Final = 5  # nodes of a key that the server looks at for its size, as it does by itself
+MAX_LOTS: Final = 100  # a guess: more are not read by anybody
+LOT_LOOK: Final = 20  # entries of a lot that are looked at for how long they have stood there
 FAILED: Final = ("retry", "dead")  # outcomes of a run that failed
 LEFT: Final = ("done", "dead", "retry", "snooze", "postponed", "duplicate")  # outcomes that take an entry out of its stream
 
@@ -103,6 +109,16 @@ class Sample(msgspec.Struct, frozen=True):
     def living(self) -> set[str]:
         """The workers whose last beat still holds."""
         return {name for name, until_ms in self.until_ms.items() if until_ms > self.now_ms}
+
+
+class Memory(msgspec.Struct, frozen=True):
+    """About how many bytes each stream takes, what is delayed, and what is dead; what the server uses, and may use at most (0 for
+    as much as there is).
+    """
+
+    sizes: dict[str, int]
+    used: int
+    most: int
 
 
 class People(msgspec.Struct, frozen=True):
@@ -195,6 +211,58 @@ class SampleStore(Store):
         answers = await self._call(*[("HGETALL", self.keys.stats(number)) for number in wanted])
         return {number: read_minute(self._flat(answer)) for number, answer in zip(wanted, answers, strict=True)}
 
+    async def memory(self) -> Memory:
+        """Return about how many bytes each part of the queue takes, and what the server has, in one round trip.
+
+        The server looks at a few nodes of each part, however large it is. What it does not tell is left out.
+
+        Raises:
+            StoreUnavailable: no answer.
+        """
+        keys = self.keys
+        parts = [*zip(STREAMS, keys.streams, strict=True), ("delayed", keys.due), ("delayed", keys.messages), ("dead", keys.dead)]
+        reads: list[Command] = [("MEMORY", "USAGE", key, "SAMPLES", SAMPLES) for _, key in parts]
+        *answers, info = await self._call(*reads, ("INFO", "memory"))
+        sizes: dict[str, int] = {}
+        for (part, _), answer in zip(parts, answers, strict=True):
+            if isinstance(answer, int):  # no error, as where an ACL does not allow it
+                sizes[part] = sizes.get(part, 0) + answer
+        told = facts_in(info)
+        return Memory(sizes, parse_int(told.get("used_memory", "")) or 0, parse_int(told.get("maxmemory", "")) or 0)
+
+    async def idle_in(self, holders: Sequence[Key]) -> dict[Key, int]:
+        """Return how long the first entries of these holders have stood there, in ms: the longest of a few of each.
+
+        Raises:
+            StoreUnavailable: no answer or an error.
+        """
+        wanted = list(holders[:MAX_LOTS])
+        stream: dict[str, str] = dict(zip(STREAMS, self.keys.streams, strict=True))
+        reads: list[Command] = [("XPENDING", stream[of], GROUP, "-", "+", LOT_LOOK, name) for name, of in wanted]
+        found: dict[Key, list[Any]] = {}
+        for key, answer in zip(wanted, await self._call(*reads) if reads else [], strict=True):
+            found[key] = [] if isinstance(answer, ServerError) else answer
+        return {key: max(row[2] for row in rows) for key, rows in found.items() if rows}
+
+    async def host(self) -> dict[str, str]:
+        """Return what the server says of itself, by INFO's names; `appendfsync` is among them, where it may be asked for.
+
+        Raises:
+            StoreUnavailable: no answer.
+        """
+        info, fsync = await self._call(("INFO",), ("CONFIG", "GET", "appendfsync"))
+        return facts_in(info) | {"appendfsync": setting(fsync)}
+
+    async def audit(self, n: int, before: str = "") -> list[tuple[str, Change]]:
+        """Return up to `n` entries of the audit with their places, the newest first; `before` is a place to go on from.
+
+        Raises:
+            StoreUnavailable: no answer or an error.
+        """
+        end = f"({before}" if is_letter(before) else "+"
+        rows = self._flat((await self._call(("XREVRANGE", self.keys.audit, end, "-", "COUNT", n)))[0])
+        return [(bytes(entry).decode(), change_of(as_text(fields or ()))) for entry, fields in rows]
+
     async def _call(self, *commands: Command) -> list[Any]:
         began_s = time.monotonic()
         answers = await self.ask(self._connection, *commands)
@@ -212,6 +280,12 @@ class SampleStore(Store):
 
     def _flat(self, answer: Any) -> list[Any]:
         return [] if is_code(answer, "WRONGTYPE") else self.checked(answer)
+
+
+def facts_in(info: Any) -> dict[str, str]:
+    """Return the names and values of an answer to INFO; none of an error."""
+    text = bytes(info).decode(errors="replace") if isinstance(info, bytes) else ""
+    return dict(re.findall(r"^([a-z_]+):(.*?)\r?$", text, re.MULTILINE))
 
 
 def _parts(answers: list[Any], n: int) -> tuple[list[Any], list[Any], list[Any]]:
