@@ -92,6 +92,13 @@ def test_the_types_are_made_of_the_api_as_it_is():
     assert kept == openapi.text(), "the API has changed; hint: make board"
 
 
+def test_the_commands_that_the_pages_show_are_there():
+    shown = {name for path in SOURCES.glob("src/**/*.tsx") for name in re.findall(r"python -m runtime (\w+)", path.read_text())}
+    commands = {path.stem for path in Path(str(files("runtime") / "commands")).glob("*.py")}
+    assert shown
+    assert shown <= commands
+
+
 # --- colours -----------------------------------------------------------------------------------------------------------------
 
 TEXT: Final = 4.5  # WCAG 2.2, 1.4.3 (AA)

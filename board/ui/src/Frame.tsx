@@ -325,7 +325,7 @@ function Bottom({ who, entry }: { who: About; entry: string }) {
         </button>
       </nav>
       {isOpen && (
-        <Dialog title={who.label === "" ? who.queue : `${who.queue}, ${who.label}`} onClose={() => open(false)}>
+        <Dialog title={who.label === "" ? who.queue : `${who.queue}, ${who.label}`} isCalm onClose={() => open(false)}>
           <SearchBox page={entry} isPlain />
           <nav class="nav" aria-label="All pages">
             <Entries entry={entry} />

@@ -53,7 +53,7 @@ export function duration(ms: number | null | undefined): string {
   if (ms === 0) return "0 ms";
   if (ms < 0.95) return "< 1 ms";
   if (ms < 999.5) return `${Math.round(ms)} ms`;
-  if (ms < 9950) return `${(ms / SECOND).toFixed(1)} s`;
+  if (ms < 9950) return `${oneDigit(ms / SECOND)} s`;
   if (ms < MINUTE - 500) return `${Math.round(ms / SECOND)} s`;
   if (ms < HOUR - 500) return two(Math.round(ms / SECOND), 60, "m", "s");
   if (ms < DAY - 30_000) return two(Math.round(ms / MINUTE), 60, "h", "m");
@@ -73,6 +73,8 @@ export function seconds(ms: number): string {
   return whole < 60 ? `${whole} s` : duration(whole * SECOND);
 }
 
+const oneDigit = (value: number) => value.toFixed(1).replace(".0", "");
+
 const BYTES = ["B", "KB", "MB", "GB", "TB"] as const;
 
 /** Return an amount of memory; a KB has 1,024 bytes, as Redis counts. */
@@ -84,8 +86,7 @@ export function bytes(value: number | null | undefined): string {
     left /= 1024;
     unit += 1;
   }
-  const digits = unit === 0 || left >= 9.95 ? 0 : 1;
-  return `${left.toFixed(digits)} ${BYTES[unit] ?? ""}`;
+  return `${unit === 0 || left >= 9.95 ? left.toFixed(0) : oneDigit(left)} ${BYTES[unit] ?? ""}`;
 }
 
 const pad = (value: number, wide = 2) => String(value).padStart(wide, "0");

@@ -215,7 +215,7 @@ function Lists({ shown }: { shown: Shape }) {
         title="Dead letters"
         more={
           <A class="link" href="dead">
-            {shown.all_groups === 1 ? "the group" : `all ${count(shown.all_groups)} groups`}
+            {shown.all_groups > 1 ? `all ${count(shown.all_groups)} groups` : "all of them"}
           </A>
         }
       >

@@ -100,7 +100,7 @@ function Table({ schedules, ask, isBusy }: Props) {
       >
         {schedules.length === 0 ? (
           <Empty why="No schedule is in force. A worker writes down those of its handlers when it starts; others are added by a command:">
-            <code>python -m runtime schedule --help</code>
+            <code>python -m runtime cron --help</code>
           </Empty>
         ) : (
           <div class="scroll" {...held.hands}>

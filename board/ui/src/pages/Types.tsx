@@ -111,7 +111,7 @@ function Row({ row, name }: { row: TypeRow; name: string }) {
           <span class="faint">quiet</span>
         )}
       </td>
-      <td class="num">{row.runs === 0 ? <span class="faint">–</span> : <Rate value={row.runs_s} />}</td>
+      <td class="num c3">{row.runs === 0 ? <span class="faint">–</span> : <Rate value={row.runs_s} />}</td>
       <td class={`num c2 ${row.failed > 0 ? tone : ""} ${row.failed > 0 && tone ? "strong" : ""}`}>
         {row.runs === 0 ? <span class="faint">–</span> : percent(row.failed_part)}
       </td>

@@ -22,7 +22,7 @@ import { Shown } from "../parts/Shown";
 import { classes } from "../parts/tone";
 import { useRoute } from "../router";
 import { to } from "../url";
-import { orderWords } from "./Workers";
+import { beatWords, orderWords } from "./Workers";
 
 const COLUMNS: readonly Column[] = [
   { text: "type" },
@@ -95,7 +95,7 @@ function Top({ shown, again }: { shown: Shape; again: () => void }) {
       </div>
       <span class="muted">
         {count(row.busy)} of {count(row.lanes)} lanes busy, up {duration(row.up_ms)}, {bytes(row.rss_bytes)}, beat{" "}
-        {duration(row.beat_ms)} ago
+        {beatWords(row)}
       </span>
       <Note level={row.level} text={row.note || orderWords(row)} />
       <span class="push" />

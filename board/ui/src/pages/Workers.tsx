@@ -98,12 +98,17 @@ function Row({ row, name }: { row: WorkerRow; name: string }) {
       <td class="c3 clip">
         {row.longest === null ? <span class="faint">–</span> : `${row.longest.type} ${duration(row.longest.runs_ms)}`}
       </td>
-      <td class={classes("num", row.is_alive ? "faint" : "bad strong")}>{duration(row.beat_ms)} ago</td>
+      <td class={classes("num", row.is_alive ? "faint" : "bad strong")}>{beatWords(row)}</td>
       <td class="c4">
         <Note level={row.level} text={row.note || orderWords(row)} />
       </td>
     </tr>
   );
+}
+
+/** Return since when a worker is silent, in whole seconds: it beats about once a second. */
+export function beatWords({ beat_ms }: WorkerRow): string {
+  return `${duration(Math.max(1, Math.round(beat_ms / 1000)) * 1000)} ago`;
 }
 
 /** Return what a worker was told, or is doing, where that is not its usual. */

@@ -31,7 +31,7 @@ export function FirstMinute({ shown }: { shown: Overview }) {
           </pre>
         </div>
         <p class="faint">
-          Or see it all at work, beside this one: <code>python -m handlers.demo --board 127.0.0.1:8090</code>
+          Or see it all at work, beside this one: <code>python -m runtime demo</code>
         </p>
       </div>
     </section>
