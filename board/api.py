@@ -36,10 +36,14 @@ class Refused(Exception):
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """What an answerer may return in place of a shape: one with headers, or text as it is, such as a download."""
+    """What an answerer may return in place of a shape: one with headers, or text as it is, such as a download.
+
+    `session` is what the browser is to hold as its session from now on, empty for none; None leaves it as it is.
+    """
 
     body: Shape | str
     headers: dict[str, str] = {}
+    session: str | None = None
 
 
 class Answered(msgspec.Struct, frozen=True):
@@ -49,6 +53,7 @@ class Answered(msgspec.Struct, frozen=True):
     body: bytes
     kind: str = JSON
     headers: dict[str, str] = {}
+    session: str | None = None
 
 
 Answerer = Callable[[Any, Viewer], Awaitable[Shape | Reply]]  # its first argument is what the route asks for
@@ -137,5 +142,5 @@ def failure(error: Refused) -> Answered:
 def _answered(found: Shape | Reply) -> Answered:
     reply = found if isinstance(found, Reply) else Reply(found)
     if isinstance(reply.body, str):
-        return Answered(200, reply.body.encode("utf-8", "replace"), TEXT, reply.headers)
-    return Answered(200, msgspec.json.encode(reply.body), JSON, reply.headers)
+        return Answered(200, reply.body.encode("utf-8", "replace"), TEXT, reply.headers, reply.session)
+    return Answered(200, msgspec.json.encode(reply.body), JSON, reply.headers, reply.session)

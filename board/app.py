@@ -13,6 +13,7 @@ import msgspec
 from aiohttp import web
 
 from board.site import Site, as_metrics, page
+from board.web import Web
 from otel.metrics import Reading, TraceReading, is_open_metrics, render
 from runtime.consumer import Consumer
 from runtime.errors import StoreUnavailable
@@ -45,9 +46,10 @@ class Board(Site):
         host: str,
         port: int,
         trace: Callable[[], TraceReading | None] = lambda: None,
+        pages: Web | None = None,
     ) -> None:
         routes = {"/": self._index, "/healthz": self._healthz, "/readyz": self._readyz, "/metrics": self._metrics}
-        super().__init__(host, port, routes)
+        super().__init__(host, port, routes, pages)
         self._consumer = consumer
         self._inspector = inspector
         self._trace = trace

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import stat
 import sys
 import time
 import traceback
@@ -14,6 +17,9 @@ import msgspec
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
+from board.guard import HEADERS
+from board.stream import MAX_STREAMS
+from board.web import Web
 from otel.exposition import OPEN_METRICS, TEXT
 from runtime.errors import ConfigError
 from runtime.worker.log import ThrottledLog
@@ -24,15 +30,9 @@ HEAD_S: Final = 10.0  # from when a connection is made until its first request i
 KEEP_ALIVE_S: Final = 15.0  # between two requests of a connection; a guess: Prometheus asks every 15 s by default
 WATCH_S: Final = 1.0  # between two looks for idle connections; a guess
 MAX_LOGGED: Final = 200  # characters of an error in the log, which may have a client's request in it; a guess
-PAGE: Final = """<!doctype html><html lang="en"><meta charset="utf-8"><title>backend-jobs</title>
-<style>body{font:16px/1.5 system-ui,sans-serif;max-width:40rem;margin:3rem auto;padding:0 1rem}</style>
-<h1>backend-jobs</h1>"""
-HEADERS: Final = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
-}
+PAGE: Final = """<!doctype html><html lang="en"><meta charset="utf-8"><title>backend-jobs</title><h1>backend-jobs</h1>"""
+MAX_HEADER_BYTES: Final = 8190  # of the first line of a request, and of each header; aiohttp's own
+MAX_HEADERS: Final = 64  # lines; a guess: browsers send twenty, proxies add ten
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -52,13 +52,14 @@ class _Connection(msgspec.Struct, eq=False):
 
 
 class _Connections:
-    """Owns the list of connections: MAX_CONNECTIONS at most, and none that is idle for too long.
+    """Owns the list of connections: `most` of them, and none that is idle for too long.
 
     A client that connects and sends nothing, or a head byte by byte, must not use up the file descriptors of a worker.
     """
 
-    def __init__(self, server: web.Server) -> None:
+    def __init__(self, server: web.Server, most: int) -> None:
         self._server = server
+        self._most = most
         self._connections: dict[asyncio.BaseProtocol, _Connection] = {}
 
     def __repr__(self) -> str:
@@ -68,7 +69,7 @@ class _Connections:
         """Return the protocol of a connection that has been made; called by the loop. Over the limit, the oldest idle ends."""
         self._update()
         staying = [connection for connection in self._connections.values() if not connection.is_closing]
-        if len(staying) >= MAX_CONNECTIONS:
+        if len(staying) >= self._most:
             idle = [connection for connection in staying if not connection.answering]
             self._close(min(idle or staying, key=lambda connection: connection.since_s))
         protocol = self._server()
@@ -143,46 +144,74 @@ def as_metrics(body: bytes, *, is_open: bool) -> web.Response:
 
 
 class Site:
-    """Owns the listening socket. An async context manager around the life of what it shows."""
+    """Owns the listening socket, and that of a proxy. An async context manager around the life of what it shows.
 
-    def __init__(self, host: str, port: int, routes: Mapping[str, Answer]) -> None:
+    That is `routes`, and the pages, where there are any.
+    """
+
+    def __init__(self, host: str, port: int, routes: Mapping[str, Answer], pages: Web | None = None) -> None:
         self._host = host
         self._port = port
-        self._routes = routes
+        self._routes = {"/favicon.ico": _no_icon, **routes}
+        self._pages = pages
+        if pages is not None and pages.has_pages:
+            self._routes = {path: answer for path, answer in routes.items() if path != "/"}
         self._runner: web.AppRunner | None = None
         self._listening: asyncio.Server | None = None
+        self._private: asyncio.Server | None = None
         self._connections: _Connections | None = None
         self._watch: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         app = web.Application(middlewares=[self._counted, _with_headers])
-        for path, answer in {"/favicon.ico": _no_icon, **self._routes}.items():
+        for path, answer in self._routes.items():
             app.router.add_get(path, answer)
+        if self._pages is not None:
+            app.router.add_route("*", "/{path:.*}", self._pages.answer)
         self._runner = web.AppRunner(
-            app, access_log=None, logger=_Log(), shutdown_timeout=SHUTDOWN_S, keepalive_timeout=KEEP_ALIVE_S
+            app,
+            access_log=None,
+            logger=_Log(),
+            shutdown_timeout=SHUTDOWN_S,
+            keepalive_timeout=KEEP_ALIVE_S,
+            max_line_size=MAX_HEADER_BYTES,
+            max_field_size=MAX_HEADER_BYTES,
+            max_headers=MAX_HEADERS,
+            auto_decompress=False,  # a few bytes would become many
         )
         await self._runner.setup()
         server = self._runner.server
         if server is None:
             raise RuntimeError("aiohttp has set up no server")
-        self._connections = _Connections(server)
+        self._connections = _Connections(server, MAX_CONNECTIONS + (MAX_STREAMS if self._pages is not None else 0))
         try:
-            self._listening = await asyncio.get_running_loop().create_server(self._connections.accept, self._host, self._port)
-        except OSError as error:
-            await self._runner.cleanup()
-            raise ConfigError(
-                f"--board {self._host}:{self._port}: {error.strerror or error}; hint: take another port, or off"
-            ) from None
+            self._listening = await self._listen(self._connections.accept)
+            if self._pages is not None and self._pages.socket:
+                self._private = await _listen_to_proxy(self._pages.socket, self._connections.accept)
+        except ConfigError:
+            await self.__aexit__(None, None, None)
+            raise
         self._watch = asyncio.create_task(self._connections.close_idle(), name="board")
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._watch is not None:
             self._watch.cancel()
-        if self._listening is not None:
-            self._listening.close()
+        for server in (self._listening, self._private):
+            if server is not None:
+                server.close()
+        if self._pages is not None:
+            self._pages.close()
         if self._runner is not None:
             await self._runner.cleanup()
+
+    async def _listen(self, accept: Callable[[], RequestHandler]) -> asyncio.Server:
+        try:
+            return await asyncio.get_running_loop().create_server(accept, self._host, self._port)
+        except OSError as error:
+            raise ConfigError(
+                f"--board {self._host}:{self._port}: {error.strerror or error}; hint: take another port, or off"
+            ) from None
 
     @property
     def url(self) -> str:
@@ -209,10 +238,37 @@ async def _with_headers(request: web.Request, handler: Answer) -> web.StreamResp
     try:
         response = await handler(request)
     except web.HTTPException as error:
-        error.headers.update(HEADERS)
+        _add_headers(error)
         raise
-    response.headers.update(HEADERS)
+    if not response.prepared:
+        _add_headers(response)
     return response
+
+
+def _add_headers(response: web.StreamResponse) -> None:
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)
+
+
+async def _listen_to_proxy(path: str, accept: Callable[[], RequestHandler]) -> asyncio.Server:
+    """Listen on a socket that its owner and its group may open; one that a board has left behind is replaced.
+
+    Raises:
+        ConfigError: it cannot be made there.
+    """
+    try:
+        _remove_socket(path)
+        server = await asyncio.get_running_loop().create_unix_server(accept, path)
+        os.chmod(path, 0o660)
+    except OSError as error:
+        raise ConfigError(f"--board-proxy: socket {path}: {error.strerror or error}") from None
+    return server
+
+
+def _remove_socket(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if stat.S_ISSOCK(os.lstat(path).st_mode):
+            os.unlink(path)
 
 
 async def _no_icon(request: web.Request) -> web.Response:

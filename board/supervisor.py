@@ -9,6 +9,7 @@ from typing import Final, Self
 from aiohttp import ClientError, ClientSession, ClientTimeout, web
 
 from board.site import Site, as_metrics, page
+from board.web import Web
 from otel.exposition import OPEN_METRICS, TEXT
 from otel.metrics import ProcessesReading, is_open_metrics, render_processes
 from runtime.supervisor import Supervisor
@@ -21,9 +22,9 @@ ABOUT: Final = """<p>This supervisor serves, for all its processes, <a href="/he
 class SupervisorBoard(Site):
     """Owns the listening socket and a client of the processes' boards; an async context manager around a supervisor's life."""
 
-    def __init__(self, supervisor: Supervisor, host: str, port: int) -> None:
+    def __init__(self, supervisor: Supervisor, host: str, port: int, pages: Web | None = None) -> None:
         routes = {"/": self._index, "/healthz": self._healthz, "/readyz": self._readyz, "/metrics": self._metrics}
-        super().__init__(host, port, routes)
+        super().__init__(host, port, routes, pages)
         self._supervisor = supervisor
         self._client: ClientSession | None = None
 

@@ -258,6 +258,14 @@ async def _send_traffic(folder: Path, board: str, store: str) -> None:
         await Traffic(producer, raw, folder).run(say)
 
 
+def _login_link(folder: Path, board: str) -> str:
+    """Return the link by which the board may do everything; its address alone where the file with the link is not there."""
+    try:
+        return (folder / "data" / f"board-{board.rpartition(':')[2]}.link").read_text("ascii").strip()
+    except OSError:
+        return f"http://{board}/"
+
+
 def _welcome(folder: Path, board: str) -> str:
     runtime, data = f"{_python()} -m runtime", f"--data-dir {shlex.quote(_short(folder / 'data'))}"
     handlers = f"--handlers {HANDLERS} --handlers-config {shlex.quote(_short(folder / 'handlers.toml'))}"
@@ -281,7 +289,7 @@ def _welcome(folder: Path, board: str) -> str:
     {runtime} limits set demo-resize-image --limit 1 {data}
     {runtime} cron list {data} {handlers}
 
-  board     http://{board}/
+  board     {_login_link(folder, board)}
 """
 
 

@@ -35,6 +35,7 @@ COMMANDS: Final = {
     "workers": "list the workers that live; let some be quiet, go on or stop",
     "limits": "set what bounds a job type at run time, in place of the code",
     "audit": "print who ordered what, and why",
+    "board": "serve the web board alone, beside workers or without them",
     "top": "show a live view of the queue in the terminal",
     "doctor": "check the server and the queue; print how to fix what is wrong",
     "types": "list the job types that a worker can run; needs no Redis",

@@ -59,6 +59,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     max_rss_mb: int = 0
     board: str = "127.0.0.1:8080"
     app_version: str = ""
+    board_pages: str = "on"
+    board_token_file: str = ""
+    board_proxy: str = ""
+    board_send: bool = False
+    board_insecure: bool = False
+    board_host: str = ""
+    board_prefix: str = ""
+    board_label: str = ""
     lease_s: float = 30.0
     grace_s: float = 25.0
     max_block_s: float = 60.0
@@ -117,13 +125,31 @@ SETTINGS: Final = (
     Setting(
         "--max-rss", "max_rss_mb", "MB", "replace a worker process that has more memory than this, losing no job; 0 sets no limit"
     ),
-    Setting("--board", "board", "HOST:PORT", "where to serve /healthz, /readyz and /metrics; `off` serves nothing"),
     Setting(
         "--app-version",
         "app_version",
         "TEXT",
         "the version of your code, which people see beside each worker and each failure; up to 40 printable characters",
     ),
+    Setting("--board", "board", "HOST:PORT", "where to serve the board, /healthz, /readyz and /metrics; `off` serves nothing"),
+    Setting("--board-pages", "board_pages", "ON", "`off` serves health and metrics alone, which need no login"),
+    Setting(
+        "--board-token-file",
+        "board_token_file",
+        "FILE",
+        'the board\'s tokens: lines such as view = "TOKEN", of view, payload and operate',
+    ),
+    Setting("--board-proxy", "board_proxy", "FILE", "which proxy the board believes who its user is, and what its users may do"),
+    Setting("--board-send", "board_send", "", "let who may operate send jobs from the board as well"),
+    Setting(
+        "--board-insecure",
+        "board_insecure",
+        "",
+        "let the board be reached from elsewhere without TLS: its tokens and the jobs' payloads travel in clear",
+    ),
+    Setting("--board-host", "board_host", "NAMES", "by which other names the board is asked for, separated by commas"),
+    Setting("--board-prefix", "board_prefix", "PATH", "below which path the board's pages are, such as /jobs"),
+    Setting("--board-label", "board_label", "TEXT", "what the board's pages name this queue by; =ok, =warn or =bad paints it"),
     Setting("--lease", "lease_s", "SECONDS", "how long a worker may be silent before others take its jobs"),
     Setting("--grace", "grace_s", "SECONDS", "how long running jobs may take to finish when the worker is told to stop"),
     Setting(
@@ -207,6 +233,7 @@ _BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "slow_ms": (1, 86_400_000),
 }
 _CHOICES: Final = {
+    "board_pages": ("on", "off"),
     "log": ("auto", "plain", "json"),
     "log_level": ("debug", "info", "warning", "error"),
     "trace_join": ("child", "link"),
@@ -218,6 +245,8 @@ _CHOICES: Final = {
 _TRACE_URL: Final = re.compile(
     r"https?://[A-Za-z0-9\[][A-Za-z0-9.:\]-]*/X*\{trace_id\}X*".replace("X", r"[A-Za-z0-9!#$%&()*+,./:;=?@\[\]_~-]")
 )
+_PREFIX: Final = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")
+_LABEL: Final = re.compile(r"[^=]{1,40}(=(ok|warn|bad))?")
 _HEX_ID: Final = re.compile("[0-9a-f]{32}")
 
 
@@ -322,6 +351,10 @@ def _convert(setting: Setting, value: Any, where: str) -> Any:
             raise ConfigError(f"{where} {_shown(value)}: {error}") from None
     if setting.field == "app_version" and not (converted.isprintable() and len(converted) <= MAX_VERSION_CHARS):
         raise ConfigError(f"{where}: must be at most {MAX_VERSION_CHARS} printable characters")
+    if setting.field == "board_prefix" and converted and not _PREFIX.fullmatch(converted):
+        raise ConfigError(f"{where} {_shown(value)}: must be a path such as /jobs, without a slash at its end")
+    if setting.field == "board_label" and converted and not (_LABEL.fullmatch(converted) and converted.isprintable()):
+        raise ConfigError(f"{where} {_shown(value)}: must be up to 40 characters, with =ok, =warn or =bad behind them or nothing")
     if setting.field == "trace_url":
         try:
             check_trace_url(converted)

@@ -357,7 +357,7 @@ class Supervisor:
         """Return a child's environment, with its settings: a URL may hold a password, and arguments are in every process list."""
         address = address_of(self._config.board)
         board = "off" if address is None else f"{BOARD_HOST}:{address[1] + 1 + index if address[1] else 0}"
-        config = msgspec.structs.replace(self._config, redis=self._url, board=board, processes=1, max_rss_mb=0)
+        config = msgspec.structs.replace(self._config, redis=self._url, board=board, board_pages="off", processes=1, max_rss_mb=0)
         settings = {setting.variable: str(getattr(config, setting.field)) for setting in SETTINGS}
         return {**os.environ, **settings, VARIABLE: f"{index}:{descriptor}"}
 

@@ -203,9 +203,10 @@ async def _supervise(config: Config, embedded: Embedded | None, leaving: Leaving
         where = "no board"
         address = address_of(config.board)
         if address is not None:
-            from board.supervisor import SupervisorBoard  # with aiohttp, which is loaded only with a board
+            from board.pages import open_board  # with aiohttp, which is loaded only with a board
+            from board.supervisor import SupervisorBoard
 
-            board = await stack.enter_async_context(SupervisorBoard(children, *address))
+            board = await open_board(stack, config, url, lambda pages: SupervisorBoard(children, *address, pages))
             where = f"board at {board.url}"
         aides = [asyncio.create_task(embedded.keep(), name="Embedded.keep")] if embedded is not None else []
         _stop_on_signals(children.stop, leaving, config.grace_s, 2 * HARD_S)  # the children's own hard deadlines come first
@@ -254,7 +255,7 @@ async def _work(
             version=__version__,
         )
         async with contextlib.AsyncExitStack() as stack:
-            board_url = await _open_board(stack, consumer, inspector, tracing)
+            board_url = await _open_board(stack, consumer, inspector, tracing, url)
             aides = [asyncio.create_task(embedded.keep(), name="Embedded.keep")] if embedded is not None else []
             if tether is not None:
                 ready = Ready(board_url, supervisor.rss_bytes("self"))
@@ -293,15 +294,19 @@ def _begin_tracing(config: Config, export: ExportSettings | None, url: str, work
     return begin(config, export, url, worker)
 
 
-async def _open_board(stack: contextlib.AsyncExitStack, consumer: Consumer, inspector: Inspector, tracing: Tracing | None) -> str:
+async def _open_board(
+    stack: contextlib.AsyncExitStack, consumer: Consumer, inspector: Inspector, tracing: Tracing | None, url: str
+) -> str:
     """Serve the board as long as the stack lasts; return its URL, empty where it is off."""
-    address = address_of(consumer.config.board)
+    config, address = consumer.config, address_of(consumer.config.board)
     if address is None:
         return ""
     from board.app import Board  # with aiohttp, which is loaded only with a board
+    from board.pages import open_board
 
     trace = tracing.reading if tracing is not None else lambda: None
-    return (await stack.enter_async_context(Board(consumer, inspector, *address, trace))).url
+    board = await open_board(stack, config, url, lambda pages: Board(consumer, inspector, *address, trace, pages))
+    return board.url
 
 
 async def _beside(aides: list[asyncio.Task[None]], work: Coroutine[Any, Any, T], leaving: Leaving) -> T:

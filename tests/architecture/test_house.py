@@ -65,6 +65,7 @@ EDGE = re.compile(r"runtime\.(cli\w*|__main__|__init__|commands(\..*)?|testing|p
 # Modules that may import others inside of their functions, and why.
 LOADED_LATE = {
     "runtime/commands/run.py": "loads the board, and with it aiohttp, only when it is on; the same of traces and their SDK",
+    "runtime/commands/board.py": "loads the board, and with it aiohttp, only to serve it, so that its flags are known without it",
     "otel/child.py": "loads OpenTelemetry's SDK only in a child process that records something",
     "runtime/commands/top.py": "loads rich only to draw, so that its flags are known without it",
     "runtime/pytest_plugin.py": "costs nothing in test suites that do not use it",
