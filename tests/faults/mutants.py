@@ -506,7 +506,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "no bound on the board's connections",
         "board/site.py",
-        "if len(staying) >= MAX_CONNECTIONS:",
+        "if len(staying) >= self._most:",
         "if False:",
         "tests/faults/test_files.py::test_however_many_connect_and_are_silent_the_next_one_is_answered_and_the_oldest_leaves",
     ),
