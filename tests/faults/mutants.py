@@ -520,7 +520,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "aiohttp has the log for itself",
         "board/site.py",
-        "logger=_Log(), ",
+        "            logger=_Log(),\n",
         "",
         "tests/faults/test_files.py::test_bad_requests_are_a_few_short_lines_in_the_log_however_many_come",
     ),
