@@ -19,6 +19,10 @@ _TOKEN: Final = re.compile(
     r'[ \t\n\r]*+("(?:[^"\\\x00-\x1f]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*+"|[\[\]{},:]'
     r"|-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?(?![\w.])|(?:true|false|null)(?!\w))"
 )
+# What may be left of a value where a text was cut.
+_PART: Final = re.compile(
+    r'[ \t\n\r]*+(?:"(?:[^"\\\x00-\x1f]|\\.)*+\\?|-?[0-9.eE+-]*+|t|tr|tru|f|fa|fal|fals|n|nu|nul)?\Z', re.DOTALL
+)
 _CLOSER: Final = {"{": "}", "[": "]"}
 INDENT: Final = "  "
 
@@ -87,7 +91,7 @@ class Reader:
     def _token(self, at: int) -> tuple[str | None, int, int]:
         found = _TOKEN.match(self.text, at)
         if found is None:
-            if self.is_cut:
+            if self.is_cut and _PART.match(self.text, at):
                 return None, at, at
             raise NotJson("ends too early" if not self.text[at:].strip() else "no JSON from here on", at)
         return found[1], found.start(1), found.end()

@@ -13,10 +13,12 @@ from typing import Final, Literal
 import msgspec
 
 from board.jsontext import NotJson, Reader, decoded
+from runtime.codec import SOURCE
 
 MAX_TERMS: Final = 20  # a guess: as MAX_VALUES, more than people write; each is looked at for each job
 MAX_VALUES: Final = 50
-KEYS: Final = ("type", "id", "owner", "src", "group", "error", "args")
+SRC: Final = SOURCE.decode()
+KEYS: Final = ("type", "id", "owner", SRC, "group", "error", "args")
 NUMBERS: Final = ("attempt", "age")
 MESSAGES: Final = ("error", "args", "")  # what these look at holds values of messages
 _TERM: Final = re.compile(r'(?:[^\s"]|"[^"]*(?:"|\Z))+')
@@ -89,7 +91,7 @@ _LOOKS: Final[dict[str, Callable[[Subject, str], bool]]] = {
     "type": lambda job, value: _named(job.type, value),
     "id": lambda job, value: _named(job.id, value),
     "owner": lambda job, value: any(_named(name, value) for name in job.names),
-    "src": lambda job, value: _named(job.src, value),
+    SRC: lambda job, value: _named(job.src, value),
     "group": lambda job, value: _named(job.group, value),
     "error": lambda job, value: _has(job.error, value),
     "args": _has_args,

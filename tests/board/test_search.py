@@ -71,7 +71,6 @@ JOB = Subject(
         ("http://x", False),
         ("401,403", True),
         ("type:", True),
-    
         (",", True),
     ],
 )
