@@ -8,7 +8,7 @@ import sys
 import sysconfig
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import lru_cache
 from types import TracebackType
 from typing import Any, Final, NoReturn, TypeGuard, TypeVar, cast
@@ -39,7 +39,6 @@ from runtime.jobs import (
 )
 
 E = TypeVar("E", bound=BaseException)
-F = TypeVar("F")
 
 MAX_SNOOZE_MS: Final = 72 * 3600 * 1000  # in all, from the first snooze on; a guess: a weekend, and then people should look at it
 CANCELLED_CODE: Final = "cancelled"  # the reason of a letter, as in common.lua
@@ -66,6 +65,8 @@ _QUALNAME: Final[Callable[[type], str]] = type.__dict__["__qualname__"].__get__
 _MODULE: Final[Callable[[type], object]] = type.__dict__["__module__"].__get__
 _WORDS: Final = (Dead, Retry, Snooze)  # the hardest first
 _SPEAK_FOR_THEMSELVES: Final = (*_WORDS, UnfitPayload)
+# Whose class or stack is elsewhere.
+_TOLD_APART = cast("tuple[type[BaseException], ...]", (*_SPEAK_FOR_THEMSELVES, ChildFailed, BaseExceptionGroup))
 
 
 def decide(handler: Handler[Any], job: Job, error: BaseException | None, jitter: Callable[[], float]) -> Outcome:
@@ -339,13 +340,17 @@ def frames_of(error: BaseException) -> str:
     return plain(text[-MAX_STACK_CHARS:], MAX_STACK_CHARS)
 
 
-def line_of(error: BaseException) -> str:
-    """Return what an attempt failed of: the class of the error, also of the runtime's words, and its message."""
-    text = describe(error)
+def line_of(error: BaseException, outcome: Retry | Dead) -> str:
+    """Return what an attempt failed of: the class of the error, also of the runtime's words, and its message.
+
+    `outcome` is what `decide` made of it; it describes most errors already.
+    """
     kind = type(error)
+    if not issubclass(kind, _TOLD_APART):
+        return str(outcome)
     if issubclass(kind, ChildFailed):
         return message_of(error)  # it says the class in the child
-    return f"{_NAME(kind)}: {text}" if issubclass(kind, _SPEAK_FOR_THEMSELVES) else text
+    return describe(error) if _is_group(kind) else f"{_NAME(kind)}: {describe(error)}"
 
 
 def frame_of(error: BaseException) -> str:
@@ -353,35 +358,46 @@ def frame_of(error: BaseException) -> str:
     never one of the runtime or of Python itself. Empty where there is none, or it cannot be seen.
     """
     try:
-        if _is(error, Dead):
-            error = _cause_of(error)
-        if _is(cause := _CAUSE(error), ChildFailed):  # a word that was raised in a child
-            error = cause
-        if _is_group(type(error)):
-            error = _leaves_of(error)[0]
-        if _is(error, ChildFailed):
-            found = _own_of(reversed(_FRAME.findall(error.stack)), lambda frame: frame[0])
-            return "" if found is None else f"{found[0]}:{found[1][1]} {found[1][2]}"
+        if issubclass(type(error), _TOLD_APART):
+            error = _raised_in(error)
+            if _is(error, ChildFailed):
+                return _frame_in(error.stack)
         steps = list[TracebackType]()
         step: TracebackType | None = _TRACEBACK(error)
         while step is not None:
             steps.append(step)
             step = step.tb_next
-        own = _own_of(reversed(steps), lambda step: step.tb_frame.f_code.co_filename)
-        return "" if own is None else plain(f"{own[0]}:{own[1].tb_lineno} {own[1].tb_frame.f_code.co_name}", MAX_NAME_CHARS)
+        library = ""
+        for step in reversed(steps):
+            code = step.tb_frame.f_code
+            shown, is_own = _place_of(code.co_filename)
+            if is_own or (shown and not library):
+                library = f"{shown}:{step.tb_lineno} {code.co_name}"
+            if is_own:
+                break
+        return plain(library, MAX_NAME_CHARS)
     except BaseException:  # an attribute that raises
         return ""
 
 
-def _own_of(newest_first: Iterable[F], file_of: Callable[[F], str]) -> tuple[str, F] | None:
-    library = None
-    for frame in newest_first:
-        shown, is_own = _place_of(file_of(frame))
+def _raised_in(error: BaseException) -> BaseException:
+    """Return the error whose stack says where something failed."""
+    if _is(error, Dead):
+        error = _cause_of(error)
+    if _is(cause := _CAUSE(error), ChildFailed):  # a word that was raised in a child
+        error = cause
+    return _leaves_of(error)[0] if _is_group(type(error)) else error
+
+
+def _frame_in(stack: str) -> str:
+    library = ""
+    for file, line, name in reversed(_FRAME.findall(stack)):
+        shown, is_own = _place_of(file)
+        if is_own or (shown and not library):
+            library = f"{shown}:{line} {name}"
         if is_own:
-            return shown, frame
-        if shown and library is None:
-            library = shown, frame
-    return library
+            break
+    return plain(library, MAX_NAME_CHARS)
 
 
 _FRAME: Final = re.compile(r'^  File "([^"\n]{1,500})", line (\d{1,9}), in (.{1,200})$', re.MULTILINE)

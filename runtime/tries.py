@@ -120,19 +120,24 @@ def _line(one: Try, texts: Sequence[str]) -> str:
 
 def _fitting(texts: Sequence[str], error_bytes: int) -> Sequence[str]:
     by, app, error, frame, trace = texts
+    trace = trace if _TRACE_ID.fullmatch(trace) else ""
+    together = f"{by}{app}{error}{frame}"
+    sizes_fit = (
+        len(by) <= MAX_BY_BYTES and len(app) <= MAX_APP_BYTES and len(error) <= error_bytes and len(frame) <= MAX_FRAME_BYTES
+    )
+    if sizes_fit and together.isascii() and together.isprintable() and _SAME not in (by, app, error, frame):  # nearly all
+        return by, app, error, frame, trace
     return (
         one_line(by, MAX_BY_BYTES),
         one_line(app, MAX_APP_BYTES),
         one_line(error, error_bytes),
         one_line(frame, MAX_FRAME_BYTES),
-        trace if _TRACE_ID.fullmatch(trace) else "",
+        trace,
     )
 
 
 def one_line(text: str, most_bytes: int) -> str:
     """Return a text in one line without control characters, cut to so many bytes of UTF-8."""
-    if len(text) <= most_bytes and text.isascii() and text.isprintable() and text != _SAME:  # nearly all
-        return text
     if not text.isprintable():
         text = _CONTROLS.sub("?", " ".join(text[: 2 * most_bytes].split()))
     if len(text) > most_bytes or not text.isascii():

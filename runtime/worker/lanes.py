@@ -435,17 +435,17 @@ class Lane:
             self.on_failure(job, error, outcome)
         failed = None
         if error is not None and (isinstance(outcome, Retry) or (isinstance(outcome, Dead) and outcome.is_failure)):
-            failed = self._failed(job, error, now_s, tried)
+            failed = self._failed(job, outcome, error, now_s, tried)
         self.ledger.add(job, outcome, tried, failed)
         self.stats.ran(job, outcome, run_s)
 
-    def _failed(self, job: Job, error: BaseException, now_s: float, tried: bytes) -> Try:
+    def _failed(self, job: Job, outcome: Retry | Dead, error: BaseException, now_s: float, tried: bytes) -> Try:
         """Return the attempt that has ended so. Its start is by the server's clock, as the fetch told it."""
         ledger = self.ledger
         at_ms = job.fetched_ms + int((self.started_s - job.taken_s) * 1000)
         trace = (tried or job.trace)[3:35].decode(errors="replace")
         run_ms = int((now_s - self.started_s) * 1000)
-        return Try(job.attempt, at_ms, run_ms, ledger.by, ledger.app, line_of(error), frame_of(error), trace)
+        return Try(job.attempt, at_ms, run_ms, ledger.by, ledger.app, line_of(error, outcome), frame_of(error), trace)
 
     def _error_of(self, raised: BaseException, task: asyncio.Task[Any]) -> BaseException:
         """Return what a run failed of. Asks for nothing but types: the rest of what was raised is the user's own."""

@@ -2924,8 +2924,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "the frame of an error is that of the library",
         "runtime/settle.py",
-        "        if is_own:\n            return shown, frame",
-        "        if shown:\n            return shown, frame",
+        '            if is_own or (shown and not library):\n                library = f"{shown}:{step.tb_lineno}',
+        '            if shown and not library:\n                library = f"{shown}:{step.tb_lineno}',
         f"{SETTLE}::test_of_the_frames_of_an_error_the_newest_of_the_applications_own_code_counts",
     ),
     Mutant(

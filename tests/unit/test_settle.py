@@ -115,7 +115,7 @@ def fail_in_library() -> None:
     ids=range(9),
 )
 def test_what_an_attempt_failed_of_begins_with_the_class(error: BaseException, line: str) -> None:
-    assert line_of(error) == line
+    assert line_of(error, as_retry(decided(Retry(5, describe(error))))) == line
 
 
 def test_of_the_frames_of_an_error_the_newest_of_the_applications_own_code_counts() -> None:
