@@ -55,6 +55,7 @@ class History:
         self._have: set[int] = set()
         self._steps: dict[tuple[int, int], Step] = {}  # what was worked out: minutes in a step, and its number
         self._day: dict[str, tuple[int, int]] | None = None
+        self._sum: tuple[object, Minute] | None = None
 
     def look(self, sample: Sample) -> None:
         """Take the present minute and the one before, and forget what is older than a day.
@@ -104,11 +105,29 @@ class History:
 
     def last(self, minutes: int) -> Minute:
         """Return what was counted in the present minute and so many before it, of the last hour, as far as it was read."""
-        total = Minute({}, {}, {}, {})
-        for number in range(self.now, self.now - minutes - 1, -1):
-            if number in self.minutes:
+        total, closed = Minute({}, {}, {}, {}), self._closed(minutes)
+        for number in (self.now, self.now - 1):
+            if number in self.minutes and number >= self.now - minutes:
                 total.add(self.minutes[number])
+        total.add(closed)
         return total
+
+    def _closed(self, minutes: int) -> Minute:
+        """Return the sum of the minutes that change no more, which is worked out once for all looks of a minute."""
+        numbers = tuple(number for number in range(self.now - 2, self.now - minutes - 1, -1) if number in self.minutes)
+        known = tuple(number in self._have for number in numbers)
+        if self._sum is None or self._sum[0] != (numbers, known):
+            total = Minute({}, {}, {}, {})
+            for number in numbers:
+                total.add(self.minutes[number])
+            self._sum = (numbers, known), total
+        return self._sum[1]
+
+    def ended(self, minutes: int) -> tuple[int, int, int]:
+        """Return how many were done, failed and are retried, and died, in the present minute and so many before it."""
+        steps = [self.step(1, number) for number in range(self.now, self.now - minutes - 1, -1)]
+        known = [step for step in steps if step is not None]
+        return sum(step.done for step in known), sum(step.retried for step in known), sum(step.dead for step in known)
 
     def step(self, span: int, number: int) -> Step | None:
         """Return a minute of the last hour, or ten minutes of the day, in short; None where nothing of it was read."""

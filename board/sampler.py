@@ -26,6 +26,7 @@ TICK_S: Final = 1.0
 PEOPLE_TICKS: Final = 2  # rows of workers and the rules are read at each second tick
 LINGER_S: Final = 5.0  # so long after a page was asked for, somebody looks
 FILL_S: Final = 0.1  # between two readings of older minutes: a guess, 2 ms of the server each
+REST: Final = 4  # a guess: and a fifth of the time at most, where minutes have many counters
 HOUR_STEPS: Final = 4  # readings that the first look waits for, so that it has the last hour
 FINDINGS_S: Final = 60.0  # a guess: what a doctor looks at changes slowly, and it asks a thousand things
 MOST_KEPT: Final = 4  # frames that wait for a slow viewer; the oldest is dropped
@@ -226,8 +227,10 @@ class Sampler:
         """Read what takes longer, a part at a time, until there is no more or nobody looks."""
         try:
             await self.examined()
+            begun_s = self._clock()
             while self._is_watched and await self._read_minutes(2 * 24 * HOUR):
-                await asyncio.sleep(FILL_S)
+                await asyncio.sleep(max(FILL_S, REST * (self._clock() - begun_s)))
+                begun_s = self._clock()
         except StoreUnavailable as error:
             log.debug("the board could not read older minutes: %s", error)
         except Exception:

@@ -17,7 +17,6 @@ from board import words
 from board.picture import Picture, Seen, unknown_in
 from board.shapes import Level, Said, Verdict
 from runtime.jobs import STREAMS
-from runtime.store.sample import FAILED
 
 MOST_TOLD: Final = 2  # sentences of one answer; a guess: more is not read
 LEVELS: Final[tuple[Level, ...]] = ("ok", "look", "act")
@@ -314,15 +313,9 @@ def _works(picture: Picture) -> Said:
 # --- what died? ----------------------------------------------------------------------------------------------------------------
 
 
-def died_in(picture: Picture, minutes: int) -> int:
-    """Return how many jobs died in the last minutes, of the last hour."""
-    return picture.history.last(minutes).count(("dead",))
-
-
 def _died(picture: Picture, limits: Limits, dead: Dead) -> Iterator[Found]:
-    lately = picture.history.last(limits.died_minutes)
-    died, runs = lately.count(("dead",)), lately.count(("done",)) + lately.count(FAILED)
-    all_of_hour = died_in(picture, 60)
+    done, retried, died = picture.history.ended(limits.died_minutes)
+    runs, (_, _, all_of_hour) = done + retried + died, picture.history.ended(60)
     if not all_of_hour and not dead.growing:
         return
     kept, letters = words.figure(picture.sample.dead), "letter" if all_of_hour == 1 else "letters"

@@ -6,6 +6,7 @@ another type, a row or a counter of a stranger's says is as if it were not there
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import Iterable, Sequence
@@ -26,6 +27,7 @@ from runtime.store.resp import Command, ServerError
 ANSWER_S: Final = 2.0  # a guess: longer, and a picture is called old
 MOST_BYTES: Final = 64 << 20  # of one look's answers, a guess: many times what 1,000 workers and 1,000 types write
 MINUTES_A_STEP: Final = 20  # keys; a guess: 2 ms of the server where a minute has 1,300 counters
+COUNTERS_A_STEP: Final = 20_000  # a guess: the answer is read in some 10 ms
 MAX_COUNTERS: Final = 50_000  # of a minute, a guess: what 100 strange types of each of 10 workers can make
 MAX_TYPES: Final = 2_000  # of a minute, a guess: what is further is not told by type
 BUCKETS: Final = 64  # powers of two, as processes count them
@@ -134,6 +136,7 @@ class SampleStore(Store):
     def __init__(self, url: str, queue: str) -> None:
         super().__init__(url, queue)
         self._connection = Connection(url, "board", ANSWER_S, most_bytes=MOST_BYTES)
+        self._minutes_a_step = MINUTES_A_STEP
         self._ahead_ms = 0  # of the server's clock to ours
         self.asked: int = 0
         self.took_s: float = 0.0
@@ -202,14 +205,21 @@ class SampleStore(Store):
         return People(found, parse(pairs(self._flat(rules))))
 
     async def minutes(self, numbers: Sequence[int]) -> dict[int, Minute]:
-        """Return what was counted in these minutes since the epoch, at most MINUTES_A_STEP of them, in one round trip.
+        """Return what was counted in the first of these minutes since the epoch, in one round trip: in MINUTES_A_STEP of them, or
+        in fewer where minutes have many counters.
 
         Raises:
             StoreUnavailable: no answer or an error.
         """
-        wanted = numbers[:MINUTES_A_STEP]
+        wanted = numbers[: self._minutes_a_step]
         answers = await self._call(*[("HGETALL", self.keys.stats(number)) for number in wanted])
-        return {number: read_minute(self._flat(answer)) for number, answer in zip(wanted, answers, strict=True)}
+        found: dict[int, Minute] = {}
+        for number, answer in zip(wanted, answers, strict=True):
+            found[number] = read_minute(self._flat(answer))
+            await asyncio.sleep(0)  # a minute of many types takes some ms, and a worker's loop may be waiting
+        fields = sum(len(self._flat(answer)) // 2 for answer in answers)
+        self._minutes_a_step = max(1, min(MINUTES_A_STEP, COUNTERS_A_STEP * len(wanted) // max(1, fields)))
+        return found
 
     async def memory(self) -> Memory:
         """Return about how many bytes each part of the queue takes, and what the server has, in one round trip.
@@ -311,24 +321,23 @@ def _first_ms(flat: Sequence[bytes]) -> int | None:
 def read_minute(flat: Sequence[bytes]) -> Minute:
     """Return what the fields of a minute's hash say, out of the raw answer; what is no counter is left out."""
     minute = Minute({}, {}, {}, {})
+    outcomes, runs, waits = minute.outcomes, minute.runs, minute.waits
     for name, value in pairs(flat[: 2 * MAX_COUNTERS]):
-        field, n = _field(name), _count(value)
-        if field is not None and n is not None:
-            _note(minute, *field, n)
+        field = _field(name)
+        if field is None or not value.isdigit() or len(value) > MAX_DIGITS:
+            continue
+        key, kind, power = field
+        if kind == "wait":
+            waits.setdefault(key[1], {})[power] = int(value)
+        elif kind == DEPTH:
+            minute.depth[key[1]] = int(value)
+        elif key in outcomes or len(outcomes) < MAX_TYPES:
+            counts = outcomes.setdefault(key, {})
+            if kind == "run":
+                runs.setdefault(key, {})[power] = int(value)
+            else:
+                counts[kind] = int(value)
     return minute
-
-
-def _note(minute: Minute, key: Key, kind: str, power: int, n: int) -> None:
-    if kind == "wait":
-        minute.waits.setdefault(key[1], {})[power] = n
-    elif kind == DEPTH:
-        minute.depth[key[1]] = n
-    elif key in minute.outcomes or len(minute.outcomes) < MAX_TYPES:
-        outcomes = minute.outcomes.setdefault(key, {})
-        if kind == "run":
-            minute.runs.setdefault(key, {})[power] = n
-        else:
-            outcomes[kind] = n
 
 
 @lru_cache(maxsize=50_000)  # a guess: the counters of a day are mostly the same ones
@@ -345,11 +354,6 @@ def _field(name: bytes) -> tuple[Key, str, int] | None:
         if power is not None:
             return ((type_name, priority), kind, power) if power < BUCKETS else None
     return (type_name, priority), what, 0
-
-
-def _count(value: bytes) -> int | None:
-    """Return a counter, or None for what is none."""
-    return int(value) if value.isdigit() and len(value) <= MAX_DIGITS else None
 
 
 def _add(total: dict[_K, int], more: dict[_K, int]) -> None:
