@@ -159,7 +159,7 @@ class Index:
             self._glance = asyncio.create_task(self._look_quietly(), name="letters")
         groups = self.groups(_now_ms())
         growing = [group for group in groups if group.grows]
-        return Dead(len(groups), len(growing), growing[0].type if growing else "")
+        return Dead(len(groups), len(growing), growing[0].fp if growing else "")
 
     @property
     def is_grouped(self) -> bool:

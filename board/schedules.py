@@ -13,6 +13,7 @@ from board.sampler import Sampler
 from board.shapes import Changed, Level, Nothing, ScheduleAsk, ScheduleRow, Schedules, ScheduleTick
 from board.viewer import Viewer
 from runtime.codec import MAX_DIGITS
+from runtime.control import Control
 from runtime.schedules import Definition, Row
 from runtime.schedules import Schedules as Known
 from runtime.store.flow import BEHIND_MS
@@ -42,13 +43,19 @@ class SchedulesPage:
     async def schedules(self, ask: Nothing, viewer: Viewer) -> Schedules:
         """Return all schedules in force; what fires next comes first."""
         picture = await self._sampler.picture()
-        async with self._orders.by(viewer) as control:
+        async with await self._control(viewer) as control:
             known = await control.schedules()
         return Schedules(schedules=rows_of(known, picture)[:MOST])
 
+    async def _control(self, viewer: Viewer) -> Control:
+        """Return a control that knows the schedules of code which a living worker tells of."""
+        told = {name for one in (await self._sampler.picture()).living for name in one.row.schedules}
+        code = await self._sampler.store.code_schedules()
+        return self._orders.by(viewer, {name: definition for name, definition in code.items() if name in told})
+
     async def run(self, ask: ScheduleAsk, viewer: Viewer) -> Changed:
         """Send the job of a schedule now, beside its ticks."""
-        async with self._orders.by(viewer) as control:
+        async with await self._control(viewer) as control:
             sent = await control.run_schedule(ask.name)
         if not sent.new:
             return Changed(is_changed=False, text="a job of it lives, and it overlaps with none: nothing was sent")
@@ -56,7 +63,7 @@ class SchedulesPage:
 
     async def pause(self, ask: ScheduleAsk, viewer: Viewer) -> Changed:
         """Let a schedule fire no more until it is resumed."""
-        async with self._orders.by(viewer) as control:
+        async with await self._control(viewer) as control:
             is_changed = await control.pause_schedule(ask.name, reason=ask.reason)
         name = words.name(ask.name)
         text = f"{name} is paused until it is resumed" if is_changed else f"{name} was paused before"
@@ -64,7 +71,7 @@ class SchedulesPage:
 
     async def resume(self, ask: ScheduleAsk, viewer: Viewer) -> Changed:
         """Let a schedule fire again, from now on."""
-        async with self._orders.by(viewer) as control:
+        async with await self._control(viewer) as control:
             is_changed = await control.resume_schedule(ask.name, reason=ask.reason)
         name = words.name(ask.name)
         return Changed(is_changed=is_changed, text=f"{name} fires again" if is_changed else f"{name} was not paused")

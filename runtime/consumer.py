@@ -165,7 +165,8 @@ class Consumer:
         self._hurry = asyncio.Event()
         self.maintenance: Maintenance = Maintenance(ctx)
         self._listener = Listener(self.held, self._in_lanes)
-        self.ticker: Ticker = Ticker(streams, {schedule.name: schedule.definition for schedule in schedules})
+        self.maintenance.schedules = {schedule.name: schedule.definition for schedule in schedules}
+        self.ticker: Ticker = Ticker(streams, self.maintenance.schedules)
         self.stepper: Stepper = Stepper(streams)
         self._fetcher = Fetcher(ctx, self._capacity, self._beside, self._stop)
         after_flush = (self._fetcher.capacity_freed.set, self.maintenance.due_within, self._fetcher.serve_freed)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, cast
 
@@ -23,6 +24,7 @@ ON_TIME_MS: Final = 60_000  # a guess: the workers of a deploy or the server are
 MAX_CAP: Final = 100  # of late ticks that one call sends: few enough that a script's call stays short
 MAX_JITTER_S: Final = 86_400  # a guess: what is spread over more than a day has another expression
 MAX_STORED_BYTES: Final = 16_384  # as control.lua has it
+MAX_STORED: Final = 1000  # as many as may stand in Redis
 MAX_EXPIRES_S: Final = 366 * 86_400  # a guess: a year
 
 
@@ -248,6 +250,12 @@ _CHOICES: Final = {"missed": ("latest", "skip", "all"), "overlap": ("allow", "sk
 def as_stored(members: dict[str, Any] | Settings) -> str:
     """Return a whole schedule, or what overrides members of one from code, as JSON for Redis."""
     return msgspec.json.encode(members).decode()
+
+
+def told_of_code(definitions: Mapping[str, Definition]) -> dict[str, str]:
+    """Return schedules of code as they would stand in Redis, for those who do not have that code; no more than may stand so."""
+    told = {name: f"0 {as_stored(one.settings)}" for name, one in list(definitions.items())[:MAX_STORED]}
+    return {name: text for name, text in told.items() if len(text.encode()) <= MAX_STORED_BYTES}
 
 
 def stored_members(text: str) -> tuple[int, dict[str, Any]]:

@@ -74,7 +74,9 @@ MARKS_LIFE_MS: Final = 7 * 24 * 3_600_000  # a guess: longer than any job waits 
 LOGS_LIFE_MS: Final = 7 * 24 * 3_600_000  # since the last was written; a guess: who looks later has the letters
 MAX_LOGS: Final = 20_000  # attempts; a guess: some 20 MB where each has a page of lines
 STATS_LIFE_S: Final = 24 * 3600  # a guess: people look at minutes and hours
+CODE_LIFE_MS: Final = 7 * 24 * 3_600_000  # a guess: schedules of workers that are all away for longer are of no interest
 _NONE: Final[Mapping[int, int]] = {}
+_NO_TEXTS: Final[Mapping[str, str]] = {}
 
 
 class Streams(Store):
@@ -700,13 +702,17 @@ class Streams(Store):
             commands.append(("SET", key, progress, "PX", PROGRESS_LIFE_MS) if progress else ("DEL", key))
         return commands
 
-    async def declare(self, contracts: Iterable[Declared]) -> None:
-        """Write down contracts and handlers, for those who only look. May be repeated; one that finds no memory is left out.
+    async def declare(self, contracts: Iterable[Declared], schedules: Mapping[str, str] = _NO_TEXTS) -> None:
+        """Write down contracts and handlers, and schedules as they would stand in Redis, for those who only look.
+
+        May be repeated; one that finds no memory is left out. Schedules that nobody writes down again are gone after a week.
 
         Raises:
             StoreUnavailable: no answer.
         """
-        await self.ask(self._helper, *[("HSET", self.keys.contracts, one.field, bytes(one)) for one in contracts])
+        commands: list[Command] = [("HSET", self.keys.contracts, one.field, bytes(one)) for one in contracts]
+        told: list[Command] = [("HSET", self.keys.cron_code, name, text) for name, text in schedules.items()]
+        await self.ask(self._helper, *commands, *_with_end(told, ("PEXPIRE", self.keys.cron_code, CODE_LIFE_MS)))
 
     async def marks_of(self, work: str) -> bytes | None:
         """Return what the attempts at a piece of work remember; None where that is nothing.

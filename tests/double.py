@@ -790,9 +790,10 @@ class MemoryStreams:
         return self.store.control.get(VERSION, "")
 
     @verb
-    def declare(self, contracts: Iterable[Declared]) -> None:
-        """Write down contracts and handlers."""
+    def declare(self, contracts: Iterable[Declared], schedules: Mapping[str, str] | None = None) -> None:
+        """Write down contracts, handlers and schedules."""
         self.store.contracts |= {one.field: bytes(one) for one in contracts}
+        self.store.cron_code |= schedules or {}
 
     @verb
     def marks_of(self, work: str) -> bytes | None:

@@ -94,6 +94,7 @@ class MemoryStore:
         self.steps: dict[str, list[Step]] = {}  # what a test has operations answer, in order
         self.stats = Counter[str]()
         self.contracts: dict[str, bytes] = {}
+        self.cron_code: dict[str, str] = {}
         self.remembered: dict[str, bytes] = {}
         self.progress: dict[str, bytes] = {}
         self.logs: list[dict[str, str]] = []

@@ -83,6 +83,7 @@ class Keys:
         self.results: str = self.prefix + "results"
         self.logs: str = self.prefix + "logs"
         self.contracts: str = self.prefix + "contracts"
+        self.cron_code: str = self.prefix + "cron:code"
         self.operations: str = self.prefix + "operations"
         self.trash: str = self.prefix + "trash"
 

@@ -18,7 +18,21 @@ import msgspec
 from runtime.codec import MAX_DIGITS, MAX_MS, as_text
 from runtime.jobs import STREAMS, ms_of
 from runtime.rules import NO_RULES, Rules, parse
-from runtime.store.base import DEPTH, GROUP, Store, WorkerRow, holders_in, is_code, ms_in, pairs, parse_int, setting, workers_of
+from runtime.schedules import MAX_STORED, MAX_STORED_BYTES, Definition, merge
+from runtime.store.base import (
+    DEPTH,
+    GROUP,
+    Store,
+    WorkerRow,
+    holders_in,
+    is_code,
+    ms_in,
+    pairs,
+    parse_int,
+    setting,
+    texts,
+    workers_of,
+)
 from runtime.store.connection import Connection
 from runtime.store.control import Change, change_of
 from runtime.store.inspector import is_letter
@@ -32,6 +46,7 @@ MAX_COUNTERS: Final = 50_000  # of a minute, a guess: what 100 strange types of 
 MAX_TYPES: Final = 2_000  # of a minute, a guess: what is further is not told by type
 BUCKETS: Final = 64  # powers of two, as processes count them
 SAMPLES: Final = 5  # nodes of a key that the server looks at for its size, as it does by itself
+MOST_SCHEDULES: Final = 5 * MAX_STORED  # a guess: of a few releases; more are a stranger's
 MAX_LOTS: Final = 100  # a guess: more are not read by anybody
 LOT_LOOK: Final = 20  # entries of a lot that are looked at for how long they have stood there
 FAILED: Final = ("retry", "dead")  # outcomes of a run that failed
@@ -262,6 +277,18 @@ class SampleStore(Store):
         """
         info, fsync = await self._call(("INFO",), ("CONFIG", "GET", "appendfsync"))
         return facts_in(info) | {"appendfsync": setting(fsync)}
+
+    async def code_schedules(self) -> dict[str, Definition]:
+        """Return the schedules of code that workers have written down, by name; what cannot be read is left out.
+
+        Raises:
+            StoreUnavailable: no answer or an error.
+        """
+        length, *_ = await self._call(("HLEN", self.keys.cron_code))
+        if not 0 < self._size(length) <= MOST_SCHEDULES:
+            return {}
+        told = texts(self._flat((await self._call(("HGETALL", self.keys.cron_code)))[0]))
+        return merge({}, {name: text for name, text in told.items() if len(text) <= MAX_STORED_BYTES})[0]
 
     async def audit(self, n: int, before: str = "") -> list[tuple[str, Change]]:
         """Return up to `n` entries of the audit with their places, the newest first; `before` is a place to go on from.

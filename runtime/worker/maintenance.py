@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from random import random
 from typing import Final
 
@@ -15,6 +15,7 @@ from runtime import logs
 from runtime.backoff import delay_s
 from runtime.errors import StoreUnavailable
 from runtime.jobs import FREE, GATE, OVERFLOW, STREAMS, SUSPECT, UNKNOWN, Lease, Letter, default_id, lot_of
+from runtime.schedules import Definition, told_of_code
 from runtime.schema import Declared, declared
 from runtime.store.base import End, WorkerRow
 from runtime.worker.context import STORE_BACKOFF, WorkerContext
@@ -64,6 +65,7 @@ class Maintenance:
         self._next_ends_s = self._tell_ends_s = 0.0
         self._next_empty_s = time.monotonic() + jitter_s(0.0, EMPTY_LOTS_S)
         self.ends: list[End] = []
+        self.schedules: Mapping[str, Definition] = {}
         self.listen: Callable[[bool], Told] = lambda is_last: Told()
         self.row: Callable[[], WorkerRow] = WorkerRow
         self._waiting: dict[int, int] = {}  # as the last look found it, until it is written
@@ -276,14 +278,17 @@ class Maintenance:
                 await self.declare()
 
     async def declare(self) -> None:
-        """Write down which contracts and handlers this worker has: again now and then, or a server that lost them has none."""
+        """Write down which contracts, handlers and schedules this worker has.
+
+        Again now and then, or a server that lost them has none.
+        """
         config, now_ms = self._ctx.config, int(time.time() * 1000)
         contracts: list[Declared] = []
         for handler in list(self._ctx.registry.values()):
             contracts.append(declared(handler, config.app_version, self._streams.consumer, now_ms))
             await asyncio.sleep(0)  # a schema takes up to a millisecond
         try:
-            await self._streams.declare(contracts)
+            await self._streams.declare(contracts, told_of_code(self.schedules))
         except StoreUnavailable as error:
             log.debug("contracts are not written down: %s", error)
 

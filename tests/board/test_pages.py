@@ -33,7 +33,7 @@ from runtime import Job, Schedule, contract, handler
 from runtime.control import Control
 from runtime.errors import ConfigError
 from runtime.rules import Pause, Rules
-from runtime.schedules import Row
+from runtime.schedules import Row, told_of_code
 from runtime.store.base import GROUP, WorkerRow
 from runtime.store.doctor import Finding
 from runtime.store.inspector import Inspector
@@ -401,3 +401,34 @@ async def test_a_schedule_is_run_paused_and_resumed_on_the_board(
 @pytest.mark.parametrize("tick", ["", "f", "5", "5x", "9" * 40 + "f", "-5f"])
 def test_what_is_no_tick_is_left_out(tick: str) -> None:
     assert ticks_of(Row(1, 1, "", [tick, "7f"])) == [ScheduleTick(at_ms=7, outcome="fired")]
+
+
+async def test_schedules_of_code_are_told_and_run_where_that_code_is_not(
+    valkey: Server, sampler: Sampler, orders: Orders, raw: redis.Redis
+) -> None:
+    schedule = Schedule("by-code", "0 3 * * *", Greet("x"), tz="Europe/Berlin")
+    raw.hset("{jobs}:cron:code", mapping={"no-one's": raw_text(schedule), "odd": "no json", "large": "0 " + " " * 20_000})
+    page = SchedulesPage(sampler, orders)
+    async with working(valkey.url, greet, lease_s=0.9, schedules=[schedule]):
+        await until(lambda: raw.hexists("{jobs}:cron:code", "by-code"), "it is written down")
+        assert 0 < raw.pttl("{jobs}:cron:code") <= 7 * 24 * 3_600_000
+        await until(lambda: '"by-code":1' in str(raw.hvals("{jobs}:workers:rows")), "a worker tells of it")
+        await sampler.close()
+        [row] = (await page.schedules(ALL, ADA)).schedules
+        assert (row.name, row.words, row.zone, row.source, row.type) == (
+            "by-code",
+            "at 03:00 every day",
+            "Europe/Berlin",
+            "code",
+            "greet-page",
+        )
+        assert len(row.next_ms) == 5
+        assert (await page.run(ScheduleAsk(name="by-code"), ADA)).text.startswith("sent cron:by-code:now-")
+        assert (await page.pause(ScheduleAsk(name="by-code"), ADA)).is_changed
+        [paused] = (await page.schedules(ALL, ADA)).schedules
+        assert (paused.is_paused, paused.source, paused.next_ms) == (True, "code, overridden", [])
+    await sampler.close()
+
+
+def raw_text(schedule: Schedule) -> str:
+    return told_of_code({"x": schedule.definition})["x"]
