@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -14,13 +15,23 @@ from board.auth import Auth
 from board.guard import Limiter
 from board.link import Link
 from board.meta import MetaPage
+from board.orders import Orders
+from board.overview import OverviewPage
+from board.queue import QueuePage
+from board.sampler import Sampler
+from board.schedules import SchedulesPage
 from board.site import Site
 from board.stream import Source, Streams
+from board.system import SystemPage
 from board.web import Web
+from board.workers import WorkersPage
 from runtime.config import Config, address_of
+from runtime.store.inspector import Inspector
+from runtime.store.urls import without_password
 
 S = TypeVar("S", bound=Site)
 OFF: Final = "off"
+MAIL: Final = '{"to": "ada@example.com", "subject": "Hi", "text": "Hello"}'  # a payload of send-email, which comes along
 
 
 async def open_board(stack: AsyncExitStack, config: Config, url: str, make: Callable[[Web | None], S]) -> S:
@@ -46,4 +57,27 @@ async def open_board(stack: AsyncExitStack, config: Config, url: str, make: Call
 
 async def _answerers(stack: AsyncExitStack, url: str, config: Config) -> tuple[dict[str, Answerer], Source | None]:
     """Return what answers the routes, by route, and what makes the ticks; the stack closes the connections that they share."""
-    return {}, None
+    queue = config.queue
+    sampler, inspector, orders = Sampler(url, queue), Inspector(url, queue, "board"), Orders(url, queue)
+    sampler.hint = first_command(url, config)
+    stack.push_async_callback(sampler.close)
+    stack.push_async_callback(inspector.close)
+    pages = (
+        OverviewPage(sampler),
+        WorkersPage(sampler, orders),
+        QueuePage(sampler, orders, inspector, config.unknown_after_s),
+        SystemPage(sampler),
+        SchedulesPage(sampler, orders),
+    )
+    return {route: answerer for page in pages for route, answerer in page.routes().items()}, sampler
+
+
+def first_command(url: str, config: Config) -> str:
+    """Return a command that sends a first job to this queue, with no password in it; nothing where mails are not offered."""
+    if "handlers" not in config.handlers.split(","):
+        return ""
+    socket = url.removeprefix("unix://").partition("?")[0] if url.startswith("unix://") else ""
+    is_ours = socket == str(Path(config.data_dir) / "s.sock")
+    where = f"--data-dir {shlex.quote(config.data_dir)}" if is_ours else f"--redis {shlex.quote(without_password(url))}"
+    queue = "" if config.queue == Config().queue else f" --queue {shlex.quote(config.queue)}"
+    return f"python -m runtime enqueue send-email '{MAIL}' {where}{queue}"

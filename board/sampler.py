@@ -56,7 +56,7 @@ class Sampler:
         self.findings_at_ms: int = 0
         self.trouble: str | None = None
         self.seq: int = 0
-        self.began_s: float = clock()
+        self.cost: tuple[int, float] = (0, 0.0)  # commands of the last look, and how long they took in seconds
         self._doctor = Doctor(url, queue, "board")
         self._clock = clock
         self._picture: Picture | None = None
@@ -199,8 +199,10 @@ class Sampler:
 
     async def _tick(self) -> None:
         """Make a picture; without an answer the last one stays, and what is wrong is said."""
+        asked, took_s = self.store.asked, self.store.took_s
         try:
             sample = await self.store.sample()
+            self.cost = self.store.asked - asked, self.store.took_s - took_s
             if self.seq % PEOPLE_TICKS == 0 or self.trouble is not None or self._picture is None:
                 self._people = await self.store.people()
             self.history.look(sample)

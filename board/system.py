@@ -60,11 +60,11 @@ class SystemPage:
         in one.
         """
         sampler = self._sampler
-        store, looks = sampler.store, max(1, sampler.seq)
+        commands, took_s = sampler.cost
         known = sampler.history.hours_known
         return [
-            _fact("commands", f"{store.asked / looks:.0f} a second while somebody looks, none else"),
-            _fact("waits for Redis", f"{words.duration(store.took_s * 1000 / looks)} a second, with the way there and back"),
+            _fact("commands", f"{commands} a second while somebody looks, none else"),
+            _fact("waits for Redis", f"{words.duration(took_s * 1000)} a second, with the way there and back"),
             _fact("memory", f"{words.size(resident_bytes())}, the process"),
             _fact("viewers", words.counted(sampler.viewers, "page that is told each second", "pages that are told each second")),
             _fact("history", f"{known} h of 24 h read" if known < 24 else "24 h read"),
@@ -111,7 +111,7 @@ def _facts(host: Mapping[str, str]) -> list[Fact]:
     name = "valkey" if "valkey_version" in host else "redis"
     version = host.get("valkey_version") or host.get("redis_version", "")
     most = numbers["maxmemory"]
-    memory = f"{words.size(numbers['used_memory'])} of {words.size(most) if most else 'no limit'}"
+    memory = f"{words.size(numbers['used_memory'])}{f' of {words.size(most)}' if most else ', no limit'}"
     clients, blocked = numbers["connected_clients"], numbers["blocked_clients"]
     return [
         _fact("server", f"{name} {version}, {host.get('role', '')}, up {words.duration(numbers['uptime_in_seconds'] * 1000)}"),
