@@ -244,7 +244,7 @@ export function waitsPlot(box: HTMLElement, series: Series, zone: Zone, onPoint:
     return new uPlot(
       options(box, drawn, {
         padding: [TOP, made.length > 1 ? 70 : 12, 0, 0],
-        scales: { x: { range: () => spanOf(drawn) }, y: { distr: 3, log: 10, range: (_, min, max) => boundsOf(min, max) } },
+        scales: { x: { range: () => spanOf(drawn) }, y: { distr: 3, log: 10, range: () => boundsOf(made.flatMap(known)) } },
         axes: axes(colors, drawn, 60, axis),
         series: [
           {},
@@ -263,9 +263,11 @@ export function waitsPlot(box: HTMLElement, series: Series, zone: Zone, onPoint:
 }
 
 /** Return between which marks the axis goes: at least two apart, so that a calm line does not look like a storm. */
-function boundsOf(min: number | null, max: number | null): [number, number] {
-  const low = STEPS_MS.findLastIndex(step => step <= (min ?? 1));
-  const high = STEPS_MS.findIndex(step => step >= (max ?? 1000));
+function boundsOf(values: (number | null)[]): [number, number] {
+  const known = values.filter(value => value !== null);
+  if (known.length === 0) return [1, 1000];
+  const low = STEPS_MS.findLastIndex(step => step <= Math.min(...known));
+  const high = STEPS_MS.findIndex(step => step >= Math.max(1000, ...known));
   const from = Math.max(0, low);
   const to = Math.max(high < 0 ? STEPS_MS.length - 1 : high, from + 2);
   return [STEPS_MS[from] ?? 1, STEPS_MS[to] ?? 1000];

@@ -139,9 +139,7 @@ function Row({ row, ask, name }: { row: ScheduleRow; ask: Props["ask"]; name: st
       <td>
         <Strip ticks={row.last} />
       </td>
-      <td>
-        <A href={to("type", { type: row.type })}>{row.type}</A>
-      </td>
+      <td>{row.type === "" ? <span class="faint">–</span> : <A href={to("type", { type: row.type })}>{row.type}</A>}</td>
       <td class="c4">
         <Note level={row.level} text={row.note} />
       </td>

@@ -65,7 +65,7 @@ function Table({ types }: { types: readonly TypeRow[] }) {
         {types.length === 0 && (
           <Empty why="No worker has registered a type yet, and none was seen in a day. A worker writes its types down when it starts." />
         )}
-        <div class="scroll" {...held.hands}>
+        <div class="scroll" hidden={held.rows.length === 0} {...held.hands}>
           <table class="cards fit">
             <Head columns={COLUMNS} order="failed" />
             <tbody>

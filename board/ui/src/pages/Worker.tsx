@@ -141,8 +141,8 @@ function Jobs({ jobs, name }: { jobs: readonly JobRow[]; name: string }) {
           </A>
         }
       >
-        {jobs.length === 0 && <Empty why="It runs nothing now." />}
-        <div class="scroll" {...held.hands}>
+        {held.rows.length === 0 && <Empty why="It runs nothing now." />}
+        <div class="scroll" hidden={held.rows.length === 0} {...held.hands}>
           <table class="cards fit">
             <Head columns={COLUMNS} />
             <tbody>

@@ -39,22 +39,16 @@ export default function Workers() {
 
 function Table({ shown }: { shown: Shape }) {
   const held = useHeld(shown.workers, row => row.name, "", false);
-  const alive = shown.workers.filter(row => row.is_alive);
-  const [busy, lanes] = [alive.reduce((sum, row) => sum + row.busy, 0), alive.reduce((sum, row) => sum + row.lanes, 0)];
   return (
     <>
       <Fresh waiting={held.waiting} onShow={held.release} />
-      <Panel
-        title={<Said parts={shown.said} />}
-        note={`${count(busy)} of ${count(lanes)} lanes busy`}
-        more={<span class="hide">a row says how it was at its last beat</span>}
-      >
+      <Panel title={<Said parts={shown.said} />} more={<span class="hide">a row says how it was at its last beat</span>}>
         {shown.workers.length === 0 && (
           <Empty why="No worker beats. Jobs that are sent wait for one.">
             <code>python -m runtime run</code>
           </Empty>
         )}
-        <div class="scroll" {...held.hands}>
+        <div class="scroll" hidden={held.rows.length === 0} {...held.hands}>
           <table class="cards fit">
             <Head columns={COLUMNS} />
             <tbody>

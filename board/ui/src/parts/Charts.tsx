@@ -23,7 +23,7 @@ export function Charts({ series, range }: { series: Series; range: Range }) {
           <>
             {!series.is_complete && <span>older steps are still read</span>}
             <TableSwitch isOn={isJobsTable} onSwitch={showJobs} />
-            <span class="choices" role="group" aria-label="How far back">
+            <span class="ranges" role="group" aria-label="How far back">
               {RANGES.map(([name, text]) => (
                 <button
                   key={name}
