@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import mimetypes
 import re
 from importlib import resources
@@ -27,6 +28,7 @@ _KINDS: Final = {
     ".json": "application/json",
     ".txt": "text/plain; charset=utf-8",
 }
+_TEXTS: Final = frozenset((".html", ".js", ".css", ".svg"))  # what is packed here where the build has not: a third is left of it
 
 
 class Asset(msgspec.Struct, frozen=True):
@@ -79,6 +81,8 @@ def _files(folder: Traversable, prefix: str) -> list[tuple[str, bytes]]:
 def _asset(path: str, files: dict[str, bytes]) -> Asset:
     bodies = {"": files[path]} | {name: files[path + end] for name, end in PACKED if path + end in files}
     end = path[path.rfind(".") :]
+    if end in _TEXTS:
+        bodies.setdefault("gzip", gzip.compress(files[path], mtime=0))  # all of them in 40 ms, once
     headers = {"Content-Type": _KINDS.get(end) or mimetypes.guess_type(path)[0] or "application/octet-stream"}
     if _HASHED.search(path.rpartition("/")[2]):
         headers["Cache-Control"] = FOREVER

@@ -11,6 +11,7 @@ from typing import Final
 import pytest
 
 from board import openapi
+from board.assets import Assets, packing_of
 
 STATIC: Final = Path(str(files("board"))) / "static"
 SOURCES: Final = Path(str(files("board"))) / "ui"
@@ -47,6 +48,19 @@ def test_what_the_first_page_loads_is_smaller_still():
     first = {STATIC / name for name in named} | {*STATIC.glob("assets/Overview-*"), *STATIC.glob("assets/plot-*")}
     assert len(named) >= 2
     assert _gzipped(sorted(_with_what_they_import(first))) <= FIRST_BYTES
+
+
+def test_what_is_text_is_served_packed():
+    assets = Assets()
+    for path in [STATIC / "index.html", *STATIC.glob("assets/*.js"), *STATIC.glob("assets/*.css")]:
+        asset = assets.find(path.relative_to(STATIC).as_posix())
+        assert asset is not None
+        assert gzip.decompress(asset.bodies["gzip"]) == path.read_bytes()
+        assert packing_of(asset, "gzip, deflate") == "gzip"
+        assert packing_of(asset, "") == ""
+    font = assets.find(next(STATIC.glob("assets/*.woff2")).relative_to(STATIC).as_posix())
+    assert font is not None
+    assert set(font.bodies) == {""}
 
 
 def test_fonts_are_small_and_have_their_licences():

@@ -270,19 +270,26 @@ function Clock() {
   );
 }
 
-/** What is said above every page while Redis or the board is away. */
+/** What is said above every page while Redis or the board is away: aloud once, with its age for the eye alone. */
 function Trouble() {
   const now = useStore(live);
   const at = useNow() - now.ahead_ms;
   const why = now.state === "away" ? "The board does not answer." : (now.frame?.trouble ?? "");
-  if (why === "") return <div role="status" />;
   return (
-    <div role="status" class="away">
-      <LevelMark level="act" />
-      <p>
-        <b>{why}</b> The page shows what was so {duration(Math.max(1000, ageOf(now, at)))} ago; actions wait until it is back.
+    <>
+      <p role="status" class="sr">
+        {why}
       </p>
-    </div>
+      {why !== "" && (
+        <div class="away">
+          <LevelMark level="act" />
+          <p>
+            <b aria-hidden="true">{why}</b> The page shows what was so {duration(Math.max(1000, ageOf(now, at)))} ago; actions
+            wait until it is back.
+          </p>
+        </div>
+      )}
+    </>
   );
 }
 

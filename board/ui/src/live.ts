@@ -1,6 +1,6 @@
 // What changes by itself. One stream for each tab, closed while it is hidden; where none can be had, the same is asked for each 5 s.
 import { useEffect } from "preact/hooks";
-import { about, eventsUrl, get } from "./api";
+import { about, askAbout, eventsUrl, get } from "./api";
 import type { Range } from "./api/names";
 import type { Frame, Overview, Tick } from "./api/types";
 import { createStore, useStore } from "./store";
@@ -58,6 +58,7 @@ function open(): void {
   opened.addEventListener("error", () => {
     if (source !== opened) return;
     const isRefused = opened.readyState === EventSource.CLOSED;
+    askAbout().catch(() => null); // it may have ended since the session has
     if (isRefused) close();
     void poll(isRefused ? AGAIN_MS : 0);
   });

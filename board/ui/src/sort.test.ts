@@ -6,6 +6,7 @@ const rows = [
   { n: null, t: "a" },
   { n: 3, t: "c" },
   { n: 1, t: "d" },
+  { n: -2, t: "e" },
 ];
 const by = { n: (row: (typeof rows)[number]) => row.n, t: (row: (typeof rows)[number]) => row.t };
 const shown = (name: string) =>
@@ -13,6 +14,6 @@ const shown = (name: string) =>
     .map(row => row.t)
     .join("");
 
-it("has the largest first, what is not known last, equal ones as they came", () => expect(shown("n")).toBe("cbda"));
-it("has text from a to z", () => expect(shown("t")).toBe("abcd"));
-it("leaves an order alone that it does not know", () => expect(shown("constructor")).toBe("bacd"));
+it("has the largest first, what is not known last, equal ones as they came", () => expect(shown("n")).toBe("cbdea"));
+it("has text from a to z", () => expect(shown("t")).toBe("abcde"));
+it("leaves an order alone that it does not know", () => expect(shown("constructor")).toBe("bacde"));
