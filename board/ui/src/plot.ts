@@ -40,6 +40,7 @@ const ONE_CURSOR = uPlot.sync("board");
 /** Return the colours of the theme as they are now: a token is a function of it, which only an element resolves. */
 function colorsOf(box: HTMLElement): Colors {
   const probe = box.appendChild(document.createElement("i"));
+  probe.style.forcedColorAdjust = "none"; // what is told apart by colour alone stays so
   const found = COLORS.map(name => {
     probe.style.color = `var(--${name})`;
     return [name, getComputedStyle(probe).color] as const;
