@@ -1,0 +1,150 @@
+"""The stream: the present first, then each tick; slow readers miss some, and nobody keeps what they may not see."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from aiohttp import ClientResponse
+
+from board import stream
+from board.site import MAX_CONNECTIONS
+from board.stream import MAX_OF_ONE, MAX_STREAMS, QUEUED, _Mail  # pyright: ignore[reportPrivateUsage]
+from tests.board.boards import Opened, opened
+from tests.board.test_access import TOKENS
+from tests.board.test_web import cookie_of
+from tests.workers import until
+
+
+async def listen(board: Opened, path: str = "/events", **headers: str) -> ClientResponse:
+    given = {name.replace("_", "-"): value for name, value in headers.items()}
+    return await board.client.get(board.url + path, headers=given or {"Authorization": f"Bearer {TOKENS['view']}"})
+
+
+async def next_frame(answer: ClientResponse) -> Any:
+    async with asyncio.timeout(20):
+        lines: list[bytes] = []
+        while (line := await answer.content.readline()) not in (b"\n", b""):
+            lines.append(line)
+    if not lines:
+        return None
+    if lines[0].startswith(b":"):
+        return "comment"
+    assert lines[0] == b"event: tick\n"
+    return json.loads(lines[1].removeprefix(b"data: "))["frame"]["now_ms"]
+
+
+async def test_a_stream_begins_with_the_present_and_goes_on() -> None:
+    async with opened() as board:
+        answer = await listen(board, "/events?topics=overview,,jobs&range=24h")
+        assert (answer.status, answer.content_type) == (200, "text/event-stream")
+        assert answer.headers["Cache-Control"] == "no-store"
+        assert await next_frame(answer) == 0
+        board.ticks.tick(1)
+        assert await next_frame(answer) == 1
+        [(topics, over, viewer)] = board.ticks.asked
+        assert (topics, over, viewer.who) == ({"overview", "jobs"}, "24h", "view")
+        answer.close()
+        await until(lambda: not board.ticks.queues, "who left is not ticked for")
+
+
+async def test_a_silent_stream_says_that_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "COMMENT_S", 0.05)
+    async with opened() as board:
+        answer = await listen(board)
+        assert await next_frame(answer) == 0
+        assert await next_frame(answer) == "comment"
+        board.ticks.tick(1)
+        while (found := await next_frame(answer)) == "comment":
+            pass
+        assert found == 1
+        answer.close()
+
+
+async def test_of_what_was_not_read_the_oldest_is_dropped() -> None:
+    mail = _Mail()
+    for number in range(10):
+        mail.put(b"%d" % number)
+    assert [await mail.next() for _ in range(QUEUED)] == [b"6", b"7", b"8", b"9"]
+    mail.put(b"10")
+    mail.end()
+    assert await mail.next() is None
+
+
+async def test_a_stream_ends_with_its_session_and_with_the_board() -> None:
+    async with opened() as board:
+        cookie = cookie_of(await board.post("/api/login", {"token": TOKENS["view"]}))
+        mine, bearers = await listen(board, Cookie=cookie), await listen(board)
+        assert [await next_frame(mine), await next_frame(bearers)] == [0, 0]
+        await board.post("/api/logout", Cookie=cookie)
+        board.ticks.tick(1)
+        assert await next_frame(mine) is None
+        assert await next_frame(bearers) == 1
+        await board.site.__aexit__(None, None, None)
+        assert await next_frame(bearers) is None
+
+
+async def test_one_session_has_so_many_streams_and_all_of_them_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "MAX_STREAMS", MAX_OF_ONE + 2)
+    async with opened() as board:
+        cookies = [cookie_of(await board.post("/api/login", {"token": TOKENS["view"]})) for _ in range(3)]
+        first = [await listen(board, Cookie=cookies[0]) for _ in range(MAX_OF_ONE + 1)]
+        assert [one.status for one in first] == [200] * MAX_OF_ONE + [429]
+        others = [await listen(board, Cookie=cookies[1]) for _ in range(2)]
+        full = await listen(board, Cookie=cookies[2])
+        assert [one.status for one in [*others, full]] == [200, 200, 429]
+        first[0].close()
+        await until(lambda: len(board.ticks.queues) == MAX_OF_ONE + 1, "it has left")
+        again = await listen(board, Cookie=cookies[2])
+        assert again.status == 200
+        for one in (*first, *others, again):
+            one.close()
+
+
+async def test_a_reader_that_takes_nothing_is_closed_and_costs_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "STUCK_S", 0.3)
+    async with opened() as board:
+        host, _, port = board.url.removeprefix("http://").partition(":")
+        reader, writer = await asyncio.open_connection(host, int(port), limit=1000)
+        writer.write(f"GET /events HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {TOKENS['view']}\r\n\r\n".encode())
+        await reader.readline()
+
+        def is_gone() -> bool:
+            for number in range(200):
+                board.ticks.tick(number)
+            return not board.ticks.queues
+
+        await until(is_gone, "the one who reads nothing is closed")
+        assert (await board.get("/api/meta")).status == 200
+        writer.transport.abort()
+
+
+def test_connections_are_enough_for_all_streams_and_for_probes() -> None:
+    assert MAX_CONNECTIONS < MAX_STREAMS + MAX_CONNECTIONS
+
+
+async def test_a_source_that_fails_ends_the_stream_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+    async with opened() as board:
+        answer = await listen(board)
+        assert await next_frame(answer) == 0
+        board.ticks.queues[0].put_nowait("no tick but a defect")  # pyright: ignore[reportArgumentType]
+        board.ticks.queues[0].put_nowait(object())  # pyright: ignore[reportArgumentType]
+        while await next_frame_of_any(answer) is not None:
+            pass
+        assert (await board.get("/api/meta")).status == 200
+    assert any("a stream ended" in line for line in caplog.messages)
+
+
+async def next_frame_of_any(answer: ClientResponse) -> bytes | None:
+    async with asyncio.timeout(20):
+        return await answer.content.readline() or None
+
+
+async def test_pages_of_other_sites_have_no_stream() -> None:
+    async with opened(tokens={}) as board:
+        assert (await listen(board, Sec_Fetch_Site="cross-site")).status == 403
+        own = await listen(board, Sec_Fetch_Site="same-origin")
+        assert own.status == 200
+        own.close()
