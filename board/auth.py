@@ -168,7 +168,7 @@ class Auth:
         return Viewer(shown, rights, f"{address} {shown}")
 
     def _look_for_new_tokens(self) -> None:
-        """Read the file of tokens again where it has changed: sessions of a token that is gone end."""
+        """Read the file of tokens again where it has changed: sessions of a token that is gone are none any more."""
         now_s = self._clock()
         if not self._file or now_s < self._looked_s + LOOK_S:
             return
@@ -181,8 +181,6 @@ class Auth:
             self._roles = self._digests(read_tokens(self._file, {}))
         except ConfigError as error:
             self._log.warn("the board: the tokens in force stay: %s", error)
-            return
-        self._forget_ended()
 
     def _state_of_file(self) -> tuple[int, int, int] | None:
         try:

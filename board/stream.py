@@ -27,6 +27,7 @@ STUCK_S: Final = 30.0  # without a byte that the viewer has taken
 COMMENT_S: Final = 15.0  # between two comments: what stands between may close what is silent for longer
 HEADERS: Final = {"Content-Type": "text/event-stream; charset=utf-8", "X-Accel-Buffering": "no"}
 MAX_TOPICS: Final = 8  # a guess
+MAX_KINDS: Final = 8  # of ticks of one second, by what is shown to whom; a guess
 MAX_LOGGED: Final = 200  # characters of an error; a guess
 
 
@@ -76,7 +77,7 @@ class Streams:
     def __init__(self, source: Source | None) -> None:
         self._source = source
         self._open: dict[_Mail, str] = {}
-        self._last: tuple[Tick | None, bytes] = (None, b"")
+        self._made: deque[tuple[Tick, bytes]] = deque(maxlen=MAX_KINDS)
         self._log = ThrottledLog()
 
     def __repr__(self) -> str:
@@ -131,9 +132,12 @@ class Streams:
 
     def _frame(self, tick: Tick) -> bytes:
         """Return a tick as a frame; those who are given the same one share its bytes."""
-        if self._last[0] is not tick:
-            self._last = tick, b"event: tick\ndata: " + msgspec.json.encode(tick) + b"\n\n"
-        return self._last[1]
+        for made, frame in self._made:
+            if made is tick:
+                return frame
+        frame = b"event: tick\ndata: " + msgspec.json.encode(tick) + b"\n\n"
+        self._made.append((tick, frame))
+        return frame
 
 
 def _abort(request: web.Request) -> None:

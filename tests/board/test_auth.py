@@ -172,7 +172,8 @@ def test_a_token_that_was_changed_ends_its_sessions_and_no_others(tmp_path: Path
     write_tokens(path, 4, view="e" * 32)
     clock.now_s += 2
     assert asks(auth, cookie=view).rights == frozenset()
-    assert repr(auth) == "<Auth, 0 sessions>"
+    auth.login("e" * 32, "10.0.0.1")
+    assert repr(auth) == "<Auth, 1 sessions>", "those that have ended are forgotten"
 
 
 SECRET_HEADER = ("X-Board-Secret", SECRET)

@@ -10,8 +10,7 @@ import pytest
 from aiohttp import ClientResponse
 
 from board import stream
-from board.site import MAX_CONNECTIONS
-from board.stream import MAX_OF_ONE, MAX_STREAMS, QUEUED, _Mail  # pyright: ignore[reportPrivateUsage]
+from board.stream import MAX_OF_ONE, QUEUED, _Mail  # pyright: ignore[reportPrivateUsage]
 from tests.board.boards import Opened, opened
 from tests.board.test_access import TOKENS
 from tests.board.test_web import cookie_of
@@ -119,10 +118,6 @@ async def test_a_reader_that_takes_nothing_is_closed_and_costs_no_memory(monkeyp
         await until(is_gone, "the one who reads nothing is closed")
         assert (await board.get("/api/meta")).status == 200
         writer.transport.abort()
-
-
-def test_connections_are_enough_for_all_streams_and_for_probes() -> None:
-    assert MAX_CONNECTIONS < MAX_STREAMS + MAX_CONNECTIONS
 
 
 async def test_a_source_that_fails_ends_the_stream_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
