@@ -34,8 +34,6 @@ PAGES: Final = frozenset(
 INDEX: Final = "index.html"
 FOREVER: Final = "public, max-age=31536000, immutable"  # of names that change with what is in them
 PACKED: Final = (("br", ".br"), ("gzip", ".gz"))  # the better one first
-MIN_PACKED: Final = 1024  # bytes; what is shorter is one packet anyhow
-TEXTS: Final = (".html", ".js", ".css", ".svg")  # what is packed at the start, where the build has not
 _HASHED: Final = re.compile(r"[.-][A-Za-z0-9_-]{8,}\.[a-z0-9]+")
 _KINDS: Final = {
     ".html": "text/html; charset=utf-8",
@@ -98,8 +96,6 @@ def _files(folder: Traversable, prefix: str) -> list[tuple[str, bytes]]:
 
 def _asset(path: str, files: dict[str, bytes]) -> Asset:
     bodies = {"": files[path]} | {name: files[path + end] for name, end in PACKED if path + end in files}
-    if len(bodies) == 1 and len(files[path]) >= MIN_PACKED and path.endswith(TEXTS):
-        bodies["gzip"] = gzip.compress(files[path], mtime=0)
     end = path[path.rfind(".") :]
     if end in _TEXTS:
         bodies.setdefault("gzip", gzip.compress(files[path], mtime=0))  # all of them in 40 ms, once
