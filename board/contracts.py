@@ -8,6 +8,7 @@ from typing import Any, Final, cast
 
 import msgspec
 
+from board.words import duration
 from runtime.bounds import check_json
 from runtime.errors import BadMessage
 
@@ -104,13 +105,13 @@ def contract_in(name: str, text: str) -> Contract | None:
         priority=_text(members, "priority"),
         timeout_ms=int(timeout_s * 1000) if isinstance(timeout_s, int | float) and 0 < timeout_s < 10**9 else None,
         attempts=_count(members, "attempts"),
-        retry=_words(members.get("retry")),
+        retry=_pauses(members.get("retry_base_s"), members.get("retry_cap_s")),
         limits=cast("dict[str, Any]", limits) if isinstance(limits, dict) else {},
         location=_text(members, "location"),
         doc=_text(members, "doc"),
         app=_text(members, "app"),
         by=_text(members, "by"),
-        at_ms=_count(members, "at") or 0,
+        at_ms=_count(members, "at_ms") or 0,
     )
 
 
@@ -124,8 +125,8 @@ def _count(members: dict[str, Any], name: str) -> int | None:
     return value if type(value) is int and 0 < value <= MAX_MS else None
 
 
-def _words(value: Any) -> str:
-    """Return a member whose form is the worker's affair as text."""
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {one}" for name, one in cast("dict[str, Any]", value).items())
-    return "" if value is None else str(value)
+def _pauses(base_s: Any, cap_s: Any) -> str:
+    """Return between which times failed attempts wait for the next; nothing where that is not told."""
+    if not all(isinstance(one, int | float) and 0 < one < 10**9 for one in (base_s, cap_s)):
+        return ""
+    return f"from {duration(base_s * 1000)} to {duration(cap_s * 1000)}"

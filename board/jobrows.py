@@ -16,6 +16,7 @@ from runtime.codec import ATTEMPTS, CONTENT_TYPE, GROUP, SOURCE, as_text, payloa
 from runtime.jobs import default_id
 from runtime.store.base import TOLD_JOBS, parse_int
 from runtime.store.lists import DUE_STREAM, LIST_CUT, Held, Peek, Survey
+from runtime.tries import Try
 
 PRIORITIES: Final[tuple[Pri, ...]] = get_args(Pri)
 SWEEP_MS: Final = 5_000  # the longest time between two sweeps: so long after its end a lease is taken over at the latest
@@ -175,11 +176,25 @@ class Message(msgspec.Struct, frozen=True):
     source: str
     group: str
     first_ms: int
-    error: str
-    error_class: str
+    tries: list[Try]
     data: bytes
     is_msgpack: bool
     is_cut: bool
+
+    @property
+    def last(self) -> Try | None:
+        """The attempt that failed last; None where none has, or the job was sent back since."""
+        return self.tries[-1] if self.tries and not self.tries[-1].is_replay else None
+
+    @property
+    def error(self) -> str:
+        """What it failed of."""
+        return self.last.error if self.last else ""
+
+    @property
+    def error_class(self) -> str:
+        """The class of that."""
+        return self.last.error_class if self.last else ""
 
 
 def message_of(peek: Peek, cut: int = LIST_CUT) -> Message:
@@ -187,7 +202,6 @@ def message_of(peek: Peek, cut: int = LIST_CUT) -> Message:
     about, told, tries = summary(peek.fields), as_text(peek.fields), tries_of(peek.fields)
     data = payload_of(peek.fields)
     born = about.first_ms or (0 if peek.stream == DUE_STREAM else parse_int(peek.entry.partition("-")[0]) or 0)
-    last = tries[-1] if tries and not tries[-1].is_replay else None
     return Message(
         id=about.id or (peek.entry if peek.stream == DUE_STREAM else default_id(peek.priority, peek.entry)),
         type=about.type_name,
@@ -197,8 +211,7 @@ def message_of(peek: Peek, cut: int = LIST_CUT) -> Message:
         source=told.get(SOURCE.decode(), ""),
         group=told.get(GROUP.decode(), ""),
         first_ms=born,
-        error=last.error if last else "",
-        error_class=last.error_class if last else "",
+        tries=tries,
         data=data,
         is_msgpack=told.get(CONTENT_TYPE.decode(), "").endswith("msgpack"),
         is_cut=len(data) >= cut,

@@ -15,6 +15,7 @@ from board.redact import PLAIN, Rules, redact_json, visible, visible_json
 from runtime.bounds import check_msgpack
 from runtime.errors import BadMessage
 
+LOOKED_AT: Final = 2048  # bytes of a payload of which a preview is made
 PREVIEW: Final = 200  # characters of arguments in a list
 
 
@@ -38,6 +39,8 @@ def _shown(value: Any) -> str:
 
 def preview(data: bytes, schema: Any, rules: Rules = PLAIN, *, is_msgpack: bool = False, is_cut: bool = False) -> str:
     """Return the first characters of a payload, in a line."""
+    if not is_msgpack and len(data) > LOOKED_AT:
+        data, is_cut = data[:LOOKED_AT], True
     text = text_of(data, is_msgpack=is_msgpack, is_cut=is_cut)
     if text is None:
         return "(MessagePack)"

@@ -329,7 +329,7 @@ class Schema:
         parts: list[Any] = []
         reference = node.get("$ref")
         if isinstance(reference, str) and reference.startswith("#"):
-            parts.append(_pointed(self._schema, reference))
+            parts.append(pointed(self._schema, reference))
         for name in ("anyOf", "oneOf", "allOf"):
             parts += _list(node.get(name))
         return [*parts, *[node.get(name) for name in ("if", "then", "else")]]
@@ -348,7 +348,8 @@ def _list(value: Any) -> list[Any]:
     return cast("list[Any]", value) if isinstance(value, list) else []
 
 
-def _pointed(schema: Any, reference: str) -> Any:
+def pointed(schema: Any, reference: str) -> Any:
+    """Return the part of a schema that a reference such as `#/$defs/Person` means; None where there is none."""
     node = schema
     for word in reference[1:].split("/")[1:20]:
         name = word.replace("~1", "/").replace("~0", "~")

@@ -32,7 +32,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route("GET", "overview", "view", shapes.OverviewAsk, shapes.Overview, "the first page"),
     Route("GET", "jobs", "view", shapes.JobsAsk, shapes.Jobs, "a list of jobs"),
     Route("GET", "job", "view", shapes.JobAsk, shapes.Job, "one job with its life"),
-    Route("GET", "payload", "payload", shapes.PlaceAsk, shapes.Payload, "the payload of a job or letter"),
+    Route("GET", "payload", "payload", shapes.PayloadAsk, shapes.Payload, "the payload of a job or letter"),
     Route("POST", "cancel", "operate", shapes.ActAsk, shapes.ActedAll, "cancel jobs, also those that run"),
     Route("POST", "soon", "operate", shapes.ActAsk, shapes.ActedAll, "let delayed jobs run now"),
     Route("GET", "dead/groups", "view", shapes.Nothing, shapes.Groups, "dead letters by what they died of"),

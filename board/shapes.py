@@ -455,6 +455,12 @@ class PlaceAsk(Ask, frozen=True):
     place: Name
 
 
+class PayloadAsk(PlaceAsk, frozen=True):
+    """The payload at a place, as a file with `download`."""
+
+    download: bool = False
+
+
 class ActAsk(Ask, frozen=True):
     """What is to be done with these, and why."""
 

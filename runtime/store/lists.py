@@ -12,8 +12,9 @@ from typing import Any, Final
 import msgspec
 
 from runtime.jobs import STREAMS
+from runtime.said import MAX_PROGRESS_BYTES, Report, read_reports
 from runtime.store.base import GROUP, WorkerRow, holders_in, is_code, ms_in, pairs, workers_of
-from runtime.store.inspector import Inspector
+from runtime.store.inspector import Inspector, is_letter
 from runtime.store.resp import ServerError
 
 PENDING_PAGE: Final = 500  # entries of a pending list a command; measured: 0.2 ms of the server
@@ -21,6 +22,7 @@ MOST_PENDING: Final = 10_000  # of all lists together; more than anybody reads
 PENDING_AT_ONCE: Final = 8  # commands in a round trip; a guess
 LIST_CUT: Final = 2048  # bytes of a value that a list needs: a line of arguments, and what is noted of failures
 SEARCH_CUT: Final = 16 << 10  # bytes of a value that a search looks at; a guess: nearly all payloads whole
+WHOLE_CUT: Final = 2 << 20  # as much as a message may have
 TYPE_CUT: Final = 256  # a guess: longer than names of types
 PEEKS: Final = 50  # entries a call: measured, 0.4 ms of the server
 DUE_STREAM: Final = -1
@@ -233,6 +235,48 @@ class JobLists(Inspector):
         asks = ("ZRANK", self.keys.due, member), ("ZCOUNT", self.keys.due, "-inf", f"({due_ms}")
         rank, before = await self.ask(self._connection, *asks)
         return rank + 1 if isinstance(rank, int) else self._size(before)
+
+    async def holder_of(self, stream: int, entry: str) -> Held | None:
+        """Return who holds an entry, a worker or a lot; None where nobody has fetched it, or it is gone.
+
+        Raises:
+            StoreUnavailable: no answer.
+        """
+        answer = (await self.ask(self._connection, ("XPENDING", self.keys.streams[stream], GROUP, entry, entry, 1)))[0]
+        return None if isinstance(answer, ServerError) or not answer else _held(stream, answer[0])
+
+    async def progress_of(self, worker: str) -> list[Report]:
+        """Return what the jobs of one worker say that run now.
+
+        Raises:
+            StoreUnavailable: no answer.
+        """
+        answer = (await self.ask(self._connection, ("GETRANGE", self.keys.progress(worker), 0, 2 * MAX_PROGRESS_BYTES)))[0]
+        return read_reports(answer)[0] if isinstance(answer, bytes) else []
+
+    async def whole_at(self, place: str) -> Peek | None:
+        """Return all of what stands at a place such as `high/12-0`, `due/order-1` or `dead/12-0`, up to WHOLE_CUT bytes of each
+        value; None where nothing does.
+
+        Raises:
+            StoreUnavailable: no answer or an error.
+        """
+        name, _, entry = place.partition("/")
+        if name == "dead":
+            if not is_letter(entry):
+                return None
+            rows = await self.call_one(self._connection, ("XRANGE", self.keys.dead, entry, entry), self.keys.dead)
+            return Peek(DUE_STREAM, entry, sum(map(len, rows[0][1])), rows[0][1]) if rows else None
+        where = place_of(place)
+        return None if where is None else (await self.peek([where], WHOLE_CUT))[0]
+
+
+def place_of(text: str) -> tuple[int, str] | None:
+    """Return the stream, or DUE_STREAM, and the entry or member that a place names; None where it is no place of those."""
+    name, _, entry = text.partition("/")
+    if name == "due" and entry:
+        return DUE_STREAM, entry
+    return (STREAMS.index(name), entry) if name in STREAMS and is_letter(entry) else None
 
 
 def _is_none(answer: Any) -> bool:

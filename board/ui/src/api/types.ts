@@ -1431,11 +1431,13 @@ export interface components {
             readonly id?: string;
         };
         /**
-         * PlaceAsk
-         * @description One place.
+         * PayloadAsk
+         * @description The payload at a place, as a file with `download`.
          */
-        readonly PlaceAsk: {
+        readonly PayloadAsk: {
             readonly place: string;
+            /** @default false */
+            readonly download?: boolean;
         };
         /**
          * ActAsk
@@ -1461,6 +1463,13 @@ export interface components {
             readonly cursor?: string;
             /** @default 50 */
             readonly limit?: number;
+        };
+        /**
+         * PlaceAsk
+         * @description One place.
+         */
+        readonly PlaceAsk: {
+            readonly place: string;
         };
         /**
          * CheckAsk
@@ -1697,9 +1706,10 @@ export type LoginAsk = components['schemas']['LoginAsk'];
 export type OverviewAsk = components['schemas']['OverviewAsk'];
 export type JobsAsk = components['schemas']['JobsAsk'];
 export type JobAsk = components['schemas']['JobAsk'];
-export type PlaceAsk = components['schemas']['PlaceAsk'];
+export type PayloadAsk = components['schemas']['PayloadAsk'];
 export type ActAsk = components['schemas']['ActAsk'];
 export type LettersAsk = components['schemas']['LettersAsk'];
+export type PlaceAsk = components['schemas']['PlaceAsk'];
 export type CheckAsk = components['schemas']['CheckAsk'];
 export type ReplayAsk = components['schemas']['ReplayAsk'];
 export type GroupAsk = components['schemas']['GroupAsk'];
@@ -1944,6 +1954,7 @@ export interface operations {
         readonly parameters: {
             readonly query: {
                 readonly place: string;
+                readonly download?: boolean;
             };
             readonly header?: never;
             readonly path?: never;
