@@ -7,31 +7,47 @@ import shlex
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from board import access
+from board.actions import ActionsPage
 from board.api import Answerer, Api
 from board.auth import Auth
+from board.contracts import Contracts
 from board.guard import Limiter
+from board.job import JobPage
+from board.jobs import JobsPage, Reads
 from board.link import Link
 from board.meta import MetaPage
 from board.orders import Orders
 from board.overview import OverviewPage
+from board.payload import PayloadPage
 from board.queue import QueuePage
 from board.sampler import Sampler
 from board.schedules import SchedulesPage
 from board.site import Site
 from board.stream import Source, Streams
 from board.system import SystemPage
+from board.types import TypesPage
 from board.web import Web
 from board.workers import WorkersPage
 from runtime.config import Config, address_of
-from runtime.store.inspector import Inspector
+from runtime.store.control import ControlStore
+from runtime.store.events import Events
+from runtime.store.lists import JobLists
 from runtime.store.urls import without_password
 
 S = TypeVar("S", bound=Site)
 OFF: Final = "off"
 MAIL: Final = '{"to": "ada@example.com", "subject": "Hi", "text": "Hello"}'  # a payload of send-email, which comes along
+
+
+class Page(Protocol):
+    """What has the answers of some routes."""
+
+    def routes(self) -> dict[str, Answerer]:
+        """Return them by their route."""
+        ...
 
 
 async def open_board(stack: AsyncExitStack, config: Config, url: str, make: Callable[[Web | None], S]) -> S:
@@ -58,18 +74,27 @@ async def open_board(stack: AsyncExitStack, config: Config, url: str, make: Call
 async def _answerers(stack: AsyncExitStack, url: str, config: Config) -> tuple[dict[str, Answerer], Source | None]:
     """Return what answers the routes, by route, and what makes the ticks; the stack closes the connections that they share."""
     queue = config.queue
-    sampler, inspector, orders = Sampler(url, queue), Inspector(url, queue, "board"), Orders(url, queue)
+    sampler, lists, orders = Sampler(url, queue), JobLists(url, queue, "board"), Orders(url, queue)
+    events, control = Events(url, queue, "board"), ControlStore(url, queue, "board")
     sampler.hint = first_command(url, config)
-    stack.push_async_callback(sampler.close)
-    stack.push_async_callback(inspector.close)
-    pages = (
+    for owner in (sampler, lists, events, control):
+        stack.push_async_callback(owner.close)
+    reads = Reads(lists, Contracts(lambda: _contracts(events)))
+    jobs = JobsPage(reads)
+    pages: tuple[Page, ...] = (
         OverviewPage(sampler),
-        WorkersPage(sampler, orders),
-        QueuePage(sampler, orders, inspector, config.unknown_after_s),
+        WorkersPage(sampler, orders, jobs.jobs),
+        QueuePage(sampler, orders, lists, config.unknown_after_s),
         SystemPage(sampler),
         SchedulesPage(sampler, orders),
+        TypesPage(sampler, reads),
+        *(jobs, JobPage(reads), PayloadPage(reads), ActionsPage(reads, control)),
     )
     return {route: answerer for page in pages for route, answerer in page.routes().items()}, sampler
+
+
+async def _contracts(events: Events) -> dict[str, str]:
+    return {one.field: bytes(one).decode() for one in await events.contracts()}
 
 
 def first_command(url: str, config: Config) -> str:
