@@ -106,6 +106,7 @@ DEEP: Any = {
         {"required": 5},
         {"anyOf": 5},
         {"enum": 5},
+        {"type": [True]},
         {"multipleOf": 0},
         {"minimum": "x"},
         {"items": {"$ref": "file:///etc/passwd"}},
