@@ -2,53 +2,49 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Sequence
-from typing import Any, Final, Literal, Protocol
+from typing import Final
+
+import msgspec
 
 from board.api import Answerer, Refused
-from board.fingerprint import cause_of, short_frame, split_error
-from board.letters import MAX_GROUPS, Index
-from board.redact import redact_json, redact_text, visible, visible_json
+from board.contracts import Contracts
+from board.fingerprint import cause_of, split_error
+from board.letters import MAX_GROUPS, Index, Known
+from board.life import Life, steps_of
+from board.payloads import preview
+from board.redact import redact_text, visible
+from board.search import Search, Subject, Unreadable, parse
 from board.shapes import Fact, Groups, Letter, LetterRow, Letters, LettersAsk, Nothing, PlaceAsk, Pri, Step
 from board.stack import frames_of
 from board.viewer import Viewer
 from board.words import counted, figure
-from runtime.codec import SOURCE, read_letter, tries_of
+from runtime.codec import SOURCE, read_letter, summary, tries_of
 from runtime.jobs import STREAMS
 from runtime.operations import DEAD
+from runtime.store.base import parse_int
 from runtime.store.inspector import is_letter
 from runtime.store.letters import Head, LetterStore, Shelf
-from runtime.tries import Try
 
-ARGS_BYTES: Final = 400  # of a payload that are read for a row; of them ARGS_CHARS are shown, after redaction
-ARGS_CHARS: Final = 200
+ARGS_BYTES: Final = 400  # of a payload that are read for a row; fewer are shown, after redaction
 TRASH: Final = "trash"
 TRASH_LIFE_MS: Final = 7 * 24 * 3_600_000  # as trashing.lua has it
 TRIES: Final = 3  # a guess: so often a page is filled up anew where letters of it are found to be gone
+TURN: Final = 2000  # letters that are looked at before others have their turn; a guess: some milliseconds
 MAX_FACT: Final = 500  # characters; a guess
+NOT_KNOWN: Final = ("args", "owner", SOURCE.decode(), "group")  # of what one can search for, what the index does not hold
 OWN_FIELD: Final = "x-"  # fields that senders add begin so
 
 
-class Schemas(Protocol):
-    """What is known of contracts."""
-
-    async def schema(self, type_name: str, version: int) -> Any:
-        """Return the JSON schema of a type's payload, None where no worker has told it."""
-        ...
-
-
 class DeadPage:
-    """Answers for dead letters. The store and the index are its own, and closed with it."""
+    """Answers for dead letters. Borrows the store, the index and the contracts."""
 
-    def __init__(self, store: LetterStore, index: Index, schemas: Schemas) -> None:
+    def __init__(self, store: LetterStore, index: Index, contracts: Contracts) -> None:
         self._store = store
         self._index = index
-        self._schemas = schemas
-
-    async def close(self) -> None:
-        """Stop reading, and close the connection."""
-        await self._index.close()
-        await self._store.close()
+        self._contracts = contracts
 
     def routes(self) -> dict[str, Answerer]:
         """Return what answers which route."""
@@ -70,8 +66,9 @@ class DeadPage:
             raise Refused(400, "asked", "cursor: not one of this list")
         if ask.trash:
             return await self._in_trash(ask, viewer)
+        search = _search(ask.q, viewer)
         await self._index.look()
-        shown, more = await self._page(ask)
+        shown, more = await self._page(ask, search)
         pile = self._index.of(ask.group)
         rows = [await self._row(DEAD, head, viewer) for head in shown]
         return Letters(
@@ -81,10 +78,10 @@ class DeadPage:
             cursor=shown[-1].place if more and shown else None,
         )
 
-    async def _page(self, ask: LettersAsk) -> tuple[list[Head], bool]:
+    async def _page(self, ask: LettersAsk, search: Search) -> tuple[list[Head], bool]:
         """Return the letters of a page as they are now, and whether there are more: those found to be gone are forgotten."""
         for left in reversed(range(TRIES)):
-            wanted, more = self._chosen(ask)
+            wanted, more = await self._chosen(ask, search)
             heads = await self._store.at(wanted, args_bytes=ARGS_BYTES)
             gone = set(wanted) - {head.place for head in heads}
             self._index.forget(list(gone))
@@ -92,11 +89,16 @@ class DeadPage:
                 return heads, more
         raise AssertionError
 
-    def _chosen(self, ask: LettersAsk) -> tuple[list[str], bool]:
+    async def _chosen(self, ask: LettersAsk, search: Search) -> tuple[list[str], bool]:
         pile, found = self._index.of(ask.group), list[str]()
         before = _order(ask.cursor) if ask.cursor else None
-        for letter in pile.newest() if pile else ():
+        now_ms = time.time_ns() // 1_000_000
+        for at, letter in enumerate(list(pile.newest()) if pile else ()):
+            if at % TURN == TURN - 1:
+                await asyncio.sleep(0)
             if before is not None and _order(letter.place) >= before:
+                continue
+            if search.terms and not search.fits(_subject(letter, now_ms)):
                 continue
             if len(found) == ask.limit:
                 return found, True
@@ -120,7 +122,9 @@ class DeadPage:
     async def _row(self, shelf: Shelf, head: Head, viewer: Viewer) -> LetterRow:
         args = None
         if viewer.can("payload"):
-            args = preview(head, await self._schemas.schema(head.type, head.version))
+            contract = (await self._contracts.fresh()).of(head.type, head.version)
+            is_cut = head.args_bytes > len(head.args)
+            args = preview(head.args, contract and contract.schema, is_msgpack=head.is_msgpack, is_cut=is_cut)
         return row_of(shelf, head, args, viewer)
 
     async def letter(self, ask: PlaceAsk, viewer: Viewer) -> Letter:
@@ -133,6 +137,34 @@ class DeadPage:
             raise Refused(404, "gone", "this letter is gone", "it was replayed, moved to the trash, restored or deleted")
         [head] = heads
         return _whole(shelf, head, fields, await self._row(shelf, head, viewer), viewer)
+
+
+def _search(text: str, viewer: Viewer) -> Search:
+    """Return what is searched for.
+
+    Raises:
+        Refused: it cannot be read, or looks at what the viewer may not see, or nobody has at hand.
+    """
+    try:
+        search = parse(text)
+    except Unreadable as error:
+        raise Refused(400, "search", str(error)) from None
+    if search.needs_payload and not viewer.can("payload"):
+        raise Refused(403, "right", "to search in errors and for words needs the right payload: what they find holds values")
+    unknown = [term.key for term in search.terms if term.key in NOT_KNOWN]
+    if unknown:
+        raise Refused(400, "search", f"{unknown[0]}: is not looked for among dead letters")
+    return search
+
+
+def _subject(letter: Known, now_ms: int) -> Subject:
+    return Subject(
+        type=letter.type,
+        id=letter.id,
+        attempt=letter.attempts,
+        age_ms=now_ms - letter.at_ms,
+        error=f"{letter.reason} {letter.error}",
+    )
 
 
 def shelf_of(place: str) -> tuple[Shelf, str]:
@@ -148,16 +180,6 @@ def shelf_of(place: str) -> tuple[Shelf, str]:
         if name == TRASH:
             return "trash", entry
     raise Refused(400, "asked", "place: must be that of a letter, such as dead/1732400000000-0")
-
-
-def preview(head: Head, schema: Any) -> str:
-    """Return the beginning of a payload as it may be shown."""
-    text = head.args.decode(errors="replace")
-    if head.args[:1] not in b'{["-0123456789tfn ' or not head.args:
-        return f"({figure(head.args_bytes)} bytes that are no JSON)" if head.args_bytes else ""
-    told, _ = redact_json(text, schema, is_cut=head.args_bytes > len(head.args))
-    told = visible_json(" ".join(told.split()))
-    return told if len(told) <= ARGS_CHARS else told[: ARGS_CHARS - 1] + "…"
 
 
 def row_of(shelf: Shelf, head: Head, args: str | None, viewer: Viewer) -> LetterRow:
@@ -201,7 +223,7 @@ def _whole(shelf: Shelf, head: Head, fields: dict[bytes, bytes], row: LetterRow,
         frames=frames_of(stack) if stack is not None else None,
         stack=stack,
         facts=_facts(shelf, head, message, viewer),
-        steps=_steps(fields, viewer),
+        steps=_steps(head, fields, viewer),
         trace=trace_id(head.trace),
         is_in_trash=shelf == TRASH,
         deleted_ms=None if moved_ms is None else moved_ms + TRASH_LIFE_MS,
@@ -247,37 +269,14 @@ def _own_fields(head: Head, message: dict[str, str]) -> Sequence[tuple[str, str,
     return [*key, *own[:20]]
 
 
-def _steps(fields: dict[bytes, bytes], viewer: Viewer) -> list[Step]:
-    """Return the attempts of which a letter knows, with the waits between them; those of a life before a replay, too."""
-    found: list[Step] = []
-    ended_ms = 0
-    for one in tries_of([word for pair in fields.items() for word in pair]):
-        if one.is_replay:
-            ended_ms = 0
-            continue
-        if ended_ms and one.at_ms > ended_ms:
-            found.append(_step("backoff", ended_ms, one.at_ms, one, may_see=False))
-        ended_ms = one.at_ms + one.run_ms
-        found.append(_step("attempt", one.at_ms, ended_ms, one, may_see=viewer.can("payload")))
-    return found
-
-
-def _step(kind: Literal["attempt", "backoff"], from_ms: int, to_ms: int, one: Try, *, may_see: bool) -> Step:
-    is_attempt = kind == "attempt"
-    message = one.error.removeprefix(one.error_class).removeprefix(": ")
-    return Step(
-        kind=kind,
-        attempt=one.attempt if is_attempt else None,
-        from_ms=from_ms,
-        to_ms=to_ms,
-        level="act" if is_attempt else "ok",
-        outcome="failed" if is_attempt else "",
-        worker=one.by if is_attempt else "",
-        app=one.app if is_attempt else "",
-        error=one.error_class if is_attempt else "",
-        message=visible(redact_text(message)) if is_attempt and may_see else None,
-        frame=short_frame(one.frame) if is_attempt and may_see else "",
-        trace=one.trace or None if is_attempt else None,
-        same_as=None,
-        lines=[],
-    )
+def _steps(head: Head, fields: dict[bytes, bytes], viewer: Viewer) -> list[Step]:
+    """Return the life of which a letter knows; those before a replay, too."""
+    may_see = viewer.can("payload")
+    flat = [word for pair in fields.items() for word in pair]
+    tries, about = tries_of(flat), summary(flat)
+    stood_ms = parse_int(head.stood.partition("/")[2].partition("-")[0])
+    first_ms = tries[0].at_ms if tries else head.at_ms
+    born_ms = min(about.first_ms or stood_ms or first_ms, first_ms)
+    life = Life(state="dead", now_ms=head.at_ms, born_ms=born_ms, attempt=head.attempts, tries=tries)
+    steps = steps_of(life, lambda text: visible(redact_text(text)) if may_see else None)
+    return steps if may_see else [msgspec.structs.replace(step, frame="") for step in steps]

@@ -288,6 +288,7 @@ class Index:
 def _known(head: Head, cause: Cause, like: Known | None) -> Known:
     """Return a letter as it is kept; of texts that it has in common with another one of its group there is one."""
     texts = {name: getattr(head, name) for name in _TEXTS}
+    texts["error"] = redact_text(head.error)  # what is searched is what may be shown
     if like:
         texts = {name: getattr(like, name) if getattr(like, name) == text else text for name, text in texts.items()}
     return Known(place=head.place, id=head.id, cause=cause, attempts=head.attempts, at_ms=head.at_ms, size=head.size, **texts)

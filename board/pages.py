@@ -14,15 +14,20 @@ from board.actions import ActionsPage
 from board.api import Answerer, Api
 from board.auth import Auth
 from board.contracts import Contracts
+from board.dead import DeadPage
+from board.edit import EditPage
 from board.guard import Limiter
 from board.job import JobPage
 from board.jobs import JobsPage, Reads
+from board.letters import Index
 from board.link import Link
 from board.meta import MetaPage
+from board.operations import OperationsPage
 from board.orders import Orders
 from board.overview import OverviewPage
 from board.payload import PayloadPage
 from board.queue import QueuePage
+from board.replays import ReplayPage
 from board.sampler import Sampler
 from board.schedules import SchedulesPage
 from board.site import Site
@@ -34,6 +39,7 @@ from board.workers import WorkersPage
 from runtime.config import Config, address_of
 from runtime.store.control import ControlStore
 from runtime.store.events import Events
+from runtime.store.letters import LetterStore
 from runtime.store.lists import JobLists
 from runtime.store.urls import without_password
 
@@ -77,10 +83,16 @@ async def _answerers(stack: AsyncExitStack, url: str, config: Config) -> tuple[d
     sampler, lists, orders = Sampler(url, queue), JobLists(url, queue, "board"), Orders(url, queue)
     events, control = Events(url, queue, "board"), ControlStore(url, queue, "board")
     sampler.hint = first_command(url, config)
-    for owner in (sampler, lists, events, control):
+    letters = LetterStore(url, queue)
+    index = Index(letters)
+    sampler.letters = index
+    operations = OperationsPage(url, queue)
+    for owner in (sampler, lists, events, control, letters, index, operations):
         stack.push_async_callback(owner.close)
     reads = Reads(lists, Contracts(lambda: _contracts(events)))
     jobs = JobsPage(reads)
+    replays = ReplayPage(url, queue, letters, index, reads.contracts)
+    stack.push_async_callback(replays.close)
     pages: tuple[Page, ...] = (
         OverviewPage(sampler),
         WorkersPage(sampler, orders, jobs.jobs),
@@ -89,6 +101,7 @@ async def _answerers(stack: AsyncExitStack, url: str, config: Config) -> tuple[d
         SchedulesPage(sampler, orders),
         TypesPage(sampler, reads),
         *(jobs, JobPage(reads), PayloadPage(reads), ActionsPage(reads, control)),
+        *(DeadPage(letters, index, reads.contracts), EditPage(url, queue, letters, reads.contracts), replays, operations),
     )
     return {route: answerer for page in pages for route, answerer in page.routes().items()}, sampler
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Final, Protocol
+from typing import Final
 from uuid import uuid4
 
 import msgspec
 
 from board.api import Answerer, Refused
 from board.checks import Looked, Team, find
+from board.contracts import Contract, Contracts
 from board.dead import shelf_of
+from board.fits import problems_of
 from board.letters import Index
 from board.operations import shown
+from board.payloads import text_of
 from board.shapes import ActAsk, Acted, ActedAll, Check, CheckAsk, GroupAsk, Operation, ReplayAsk
 from board.viewer import Viewer
 from board.words import counted
@@ -25,25 +28,11 @@ from runtime.store.letters import STEP, Head, LetterStore
 
 MOST: Final = 1000  # letters of a check that are looked at, as the page says
 MOST_BYTES: Final = 8 << 20  # of payloads that a check reads; a guess: a tenth of a second of the server's line
+MOST_S: Final = 2.0  # a guess: longer nobody waits for an answer; what was looked at by then is told
 PAYLOAD_BYTES: Final = 256 * 1024  # of a payload: all of what a worker takes
 VALID_S: Final = 300.0  # as the page says
 CHECKS: Final = 200  # that are kept; a guess: more than viewers look at in five minutes
 TRASH_RATE: Final = 1000.0  # letters of a group a second; a guess: 2 % of a server's time
-
-
-class Fit(msgspec.Struct, frozen=True):
-    """Whether a payload fits its contract, None where nobody knows that, and what is first wrong with it."""
-
-    fits: bool | None
-    problem: str = ""
-
-
-class Fits(Protocol):
-    """What checks payloads."""
-
-    async def fit(self, type_name: str, version: int, payload: bytes) -> Fit:
-        """Return whether a payload fits the contract of its type."""
-        ...
 
 
 class _Fixed(msgspec.Struct):
@@ -56,12 +45,12 @@ class _Fixed(msgspec.Struct):
 class ReplayPage:
     """Answers for what is done with dead letters. Owns the checks that may still start a replay, in memory alone."""
 
-    def __init__(self, url: str, queue: str, store: LetterStore, index: Index, fits: Fits) -> None:
+    def __init__(self, url: str, queue: str, store: LetterStore, index: Index, contracts: Contracts) -> None:
         self._url = url
         self._queue = queue
         self._store = store
         self._index = index
-        self._fits = fits
+        self._contracts = contracts
         self._checks: dict[str, _Fixed] = {}
         self._reader = ControlStore(url, queue, "board")
 
@@ -116,15 +105,14 @@ class ReplayPage:
         return [letter.place for letter in pile.newest()]
 
     async def _look_at(self, places: Sequence[str]) -> tuple[list[Looked], set[str]]:
-        looked, met = list[Looked](), set[str]()
-        size = 0
+        looked, met, size = list[Looked](), set[str](), 0
+        contracts, until_s = await self._contracts.fresh(), time.monotonic() + MOST_S
         async for part, heads in self._read(places):
             met |= set(part)
             for head in heads:
-                fit = await self._fits.fit(head.type, head.version, head.args) if not head.stays else Fit(None)
-                looked.append(Looked(msgspec.structs.replace(head, args=b""), fit.fits, fit.problem))
+                looked.append(_looked(head, contracts.of(head.type, head.version)))
                 size += head.size
-            if size > MOST_BYTES:
+            if size > MOST_BYTES or time.monotonic() > until_s:
                 break
         return looked, met - {one.head.place for one in looked}
 
@@ -190,6 +178,17 @@ class ReplayPage:
         """Take letters out of the trash: they are dead letters again."""
         async with Control(self._url, self._queue, by=viewer.by) as control:
             return await _moved(control.restore, ask, "trash", "a dead letter again")
+
+
+def _looked(head: Head, contract: Contract | None) -> Looked:
+    """Return a letter with what its contract says of its payload, which is not kept."""
+    short = msgspec.structs.replace(head, args=b"")
+    text = text_of(head.args, is_msgpack=head.is_msgpack)
+    if head.stays or contract is None or contract.schema is None or text is None:
+        return Looked(short)
+    problems = problems_of(text, contract.schema)
+    first = next(iter(problems), None)
+    return Looked(short, not problems, f"{first.path}: {first.text}" if first and first.path else first.text if first else "")
 
 
 def _entry(place: str, shelf: str = "dead") -> str:

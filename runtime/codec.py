@@ -42,6 +42,8 @@ FAILED: Final = b"a"
 FIRST_AT: Final = b"first_at"
 SNOOZED_AT: Final = b"snoozed_at"
 ORIGIN: Final = b"x-origin"
+# What a message has that a person made of a dead letter: the place of that.
+REPLAYED_FROM: Final = b"x-replayed-from"
 TRIED: Final = b"tried"
 TRIES: Final = b"e"
 NOTED_FIELDS: Final = (FAILED, FIRST_AT, SNOOZED_AT, ORIGIN, TRIED, TRIES)

@@ -11,6 +11,7 @@ import math
 import os
 import re
 import socket
+import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from types import TracebackType
@@ -20,11 +21,12 @@ from zoneinfo import ZoneInfo
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from runtime.codec import header
+from runtime.codec import REPLAYED_FROM, header
 from runtime.errors import ConfigError, StoreError, StoreUnavailable
-from runtime.jobs import STREAMS, TYPE_NAME, Head, Packed, Priority
+from runtime.jobs import STREAMS, TYPE_NAME, Head, Options, Packed, Priority
 from runtime.limits import FIELDS, Override, override_of
 from runtime.operating import OperationControl
+from runtime.packing import Packer
 from runtime.producer import Producer
 from runtime.rules import ALL, Rules
 from runtime.schedules import Definition, Schedule, Schedules, message_members, schedules_in, whole_members
@@ -38,6 +40,7 @@ from runtime.store.urls import without_password
 MAX_PAUSE_S: Final = 366 * 24 * 3600  # a guess: a year; what is to last longer, lasts until it is resumed
 MAX_REASON: Final = 500  # characters; a guess: a line or two. Of four bytes each, it fits into a field
 MAX_BY: Final = 100  # characters; a guess
+MAX_FROM: Final = 128  # characters of the place of a letter; a guess: more than one has
 MAX_NAMED: Final = 20  # workers; a guess: a line that can still be read
 MAX_OPERATIONS: Final = 500  # of one step, as control.lua has it; more are only workers
 MAX_AUDIT: Final = 10_000  # entries, about as many as are kept
@@ -450,6 +453,50 @@ class Control(OperationControl, JobControl):
                 if tries == TRIES - 1:
                     raise
         raise AssertionError
+
+    # --- jobs --------------------------------------------------------------------------------------------------------------
+
+    async def send_text(
+        self,
+        type: str,
+        data: bytes,
+        *,
+        version: int = 1,
+        priority: str | Priority = Priority.MEDIUM,
+        key: str = "",
+        replayed_from: str = "",
+        reason: str = "",
+    ) -> Sent:
+        """Send one job whose payload a person has written as JSON; the audit says so, before and after.
+
+        Args:
+            type: the name of the job type.
+            data: its payload as JSON, which is sent as it is and not checked.
+            version: of the contract that the payload is written for.
+            priority: the name of the stream, such as `high`.
+            key: as in `send`: only one job with it lives.
+            replayed_from: the place of the dead letter that it was made of; the job carries it as `x-replayed-from`.
+            reason: for people, up to 500 characters.
+
+        Raises:
+            BadPayload: an argument cannot be used; nothing is sent.
+            ConfigError: the reason cannot be used; nothing is sent.
+            QueueFull: Redis has no memory left; nothing was sent.
+            StoreUnavailable: no answer or an error; it may or may not be sent.
+        """
+        _check_reason(reason)
+        options = Options(priority=Priority[_checked_priority(priority).upper()], key=key)
+        packed = Packer(time.time, "control").pack_raw(type, data, options, version, Priority.MEDIUM)
+        if replayed_from:
+            head = msgspec.structs.replace(packed.head, fields=(REPLAYED_FROM, replayed_from[:MAX_FROM], *packed.head.fields))
+            packed = Packed(head, packed.data)
+        made_of = f", made of {replayed_from[:MAX_FROM]}" if replayed_from else ""
+        await self._store.note(self.by, reason, f"send {type}{made_of}")
+        async with Producer.connect(self._url, queue=self._queue) as producer:
+            [sent] = await producer.send_packed([packed])
+        told = "sent" if sent.new else "not sent, since it lives already"
+        await self._store.note(self.by, reason, f"{told}: {type} as {sent.id}{made_of}")
+        return sent
 
     # --- what holds ------------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from runtime.store.operations import OperationStore
 
 STEER_PLACES: Final = 500  # of one call, as steer.lua has it: each costs a few µs of the server
 STEER_ANSWERS: Final = ("cancelled", "asked", "moved", "same", "held", "gone", "full")
+AUDIT_ENTRIES: Final = 10_000  # as audit.lua has it
 REOPEN_IDS: Final = 500  # a guess: entries moved by one call, a few milliseconds of the server
 
 
@@ -84,6 +85,18 @@ class ControlStore(OperationStore):
         """
         rows = await self.call_one(self._connection, ("XREVRANGE", self.keys.audit, "+", "-", "COUNT", n), self.keys.audit)
         return [change_of(as_text(fields or ())) for _, fields in rows]
+
+    async def note(self, by: str, reason: str, what: str) -> None:
+        """Write an entry of the audit, of what no script of people does.
+
+        Raises:
+            StoreUnavailable: no answer or an error.
+        """
+        now_ms = ms_in(await self.call_one(self._connection, ("TIME",)))
+        words = ("at", now_ms, "by", by, "reason", reason, "what", what)
+        await self.call_one(
+            self._connection, ("XADD", self.keys.audit, "MAXLEN", "~", AUDIT_ENTRIES, "*", *words), self.keys.audit
+        )
 
     async def workers(self) -> dict[str, tuple[int, WorkerRow]]:
         """Return the known workers: until when each lives (the server's ms), and its row.

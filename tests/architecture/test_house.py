@@ -50,7 +50,7 @@ STRICT: dict[str, tuple[set[str], str]] = {
     "sender": ({"errors", "limits", "jobs", "backoff", "codec", "store"}, "a web service that only enqueues loads no worker"),
     "control": (
         {"errors", "limits", "jobs", "rules", "store", "codec", "cron", "schedules"}
-        | {"sender", "producer", "operating", "steering"},
+        | {"sender", "producer", "packing", "operating", "steering"},
         "a service that orders loads no worker",
     ),
     "waiter": ({"errors", "jobs", "backoff", "results", "store"}, "the same"),

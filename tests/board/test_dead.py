@@ -10,6 +10,7 @@ import redis
 
 from board import letters
 from board.api import Refused
+from board.contracts import Contracts
 from board.dead import DeadPage, trace_id
 from board.letters import Index
 from board.shapes import LettersAsk, Nothing, PlaceAsk
@@ -25,9 +26,9 @@ SEES = Viewer("pa", frozenset({"view", "payload"}))
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
-class NoSchemas:
-    async def schema(self, type_name: str, version: int) -> Any:
-        return {"properties": {"hidden": {"writeOnly": True}}} if type_name == "t" else None
+async def told() -> dict[str, str]:
+    """Return what a worker has written of the type `t`."""
+    return {"t@1": '{"schema":{"properties":{"hidden":{"writeOnly": true}}}}'}
 
 
 @pytest.fixture
@@ -35,9 +36,10 @@ async def page(valkey: Server, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     monkeypatch.setattr(letters, "FRESH_S", 0.0)
     monkeypatch.setattr(letters, "REST_S", 0.0)
     store = LetterStore(valkey.url, "jobs")
-    opened = DeadPage(store, Index(store, step_wait_s=0.0), NoSchemas())
-    yield opened
-    await opened.close()
+    index = Index(store, step_wait_s=0.0)
+    yield DeadPage(store, index, Contracts(told))
+    await index.close()
+    await store.close()
 
 
 @pytest.fixture
@@ -82,13 +84,16 @@ async def test_a_list_shows_arguments_and_messages_to_who_may_see_them(page: Dea
     assert "hunter2" not in row.error and "s3cret" not in row.args and "h1dden" not in row.args
 
 
-async def test_a_list_goes_on_behind_its_cursor_though_letters_go(page: DeadPage, raw: redis.Redis) -> None:
+async def test_a_list_goes_on_behind_its_cursor_though_letters_go(
+    page: DeadPage, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
     buried = [bury(raw, f"{at + 1}-0", id=f"j{at}") for at in range(10)]
     bury(raw, "11-0", type="other")
     await whole(page)
     [fp] = {group.fp for group in (await page.groups(Nothing(), VIEW)).groups if group.type == "t"}
     first = await page.letters(LettersAsk(group=fp, limit=4), VIEW)
     assert [row.id for row in first.rows] == ["j9", "j8", "j7", "j6"] and first.of == 10
+    monkeypatch.setattr(letters, "REST_S", 1e9)  # all that is noticed is what is shown
     raw.xdel(DEAD, buried[5], buried[6], buried[9])
     then = await page.letters(LettersAsk(group=fp, limit=4, cursor=first.cursor or ""), VIEW)
     assert [row.id for row in then.rows] == ["j4", "j3", "j2", "j1"]
@@ -126,7 +131,9 @@ async def test_one_letter_with_its_stack_facts_and_life(page: DeadPage, raw: red
     assert facts["key"] == "receipt:1, free" and facts["x-order"] == "4711"
     assert found.trace == "4bf92f3577b34da6a3ce929d0e0e4736" and not found.is_in_trash and found.deleted_ms is None
     told = [(step.kind, step.attempt, step.from_ms, step.to_ms, step.error, step.message) for step in found.steps]
-    assert told == [("attempt", 1, 1000, 1050, "KeyError", "ada"), ("attempt", 1, 6000, 6010, "Bad", "x")]
+    attempts = [step for step in told if step[0] == "attempt"]
+    assert attempts == [("attempt", 1, 1000, 1050, "KeyError", "ada"), ("attempt", 1, 6000, 6010, "Bad", "x")]
+    assert told[0][:4] == ("waited", None, 7, 1000)
 
 
 async def test_one_letter_shows_no_value_to_who_may_see_none(page: DeadPage, raw: redis.Redis) -> None:
@@ -142,7 +149,7 @@ async def test_one_letter_shows_no_value_to_who_may_see_none(page: DeadPage, raw
     found = await page.letter(PlaceAsk(place=f"dead/{place}"), VIEW)
     assert (found.message, found.frames, found.stack, found.row.args) == (None, None, None, None)
     assert "hidden-value" not in repr(found) and found.row.error == "KeyError"
-    assert [step.kind for step in found.steps] == ["attempt", "backoff", "attempt"]
+    assert [step.kind for step in found.steps] == ["waited", "attempt", "backoff", "attempt"]
 
 
 async def test_a_letter_in_the_trash_says_when_it_is_deleted(page: DeadPage, raw: redis.Redis) -> None:
@@ -175,3 +182,21 @@ async def test_what_a_stranger_wrote_spoils_its_row_alone(page: DeadPage, raw: r
 )
 def test_a_trace_is_32_hex_digits(text: str, found: str | None) -> None:
     assert trace_id(text) == found
+
+
+async def test_letters_are_searched_for_among_all_that_are_known(page: DeadPage, raw: redis.Redis) -> None:
+    bury(raw, "1-0", id="crm-1", type="sync-crm")
+    bury(raw, "2-0", id="crm-2", type="sync-crm", dead_error="Timeout: after 30 s")
+    bury(raw, "3-0", id="mail-3", dead_reason="bad-payload")
+    await whole(page)
+
+    async def found(q: str, viewer: Viewer = SEES) -> list[str]:
+        return [row.id for row in (await page.letters(LettersAsk(q=q), viewer)).rows]
+
+    assert await found("type:sync-crm", VIEW) == ["crm-2", "crm-1"] and await found("id:mail*", VIEW) == ["mail-3"]
+    assert await found("error:timeout") == ["crm-2"] and await found("bad-payload") == ["mail-3"]
+    assert await found("-type:sync-crm") == ["mail-3"] and await found("nothing") == []
+    for q, viewer, status in (("error:x", VIEW, 403), ("word", VIEW, 403), ("args:a=1", SEES, 400), ("age>x", SEES, 400)):
+        with pytest.raises(Refused) as refused:
+            await found(q, viewer)
+        assert refused.value.status == status

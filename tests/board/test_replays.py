@@ -11,9 +11,10 @@ import redis
 
 from board import letters, replays
 from board.api import Refused
+from board.contracts import Contracts
 from board.letters import Index
 from board.operations import OperationsPage, shown
-from board.replays import Fit, ReplayPage
+from board.replays import ReplayPage
 from board.shapes import ActAsk, Check, CheckAsk, GroupAsk, Nothing, OperationAsk, ReplayAsk
 from board.viewer import Viewer
 from runtime import Dead, Job, contract, handler
@@ -33,9 +34,9 @@ class Order(msgspec.Struct):
     is_bad: bool = False
 
 
-class AllFit:
-    async def fit(self, type_name: str, version: int, payload: bytes) -> Fit:
-        return Fit(b'"n"' in payload, "n: must be there")
+async def told() -> dict[str, str]:
+    """Return what a worker has written of the type `t`."""
+    return {"t@1": '{"schema":{"type":"object","required":["n"]}}'}
 
 
 class Boards:
@@ -49,7 +50,7 @@ class Boards:
     def another(self) -> ReplayPage:
         store = LetterStore(self.url, "jobs")
         index = Index(store, step_wait_s=0.0)
-        page = ReplayPage(self.url, "jobs", store, index, AllFit())
+        page = ReplayPage(self.url, "jobs", store, index, Contracts(told))
         self._open.append((store, index, page))
         return page
 
@@ -327,3 +328,16 @@ async def test_a_whole_group_goes_to_the_trash_in_steps(boards: Boards, raw: red
         await page.trash_group(GroupAsk(group=group, count=24), ADA)
     started = await page.trash_group(GroupAsk(group=group, count=25), ADA)
     assert (started.verb, started.state, started.total) == ("trash", "held", 25)
+
+
+async def test_five_go_first_and_the_rest_waits_for_what_becomes_of_them(
+    boards: Boards, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replays, "HOLD_S", 0.0)
+    page = boards.another()
+    check = await page.check(CheckAsk(places=bury(raw, 104)), ADA)
+    started = await page.replay(ask(check), ADA)
+    async with Control(boards.url) as control:
+        assert [(await control.step_operation(started.id)).acted for _ in range(3)] == [5, 0, 0]
+    [found] = (await boards.operations.operations(Nothing(), ADA)).operations
+    assert found.text.startswith("5 of 104 sent back, the rest starts in ") and found.ends_ms is not None
