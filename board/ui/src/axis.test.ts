@@ -20,5 +20,9 @@ it.each([
     [5, 5, 5],
     [5, 20, 35],
   ],
+  [
+    [98, 99, 90],
+    [85, 100, 70],
+  ],
   [[], []],
-])("parts labels at %s", (wanted, found) => expect(apart(wanted, 15)).toEqual(found));
+])("parts labels at %s", (wanted, found) => expect(apart(wanted, 15, 100)).toEqual(found));

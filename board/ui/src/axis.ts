@@ -7,14 +7,19 @@ export function ticksIn(min: number, max: number): number[] {
   return STEPS_MS.filter(step => step >= min && step <= max);
 }
 
-/** Return where labels stand that want to stand at `wanted`, at least `least` apart, each as near as a sweep from above leaves it. */
-export function apart(wanted: readonly number[], least: number): number[] {
+/** Return where labels stand that want to stand at `wanted`: at least `least` apart, none below `end` while there is room above. */
+export function apart(wanted: readonly number[], least: number, end: number): number[] {
   const order = wanted.map((_, at) => at).sort((a, b) => (wanted[a] ?? 0) - (wanted[b] ?? 0));
   const found = [...wanted];
   let last = Number.NEGATIVE_INFINITY;
   for (const at of order) {
     last = Math.max(wanted[at] ?? 0, last + least);
     found[at] = last;
+  }
+  let next = end;
+  for (const at of order.reverse()) {
+    found[at] = Math.min(found[at] ?? 0, next);
+    next = (found[at] ?? 0) - least;
   }
   return found;
 }

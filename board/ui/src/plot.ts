@@ -300,6 +300,7 @@ function drawEnds(u: uPlot, names: string[], known: (name: string) => (number | 
   const free = apart(
     ends.map(end => end.y),
     15 * devicePixelRatio,
+    bbox.top + bbox.height,
   );
   if (names.length > 1) {
     ends.forEach((end, at) => {

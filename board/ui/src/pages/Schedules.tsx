@@ -161,12 +161,14 @@ function Row({ row, ask, name }: { row: ScheduleRow; ask: Props["ask"]; name: st
 }
 
 const FILLS: Record<string, string> = {
+  fired: "f-ok",
   done: "f-ok",
   sent: "f-ok",
   failed: "f-bad",
   dead: "f-bad",
   missed: "f-warn",
   late: "f-warn",
+  skipped: "f-warn",
 };
 
 /** What became of the last ticks, the newest at the right: tall ones fired, low ones did not. */

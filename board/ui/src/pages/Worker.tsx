@@ -46,14 +46,15 @@ export default function Worker() {
         <>
           <Top shown={shown} again={loaded.again} />
           {shown.blocked.length > 0 && (
-            <section class="panel hurt" aria-label="The loop is blocked">
+            <section class={shown.row.level === "act" ? "panel hurt" : "panel hurt iswarn"} aria-label="The loop is blocked">
               <p>
-                <LevelMark level="act" /> <b>Something held up the loop of this worker: all its other jobs waited meanwhile.</b>
+                <LevelMark level={shown.row.level === "act" ? "act" : "look"} />{" "}
+                <b>Something held up the loop of this worker: all its other jobs waited meanwhile.</b>
               </p>
               <Facts facts={shown.blocked} />
             </section>
           )}
-          <Jobs jobs={shown.jobs} name={name} />
+          <Jobs jobs={shown.jobs} name={name} busy={shown.row.busy} />
           <Panel title="Facts">
             <div class="body">
               <Facts facts={shown.facts} />
@@ -127,7 +128,7 @@ function Top({ shown, again }: { shown: Shape; again: () => void }) {
   );
 }
 
-function Jobs({ jobs, name }: { jobs: readonly JobRow[]; name: string }) {
+function Jobs({ jobs, name, busy }: { jobs: readonly JobRow[]; name: string; busy: number }) {
   const held = useHeld(jobs, row => row.place, name, false);
   return (
     <>
@@ -141,7 +142,9 @@ function Jobs({ jobs, name }: { jobs: readonly JobRow[]; name: string }) {
           </A>
         }
       >
-        {held.rows.length === 0 && <Empty why="It runs nothing now." />}
+        {held.rows.length === 0 && (
+          <Empty why={busy === 0 ? "It runs nothing now." : "What it runs was over before it could be looked at."} />
+        )}
         <div class="scroll" hidden={held.rows.length === 0} {...held.hands}>
           <table class="cards fit">
             <Head columns={COLUMNS} />
