@@ -1,6 +1,7 @@
 import type { Overview as Shape, Priority, TypeRow, Verdict } from "../api/types";
 import { count, duration, percent, rate } from "../format";
 import { useHeading } from "../heading";
+import { useHeld } from "../held";
 import { live, useFrame, useTopic } from "../live";
 import { A } from "../parts/A";
 import { Charts } from "../parts/Charts";
@@ -183,11 +184,14 @@ function TrendWords({ row }: { row: Priority }) {
 }
 
 function Lists({ shown }: { shown: Shape }) {
+  const types = useHeld(shown.types, row => row.type, "", false);
+  const groups = useHeld(shown.groups, row => row.fp, "", false);
+  const workers = useHeld(shown.workers, row => row.name, "", false);
   const needsLook = shown.types.some(row => row.level !== "ok");
   return (
     <div class="three">
       <Panel title={needsLook ? "Types that need a look" : "Types"} more={<A href="types">last 5 min</A>}>
-        <table class="cards">
+        <table class="cards" {...types.hands}>
           <thead>
             <tr>
               <th scope="col">type</th>
@@ -204,8 +208,8 @@ function Lists({ shown }: { shown: Shape }) {
             </tr>
           </thead>
           <tbody>
-            {shown.types.map(row => (
-              <TypeLine key={row.type} row={row} />
+            {types.rows.map(({ key, row }) => (
+              <TypeLine key={key} row={row} />
             ))}
           </tbody>
         </table>
@@ -219,25 +223,29 @@ function Lists({ shown }: { shown: Shape }) {
           </A>
         }
       >
-        <GroupList groups={shown.groups} isGrouped={shown.is_grouped} />
+        <div {...groups.hands}>
+          <GroupList groups={groups.rows.map(({ row }) => row)} isGrouped={shown.is_grouped} />
+        </div>
       </Panel>
       <Panel title="Workers" more="busy lanes">
-        {shown.workers.map(row => (
-          <A key={row.name} class="worker" href={to("worker", { name: row.name })}>
-            <span class="line">
-              {row.level !== "ok" && <LevelMark level={row.level} size={12} />}
-              <b>{row.label}</b>
-              <span class="num">
-                {count(row.busy)} / {count(row.lanes)}
+        <div {...workers.hands}>
+          {workers.rows.map(({ key, row }) => (
+            <A key={key} class="worker" href={to("worker", { name: row.name })}>
+              <span class="line">
+                {row.level !== "ok" && <LevelMark level={row.level} size={12} />}
+                <b>{row.label}</b>
+                <span class="num">
+                  {count(row.busy)} / {count(row.lanes)}
+                </span>
               </span>
-            </span>
-            <Cells busy={row.busy} lanes={row.lanes} />
-            <span class="note faint">
-              {row.note ||
-                (row.longest === null ? "nothing runs" : `${row.longest.type}, ${duration(row.longest.runs_ms)} longest`)}
-            </span>
-          </A>
-        ))}
+              <Cells busy={row.busy} lanes={row.lanes} />
+              <span class="note faint">
+                {row.note ||
+                  (row.longest === null ? "nothing runs" : `${row.longest.type}, ${duration(row.longest.runs_ms)} longest`)}
+              </span>
+            </A>
+          ))}
+        </div>
         {shown.workers.length === 0 && <p class="pad bad">No worker beats.</p>}
       </Panel>
     </div>
