@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from board import words
+from board.overview import STEADY_JOBS, STEADY_PART
 from board.picture import Picture
 from board.shapes import Verdict
 from board.verdicts import Dead, Limits, verdicts
@@ -362,3 +365,24 @@ def test_a_strangers_names_stay_text_and_addresses() -> None:
     found = answer("failing", picture(minutes=last_minutes(retry=20, type_name=name)))
     assert "\u202e" not in "".join(found.said)
     assert found.href == "/type?type=x%26y%3D%3Cb%3E%E2%80%AE" + "z" * 100
+
+
+def test_the_limits_in_the_docs_are_those_of_the_code() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "board.md").read_text("utf-8")
+    limits = Limits()
+    oldest = ", ".join(f"{name} {words.duration(ms)}" for name, ms in limits.oldest_ms.items())
+    for said in (
+        f"over its limit ({oldest})",
+        f"each of the last {limits.grew_minutes} minutes",
+        f"fetched for {words.duration(limits.idle_ms)}",
+        f"over {words.duration(limits.late_ms)} late",
+        f"over {words.percent(limits.failed_look)} of a type's runs failed in 5 minutes (of {limits.few_runs} runs or more)",
+        f"over {limits.failed_times:g} times",
+        f"| over {words.percent(limits.failed_act)} |",
+        f"over {words.duration(limits.lag_ms)} in the last minute",
+        f"run for over {words.duration(limits.versions_ms)} |",
+        f"stood still for over {words.duration(limits.blocked_ms)}, by which",
+        f"over {words.percent(limits.died_act)} of the runs of {limits.died_minutes} minutes died (of {limits.few_runs} runs",
+        f"fewer than {STEADY_JOBS} jobs in ten seconds, or by less than {words.percent(STEADY_PART)}",
+    ):
+        assert said in text, said
