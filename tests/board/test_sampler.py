@@ -95,7 +95,7 @@ async def test_fifty_viewers_cost_as_one(sampler: Sampler, raw: redis.Redis) -> 
             assert all(tick is ticks[0] for tick in ticks), "the same answer for all"
             for viewer in more:
                 await viewer.__aexit__(None, None, None)
-    assert counts[0] == counts[1]
+    assert abs(counts[0] - counts[1]) <= 1, "but for a minute that was over meanwhile, and was read"
 
 
 async def test_when_the_last_viewer_has_gone_nothing_is_asked(sampler: Sampler, raw: redis.Redis) -> None:
