@@ -18,7 +18,8 @@ from runtime.control import who
 from runtime.leaving import CLEAN, FAILED
 from runtime.operating import Verb
 from runtime.store.control import ControlStore
-from runtime.store.inspector import DeadLetter
+from runtime.store.inspector import LETTERS_PAGE, DeadLetter
+from runtime.store.letters import Head, LetterStore
 
 MAX_LIST: Final = 10_000  # a guess: ten reads of a thousand, some megabytes
 # Answers of a replay that are no entry's id: why a letter was not sent back.
@@ -91,19 +92,51 @@ def print_list(config: Config, arguments: argparse.Namespace) -> int:
     """Print the newest dead letters, and how many were looked at."""
     check_between("-n", arguments.n, 1, MAX_LIST)
 
-    async def read(url: str) -> list[DeadLetter]:
-        async with inspector(url, config.queue) as found:
-            return await found.dead_letters(arguments.n, is_trash=arguments.trash)
-
-    looked_at = with_store(config, read)
-    wanted = arguments.type, arguments.letter_reason
-    letters = [one for one in looked_at if wanted[0] in ("", one.type) and wanted[1] in ("", one.reason)]
-    if letters and not arguments.json:
-        print(f"{'LETTER':20} {'DIED':19} {'TYPE':24} {'REASON':18} RUN ERROR")
-    for letter in letters:
-        _print(letter, arguments)
-    print(f"{len(letters)} shown, the newest {len(looked_at)} looked at", file=sys.stderr)
+    look = _list_whole if arguments.json else _list_heads
+    shown, looked_at = with_store(config, lambda url: look(url, config.queue, arguments))
+    print(f"{shown} shown, the newest {looked_at} looked at", file=sys.stderr)
     return 0
+
+
+async def _list_whole(url: str, queue: str, arguments: argparse.Namespace) -> tuple[int, int]:
+    """Print letters with all that is in them as they come; return how many were shown, and looked at."""
+    shown = looked_at = 0
+    before, more = "+", True
+    async with inspector(url, queue) as found:
+        while more and looked_at < arguments.n:
+            asked = min(LETTERS_PAGE, arguments.n - looked_at)
+            page = await found.dead_letters(asked, before, is_trash=arguments.trash)
+            fitting = [letter for letter in page if _fits(letter, arguments)]
+            for letter in fitting:
+                print_json(letter)
+            shown, looked_at, more = shown + len(fitting), looked_at + len(page), len(page) == asked
+            before = page[-1].letter if page else before
+    return shown, looked_at
+
+
+async def _list_heads(url: str, queue: str, arguments: argparse.Namespace) -> tuple[int, int]:
+    """Print a line for each letter, of which the server sends no more than that; return how many were shown, and looked at."""
+    shown = looked_at = 0
+    before, is_end = "+", False
+    store = LetterStore(url, queue)
+    try:
+        while not is_end and looked_at < arguments.n:
+            page, is_end = await store.older(before, "trash" if arguments.trash else "dead")
+            page = page[: arguments.n - looked_at]
+            fitting = [head for head in page if _fits(head, arguments)]
+            if fitting and not shown:
+                print(f"{'LETTER':20} {'DIED':19} {'TYPE':24} {'REASON':18} RUN ERROR")
+            for head in fitting:
+                print(_line(head.place, head.at_ms / 1000, head))
+            shown, looked_at = shown + len(fitting), looked_at + len(page)
+            before = page[-1].place if page else before
+    finally:
+        await store.close()
+    return shown, looked_at
+
+
+def _fits(letter: DeadLetter | Head, arguments: argparse.Namespace) -> bool:
+    return arguments.type in ("", letter.type) and arguments.letter_reason in ("", letter.reason)
 
 
 def print_one(config: Config, arguments: argparse.Namespace) -> int:
@@ -126,7 +159,7 @@ def print_one(config: Config, arguments: argparse.Namespace) -> int:
     where = (f", written by {clean(letter.by, 64)}" if letter.by else "") + (
         f", version {clean(letter.app, 40)}" if letter.app else ""
     )
-    print(f"died      {_when(letter)} on {letter.priority}{where}")
+    print(f"died      {_when(letter.died_at)} on {letter.priority}{where}")
     for line in tries_in_words(letter.tries, int(time.time() * 1000)):
         print(f"          {line}")
     if letter.trace:
@@ -235,13 +268,13 @@ def _for_each(
 
 
 def _print(letter: DeadLetter, arguments: argparse.Namespace) -> None:
-    print_json(letter) if arguments.json else print(_line(letter))
+    print_json(letter) if arguments.json else print(_line(letter.letter, letter.died_at, letter))
 
 
-def _line(letter: DeadLetter) -> str:
-    head = f"{letter.letter:20} {_when(letter)} {clean(letter.type or '-', 24):24} {clean(letter.reason, 18):18}"
+def _line(place: str, died_at: float, letter: DeadLetter | Head) -> str:
+    head = f"{place:20} {_when(died_at)} {clean(letter.type or '-', 24):24} {clean(letter.reason, 18):18}"
     return f"{head} {letter.attempts:>3} {clean(letter.error, 70)}"
 
 
-def _when(letter: DeadLetter) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(letter.died_at))
+def _when(died_at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(died_at))

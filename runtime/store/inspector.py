@@ -49,6 +49,7 @@ from runtime.store.flow import Flow, Name, Parts, asked_of, reading, waiting_in
 from runtime.store.resp import Command, ServerError
 from runtime.tries import Try
 
+LETTERS_PAGE: Final = 50  # letters a round trip; a guess: some 15 MB where each is as large as it may be
 PAGE: Final = 1000  # entries a round trip: measured, a millisecond of the server
 PROGRESS_PAGE: Final = 50  # workers a round trip; a guess: 13 MB at most
 LOGS: Final = 10_000  # attempts that are looked at for those of a job, and how many in a round trip: guesses, a few MB at most
@@ -328,9 +329,15 @@ class Inspector(Store):
         Raises:
             StoreUnavailable: no answer or an error.
         """
-        end, key = before if before == "+" else f"({before}", self.keys.trash if is_trash else self.keys.dead
-        rows = await self.call_one(self._connection, ("XREVRANGE", key, end, "-", "COUNT", n), key)
-        return [_letter(row) for row in rows]
+        key, found = self.keys.trash if is_trash else self.keys.dead, list[DeadLetter]()
+        while len(found) < n:
+            asked, end = min(n - len(found), LETTERS_PAGE), before if before == "+" else f"({before}"
+            rows = await self.call_one(self._connection, ("XREVRANGE", key, end, "-", "COUNT", asked), key)
+            found += map(_letter, rows)
+            if len(rows) < asked:
+                break
+            before = found[-1].letter
+        return found
 
     async def dead_letter(self, letter: str) -> DeadLetter | None:
         """Return one dead letter by its place, or None.
@@ -392,7 +399,15 @@ class Inspector(Store):
         return await self._placed(stream, await self._entries_of(self.keys.streams[stream], job_id, n))
 
     async def _find_dead(self, job_id: str, n: int) -> list[FoundJob]:
-        return [_dead(letter) for letter in await self.dead_letters(n) if letter.id == job_id]
+        found: list[FoundJob] = []
+        before, left = "+", n
+        while left > 0:  # only what is found is kept: all letters together may be larger than any memory
+            page = await self.dead_letters(min(left, LETTERS_PAGE), before)
+            found += [_dead(letter) for letter in page if letter.id == job_id]
+            if len(page) < min(left, LETTERS_PAGE):
+                break
+            before, left = page[-1].letter, left - len(page)
+        return found
 
     async def job_at(self, place: str) -> FoundJob | None:
         """Return the job at a place such as `high/12-0`, `due/order-1` or `dead/12-0`; None where none is there.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -189,6 +190,24 @@ def test_settings_come_from_flag_environment_and_file_in_that_order(tmp_path):
     assert result.returncode == 0
     (tmp_path / "runtime.toml").write_text("concurency = 5\n")
     assert "unknown key 'concurency'" in one_line(call("types", cwd=tmp_path))
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)], ids=["text", "json"])
+def test_so_many_letters_are_listed_over_all_pages_the_newest_first_and_those_of_a_type_or_reason(server, raw, form):
+    for n in range(120):
+        about = {"type": f"t{n % 2}", "data": "{}", "id": f"j{n}", "dead_reason": f"r{n % 3}", "dead_error": f"no {n}."}
+        raw.xadd(
+            "{jobs}:dead", {**about, "dead_from": "low/1-1", "dead_at": "7000", "dead_attempts": "3", "dead_stack": "x" * 3000}
+        )
+
+    def listed(*more: str) -> tuple[list[int], str]:
+        result = call("dead", "list", "--redis", server.url, *form, *more)
+        return [int(found) for found in re.findall(r"no (\d+)\.", result.stdout)], result.stderr.strip()
+
+    assert listed("-n", "110") == (list(range(119, 9, -1)), "110 shown, the newest 110 looked at")
+    assert listed("-n", "500") == (list(range(119, -1, -1)), "120 shown, the newest 120 looked at")
+    some = [n for n in range(119, 59, -1) if n % 2 == 1 and n % 3 == 2]
+    assert listed("-n", "60", "--type", "t1", "--reason", "r2") == (some, f"{len(some)} shown, the newest 60 looked at")
 
 
 def test_a_message_is_enqueued_found_dead_shown_and_replayed(server, raw):

@@ -177,6 +177,18 @@ async def test_dead_letters_are_paged_from_the_newest_without_a_gap_and_read_by_
     assert await inspector.letters_at([]) == []
 
 
+async def test_letters_come_in_pages_that_are_short_enough_and_only_what_is_looked_for_is_kept(inspector, raw, monkeypatch):
+    monkeypatch.setattr("runtime.store.inspector.LETTERS_PAGE", 3)
+    places = bury(raw, 8)
+    raw.config_resetstat()
+    for n in (1, 3, 4, 7, 8, 9):
+        assert [letter.letter for letter in await inspector.dead_letters(n)] == places[::-1][:n]
+    calls = raw.info("commandstats")["cmdstat_xrevrange"]["calls"]
+    assert calls == 1 + 1 + 2 + 3 + 3 + 3
+    for n, states in ((8, ["dead"]), (6, [])):
+        assert [job.state for job in await inspector.find_job("j0", n)] == states, "the oldest of all"
+
+
 async def test_a_dead_letter_of_a_stranger_is_shown_whatever_bytes_it_has(server, inspector):
     client = redis.Redis(unix_socket_path=server.socket)
     client.xadd(DEAD, {b"\xff": b"\xfe", b"dead_at": b"soon", b"dead_attempts": b"-3", b"id": b"\xff", b"dead_from": b"\xff/1"})
