@@ -4,11 +4,13 @@ import { about } from "../api";
 import type { Group, Groups } from "../api/types";
 import { count, plural, visible } from "../format";
 import { useHeading } from "../heading";
+import { useHeld } from "../held";
 import { useLoad } from "../load";
 import { A } from "../parts/A";
 import { Badge } from "../parts/Badge";
 import { Button } from "../parts/Button";
 import { Empty } from "../parts/Empty";
+import { Fresh } from "../parts/Fresh";
 import { Icon } from "../parts/Icon";
 import { LetterAsk } from "../parts/LetterAsk";
 import { LetterList, placesOfLetters } from "../parts/LetterList";
@@ -51,7 +53,7 @@ export default function Dead() {
               <NoLetters trash={answer.trash} />
             ) : (
               <div class={group === "" ? "split list-first" : "split detail-first"}>
-                <GroupList answer={answer} chosen={shown?.fp ?? ""} />
+                <GroupList answer={answer} chosen={shown?.fp ?? ""} isHeld={group !== ""} />
                 {shown !== undefined ? (
                   <GroupPart key={shown.fp} group={shown} onDone={again} />
                 ) : (
@@ -99,19 +101,23 @@ function NoGroup({ isGrouped }: { isGrouped: boolean }) {
   );
 }
 
-function GroupList({ answer, chosen }: { answer: Groups; chosen: string }) {
+function GroupList({ answer, chosen, isHeld }: { answer: Groups; chosen: string; isHeld: boolean }) {
   const { letters, grouped, groups, trash } = answer;
+  const held = useHeld(groups, group => group.fp, "groups", isHeld);
   const isAll = grouped >= letters;
   return (
     <section class="panel" aria-label="Groups">
       <header>
         <h2>{`${plural(letters, "letter")} in ${plural(groups.length, "group")}`}</h2>
-        <span class="more">{isAll ? "newest first" : `grouped ${count(grouped)} of ${count(letters)}`}</span>
+        <span class="more">
+          <Fresh waiting={held.waiting} onShow={held.release} />
+          {isAll ? "newest first" : `grouped ${count(grouped)} of ${count(letters)}`}
+        </span>
       </header>
-      <ul class="groups">
-        {groups.map(group => (
-          <li key={group.fp}>
-            <GroupLink group={group} isChosen={group.fp === chosen} />
+      <ul class="groups" {...held.hands}>
+        {held.rows.map(({ key, row, isGone }) => (
+          <li key={key} class={isGone ? "isgone" : ""}>
+            <GroupLink group={row} isChosen={key === chosen} />
           </li>
         ))}
       </ul>

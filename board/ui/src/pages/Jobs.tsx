@@ -3,7 +3,7 @@ import type { ComponentChildren } from "preact";
 import { useState } from "preact/hooks";
 import { about, get, Refusal } from "../api";
 import type { Jobs as Answer, JobRow } from "../api/types";
-import { count } from "../format";
+import { count, plural } from "../format";
 import { useHeading } from "../heading";
 import { type HeldRows, type Row, useHeld } from "../held";
 import { type Loaded, useLoad } from "../load";
@@ -224,7 +224,7 @@ function Rows({ rows, held, view, marks, onFocus, onAct }: RowsProps) {
   };
   return (
     <div class="scroll">
-      <table class="cards fit">
+      <table class={`cards fit fixed is-${state}`}>
         <JobHead state={state} sort={sort} onSort={next => setQuery({ sort: next })} mark={markAll || null} />
         <tbody {...held.hands} onFocusIn={() => onFocus(true)} onFocusOut={leave}>
           {rows.map(({ key, row, isGone, isNew }) => (
@@ -352,6 +352,17 @@ function Nothing({ view, answer }: { view: View; answer: Answer }) {
             </A>
           )}
         </div>
+      </Empty>
+    );
+  }
+  if (view.state === "waiting" && answer.waiting > 0) {
+    return (
+      <Empty
+        why={`Each of the ${plural(answer.waiting, "job")} that wait stands in a lot: for a worker that knows it, or for its turn.`}
+      >
+        <A class="btn small" href={to("jobs", { state: "waiting", facet: "lots" })}>
+          Show those in lots
+        </A>
       </Empty>
     );
   }

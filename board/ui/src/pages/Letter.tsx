@@ -126,7 +126,8 @@ function ErrorPart({ letter }: { letter: Answer }) {
   const { row, message, frames, stack } = letter;
   const trace = traceUrl(template, letter.trace);
   const title = row.error === "" ? row.reason : row.error;
-  const copied = [message === null ? title : `${title}: ${message}`, stack ?? ""].filter(part => part !== "").join("\n");
+  const said = message === null || message === "" ? title : message.startsWith(title) ? message : `${title}: ${message}`;
+  const copied = [said, stack ?? ""].filter(part => part !== "").join("\n");
   return (
     <Panel
       title="Error"
@@ -137,7 +138,7 @@ function ErrorPart({ letter }: { letter: Answer }) {
       }
     >
       <div class="body">
-        <div class="err2">{message === null || message === "" ? visible(title) : `${visible(title)}: ${visible(message)}`}</div>
+        <div class="err2">{visible(said)}</div>
       </div>
       {frames !== null && frames.length > 0 && <Frames frames={frames} />}
       <div class="row pad">

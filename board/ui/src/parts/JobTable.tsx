@@ -29,7 +29,11 @@ const type: Column = {
   name: "type",
   head: "type",
   cls: "c1",
-  cell: row => <span class="type">{visible(row.type)}</span>,
+  cell: row => (
+    <span class="type" title={visible(row.type)}>
+      {visible(row.type)}
+    </span>
+  ),
 };
 const job: Column = { name: "job", head: "job", cls: "job", cell: row => <code title={visible(row.id)}>{visible(row.id)}</code> };
 const pri: Column = { name: "pri", head: "pri", title: "priority", cls: "", cell: row => <Pri name={row.pri} isBare /> };
@@ -116,7 +120,7 @@ const waits: Column = {
 };
 const due: Column = {
   name: "due",
-  head: "runs",
+  head: "next run",
   cls: "num c2",
   sorts: ["due", "newest"],
   cell: row => (row.due_ms === null ? NONE : <Due at_ms={row.due_ms} />),
@@ -193,7 +197,12 @@ export function JobHead({ state, sort, onSort, mark }: HeadProps) {
           const sorted = at === -1 ? undefined : sort === "newest" || sort === "due" ? "ascending" : "descending";
           const next = sorts?.[(at + 1) % sorts.length];
           return (
-            <th key={column.name} class={`${column.cls}${at >= 0 ? " sort" : ""}`} title={column.title} aria-sort={sorted}>
+            <th
+              key={column.name}
+              class={`${column.cls} w-${column.name}${at >= 0 ? " sort" : ""}`}
+              title={column.title}
+              aria-sort={sorted}
+            >
               {next === undefined ? (
                 column.head
               ) : (

@@ -104,7 +104,7 @@ function List({ ask, answer, hasType, again, onDone }: ListProps) {
   return (
     <>
       <div class="scroll">
-        <table class="cards letters">
+        <table class="cards fixed letters">
           <thead>
             <tr>
               {may && (
@@ -116,12 +116,12 @@ function List({ ask, answer, hasType, again, onDone }: ListProps) {
                   />
                 </th>
               )}
-              <th>job</th>
-              {hasType && <th>type</th>}
-              {hasType && <th>error</th>}
+              <th class="w-job">job</th>
+              {hasType && <th class="w-type">type</th>}
+              {hasType && <th class="w-error">error</th>}
               <th>arguments</th>
-              <th class="num">attempts</th>
-              <th class="num">died</th>
+              <th class="num w-deliveries">attempts</th>
+              <th class="num w-at">died</th>
             </tr>
           </thead>
           <tbody {...held.hands}>
@@ -212,7 +212,7 @@ function Line({ row, mark, isMarked, isGone, hasType }: LineProps) {
       {mark !== null && <td class="m">{mark}</td>}
       <td class="c1">
         <A href={href} isRow>
-          <code>{visible(row.id)}</code>
+          <code title={visible(row.id)}>{visible(row.id)}</code>
         </A>
       </td>
       {hasType && <td class="type">{visible(row.type)}</td>}

@@ -2,7 +2,7 @@
 import { useEffect, useRef, useState } from "preact/hooks";
 import { post, Refusal } from "../api";
 import type { Check, CheckAsk } from "../api/types";
-import { count, duration, plural, seconds } from "../format";
+import { count, plural, seconds } from "../format";
 import { useNow } from "../live";
 import { useActs } from "../rights";
 import { Button } from "./Button";
@@ -104,7 +104,7 @@ export function ReplayPart({ checked, title, pri, onStarted }: Props) {
               <b>20 %</b>
               <i>dead again</i>
             </span>
-            <span class="faint">{`${duration(lengthOf(check.would_run, rate))} for ${plural(check.would_run, "letter")}`}</span>
+            <span class="faint">{`${seconds(lengthOf(check.would_run, rate))} for ${plural(check.would_run, "letter")}`}</span>
           </div>
           <div class="row">
             <Button kind="main" right="operate" isOff={check.would_run === 0} onClick={() => setFirst(0)}>
@@ -199,7 +199,7 @@ export function ReplayQuestion({ check, rate, first, pri, onClose, onStarted }: 
     >
       <p class="muted">
         {many === 1 ? "It goes" : "They go"} back to {pri === null ? "where they came from" : <b class="strong">{pri}</b>} at{" "}
-        {rate} a second, for about {duration(lengthOf(many, rate))}, with a fresh count of attempts and{" "}
+        {rate} a second, for about {seconds(lengthOf(many, rate))}, with a fresh count of attempts and{" "}
         {many === 1 ? "the id it had" : "the ids they had"}.{stay > 0 && ` ${plural(stay, "letter stays", "letters stay")} here.`}
       </p>
       <ul class="plainlist">
