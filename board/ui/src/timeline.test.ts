@@ -31,6 +31,10 @@ it("spans all steps and now, with few round times", () => {
   expect(placeOf(axis, 99 * minute)).toBe(100);
 });
 
+it("counts parts of a second from where it begins", () => {
+  expect(axisOf([step("attempt", 1_000_003, 1_000_018)], 1_000_018).ticks).toEqual([1_000_003, 1_000_008, 1_000_013, 1_000_018]);
+});
+
 it("leaves now out where all is over, and goes beyond it for what comes", () => {
   expect(axisOf([step("attempt", 0, 1000)], 1_000_000).to).toBe(1000);
   expect(axisOf([step("next", 0, 9000)], 5000).to).toBe(9000);

@@ -30,12 +30,13 @@ export interface Axis {
   readonly ticks: readonly number[];
 }
 
-const MINUTE = 60_000;
+export const SECOND = 1000; // below it a step counts from where the axis begins
+const MINUTE = 60 * SECOND;
 const STEPS_MS = [
   ...[1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 15_000, 30_000],
   ...[1, 2, 5, 10, 15, 30, 60, 120, 180, 360, 720, 1440].map(minutes => minutes * MINUTE),
 ];
-const MOST_TICKS = 6; // as many labels as stand side by side on a phone
+const MOST_TICKS = 5; // as many labels as stand side by side on a phone
 
 /** Return the span of all steps and now, with round times in it. */
 export function axisOf(steps: readonly Step[], nowMs: number): Axis {
@@ -45,7 +46,8 @@ export function axisOf(steps: readonly Step[], nowMs: number): Axis {
   const to = Math.max(...ends, isOver ? Number.NEGATIVE_INFINITY : nowMs, from + 1);
   const step = STEPS_MS.find(each => (to - from) / each <= MOST_TICKS) ?? Math.ceil((to - from) / MOST_TICKS);
   const ticks: number[] = [];
-  for (let at = Math.ceil(from / step) * step; at <= to && ticks.length <= MOST_TICKS; at += step) ticks.push(at);
+  for (let at = step < SECOND ? from : Math.ceil(from / step) * step; at <= to && ticks.length <= MOST_TICKS; at += step)
+    ticks.push(at);
   return { from, to, ticks };
 }
 

@@ -17,7 +17,6 @@ import { Facts } from "../parts/Facts";
 import { Frames } from "../parts/Frames";
 import { Icon } from "../parts/Icon";
 import { LetterAsk, type LetterVerb } from "../parts/LetterAsk";
-import { Operations } from "../parts/Operations";
 import { Panel } from "../parts/Panel";
 import { saidOf } from "../parts/PayloadPanel";
 import { Pri } from "../parts/Pri";
@@ -37,30 +36,20 @@ export default function Letter() {
   const { query } = useRoute();
   const place = query.get("place") ?? "";
   const loaded = useLoad("letter", { place }, EVERY_MS);
-  const [turn, setTurn] = useState(0);
   useHeading(loaded.data?.row.id ?? place, [{ text: "Dead letters", href: to("dead") }], true);
+  const isGone = loaded.failure?.status === 404;
   return (
-    <>
-      <Operations turn={turn} />
-      <Shown of={loaded}>
-        {letter => (
-          <Whole
-            letter={letter}
-            isEdited={query.get("edit") === "1"}
-            onDone={() => {
-              loaded.again();
-              setTurn(turn + 1);
-            }}
-          />
-        )}
-      </Shown>
-    </>
+    <Shown of={isGone ? { ...loaded, data: null } : loaded}>
+      {letter => <Whole letter={letter} isEdited={query.get("edit") === "1"} />}
+    </Shown>
   );
 }
 
-function Whole({ letter, isEdited, onDone }: { letter: Answer; isEdited: boolean; onDone: () => void }) {
+function Whole({ letter, isEdited }: { letter: Answer; isEdited: boolean }) {
   const [verb, setVerb] = useState<LetterVerb | null>(null);
   const { row } = letter;
+  // It is at this place no more then: its group has the others.
+  const leave = () => go(letter.is_in_trash ? to("trash") : to("dead", { group: letter.group }));
   return (
     <>
       <div class="row">
@@ -115,7 +104,7 @@ function Whole({ letter, isEdited, onDone }: { letter: Answer; isEdited: boolean
           </Panel>
         </div>
       </div>
-      {verb !== null && <LetterAsk verb={verb} places={[row.place]} onClose={() => setVerb(null)} onDone={onDone} />}
+      {verb !== null && <LetterAsk verb={verb} places={[row.place]} onClose={() => setVerb(null)} onDone={leave} />}
     </>
   );
 }
@@ -126,7 +115,7 @@ function ErrorPart({ letter }: { letter: Answer }) {
   const { row, message, frames, stack } = letter;
   const trace = traceUrl(template, letter.trace);
   const title = row.error === "" ? row.reason : row.error;
-  const said = message === null || message === "" ? title : message.startsWith(title) ? message : `${title}: ${message}`;
+  const said = wholeError(title, message);
   const copied = [said, stack ?? ""].filter(part => part !== "").join("\n");
   return (
     <Panel
@@ -153,6 +142,12 @@ function ErrorPart({ letter }: { letter: Answer }) {
       </div>
     </Panel>
   );
+}
+
+/** Return an error with its message: either may have the other in it already. */
+function wholeError(title: string, message: string | null): string {
+  if (message === null || title.includes(message)) return title;
+  return message.startsWith(title) ? message : `${title}: ${message}`;
 }
 
 function PayloadPart({ letter, isEdited }: { letter: Answer; isEdited: boolean }) {

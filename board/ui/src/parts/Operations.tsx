@@ -44,24 +44,14 @@ function toldFor(state: string): number {
   return state === "done" ? TOLD_MS : state === "held" || state === "running" ? Number.POSITIVE_INFINITY : STANDS_MS;
 }
 
-const VERBS: Record<string, string> = {
-  replay: "Replay",
-  trash: "Move to trash",
-  restore: "Restore",
-  purge: "Delete",
-  cancel: "Cancel",
-  now: "Run now",
-};
-
 function OperationLine({ operation, again }: { operation: Operation; again: () => void }) {
-  const { verb, what, state, who, reason, can } = operation;
+  const { what, state, who, reason, can } = operation;
   const [asks, setAsks] = useState<"stop" | "resume" | null>(null);
   const isHeld = state === "held";
   return (
     <li>
       <div class="row">
-        <b class="strong">{VERBS[verb] ?? verb}</b>
-        <span class="muted what">{visible(what)}</span>
+        <b class="strong what">{capital(visible(what))}</b>
         <StateBadge state={state} />
         <span class="push" />
         {can.includes("stop") && (
@@ -131,17 +121,14 @@ function Bar({ operation }: { operation: Operation }) {
 
 function Told({ operation }: { operation: Operation }) {
   const now = useNow();
-  const { state, starts_ms, text, total, done, died, refused, rate_s } = operation;
-  const told = [text];
+  const { state, starts_ms, text, rate_s } = operation;
   if (state === "held" && starts_ms !== null) {
     return <>{`Nothing is done yet: it starts in ${seconds(starts_ms - now)}. Until then undo is exact.`}</>;
   }
-  if (text === "") told.push(total === null ? `${count(done)} done.` : `${count(done)} of ${count(total)} done.`);
-  if (state === "running") told.push(`At ${rate(rate_s)} a second.`);
-  if (died > 0) told.push(`${plural(died, "of them")} died again.`.replace("of thems", "of them"));
-  for (const [why, many] of Object.entries(refused)) told.push(`${count(many)} stay: ${visible(why)}.`);
-  return <>{told.filter(part => part !== "").join(" ")}</>;
+  return <>{capital(`${visible(text)}${state === "running" ? `; ${rate(rate_s)} a second` : ""}.`)}</>;
 }
+
+const capital = (text: string) => text.charAt(0).toUpperCase() + text.slice(1);
 
 async function undo(operation: Operation, again: () => void): Promise<void> {
   try {

@@ -4,7 +4,7 @@ import type { Step } from "../api/types";
 import { clock, DAY, duration, instant, seconds, type Zone } from "../format";
 import { zone } from "../settings";
 import { useStore } from "../store";
-import { type Axis, axisOf, type Line, linesOf, placeOf } from "../timeline";
+import { type Axis, axisOf, type Line, linesOf, placeOf, SECOND } from "../timeline";
 import { LevelMark } from "./Level";
 
 const LEAST = 0.42; // per cent: what is shorter would not be seen
@@ -38,8 +38,7 @@ const MINUTE_MS = 60_000;
 function labelOf(at: number, { from, to, ticks }: Axis, where: Zone): string {
   const step = (ticks[1] ?? to) - (ticks[0] ?? from);
   if (step >= DAY) return instant(at, where).date.slice(5);
-  const text = clock(at, where, step < MINUTE_MS);
-  return step < 1000 ? `${text}.${String(at % 1000).padStart(3, "0")}` : text;
+  return step < SECOND && at > from ? `+${at - from} ms` : clock(at, where, step < MINUTE_MS);
 }
 
 /** Keep the middle of a label so far from the edges that it is not cut. */
