@@ -1,6 +1,6 @@
 // Dead letters by what they died of, and one group of them with what a replay would do. On a phone those are two screens.
 import { useState } from "preact/hooks";
-import { about } from "../api";
+import { about, post } from "../api";
 import type { Group, Groups } from "../api/types";
 import { count, plural, visible } from "../format";
 import { useHeading } from "../heading";
@@ -12,9 +12,9 @@ import { Button } from "../parts/Button";
 import { Empty } from "../parts/Empty";
 import { Fresh } from "../parts/Fresh";
 import { Icon } from "../parts/Icon";
-import { LetterAsk } from "../parts/LetterAsk";
-import { LetterList, placesOfLetters } from "../parts/LetterList";
+import { LetterList } from "../parts/LetterList";
 import { Operations } from "../parts/Operations";
+import { Question } from "../parts/Question";
 import { ReplayPart, useCheck } from "../parts/Replay";
 import { Shown } from "../parts/Shown";
 import { Bars } from "../parts/Spark";
@@ -166,18 +166,12 @@ function Span({ group }: { group: Group }) {
 }
 
 function GroupPart({ group, onDone }: { group: Group; onDone: () => void }) {
-  const [trashed, setTrashed] = useState<readonly string[] | null>(null);
-  const [isBusy, setBusy] = useState(false);
+  const [isTrashed, setTrashed] = useState(false);
   const [turn, setTurn] = useState(0);
   const checked = useCheck(`${group.fp} ${turn}`, { group: group.fp });
   const done = () => {
     setTurn(turn + 1);
     onDone();
-  };
-  const trash = async () => {
-    setBusy(true);
-    setTrashed(await placesOfLetters({ group: group.fp }));
-    setBusy(false);
   };
   return (
     <section class="panel" aria-label="Group">
@@ -188,8 +182,8 @@ function GroupPart({ group, onDone }: { group: Group; onDone: () => void }) {
           </A>
           {group.grows && <Badge level="act">{`grows: ${count(group.last_hour)} in the last hour`}</Badge>}
           <span class="push" />
-          <Button isSmall kind="danger" right="operate" isOff={isBusy} onClick={() => void trash()}>
-            {isBusy ? "Counting …" : "Move to trash …"}
+          <Button isSmall kind="danger" right="operate" onClick={() => setTrashed(true)}>
+            Move to trash …
           </Button>
         </div>
         <p class="err">{group.message === null ? visible(group.error) : `${visible(group.error)}: ${visible(group.message)}`}</p>
@@ -202,8 +196,41 @@ function GroupPart({ group, onDone }: { group: Group; onDone: () => void }) {
         pri={null}
         onStarted={done}
       />
-      {trashed !== null && <LetterAsk verb="trash" places={trashed} onClose={() => setTrashed(null)} onDone={done} />}
+      {isTrashed && <GroupTrash group={group} onClose={() => setTrashed(false)} onDone={done} />}
     </section>
+  );
+}
+
+/** The question before a whole group goes: an operation, which can be undone as exactly as a replay. */
+function GroupTrash({ group, onClose, onDone }: { group: Group; onClose: () => void; onDone: () => void }) {
+  // What is asked for does not change under the hand; where that is refused since it is another number now, that is asked for.
+  const [many, setMany] = useState(group.count);
+  const letters = plural(many, "letter");
+  const onDo = async (reason: string) => {
+    try {
+      const started = await post("dead/trash/group", { group: group.fp, count: many, reason });
+      onDone();
+      return started.text;
+    } catch (error) {
+      setMany(group.count);
+      throw error;
+    }
+  };
+  return (
+    <Question
+      title={`Move ${letters} to the trash?`}
+      verb={`Move ${letters}`}
+      count={group.count}
+      isDanger
+      onDo={onDo}
+      onClose={onClose}
+    >
+      <p class="muted">
+        {many === 1 ? "It leaves" : "They leave"} the dead letters and can be restored for 7 days; then{" "}
+        {many === 1 ? "it is" : "they are"} deleted. Letters that come meanwhile stay here.
+      </p>
+      <p class="faint">Starts 10 s after this; until then undo is exact. Later, Stop leaves the rest where it is.</p>
+    </Question>
   );
 }
 

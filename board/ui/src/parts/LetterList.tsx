@@ -244,7 +244,7 @@ function Nothing({ ask }: { ask: LettersAsk }) {
 }
 
 /** Return the places of all letters that fit, as far as one action reaches. */
-export async function placesOfLetters(ask: LettersAsk): Promise<string[]> {
+async function placesOfLetters(ask: LettersAsk): Promise<string[]> {
   const found = new Set<string>();
   let cursor = "";
   do {
