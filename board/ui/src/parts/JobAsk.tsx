@@ -61,5 +61,6 @@ export function toldOf(acted: ActedAll): string {
   const missed = [...new Set(acted.results.filter(result => !result.is_done).map(result => result.text))];
   const told = missed.length > MOST_TOLD ? [...missed.slice(0, MOST_TOLD), `and ${missed.length - MOST_TOLD} more`] : missed;
   if (acted.done === 0 && missed.length > 0) throw new Refusal(409, "moved", "Nothing was done.", told.join("; "));
-  return [acted.text, ...told].join(" ");
+  const only = acted.results.length === 1 ? acted.results[0]?.text : undefined;
+  return only ?? [acted.text, ...told].join("; ");
 }
