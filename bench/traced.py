@@ -114,6 +114,7 @@ class _Lane:
     """A lane, as a tracing sees it."""
 
     job: Job | None = None
+    started_s = 0.0
     watch = None
     blocked = None
     is_open = True

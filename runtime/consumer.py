@@ -164,7 +164,7 @@ class Consumer:
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self.maintenance: Maintenance = Maintenance(ctx)
-        self._listener = Listener(self.held, self._in_lanes)
+        self._listener = Listener(self.held, self._in_lanes, self.name, config.app_version)
         self.maintenance.schedules = {schedule.name: schedule.definition for schedule in schedules}
         self.ticker: Ticker = Ticker(streams, self.maintenance.schedules)
         self.stepper: Stepper = Stepper(streams)
@@ -193,6 +193,7 @@ class Consumer:
         self.ledger.by = self.name
         self.ledger.app = self.streams.app = self.config.app_version
         self.ledger.on_said, self.ledger.on_failed = self._listener.hear, self._listener.fail
+        self.ledger.on_done = self._listener.done
         self.maintenance.listen, self.maintenance.row = self._listener.look, self._row
         kept = [(name, handler.result) for name, handler in self.registry.items()]
         self.ledger.results_ms = {name: policy.life_ms for name, policy in kept if policy is not None}

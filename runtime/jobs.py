@@ -729,6 +729,11 @@ class Running(Protocol):
     job: Job | None
 
     @property
+    def started_s(self) -> float:
+        """When the job that it runs began, by the monotonic clock."""
+        ...
+
+    @property
     def is_open(self) -> bool:
         """Whether it runs jobs, or will."""
         ...

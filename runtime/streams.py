@@ -13,6 +13,7 @@ from itertools import repeat
 from typing import Any, Final, TypeVar, cast
 
 from runtime.codec import MAX_DATA_BYTES, MAX_OTHERS_BYTES, summary
+from runtime.ended import Ended
 from runtime.errors import ConfigError, StoreError
 from runtime.jobs import FREE, STREAMS, Batch, Claim, Deferral, Job, Kept, Lease, Letter, Parking
 from runtime.results import done_head
@@ -33,8 +34,10 @@ from runtime.store.arguments import (
 )
 from runtime.store.base import (
     DEPTH,
+    EVENTS_LIFE_MS,
     GROUP,
     MAX_BY_BYTES,
+    MAX_EVENTS,
     End,
     Step,
     Store,
@@ -672,15 +675,16 @@ class Streams(Store):
         progress: bytes | None = None,
         ended: Sequence[Attempt] = (),
         *,
+        events: Sequence[Ended] = (),
         depths: Mapping[int, int] = _NONE,
         row: WorkerRow | None = None,
     ) -> str:
         """Add to the counters of a minute, and return how often the rules were changed, empty where that cannot be read.
 
         `progress` is what jobs here have said of themselves, nothing where none does any more, None where it stands; `ended` are
-        attempts that have ended, and had lines or failed. `depths` are how many entries of each stream wait, which the minute
-        then has, and `row` what this worker is, unless it has none any more. Never repeated: what is lost is lost, also what
-        finds no memory.
+        attempts that have ended and had lines, `events` those that failed, and some that did not. `depths` are how many entries
+        of each stream wait, which the minute then has, and `row` what this worker is, unless it has none any more. Never
+        repeated: what is lost is lost, also what finds no memory.
 
         Raises:
             StoreUnavailable: no answer.
@@ -688,11 +692,16 @@ class Streams(Store):
         key = self.keys.stats(minute)
         counters: list[Command] = [("HINCRBY", key, name, by) for name, by in counts]
         counters += [("HSET", key, f" {STREAMS[stream]} {DEPTH}", n) for stream, n in depths.items()]
-        commands = _with_end(counters, ("EXPIRE", key, STATS_LIFE_S)) + self._told(progress, ended)
+        commands = _with_end(counters, ("EXPIRE", key, STATS_LIFE_S)) + self._told(progress, ended) + self._events(events)
         if row is not None:
             commands.append(self.command("row", self.consumer, str(row)))
         *_, version = await self.ask(self._helper, *commands, self.version_command())
         return version.decode(errors="replace") if isinstance(version, bytes) else ""
+
+    def _events(self, events: Sequence[Ended]) -> list[Command]:
+        key = self.keys.events
+        adds: list[Command] = [("XADD", key, "MAXLEN", "~", MAX_EVENTS, "*", *one.fields()) for one in events]
+        return _with_end(adds, ("PEXPIRE", key, EVENTS_LIFE_MS))
 
     def _told(self, progress: bytes | None, ended: Sequence[Attempt]) -> list[Command]:
         key = self.keys.progress(self.consumer)

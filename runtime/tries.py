@@ -27,7 +27,7 @@ _MAX_NUMBER: Final = 2**53  # as in the codec
 _SHORTER_BYTES: Final = (150, 100, 70, 40, 20)  # to which errors are cut, until all attempts have space
 _SAME: Final = "="
 _NOTHING: Final[Sequence[str]] = ("",) * 5
-_TRACE_ID: Final = re.compile("[0-9a-f]{32}")
+TRACE_ID: Final = re.compile("[0-9a-f]{32}")
 _CLASS: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?=:|\Z)")
 _CONTROLS: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
 
@@ -120,7 +120,7 @@ def _line(one: Try, texts: Sequence[str]) -> str:
 
 def _fitting(texts: Sequence[str], error_bytes: int) -> Sequence[str]:
     by, app, error, frame, trace = texts
-    trace = trace if _TRACE_ID.fullmatch(trace) else ""
+    trace = trace if TRACE_ID.fullmatch(trace) else ""
     together = f"{by}{app}{error}{frame}"
     sizes_fit = (
         len(by) <= MAX_BY_BYTES and len(app) <= MAX_APP_BYTES and len(error) <= error_bytes and len(frame) <= MAX_FRAME_BYTES

@@ -18,6 +18,7 @@ from itertools import repeat
 from typing import Any
 
 from runtime.codec import MAX_DATA_BYTES, MAX_OTHERS_BYTES, as_text, entry_fields, pack_record, summary, unpack_record
+from runtime.ended import Ended
 from runtime.errors import QueueFull, StoreError, StoreUnavailable
 from runtime.jobs import FREE, GATE, STREAMS, SUSPECT, Batch, Claim, Deferral, Job, Lease, Letter, Packed, Parking, default_id
 from runtime.results import dead_text, done_head
@@ -748,6 +749,7 @@ class MemoryStreams:
                         store.strikes[at] = " ".join(dict.fromkeys([*store.strikes.get(at, "").split(), name]))
                     store.put(stream, entry, SUSPECT, max(1, row.count))
                     dead += 1
+                    store.events.append(_lost(store, stream, entry, name))
         return Reclaimed(dead, undelivered, False)
 
     @verb
@@ -774,11 +776,13 @@ class MemoryStreams:
         progress: bytes | None = None,
         ended: Sequence[Attempt] = (),
         *,
+        events: Sequence[Ended] = (),
         depths: Mapping[int, int] = {},
         row: WorkerRow | None = None,
     ) -> str:
         """Add to the counters; return how often the rules were changed."""
         self.store.stats.update(dict(counts))
+        self.store.events += [dict(pairs(list(map(str, one.fields())))) for one in events]
         for stream, n in depths.items():
             self.store.stats[f" {STREAMS[stream]} depth"] = n
         if row is not None and self.consumer in self.store.workers:
@@ -836,3 +840,13 @@ def _fits(fields: Sequence[bytes] | None, newest: Mapping[str, int]) -> bool:
 def _lease_in(row: str) -> int | None:
     found = re.match(r"(\d+) ", row)
     return min(int(found[1]), MAX_LEASE_MS) if found else None
+
+
+def _lost(store: MemoryStore, stream: int, entry: bytes, consumer: str) -> dict[str, str]:
+    fields = store.entries[stream].get(entry)
+    told = {"place": stands_at(stream, entry), "outcome": "lost", "at": str(int(store.now_ms)), "by": consumer}
+    if fields is None:
+        return told
+    about = summary(fields)
+    name = about.id or default_id(STREAMS[stream], entry.decode())
+    return {**told, "id": name, "type": about.type_name, "attempt": str(about.attempt)}

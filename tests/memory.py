@@ -95,6 +95,7 @@ class MemoryStore:
         self.stats = Counter[str]()
         self.contracts: dict[str, bytes] = {}
         self.cron_code: dict[str, str] = {}
+        self.events: list[dict[str, str]] = []
         self.remembered: dict[str, bytes] = {}
         self.progress: dict[str, bytes] = {}
         self.logs: list[dict[str, str]] = []

@@ -69,7 +69,17 @@ async def read(found: Inspector, job_id: str) -> Story:
         for job, by in zip(running, await found.cancels_of([job.place for job in running]), strict=True):
             job.progress = reports.get(job.place)
             job.waits = by and f"cancelled by {by}: its worker has been asked to end it"
-    return Story(job_id, jobs, await found.logs_of(job_id, ATTEMPTS), await found.result_of(job_id))
+    return Story(job_id, jobs, await _attempts_of(found, job_id), await found.result_of(job_id))
+
+
+async def _attempts_of(found: Inspector, job_id: str) -> list[Attempt]:
+    """Return how attempts ended, the newest first: with the lines that each had, if it had any."""
+    attempts: dict[tuple[str, int], Attempt] = {}
+    runs = await found.events_of(job_id, ATTEMPTS)
+    ended = [Attempt(run.id, run.type, run.attempt, run.place, run.outcome, run.at_ms, "", error=run.error) for run in runs]
+    for one in [*await found.logs_of(job_id, ATTEMPTS), *ended]:
+        attempts.setdefault((one.place, one.attempt), one)
+    return sorted(attempts.values(), key=lambda one: -one.at_ms)[:ATTEMPTS]
 
 
 async def with_reasons(found: Inspector, jobs: list[FoundJob]) -> list[FoundJob]:

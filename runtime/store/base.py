@@ -23,6 +23,8 @@ from runtime.store.urls import redis_cli
 GROUP: Final = "workers"
 # The newest entries of each stream, and letters, among which a job is looked for; a guess: well under a second.
 LOOK_AT: Final = 10_000
+MAX_EVENTS: Final = 20_000  # runs that have ended; a guess: an hour of a few workers, some 5 MB
+EVENTS_LIFE_MS: Final = 7 * 24 * 3_600_000  # since the last was written; a guess: who looks later has the letters
 DEPTH: Final = "depth"  # how many wait, among the counters of a minute; no count, but what a sweep has last seen
 TOLD_JOBS: Final = 50  # of those that a worker runs, in its row; a guess: some 3 kB of a busy one
 MAX_BY_BYTES: Final = 1000  # of who cancelled a job, and why; a guess: what is longer is a stranger's
@@ -82,6 +84,7 @@ class Keys:
         self.layout: str = self.prefix + "layout"
         self.results: str = self.prefix + "results"
         self.logs: str = self.prefix + "logs"
+        self.events: str = self.prefix + "events"
         self.contracts: str = self.prefix + "contracts"
         self.cron_code: str = self.prefix + "cron:code"
         self.operations: str = self.prefix + "operations"
@@ -168,6 +171,8 @@ def constants() -> str:
         "MAX_LEASE_MS": MAX_LEASE_MS,
         "MAX_MS": MAX_MS,
         "KEY_LIFE_MS": KEY_LIFE_MS,
+        "MAX_EVENTS": MAX_EVENTS,
+        "EVENTS_LIFE_MS": EVENTS_LIFE_MS,
     }
     lines = [f"local {name} = {_in_lua(value)}" for name, value in words.items()]
     lines += [f"local {name} = KEYS[{at}]" for at, name in enumerate(_PLACES, len(STREAMS) + 1)]

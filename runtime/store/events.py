@@ -1,14 +1,18 @@
-"""Reads of what workers write down for those who only look: their contracts."""
+"""Reads of what workers write down for those who only look: how runs ended, and their contracts."""
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
+from runtime.codec import as_text
+from runtime.ended import Ended, read_ended
 from runtime.schema import MAX_CONTRACT_BYTES, Declared, read_declared
 from runtime.store.base import Store
 from runtime.store.connection import Connection
 from runtime.store.resp import ServerError
 
+EVENTS: Final = 10_000  # runs that are looked at for those of a job, and how many in a round trip: guesses, a few MB at most
+EVENTS_PAGE: Final = 500
 MAX_CONTRACTS: Final = 2000  # a guess: more types and versions than anybody has
 MAX_CONTRACTS_BYTES: Final = 16 << 20  # of all of them; a guess: 2000 of 8 kB
 CONTRACTS_PAGE: Final = 100  # contracts a round trip: 6 MB at most
@@ -24,6 +28,39 @@ class Events(Store):
     async def close(self) -> None:
         """Close the connection."""
         await self._connection.close()
+
+    async def events(self, n: int, before: str = "+", after: str = "-") -> tuple[list[Ended], str]:
+        """Return the newest `n` runs that have ended, newest first, and where to go on: `before` for the next call, empty at the
+        end. With `after`, an `entry` of these, only what came later. What it does not have, was not written: see `Ended`.
+
+        Raises:
+            StoreUnavailable: no answer.
+        """
+        end, start = (f"({entry}" if entry not in "+-" else entry for entry in (before, after))
+        rows = self._rows((await self.ask(self._connection, ("XREVRANGE", self.keys.events, end, start, "COUNT", n)))[0])
+        found = [read_ended(bytes(row[0]).decode(), as_text(row[1])) for row in rows]
+        return found, found[-1].entry if len(found) == n else ""
+
+    async def events_of(self, job_id: str, n: int) -> list[Ended]:
+        """Return the newest `n` runs of a job among the newest EVENTS of all, the newest first.
+
+        Raises:
+            StoreUnavailable: no answer.
+        """
+        found: list[Ended] = []
+        last, left, wanted = "+", EVENTS, job_id.encode()
+        while left > 0 and len(found) < n:
+            command = ("XREVRANGE", self.keys.events, last, "-", "COUNT", EVENTS_PAGE)
+            rows = self._rows((await self.ask(self._connection, command))[0])
+            runs = [read_ended(bytes(row[0]).decode(), as_text(row[1])) for row in rows if wanted in row[1][1::2]]
+            found += [run for run in runs if run.id == job_id]
+            if len(rows) < EVENTS_PAGE:
+                break
+            last, left = f"({bytes(rows[-1][0]).decode()}", left - len(rows)
+        return found[:n]
+
+    def _rows(self, answer: Any) -> list[Any]:
+        return [] if isinstance(answer, ServerError) else answer
 
     async def contracts(self) -> list[Declared]:
         """Return the contracts that workers have written down, by type, of each the newest version first.

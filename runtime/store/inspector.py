@@ -33,7 +33,6 @@ from runtime.store.base import (
     DEPTH,
     GROUP,
     MAX_BY_BYTES,
-    Store,
     WorkerRow,
     holders_in,
     is_code,
@@ -44,7 +43,7 @@ from runtime.store.base import (
     texts,
     workers_of,
 )
-from runtime.store.connection import Connection
+from runtime.store.events import Events
 from runtime.store.flow import Flow, Name, Parts, asked_of, reading, waiting_in
 from runtime.store.resp import Command, ServerError
 from runtime.tries import Try
@@ -138,16 +137,11 @@ class Server(msgspec.Struct):
     now_ms: int
 
 
-class Inspector(Store):
+class Inspector(Events):
     """A person's verbs that change nothing. Owns one connection."""
 
     def __init__(self, url: str, queue: str, name: str = "inspector") -> None:
-        super().__init__(url, queue)
-        self._connection = Connection(url, name)
-
-    async def close(self) -> None:
-        """Close the connection."""
-        await self._connection.close()
+        super().__init__(url, queue, name)
 
     async def server(self) -> Server:
         """Return what the server is, how it is set, and what time it has.

@@ -39,8 +39,9 @@ class Ledger:
 
     `on_pause` hears of each type that a job has asked to pause, and for how many seconds, `observer` of deaths without a run;
     `on_said`, in any thread, of each job whose run has said something for the first time; `on_failed` of each job that runs again
-    or is dead, with the attempt that failed, if one did. `by` and `app` are the worker and the version of its application, as
-    attempts tell them. `results_ms` has how long what is answered is kept, of types with results.
+    or is dead, with the attempt that failed, if one did; `on_done` of a job that is done, where it is the first of a batch. `by`
+    and `app` are the worker and the version of its application, as attempts tell them. `results_ms` has how long what is answered
+    is kept, of types with results.
     """
 
     def __init__(self, on_first: Callable[[], None] = lambda: None) -> None:
@@ -49,6 +50,7 @@ class Ledger:
         self.on_pause: Callable[[bytes, float], None] = lambda type_name, wait_s: None
         self.on_said: Callable[[Job], None] = lambda job: None
         self.on_failed: Callable[[Job, Retry | Dead, Try | None], None] = lambda job, outcome, failed: None
+        self.on_done: Callable[[Job], None] = lambda job: None
         self.observer: Observer | None = None
         self.by = self.app = ""
         self.results_ms: dict[bytes, int] = {}
@@ -71,6 +73,8 @@ class Ledger:
         if self._is_empty:
             self._is_empty = False
             self.on_first()
+            if outcome is DONE:
+                self.on_done(job)
 
     def keep(self, result: Kept) -> None:
         """Note a result that is written before the job is, which is noted next: in the same turn of the loop."""

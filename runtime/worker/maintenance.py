@@ -307,8 +307,11 @@ class Maintenance:
             self._ctx.log.warn("lines of %d runs are left out: too many ended within a second", told.left_out)
         depths, self._waiting = self._waiting, {}
         row = None if is_last else self._row_if_due()
+        minute = int(time.time() // 60)
         try:
-            return await self._streams.count(int(time.time() // 60), counts, told.progress, told.ended, depths=depths, row=row)
+            return await self._streams.count(
+                minute, counts, told.progress, told.ended, events=told.events, depths=depths, row=row
+            )
         except StoreUnavailable as error:
             log.debug("a second of statistics is lost: %s", error)
             return None

@@ -25,7 +25,7 @@ FIRST_PARTY = ("runtime", "handlers", "board", "otel")
 # The floors of runtime/, the lowest first: names of modules, or of a folder for all that is in it. A module imports from its own
 # floor and from lower ones.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "backoff", "limits", "said", "tries", "jobs", "stats", "observer"),  # words
+    ("errors", "backoff", "limits", "said", "tries", "ended", "jobs", "stats", "observer"),  # words
     ("logs", "folders", "leaving", "rubbish"),  # the process around them
     ("config", "bounds", "codec", "packing", "settle", "schema", "rules", "cron", "schedules", "operations", "results"),  # pure
     ("answers", "channel", "batches", "followers", "places", "offload", "registry"),  # users' code, and where it runs
@@ -43,8 +43,8 @@ STRICT: dict[str, tuple[set[str], str]] = {
     ),
     "supervisor": ({"errors", "backoff", "config", "folders", "logs", "leaving"}, "knows no job"),
     "store": (
-        {"errors", "limits", "jobs", "said", "tries", "backoff", "codec", "rules", "schema", "schedules", "operations"}
-        | {"results", "store"},
+        {"errors", "limits", "jobs", "said", "tries", "ended", "backoff", "codec", "rules", "schema", "schedules"}
+        | {"operations", "results", "store"},
         "serves producers too, which load no handler",
     ),
     "sender": ({"errors", "limits", "jobs", "backoff", "codec", "store"}, "a web service that only enqueues loads no worker"),
@@ -78,8 +78,8 @@ LOADED_BY_NAME = {
 }
 
 PURE = (
-    *("errors", "said", "tries", "jobs", "stats", "config", "bounds", "codec", "backoff", "worker/plan", "settle", "schema"),
-    *("limits", "rules", "cron", "schedules", "packing", "operations", "results"),
+    *("errors", "said", "tries", "ended", "jobs", "stats", "config", "bounds", "codec", "backoff", "worker/plan", "settle"),
+    *("schema", "limits", "rules", "cron", "schedules", "packing", "operations", "results"),
 )
 IMPURE = {"asyncio", "anyio", "threading", "subprocess", "socket", "time", "datetime", "random"}  # clock and jitter are arguments
 SHAPES = {"cron": {"datetime"}}  # what cronsim takes and yields; nobody asks it for the time

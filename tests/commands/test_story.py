@@ -14,6 +14,7 @@ import pytest
 
 from runtime.commands.readings import how_far, tries_in_words
 from runtime.commands.story import Story, lines_of
+from runtime.ended import Ended
 from runtime.said import Attempt, Report, pack_reports
 from runtime.store.base import GROUP
 from runtime.store.inspector import FoundJob, Inspector
@@ -84,6 +85,17 @@ def test_a_story_is_json_for_programs(server: Server, raw: Any, running: str):
     assert (job["place"], job["progress"]["done"], job["progress"]["lines"][0]) == (running, 45, "begun")
     assert (len(job["work"]), job["idle_ms"] >= 0, job["born_ms"] > 0) == (26, True, True)
     assert [attempt["outcome"] for attempt in more["attempts"]] == ["retry"]
+
+
+def test_of_a_job_that_has_left_it_is_told_how_its_attempts_ended_with_lines_or_without(server: Server, raw: Any):
+    at = now_ms() - 60_000
+    for attempt, outcome, error in ((1, "retry", f"E: {EVIL}"), (2, "lost", ""), (3, "done", "")):
+        words = Ended("gone", "t", "high/1-0", outcome, attempt, at + attempt, error=error).fields()
+        raw.xadd("{jobs}:events", dict(zip(map(str, words[::2]), words[1::2], strict=True)))
+    add_log(raw, "gone", 1, "retry", "words", error="E: its own")
+    _, told = show(server, "gone")
+    lines = [re.sub(r" ended .*\): ", ": ", line.strip()) for line in told.splitlines()[2:]]
+    assert lines == ["attempt 3: done", "attempt 2: lost", "attempt 1: retry: E: its own", "| words"]
 
 
 def test_of_a_job_that_has_left_only_what_it_left_is_told(server: Server, raw: Any):

@@ -230,6 +230,9 @@ class ServerKit(Kit):
     def logs(self) -> list[dict[str, str]]:
         return [fields for _, fields in self.raw.xrange("{jobs}:logs")]
 
+    def events(self) -> list[dict[str, str]]:
+        return [fields for _, fields in self.raw.xrange("{jobs}:events")]
+
     def set_schedule(self, name: str, text: str) -> None:
         self.raw.hset("{jobs}:cron", name, text)
 
@@ -403,6 +406,9 @@ class MemoryKit(Kit):
 
     def logs(self) -> list[dict[str, str]]:
         return [dict(fields) for fields in self.store.logs]
+
+    def events(self) -> list[dict[str, str]]:
+        return [dict(fields) for fields in self.store.events]
 
     def set_schedule(self, name: str, text: str) -> None:
         self.store.cron[name] = text

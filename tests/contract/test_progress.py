@@ -17,6 +17,7 @@ from tests.workers import until, working
 
 KEY = "{jobs}:high"
 LOGS = "{jobs}:logs"
+EVENTS = "{jobs}:events"
 
 
 @contract("say")
@@ -113,7 +114,8 @@ async def test_each_attempt_has_what_it_failed_of_whether_it_has_lines_or_not(se
     send(raw, "the database says no", id="j")
     async with working(server.url, failing):
         await until(lambda: raw.xlen("{jobs}:dead") == 1, "it is dead")
-    told = sorted((told["attempt"], told["outcome"], told["error"]) for _, told in raw.xrange(LOGS))
+    assert bool(ended(raw)) == (failing is fail), "only lines are kept here"
+    told = sorted((told["attempt"], told["outcome"], told["error"]) for _, told in raw.xrange(EVENTS))
     assert told == [(n, outcome, "ValueError: the database says no") for n, outcome in (("1", "retry"), ("2", "dead"))]
 
 

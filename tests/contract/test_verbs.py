@@ -23,6 +23,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from runtime.ended import Ended
 from runtime.errors import StoreUnavailable
 from runtime.jobs import Claim, Deferral, Lease, Letter, Parking
 from runtime.said import Attempt
@@ -674,6 +675,23 @@ async def test_what_a_dead_worker_held_is_suspect_and_keeps_its_count(store, oth
     assert pending(kit) == [("~suspect", 1)]
 
 
+async def test_of_each_run_that_was_lost_with_its_worker_an_event_says_so(store, other, kit):
+    first, second = kit.add(id="mine", a="2"), kit.add()
+    await leases(other)
+    quiet_guard(kit)
+    for entry in (first, second):
+        kit.claim(entry, OTHER, idle_ms=40_000)
+    await store.reclaim(HIGH, 30_000, 1, {})
+    await store.reclaim(HIGH, 30_000, 100, {})
+    told = [dict(event) for event in kit.events()]
+    assert all(int(event.pop("at")) > 0 for event in told)
+    lost = {"outcome": "lost", "by": OTHER, "type": "t"}
+    assert told == [
+        {"place": f"high/{first}", "id": "mine", "attempt": "3", **lost},
+        {"place": f"high/{second}", "id": f"high-{second}", "attempt": "1", **lost},
+    ]
+
+
 async def test_a_delivery_that_a_live_worker_never_saw_does_not_count(store, other, kit):
     kit.add()
     [lease] = await leases(other)
@@ -683,6 +701,7 @@ async def test_a_delivery_that_a_live_worker_never_saw_does_not_count(store, oth
     found = await store.reclaim(HIGH, 30_000, 100, {})
     assert (found.dead, found.undelivered) == (0, 1)
     assert pending(kit) == [("~free", 0)]
+    assert kit.events() == [], "nothing is lost: it never ran"
 
 
 async def test_a_lease_whose_group_was_made_again_is_not_lost_but_one_that_was_settled_is(store, kit):
@@ -1203,6 +1222,16 @@ async def test_the_row_of_a_worker_is_written_with_the_counters_and_not_once_it_
     await store.count(1, [], row=told)
     await other.beat(WorkerRow(30_000))
     assert list(kit.rows()) == [OTHER], "else it would stay for ever: no sweep looks for a row without a worker"
+
+
+async def test_runs_that_ended_are_added_to_the_events(store, kit):
+    one = Ended("j", "t", "high/1-0", "retry", 2, 17, 5, 6, ME, "v1", "E: ü", "a.py:1 f", "0" * 32)
+    await store.count(1, [], events=[one, Ended(id="k")])
+    told = {"type": "t", "place": "high/1-0", "outcome": "retry", "attempt": "2", "at": "17", "wait": "5", "run": "6", "by": ME}
+    assert kit.events() == [
+        {"id": "j", **told, "app": "v1", "error": "E: ü", "frame": "a.py:1 f", "trace": "0" * 32},
+        {"id": "k"},
+    ]
 
 
 async def test_how_many_wait_is_set_in_the_minute_and_not_added(store, kit):

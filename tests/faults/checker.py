@@ -28,7 +28,7 @@ ELSEWHERE_S = (
 )
 ELSEWHERE = ("thread", "child")  # in the names of the types that run there
 PLAIN_KEYS = {f"{TAG}:{name}" for name in (*STREAMS, "due", "msg", "dead", "workers", "workers:rows", "control", "cron", "audit")}
-PLAIN_KEYS |= {f"{TAG}:{name}" for name in ("events", "strikes", "wards", "layout", "contracts")}
+PLAIN_KEYS |= {f"{TAG}:{name}" for name in ("strikes", "wards", "layout", "contracts")}
 MORTAL = ("seen", "stats", "results", "rate")
 MORTAL_KEYS = tuple(f"{TAG}:{name}:" for name in MORTAL)  # every one of these must have an end of life
 LATE_S = 4 * LEASE_S  # the longest fault, and what it takes to come back from it
@@ -417,7 +417,7 @@ def leftovers_everywhere(raw: redis.Redis, live_pids: Collection[int] | None = N
     if live_pids is not None:
         left |= _foreign_workers(raw, live_pids)
     for key in raw.scan_iter(f"{TAG}*", count=1000):
-        if key.startswith(MORTAL_KEYS) or key == f"{TAG}:logs":
+        if key.startswith(MORTAL_KEYS) or key in (f"{TAG}:logs", f"{TAG}:events"):
             left["keys without an end"] = left.get("keys without an end", 0) + (raw.ttl(key) == -1)
         elif key not in PLAIN_KEYS:
             left[f"key {key}"] = 1

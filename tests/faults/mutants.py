@@ -317,22 +317,15 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "lines of those that failed do not go first",
         "runtime/worker/listener.py",
-        "(attempt.outcome not in FAILURES, not attempt.text)",
-        "not attempt.text",
+        "    ended.sort(key=lambda attempt: attempt.outcome not in FAILURES)\n",
+        "",
         f"{LISTENER}::test_of_too_many_that_ended_those_that_failed_go_first_and_the_others_are_counted",
-    ),
-    Mutant(
-        "failures without lines go before those with lines",
-        "runtime/worker/listener.py",
-        "(attempt.outcome not in FAILURES, not attempt.text)",
-        "attempt.outcome not in FAILURES",
-        f"{LISTENER}::test_failures_with_lines_go_before_those_without_and_these_before_what_did_not_fail",
     ),
     Mutant(
         "a flood of failures fills the memory",
         "runtime/worker/listener.py",
-        "len(self._failed) >= MAX_ENDED_S or ",
-        "",
+        "if not is_run or self._failures >= MAX_ENDED_S:",
+        "if not is_run:",
         f"{LISTENER}::test_of_a_flood_of_failures_the_first_are_told_of_and_their_payloads_are_let_go",
     ),
     Mutant(
@@ -345,8 +338,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a death without a run counts as an attempt",
         "runtime/worker/listener.py",
-        " or (isinstance(outcome, Dead) and not outcome.is_failure)",
-        "",
+        "if not is_run or self._failures >= MAX_ENDED_S:",
+        "if self._failures >= MAX_ENDED_S:",
         f"{LISTENER}::test_a_death_without_a_run_is_no_attempt",
     ),
     Mutant(
@@ -1434,6 +1427,20 @@ MUTANTS: tuple[Mutant, ...] = (
         "if not redis.call('ZSCORE', WORKERS, ARGV[1]) then return 0 end",
         "",
         "tests/contract/test_verbs.py::test_the_row_of_a_worker_is_written_with_the_counters_and_not_once_it_was_forgotten",
+    ),
+    Mutant(
+        "of a run that was lost with its worker no event tells",
+        "runtime/store/lua/reclaim.lua",
+        "          tell_lost(entry[1], consumer)\n",
+        "",
+        "tests/contract/test_verbs.py::test_of_each_run_that_was_lost_with_its_worker_an_event_says_so",
+    ),
+    Mutant(
+        "each job that is done is an event",
+        "runtime/worker/listener.py",
+        "if now_s < self._next_done_s or lane is None",
+        "if lane is None",
+        "tests/unit/test_listener.py::test_of_many_that_are_done_one_each_fiftieth_of_a_second_is_told_of",
     ),
     Mutant(
         "a secret whose mark msgspec loses is shown",

@@ -10,9 +10,10 @@ import pytest
 from runtime.errors import Dead, Retry
 from runtime.jobs import LANE, Job
 from runtime.said import MAX_LINE_CHARS, read_reports
+from runtime.tries import MAX_ERROR_BYTES, Try
 from runtime.worker import listener as module
 from runtime.worker.held import Held
-from runtime.worker.listener import AGAIN_S, MAX_ENDED_S, MAX_NEW, Listener, Told
+from runtime.worker.listener import AGAIN_S, DONE_S, MAX_ENDED_S, MAX_NEW, Listener, Told
 from tests.builders import job
 
 
@@ -22,8 +23,10 @@ class Worker:
     def __init__(self) -> None:
         self.held = Held()
         self.lanes: list[tuple[Job, float]] = []
-        self.listener = Listener(self.held, lambda: self.lanes)
+        self.listener = Listener(self.held, lambda: self.lanes, "w-1", "v1")
         self.hear = self.listener.hear
+        self.job: Job | None = None
+        self.started_s = 0.0
 
     def begin(self, n: int = 0, **fields: Any) -> Job:
         """Run a job in a lane."""
@@ -38,9 +41,9 @@ class Worker:
         self.lanes = [lane for lane in self.lanes if lane[0] is not one]
         self.held.remove([one])
 
-    def fail(self, one: Job, outcome: Retry | Dead) -> None:
+    def fail(self, one: Job, outcome: Retry | Dead, failed: Try | None = None) -> None:
         """Let a job's run fail, and be written."""
-        self.listener.fail(one, outcome)
+        self.listener.fail(one, outcome, failed)
         self.end(one, one.extras.said.outcome if one.extras else "")
 
     def look(self) -> Told:
@@ -214,28 +217,41 @@ def failed_attempt(text: str = "no", *, code: str = "") -> Retry | Dead:
     return dead
 
 
+def a_try(error: str = "ValueError: no", **fields: Any) -> Try:
+    return Try(1, 999_000, 30, "w", "v1", error, "a.py:1 f", **fields)
+
+
 @pytest.mark.parametrize(("code", "outcome"), [("", "retry"), ("attempts", "dead")])
 @pytest.mark.parametrize("lines", ["", "a\nb"])
 def test_a_run_that_failed_is_told_of_once_with_what_it_failed_of(worker: Worker, lines: str, code: str, outcome: str):
     one = worker.begin(failed=1)
     if lines:
         one.log(lines)
-    worker.fail(one, failed_attempt("ValueError: the database\n says no", code=code))
-    [ended] = worker.look().ended
-    assert (ended.id, ended.type, ended.attempt, ended.place) == ("j0", "greet", 2, "high/1000-0")
-    assert (ended.outcome, ended.error, ended.text) == (outcome, "ValueError: the database says no", lines)
-    assert ended.at_ms == 1_000_000
+    worker.fail(one, failed_attempt("ValueError: the database\n says no", code=code), a_try("ValueError: the database\n says no"))
+    told = worker.look()
+    [event] = told.events
+    assert (event.id, event.type, event.attempt, event.place) == ("j0", "greet", 2, "high/1000-0")
+    assert (event.outcome, event.error, event.frame) == (outcome, "ValueError: the database says no", "a.py:1 f")
+    assert (event.at_ms, event.run_ms, event.by, event.app) == (999_030, 30, "w-1", "v1")
+    assert event.wait_ms == 998_000, "to its start"
+    assert [(ended.text, ended.outcome, ended.error) for ended in told.ended] == (
+        [(lines, outcome, "ValueError: the database says no")] if lines else []
+    )
     assert worker.look() == Told()
 
 
-def test_what_a_run_failed_of_is_cut_and_read_under_a_guard(worker: Worker):
+def test_what_a_run_with_lines_failed_of_is_cut_and_read_under_a_guard(worker: Worker):
     class Mute(Retry):
         def __str__(self) -> str:
             raise RuntimeError("no words")
 
-    worker.fail(worker.begin(), failed_attempt("x" * 10_000))
-    worker.fail(worker.begin(1), Mute(1))
-    assert [ended.error for ended in worker.look().ended] == ["x" * MAX_LINE_CHARS, "(its message raised RuntimeError)"]
+    for n, outcome in enumerate((failed_attempt("x" * 10_000), Mute(1))):
+        one = worker.begin(n)
+        one.log("a")
+        worker.fail(one, outcome, a_try("x" * 10_000))
+    told = worker.look()
+    assert [ended.error for ended in told.ended] == ["x" * MAX_LINE_CHARS, "(its message raised RuntimeError)"]
+    assert [event.error for event in told.events] == ["x" * MAX_ERROR_BYTES] * 2
 
 
 def test_a_death_without_a_run_is_no_attempt(worker: Worker):
@@ -243,37 +259,69 @@ def test_a_death_without_a_run_is_no_attempt(worker: Worker):
     assert worker.look() == Told()
 
 
+def test_a_run_that_people_cancelled_is_told_of(worker: Worker):
+    worker.fail(worker.begin(), Dead("cancelled by ann", "cancelled"))
+    assert [(event.outcome, event.at_ms, event.run_ms) for event in worker.look().events] == [("cancelled", 1_000_000, 0)]
+
+
 def test_of_a_flood_of_failures_the_first_are_told_of_and_their_payloads_are_let_go(worker: Worker):
     for n in range(MAX_ENDED_S + 10):
-        worker.fail(worker.begin(n), failed_attempt(str(n)))
-    assert repr(worker.listener) == f"<Listener hears 0 runs, and of {MAX_ENDED_S} failures>"
+        worker.fail(worker.begin(n), failed_attempt(), a_try(str(n)))
+    assert repr(worker.listener) == f"<Listener hears 0 runs, and of {MAX_ENDED_S} that ended>"
     told = worker.look()
-    assert [ended.error for ended in told.ended] == [str(n) for n in range(MAX_ENDED_S)]
-    assert told.left_out == 0, "they had no lines"
-    worker.fail(worker.begin(), failed_attempt())
-    assert len(worker.look().ended) == 1
+    assert [event.error for event in told.events] == [str(n) for n in range(MAX_ENDED_S)]
+    worker.fail(worker.begin(), failed_attempt(), a_try())
+    assert len(worker.look().events) == 1
 
 
-def test_failures_with_lines_go_before_those_without_and_these_before_what_did_not_fail(worker: Worker):
-    done = worker.begin(0)
-    done.log("fine")
-    worker.end(done)
-    for n in range(1, MAX_ENDED_S):
-        worker.fail(worker.begin(n), failed_attempt())
-    for n in range(MAX_ENDED_S, MAX_ENDED_S + 2):
-        spoke = worker.begin(n)
-        spoke.log("a")
-        worker.fail(spoke, failed_attempt())
+def test_failures_with_lines_go_before_what_did_not_fail(worker: Worker):
+    for n in range(MAX_ENDED_S):
+        done = worker.begin(n)
+        done.log("fine")
+        worker.end(done)
+    spoke = worker.begin(MAX_ENDED_S)
+    spoke.log("a")
+    worker.fail(spoke, failed_attempt(), a_try())
     told = worker.look()
-    assert [ended.text for ended in told.ended] == ["a", "a"] + [""] * (MAX_ENDED_S - 2)
+    assert [ended.text for ended in told.ended] == ["a"] + ["fine"] * (MAX_ENDED_S - 1)
     assert told.left_out == 1
 
 
-def test_what_a_thread_says_after_its_run_has_failed_is_told_with_that(worker: Worker):
+def test_what_a_thread_says_after_its_run_has_failed_is_kept(worker: Worker):
     one = worker.begin()
-    worker.fail(one, failed_attempt("timed out"))
+    worker.fail(one, failed_attempt("timed out"), a_try())
     one.log("on and on")
-    assert [(ended.outcome, ended.error, ended.text) for ended in worker.look().ended] == [
-        ("retry", "timed out", "on and on"),
-        ("retry", "timed out", ""),
-    ]
+    told = worker.look()
+    assert [(ended.outcome, ended.text) for ended in told.ended] == [("retry", "on and on")]
+    assert [event.outcome for event in told.events] == ["retry"]
+
+
+# --- runs that were done -----------------------------------------------------------------------------------------------------
+
+
+class Running:
+    """As much of a lane as tells of its run."""
+
+    def __init__(self, one: Job, started_s: float) -> None:
+        self.job, self.started_s = one, started_s
+
+
+def test_of_many_that_are_done_one_each_fiftieth_of_a_second_is_told_of(worker: Worker, now: Callable[[float], None]):
+    for n in range(1000):
+        one = worker.begin(n, fetched_ms=5000)
+        one.taken_s = 999.0
+        LANE.set(Running(one, 999.5))  # type: ignore[arg-type]
+        worker.listener.done(one)
+        now(DONE_S / 10)
+    events = worker.look().events
+    assert 90 <= len(events) <= 101
+    first = events[0]
+    assert (first.id, first.outcome, first.attempt, first.run_ms, first.at_ms) == ("j0", "done", 1, 500, 6000)
+    assert first.wait_ms == 4500, "from its entry's time to its start, by the server's clock"
+
+
+def test_a_job_that_another_than_its_lane_settles_is_not_told_of(worker: Worker):
+    worker.listener.done(worker.begin())
+    LANE.set(None)
+    worker.listener.done(worker.begin(1))
+    assert worker.look() == Told()

@@ -3,6 +3,7 @@
 -- ARGV: stream, the caller's lease in ms, n, then the consumers whose row has stood still for two leases of the caller's own clock, each
 -- with the time at which it stood: one that has moved since is alive.
 -- Reply: number taken from the dead, number of lost replies found, 1 while the guard holds (then nothing is taken).
+-- Of each that is taken from the dead, an event says so.
 -- A live consumer did not renew: it never saw the reply, so the delivery does not count. What a dead one held is suspect, and keeps
 -- its count; what it ran alone when it died has that death for evidence.
 -- No cursor: what is taken leaves the list.
@@ -30,6 +31,22 @@ local function longest_lease()
   return longest
 end
 
+-- Say for people that a run is lost with its worker. Which job that was is read as long as this call has not read much.
+local bytes_left = 131072 -- as a step of an operation: payloads may be long
+local function tell_lost(id, consumer)
+  local place, told = stands_at(s, id), {}
+  local fields = bytes_left > 0 and fields_of(stream, id) or {}
+  bytes_left = bytes_left - bytes_of(fields)
+  local known = by_name(fields)
+  local failed = string.match(known.a or '', '^%d+$') and #known.a < 8 and tonumber(known.a) or 0
+  if fields[1] then
+    told = {'id', string.sub(known.id or STREAMS[s] .. '-' .. id, 1, 128), 'type', string.sub(known.type or '', 1, 64),
+      'attempt', ms(failed + 1)}
+  end
+  redis.pcall('XADD', PREFIX .. 'events', 'MAXLEN', '~', MAX_EVENTS, '*', 'place', place, 'outcome', 'lost', 'at', ms(now),
+    'by', string.sub(consumer, 1, 64), unpack(told))
+end
+
 local dead, undelivered = 0, 0
 for _, row in ipairs(redis.call('XPENDING', stream, GROUP)[4] or {}) do
   local consumer = row[1]
@@ -50,9 +67,13 @@ for _, row in ipairs(redis.call('XPENDING', stream, GROUP)[4] or {}) do
         acquit(s, entry[1], consumer)
       else
         if alone == stands_at(s, entry[1]) then strike(s, entry[1], consumer) end
-        if pcall(park, s, entry[1], SUSPECT, math.max(1, entry[4])) then dead = dead + 1 end
+        if pcall(park, s, entry[1], SUSPECT, math.max(1, entry[4])) then
+          dead = dead + 1
+          tell_lost(entry[1], consumer)
+        end
       end
     end
   end
 end
+if dead > 0 then redis.pcall('PEXPIRE', PREFIX .. 'events', EVENTS_LIFE_MS) end
 return {dead, undelivered, 0}
