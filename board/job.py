@@ -10,7 +10,7 @@ import msgspec
 from board import words
 from board.api import Answerer, Refused
 from board.fingerprint import cause_of
-from board.jobrows import Claimed, Message, claim, claims_of, message_of, note_of, row_of
+from board.jobrows import Claimed, Eyes, Message, claim, claims_of, ended_row, message_of, note_of, row_of
 from board.jobs import Reads, Snapshot, lot_said
 from board.life import Life, Lost, State, ended, said, steps_of
 from board.payloads import shown_json
@@ -18,6 +18,7 @@ from board.redact import HIDDEN, redact_text, visible
 from board.shapes import Fact, Job, JobAsk, JobRow, Progress, Step
 from board.viewer import Viewer
 from runtime.codec import DATA, TYPE, as_text, read_letter, without_tries
+from runtime.ended import Ended
 from runtime.jobs import default_id
 from runtime.results import parse
 from runtime.said import MAX_LINES, Attempt, Report
@@ -136,7 +137,8 @@ class JobPage:
 
     async def _lost(self, job_id: str) -> list[Lost]:
         """Return the deliveries of a job that were lost, as far as that is remembered."""
-        return []
+        runs = await self._reads.events.events_of(job_id, ATTEMPTS)
+        return [Lost(run.at_ms, run.by, run.app) for run in runs if run.outcome == "lost"]
 
     async def _lines(self, job_id: str, viewer: Viewer) -> dict[int, list[str]]:
         """Return what attempts have logged, by their number."""
@@ -212,7 +214,8 @@ class JobPage:
         logs = await self._lists.logs_of(job_id, ATTEMPTS) if job_id else []
         text = await self._lists.result_of(job_id) if job_id else ""
         result = parse(text.encode(errors="replace"))
-        end = self._end(job_id, logs, result, viewer)
+        runs = await self._reads.events.events_of(job_id, ATTEMPTS) if job_id else []
+        end = _of_run(runs[0], logs, self._reads.eyes(viewer), now_ms) if runs else self._end(job_id, logs, result, viewer)
         if end is None:
             raise Refused(404, "gone", GONE)
         row, last = end
@@ -305,6 +308,30 @@ class JobPage:
             shown = HIDDEN if rules.is_secret(name) else redact_text(text[:MAX_FACT], rules)
             found.append(Fact(name=visible(name)[:60], text=visible(shown), is_code=True))
         return found[:100]
+
+
+def _of_run(run: Ended, logs: Sequence[Attempt], eyes: Eyes, now_ms: int) -> tuple[JobRow, Step]:
+    """Return the row of a job by the last of its runs, and that run as a step."""
+    row = ended_row(run, eyes, now_ms)
+    said_of = next((one for one in logs if one.attempt == run.attempt), None)
+    lines = [visible(redact_text(line, eyes.rules)) for line in _last_lines(said_of)] if said_of and eyes.can_see else []
+    kind = Try(run.attempt, 0, error=run.error).error_class
+    message = visible(redact_text(run.error.partition(": ")[2] if kind else run.error, eyes.rules)) if run.error else None
+    return row, ended(
+        "lost" if run.outcome == "lost" else "attempt",
+        max(0, run.at_ms - run.run_ms),
+        run.at_ms,
+        level="ok" if run.outcome == "done" else "act",
+        outcome=run.outcome,
+        attempt=run.attempt,
+        worker=run.by,
+        app=run.app,
+        error=kind,
+        message=message if eyes.can_see else None,
+        frame=run.frame,
+        trace=run.trace or None,
+        lines=lines,
+    )
 
 
 def _last_lines(one: Attempt) -> list[str]:

@@ -11,8 +11,9 @@ from board import words
 from board.contracts import Contract
 from board.payloads import preview
 from board.redact import PLAIN, Rules, redact_text, visible
-from board.shapes import Claim, JobRow, Note, Pri, Said
+from board.shapes import Claim, End, JobRow, Note, Pri, Said
 from runtime.codec import ATTEMPTS, CONTENT_TYPE, GROUP, SOURCE, as_text, payload_of, summary, tries_of
+from runtime.ended import Ended
 from runtime.jobs import default_id
 from runtime.store.base import TOLD_JOBS, parse_int
 from runtime.store.lists import DUE_STREAM, LIST_CUT, Held, Peek, Survey
@@ -254,5 +255,38 @@ def row_of(
         note=note,
         claim=held,
         end=None,
+        progress=None,
+    )
+
+
+def ended_row(run: Ended, eyes: Eyes, now_ms: int) -> JobRow:
+    """Return the row of a run that has ended; the class of what it failed of for who may not see messages."""
+    kind = Try(run.attempt, 0, error=run.error).error_class
+    is_known = run.outcome != "lost"  # of a run that was lost nobody has seen the end
+    return JobRow(
+        place=visible(run.place),
+        id=visible(run.id),
+        type=visible(run.type),
+        pri=next((name for name in PRIORITIES if name == run.place.partition("/")[0]), None),
+        state="finished",
+        attempt=run.attempt,
+        attempts=None,
+        args=None,
+        size=0,
+        age_ms=max(0, now_ms - run.at_ms) if run.at_ms else None,
+        source="",
+        due_ms=None,
+        waits="",
+        error=visible(redact_text(run.error, eyes.rules)) if eyes.can_see else kind,
+        note=None,
+        claim=None,
+        end=End(
+            outcome=visible(run.outcome),
+            wait_ms=run.wait_ms if is_known else None,
+            run_ms=run.run_ms if is_known else None,
+            worker=visible(run.by),
+            app=visible(run.app),
+            at_ms=run.at_ms,
+        ),
         progress=None,
     )

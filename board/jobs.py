@@ -13,13 +13,16 @@ from board import words
 from board.api import Answerer, Refused
 from board.contracts import Contracts
 from board.cursors import packed, unpacked
-from board.jobrows import Claimed, Eyes, Message, claim, claims_of, message_of, note_of, row_of
+from board.jobrows import Claimed, Eyes, Message, claim, claims_of, ended_row, message_of, note_of, row_of
 from board.payloads import shown_json, text_of
 from board.redact import PLAIN, Rules, redact_text
 from board.search import Search, Subject, Unreadable, parse
 from board.shapes import Facet, JobRow, Jobs, JobsAsk, Level, Said
 from board.viewer import Viewer
+from runtime.ended import Ended
 from runtime.jobs import STREAMS
+from runtime.results import DONE
+from runtime.store.events import Events
 from runtime.store.flow import Flow
 from runtime.store.lists import LIST_CUT, SEARCH_CUT, Held, JobLists, Peek, Survey
 
@@ -35,6 +38,14 @@ FACETS: Final[dict[str, tuple[str, Level, Callable[[Claimed], bool]]]] = {
     "near": ("Near its timeout", "look", lambda one: one.is_near),
     "again": ("Delivered again", "ok", lambda one: one.held.deliveries > 1),
     "unstarted": ("Not started yet", "ok", lambda one: one.is_started is False),
+}
+
+
+ENDS: Final[dict[str, tuple[str, Callable[[Ended], bool]]]] = {
+    "all": ("All", lambda run: True),
+    "failed": ("Failed", lambda run: run.outcome not in (DONE, "lost")),
+    "lost": ("Lost with their worker", lambda run: run.outcome == "lost"),
+    "done": ("Done", lambda run: run.outcome == DONE),
 }
 
 
@@ -79,11 +90,19 @@ class _Due(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     looked: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
+class _Ended(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A place in what has ended. `looked` were looked at before."""
+
+    entry: Annotated[str, msgspec.Meta(pattern=r"\A\d{1,20}-\d{1,20}\Z")]
+    looked: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
 class Reads:
     """What all pages of jobs read, kept for FRESH_S for all viewers."""
 
-    def __init__(self, lists: JobLists, contracts: Contracts, rules: Rules = PLAIN) -> None:
+    def __init__(self, lists: JobLists, events: Events, contracts: Contracts, rules: Rules = PLAIN) -> None:
         self.lists = lists
+        self.events = events
         self.contracts = contracts
         self.rules = rules
         self._snapshot: Snapshot | None = None
@@ -392,7 +411,51 @@ class JobsPage:
     # --- finished --------------------------------------------------------------------------------------------------------
 
     async def _finished(self, ask: JobsAsk, search: Search, snapshot: Snapshot, viewer: Viewer) -> Jobs:
-        raise Refused(501, "pending", "this list is not built yet")
+        if ask.facet not in ENDS:
+            raise Refused(400, "facet", f"must be one of {', '.join(ENDS)}")
+        place = unpacked(ask.cursor, _Ended)
+        before, looked, found = place.entry if place else "+", place.looked if place else 0, list[Ended]()
+        first: list[Ended] = []
+        until_s, is_end = time.monotonic() + SEARCH_S, False
+        while len(found) < ask.limit and not is_end and time.monotonic() < until_s:
+            runs, cursor = await self._reads.events.events(STEP, before)
+            first, is_end = first or runs, not cursor
+            for run in runs:
+                looked, before = looked + 1, run.entry
+                if ENDS[ask.facet][1](run) and self._fits_ended(search, run, viewer):
+                    found.append(run)
+                    if len(found) >= ask.limit:
+                        is_end = is_end and run is runs[-1]
+                        break
+        eyes, now_ms = self._reads.eyes(viewer), snapshot.survey.now_ms
+        return _jobs(
+            snapshot.survey,
+            [ended_row(run, eyes, now_ms) for run in found],
+            facets=[
+                Facet(name=name, text=text, count=sum(map(is_one, first)), level="ok") for name, (text, is_one) in ENDS.items()
+            ],
+            looked=looked,
+            of=looked,
+            found=len(found),
+            said=f"newest {words.figure(looked)} looked at",
+            title=["", "Runs that have ended", await self._sample_said(first, now_ms) if place is None else ""],
+            cursor=packed(_Ended(before, looked)) if not is_end else None,
+        )
+
+    def _fits_ended(self, search: Search, run: Ended, viewer: Viewer) -> bool:
+        error = redact_text(run.error, self._reads.rules) if viewer.can("payload") else None
+        names = (run.by, run.by.partition(":")[0])
+        return search.fits(Subject(type=run.type, id=run.id, names=names, attempt=run.attempt, error=error))
+
+    async def _sample_said(self, newest: Sequence[Ended], now_ms: int) -> str:
+        """Return how large a part of all runs is shown, of the last minute that was counted."""
+        since_ms = (now_ms // 60_000 - 1) * 60_000
+        shown = sum(1 for run in newest if run.outcome == DONE and run.at_ms >= since_ms)
+        counted = await self._lists.counters(2)
+        done = sum(n for (_, _, outcome), n in counted.items() if outcome == DONE)
+        if not shown or done <= shown or (len(newest) == STEP and newest[-1].at_ms >= since_ms):
+            return "Every failure, and a sample of successes."
+        return f"Every failure, and about 1 of {words.figure(round(done / shown))} successes."
 
     # --- what they share -------------------------------------------------------------------------------------------------
 

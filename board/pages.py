@@ -89,7 +89,7 @@ async def _answerers(stack: AsyncExitStack, url: str, config: Config) -> tuple[d
     operations = OperationsPage(url, queue)
     for owner in (sampler, lists, events, control, letters, index, operations):
         stack.push_async_callback(owner.close)
-    reads = Reads(lists, Contracts(lambda: _contracts(events)))
+    reads = Reads(lists, events, Contracts(lambda: _contracts(events)))
     jobs = JobsPage(reads)
     replays = ReplayPage(url, queue, letters, index, reads.contracts)
     stack.push_async_callback(replays.close)

@@ -188,7 +188,7 @@ def may_import(importer: str, imported: str) -> bool:
                     "runtime.folders",
                 ),
                 *("runtime.config", "runtime.codec", "runtime.limits", "runtime.rules", "runtime.cron", "runtime.schedules"),
-                *("runtime.bounds", "runtime.results", "runtime.steering", "runtime.operating"),
+                *("runtime.bounds", "runtime.ended", "runtime.results", "runtime.steering", "runtime.operating"),
                 *(
                     "runtime.operations",
                     "runtime.settle",

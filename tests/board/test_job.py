@@ -24,6 +24,7 @@ from runtime.jobs import Deferral, Letter
 from runtime.said import Attempt, Report, pack_reports
 from runtime.store.base import GROUP, WorkerRow
 from runtime.store.control import ControlStore
+from runtime.store.events import Events
 from runtime.store.lists import JobLists
 from runtime.tries import Try, pack_tries
 from tests.contract.kit import ME, ServerKit, batch, leases
@@ -44,12 +45,13 @@ class Pages:
 
     def __init__(self, url: str) -> None:
         self.lists = JobLists(url, "jobs")
+        self.events = Events(url, "jobs")
         self.store = ControlStore(url, "jobs")
 
         async def read() -> dict[str, str]:
             return CONTRACTS
 
-        reads = Reads(self.lists, Contracts(read))
+        reads = Reads(self.lists, self.events, Contracts(read))
         self.jobs = JobPage(reads)
         self.payloads = PayloadPage(reads)
         self.actions = ActionsPage(reads, self.store)
@@ -77,6 +79,7 @@ async def pages(valkey: Server) -> AsyncIterator[Pages]:
     opened = Pages(valkey.url)
     yield opened
     await opened.lists.close()
+    await opened.events.close()
     await opened.store.close()
 
 

@@ -19,8 +19,10 @@ from board.jobs import JobsPage, Reads
 from board.redact import HIDDEN
 from board.shapes import Jobs, JobsAsk
 from board.viewer import Viewer
+from runtime.ended import Ended
 from runtime.jobs import Deferral, Parking
 from runtime.store.base import GROUP, WorkerRow
+from runtime.store.events import Events
 from runtime.store.lists import JobLists
 from tests.contract.kit import ME, ServerKit, batch, leases
 from tests.servers import Server
@@ -48,13 +50,14 @@ def raw(valkey: Server) -> Any:
 
 @pytest.fixture
 async def page(valkey: Server) -> AsyncIterator[JobsPage]:
-    lists = JobLists(valkey.url, "jobs")
+    lists, events = JobLists(valkey.url, "jobs"), Events(valkey.url, "jobs")
 
     async def read() -> dict[str, str]:
         return CONTRACTS
 
-    yield JobsPage(Reads(lists, Contracts(read)))
+    yield JobsPage(Reads(lists, events, Contracts(read)))
     await lists.close()
+    await events.close()
 
 
 def fill(raw: redis.Redis, n: int, stream: str = KEY, **fields: Any) -> list[str]:
@@ -202,6 +205,33 @@ async def test_delayed_jobs_come_by_their_time(page, kit, raw):
     assert found.title[2].startswith("The next is due in ")
 
 
+def end(raw: redis.Redis, at: int, outcome: str, **more: Any) -> None:
+    told = {"outcome": outcome, "attempt": 1, "by": "w1", "app": "v1", **more}
+    run = Ended(id=f"j{at}", type="t", place=f"high/{at}-0", at_ms=int(raw.time()[0]) * 1000, run_ms=20, wait_ms=7, **told)
+    fields = run.fields()
+    raw.xadd("{jobs}:events", dict(zip(fields[::2], fields[1::2], strict=True)))
+
+
+async def test_runs_that_have_ended_are_a_sample_and_say_so(page, raw):
+    for at in range(30):
+        end(raw, at, "done" if at % 3 else "retry", error="" if at % 3 else "ValueError: token=s3cret")
+    end(raw, 99, "lost")
+    now = int(raw.time()[0]) // 60
+    raw.hset(f"{{jobs}}:stats:{now}", "t high done", 2000)
+    found = await listed(page, state="finished")
+    assert [row.id for row in found.rows[:2]] == ["j99", "j29"]
+    assert {facet.name: facet.count for facet in found.facets} == {"all": 31, "failed": 10, "lost": 1, "done": 20}
+    assert found.title == ["", "Runs that have ended", "Every failure, and about 1 of 100 successes."]
+    assert (found.rows[1].end.outcome, found.rows[1].end.run_ms, found.rows[1].end.worker) == ("done", 20, "w1")
+    assert (found.rows[0].end.outcome, found.rows[0].end.run_ms) == ("lost", None)
+    failed = await listed(page, state="finished", facet="failed", limit=3)
+    assert failed.rows[0].error == f"ValueError: token={HIDDEN}"
+    assert (await listed(page, NOBODY, state="finished", facet="failed")).rows[0].error == "ValueError"
+    assert await all_of(page, state="finished", facet="failed", limit=3) == [f"j{at}" for at in range(27, -1, -3)]
+    assert await all_of(page, state="finished", q="id:j7 type:t") == ["j7"]
+    assert (await listed(page, state="finished", q="error:s3cret")).rows == []
+
+
 # --- who may see what --------------------------------------------------------------------------------------------------------
 
 
@@ -276,7 +306,7 @@ async def test_a_search_that_cannot_be_read_is_refused(page, q):
 # --- what strangers send and write -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("state", ["claimed", "waiting", "delayed"])
+@pytest.mark.parametrize("state", ["claimed", "waiting", "delayed", "finished"])
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
 @given(
     cursor=st.text(max_size=40)
@@ -296,7 +326,7 @@ async def test_any_cursor_is_a_place_or_refused(page, raw, state, cursor):
 
 @pytest.mark.parametrize("facet", ["", "nothing", "*"])
 async def test_an_unknown_facet_is_refused(page, facet):
-    for state in ("claimed", "waiting", "delayed"):
+    for state in ("claimed", "waiting", "delayed", "finished"):
         with pytest.raises(Refused):
             await listed(page, state=state, facet=facet)
 

@@ -19,6 +19,7 @@ from board.sampler import Sampler
 from board.shapes import Nothing, TypeAsk
 from board.types import LOOKED_AT, TypesPage, example_of, policy_of
 from board.viewer import Viewer
+from runtime.store.events import Events
 from runtime.store.lists import JobLists
 from tests.servers import Server
 
@@ -44,14 +45,15 @@ CONTRACTS = {"pay@2": json.dumps(TOLD), "pay@1": "{}"}
 
 @pytest.fixture
 async def page(valkey: Server) -> AsyncIterator[TypesPage]:
-    lists, sampler = JobLists(valkey.url, "jobs"), Sampler(valkey.url, "jobs")
+    lists, sampler, events = JobLists(valkey.url, "jobs"), Sampler(valkey.url, "jobs"), Events(valkey.url, "jobs")
 
     async def read() -> dict[str, str]:
         return CONTRACTS
 
-    yield TypesPage(sampler, Reads(lists, Contracts(read)))
+    yield TypesPage(sampler, Reads(lists, events, Contracts(read)))
     await sampler.close()
     await lists.close()
+    await events.close()
 
 
 async def test_about_how_many_wait_of_each_type(page, valkey):
