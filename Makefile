@@ -13,8 +13,8 @@ unexport PYTHONDONTWRITEBYTECODE
 APT := $(if $(filter 0,$(shell id -u)),,sudo )apt-get
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check format coverage build clean pythons bench bench-peers profile faults mutants \
-  second-server third-server prometheus raw-client jaeger trace-demo trace-tests board board-check node
+.PHONY: help install run test check format coverage build clean pythons bench bench-board bench-peers profile faults mutants \
+  second-server third-server prometheus chromium raw-client jaeger trace-demo trace-tests board board-check node
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -32,7 +32,7 @@ $(STAMP): pyproject.toml constraints.txt runtime/__init__.py
 run: install ## start the runtime with live demo jobs on an embedded Valkey, and print its URL
 	@exec $(BIN)/python -m handlers.demo --folder .run --board $(BOARD)
 
-test: install second-server third-server prometheus ## all tests with a short fault run, on Valkey, Redis 7.0 and 8; WORKERS=0 for one after the other
+test: install second-server third-server prometheus chromium ## all tests with a short fault run, on Valkey, Redis 7.0 and 8; WORKERS=0 for one after the other
 	$(BIN)/python -m pytest -q -m 'not long and not jaeger' -n $(WORKERS) --maxschedchunk 2 $(ARGS)
 
 check: install ## lint, strict types, architecture
@@ -99,6 +99,9 @@ pythons: second-server ## checks, unit and contract tests on every other Python 
 
 bench: $(BENCH_STAMP) second-server raw-client ## measure all rows, up to 20 minutes, beside a C client; ARGS="--rows drain --runs 1"
 	@$(BIN)/python -m bench $(ARGS)
+
+bench-board: $(BENCH_STAMP) second-server ## what the board costs Redis, itself and a worker, beside a million jobs; about 5 minutes
+	@$(BIN)/python -m bench.board $(ARGS)
 
 profile: $(BENCH_STAMP) second-server ## where a worker's time goes in a drain; writes bench/results/profile.html
 	@$(BIN)/python -m bench.profile $(ARGS)
@@ -167,6 +170,13 @@ prometheus:
 	    { apt-get download -q prometheus || { $(APT) update -q && apt-get download -q prometheus; }; } >/dev/null 2>&1 && \
 	    dpkg -x prometheus_*.deb . && rm prometheus_*.deb; } \
 	  || echo "not there: prometheus; the tests that need it will be skipped"
+
+# The browser that the board is tested in; where it cannot be had, the tests that need it say so.
+chromium:
+	@test -n "$(RUNTIME_CHROMIUM)" || command -v chromium chromium-browser google-chrome >/dev/null || { \
+	    echo "installing for the tests: Chromium"; \
+	    $(APT) update -q >/dev/null && DEBIAN_FRONTEND=noninteractive $(APT) install -q -y --no-install-recommends chromium >/dev/null; } \
+	  || echo "not there: Chromium; the tests that need it will be skipped"
 
 # A Redis 8 comes inside a wheel. Its licences are RSALv2, SSPLv1 and AGPLv3, so nothing that users install asks for it: the tests
 # start it as a process of its own, and that is all. There is no wheel for every Python and machine.

@@ -1,0 +1,1 @@
+"""Tests of the board's pages, in a real browser."""
