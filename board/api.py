@@ -20,9 +20,6 @@ MAX_TEXT: Final = 300  # characters of an error's text, which may repeat what wa
 JSON: Final = "application/json"
 TEXT: Final = "text/plain; charset=utf-8"
 
-# Routes whose page is not built yet; each is answered with 501.
-PENDING: Final = frozenset(f"{route.verb} {route.path}" for route in ROUTES)
-
 
 class Refused(Exception):
     """What an answerer raises where it does not do what it is asked. `now` says what is true now, where that is why."""
@@ -62,14 +59,14 @@ Answerer = Callable[[Any, Viewer], Awaitable[Shape | Reply]]  # its first argume
 class Api:
     """Owns which function answers which route: each route of the table has exactly one."""
 
-    def __init__(self, answerers: Mapping[str, Answerer], pending: frozenset[str] = PENDING) -> None:
+    def __init__(self, answerers: Mapping[str, Answerer]) -> None:
         """Check that the table and the functions fit.
 
         Raises:
             RuntimeError: a route has no function, or a function no route.
         """
         self._routes = {f"{route.verb} {route.path}": route for route in ROUTES}
-        missing = sorted(set(self._routes) - set(answerers) - pending)
+        missing = sorted(set(self._routes) - set(answerers))
         unknown = sorted(set(answerers) - set(self._routes))
         if missing or unknown:
             raise RuntimeError(f"the board's routes: without a function {missing}, not in the table {unknown}")
@@ -89,10 +86,7 @@ class Api:
         try:
             check_right(route, viewer)
             ask = decoded(route.asks, asked)
-            answerer = self._answerers.get(f"{route.verb} {route.path}")
-            if answerer is None:
-                raise Refused(501, "pending", "this page is not built yet")
-            return _answered(await answerer(ask, viewer))
+            return _answered(await self._answerers[f"{route.verb} {route.path}"](ask, viewer))
         except Refused as error:
             return failure(error)
         except StoreUnavailable as error:

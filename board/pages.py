@@ -77,7 +77,7 @@ async def open_board(stack: AsyncExitStack, config: Config, url: str, make: Call
     return site
 
 
-async def _answerers(stack: AsyncExitStack, url: str, config: Config) -> tuple[dict[str, Answerer], Source | None]:
+async def _answerers(stack: AsyncExitStack, url: str, config: Config) -> tuple[dict[str, Answerer], Source]:
     """Return what answers the routes, by route, and what makes the ticks; the stack closes the connections that they share."""
     queue = config.queue
     sampler, lists, orders = Sampler(url, queue), JobLists(url, queue, "board"), Orders(url, queue)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Iterable
 from typing import Final
 
 import msgspec
@@ -93,6 +94,25 @@ class Picture:
         """Return whether nothing of a priority may start."""
         rules, now_ms = self.people.rules, self.sample.now_ms
         return any(name in rules.pauses and not rules.pauses[name].is_over(now_ms) for name in (priority, "*"))
+
+
+def errors_of(failures: Iterable[tuple[str, str]]) -> dict[str, tuple[str, float]]:
+    """Return by type the class of error that most of its failures have, and of how large a part; each is a type and an error.
+
+    Of an error the class alone is told, for its message may hold what not everybody may see.
+    """
+    found: dict[str, Counter[str]] = {}
+    for type_name, error in failures:
+        if error:
+            found.setdefault(type_name, Counter())[class_in(error)] += 1
+    most = {type_name: counts.most_common(1)[0] for type_name, counts in found.items()}
+    return {type_name: (name, n / found[type_name].total()) for type_name, (name, n) in most.items() if name}
+
+
+def class_in(error: str) -> str:
+    """Return the class out of `Class: message`; nothing where a text begins with none."""
+    name = error.partition(":")[0]
+    return name if name.isidentifier() and name.isascii() else ""
 
 
 def _workers(sample: Sample, people: People) -> list[Seen]:

@@ -11,13 +11,14 @@ from typing import Any, Final, Self, TypeVar, cast
 
 from board.history import HOUR, History, Rates
 from board.overview import Letters, NoLetters, levels_of, overview_of, waiting_jobs
-from board.picture import Picture
+from board.picture import Picture, errors_of
 from board.shapes import Counts, Frame, Level, Overview, Range, Tick
-from board.verdicts import DEFAULTS, Limits, verdicts, worst
+from board.verdicts import DEFAULTS, Limits, type_level, verdicts, worst
 from board.viewer import Viewer
 from runtime import logs
 from runtime.errors import StoreUnavailable
 from runtime.store.doctor import Doctor, Finding
+from runtime.store.events import Events
 from runtime.store.sample import People, SampleStore
 
 log: Final = logs.guarded("board.sampler")
@@ -30,6 +31,7 @@ REST: Final = 4  # a guess: and a fifth of the time at most, where minutes have 
 HOUR_STEPS: Final = 4  # readings that the first look waits for, so that it has the last hour
 FINDINGS_S: Final = 60.0  # a guess: what a doctor looks at changes slowly, and it asks a thousand things
 MOST_KEPT: Final = 4  # frames that wait for a slow viewer; the oldest is dropped
+NEWEST_ENDED: Final = 500  # a guess: a page of them, a few hundred kB
 ERRORS_S: Final = 5.0  # a guess: the newest failures are looked at so often, while too much fails
 OVERVIEW: Final = "overview"  # the topic of a stream that shows the first page
 NOBODY: Final = Viewer()
@@ -58,6 +60,7 @@ class Sampler:
         self.seq: int = 0
         self.cost: tuple[int, float] = (0, 0.0)  # commands of the last look, and how long they took in seconds
         self._doctor = Doctor(url, queue, "board")
+        self._events = Events(url, queue, "board")
         self._clock = clock
         self._picture: Picture | None = None
         self._picture_s = 0.0
@@ -83,6 +86,7 @@ class Sampler:
         await asyncio.gather(*running, return_exceptions=True)
         await self.store.close()
         await self._doctor.close()
+        await self._events.close()
 
     # --- for those who look ----------------------------------------------------------------------------------------------
 
@@ -228,6 +232,7 @@ class Sampler:
     async def _fill(self) -> None:
         """Read what takes longer, a part at a time, until there is no more or nobody looks."""
         try:
+            await self._note_errors()
             await self.examined()
             begun_s = self._clock()
             while self._is_watched and await self._read_minutes(2 * 24 * HOUR):
@@ -237,6 +242,16 @@ class Sampler:
             log.debug("the board could not read older minutes: %s", error)
         except Exception:
             log.exception("the board's look at older minutes failed")
+
+    async def _note_errors(self) -> None:
+        """Look what the newest failures were, while too much of some type fails."""
+        picture = self._picture
+        if picture is None or self._clock() - self._errors_s < ERRORS_S:
+            return
+        if any(type_level(picture, name, self.limits) != "ok" for name in picture.types):
+            self._errors_s = self._clock()
+            ended, _ = await self._events.events(NEWEST_ENDED)
+            self._errors = errors_of((one.type, one.error) for one in ended)
 
     # --- what is shown ---------------------------------------------------------------------------------------------------
 

@@ -74,7 +74,7 @@ class _Mail:
 class Streams:
     """Owns the streams that are open."""
 
-    def __init__(self, source: Source | None) -> None:
+    def __init__(self, source: Source) -> None:
         self._source = source
         self._open: dict[_Mail, str] = {}
         self._made: deque[tuple[Tick, bytes]] = deque(maxlen=MAX_KINDS)
@@ -98,8 +98,6 @@ class Streams:
         """
         owner = viewer.session or viewer.address
         source = self._source
-        if source is None:
-            raise Refused(501, "pending", "there is no stream")
         if len(self._open) >= MAX_STREAMS or sum(one == owner for one in self._open.values()) >= MAX_OF_ONE:
             raise Refused(429, "streams", "too many streams are open: ask every five seconds instead")
         topics = frozenset(ask.topics.split(",")[:MAX_TOPICS]) - {""}

@@ -13,7 +13,7 @@ import msgspec
 
 from board import shapes
 from board.access import Access
-from board.api import Answerer, Api
+from board.api import Answerer, Api, Refused
 from board.auth import Auth
 from board.guard import Limiter
 from board.meta import MetaPage
@@ -281,14 +281,19 @@ class Canned:
         return shapes.Validated(problems=wrong, is_checked=True, checked_by="its contract", diff=diff)
 
 
+async def nothing(ask: object, viewer: Viewer) -> shapes.Changed:
+    """Refuse: no canned answer is there for this route."""
+    raise Refused(404, "canned", "nothing is canned for this route")
+
+
 @contextlib.asynccontextmanager
 async def serving(canned: Canned, folder: Path) -> AsyncGenerator[str]:
     """Serve a board that answers so; yields its address. The tokens of its roles are in ROLES."""
     config = Config(queue="jobs", board="127.0.0.1:0", data_dir=str(folder))
     allowed = Access(ROLES, None, may_send=True, is_open=False, prefix="", hosts=(), label="", label_level="ok")
     auth, limiter = Auth(allowed), Limiter()
-    answerers = canned.routes() | MetaPage(REDIS, config, allowed, auth).routes()
-    pending = frozenset(f"{route.verb} {route.path}" for route in ROUTES)
-    pages = Web(Api(answerers, pending), auth, allowed, Streams(canned), "127.0.0.1", limiter)
+    others = {f"{route.verb} {route.path}": nothing for route in ROUTES}
+    answerers = others | canned.routes() | MetaPage(REDIS, config, allowed, auth).routes()
+    pages = Web(Api(answerers), auth, allowed, Streams(canned), "127.0.0.1", limiter)
     async with Site("127.0.0.1", 0, {}, pages) as site:
         yield site.url

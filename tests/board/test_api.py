@@ -43,7 +43,7 @@ def test_a_board_with_a_route_that_nobody_answers_does_not_start() -> None:
     Api(functions)
     del functions["GET jobs"]
     with pytest.raises(RuntimeError, match="GET jobs"):
-        Api(functions, frozenset())
+        Api(functions)
     with pytest.raises(RuntimeError, match="GET secrets"):
         Api({**dict.fromkeys(BY_NAME, nothing), "GET secrets": nothing})
 

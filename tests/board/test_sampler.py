@@ -247,3 +247,15 @@ async def test_a_fresh_queue_shows_how_to_begin(sampler: Sampler, raw: redis.Red
     raw.xadd("{jobs}:low", {"type": "t", "data": "{}"})
     await until(lambda: sampler.seq == 2, "a second look")
     assert (await sampler.overview()).hint == ""
+
+
+async def test_what_fails_is_told_with_the_class_of_its_newest_errors(sampler: Sampler, raw: redis.Redis) -> None:
+    raw.hset(f"{{jobs}}:stats:{int(time.time() // 60) - 2}", mapping=cast("Any", {"t low retry": 30}))
+    for _ in range(20):
+        raw.xadd("{jobs}:events", {"type": "t", "outcome": "retry", "error": "HTTPStatusError: 401 of ada@example.com"})
+    async with sampler.subscribe(frozenset({OVERVIEW})) as frames:
+        said: list[str] = []
+        while "HTTPStatusError" not in said:
+            overview = (await next_of(frames)).overview
+            said = overview.verdicts[1].said if overview is not None else []
+    assert said == ["", "t", ": 100 % of 30 runs failed in 5 min. All ", "HTTPStatusError", "."]

@@ -10,7 +10,7 @@ import pytest
 
 from board import words
 from board.overview import STEADY_JOBS, STEADY_PART
-from board.picture import Picture
+from board.picture import Picture, errors_of
 from board.shapes import Verdict
 from board.verdicts import Dead, Limits, verdicts
 from runtime.store.base import WorkerRow
@@ -353,6 +353,11 @@ DIED = [
 def test_what_died(look: Picture, dead: Dead, level: str, said: str) -> None:
     href = f"/dead?group={dead.first}" if dead.first else "/dead"
     assert told("died", look, dead=dead) == (level, said, href)
+
+
+def test_the_class_that_most_failures_have_is_told_and_never_their_message() -> None:
+    failures = [("a", "ValueError: 4711")] * 3 + [("a", "KeyError: x"), ("a", ""), ("b", "the server said: no"), ("", "OSError")]
+    assert errors_of(failures) == {"a": ("ValueError", 0.75), "": ("OSError", 1.0)}
 
 
 def test_the_limits_are_settings() -> None:
