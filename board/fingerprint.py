@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from http import HTTPStatus
 from typing import Final
 
 import msgspec
@@ -21,7 +22,8 @@ _CLASS: Final = re.compile(r"(_?[A-Z]\w{0,99})(?:: |\Z)")
 RAISED: Final = ("attempts", "timeout")  # reasons of letters whose error begins with its class; others' texts are whole sentences
 # A number that says which kind of error it is, and differs with the cause: the status of an answer.
 _SAYS_STATUS: Final = r"status(?:[ _]code)?|HTTP(?:/\d(?:\.\d)?)?|error|code|response"
-_STATUS: Final = rf"(?P<status>\b(?:{_SAYS_STATUS})\W{{0,3}}[1-5]\d\d\b(?:[ ][A-Z][A-Za-z ]{{0,40}}\b)?)"
+_PHRASES: Final = "|".join(f"{status.value} {re.escape(status.phrase)}" for status in HTTPStatus)  # such as 401 Unauthorized
+_STATUS: Final = rf"(?P<status>\b(?:{_SAYS_STATUS})\W{{0,3}}[1-5]\d\d\b(?:[ ][A-Z][A-Za-z ]{{0,40}}\b)?|\b(?:{_PHRASES})\b)"
 _URL: Final = r"(?P<url>\b[a-zA-Z][a-zA-Z0-9+.-]{0,20}://[^\s'\"<>`]{1,500})"
 _EMAIL: Final = r"(?P<email>[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,5})"
 _QUOTED: Final = r"(?P<quoted>(?<!\w)'[^'\n]{0,500}(?:'(?!\w)|\Z)|(?<!\w)\"[^\"\n]{0,500}(?:\"|\Z))"

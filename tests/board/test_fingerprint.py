@@ -56,6 +56,11 @@ PART = [
 ]
 
 
+def test_a_status_stays_where_it_stands_with_its_words() -> None:
+    assert told_of("401 Unauthorized for https://a.example/x/17") == "401 Unauthorized for https://a.example/x/…"
+    assert told_of("401 things are left") == "… things are left"
+
+
 @pytest.mark.parametrize(("one", "other"), JOIN)
 def test_the_same_cause_joins(one: str, other: str) -> None:
     assert told_of(one) == told_of(other)

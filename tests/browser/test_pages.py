@@ -72,8 +72,8 @@ async def paths(demo: Demo, running: Any) -> AsyncIterator[list[str]]:
             f"/dead?group={quote(groups['groups'][0]['fp'])}",
             f"/letter?place={quote(letters['rows'][0]['place'])}",
             f"/job?place={quote(jobs['rows'][0]['place'])}",
-            f"/workers?name={quote(workers['workers'][0]['name'])}",
-            "/types?type=send-email",
+            f"/worker?name={quote(workers['workers'][0]['name'])}",
+            "/type?type=send-email",
         ]
 
 

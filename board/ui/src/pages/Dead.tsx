@@ -146,7 +146,7 @@ function GroupLink({ group, isChosen }: { group: Group; isChosen: boolean }) {
         height={18}
       />
       <span class="meta">
-        <Badge>{visible(group.type)}</Badge>
+        <Badge>{group.type === "" ? "no type" : visible(group.type)}</Badge>
         {group.reason !== group.error && <span>{visible(group.reason)}</span>}
         <Span group={group} />
         {group.grows && <Badge level="act">grows</Badge>}
@@ -178,7 +178,7 @@ function GroupPart({ group, onDone }: { group: Group; onDone: () => void }) {
       <div class="hero">
         <div class="row">
           <A class="badge" href={to("type", { type: group.type })}>
-            {visible(group.type)}
+            {group.type === "" ? "no type" : visible(group.type)}
           </A>
           {group.grows && <Badge level="act">{`grows: ${count(group.last_hour)} in the last hour`}</Badge>}
           <span class="push" />
