@@ -47,9 +47,9 @@ class Ticks:
         self.asked: list[tuple[frozenset[str], Range, Viewer]] = []
         self.queues: list[asyncio.Queue[Tick]] = []
 
-    def tick(self, number: int) -> None:
+    def tick(self, number: int, trouble: str = "") -> None:
         for queue in self.queues:
-            queue.put_nowait(Tick(frame=frame(number), overview=None))
+            queue.put_nowait(Tick(frame=msgspec.structs.replace(frame(number), trouble=trouble or None), overview=None))
 
     @asynccontextmanager
     async def subscribe(self, topics: frozenset[str], range: Range, viewer: Viewer) -> AsyncGenerator[AsyncIterator[Tick]]:

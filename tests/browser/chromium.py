@@ -52,7 +52,7 @@ class Watched:
     async def open(self, path: str = "/") -> None:
         """Open a page of the board, and wait until it has drawn what it loaded."""
         await self.page.goto(self.origin + path)
-        await self.page.wait_for_selector("main h1, main h2, main section, main table", timeout=WAIT_MS)
+        await self.page.wait_for_selector("main h2, main section, main table", state="attached", timeout=WAIT_MS)
 
     async def is_wider(self) -> int:
         """Return by how many pixels the page is wider than its window: it must not scroll sideways."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any, Final
 from urllib.parse import quote
@@ -30,6 +31,7 @@ PLAIN: Final = (
     "/queue",
     "/system",
 )
+MAIL: Final = '{"to":["ada@example.org"],"subject":"Later","text":"Hello"}'
 RULES: Final = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]}}
 WINDOWS: Final = [(1440, False, True), (1440, True, True), (768, False, False), (380, False, True), (380, True, False)]
 
@@ -65,13 +67,16 @@ async def paths(demo: Demo, running: Any) -> AsyncIterator[list[str]]:
         await seen.page.wait_for_selector("main h2", timeout=WAIT_MS)
         groups = await until(seen.page, "dead/groups", lambda found: found["groups"], "a group of letters")
         letters = await until(seen.page, "dead", lambda found: found["rows"], "a letter")
-        jobs = await until(seen.page, "jobs?state=delayed", lambda found: found["rows"], "a delayed job")
+        with demo.store() as store:  # one that stays where it is
+            far_ms = int(time.time() * 1000) + 3_600_000
+            store.xadd("{jobs}:high", {"type": "send-email", "data": MAIL, "id": "later-1", "at": str(far_ms)})
+        await until(seen.page, "job?id=later-1", lambda found: found.get("row", {}).get("state") == "delayed", "a delayed job")
         workers = await until(seen.page, "workers", lambda found: found["workers"], "a worker")
         yield [
             *PLAIN,
             f"/dead?group={quote(groups['groups'][0]['fp'])}",
             f"/letter?place={quote(letters['rows'][0]['place'])}",
-            f"/job?place={quote(jobs['rows'][0]['place'])}",
+            "/job?id=later-1",
             f"/worker?name={quote(workers['workers'][0]['name'])}",
             "/type?type=send-email",
         ]

@@ -50,7 +50,7 @@ def test_the_script_can_be_evaluated_in_a_shell_that_has_loaded_nothing(shell: s
 def test_the_script_knows_commands_flags_and_choices() -> None:
     script = call("completion", "bash").stdout
     assert completed(script, "backend-jobs", "do") == ["doctor"]
-    assert completed(script, "backend-jobs", "dead", "re") == ["replay"]
+    assert completed(script, "backend-jobs", "dead", "rep") == ["replay"]
     assert completed(script, "backend-jobs", "dead", "replay", "--dry") == ["--dry-run"]
     assert completed(script, "backend-jobs", "enqueue", "--priority", "") == ["critical", "high", "medium", "low"]
 

@@ -37,8 +37,10 @@ def report(place: str, **fields: Any) -> Report:
     return Report(**{"place": place, **told, **fields})
 
 
-def add_log(raw: Any, job_id: str, attempt: int, outcome: str, text: str, before: int = 0, error: str = "") -> None:
-    told = Attempt(job_id, "t", attempt, "high/1-0", outcome, now_ms() - 60_000, text, before, error).fields()
+def add_log(
+    raw: Any, job_id: str, attempt: int, outcome: str, text: str, before: int = 0, error: str = "", at_ms: int = 0
+) -> None:
+    told = Attempt(job_id, "t", attempt, "high/1-0", outcome, at_ms or now_ms() - 60_000, text, before, error).fields()
     raw.xadd("{jobs}:logs", dict(zip(told[::2], told[1::2], strict=True)))
 
 
@@ -92,7 +94,7 @@ def test_of_a_job_that_has_left_it_is_told_how_its_attempts_ended_with_lines_or_
     for attempt, outcome, error in ((1, "retry", f"E: {EVIL}"), (2, "lost", ""), (3, "done", "")):
         words = Ended("gone", "t", "high/1-0", outcome, attempt, at + attempt, error=error).fields()
         raw.xadd("{jobs}:events", dict(zip(map(str, words[::2]), words[1::2], strict=True)))
-    add_log(raw, "gone", 1, "retry", "words", error="E: its own")
+    add_log(raw, "gone", 1, "retry", "words", error="E: its own", at_ms=at)
     _, told = show(server, "gone")
     lines = [re.sub(r" ended .*\): ", ": ", line.strip()) for line in told.splitlines()[2:]]
     assert lines == ["attempt 3: done", "attempt 2: lost", "attempt 1: retry: E: its own", "| words"]

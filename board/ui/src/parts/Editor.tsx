@@ -57,21 +57,23 @@ export function Editor({ text, problems, label, onText }: EditorProps) {
           />
         </div>
       </div>
-      <ul id="problems" class="problems" role="status">
-        {problems.map(problem => (
-          <li key={`${problem.path} ${problem.line} ${problem.text}`}>
-            <LevelMark level="act" size={11} />
-            {problem.line > 0 && (
-              <button type="button" class="link" onClick={() => area.current && goToLine(area.current, problem.line)}>
-                line {problem.line}
-              </button>
-            )}
-            <span>
-              <ProblemText problem={problem} />
-            </span>
-          </li>
-        ))}
-      </ul>
+      <div id="problems" role="status">
+        <ul class="problems">
+          {problems.map(problem => (
+            <li key={`${problem.path} ${problem.line} ${problem.text}`}>
+              <LevelMark level="act" size={11} />
+              {problem.line > 0 && (
+                <button type="button" class="link" onClick={() => area.current && goToLine(area.current, problem.line)}>
+                  line {problem.line}
+                </button>
+              )}
+              <span>
+                <ProblemText problem={problem} />
+              </span>
+            </li>
+          ))}
+        </ul>
+      </div>
     </>
   );
 }
