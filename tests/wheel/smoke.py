@@ -129,7 +129,7 @@ class Shop:
 
 
 def all_files_are_in_it(shop: Shop, wheel: Path) -> None:
-    """Every file of the packages, Lua and markers too, and nothing else."""
+    """Every file of the packages, Lua, built pages and markers too, and nothing else."""
     known = ["git", "ls-files", "--cached", "--others", "--exclude-standard", *PACKAGES]
     source = set(subprocess.run(known, cwd=ROOT, capture_output=True, text=True).stdout.split()) or {
         path.relative_to(ROOT).as_posix()
@@ -137,10 +137,12 @@ def all_files_are_in_it(shop: Shop, wheel: Path) -> None:
         for path in (ROOT / package).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
+    source = {name for name in source if not name.startswith("board/ui/")}  # of which board/static is built
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert packed == source, f"missing: {sorted(source - packed)}, too much: {sorted(packed - source)}"
     assert any(name.endswith(".lua") for name in packed)
+    assert "board/static/index.html" in packed
     assert {f"{package}/py.typed" for package in PACKAGES} <= packed
 
 
