@@ -52,7 +52,7 @@ class WorkersPage:
         return Worker(row=row, jobs=jobs, facts=_facts(one, picture), blocked=_blocked(one))
 
     async def order(self, ask: OrderAsk, viewer: Viewer) -> Changed:
-        """Give workers an order; they obey within two seconds."""
+        """Return what an order changed; workers obey within two seconds."""
         async with self._orders.by(viewer) as control:
             verb = {"quiet": control.quiet, "resume": control.resume_worker, "stop": control.stop}[ask.verb]
             changed = await verb(*ask.names, reason=ask.reason)

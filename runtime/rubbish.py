@@ -63,5 +63,12 @@ def resident_reader() -> Callable[[], int]:
     """Return a function for the resident bytes of this process, 0 where the system does not tell. It owns a file descriptor."""
     with contextlib.suppress(OSError):
         descriptor, page_bytes = os.open(STATM, os.O_RDONLY | os.O_CLOEXEC), os.sysconf("SC_PAGE_SIZE")
-        return lambda: int(os.pread(descriptor, 100, 0).split()[1]) * page_bytes
+
+        def read() -> int:
+            try:
+                return int(os.pread(descriptor, 100, 0).split()[1]) * page_bytes
+            except (OSError, ValueError, IndexError):  # a handler has closed it, and another file has its number now
+                return 0
+
+        return read
     return lambda: 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, cast
 
 import msgspec
@@ -66,7 +66,7 @@ class Declared(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def declared(handler: Handler[Any], app: str, by: str, at_ms: int) -> Declared:
-    """Return what a worker writes of a handler."""
+    """Return what a worker writes of a handler; of what users' own objects do not tell, nothing."""
     contract = handler.contract
     return Declared(
         type=contract.type,
@@ -78,8 +78,8 @@ def declared(handler: Handler[Any], app: str, by: str, at_ms: int) -> Declared:
         retry_base_s=handler.retry.base_s,
         retry_cap_s=handler.retry.cap_s,
         limits=handler.limits.told,
-        location=handler.line,
-        doc=_first_line(handler.function),
+        location=_told(lambda: handler.line),
+        doc=_told(lambda: _first_line(handler.function)),
         app=app,
         by=by,
         at_ms=at_ms,
@@ -137,6 +137,14 @@ def _hides_in_union(node: inspect.Type) -> bool:
 
 # What a schema refers to by its name.
 _NAMED: Final = (inspect.StructType, inspect.DataclassType, inspect.TypedDictType, inspect.NamedTupleType, inspect.EnumType)
+
+
+def _told(ask: Callable[[], str]) -> str:
+    """Return a text that a user's object is asked for, as UTF-8 can write it: the name of a file may hold other bytes."""
+    try:
+        return ask().encode(errors="replace").decode()
+    except Exception:  # an object that is called, with attributes of its own
+        return ""
 
 
 def _first_line(function: object) -> str:

@@ -185,3 +185,16 @@ def test_a_worker_whose_handlers_leave_cycles_holds_no_more_of_them_than_python_
     most, thresholds = json.loads(answer.read_text())
     assert most <= 3000, "of 12000"
     assert tuple(thresholds) == THRESHOLDS
+
+
+def test_a_handler_that_closes_all_files_costs_the_reading_alone(monkeypatch: pytest.MonkeyPatch):
+    read = resident_reader()
+    for answer in (OSError("closed"), b"", b"no number"):
+
+        def pread(*of: object, answer: bytes | OSError = answer) -> bytes:
+            if isinstance(answer, OSError):
+                raise answer
+            return answer
+
+        monkeypatch.setattr(os, "pread", pread)
+        assert read() == 0

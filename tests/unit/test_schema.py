@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Annotated, Any
 
@@ -77,6 +78,29 @@ async def take(message: TakeParcel, job: Job) -> None:
 
     to where it belongs.
     """
+
+
+class Odd:
+    """What a decorator may leave in a function's place."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+
+def test_what_stands_in_the_place_of_a_function_costs_its_line_and_no_more():
+    one = declared(dataclasses.replace(take, function=Odd()), "", "", 0)
+    assert (one.type, one.location, one.doc) == ("take-parcel", "", "")
+    assert read_declared(one.field, bytes(one)) == one
+
+
+def test_the_name_of_a_file_may_hold_other_bytes_than_text():
+    def strange(message: TakeParcel, job: Job) -> None: ...
+
+    strange.__code__ = strange.__code__.replace(co_filename="/srv/caf\udce9/jobs.py")
+    strange.__doc__ = "Caf\udce9."
+    one = declared(dataclasses.replace(take, function=strange), "", "", 0)
+    assert (one.location.partition(":")[0], one.doc) == ("caf?/jobs.py", "Caf?.")
+    assert read_declared(one.field, bytes(one)) == one
 
 
 def test_a_contract_is_read_as_it_was_written():
