@@ -12,7 +12,7 @@ from runtime.jobs import STREAMS
 from runtime.store.base import Store, pairs, parse_int
 from runtime.store.connection import Connection
 
-STEP: Final = 50  # letters of one look, as letters.lua has it
+STEP: Final = 30  # letters of one look, as letters.lua has it
 _AT: Final = 22  # words of a letter that was asked for by its place
 Shelf = Literal["dead", "trash"]
 
