@@ -154,7 +154,7 @@ class Series(Shape, frozen=True):
     done: list[int | None]
     retried: list[int | None]
     dead: list[int | None]
-    waits_p95_ms: dict[str, list[float | None]]  # by priority; of a type by nothing
+    waits_p95_ms: dict[str, list[float | None]]  # by priority; of a type, under the empty name, how long its runs took
     marks: list[Mark]
     jobs_said: str
     waits_said: str

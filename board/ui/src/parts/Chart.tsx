@@ -9,6 +9,11 @@ type Kind = "jobs" | "waits";
 
 const load = () => import("../plot");
 
+/** Return what the lines of a series are: waits are counted by priority, and of a type there are run times in their place. */
+export function linesName(series: Series): string {
+  return "" in series.waits_p95_ms ? "Run time, p95" : "Wait until start, p95";
+}
+
 /** A chart with a sentence above it, which gives way to the figures under the cursor. */
 export function Chart({ kind, series }: { kind: Kind; series: Series }) {
   const box = useRef<HTMLDivElement>(null);
@@ -33,7 +38,7 @@ export function Chart({ kind, series }: { kind: Kind; series: Series }) {
   }, [kind, lines]);
   useEffect(() => plot.current?.update(series, where), [series, where]);
   const said = kind === "jobs" ? series.jobs_said : series.waits_said;
-  const name = kind === "jobs" ? "Jobs in each step" : "Wait until start, p95";
+  const name = kind === "jobs" ? "Jobs in each step" : linesName(series);
   return (
     <figure>
       <figcaption>

@@ -2,7 +2,7 @@ import { useState } from "preact/hooks";
 import type { Range } from "../api/names";
 import type { Series } from "../api/types";
 import { setQuery } from "../router";
-import { Chart, ChartTable } from "./Chart";
+import { Chart, ChartTable, linesName } from "./Chart";
 import { Panel } from "./Panel";
 
 const RANGES: readonly [Range, string][] = [
@@ -41,7 +41,7 @@ export function Charts({ series, range }: { series: Series; range: Range }) {
         <div class="body">{isJobsTable ? <ChartTable kind="jobs" series={series} /> : <Chart kind="jobs" series={series} />}</div>
       </Panel>
       <Panel
-        title="Wait until start, p95"
+        title={linesName(series)}
         more={
           <>
             <span class="hide">log axis, ≈ within a factor of 2</span>
