@@ -42,13 +42,6 @@ async def page(valkey: Server, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     await store.close()
 
 
-@pytest.fixture
-def raw(valkey: Server) -> Any:
-    client = valkey.client()
-    yield client
-    client.close()
-
-
 def bury(raw: redis.Redis, entry: str = "*", shelf: str = DEAD, **more: Any) -> str:
     notes = {"dead_reason": "attempts", "dead_error": "KeyError: ada@example.com, password=hunter2", "dead_from": "low/7-1"}
     notes |= {"dead_at": "1764154201337", "dead_attempts": "3", "dead_stack": STACK, "dead_by": "w-1", "dead_app": "v7"}

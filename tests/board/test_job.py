@@ -13,7 +13,6 @@ import redis
 
 from board.actions import ActionsPage
 from board.api import Refused, Reply
-from board.contracts import Contracts
 from board.job import JobPage
 from board.jobs import Reads
 from board.payload import PayloadPage
@@ -24,18 +23,14 @@ from runtime.jobs import Deferral, Letter
 from runtime.said import Attempt, Report, pack_reports
 from runtime.store.base import GROUP, WorkerRow
 from runtime.store.control import ControlStore
-from runtime.store.events import Events
-from runtime.store.lists import JobLists
 from runtime.tries import Try, pack_tries
-from tests.contract.kit import ME, ServerKit, batch, leases
+from tests.contract.kit import ME, batch, leases
 from tests.servers import Server
 
 KEY = "{jobs}:high"
 VIEWER = Viewer("anna", frozenset(("view",)))
 READER = Viewer("ben", frozenset(("view", "payload")))
 BOSS = Viewer("cleo", frozenset(("view", "payload", "operate", "send")))
-SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}, "mail": {"writeOnly": True}}, "required": ["n"]}
-CONTRACTS = {"t@1": json.dumps({"timeout_s": 30, "attempts": 5, "schema": SCHEMA})}
 DATA = '{"n":12345678901234567890,"mail":"a@b","token":"s3cret"}'
 ERROR = "HTTPStatusError: 401 for https://x/?token=s3cret"
 
@@ -43,44 +38,20 @@ ERROR = "HTTPStatusError: 401 for https://x/?token=s3cret"
 class Pages:
     """All pages of one job, on one server."""
 
-    def __init__(self, url: str) -> None:
-        self.lists = JobLists(url, "jobs")
-        self.events = Events(url, "jobs")
-        self.store = ControlStore(url, "jobs")
-
-        async def read() -> dict[str, str]:
-            return CONTRACTS
-
-        reads = Reads(self.lists, self.events, Contracts(read))
+    def __init__(self, reads: Reads, store: ControlStore) -> None:
         self.jobs = JobPage(reads)
         self.payloads = PayloadPage(reads)
-        self.actions = ActionsPage(reads, self.store)
+        self.actions = ActionsPage(reads, store)
 
     async def job(self, viewer: Viewer = READER, **ask: str) -> Job:
         return await self.jobs.job(JobAsk(**ask), viewer)
 
 
 @pytest.fixture
-async def kit(valkey: Server) -> AsyncIterator[ServerKit]:
-    opened = ServerKit(valkey)
-    yield opened
-    await opened.close()
-
-
-@pytest.fixture
-def raw(valkey: Server) -> Any:
-    client = valkey.client()
-    yield client
-    client.close()
-
-
-@pytest.fixture
-async def pages(valkey: Server) -> AsyncIterator[Pages]:
-    opened = Pages(valkey.url)
-    yield opened
-    await opened.lists.close()
-    await opened.events.close()
-    await opened.store.close()
+async def pages(valkey: Server, reads: Reads) -> AsyncIterator[Pages]:
+    store = ControlStore(valkey.url, "jobs")
+    yield Pages(reads, store)
+    await store.close()
 
 
 def add(raw: redis.Redis, **fields: Any) -> str:

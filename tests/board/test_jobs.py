@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from board.api import Refused
-from board.contracts import Contracts, contract_in
+from board.contracts import contract_in
 from board.cursors import packed
 from board.jobrows import SWEEP_MS
 from board.jobs import JobsPage, Reads
@@ -22,42 +21,16 @@ from board.viewer import Viewer
 from runtime.ended import Ended
 from runtime.jobs import Deferral, Parking
 from runtime.store.base import GROUP, WorkerRow
-from runtime.store.events import Events
-from runtime.store.lists import JobLists
-from tests.contract.kit import ME, ServerKit, batch, leases
-from tests.servers import Server
+from tests.contract.kit import ME, batch, leases
 
 KEY = "{jobs}:high"
 NOBODY = Viewer("anna", frozenset(("view",)))
 READER = Viewer("ben", frozenset(("view", "payload")))
-SCHEMA = {"type": "object", "properties": {"mail": {"writeOnly": True}}}
-CONTRACTS = {"t@1": json.dumps({"timeout_s": 30, "attempts": 5, "schema": SCHEMA})}
 
 
 @pytest.fixture
-async def kit(valkey: Server) -> AsyncIterator[ServerKit]:
-    opened = ServerKit(valkey)
-    yield opened
-    await opened.close()
-
-
-@pytest.fixture
-def raw(valkey: Server) -> Any:
-    client = valkey.client()
-    yield client
-    client.close()
-
-
-@pytest.fixture
-async def page(valkey: Server) -> AsyncIterator[JobsPage]:
-    lists, events = JobLists(valkey.url, "jobs"), Events(valkey.url, "jobs")
-
-    async def read() -> dict[str, str]:
-        return CONTRACTS
-
-    yield JobsPage(Reads(lists, events, Contracts(read)))
-    await lists.close()
-    await events.close()
+def page(reads: Reads) -> JobsPage:
+    return JobsPage(reads)
 
 
 def fill(raw: redis.Redis, n: int, stream: str = KEY, **fields: Any) -> list[str]:

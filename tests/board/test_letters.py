@@ -46,13 +46,6 @@ async def index(valkey: Server, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     await store.close()
 
 
-@pytest.fixture
-def raw(valkey: Server) -> Any:
-    client = valkey.client()
-    yield client
-    client.close()
-
-
 async def full(index: Index) -> None:
     """Look until all that there is is known."""
 

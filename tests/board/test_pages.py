@@ -55,13 +55,6 @@ async def greet(message: Greet, job: Job) -> None: ...
 
 
 @pytest.fixture
-def raw(valkey: Server) -> Any:
-    client = valkey.client()
-    yield client
-    client.close()
-
-
-@pytest.fixture
 async def sampler(valkey: Server) -> AsyncIterator[Sampler]:
     opened = Sampler(valkey.url, "jobs")
     yield opened

@@ -77,13 +77,6 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replays, "CANARY_S", 0.2)
 
 
-@pytest.fixture
-def raw(valkey: Server) -> Any:
-    client = valkey.client()
-    yield client
-    client.close()
-
-
 def bury(raw: redis.Redis, n: int, data: str = '{"n":1}', **more: Any) -> list[str]:
     notes = {
         "dead_reason": "attempts",

@@ -32,13 +32,6 @@ async def sampler(valkey: Server, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
     await opened.close()
 
 
-@pytest.fixture
-def raw(valkey: Server) -> Any:
-    client = valkey.client()
-    yield client
-    client.close()
-
-
 async def until(is_true: Callable[[], object], what: str) -> None:
     end_s = time.monotonic() + PATIENCE_S
     while not is_true():
