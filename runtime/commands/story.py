@@ -24,6 +24,7 @@ ATTEMPTS: Final = 5  # ended ones that are shown; a guess: two screens
 VALUE: Final = 2000  # characters of a field or a result that are shown; a guess
 AGAIN_S: Final = 2.0  # between two looks of `--follow`; a guess: one may read LOOK_AT entries of each stream
 DEAD: Final = "dead"
+LOST: Final = "lost"
 # Fields of a message that the lines above them say in words, and what the runtime has noted on it, in words.
 SAID_ABOVE: Final = (ID, TYPE, FAILED)
 TIMES: Final = (FIRST_AT, SNOOZED_AT, AT, EXP)
@@ -74,11 +75,12 @@ async def read(found: Inspector, job_id: str) -> Story:
 
 async def _attempts_of(found: Inspector, job_id: str) -> list[Attempt]:
     """Return how attempts ended, the newest first: with the lines that each had, if it had any."""
-    attempts: dict[tuple[str, int], Attempt] = {}
+    attempts: dict[tuple[str, int, int], Attempt] = {}
     runs = await found.events_of(job_id, ATTEMPTS)
     ended = [Attempt(run.id, run.type, run.attempt, run.place, run.outcome, run.at_ms, "", error=run.error) for run in runs]
     for one in [*await found.logs_of(job_id, ATTEMPTS), *ended]:
-        attempts.setdefault((one.place, one.attempt), one)
+        # A run that is lost with its worker burns no attempt: others have the same number at the same place.
+        attempts.setdefault((one.place, one.attempt, one.at_ms if one.outcome == LOST else 0), one)
     return sorted(attempts.values(), key=lambda one: -one.at_ms)[:ATTEMPTS]
 
 
@@ -99,7 +101,8 @@ def lines_of(story: Story) -> list[str]:
     if story.is_known and not story.jobs:
         lines += [clean(story.id), "  not in the queue any more, as far as was looked"]
     has_tries = any(job.tries for job in story.jobs)
-    for attempt in [one for one in story.attempts if one.text or not has_tries]:
+    # Of the others a message tells itself, in the lines above.
+    for attempt in [one for one in story.attempts if one.text or one.outcome == LOST or not has_tries]:
         ended = f"attempt {attempt.attempt} ended {moment(_at(attempt.at_ms), now_ms)} ({clean(attempt.place)})"
         why = f": {clean(attempt.error, VALUE)}" if attempt.error else ""
         said = _said(attempt.text.splitlines()[-MAX_LINES:], attempt.before)

@@ -100,6 +100,19 @@ def test_of_a_job_that_has_left_it_is_told_how_its_attempts_ended_with_lines_or_
     assert lines == ["attempt 3: done", "attempt 2: lost", "attempt 1: retry: E: its own", "| words"]
 
 
+def test_what_was_lost_with_a_worker_is_told_beside_the_attempts_that_failed(server: Server, raw: Any):
+    at = now_ms() - 60_000
+    tries = [Try(1, at, 20, "w1", "v1", "ValueError: no")]
+    entry = raw.xadd(KEY, {"type": "t", "data": "{}", "id": "j", "a": "1", "e": pack_tries(tries)})
+    for ago, outcome, error in ((9, "lost", ""), (8, "lost", ""), (7, "retry", "ValueError: no")):
+        run = Ended("j", "t", f"high/{entry}", outcome, 1, at + 60_000 - 1000 * ago, by="w0", error=error)
+        words = run.fields()
+        raw.xadd("{jobs}:events", dict(zip(map(str, words[::2]), words[1::2], strict=True)))
+    _, told = show(server, "j")
+    assert told.count(": lost") == 2
+    assert told.count("ValueError") == 1  # the attempt is told once, by the message
+
+
 def test_of_a_job_that_has_left_only_what_it_left_is_told(server: Server, raw: Any):
     add_log(raw, "gone", 1, "retry", "no")
     add_log(raw, "gone", 2, "done", "yes")
