@@ -17,6 +17,7 @@ from board.viewer import Viewer
 from runtime.codec import DATA
 from runtime.control import Control
 from runtime.jobs import STREAMS
+from runtime.store.control import ChangedMeanwhile
 from runtime.store.inspector import is_letter
 from runtime.store.letters import Head, LetterStore
 
@@ -53,7 +54,7 @@ class EditPage:
         )
 
     async def send(self, ask: SendAsk, viewer: Viewer) -> Sent:
-        """Send one job; then, where that is asked for, move the letter that it was made of to the trash."""
+        """Send one job; where that is asked for, in the place of the letter that it was made of, which goes to the trash."""
         if ask.has_trash and not (ask.place and viewer.can("operate")):
             raise Refused(403, "right", "to move a letter to the trash needs the right operate, and the letter")
         head, original = await self._letter(ask.place)
@@ -69,17 +70,19 @@ class EditPage:
         data = ask.text if original is None else restore_redacted(ask.text, original, schema)
         version = head.version if head else contract.version if contract else 1
         async with Control(self._url, self._queue, by=viewer.by) as control:
-            sent = await control.send_text(
-                ask.type,
-                data.encode(),
-                version=version,
-                priority=ask.pri or (head.priority if head else "") or (contract.priority if contract else "") or "medium",
-                key=head.key if head else "",
-                replayed_from=ask.place,
-                reason=ask.reason,
-            )
-            if ask.has_trash and sent.new:
-                await control.trash(ask.place, reason=f"sent anew as {sent.id}")
+            try:
+                sent = await control.send_text(
+                    ask.type,
+                    data.encode(),
+                    version=version,
+                    priority=ask.pri or (head.priority if head else "") or (contract.priority if contract else "") or "medium",
+                    key=head.key if head else "",
+                    replayed_from=ask.place,
+                    trash=ask.has_trash,
+                    reason=ask.reason,
+                )
+            except ChangedMeanwhile:
+                raise _gone() from None
         return Sent(id=sent.id, place=place_of(sent.id), is_new=sent.new)
 
     async def _letter(self, place: str) -> tuple[Head | None, str | None]:
@@ -93,7 +96,7 @@ class EditPage:
         shelf, entry = shelf_of(place)
         heads, fields = await self._store.at([entry], shelf), await self._store.whole(entry, shelf)
         if not heads or fields is None:
-            raise Refused(409, "gone", "the letter is gone", "it was replayed, moved to the trash, restored or deleted")
+            raise _gone()
         text = text_of(fields.get(DATA, b""), is_msgpack=heads[0].is_msgpack)
         if text is None:
             raise Refused(400, "unreadable", "the letter's payload cannot be shown as text, and so not be edited")
@@ -102,6 +105,10 @@ class EditPage:
     async def _contract(self, type_name: str, head: Head | None) -> Contract | None:
         known = await self._contracts.fresh()
         return known.of(type_name, head.version if head and head.type == type_name else 0)
+
+
+def _gone() -> Refused:
+    return Refused(409, "gone", "the letter is gone", "it was replayed, moved to the trash, restored or deleted")
 
 
 def _problems(text: str, original: str | None, contract: Contract | None) -> list[Problem]:

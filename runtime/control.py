@@ -21,9 +21,9 @@ from zoneinfo import ZoneInfo
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from runtime.codec import REPLAYED_FROM, header
+from runtime.codec import DATA, REPLAYED_FROM, header
 from runtime.errors import ConfigError, StoreError, StoreUnavailable
-from runtime.jobs import STREAMS, TYPE_NAME, Head, Options, Packed, Priority
+from runtime.jobs import STREAMS, TYPE_NAME, Head, Options, Packed, Priority, default_id
 from runtime.limits import FIELDS, Override, override_of
 from runtime.operating import OperationControl
 from runtime.packing import Packer
@@ -465,9 +465,13 @@ class Control(OperationControl, JobControl):
         priority: str | Priority = Priority.MEDIUM,
         key: str = "",
         replayed_from: str = "",
+        trash: bool = False,
         reason: str = "",
     ) -> Sent:
         """Send one job whose payload a person has written as JSON; the audit says so, before and after.
+
+        With `trash` it takes the place of the letter that it was made of, in one step: never do both run, whoever dies or replays
+        the letter meanwhile.
 
         Args:
             type: the name of the job type.
@@ -476,11 +480,13 @@ class Control(OperationControl, JobControl):
             priority: the name of the stream, such as `high`.
             key: as in `send`: only one job with it lives.
             replayed_from: the place of the dead letter that it was made of; the job carries it as `x-replayed-from`.
+            trash: move that letter to the trash, where the job is sent.
             reason: for people, up to 500 characters.
 
         Raises:
             BadPayload: an argument cannot be used; nothing is sent.
             ConfigError: the reason cannot be used; nothing is sent.
+            ChangedMeanwhile: the letter that is to go to the trash is gone; nothing is sent.
             QueueFull: Redis has no memory left; nothing was sent.
             StoreUnavailable: no answer or an error; it may or may not be sent.
         """
@@ -490,6 +496,8 @@ class Control(OperationControl, JobControl):
         if replayed_from:
             head = msgspec.structs.replace(packed.head, fields=(REPLAYED_FROM, replayed_from[:MAX_FROM], *packed.head.fields))
             packed = Packed(head, packed.data)
+        if trash:
+            return await self._send_in_place_of(replayed_from, packed, reason)
         made_of = f", made of {replayed_from[:MAX_FROM]}" if replayed_from else ""
         await self._store.note(self.by, reason, f"send {type}{made_of}")
         async with Producer.connect(self._url, queue=self._queue) as producer:
@@ -497,6 +505,13 @@ class Control(OperationControl, JobControl):
         told = "sent" if sent.new else "not sent, since it lives already"
         await self._store.note(self.by, reason, f"{told}: {type} as {sent.id}{made_of}")
         return sent
+
+    async def _send_in_place_of(self, letter: str, packed: Packed, reason: str) -> Sent:
+        head = packed.head
+        word, told = await self._amend(letter, head.stream, (*head.fields, DATA, packed.data), reason)
+        if word == "gone":
+            raise ChangedMeanwhile(f"{letter}: the letter is gone: it was replayed, moved to the trash or deleted")
+        return Sent(default_id(STREAMS[head.stream], told)) if word == "sent" else Sent(told, new=False)
 
     # --- what holds ------------------------------------------------------------------------------------------------------
 

@@ -154,6 +154,10 @@ class OperationControl:
         to = TRASH if where == DEAD else DEAD
         return [answer.replace("moved ", f"moved {to}/", 1) for answer in answers]
 
+    async def _amend(self, letter: str, stream: int, message: Sequence[bytes | str | int], reason: str) -> tuple[str, str]:
+        """Send a job in the place of a letter; return what came of it, as amend.lua says."""
+        return await self._operation_store.amend(_checked_letter(DEAD, letter), self.by, reason, stream, message)
+
     async def meant(
         self, verb: Verb, filter: Filter, *, priority: str | Priority = "", states: Sequence[str] = ALL_STATES
     ) -> AsyncGenerator[list[str]]:

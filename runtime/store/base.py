@@ -147,6 +147,7 @@ _SHARED: Final = {
     "replay": ("replaying",),
     "operate": ("audit", "operations"),
     "trash": ("audit", "trashing"),
+    "amend": ("audit", "folding", "trashing"),
     "count": ("operations",),
     "step": ("operations", "replaying", "steering", "trashing"),
     "letters": ("replaying",),

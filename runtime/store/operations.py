@@ -78,6 +78,20 @@ class OperationStore(Store):
             answers += [bytes(answer).decode(errors="replace") for answer in self.checked(told)]
         return answers
 
+    async def amend(
+        self, letter: str, by: str, reason: str, stream: int, message: Sequence[bytes | str | int]
+    ) -> tuple[str, str]:
+        """Send a job in the place of a dead letter, which goes to the trash: one step; return what came of it, as amend.lua says.
+
+        Not to be repeated where the answer was lost: the letter is gone then, as after anybody else.
+
+        Raises:
+            QueueFull: memory is full; nothing was done.
+            StoreUnavailable: no answer or an error; it may or may not be done.
+        """
+        word, told = await self.call_one(self._connection, self.command("amend", letter, by, reason, stream + 1, *message))
+        return bytes(word).decode(), bytes(told).decode(errors="replace")
+
     async def step(self, name: str) -> Step:
         """Make the next step of an operation, as a worker does, where it is time for it.
 

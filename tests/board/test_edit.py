@@ -42,13 +42,6 @@ async def page(valkey: Server) -> AsyncIterator[EditPage]:
     await store.close()
 
 
-@pytest.fixture
-def raw(valkey: Server) -> Any:
-    client = valkey.client()
-    yield client
-    client.close()
-
-
 DATA = '{"n":9007199254740993,"token":"s3cret","to":"ada"}'
 SHOWN = f'{{\n  "n": 9007199254740993,\n  "token": "{HIDDEN}",\n  "to": "ada"\n}}'
 
@@ -116,16 +109,30 @@ async def test_a_placeholder_left_alone_keeps_what_it_was(page: EditPage, raw: r
     assert refused.value.code == "unfit" and "s3cret" not in refused.value.text and raw.xlen(LOW) == 1
 
 
-async def test_the_letter_goes_to_the_trash_behind_the_send(page: EditPage, raw: redis.Redis) -> None:
+async def test_the_letter_goes_to_the_trash_with_the_send(page: EditPage, raw: redis.Redis) -> None:
     place = bury(raw)
     ask = SendAsk(type="t", text='{"n": 1}', place=place, has_trash=True)
     with pytest.raises(Refused, match="operate"):
         await page.send(ask, SENDS)
     assert raw.xlen(LOW) == 0
     await page.send(ask, ALL)
-    assert (raw.xlen(LOW), raw.xlen(DEAD), raw.xlen(TRASH)) == (1, 0, 1)
+    [(entry, _)], [(trashed, _)] = raw.xrange(LOW), raw.xrange(TRASH)
+    assert raw.xlen(DEAD) == 0
+    [(_, told)] = raw.xrange("{jobs}:audit")  # one step, and one entry of it
+    assert told["what"] == f"sent: t as low-{entry}, made of {place}\ntrash j1 ({place}): moved {trashed}"
     with pytest.raises(Refused, match="gone"):
         await page.send(ask, ALL)
+
+
+async def test_where_a_live_job_owns_its_key_the_letter_stays(page: EditPage, raw: redis.Redis) -> None:
+    place = bury(raw, key="k")
+    ask = SendAsk(type="t", text='{"n": 1}', place=place)
+    first = await page.send(ask, ALL)
+    again = await page.send(msgspec.structs.replace(ask, has_trash=True), ALL)
+    assert (again.is_new, again.id, raw.xlen(LOW), raw.xlen(DEAD), raw.exists(TRASH)) == (False, first.id, 1, 1, 0)
+    raw.delete(LOW)  # it is done
+    freed = await page.send(msgspec.structs.replace(ask, has_trash=True), ALL)
+    assert (freed.is_new, raw.xlen(LOW), raw.xlen(DEAD), raw.get("{jobs}:seen:k:k")) == (True, 1, 0, f"low {freed.place[4:]}")
 
 
 async def test_one_is_sent_without_a_letter(page: EditPage, raw: redis.Redis) -> None:

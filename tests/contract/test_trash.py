@@ -9,8 +9,9 @@ import pytest
 import redis
 
 from runtime.control import Control
-from runtime.errors import ConfigError
+from runtime.errors import ConfigError, QueueFull
 from runtime.operations import MAX_CHOSEN
+from runtime.store.control import ChangedMeanwhile
 from tests.contract.test_operations import AT_ONCE, DEAD, bury, due_now, finish, hash_of, told
 from tests.servers import Server
 
@@ -91,6 +92,42 @@ async def test_a_strange_key_in_its_place_moves_nothing(control, raw):
 async def test_what_is_no_place_of_a_letter_is_refused(control, place):
     with pytest.raises(ConfigError, match="must be the place of a letter"):
         await control.trash(place)
+
+
+# --- a job in the place of its letter ----------------------------------------------------------------------------------------
+
+
+async def test_a_job_takes_the_place_of_its_letter_in_one_step(control, raw):
+    [letter] = bury(raw, 1)
+    sent = await control.send_text("t", b'{"n":2}', priority="low", replayed_from=f"dead/{letter}", trash=True, reason="typo")
+    [(entry, fields)], [(trashed, _)] = raw.xrange("{jobs}:low"), raw.xrange(TRASH)
+    assert (sent.id, sent.new, raw.xlen(DEAD)) == (f"low-{entry}", True, 0)
+    assert (fields["data"], fields["x-replayed-from"]) == ('{"n":2}', f"dead/{letter}")
+    [told] = await control.audit()
+    assert told.what.splitlines() == [
+        f"sent: t as low-{entry}, made of dead/{letter}",
+        f"trash j0 (dead/{letter}): moved {trashed}",
+    ]
+
+
+async def test_a_letter_that_is_gone_has_no_job_in_its_place(control, raw):
+    [letter] = bury(raw, 1)
+    await control.trash(f"dead/{letter}")
+    with pytest.raises(ChangedMeanwhile, match="gone"):
+        await control.send_text("t", b"{}", replayed_from=f"dead/{letter}", trash=True)
+    with pytest.raises(ConfigError, match="place of a letter"):
+        await control.send_text("t", b"{}", trash=True)
+    assert not raw.exists("{jobs}:medium") and raw.xlen(TRASH) == 1
+
+
+async def test_a_full_memory_leaves_the_letter_and_sends_nothing(control, raw):
+    [letter] = bury(raw, 1)
+    await control.send_text("t", b"{}", priority="low")  # the server knows the scripts
+    raw.config_set("maxmemory", 1)
+    with pytest.raises(QueueFull):
+        await control.send_text("t", b"{}", replayed_from=f"dead/{letter}", trash=True)
+    raw.config_set("maxmemory", 0)
+    assert (raw.xlen(DEAD), raw.exists("{jobs}:medium"), raw.exists(TRASH)) == (1, 0, 0)
 
 
 # --- operations over what was chosen --------------------------------------------------------------------------------------------
