@@ -51,7 +51,8 @@ class JobPage:
         snapshot = await self._reads.snapshot()
         await self._reads.contracts.fresh()
         place = ask.place
-        peek = await self._lists.whole_at(place) if place else None
+        is_live = place != "" and not place.startswith("trash/")  # what is in the trash is a letter, and no job any more
+        peek = await self._lists.whole_at(place) if is_live else None
         if peek is None and (job_id := ask.id or _default_id(place)):
             place = await self._place_of(job_id)
             peek = await self._lists.whole_at(place) if place else None

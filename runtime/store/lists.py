@@ -255,17 +255,18 @@ class JobLists(Inspector):
         return read_reports(answer)[0] if isinstance(answer, bytes) else []
 
     async def whole_at(self, place: str) -> Peek | None:
-        """Return all of what stands at a place such as `high/12-0`, `due/order-1` or `dead/12-0`, up to WHOLE_CUT bytes of each
-        value; None where nothing does.
+        """Return all of what stands at a place such as `high/12-0`, `due/order-1`, `dead/12-0` or `trash/12-0`, up to WHOLE_CUT
+        bytes of each value; None where nothing does.
 
         Raises:
             StoreUnavailable: no answer or an error.
         """
         name, _, entry = place.partition("/")
-        if name == "dead":
+        shelf = {"dead": self.keys.dead, "trash": self.keys.trash}.get(name)
+        if shelf is not None:
             if not is_letter(entry):
                 return None
-            rows = await self.call_one(self._connection, ("XRANGE", self.keys.dead, entry, entry), self.keys.dead)
+            rows = await self.call_one(self._connection, ("XRANGE", shelf, entry, entry), shelf)
             return Peek(DUE_STREAM, entry, sum(map(len, rows[0][1])), rows[0][1]) if rows else None
         where = place_of(place)
         return None if where is None else (await self.peek([where], WHOLE_CUT))[0]

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 from aiohttp import ClientResponse, ClientSession, web
 
+from board import pages as board_pages
 from board import shapes
 from board.access import Access, Proxy
+from board.alone import AloneBoard
 from board.api import Answerer, Api
 from board.assets import Assets
 from board.auth import Auth
@@ -24,6 +28,7 @@ from board.stream import Streams
 from board.viewer import Viewer
 from board.web import Web
 from runtime.config import Config
+from runtime.store.inspector import Inspector
 from tests.board.test_access import TOKENS
 
 ORIGIN = {"Sec-Fetch-Site": "same-origin"}
@@ -129,3 +134,15 @@ class NoLimit(Limiter):
 
     def take(self, kind: Any, address: str) -> None:
         """Let it be."""
+
+
+@asynccontextmanager
+async def whole(url: str, folder: Path, **given: Any) -> AsyncGenerator[Site]:
+    """Open the board of `python -m runtime board`, with all of its pages on the queue of this server, and no limit of requests."""
+    config = Config(redis=url, board="127.0.0.1:0", data_dir=str(folder), **given)
+    async with AsyncExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(board_pages, "Limiter", NoLimit)
+            yield await board_pages.open_board(
+                stack, config, url, lambda web: AloneBoard(Inspector(url, config.queue, "board"), "127.0.0.1", 0, web)
+            )

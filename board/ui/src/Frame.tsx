@@ -2,7 +2,7 @@ import { useEffect, useState } from "preact/hooks";
 import { about, askAbout, login, logout, Refusal, toLogin } from "./api";
 import type { Level } from "./api/names";
 import type { About } from "./api/types";
-import { duration, exact, short } from "./format";
+import { duration, exact, short, visible } from "./format";
 import { heading } from "./heading";
 import { Help } from "./Help";
 import { PAGES, useKey, useKeyboard } from "./keys";
@@ -79,7 +79,7 @@ function Whole({ who, page }: { who: About; page: string }) {
   useLive();
   useTab(who);
   useKey("?", () => setHelp(true));
-  const entry = ENTRY[page] ?? page;
+  const entry = ENTRY.get(page) ?? page;
   return (
     <>
       <A class="skip" href="#main">
@@ -125,7 +125,7 @@ function useTab(who: About): void {
   const title = `${sign}${text === "" || text === "Overview" ? "" : `${text} · `}${place}`;
   const level = frame?.level ?? "ok";
   useEffect(() => {
-    document.title = title;
+    document.title = visible(title);
   }, [title]);
   useEffect(() => {
     const icon = document.querySelector<HTMLLinkElement>('link[rel="icon"]');

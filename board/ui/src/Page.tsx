@@ -14,7 +14,7 @@ export function Page({ name }: { name: string }) {
   const [, draw] = useState(0);
   const [failed, setFailed] = useState("");
   useEffect(() => {
-    const load = PAGES[name];
+    const load = PAGES.get(name);
     if (load === undefined || loaded.has(name)) return;
     load().then(
       found => {
@@ -26,7 +26,7 @@ export function Page({ name }: { name: string }) {
   }, [name]);
   const Found = loaded.get(name);
   if (Found !== undefined) return <Found />;
-  if (PAGES[name] === undefined) return <NoPage />;
+  if (!PAGES.has(name)) return <NoPage />;
   if (failed !== name) return <Skeleton lines={8} />;
   return (
     <section class="panel">

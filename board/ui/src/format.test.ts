@@ -91,4 +91,5 @@ describe("instants", () => {
 
 it("shows what would be unseen, or would turn the line around", () => {
   expect(visible("a\u202eb\u0000c\td\n")).toBe("a\\u202eb\\u0000c\td\n");
+  expect(visible("a\u061c\u00ad🏴\u200d☠️")).toBe("a\\u061c\\u00ad🏴\u200d☠️");
 });

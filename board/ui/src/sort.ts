@@ -4,7 +4,7 @@ export type By<T> = Record<string, (row: T) => number | string | null>;
 
 /** Return the rows, the largest first; text from a to z, what is not known last; equal ones in the order in which they came. */
 export function sorted<T>(rows: readonly T[], by: By<T>, name: string): T[] {
-  const value = by[name];
+  const value = Object.hasOwn(by, name) ? by[name] : undefined;
   if (value === undefined) return [...rows];
   return [...rows].sort((a, b) => compare(value(a), value(b)));
 }

@@ -31,7 +31,7 @@ export default function Job() {
   const { query } = useRoute();
   const place = query.get("place") ?? "";
   const id = query.get("id") ?? "";
-  const loaded = useLoad("job", place === "" ? { id } : { place }, EVERY_MS);
+  const loaded = useLoad("job", { place, id }, EVERY_MS);
   useHeading(loaded.data?.row.id ?? (id || place), [{ text: "Jobs", href: to("jobs") }], true);
   return (
     <Shown of={loaded} lines={6}>

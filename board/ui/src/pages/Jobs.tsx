@@ -59,7 +59,7 @@ function useView(): View {
   const { query } = useRoute();
   const state = TABS.find(tab => tab.state === query.get("state"))?.state ?? "claimed";
   const asked = query.get("sort");
-  const sort = asked !== null && asked in SORTED ? (asked as Sort) : SORTS[state];
+  const sort = asked !== null && Object.hasOwn(SORTED, asked) ? (asked as Sort) : SORTS[state];
   return { state, q: query.get("q") ?? "", facet: query.get("facet") ?? "all", sort, open: query.get("open") ?? "" };
 }
 

@@ -152,7 +152,7 @@ function Jobs({ jobs, name, busy }: { jobs: readonly JobRow[]; name: string; bus
               {held.rows.map(({ key, row, isGone, isNew }) => (
                 <tr key={key} class={classes(isGone && "isgone", isNew && "isnew")}>
                   <td class="c1">
-                    <A class="type" href={to("job", { place: row.place })} isRow>
+                    <A class="type" href={to("job", { place: row.place, id: row.id })} isRow>
                       {row.type}
                     </A>
                   </td>

@@ -22,7 +22,7 @@ interface Props {
 }
 
 export function JobUnder({ row, onAct }: Props) {
-  const job = useLoad("job", { place: row.place }, EVERY_MS, true).data;
+  const job = useLoad("job", { place: row.place, id: row.id }, EVERY_MS, true).data;
   const said = row.claim !== null && row.claim.said.length > 0 ? row.claim.said : (job?.said ?? []);
   return (
     <div class="why2">
@@ -33,7 +33,7 @@ export function JobUnder({ row, onAct }: Props) {
         <Chain row={row} job={job} />
         <span class="push" />
         <Acts can={job?.can ?? []} onAct={onAct} />
-        <A class="btn small" href={to("job", { place: row.place })}>
+        <A class="btn small" href={to("job", { place: row.place, id: row.id })}>
           Open job
         </A>
         <Copy text={row.id} what="id" />
