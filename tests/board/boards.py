@@ -138,7 +138,7 @@ class NoLimit(Limiter):
 
 @asynccontextmanager
 async def whole(url: str, folder: Path, **given: Any) -> AsyncGenerator[Site]:
-    """Open the board of `python -m runtime board`, with all of its pages on the queue of this server, and no limit of requests."""
+    """Open the board of `python -m runtime board`, with all its pages on the queue of this server, and no limiter."""
     config = Config(redis=url, board="127.0.0.1:0", data_dir=str(folder), **given)
     async with AsyncExitStack() as stack:
         with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""What strangers write is text on every page and in every dialog: nothing of it runs, loads, leads away or looks like something else."""
+"""What strangers write is text on every page and in every dialog: nothing of it runs, loads or leads away."""
 
 from __future__ import annotations
 
@@ -23,7 +23,13 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)
 EYES: Final = Path(__file__).with_name("eyes.js")
 TRACES: Final = "https://traces.example/t/{trace_id}"
 LISTS: Final = (
-    *("/jobs?state=waiting", "/jobs?state=claimed", "/jobs?state=delayed", "/jobs?state=finished", "/jobs?state=waiting&facet=lots"),
+    *(
+        "/jobs?state=waiting",
+        "/jobs?state=claimed",
+        "/jobs?state=delayed",
+        "/jobs?state=finished",
+        "/jobs?state=waiting&facet=lots",
+    ),
     *("/dead", "/trash", "/types", "/workers", "/schedules", "/queue", "/system"),
 )
 TEXTS: Final = {name: text.decode(errors="replace") for name, text in CORPUS.items()}
@@ -121,7 +127,7 @@ async def test_every_list_and_its_dialogs_show_text(hostile: Hostile, running: A
 
 async def test_a_job_that_has_ended_is_found_again_by_its_id(hostile: Hostile, running: Any) -> None:
     async with looking(running, hostile) as seen:
-        await seen.page.evaluate("goTo('jobs?state=finished')")
+        await seen.page.evaluate("goTo('jobs?state=finished&q=id:j3')")
         await seen.page.locator("tr", has=seen.page.get_by_text("j3", exact=True)).locator("button.opens").click()
         await seen.page.get_by_role("link", name="Open job").click()
         await seen.page.locator("h1", has_text="j3").wait_for()
