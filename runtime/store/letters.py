@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from runtime.codec import DATA
-from runtime.jobs import STREAMS
+from runtime.jobs import STREAMS, default_id
 from runtime.store.base import Store, pairs, parse_int
 from runtime.store.connection import Connection
 
@@ -20,7 +20,7 @@ Shelf = Literal["dead", "trash"]
 class Head(msgspec.Struct, frozen=True, gc=False):
     """What a letter says of itself, cut: `error` to 200 bytes, ids and names to 128.
 
-    `stood` is its place when it died, such as `low/12-0`.
+    `stood` is its place when it died, such as `low/12-0`. `id` is never empty: one that carries none goes by where it stood.
     `frame` is the last one of its stack that is neither the runtime's nor a library's, as "file:line function". `args` is the
     beginning of its payload, as far as was asked for, and `args_bytes` how long that is. `stays` is why it could not be replayed
     now, and known only of letters that were asked for by their places.
@@ -150,7 +150,7 @@ def _head(row: Sequence[Any]) -> Head:
     operation, error, stack, frame = more
     return Head(
         place=place,
-        id=job_id,
+        id=job_id or _id_of_none(stood, place),
         type=type_name,
         reason=reason,
         error=error,
@@ -172,3 +172,9 @@ def _head(row: Sequence[Any]) -> Head:
         args_bytes=args_bytes,
         stays=bytes(stays).decode(),
     )
+
+
+def _id_of_none(stood: str, place: str) -> str:
+    """Return the id of a letter that carries none, as one whose message could not be read."""
+    stream, _, entry = stood.partition("/")
+    return default_id(stream, entry) if entry else place

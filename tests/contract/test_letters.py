@@ -108,6 +108,22 @@ async def test_what_a_stranger_wrote_spoils_nothing(raw: redis.Redis, letters: L
     assert heads[0].error == "€" * 66 and heads[0].type == "ü" * 64  # cut between characters
 
 
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"dead_from": "low/12-3"}, "low-12-3"),  # as a job is called whose message carries no id
+        ({"id": "", "dead_from": "low/12-3"}, "low-12-3"),
+        ({"dead_from": "low/"}, "5-1"),
+        ({"x": "y"}, "5-1"),
+        ({"id": "j1", "dead_from": "low/12-3"}, "j1"),
+    ],
+)
+async def test_a_letter_has_always_a_name(raw: redis.Redis, letters: LetterStore, fields: dict[str, str], name: str) -> None:
+    raw.xadd(DEAD, fields, id="5-1")
+    [head], _ = await letters.older()
+    assert head.id == name
+
+
 async def test_letters_are_walked_in_both_directions(raw: redis.Redis, letters: LetterStore) -> None:
     for at in range(2 * STEP + 3):
         bury(raw, f"{at + 1}-1", id=f"j{at}")
