@@ -10,6 +10,7 @@ import pytest
 from aiohttp import ClientResponse
 
 from board import stream
+from board.access import Proxy
 from board.stream import MAX_OF_ONE, QUEUED, _Mail  # pyright: ignore[reportPrivateUsage]
 from tests.board.boards import Opened, opened
 from tests.board.test_access import TOKENS
@@ -99,6 +100,16 @@ async def test_one_session_has_so_many_streams_and_all_of_them_so_many(monkeypat
         again = await listen(board, Cookie=cookies[2])
         assert again.status == 200
         for one in (*first, *others, again):
+            one.close()
+
+
+async def test_users_behind_one_proxy_have_so_many_each() -> None:
+    proxy = Proxy(secret="s" * 32, roles={"view": ["ada", "eve"]})
+    async with opened(tokens={}, proxy=proxy) as board:
+        asked = [{"X-Board-Secret": "s" * 32, "X-Forwarded-User": who} for who in ("ada",) * MAX_OF_ONE + ("eve", "ada")]
+        streams = [await listen(board, **headers) for headers in asked]
+        assert [one.status for one in streams] == [200] * (MAX_OF_ONE + 1) + [429]
+        for one in streams:
             one.close()
 
 
