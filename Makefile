@@ -169,10 +169,10 @@ prometheus:
 	  || echo "not there: prometheus; the tests that need it will be skipped"
 
 # The browser that the board is tested in; where it cannot be had, the tests that need it say so.
-chromium:
-	@test -n "$(RUNTIME_CHROMIUM)" || command -v chromium chromium-browser google-chrome >/dev/null || { \
-	    echo "installing for the tests: Chromium"; \
-	    $(APT) update -q >/dev/null && DEBIAN_FRONTEND=noninteractive $(APT) install -q -y --no-install-recommends chromium >/dev/null; } \
+chromium: install
+	@test -n "$(RUNTIME_CHROMIUM)" || $(BIN)/python -m tests.browser.chromium || { \
+	    echo "installing for the tests: Chromium"; export DEBIAN_FRONTEND=noninteractive; get="$(APT) install -q -y --no-install-recommends"; \
+	    $(APT) update -q >/dev/null && { $$get chromium-headless-shell >/dev/null || $$get chromium >/dev/null; }; } \
 	  || echo "not there: Chromium; the tests that need it will be skipped"
 
 # A Redis 8 comes inside a wheel. Its licences are RSALv2, SSPLv1 and AGPLv3, so nothing that users install asks for it: the tests

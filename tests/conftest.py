@@ -79,7 +79,14 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 # --- many at a time --------------------------------------------------------------------------------------------------------
 
-WAITS = ("faults", "commands", "guide", "contract")  # folders whose tests wait for processes or servers, the longest first
+WAITS = (
+    "browser",
+    "faults",
+    "commands",
+    "guide",
+    "board",
+    "contract",
+)  # folders whose tests wait for processes or servers, the longest first
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         statuses.append(mass.main([]))
         statuses.append(ticks.main([]))
         print("long tests of single faults:", flush=True)
-        command = [sys.executable, "-m", "pytest", "-q", "-m", "long", "tests/faults"]
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "long", "tests/faults", "tests/board", "tests/browser"]
         statuses.append(FAILED if subprocess.run(command, cwd=ROOT).returncode not in (0, 5) else 0)  # 5: there are none
     return FAILED if FAILED in statuses else max(statuses, default=0)
 
