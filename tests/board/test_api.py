@@ -48,6 +48,23 @@ def test_a_board_with_a_route_that_nobody_answers_does_not_start() -> None:
         Api({**dict.fromkeys(BY_NAME, nothing), "GET secrets": nothing})
 
 
+# Every route that is not named here is read with `view`, or acts with `operate`.
+RIGHTS = {
+    "GET meta": None,
+    "POST login": None,
+    "POST logout": None,
+    "GET payload": "payload",
+    "POST validate": "payload",
+    "POST send": "send",
+}
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.verb} {route.path}")
+def test_who_reads_may_see_and_who_acts_may_operate(route: Route) -> None:
+    usual = "view" if route.verb == "GET" else "operate"
+    assert route.right == RIGHTS.get(f"{route.verb} {route.path}", usual)
+
+
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.verb} {route.path}")
 async def test_a_route_is_answered_to_those_who_have_its_right(route: Route, role: str) -> None:

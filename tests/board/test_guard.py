@@ -7,6 +7,7 @@ import pytest
 from board.api import Refused
 from board.guard import (
     ACTIONS_S,
+    HEADERS,
     MAX_ADDRESSES,
     REQUESTS_S,
     TRIES,
@@ -206,3 +207,12 @@ def test_the_addresses_of_one_network_are_counted_as_one(address: str, network: 
 )
 def test_loopback_is_this_host_alone(host: str, is_local: bool) -> None:
     assert is_loopback(host) == is_local
+
+
+def test_a_browser_runs_no_script_but_ours_and_makes_no_html_of_text() -> None:
+    policy = dict(part.strip().partition(" ")[::2] for part in HEADERS["Content-Security-Policy"].split(";"))
+    own = {"script-src", "style-src", "img-src", "font-src", "connect-src"}
+    assert {name for name, allowed in policy.items() if allowed == "'self'"} == own
+    none = {"default-src", "frame-ancestors", "base-uri", "form-action", "trusted-types"}
+    assert {name for name, allowed in policy.items() if allowed == "'none'"} == none
+    assert policy.keys() - own - none == {"require-trusted-types-for"} and policy["require-trusted-types-for"] == "'script'"

@@ -130,6 +130,29 @@ async def test_two_who_ask_at_once_share_a_look(sampler: Sampler) -> None:
     assert sampler.seq == 1
 
 
+async def test_a_page_that_was_looked_at_a_moment_ago_costs_nothing(sampler: Sampler) -> None:
+    await sampler.overview()
+    before, seq = sampler.store.asked, sampler.seq
+    for _ in range(50):
+        await sampler.frame()
+    assert sampler.seq - seq <= 1, "but for a second that was over meanwhile"
+    assert sampler.store.asked - before <= 2 * sampler.cost[0]
+
+
+async def test_messages_are_made_for_those_alone_who_may_see_them(sampler: Sampler) -> None:
+    await sampler.picture()
+    told: list[bool] = []
+
+    def newest(n: int, *, has_messages: bool) -> list[Any]:
+        told.append(has_messages)
+        return []
+
+    sampler.letters.newest = newest  # pyright: ignore[reportAttributeAccessIssue]
+    pictures = [sampler.tick(frozenset({OVERVIEW}), "1h", has_messages) for has_messages in (False, True, False, True)]
+    assert sorted(told) == [False, True], "once for each kind of viewer"
+    assert pictures[0] is pictures[2] and pictures[1] is pictures[3] and pictures[0] is not pictures[1]
+
+
 async def test_a_slow_viewer_misses_the_oldest_frames(sampler: Sampler) -> None:
     async with sampler.subscribe(NO_TOPICS) as frames:
         tick = await next_of(frames)

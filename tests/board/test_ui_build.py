@@ -101,6 +101,13 @@ def test_no_source_map_and_no_html_out_of_text_is_shipped():
         assert not re.search(r"\.insertAdjacentHTML|document\.write\(|\beval\(|new Function\(", text)
 
 
+def test_no_source_makes_html_of_text():
+    sources = [path for path in SOURCES.glob("src/**/*.ts*") if not path.name.endswith(".test.ts")]
+    made = re.compile(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|createContextualFragment|DOMParser|srcdoc", re.I)
+    assert len(sources) > 30
+    assert [path.name for path in sources if made.search(path.read_text())] == []
+
+
 def test_the_types_are_made_of_the_api_as_it_is():
     kept = (SOURCES / "src" / "api" / "openapi.json").read_text()
     assert kept == openapi.text(), "the API has changed; hint: make board"
