@@ -69,8 +69,8 @@ class Hosts:
 def host_of(host: str) -> str:
     """Return a `Host` without its port, an IPv6 address without brackets; empty for one that is none."""
     if host.startswith("["):
-        name, _, port = host[1:].partition("]")
-        port = port.removeprefix(":")
+        name, bracket, port = host[1:].partition("]")
+        port = port.removeprefix(":") if bracket else host  # one that is not closed is none
     else:
         name, _, port = host.partition(":")
     return name.lower() if not port or (port.isascii() and port.isdigit()) else ""

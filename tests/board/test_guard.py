@@ -35,6 +35,7 @@ from board.guard import (
         ("evil@127.0.0.1", "evil@127.0.0.1"),
         ("127.0.0.1:80:80", ""),
         ("[::1]evil", ""),
+        ("[::1", ""),
     ],
 )
 def test_a_host_is_a_name_and_perhaps_a_port(host: str, name: str) -> None:
