@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any, Final
 
 import pytest
+import pytest_asyncio
+from playwright.async_api import Page, expect
 
 from board.shapes import ActAsk, OperationAsk, ReplayAsk
 from tests.board.canned import BIG, ROLES, Canned, job, serving
+from tests.browser.chromium import WAIT_MS, Watched, watched
+from tests.browser.test_pages import violations
 
-pytest.importorskip("playwright")
-from playwright.async_api import Page, async_playwright, expect
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-CHROMIUM = os.environ.get("RUNTIME_CHROMIUM") or shutil.which("chromium") or ""
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium: set RUNTIME_CHROMIUM")
-PATIENCE_MS = 15_000
-HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script>\"'`\u202e${7*7}{{7*7}}javascript:alert(3)"
+HOSTILE: Final = "<img src=x onerror=alert(1)><script>alert(2)</script>\"'`\u202e${7*7}{{7*7}}javascript:alert(3)"
 
 
 @pytest.fixture
@@ -27,42 +26,28 @@ def canned() -> Canned:
     return Canned()
 
 
-class Seen:
-    """A page with what went wrong in it."""
-
-    def __init__(self, page: Page, url: str) -> None:
-        self.page = page
-        self.url = url
-        self.troubles: list[str] = []
-        page.on("pageerror", lambda error: self.troubles.append(str(error)))
-        page.on("dialog", lambda dialog: self.troubles.append(f"a dialog: {dialog.message}"))
-        page.on("console", lambda told: self.troubles.append(told.text) if told.type == "error" else None)
-
-    async def open(self, path: str) -> Page:
-        await self.page.goto(self.url + path)
-        await expect(self.page.locator("main .panel:not(.skeleton):visible").first).to_be_visible()
-        return self.page
-
-
-@contextlib.asynccontextmanager
-async def browsing(url: str, role: str, width: int = 1440) -> AsyncGenerator[Seen]:
-    async with async_playwright() as started:
-        browser = await started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        context = await browser.new_context(viewport={"width": width, "height": 800})
+@asynccontextmanager
+async def browsing(running: Any, url: str, role: str, width: int = 1440) -> AsyncGenerator[Watched]:
+    """Open a window in which somebody of a role has logged in."""
+    expect.set_options(timeout=WAIT_MS)
+    async with watched(running, url, width=width, height=800) as seen:
         headers = {"Origin": url, "Sec-Fetch-Site": "same-origin"}
-        entered = await context.request.post(f"{url}/api/login", data={"token": ROLES[role]}, headers=headers)
+        entered = await seen.context.request.post(f"{url}/api/login", data={"token": ROLES[role]}, headers=headers)
         assert entered.ok, await entered.text()
-        page = await context.new_page()
-        page.set_default_timeout(PATIENCE_MS)
-        expect.set_options(timeout=PATIENCE_MS)
-        yield Seen(page, f"{url}/")
-        await browser.close()
+        yield seen
 
 
-@pytest.fixture
-async def seen(canned: Canned, tmp_path: Path) -> AsyncIterator[Seen]:
-    async with serving(canned, tmp_path) as url, browsing(url, "operate") as found:
+@pytest_asyncio.fixture(loop_scope="module")
+async def seen(canned: Canned, running: Any, tmp_path: Path) -> AsyncIterator[Watched]:
+    async with serving(canned, tmp_path) as url, browsing(running, url, "operate") as found:
         yield found
+
+
+async def show(seen: Watched, path: str) -> Page:
+    """Open a page, and wait until it is drawn."""
+    await seen.page.goto(f"{seen.origin}/{path}")
+    await expect(seen.page.locator("main .panel:not(.skeleton):visible").first).to_be_visible()
+    return seen.page
 
 
 async def shows(page: Page, *jobs: str) -> None:
@@ -71,8 +56,8 @@ async def shows(page: Page, *jobs: str) -> None:
     await expect(page.locator("tbody td.job")).to_have_count(len(jobs))
 
 
-async def test_marked_rows_stay_in_their_places_and_new_ones_gather(seen: Seen, canned: Canned) -> None:
-    page = await seen.open("jobs?state=claimed")
+async def test_marked_rows_stay_in_their_places_and_new_ones_gather(seen: Watched, canned: Canned) -> None:
+    page = await show(seen, "jobs?state=claimed")
     await shows(page, "1-0", "2-0", "3-0", "4-0")
     await page.keyboard.press("j")
     await page.keyboard.press("x")
@@ -83,11 +68,11 @@ async def test_marked_rows_stay_in_their_places_and_new_ones_gather(seen: Seen, 
     await expect(page.locator("tr.isgone")).to_have_count(1)
     await page.locator("button.fresh").click()
     await shows(page, "9-0", "4-0", "3-0", "2-0")
-    assert seen.troubles == []
+    assert seen.answer_for() == []
 
 
-async def test_a_row_opens_by_the_keyboard_and_its_address_opens_it_again(seen: Seen) -> None:
-    page = await seen.open("jobs?state=claimed")
+async def test_a_row_opens_by_the_keyboard_and_its_address_opens_it_again(seen: Watched) -> None:
+    page = await show(seen, "jobs?state=claimed")
     await page.keyboard.press("j")
     await page.keyboard.press("j")
     await page.keyboard.press("Enter")
@@ -97,9 +82,9 @@ async def test_a_row_opens_by_the_keyboard_and_its_address_opens_it_again(seen: 
     await expect(page.locator("tr.open td.job")).to_contain_text("2-0")
 
 
-async def test_what_was_refused_says_what_is_true_now_and_what_was_done_names_its_job(seen: Seen, canned: Canned) -> None:
+async def test_what_was_refused_says_what_is_true_now_and_what_was_done_names_its_job(seen: Watched, canned: Canned) -> None:
     canned.moved = True
-    page = await seen.open("jobs?state=claimed&open=high%2F2-0")
+    page = await show(seen, "jobs?state=claimed&open=high%2F2-0")
     await page.get_by_role("button", name="Cancel …").click()
     await page.get_by_role("dialog").get_by_label("Reason").fill("ordered twice")
     await page.get_by_role("dialog").get_by_role("button", name="Cancel 1 job").click()
@@ -110,8 +95,8 @@ async def test_what_was_refused_says_what_is_true_now_and_what_was_done_names_it
     assert canned.asked[-1] == ("POST cancel", ActAsk(places=["high/2-0"], reason="ordered twice"))
 
 
-async def test_a_replay_of_many_needs_their_count_and_is_undone_while_it_is_held(seen: Seen, canned: Canned) -> None:
-    page = await seen.open("dead?group=f1")
+async def test_a_replay_of_many_needs_their_count_and_is_undone_while_it_is_held(seen: Watched, canned: Canned) -> None:
+    page = await show(seen, "dead?group=f1")
     await page.get_by_role("button", name="Replay 120 letters").click()
     dialog = page.get_by_role("dialog")
     go = dialog.get_by_role("button", name="Replay 120 letters")
@@ -126,11 +111,11 @@ async def test_a_replay_of_many_needs_their_count_and_is_undone_while_it_is_held
     await page.reload()
     await page.get_by_role("button", name="Undo").click()
     await expect(page.locator(".operations")).to_contain_text("stopped")
-    assert isinstance(canned.asked[-1][1], OperationAsk)
+    assert [ask for _, ask in canned.asked if isinstance(ask, OperationAsk)]
 
 
-async def test_a_payload_keeps_its_numbers_and_has_its_problem_at_its_line(seen: Seen, canned: Canned) -> None:
-    page = await seen.open("letter?place=dead%2F7-0&edit=1")
+async def test_a_payload_keeps_its_numbers_and_has_its_problem_at_its_line(seen: Watched, canned: Canned) -> None:
+    page = await show(seen, "letter?place=dead%2F7-0&edit=1")
     await expect(page.locator(".problems")).to_contain_text("line 3")
     send = page.get_by_role("button", name="Send as a new job")
     await expect(send).to_be_disabled()
@@ -141,37 +126,37 @@ async def test_a_payload_keeps_its_numbers_and_has_its_problem_at_its_line(seen:
     assert f'"order": {BIG}' in canned.asked[-1][1].text
 
 
-async def test_who_may_only_view_sees_no_arguments_no_messages_and_no_buttons(canned: Canned, tmp_path: Path) -> None:
-    async with serving(canned, tmp_path) as url, browsing(url, "view") as seen:
+async def test_who_may_only_view_sees_no_arguments_no_messages_and_no_buttons(
+    canned: Canned, running: Any, tmp_path: Path
+) -> None:
+    async with serving(canned, tmp_path) as url, browsing(running, url, "view") as seen:
         for path in ("jobs?open=high%2F2-0", "job?place=high%2F2-0", "dead?group=f1", "letter?place=dead%2F7-0&edit=1"):
-            page = await seen.open(path)
+            page = await show(seen, path)
             await expect(page.locator("main")).to_contain_text("greet")
             text = await page.locator("main").inner_text()
             assert not [word for word in ("secret", "no such account", "Cancel", "Replay", "trash", "Edit", BIG) if word in text]
             assert await page.locator("main input[type=checkbox], main textarea").count() == 0
-        assert seen.troubles == []
+        assert seen.answer_for() == []
         assert canned.asked == []
 
 
-async def test_what_strangers_wrote_is_text_in_every_place(canned: Canned, tmp_path: Path) -> None:
+async def test_what_strangers_wrote_is_text_in_every_place(canned: Canned, running: Any, tmp_path: Path) -> None:
     canned.message = HOSTILE
     canned.jobs = [job(f"high/{HOSTILE}", type=HOSTILE, args=HOSTILE, source=HOSTILE)]
     canned.letters = canned.letters[:1]
-    async with serving(canned, tmp_path) as url, browsing(url, "operate") as seen:
+    async with serving(canned, tmp_path) as url, browsing(running, url, "operate") as seen:
         for path in ("jobs", "job?id=x", "dead?group=f1", "letter?place=dead%2F1-0"):
-            page = await seen.open(path)
+            page = await show(seen, path)
             await expect(page.locator("main")).to_contain_text("onerror=alert(1)")
             assert await page.locator("main img, main script").count() == 0
-        assert seen.troubles == []
+        assert seen.answer_for() == []
 
 
 @pytest.mark.parametrize("width", [1440, 380])
-async def test_pages_have_no_barrier_and_no_sideways_scroll(canned: Canned, tmp_path: Path, width: int) -> None:
-    axe = pytest.importorskip("axe_playwright_python.async_playwright").Axe()
-    async with serving(canned, tmp_path) as url, browsing(url, "operate", width) as seen:
+async def test_pages_have_no_barrier_and_no_sideways_scroll(canned: Canned, running: Any, tmp_path: Path, width: int) -> None:
+    async with serving(canned, tmp_path) as url, browsing(running, url, "operate", width) as seen:
         for path in ("jobs?open=high%2F2-0", "job?id=x", "dead", "dead?group=f1", "letter?place=dead%2F7-0&edit=1"):
-            page = await seen.open(path)
+            page = await show(seen, path)
             await expect(page.locator("main")).to_contain_text("greet")
-            found = await axe.run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]})
-            assert found.violations_count == 0, f"{path}: {found.generate_report()}"
-            assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth"), path
+            assert await violations(page) == [], path
+            assert await seen.is_wider() <= 0, path
