@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +15,7 @@ import pytest_asyncio
 
 from tests.board.boards import whole
 from tests.board.hostile import CORPUS, Writer
-from tests.browser import chromium
+from tests.board.test_access import secret_file
 from tests.browser.chromium import Watched, watched
 from tests.servers import Server
 
@@ -36,6 +37,18 @@ TEXTS: Final = {name: text.decode(errors="replace") for name, text in CORPUS.ite
 REFUSED: Final = ("400 GET", "404 GET", "status of 400", "status of 404")  # what an address of no meaning is answered
 
 
+@pytest.fixture(scope="module")
+def hostile_store() -> Iterator[Server]:
+    """A server with a queue in which strangers have written all they can."""
+    server = Server("valkey")
+    try:
+        with server.client() as client:
+            Writer(client).fill()
+        yield server
+    finally:
+        server.stop()
+
+
 class Hostile(msgspec.Struct, frozen=True):
     """A board on a queue in which strangers have written all they can."""
 
@@ -44,17 +57,10 @@ class Hostile(msgspec.Struct, frozen=True):
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def hostile(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Hostile]:
-    if chromium.binary() is None:
-        pytest.skip(chromium.HOW_TO_GET)
-    folder, server = tmp_path_factory.mktemp("hostile"), Server("valkey")
-    try:
-        with server.client() as client:
-            Writer(client).fill()
-        async with whole(server.url, folder, trace_url=TRACES) as site:
-            yield Hostile(site.url, next(folder.glob("board-*.link")).read_text().strip())
-    finally:
-        server.stop()
+async def hostile(hostile_store: Server, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Hostile]:
+    folder = tmp_path_factory.mktemp("hostile")
+    async with whole(hostile_store.url, folder, trace_url=TRACES) as site:
+        yield Hostile(site.url, next(folder.glob("board-*.link")).read_text().strip())
 
 
 @asynccontextmanager
@@ -65,6 +71,7 @@ async def looking(running: Any, hostile: Hostile, **more: Any) -> AsyncGenerator
         await seen.page.goto(hostile.link)
         await seen.page.wait_for_selector("#main")
         await seen.page.evaluate("goTo('jobs')")
+        assert (await asked(seen, "meta"))["rights"] == ["view", "payload", "operate", "send"], "the link has begun a session"
         assert seen.answer_for() == []
         yield seen
 
@@ -212,3 +219,60 @@ async def test_a_name_that_every_object_has_is_no_order_no_state_and_no_page(hos
             assert await seen.page.locator("main tbody tr").count() > 10
             assert await wrong_on(seen, f"/{name}") == []
             assert "No page has this address" in await seen.page.locator("main").inner_text()
+
+
+# --- who looks ---------------------------------------------------------------------------------------------------------------
+
+AFTER_LOGIN: Final = (
+    *("javascript:alert(1)", "data:text/html,x", "//evil.example", "https://evil.example", "/\\evil.example"),
+    *("constructor", "jobs?state=waiting"),
+)
+
+
+async def test_a_login_leads_nowhere_but_to_a_page_of_the_board(hostile: Hostile, running: Any) -> None:
+    token = hostile.link.partition("#token=")[2]
+    for after in AFTER_LOGIN:
+        async with watched(running, hostile.origin) as seen:
+            await seen.page.goto(f"{hostile.origin}/login?{urlencode({'next': after})}")
+            await seen.page.get_by_label("Token").fill(token)
+            await seen.page.get_by_role("button", name="Log in").click()
+            await seen.page.wait_for_selector("#main h2, #main p")
+            assert seen.page.url.startswith(f"{hostile.origin}/")
+            assert seen.answer_for() == [], after
+
+
+async def test_what_a_viewer_writes_is_text_too(hostile: Hostile, running: Any) -> None:
+    """A reason goes into the audit, a search into the box, the page and the address."""
+    async with looking(running, hostile) as seen:
+        reason = "".join(text[:20] for text in TEXTS.values() if text.isprintable())[:400]
+        await seen.page.evaluate("goTo('queue')")
+        await seen.page.get_by_role("button", name="Pause all …").click()
+        await seen.page.get_by_label("Reason").fill(reason)
+        assert await seen.page.evaluate("look()") == []
+        await seen.page.get_by_role("dialog").get_by_role("button", name="Pause", exact=False).last.click()
+        await seen.page.locator(".notice p").wait_for()
+        assert await seen.page.evaluate("drawn().then(look)") == []
+        await seen.page.evaluate("goTo('system')")
+        assert reason[:20] in await seen.page.evaluate("document.querySelector('#main').textContent")
+        assert await seen.page.evaluate("look()") == []
+        for text in list(TEXTS.values())[::12]:
+            await seen.page.locator("header input").first.fill(text)
+            await seen.page.keyboard.press("Enter")
+            assert await seen.page.evaluate("drawn().then(look)") == []
+        seen.expected += REFUSED
+        assert seen.answer_for() == []
+
+
+async def test_a_name_that_a_proxy_tells_and_a_label_are_text(hostile_store: Server, running: Any, tmp_path: Path) -> None:
+    label, name = TEXTS["script"], TEXTS["script"] + TEXTS["quoted"]
+    secret = "0123456789abcdef-secret"
+    proxy = secret_file(tmp_path, f'secret = "{secret}"\n[roles]\noperate = [{json.dumps(name)}]\n')
+    async with whole(hostile_store.url, tmp_path, board_proxy=proxy, board_label=label) as site:
+        headers = {"X-Board-Secret": secret, "X-Forwarded-User": name}
+        async with watched(running, site.url, extra_http_headers=headers) as seen:
+            await seen.context.add_init_script(path=EYES)
+            await seen.page.goto(f"{site.url}/queue")
+            await seen.page.locator(".foot", has_text="<script>").wait_for()
+            await seen.page.locator(".env", has_text="<script>").wait_for()
+            assert await seen.page.evaluate("drawn().then(look)") == []
+            assert seen.answer_for() == []
