@@ -6,8 +6,13 @@ There is no Docker on the machines that run the tests; `test_image.py` runs the 
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
+import urllib.error
 import urllib.parse
+import urllib.request
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -15,12 +20,15 @@ from typing import Any
 import pytest
 import yaml
 
+from board import access
 from deploy.demo.jaeger import ROOT
 from deploy.demo.orders import confirm_order
 from otel import settings as otel_settings
 from runtime.commands.run import HARD_S
 from runtime.config import SETTINGS, load
+from runtime.errors import ConfigError
 from tests.deploy.dockerfile import Stage, stages
+from tests.servers import Server, free_ports, wait_until
 
 DEPLOY = ROOT / "deploy"
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
@@ -28,7 +36,10 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 WORKERS = [name for name in SERVICES if name.startswith("worker-")]
 BUILT = [name for name, service in SERVICES.items() if "build" in service]
 LISTENS = {"valkey": {6379}, "jaeger": {4318, 16686}, "prometheus": {9090}, "grafana": {3000}, "shop": {8000}}
-LISTENS |= {name: {8080} for name in WORKERS}
+LISTENS |= {name: {8080} for name in ("board", *WORKERS)}
+
+TOKENS = {f"RUNTIME_BOARD_{role.upper()}_TOKEN" for role in access.ROLES}
+TOKEN = "5f1c0d2e9b8a47c6a3e4d5f60718293b"
 
 every_service = pytest.mark.parametrize("name", SERVICES)
 every_built_one = pytest.mark.parametrize("name", BUILT)
@@ -44,7 +55,7 @@ def built(name: str) -> tuple[Path, Stage]:
 
 def test_there_are_the_parts_of_a_whole() -> None:
     assert len(WORKERS) == 2
-    assert set(SERVICES) == {"valkey", "jaeger", "prometheus", "grafana", "shop", "node-orders", *WORKERS}
+    assert set(SERVICES) == {"valkey", "jaeger", "prometheus", "grafana", "shop", "node-orders", "board", *WORKERS}
 
 
 @every_service
@@ -141,11 +152,54 @@ def test_settings_exist_and_are_taken(name: str, tmp_path: Path) -> None:
     environment = {**built(name)[1].environment, **SERVICES[name]["environment"]}
     assert all(isinstance(value, str) for value in environment.values()), "YAML makes numbers and booleans of some"
     ours = {key: value for key, value in environment.items() if key.startswith("RUNTIME_")}
-    assert set(ours) <= {setting.variable for setting in SETTINGS}
+    assert set(ours) <= {setting.variable for setting in SETTINGS} | (TOKENS if name == "board" else set())
     load({}, environment, tmp_path)
+    if name == "board":
+        return  # it sends no traces
     export = otel_settings.load(environment)
     assert export is not None
     assert export.endpoint == "http://jaeger:4318/v1/traces"
+
+
+def test_the_board_asks_for_a_token_that_only_the_file_of_variables_has(tmp_path: Path) -> None:
+    environment = {**built("board")[1].environment, **SERVICES["board"]["environment"]}
+    told = {name: value for name, value in environment.items() if name in TOKENS}
+    assert set(told) == TOKENS
+    assert all(value.startswith(f"${{{name}:") for name, value in told.items()), "a token in this file is no secret"
+    assert ":?" in told["RUNTIME_BOARD_OPERATE_TOKEN"], "without it nothing starts, and compose says why"
+    assert is_ignored("deploy/.env", (ROOT / ".gitignore").read_text().split())
+    assert is_ignored("deploy/.env", (DEPLOY / "Dockerfile.dockerignore").read_text().split())
+    config = load({}, environment, tmp_path)
+    with pytest.raises(ConfigError, match="nobody would have to log in"):
+        access.read(config, {})
+    given = access.read(config, {"RUNTIME_BOARD_OPERATE_TOKEN": TOKEN, "RUNTIME_BOARD_VIEW_TOKEN": ""})
+    assert (given.tokens, given.is_open) == ({"operate": TOKEN}, False)
+
+
+def test_the_command_of_the_board_serves_pages_to_who_has_the_token(valkey: Server, tmp_path: Path) -> None:
+    port = free_ports(1)
+    told = {**built("board")[1].environment, **SERVICES["board"]["environment"]}
+    here = {"REDIS_URL": valkey.url, "RUNTIME_BOARD": f"127.0.0.1:{port}", "PATH": os.environ["PATH"]}
+    environment = {**told, **dict.fromkeys(TOKENS, ""), **here, "RUNTIME_BOARD_OPERATE_TOKEN": TOKEN, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *json.loads(built("board")[1].texts("ENTRYPOINT")[-1])[1:], *SERVICES["board"]["command"]]
+
+    def answer(path: str, **headers: str) -> int:
+        try:
+            with urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers=headers)) as got:
+                return got.status
+        except urllib.error.HTTPError as error:
+            return error.code
+        except OSError:
+            return 0
+
+    with (tmp_path / "log").open("wb") as log, subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=log) as process:
+        try:
+            wait_until(lambda: answer("/healthz") == 200, what="the board is healthy")
+            assert (answer("/"), answer("/api/overview")) == (200, 401)
+            assert answer("/api/overview", Authorization=f"Bearer {TOKEN}") == 200
+        finally:
+            process.terminate()
+    assert process.returncode == 0, (tmp_path / "log").read_text()
 
 
 @pytest.mark.parametrize("name", WORKERS)
