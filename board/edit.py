@@ -137,8 +137,8 @@ def _line_of(text: str, part: str) -> int:
 def _checked_by(contract: Contract | None) -> str:
     if contract is None or contract.schema is None:
         return ""
-    told = f"the contract {contract.type}@{contract.version}"
-    return told if is_checked_whole(contract.schema) else f"{told}, without its patterns"
+    told = f"its contract, version {contract.version}"
+    return told if is_checked_whole(contract.schema) else f"{told}, without patterns"
 
 
 def compare(before: str, after: str) -> list[Line]:

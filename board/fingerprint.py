@@ -64,7 +64,7 @@ def split_error(reason: str, error: str, *, has_stack: bool) -> tuple[str, str]:
 def told_of(message: str) -> str:
     """Return a message without numbers, ids, quoted texts and what else differs from job to job, on one line."""
     text = " ".join(message[:MAX_CHARS].split())
-    told = _RUN.sub(GAP, _VARIABLE.sub(_replaced, text))
+    told = _RUN.sub(GAP, _VARIABLE.sub(_replaced, text)).removeprefix(f"{GAP}: ")  # a code: it says nothing where it is gone
     return told if len(told) <= MAX_TOLD else told[: MAX_TOLD - 1] + GAP
 
 

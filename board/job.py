@@ -187,7 +187,7 @@ class JobPage:
         )
         acts: list[Can] = ["replay", "trash"] if viewer.can("operate") else []
         edits: list[Can] = ["edit"] if viewer.can("send") and viewer.can("payload") else []
-        ago = f" It died {words.duration(survey.now_ms - death.at_ms)} ago." if death.at_ms else ""
+        ago = f" It died {words.ago(survey.now_ms - death.at_ms)}." if death.at_ms else ""
         told = said(life, reason=death.reason)
         return Job(
             row=row,
@@ -290,7 +290,7 @@ class JobPage:
             left_ms = row.due_ms - now_ms
             facts.append(Fact(name="next run", text=f"in {words.duration(left_ms)}" if left_ms > 0 else "now", is_code=False))
         if message.first_ms:
-            facts.append(Fact(name="sent", text=f"{words.duration(max(0, now_ms - message.first_ms))} ago", is_code=False))
+            facts.append(Fact(name="sent", text=words.ago(now_ms - message.first_ms), is_code=False))
         named = (("group", message.group, False), ("sent by", message.source, False), ("place", row.place, True))
         facts += [Fact(name=name, text=visible(text)[:MAX_FACT], is_code=is_code) for name, text, is_code in named if text]
         if row.claim is not None:

@@ -436,8 +436,8 @@ class JobsPage:
             ],
             looked=looked,
             of=looked,
-            found=len(found),
-            said=f"newest {words.figure(looked)} looked at",
+            found=len(found) if search.terms else sum(map(ENDS[ask.facet][1], first)),
+            said=f"newest {words.figure(looked)} looked at" if search.terms else "",
             title=["", "Runs that have ended", await self._sample_said(first, now_ms) if place is None else ""],
             cursor=packed(_Ended(before, looked)) if not is_end else None,
         )

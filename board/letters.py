@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, TypeVar
 
 import msgspec
@@ -113,6 +113,7 @@ class Index:
         self.piles: dict[str, Pile] = {}
         self.is_complete = False
         self._letters: dict[str, Known] = {}
+        self._of_type: Counter[str] = Counter()
         self._store = store
         self._step_wait_s = step_wait_s
         self._newest = ""
@@ -155,16 +156,24 @@ class Index:
 
     def told(self) -> Dead:
         """Return how many groups there are, and how many grow. Who asks looks: what is new is read for the next time."""
-        if self._glance is None or self._glance.done():
-            self._glance = asyncio.create_task(self._look_quietly(), name="letters")
+        self._glance_at_it()
         groups = self.groups(_now_ms())
         growing = [group for group in groups if group.grows]
         return Dead(len(groups), len(growing), growing[0].fp if growing else "")
+
+    def by_type(self) -> Mapping[str, int] | None:
+        """Return how many there are of each type; None until all were looked at. Who asks looks, as with `told`."""
+        self._glance_at_it()
+        return self._of_type if self.is_complete else None
 
     @property
     def is_grouped(self) -> bool:
         """Whether all letters were looked at."""
         return self.all.count >= self.total
+
+    def _glance_at_it(self) -> None:
+        if self._glance is None or self._glance.done():
+            self._glance = asyncio.create_task(self._look_quietly(), name="letters")
 
     async def _look_quietly(self) -> None:
         with contextlib.suppress(StoreUnavailable):  # the page says that Redis is away; what is known stays
@@ -199,6 +208,7 @@ class Index:
                 self._changes += 1
                 letter.is_here = False
                 self.all.drop(letter)
+                _less(self._of_type, letter.type)
                 pile = self.piles[letter.cause.fp]
                 pile.drop(letter)
                 if not pile.count:
@@ -221,6 +231,7 @@ class Index:
 
     def _begin_anew(self) -> None:
         self._letters, self.all, self.piles, self._newest, self.is_complete = {}, Pile(), {}, "", False
+        self._of_type.clear()
 
     async def _read_all(self) -> None:
         """Walk through all letters, the newest first: those that are not known are added, those that are not met are gone."""
@@ -274,6 +285,7 @@ class Index:
         self._changes += 1
         self._letters[letter.place] = letter
         self.all.add(letter, is_newest=is_newest)
+        self._of_type[letter.type] += 1
         pile.add(letter, is_newest=is_newest)
         if head.trace and (is_newest or not pile.trace):
             pile.trace = head.trace

@@ -211,8 +211,8 @@ def _claimed(life: Life) -> Said:
 def _finished(life: Life) -> Said:
     if life.end is None:
         return ["It is not here any more: it has ended, and nothing else is known of it."]
-    ago = words.duration(max(0, life.now_ms - (life.end.to_ms or life.now_ms)))
+    ago = words.ago(life.now_ms - (life.end.to_ms or life.now_ms))
     how = {"done": "It is done", "dead": "It died"}.get(life.end.outcome, f"It ended as {words.name(life.end.outcome)}")
     where = f" on {life.end.worker}" if life.end.worker else ""
     ran_ms = (life.end.to_ms or life.end.from_ms) - life.end.from_ms
-    return ["", how, f", {ago} ago{where}{f', and ran {words.duration(ran_ms)}' if ran_ms > 0 else ''}."]
+    return ["", how, f", {ago}{where}{f', and ran {words.duration(ran_ms)}' if ran_ms > 0 else ''}."]

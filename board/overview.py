@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from board.api import Answerer
@@ -30,6 +31,10 @@ class Letters(Protocol):
         """Return how many groups there are, and how many grow."""
         ...
 
+    def by_type(self) -> Mapping[str, int] | None:
+        """Return how many there are of each type; None until all were looked at."""
+        ...
+
     @property
     def is_grouped(self) -> bool:
         """Whether all letters were looked at."""
@@ -48,6 +53,10 @@ class NoLetters:
     def told(self) -> Dead:
         """Return that nothing is known."""
         return NO_GROUPS
+
+    def by_type(self) -> Mapping[str, int] | None:
+        """Return that nothing is known."""
+        return None
 
 
 class Source(Protocol):

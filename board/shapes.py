@@ -162,7 +162,9 @@ class Series(Shape, frozen=True):
 
 
 class TypeRow(Shape, frozen=True):
-    """One type, in the last 5 minutes. `waiting` is ≈: of the oldest and newest of each priority."""
+    """One type, in the last 5 minutes. `waiting` is ≈: of the oldest and newest of each priority. `dead` are its letters, of the
+    newest 200,000; the overview counts neither.
+    """
 
     type: str
     pri: Pri | None

@@ -117,7 +117,9 @@ class TypesPage:
 
     def _whole(self, row: TypeRow, waiting: Mapping[str, int]) -> TypeRow:
         pri = _priority(self._contracts.of(row.type)) or row.pri
-        return msgspec.structs.replace(row, type=visible(row.type), pri=pri, waiting=waiting.get(row.type, 0))
+        letters = self._sampler.letters.by_type()
+        dead = None if letters is None else letters.get(row.type, 0)
+        return msgspec.structs.replace(row, type=visible(row.type), pri=pri, waiting=waiting.get(row.type, 0), dead=dead)
 
     def _groups(self, type_name: str, viewer: Viewer) -> list[Group]:
         found = self._sampler.letters.newest(GROUPS, has_messages=viewer.can("payload"))

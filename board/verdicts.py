@@ -318,8 +318,9 @@ def _died(picture: Picture, limits: Limits, dead: Dead) -> Iterator[Found]:
     runs, (_, _, all_of_hour) = done + retried + died, picture.history.ended(60)
     if not all_of_hour and not dead.growing:
         return
-    kept, letters = words.figure(picture.sample.dead), "letter" if all_of_hour == 1 else "letters"
-    said: Said = ["", words.figure(all_of_hour), f" {letters} in the last hour, {kept} in all."]
+    # More may have died than are kept: some were replayed or moved to the trash since.
+    kept = words.counted(picture.sample.dead, "letter")
+    said: Said = ["", words.figure(all_of_hour), f" died in the last hour, {kept} {_are(picture.sample.dead)} kept."]
     if dead.growing:
         grow = " still grows." if dead.growing == 1 else " still grow."
         said = words.joined(said, ["", words.counted(dead.growing, "group"), grow])
@@ -329,4 +330,8 @@ def _died(picture: Picture, limits: Limits, dead: Dead) -> Iterator[Found]:
 
 def _lives(picture: Picture) -> Said:
     kept = picture.sample.dead
-    return [f"No letter in the last hour, {words.figure(kept)} in all."] if kept else ["Nothing died."]
+    return [f"None died in the last hour, {words.counted(kept, 'letter')} {_are(kept)} kept."] if kept else ["Nothing died."]
+
+
+def _are(n: int) -> str:
+    return "is" if n == 1 else "are"

@@ -16,6 +16,11 @@ _BYTES: Final = ((1 << 40, "TB"), (1 << 30, "GB"), (1 << 20, "MB"), (1 << 10, "k
 MAX_NAME: Final = 64  # characters of a name in a sentence: as many as a type may have
 
 
+def ago(ms: float) -> str:
+    """Return how long ago something was: `just now` within a second, `4 m 12 s ago`."""
+    return "just now" if ms < SECOND_MS else f"{duration(ms)} ago"
+
+
 def duration(ms: float) -> str:
     """Return how long a time is, in two units at most: `340 ms`, `2.1 s`, `38 s`, `4 m 12 s`, `2 h 14 m`, `3 d 4 h`, `41 d`."""
     ms = max(0.0, ms)

@@ -106,5 +106,5 @@ def _blocked(one: Seen) -> list[Fact]:
         text = (
             f"{words.counted(times, 'time')}, the longest {words.duration(longest)}{f', in {words.name(where)}' if where else ''}"
         )
-        found.append(Fact(name=words.name(name) or "nobody for certain", text=text, is_code=False))
+        found.append(Fact(name=words.name(name) or "not known which", text=text, is_code=False))
     return found

@@ -65,7 +65,7 @@ def bury(raw: redis.Redis, data: str | bytes = DATA, **more: Any) -> str:
 async def test_problems_are_told_by_path_and_line(page: EditPage, text: str, problems: list[tuple[str, int]]) -> None:
     found = await page.validate(ValidateAsk(type="t", text=text), SENDS)
     assert sorted((one.path, one.line) for one in found.problems) == sorted(problems)
-    assert found.is_checked and found.checked_by == "the contract t@1" and found.diff == []
+    assert found.is_checked and found.checked_by == "its contract, version 1" and found.diff == []
 
 
 async def test_a_type_without_a_contract_is_checked_to_be_json_alone(page: EditPage) -> None:

@@ -203,3 +203,16 @@ async def test_the_first_page_has_groups_read_in_the_background(index: Index, ra
     assert (index.told().growing, index.told().first, index.is_grouped) == (1, group.fp, True)
     assert group.message == "'…'"
     assert [(group.message, group.frame) for group in index.newest(5, has_messages=False)] == [(None, "")]
+
+
+async def test_each_type_has_its_letters_counted(index: Index, raw: redis.Redis) -> None:
+    bury(raw, 3)
+    [gone, _] = bury(raw, 2, type="mail")
+    assert index.by_type() is None
+    await full(index)
+    assert index.by_type() == {"t": 3, "mail": 2}
+    raw.xdel(DEAD, gone)
+    index.forget([gone])
+    bury(raw, 1, type="mail")
+    await full(index)
+    assert index.by_type() == {"t": 3, "mail": 2}

@@ -317,34 +317,34 @@ def test_what_do_workers_do(look: Picture, level: str, said: str) -> None:
 
 DIED = [
     ("nothing", picture(), Dead(), "ok", "Nothing died."),
-    ("long ago", picture(sample(dead=132)), Dead(5), "ok", "No letter in the last hour, 132 in all."),
+    ("long ago", picture(sample(dead=132)), Dead(5), "ok", "None died in the last hour, 132 letters are kept."),
     (
         "some of many runs",
         picture(sample(dead=132), minutes={3: minute(9_000, dead=41)}),
         Dead(5, 1, "ab12"),
         "look",
-        "**41** letters in the last hour, 132 in all. **1 group** still grows.",
+        "**41** died in the last hour, 132 letters are kept. **1 group** still grows.",
     ),
     (
         "one of a hundred",
         picture(sample(dead=1), minutes={3: minute(99, dead=1)}),
         Dead(),
         "look",
-        "**1** letter in the last hour, 1 in all.",
+        "**1** died in the last hour, 1 letter is kept.",
     ),
     (
         "more of them",
         picture(sample(dead=2), minutes={3: minute(97, dead=2)}),
         Dead(),
         "act",
-        "**2** letters in the last hour, 2 in all.",
+        "**2** died in the last hour, 2 letters are kept.",
     ),
     (
         "of few runs",
         picture(sample(dead=2), minutes={3: minute(2, dead=2)}),
         Dead(),
         "look",
-        "**2** letters in the last hour, 2 in all.",
+        "**2** died in the last hour, 2 letters are kept.",
     ),
 ]
 

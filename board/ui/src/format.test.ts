@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { bytes, count, duration, exact, percent, rate, relative, seconds, short, visible } from "./format";
+import { bytes, count, duration, exact, percent, rate, relative, seconds, short, visible, wholeError } from "./format";
 
 const NOW = Date.UTC(2026, 10, 26, 15, 0, 7);
 
@@ -92,4 +92,11 @@ describe("instants", () => {
 it("shows what would be unseen, or would turn the line around", () => {
   expect(visible("a\u202eb\u0000c\td\n")).toBe("a\\u202eb\\u0000c\td\n");
   expect(visible("a\u061c\u00ad🏴\u200d☠️")).toBe("a\\u061c\\u00ad🏴\u200d☠️");
+});
+
+it("says an error once, whichever of its parts has the other in it", () => {
+  expect(wholeError("KeyError", "no such account")).toBe("KeyError: no such account");
+  expect(wholeError("expired", "expired at …")).toBe("expired at …");
+  expect(wholeError("KeyError: 'a'", "'a'")).toBe("KeyError: 'a'");
+  expect(wholeError("KeyError", null)).toBe("KeyError");
 });

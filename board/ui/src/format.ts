@@ -138,6 +138,20 @@ function coarse(ms: number): string {
   return two(Math.floor(ms / MINUTE), 60, "h", "m");
 }
 
+/** Return a sentence with a capital at its begin. */
+export const capital = (text: string) => text.charAt(0).toUpperCase() + text.slice(1);
+
+/** Return an error with its message: either may have the other in it already. */
+export function wholeError(title: string, message: string | null): string {
+  if (message === null || title.includes(message)) return visible(title);
+  return visible(message.startsWith(title) ? message : `${title}: ${message}`);
+}
+
+/** Return a worker's name as its host and process: what is behind them tells one start from another. */
+export function workerName(name: string): string {
+  return visible(name.replace(/^(.+)-(\d+)-[0-9a-f]{8}$/, "$1 · $2"));
+}
+
 export function plural(value: number, one: string, many = `${one}s`): string {
   return `${count(value)} ${value === 1 ? one : many}`;
 }

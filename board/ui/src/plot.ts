@@ -35,6 +35,7 @@ const COLORS = [
 type Colors = Record<(typeof COLORS)[number], string>;
 const FADED = 0.55; // the step that still runs
 const TOP = 24; // room for the marks above the plot
+const HALF_LABEL = 20; // room for half of the last time of the axis
 const ONE_CURSOR = uPlot.sync("board");
 
 /** Return the colours of the theme as they are now: a token is a function of it, which only an element resolves. */
@@ -81,7 +82,9 @@ function drawMarks(u: uPlot, { series }: Drawn, colors: Colors, hasText: boolean
 
 function axes(colors: Colors, drawn: Drawn, left: number, y: Partial<uPlot.Axis>): uPlot.Axis[] {
   const common = { stroke: colors.text3, font: "12px Inter, system-ui, sans-serif", ticks: { show: false } };
-  const times = (_: uPlot, at: number[]) => at.map(value => clock(value * 1000, drawn.zone, false));
+  // A label at the very left would stand in the lowest one of the other axis.
+  const times = (u: uPlot, at: number[]) =>
+    at.map(value => (u.valToPos(value, "x") < HALF_LABEL ? "" : clock(value * 1000, drawn.zone, false)));
   return [
     { ...common, size: 24, gap: 6, space: 64, grid: { show: false }, values: times },
     { ...common, size: left, gap: 8, grid: { stroke: colors.grid, width: 1 }, ...y },
@@ -152,7 +155,7 @@ export function jobsPlot(box: HTMLElement, series: Series, zone: Zone, onPoint: 
     const axis = { values: (_: uPlot, at: number[]) => at.map(thousands), space: 30, incrs: INTEGERS };
     return new uPlot(
       options(box, drawn, {
-        padding: [TOP, 6, 0, 0],
+        padding: [TOP, HALF_LABEL, 0, 0],
         // Bars stand at the middle of their step: half a step more at both ends.
         scales: {
           x: { range: () => spanOf(drawn) },
@@ -244,7 +247,7 @@ export function waitsPlot(box: HTMLElement, series: Series, zone: Zone, onPoint:
     };
     return new uPlot(
       options(box, drawn, {
-        padding: [TOP, made.length > 1 ? 70 : 12, 0, 0],
+        padding: [TOP, made.length > 1 ? 70 : HALF_LABEL, 0, 0],
         scales: { x: { range: () => spanOf(drawn) }, y: { distr: 3, log: 10, range: () => boundsOf(made.flatMap(known)) } },
         axes: axes(colors, drawn, 60, axis),
         series: [

@@ -782,7 +782,8 @@ export interface components {
         };
         /**
          * TypeRow
-         * @description One type, in the last 5 minutes. `waiting` is ≈: of the oldest and newest of each priority.
+         * @description One type, in the last 5 minutes. `waiting` is ≈: of the oldest and newest of each priority. `dead` are its letters, of the
+         *         newest 200,000; the overview counts neither.
          */
         readonly TypeRow: {
             readonly type: string;

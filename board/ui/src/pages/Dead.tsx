@@ -2,7 +2,7 @@
 import { useState } from "preact/hooks";
 import { about, post } from "../api";
 import type { Group, Groups } from "../api/types";
-import { count, plural, visible } from "../format";
+import { capital, count, plural, visible, wholeError } from "../format";
 import { useHeading } from "../heading";
 import { useHeld } from "../held";
 import { useLoad } from "../load";
@@ -147,9 +147,11 @@ function GroupLink({ group, isChosen }: { group: Group; isChosen: boolean }) {
       />
       <span class="meta">
         <Badge>{group.type === "" ? "no type" : visible(group.type)}</Badge>
-        {group.reason !== group.error && <span>{visible(group.reason)}</span>}
-        <Span group={group} />
         {group.grows && <Badge level="act">grows</Badge>}
+        {group.reason !== group.error && <span>{visible(group.reason)}</span>}
+        <span>
+          last <Time at_ms={group.last_ms} />
+        </span>
       </span>
     </A>
   );
@@ -186,7 +188,7 @@ function GroupPart({ group, onDone }: { group: Group; onDone: () => void }) {
             Move to trash …
           </Button>
         </div>
-        <p class="err">{group.message === null ? visible(group.error) : `${visible(group.error)}: ${visible(group.message)}`}</p>
+        <p class="err">{wholeError(group.error, group.message)}</p>
         <GroupFacts group={group} />
       </div>
       <LetterList ask={{ group: group.fp }} onDone={done} />
@@ -210,7 +212,7 @@ function GroupTrash({ group, onClose, onDone }: { group: Group; onClose: () => v
     try {
       const started = await post("dead/trash/group", { group: group.fp, count: many, reason });
       onDone();
-      return started.text;
+      return capital(started.text);
     } catch (error) {
       setMany(group.count);
       throw error;
@@ -234,6 +236,8 @@ function GroupTrash({ group, onClose, onDone }: { group: Group; onClose: () => v
   );
 }
 
+const REASONS: Record<string, string> = { attempts: "all attempts failed", timeout: "ran for too long" };
+
 function GroupFacts({ group }: { group: Group }) {
   const template = useStore(about, found => found?.trace_url ?? null);
   const trace = traceUrl(template, group.trace);
@@ -246,7 +250,7 @@ function GroupFacts({ group }: { group: Group }) {
           raised in <code>{visible(group.frame)}</code>
         </span>
       )}
-      {group.reason !== group.error && <span>{`reason ${visible(group.reason)}`}</span>}
+      {group.reason !== group.error && <span>{REASONS[group.reason] ?? `died of ${visible(group.reason)}`}</span>}
       {group.apps.length > 0 && <span>{`died on ${group.apps.map(visible).join(", ")}`}</span>}
       {trace !== null && (
         <A class="link" href={trace}>

@@ -2,7 +2,7 @@
 import { useState } from "preact/hooks";
 import { about } from "../api";
 import type { Job as Answer, JobRow, Progress, Step } from "../api/types";
-import { clock, count, duration, plural, seconds, visible } from "../format";
+import { clock, count, duration, plural, seconds, visible, workerName } from "../format";
 import { useHeading } from "../heading";
 import { useNow } from "../live";
 import { useLoad } from "../load";
@@ -86,6 +86,12 @@ const STATES: Record<JobRow["state"], string> = {
   dead: "dead letter",
 };
 
+function StateBadge({ row }: { row: JobRow }) {
+  if (row.state === "dead") return <Badge level="act">{STATES.dead}</Badge>;
+  if (row.state === "delayed" && row.attempt > 1) return <Badge level="look">waits for a retry</Badge>;
+  return <Badge>{row.end?.outcome || STATES[row.state]}</Badge>;
+}
+
 function Hero({ job, onAct }: { job: Answer; onAct: (verb: JobVerb) => void }) {
   const { row, can } = job;
   return (
@@ -96,7 +102,7 @@ function Hero({ job, onAct }: { job: Answer; onAct: (verb: JobVerb) => void }) {
         </A>
         <Pri name={row.pri} />
         {row.note === null ? (
-          <Badge {...(row.state === "dead" ? { level: "act" as const } : {})}>{row.end?.outcome || STATES[row.state]}</Badge>
+          <StateBadge row={row} />
         ) : (
           <Badge level={row.note.level}>{row.note.text}</Badge>
         )}
@@ -181,7 +187,7 @@ function Attempt({ step, isOpen, group }: { step: Step; isOpen: boolean; group: 
   const template = useStore(about, found => found?.trace_url ?? null);
   const trace = traceUrl(template, step.trace);
   const ran = duration((step.to_ms ?? now) - step.from_ms);
-  const parts = [clock(step.from_ms, where), ran, step.worker, step.app].filter(part => part !== "");
+  const parts = [clock(step.from_ms, where), ran, workerName(step.worker), step.app].filter(part => part !== "");
   const has = step.message !== null || step.frame !== "" || step.lines.length > 0 || trace !== null || group !== null;
   const copied = [`${step.error}${step.message === null ? "" : `: ${step.message}`}`, step.frame]
     .filter(part => part !== "")

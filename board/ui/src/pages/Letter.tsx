@@ -2,7 +2,7 @@
 import { useState } from "preact/hooks";
 import { about } from "../api";
 import type { Letter as Answer, Payload } from "../api/types";
-import { bytes, clock, plural, visible } from "../format";
+import { bytes, clock, plural, visible, wholeError } from "../format";
 import { useHeading } from "../heading";
 import { useLoad } from "../load";
 import { A } from "../parts/A";
@@ -127,7 +127,7 @@ function ErrorPart({ letter }: { letter: Answer }) {
       }
     >
       <div class="body">
-        <div class="err2">{visible(said)}</div>
+        <div class="err2">{said}</div>
       </div>
       {frames !== null && frames.length > 0 && <Frames frames={frames} />}
       <div class="row pad">
@@ -142,12 +142,6 @@ function ErrorPart({ letter }: { letter: Answer }) {
       </div>
     </Panel>
   );
-}
-
-/** Return an error with its message: either may have the other in it already. */
-function wholeError(title: string, message: string | null): string {
-  if (message === null || title.includes(message)) return title;
-  return message.startsWith(title) ? message : `${title}: ${message}`;
 }
 
 function PayloadPart({ letter, isEdited }: { letter: Answer; isEdited: boolean }) {
@@ -199,7 +193,7 @@ function Edited({ letter, payload }: { letter: Answer; payload: Payload }) {
   const lines = draft.found?.diff ?? [];
   const changed = changedIn(lines);
   return (
-    <Panel title="Payload" note={`${type}@${payload.version}, ${standOf(draft)}`} more={<span class="strong">being edited</span>}>
+    <Panel title="Payload" note={standOf(draft)} more={<span class="strong">being edited</span>}>
       <Editor text={draft.text} problems={problems} label="Payload, editable" onText={draft.write} />
       {payload.redacted.length > 0 && (
         <p class="pad faint">{`A redacted value that is left alone keeps what it was, as long as nothing else is changed: ${payload.redacted.join(", ")}.`}</p>

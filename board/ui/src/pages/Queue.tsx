@@ -122,7 +122,7 @@ function Stream({ row, ask }: { row: QueueRow; ask: (asked: Asked) => void }) {
       </td>
       <td class="num">{row.bytes_per_job === null ? <span class="faint">–</span> : `≈ ${bytes(row.bytes_per_job)}`}</td>
       <td class="num">{row.bytes === null ? <span class="faint">–</span> : `≈ ${bytes(row.bytes)}`}</td>
-      <td class="c3 cut">{row.pause !== null && <span title={row.pause}>{row.pause}</span>}</td>
+      <td class="c3 clip">{row.pause !== null && <span title={row.pause}>{row.pause}</span>}</td>
       <td class="num c4">
         <Button
           isSmall
@@ -179,10 +179,7 @@ function Pauses({ pauses, queue, ask }: { pauses: readonly Pause[]; queue: strin
 function Lots({ lots }: { lots: readonly Lot[] }) {
   const all = lots.reduce((sum, lot) => sum + lot.count, 0);
   return (
-    <Panel
-      title="Lots"
-      {...(all > 0 ? { note: `${plural(all, "job")} ${all === 1 ? "waits" : "wait"} for something other than a free lane` } : {})}
-    >
+    <Panel title="Lots" {...(all > 0 ? { note: plural(all, "job") } : {})}>
       {lots.length === 0 ? (
         <Empty why="No job waits for anything but a free lane: all types are known, nothing is suspect, no limit holds one back." />
       ) : (

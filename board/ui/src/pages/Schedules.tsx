@@ -5,6 +5,7 @@ import { count, exact } from "../format";
 import { useHeading } from "../heading";
 import { useHeld } from "../held";
 import { useLoad } from "../load";
+import { useNow } from "../live";
 import { A } from "../parts/A";
 import { Note } from "../parts/Badge";
 import { Button } from "../parts/Button";
@@ -93,7 +94,7 @@ function Table({ schedules, ask, isBusy }: Props) {
           : {
               more: (
                 <span>
-                  next: {next.name} <Time at_ms={next.next_ms[0] ?? null} />
+                  next: {next.name} <Next at_ms={next.next_ms[0] ?? null} />
                 </span>
               ),
             })}
@@ -119,6 +120,12 @@ function Table({ schedules, ask, isBusy }: Props) {
   );
 }
 
+/** When a schedule fires next: a tick that is due fires with the next look of a worker. */
+function Next({ at_ms }: { at_ms: number | null }) {
+  const now = useNow();
+  return at_ms !== null && at_ms <= now ? <>now</> : <Time at_ms={at_ms} />;
+}
+
 function Row({ row, ask, name }: { row: ScheduleRow; ask: Props["ask"]; name: string }) {
   const where = useStore(zone);
   const nexts = row.next_ms.map(at => exact(at, where)).join("\n");
@@ -134,7 +141,7 @@ function Row({ row, ask, name }: { row: ScheduleRow; ask: Props["ask"]; name: st
       </td>
       <td class="faint">{row.zone || "–"}</td>
       <td class="num c2" title={nexts === "" ? undefined : `next:\n${nexts}`}>
-        {row.is_paused ? "paused" : <Time at_ms={row.next_ms[0] ?? null} />}
+        {row.is_paused ? "paused" : <Next at_ms={row.next_ms[0] ?? null} />}
       </td>
       <td>
         <Strip ticks={row.last} />

@@ -67,6 +67,8 @@ function Whole({ shown }: { shown: Shape }) {
   );
 }
 
+const ADVICE = /[:;?]( |$)|\(/; // what mends something is a command, or a sentence
+
 function Found({ found }: { found: Trouble }) {
   return (
     <li>
@@ -74,12 +76,15 @@ function Found({ found }: { found: Trouble }) {
       <span>
         <span class="sr">{found.level}: </span>
         {visible(found.text)}
-        {found.fix !== "" && (
-          <span class="why fix">
-            <code>{visible(found.fix)}</code>
-            <Copy text={found.fix} what="the command" isBare />
-          </span>
-        )}
+        {found.fix !== "" &&
+          (!ADVICE.test(found.fix) ? (
+            <span class="why fix">
+              <code>{visible(found.fix)}</code>
+              <Copy text={found.fix} what="the command" isBare />
+            </span>
+          ) : (
+            <span class="why">{visible(found.fix)}</span>
+          ))}
       </span>
     </li>
   );
@@ -144,7 +149,7 @@ function Entries({ entries }: { entries: readonly Entry[] }) {
               <td class="cut c3" title={entry.what}>
                 {visible(entry.what)}
               </td>
-              <td class="clip">{entry.reason === "" ? <span class="faint">–</span> : visible(entry.reason)}</td>
+              <td class="clip wide">{entry.reason === "" ? <span class="faint">–</span> : visible(entry.reason)}</td>
             </tr>
           ))}
         </tbody>

@@ -29,7 +29,7 @@ const COLUMNS: readonly Column[] = [
   { text: "job" },
   { text: "priority" },
   { text: "runs for", isNum: true },
-  { text: "of timeout", isNum: true },
+  { text: "timeout", isNum: true },
   { text: "deliveries", isNum: true },
   { text: "attempt", isNum: true },
   { text: "note" },

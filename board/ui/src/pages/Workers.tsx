@@ -90,7 +90,7 @@ function Row({ row, name }: { row: WorkerRow; name: string }) {
         <span class="unit"> / {count(row.lanes)}</span>
       </td>
       <td class="c3 clip">
-        {row.longest === null ? <span class="faint">–</span> : `${row.longest.type} ${duration(row.longest.runs_ms)}`}
+        {row.longest === null ? <span class="faint">–</span> : `${duration(row.longest.runs_ms)} ${row.longest.type}`}
       </td>
       <td class={classes("num", row.is_alive ? "faint" : "bad strong")}>{beatWords(row)}</td>
       <td class="c4">

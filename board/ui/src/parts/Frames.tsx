@@ -1,6 +1,8 @@
 // The frames of a stack: one's own open, those of libraries folded.
 
 import type { StackFrame } from "../api/types";
+import { plural } from "../format";
+import { Icon } from "./Icon";
 
 interface Run {
   readonly isOwn: boolean;
@@ -25,7 +27,9 @@ export function Frames({ frames }: { frames: readonly StackFrame[] }) {
           <FrameList key={at} frames={run.frames} />
         ) : (
           <details key={at}>
-            <summary class="lib">{saidOf(run.frames)}</summary>
+            <summary class="lib">
+              <Icon name="right" size={12} /> {saidOf(run.frames)}
+            </summary>
             <FrameList frames={run.frames} />
           </details>
         ),
@@ -50,10 +54,12 @@ function FrameList({ frames }: { frames: readonly StackFrame[] }) {
 
 function saidOf(frames: readonly StackFrame[]): string {
   const names = [...new Set(frames.map(frame => libraryOf(frame.file)))].slice(0, 3);
-  return `${frames.length} ${frames.length === 1 ? "frame" : "frames"} of ${names.join(", ")}, folded`;
+  return `${plural(frames.length, "frame")} of ${names.join(", ")}`;
 }
 
+/** Return whose code a file is that is not one's own: its path begins with its package, or ends with where Python keeps its own. */
 function libraryOf(file: string): string {
-  const [, library] = /(?:site-packages|dist-packages|python3\.\d+)\/([^/]+)/.exec(file) ?? [];
-  return (library ?? file.split("/").at(-2) ?? file).replace(/\.py$/, "");
+  if (/(^|\/)runtime\/(worker\/)?\w+\.py$/.test(file)) return "the runtime";
+  const [, python] = /python3\.\d+\/([^/]+)/.exec(file) ?? [];
+  return (python ?? file.split("/")[0] ?? file).replace(/\.py$/, "");
 }

@@ -1,5 +1,5 @@
 import type { Group } from "../api/types";
-import { count, visible } from "../format";
+import { count, visible, wholeError } from "../format";
 import { to } from "../url";
 import { A } from "./A";
 import { Empty } from "./Empty";
@@ -13,11 +13,11 @@ export function GroupList({ groups, isGrouped }: { groups: readonly Group[]; isG
       {groups.map(group => (
         <li key={group.fp}>
           <A class="head" href={to("dead", { group: group.fp })} isRow title={group.message ?? group.error}>
-            {visible(group.message === null ? group.error : `${group.error}: ${group.message}`)}
+            {wholeError(group.error, group.message)}
           </A>
           <span class={group.grows ? "side-num bad" : "side-num"}>{count(group.count)}</span>
           <span class="note">
-            {group.type}
+            {group.type === "" ? "no type" : visible(group.type)}
             {group.reason !== group.error && ` · ${group.reason}`}
             {" · "}
             {group.grows ? (

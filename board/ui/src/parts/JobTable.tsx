@@ -1,7 +1,7 @@
 // The table of jobs: which columns each state has, and the row that opens below a job.
 import type { ComponentChildren } from "preact";
 import type { JobRow } from "../api/types";
-import { bytes, count, duration, exact, NONE, seconds, visible } from "../format";
+import { bytes, count, duration, exact, NONE, seconds, visible, workerName } from "../format";
 import { useNow } from "../live";
 import { zone } from "../settings";
 import { useStore } from "../store";
@@ -100,7 +100,7 @@ const deliveries: Column = {
 };
 const age: Column = {
   name: "age",
-  head: "waits for",
+  head: "age",
   cls: "num c2",
   sorts: ["oldest", "newest"],
   cell: row => duration(row.age_ms),
@@ -114,9 +114,9 @@ const source: Column = {
 };
 const waits: Column = {
   name: "waits",
-  head: "waits for what",
+  head: "waits for",
   cls: "c4",
-  cell: row => row.waits !== "" && <Cut text={row.waits} />,
+  cell: row => row.waits !== "" && <Cut text={row.waits.replace(/^waits? for /, "")} />,
 };
 const due: Column = {
   name: "due",
@@ -137,7 +137,7 @@ const worker: Column = {
   name: "worker",
   head: "worker",
   cls: "c3",
-  cell: row => row.end !== null && <Cut text={row.end.worker} />,
+  cell: row => row.end !== null && <span title={row.end.worker}>{workerName(row.end.worker)}</span>,
 };
 const ended: Column = { name: "at", head: "ended", cls: "num", cell: row => row.end !== null && <Time at_ms={row.end.at_ms} /> };
 

@@ -1,6 +1,6 @@
 // What stands below a row that is open: why the job is where it is, the chain of what has happened to it, and what can be done.
 import type { Job, JobRow, Step } from "../api/types";
-import { clock, duration } from "../format";
+import { clock, duration, workerName } from "../format";
 import { useNow } from "../live";
 import { useLoad } from "../load";
 import { zone } from "../settings";
@@ -11,7 +11,7 @@ import { Badge } from "./Badge";
 import { Button } from "./Button";
 import { Copy } from "./Copy";
 import type { JobVerb } from "./JobAsk";
-import { Said } from "./Said";
+import { Said, saidText } from "./Said";
 
 const EVERY_MS = 2000;
 const MOST_LINKS = 6; // of a chain: what is older stands on the job's page
@@ -23,7 +23,7 @@ interface Props {
 
 export function JobUnder({ row, onAct }: Props) {
   const job = useLoad("job", { place: row.place, id: row.id }, EVERY_MS, true).data;
-  const said = row.claim !== null && row.claim.said.length > 0 ? row.claim.said : (job?.said ?? []);
+  const said = row.claim !== null && saidText(row.claim.said) !== "" ? row.claim.said : (job?.said ?? []);
   return (
     <div class="why2">
       <p class="muted">
@@ -77,7 +77,7 @@ function Chain({ row, job }: { row: JobRow; job: Job | null }) {
 
   function linkOf(step: Step, of: JobRow): string {
     const long = duration((step.to_ms ?? now) - step.from_ms);
-    const worker = step.worker === "" ? "" : ` · ${step.worker}`;
+    const worker = step.worker === "" ? "" : ` · ${workerName(step.worker)}`;
     switch (step.kind) {
       case "waited":
         return step.to_ms === null ? `waits for ${long}` : `waited ${long}`;

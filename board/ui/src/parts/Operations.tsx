@@ -2,7 +2,7 @@
 import { useState } from "preact/hooks";
 import { post } from "../api";
 import type { Operation } from "../api/types";
-import { count, plural, rate, seconds, visible } from "../format";
+import { capital, count, plural, rate, seconds, visible } from "../format";
 import { useNow } from "../live";
 import { useLoad } from "../load";
 import { say } from "../notice";
@@ -127,8 +127,6 @@ function Told({ operation }: { operation: Operation }) {
   }
   return <>{capital(`${visible(text)}${state === "running" ? `; ${rate(rate_s)} a second` : ""}.`)}</>;
 }
-
-const capital = (text: string) => text.charAt(0).toUpperCase() + text.slice(1);
 
 async function undo(operation: Operation, again: () => void): Promise<void> {
   try {

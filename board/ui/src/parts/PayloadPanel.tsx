@@ -32,6 +32,6 @@ export function PayloadPanel({ place, type }: { place: string; type: string }) {
 
 export function saidOf(payload: Payload, type: string): string {
   const name = `${type}@${payload.version}`;
-  if (payload.fits === null) return `${name}, whether it fits is not known`;
+  if (payload.fits === null) return `${name}, not checked in full`;
   return payload.fits ? `${name}, fits` : `${name}, ${plural(payload.problems.length, "problem")}`;
 }

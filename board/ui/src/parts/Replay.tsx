@@ -2,7 +2,7 @@
 import { useEffect, useRef, useState } from "preact/hooks";
 import { post, Refusal } from "../api";
 import type { Check, CheckAsk } from "../api/types";
-import { count, plural, seconds } from "../format";
+import { capital, count, plural, seconds } from "../format";
 import { useNow } from "../live";
 import { useActs } from "../rights";
 import { Button } from "./Button";
@@ -194,7 +194,7 @@ export function ReplayQuestion({ check, rate, first, pri, onClose, onStarted }: 
           reason,
         });
         onStarted();
-        return started.text;
+        return capital(started.text);
       }}
     >
       <p class="muted">
@@ -212,7 +212,7 @@ export function ReplayQuestion({ check, rate, first, pri, onClose, onStarted }: 
         <li>
           <LevelMark level="ok" size={13} />
           <span>
-            {many > TRIAL ? `${TRIAL} go first; the rest ${CANARY_S} s later. ` : ""}The brake stops it when more than 20 % of
+            {many > TRIAL ? `${TRIAL} go first; the rest ${CANARY_S} s later. ` : ""}The brake stops it when more than 20{"\u00a0"}% of
             them die again.
           </span>
         </li>

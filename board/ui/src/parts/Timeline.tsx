@@ -1,7 +1,7 @@
 // A job's life on one axis of time: each attempt on a line of its own, with the wait before it.
 
 import type { Step } from "../api/types";
-import { clock, DAY, duration, instant, seconds, type Zone } from "../format";
+import { clock, DAY, duration, instant, seconds, workerName, type Zone } from "../format";
 import { zone } from "../settings";
 import { useStore } from "../store";
 import { type Axis, axisOf, type Line, linesOf, placeOf, SECOND } from "../timeline";
@@ -21,7 +21,7 @@ export function Timeline({ steps, nowMs }: { steps: readonly Step[]; nowMs: numb
       <div class="ax" aria-hidden="true">
         <svg width="100%" height="18">
           {axis.ticks.map(tick => (
-            <text key={tick} x={`${inside(placeOf(axis, tick))}%`} y="13" text-anchor="middle">
+            <text key={tick} x={`${placeOf(axis, tick)}%`} y="13" text-anchor="middle">
               {labelOf(tick, axis, where)}
             </text>
           ))}
@@ -39,11 +39,6 @@ function labelOf(at: number, { from, to, ticks }: Axis, where: Zone): string {
   const step = (ticks[1] ?? to) - (ticks[0] ?? from);
   if (step >= DAY) return instant(at, where).date.slice(5);
   return step < SECOND && at > from ? `+${at - from} ms` : clock(at, where, step < MINUTE_MS);
-}
-
-/** Keep the middle of a label so far from the edges that it is not cut. */
-function inside(place: number): number {
-  return Math.min(96, Math.max(3, place));
 }
 
 function TimelineLine({ line, axis, nowMs, where }: { line: Line; axis: Axis; nowMs: number; where: Zone }) {
@@ -118,7 +113,7 @@ export function nameOf(step: Step): string {
     case "running":
       return step.attempt === null ? "runs" : `attempt ${step.attempt} runs`;
     case "lost":
-      return step.worker === "" ? "lost" : `lost with ${step.worker.split(" ")[0]}`;
+      return step.worker === "" ? "lost" : `lost with ${workerName(step.worker)}`;
     case "next":
       return "next";
     case "waited":
