@@ -14,7 +14,7 @@ APT := $(if $(filter 0,$(shell id -u)),,sudo )apt-get
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test check format coverage build clean pythons bench bench-board bench-peers profile faults mutants \
-  second-server third-server prometheus chromium raw-client jaeger trace-demo trace-tests board board-check
+  second-server third-server prometheus chromium raw-client jaeger trace-demo trace-tests board board-check screenshots
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -68,6 +68,9 @@ board: $(UI_STAMP) ## build the pages of the board into board/static/: the types
 board-check: board ## the same, and what is committed must be what was built
 	@changed=$$(git status --porcelain -- board/static $(UI)/src/api); \
 	  test -z "$$changed" || { echo "$$changed"; echo "what is committed of the board is not what its sources make; hint: make board, and commit that"; exit 1; }
+
+screenshots: $(BENCH_STAMP) chromium ## pictures of every page of the board in docs/images/, out of a demo of a quarter of an hour
+	$(BIN)/python -m tests.browser.screenshots $(ARGS)
 
 $(UI_STAMP): $(UI)/package.json $(UI)/package-lock.json | install
 	@$(NPM) && npm ci --silent --no-audit --no-fund

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 import subprocess
@@ -39,7 +40,13 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     """The demo as `make run` starts it, from the moment when its board is there."""
     if chromium.binary() is None:
         pytest.skip(chromium.HOW_TO_GET)
-    folder = tmp_path_factory.mktemp("demo")
+    with started(tmp_path_factory.mktemp("demo")) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def started(folder: Path) -> Iterator[Demo]:
+    """Run the demo in this folder."""
     command = [sys.executable, "-m", "handlers.demo", "--folder", str(folder), "--board", "127.0.0.1:0"]
     with (folder / "said").open("wb") as said:
         process = subprocess.Popen(command, cwd=ROOT, stderr=said, start_new_session=True)

@@ -155,6 +155,8 @@ def test_the_pages_link_to_pages_that_exist():
     for page in [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), (page.name, target)
+        for picture in re.findall(r'src(?:set)?="(?!http)([^"]+)"', page.read_text()):
+            assert (page.parent / picture).exists(), (page.name, picture)
 
 
 def test_the_tests_that_the_promises_name_exist():

@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 import zipfile
@@ -144,6 +145,8 @@ def all_files_are_in_it(shop: Shop, wheel: Path) -> None:
     assert any(name.endswith(".lua") for name in packed)
     assert "board/static/index.html" in packed
     assert {f"{package}/py.typed" for package in PACKAGES} <= packed
+    with tarfile.open(next(wheel.parent.glob("*.tar.gz"))) as archive:
+        assert not [name for name in archive.getnames() if "/docs/images" in name], "pictures are looked at in the repository"
 
 
 def it_is_what_it_says(shop: Shop, wheel: Path) -> None:
