@@ -153,6 +153,14 @@ async def test_a_job_that_has_ended_is_told_by_what_is_left_of_it(pages, raw):
     assert (await pages.job(VIEWER, id="j1")).result is None
 
 
+async def test_a_job_that_is_not_at_its_place_any_more_is_found_by_its_id(pages, kit, raw):
+    await kit.streams(ME).start()
+    entry = add(raw)
+    raw.xdel(KEY, entry)
+    moved = add(raw)
+    assert (await pages.job(place=f"high/{entry}", id="j1")).row.place == f"high/{moved}"
+
+
 @pytest.mark.parametrize(
     "ask", [{"id": "nobody"}, {"place": "high/1-1"}, {"place": "due/nobody"}, {"place": "dead/1-1"}, {"place": "x"}]
 )
@@ -184,6 +192,14 @@ async def test_a_payload_is_shown_indented_redacted_and_checked(pages, raw):
     assert found.fits is False
     found = await pages.payloads.payload(PayloadAsk(place=f"high/{add(raw, type='other')}"), READER)
     assert (found.fits, found.problems) == (None, [])
+
+
+async def test_the_payload_of_a_letter_is_shown_in_the_trash_too(pages, raw):
+    entry = raw.xadd("{jobs}:trash", {"type": "t", "data": DATA, "id": "j1", "dead_reason": "attempts"})
+    found = await pages.payloads.payload(PayloadAsk(place=f"trash/{entry}"), READER)
+    assert '"n": 12345678901234567890' in found.text
+    with pytest.raises(Refused):
+        await pages.job(place=f"trash/{entry}")  # a letter, and no job any more
 
 
 async def test_a_large_payload_is_cut_and_whole_in_its_file(pages, raw):

@@ -3657,6 +3657,20 @@ MUTANTS: tuple[Mutant, ...] = (
         "tests/board/test_web.py::test_what_is_no_page_is_not_there",
     ),
     Mutant(
+        "board: an address whose bracket is not closed is a name",
+        "board/guard.py",
+        " if bracket else host",
+        "",
+        f"{GUARD}::test_a_host_is_a_name_and_perhaps_a_port",
+    ),
+    Mutant(
+        "board: letters in the trash have no payload",
+        "runtime/store/lists.py",
+        '{"dead": self.keys.dead, "trash": self.keys.trash}',
+        '{"dead": self.keys.dead}',
+        "tests/board/test_job.py::test_the_payload_of_a_letter_is_shown_in_the_trash_too",
+    ),
+    Mutant(
         "board: a letter stays where a job was sent in its place",
         "runtime/store/lua/amend.lua",
         "redis.call('XDEL', DEAD, letter)\n",
