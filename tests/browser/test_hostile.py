@@ -123,7 +123,7 @@ async def test_every_list_and_its_dialogs_show_text(hostile: Hostile, running: A
         for path in LISTS:
             wrong += await wrong_on(seen, path, 4)
             text = await seen.page.evaluate("document.querySelector('#main').textContent")
-            wrong += [f"{path} does not show {part}" for part in ("alert(1)", "__proto__") if part not in text]
+            wrong += [] if "alert(1)" in text else [f"{path} shows nothing of a stranger"]
         await seen.page.goto(f"{hostile.origin}/")
         await seen.page.wait_for_selector("main .priorities")
         wrong += await seen.page.evaluate("look()")
