@@ -11,6 +11,7 @@ from typing import Final, Protocol, TypeVar
 
 from board import access
 from board.actions import ActionsPage
+from board.all import AllPage
 from board.api import Answerer, Api
 from board.auth import Auth
 from board.contracts import Contracts
@@ -100,7 +101,7 @@ async def _answerers(stack: AsyncExitStack, url: str, config: Config) -> tuple[d
         SystemPage(sampler),
         SchedulesPage(sampler, orders),
         TypesPage(sampler, reads),
-        *(jobs, JobPage(reads), PayloadPage(reads), ActionsPage(reads, control)),
+        *(jobs, JobPage(reads), PayloadPage(reads), ActionsPage(reads, control), AllPage(url, queue, jobs.jobs)),
         *(DeadPage(letters, index, reads.contracts), EditPage(url, queue, letters, reads.contracts), replays, operations),
     )
     return {route: answerer for page in pages for route, answerer in page.routes().items()}, sampler

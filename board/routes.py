@@ -35,6 +35,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route("GET", "payload", "payload", shapes.PayloadAsk, shapes.Payload, "the payload of a job or letter"),
     Route("POST", "cancel", "operate", shapes.ActAsk, shapes.ActedAll, "cancel jobs, also those that run"),
     Route("POST", "soon", "operate", shapes.ActAsk, shapes.ActedAll, "let delayed jobs run now"),
+    Route("POST", "jobs/all", "operate", shapes.AllAsk, shapes.Operation, "cancel all jobs that fit, or run them now, in steps"),
     Route("GET", "dead/groups", "view", shapes.Nothing, shapes.Groups, "dead letters by what they died of"),
     Route("GET", "dead", "view", shapes.LettersAsk, shapes.Letters, "a list of dead letters"),
     Route("GET", "letter", "view", shapes.PlaceAsk, shapes.Letter, "one dead letter"),

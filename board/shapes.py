@@ -470,6 +470,16 @@ class ActAsk(Ask, frozen=True):
     reason: Reason = ""
 
 
+class AllAsk(Ask, frozen=True):
+    """What is to be done with all jobs of a list that fit, and why: what is meant is what is found now."""
+
+    verb: Literal["cancel", "soon"]
+    state: Literal["waiting", "claimed", "delayed"]
+    q: Query = ""
+    facet: Name = "all"
+    reason: Reason = ""
+
+
 class Acted(Shape, frozen=True):
     """What became of one: `text` says what is true now."""
 

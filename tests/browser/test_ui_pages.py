@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Page, expect
 
-from board.shapes import ActAsk, OperationAsk, ReplayAsk
+from board.shapes import ActAsk, AllAsk, OperationAsk, ReplayAsk
 from tests.board.canned import BIG, ROLES, Canned, job, serving
 from tests.browser.chromium import WAIT_MS, Watched, watched
 from tests.browser.test_pages import violations
@@ -93,6 +93,22 @@ async def test_what_was_refused_says_what_is_true_now_and_what_was_done_names_it
     await page.get_by_role("dialog").get_by_role("button", name="Cancel 1 job").click()
     await expect(page.get_by_role("dialog")).to_have_count(0)
     assert canned.asked[-1] == ("POST cancel", ActAsk(places=["high/2-0"], reason="ordered twice"))
+
+
+async def test_more_than_one_action_reaches_are_ordered_by_their_count_and_shown(seen: Watched, canned: Canned) -> None:
+    canned.found = 12_345
+    page = await show(seen, "jobs?state=claimed&q=type%3Agreet&facet=again")
+    await page.keyboard.press("j")
+    await page.keyboard.press("x")
+    await page.get_by_role("button", name="Cancel all that fit …").click()
+    dialog = page.get_by_role("dialog")
+    await dialog.get_by_label("to confirm").fill("10000")
+    await dialog.get_by_label("Reason").fill("ordered twice")
+    await dialog.get_by_role("button", name="Cancel the first 10,000 jobs").click()
+    await expect(page.locator(".operations")).to_contain_text("ordered twice")
+    await expect(page.locator(".marks")).to_have_count(0)
+    asked = AllAsk(verb="cancel", state="claimed", q="type:greet", facet="again", reason="ordered twice")
+    assert canned.asked[-1] == ("POST jobs/all", asked) and seen.answer_for() == []
 
 
 async def test_a_replay_of_many_needs_their_count_and_is_undone_while_it_is_held(seen: Watched, canned: Canned) -> None:

@@ -174,6 +174,23 @@ export interface paths {
         readonly patch?: never;
         readonly trace?: never;
     };
+    readonly "/api/jobs/all": {
+        readonly parameters: {
+            readonly query?: never;
+            readonly header?: never;
+            readonly path?: never;
+            readonly cookie?: never;
+        };
+        readonly get?: never;
+        readonly put?: never;
+        /** cancel all jobs that fit, or run them now, in steps */
+        readonly post: operations["post_jobs_all"];
+        readonly delete?: never;
+        readonly options?: never;
+        readonly head?: never;
+        readonly patch?: never;
+        readonly trace?: never;
+    };
     readonly "/api/dead/groups": {
         readonly parameters: {
             readonly query?: never;
@@ -1053,6 +1070,31 @@ export interface components {
             readonly text: string;
         };
         /**
+         * Operation
+         * @description An operation over many letters or jobs, as it stands.
+         */
+        readonly Operation: {
+            readonly id: string;
+            readonly verb: string;
+            readonly what: string;
+            readonly state: string;
+            readonly total: number | null;
+            readonly looked: number;
+            readonly done: number;
+            readonly refused: {
+                readonly [key: string]: number;
+            };
+            readonly died: number;
+            readonly rate_s: number;
+            readonly who: string;
+            readonly reason: string;
+            readonly created_ms: number;
+            readonly starts_ms: number | null;
+            readonly ends_ms: number | null;
+            readonly text: string;
+            readonly can: readonly ("resume" | "stop")[];
+        };
+        /**
          * Groups
          * @description The groups of what was looked at so far: `grouped` of `letters`.
          */
@@ -1137,31 +1179,6 @@ export interface components {
             readonly count: number;
             readonly text: string;
             readonly why: string;
-        };
-        /**
-         * Operation
-         * @description An operation over many letters or jobs, as it stands.
-         */
-        readonly Operation: {
-            readonly id: string;
-            readonly verb: string;
-            readonly what: string;
-            readonly state: string;
-            readonly total: number | null;
-            readonly looked: number;
-            readonly done: number;
-            readonly refused: {
-                readonly [key: string]: number;
-            };
-            readonly died: number;
-            readonly rate_s: number;
-            readonly who: string;
-            readonly reason: string;
-            readonly created_ms: number;
-            readonly starts_ms: number | null;
-            readonly ends_ms: number | null;
-            readonly text: string;
-            readonly can: readonly ("resume" | "stop")[];
         };
         /**
          * Validated
@@ -1450,6 +1467,22 @@ export interface components {
             readonly reason?: string;
         };
         /**
+         * AllAsk
+         * @description What is to be done with all jobs of a list that fit, and why: what is meant is what is found now.
+         */
+        readonly AllAsk: {
+            /** @enum {unknown} */
+            readonly verb: "cancel" | "soon";
+            /** @enum {unknown} */
+            readonly state: "claimed" | "delayed" | "waiting";
+            /** @default  */
+            readonly q?: string;
+            /** @default all */
+            readonly facet?: string;
+            /** @default  */
+            readonly reason?: string;
+        };
+        /**
          * LettersAsk
          * @description A group, or all; those that fit a search; or the trash.
          */
@@ -1674,6 +1707,7 @@ export type Payload = components['schemas']['Payload'];
 export type Problem = components['schemas']['Problem'];
 export type ActedAll = components['schemas']['ActedAll'];
 export type Acted = components['schemas']['Acted'];
+export type Operation = components['schemas']['Operation'];
 export type Groups = components['schemas']['Groups'];
 export type Letters = components['schemas']['Letters'];
 export type LetterRow = components['schemas']['LetterRow'];
@@ -1681,7 +1715,6 @@ export type Letter = components['schemas']['Letter'];
 export type StackFrame = components['schemas']['StackFrame'];
 export type Check = components['schemas']['Check'];
 export type Finding = components['schemas']['Finding'];
-export type Operation = components['schemas']['Operation'];
 export type Validated = components['schemas']['Validated'];
 export type Line = components['schemas']['Line'];
 export type Sent = components['schemas']['Sent'];
@@ -1709,6 +1742,7 @@ export type JobsAsk = components['schemas']['JobsAsk'];
 export type JobAsk = components['schemas']['JobAsk'];
 export type PayloadAsk = components['schemas']['PayloadAsk'];
 export type ActAsk = components['schemas']['ActAsk'];
+export type AllAsk = components['schemas']['AllAsk'];
 export type LettersAsk = components['schemas']['LettersAsk'];
 export type PlaceAsk = components['schemas']['PlaceAsk'];
 export type CheckAsk = components['schemas']['CheckAsk'];
@@ -2036,6 +2070,39 @@ export interface operations {
                 };
                 content: {
                     readonly "application/json": components["schemas"]["ActedAll"];
+                };
+            };
+            /** @description refused */
+            readonly default: {
+                headers: {
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/json": components["schemas"]["Failure"];
+                };
+            };
+        };
+    };
+    readonly post_jobs_all: {
+        readonly parameters: {
+            readonly query?: never;
+            readonly header?: never;
+            readonly path?: never;
+            readonly cookie?: never;
+        };
+        readonly requestBody: {
+            readonly content: {
+                readonly "application/json": components["schemas"]["AllAsk"];
+            };
+        };
+        readonly responses: {
+            /** @description OK */
+            readonly 200: {
+                headers: {
+                    readonly [name: string]: unknown;
+                };
+                content: {
+                    readonly "application/json": components["schemas"]["Operation"];
                 };
             };
             /** @description refused */

@@ -6,6 +6,7 @@ import type { Jobs as Answer, JobRow } from "../api/types";
 import { count, plural } from "../format";
 import { useHeading } from "../heading";
 import { type HeldRows, type Row, useHeld } from "../held";
+import { useFrame } from "../live";
 import { type Loaded, useLoad } from "../load";
 import { say } from "../notice";
 import { A } from "../parts/A";
@@ -13,11 +14,12 @@ import { Button } from "../parts/Button";
 import { Empty } from "../parts/Empty";
 import { Facet } from "../parts/Facet";
 import { Fresh } from "../parts/Fresh";
-import { JobAsk, type JobVerb } from "../parts/JobAsk";
+import { AllAsk, JobAsk, type JobVerb } from "../parts/JobAsk";
 import { COLUMNS, JobHead, JobLine, type ListState, type Sort } from "../parts/JobTable";
 import { JobUnder } from "../parts/JobUnder";
 import { MarkBox, MarksBar } from "../parts/MarksBar";
 import { type Marks, useMarks } from "../parts/marks";
+import { Operations } from "../parts/Operations";
 import { Said, saidText } from "../parts/Said";
 import { Shown } from "../parts/Shown";
 import { useCan } from "../rights";
@@ -132,6 +134,9 @@ function JobList({ view, loaded }: { view: View; loaded: Loaded<Answer> }) {
   const [extra, setExtra] = useState(NO_EXTRA);
   const [isFocused, setFocused] = useState(false);
   const [verb, setVerb] = useState<{ verb: JobVerb; places: readonly string[] } | null>(null);
+  const [all, setAll] = useState<JobVerb | null>(null);
+  const [turn, setTurn] = useState(0);
+  const operations = useFrame()?.counts.operations ?? 0;
   const answer = loaded.isOld ? null : loaded.data;
   const isBusy = isFocused || open !== "" || marks.places.size > 0 || extra.rows.length > 0;
   const held = useHeld(answer?.rows ?? NO_ROWS, row => row.place, answer === null ? "" : "list", isBusy);
@@ -159,6 +164,7 @@ function JobList({ view, loaded }: { view: View; loaded: Loaded<Answer> }) {
   if (answer === null) return <Shown of={{ ...loaded, data: null }}>{() => null}</Shown>;
   return (
     <>
+      {(turn > 0 || operations > 0) && <Operations turn={turn} />}
       <section class="panel" aria-labelledby="list-title">
         <header>
           <h2 id="list-title">{saidText(answer.title.slice(0, 2))}</h2>
@@ -184,7 +190,18 @@ function JobList({ view, loaded }: { view: View; loaded: Loaded<Answer> }) {
       </section>
       <Lost rows={rows} open={open} />
       <Foot state={view.state} />
-      <Marked answer={answer} asked={asked} marks={marks} onAct={setVerb} />
+      <Marked answer={answer} asked={asked} marks={marks} onAct={setVerb} onWhole={setAll} />
+      {all !== null && asked.state !== "finished" && (
+        <AllAsk
+          asked={{ verb: all, state: asked.state, q: asked.q, facet: asked.facet }}
+          fit={answer.found}
+          onClose={() => setAll(null)}
+          onDone={() => {
+            marks.clear();
+            setTurn(turn + 1);
+          }}
+        />
+      )}
       {verb !== null && (
         <JobAsk
           {...verb}
@@ -295,9 +312,10 @@ interface MarkedProps {
   asked: Asked;
   marks: Marks;
   onAct: (act: { verb: JobVerb; places: readonly string[] }) => void;
+  onWhole: (verb: JobVerb) => void;
 }
 
-function Marked({ answer, asked, marks, onAct }: MarkedProps) {
+function Marked({ answer, asked, marks, onAct, onWhole }: MarkedProps) {
   const [isBusy, setBusy] = useState(false);
   const places = [...marks.places];
   const all = async () => {
@@ -310,7 +328,18 @@ function Marked({ answer, asked, marks, onAct }: MarkedProps) {
     setBusy(false);
   };
   return (
-    <MarksBar marks={marks} fit={answer.found} most={MOST_PLACES} onAll={() => void all()} isBusy={isBusy}>
+    <MarksBar
+      marks={marks}
+      fit={answer.found}
+      most={MOST_PLACES}
+      onAll={() => void all()}
+      isBusy={isBusy}
+      whole={
+        <Button isSmall right="operate" onClick={() => onWhole(asked.state === "delayed" ? "soon" : "cancel")}>
+          {asked.state === "delayed" ? "Run" : "Cancel"} all that fit …
+        </Button>
+      }
+    >
       {asked.state === "delayed" && (
         <Button isSmall right="operate" onClick={() => onAct({ verb: "soon", places })}>
           Run {count(places.length)} now …

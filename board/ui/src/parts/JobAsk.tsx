@@ -1,7 +1,7 @@
 // The questions before jobs are cancelled or run now.
 import { post, Refusal } from "../api";
-import type { ActedAll, JobRow } from "../api/types";
-import { plural } from "../format";
+import type { ActedAll, AllAsk as Asked, JobRow } from "../api/types";
+import { count, plural } from "../format";
 import { Question } from "./Question";
 
 export type JobVerb = "cancel" | "soon";
@@ -41,6 +41,37 @@ export function JobAsk({ verb, places, rows, onClose, onDone }: Props) {
     <Question {...rest} title={`Cancel ${jobs}?`} verb={`Cancel ${jobs}`} leave="Leave" isDanger>
       <p class="muted">{saidOfCancel(places.length, running)}</p>
       <p class="muted">One that has left its place meanwhile is left alone. A dead letter can be replayed.</p>
+    </Question>
+  );
+}
+
+const REACH = 10_000; // jobs of one order, as the server has it
+
+interface AllProps {
+  asked: Omit<Asked, "reason">;
+  /** How many were found that fit. */
+  fit: number;
+  onClose: () => void;
+  onDone: () => void;
+}
+
+/** The question before something is ordered of all jobs that fit: an operation, which can be undone while it is held. */
+export function AllAsk({ asked, fit, onClose, onDone }: AllProps) {
+  const many = Math.min(fit, REACH);
+  const jobs = `${fit > REACH ? "the first" : "all"} ${count(many)} jobs`;
+  const onDo = async (reason: string) => {
+    const made = await post("jobs/all", { ...asked, reason });
+    onDone();
+    return `${plural(made.total ?? 0, "job")}: it starts in 10 s, and can be undone until then.`;
+  };
+  const [title, verb] = asked.verb === "soon" ? [`Run ${jobs} now?`, `Run ${jobs} now`] : [`Cancel ${jobs}?`, `Cancel ${jobs}`];
+  return (
+    <Question count={many} title={title} verb={verb} leave="Leave" isDanger={asked.verb === "cancel"} onDo={onDo} onClose={onClose}>
+      <p class="muted">
+        Meant are those that fit at this moment: what is sent later is left alone, and so is what has left its place when it is its
+        turn. Nothing is done for the first 10 s, then 1,000 a second; it goes on without this page, and can be stopped.
+      </p>
+      {asked.verb === "cancel" && <p class="muted">Each becomes a dead letter, which can be replayed.</p>}
     </Question>
   );
 }

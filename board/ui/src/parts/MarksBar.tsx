@@ -11,10 +11,12 @@ interface MarksBarProps {
   readonly most: number;
   readonly onAll: (() => void) | null;
   readonly isBusy: boolean;
+  /** What can be done with all that fit, where they are more than one action reaches. */
+  readonly whole?: ComponentChildren;
   readonly children: ComponentChildren;
 }
 
-export function MarksBar({ marks, fit, most, onAll, isBusy, children }: MarksBarProps) {
+export function MarksBar({ marks, fit, most, onAll, isBusy, whole, children }: MarksBarProps) {
   useKey("Escape", marks.clear);
   const many = marks.places.size;
   if (many === 0) return null;
@@ -28,6 +30,7 @@ export function MarksBar({ marks, fit, most, onAll, isBusy, children }: MarksBar
         </button>
       )}
       <span class="push" />
+      {fit > most && whole}
       {children}
       <button type="button" class="btn small quiet" onClick={marks.clear}>
         Unmark <kbd>Esc</kbd>
