@@ -130,15 +130,6 @@ async def test_two_who_ask_at_once_share_a_look(sampler: Sampler) -> None:
     assert sampler.seq == 1
 
 
-async def test_a_page_that_was_looked_at_a_moment_ago_costs_nothing(sampler: Sampler) -> None:
-    await sampler.overview()
-    before, seq = sampler.store.asked, sampler.seq
-    for _ in range(50):
-        await sampler.frame()
-    assert sampler.seq - seq <= 1, "but for a second that was over meanwhile"
-    assert sampler.store.asked - before <= 2 * sampler.cost[0]
-
-
 async def test_messages_are_made_for_those_alone_who_may_see_them(sampler: Sampler) -> None:
     await sampler.picture()
     told: list[bool] = []
@@ -171,7 +162,7 @@ async def test_redis_away_leaves_the_last_picture_with_its_age_and_comes_back_by
         client = server.client()
         client.xadd("{jobs}:high", {"type": "t", "data": "{}"})
         client.close()
-        async with sampler.subscribe(frozenset({OVERVIEW})) as frames:
+        async with asyncio.timeout(PATIENCE_S), sampler.subscribe(frozenset({OVERVIEW})) as frames:
             tick = await next_of(frames)
             assert (tick.frame.trouble, tick.frame.age_ms, tick.frame.counts.jobs) == (None, 0, 1)
             server.kill()

@@ -3850,6 +3850,20 @@ MUTANTS: tuple[Mutant, ...] = (
         "tests/board/test_live.py::test_nobody_who_looks_means_not_one_command",
     ),
     Mutant(
+        "board: an order of all has no bound",
+        "board/all.py",
+        "list(found)[:MOST]",
+        "list(found)",
+        "tests/board/test_all.py::test_no_order_is_about_more_than_its_bound",
+    ),
+    Mutant(
+        "board: what waits is let run now",
+        "board/all.py",
+        'if ask.verb == "soon" and ask.state != "delayed":',
+        "if False:",
+        "tests/board/test_all.py::test_what_cannot_be_meant_is_refused",
+    ),
+    Mutant(
         "board: each viewer is a look of its own",
         "board/sampler.py",
         "        if self._task is None or self._task.done():\n            self._ticked",
@@ -3868,7 +3882,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "board/sampler.py",
         "        self._picture_s = self._clock()\n        self.trouble = None\n",
         "        self._picture_s = self._clock()\n",
-        "tests/board/test_live.py::test_a_line_to_redis_that_was_cut_heals_by_itself",
+        f"{SAMPLER}::test_redis_away_leaves_the_last_picture_with_its_age_and_comes_back_by_itself",
     ),
     Mutant(
         "board: a defect of a look ends all looks",
@@ -3883,13 +3897,6 @@ MUTANTS: tuple[Mutant, ...] = (
         "            (OVERVIEW, over, has_messages),",
         "            (OVERVIEW, over),",
         f"{SAMPLER}::test_messages_are_made_for_those_alone_who_may_see_them",
-    ),
-    Mutant(
-        "board: a picture of a second ago is looked at again",
-        "board/sampler.py",
-        "        if self._picture is None or self._age_s > TICK_S:\n            self._look()",
-        "        if True:\n            self._look()",
-        f"{SAMPLER}::test_a_page_that_was_looked_at_a_moment_ago_costs_nothing",
     ),
     Mutant(
         "board: keys that sound secret are shown",
