@@ -30,7 +30,9 @@ ATTEMPTS: Final = 12  # ended attempts whose lines are shown; as many as a job r
 MAX_RESULT: Final = 16 << 10  # characters of a result that are shown; a guess: as of a payload
 MAX_FACT: Final = 300  # characters of a field that are shown; a guess
 Can = Literal["cancel", "soon", "replay", "trash", "edit"]
-GONE: Final = "It is not here now: it has ended long ago, or was never sent."
+GONE: Final = (
+    "It is not here now: it was never sent, or has ended. Each failure is remembered for a while, and a sample of what was done."
+)
 
 
 class JobPage:

@@ -35,15 +35,21 @@ export function hold<T>(shown: readonly Row<T>[], next: readonly T[], keyOf: (ro
 
 export interface HeldRows<T> extends Held<T> {
   /** To spread on the element around the rows. */
-  hands: { onPointerEnter: () => void; onPointerLeave: () => void };
+  hands: {
+    onPointerEnter: () => void;
+    onPointerLeave: () => void;
+    onFocusIn: () => void;
+    onFocusOut: (event: FocusEvent) => void;
+  };
   release: () => void;
 }
 
 /** Hold rows while the pointer is over them, the focus in them, or `isBusy`. `view` is the list's address: another one starts anew. */
 export function useHeld<T>(next: readonly T[], keyOf: (row: T) => string, view: string, isBusy: boolean): HeldRows<T> {
   const [isOver, setOver] = useState(false);
+  const [isFocused, setFocused] = useState(false);
   const kept = useRef<{ view: string; next: readonly T[]; held: Held<T> }>({ view, next: [], held: { rows: [], waiting: 0 } });
-  const isHeld = isOver || isBusy || document.querySelector("dialog[open]") !== null;
+  const isHeld = isOver || isFocused || isBusy || document.querySelector("dialog[open]") !== null;
   const shown = kept.current.view === view ? kept.current.held.rows : [];
   if (kept.current.view !== view || kept.current.next !== next || (!isHeld && kept.current.held.waiting > 0)) {
     kept.current = { view, next, held: hold(shown, next, keyOf, isHeld) };
@@ -54,6 +60,12 @@ export function useHeld<T>(next: readonly T[], keyOf: (row: T) => string, view: 
     draw(turn => turn + 1);
   };
   // A touch enters and leaves at once; only a pointer that can rest holds.
-  const hands = { onPointerEnter: () => setOver(true), onPointerLeave: () => setOver(false) };
+  const hands = {
+    onPointerEnter: () => setOver(true),
+    onPointerLeave: () => setOver(false),
+    onFocusIn: () => setFocused(true),
+    onFocusOut: ({ currentTarget: rows, relatedTarget: next }: FocusEvent) =>
+      setFocused(rows instanceof Node && next instanceof Node && rows.contains(next)),
+  };
   return { ...kept.current.held, hands, release };
 }

@@ -1,5 +1,5 @@
 // Dead letters by what they died of, and one group of them with what a replay would do. On a phone those are two screens.
-import { useState } from "preact/hooks";
+import { useRef, useState } from "preact/hooks";
 import { about, post } from "../api";
 import type { Group, Groups } from "../api/types";
 import { capital, count, plural, visible, wholeError } from "../format";
@@ -170,7 +170,7 @@ function Span({ group }: { group: Group }) {
 function GroupPart({ group, onDone }: { group: Group; onDone: () => void }) {
   const [isTrashed, setTrashed] = useState(false);
   const [turn, setTurn] = useState(0);
-  const checked = useCheck(`${group.fp} ${turn}`, { group: group.fp });
+  const checked = useCheck(`${group.fp} ${turn} ${useLosses(group.count)}`, { group: group.fp });
   const done = () => {
     setTurn(turn + 1);
     onDone();
@@ -201,6 +201,14 @@ function GroupPart({ group, onDone }: { group: Group; onDone: () => void }) {
       {isTrashed && <GroupTrash group={group} onClose={() => setTrashed(false)} onDone={done} />}
     </section>
   );
+}
+
+/** Return how often a count has become less: letters have left, and what was checked is not what is there. */
+function useLosses(count: number): number {
+  const kept = useRef({ count, losses: 0 });
+  if (count < kept.current.count) kept.current.losses += 1;
+  kept.current.count = count;
+  return kept.current.losses;
 }
 
 /** The question before a whole group goes: an operation, which can be undone as exactly as a replay. */

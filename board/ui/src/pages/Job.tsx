@@ -64,12 +64,20 @@ function Whole({ job, again }: { job: Answer; again: () => void }) {
           )}
         </div>
         <div class="stack">
-          <PayloadPanel place={row.place} type={row.type} />
-          <Panel title="Facts">
-            <div class="body">
-              <Facts facts={job.facts} />
-            </div>
-          </Panel>
+          {row.state === "finished" ? (
+            <Panel title="Payload">
+              <p class="pad faint">It went with the job, which has ended.</p>
+            </Panel>
+          ) : (
+            <PayloadPanel place={row.place} type={row.type} />
+          )}
+          {job.facts.length > 0 && (
+            <Panel title="Facts">
+              <div class="body">
+                <Facts facts={job.facts} />
+              </div>
+            </Panel>
+          )}
         </div>
       </div>
       {verb !== null && <JobAsk verb={verb} places={[row.place]} rows={[row]} onClose={() => setVerb(null)} onDone={again} />}

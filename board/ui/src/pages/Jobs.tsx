@@ -132,13 +132,12 @@ function JobList({ view, loaded }: { view: View; loaded: Loaded<Answer> }) {
   const mayAct = useCan("operate") && view.state !== "finished";
   const marks = useMarks("");
   const [extra, setExtra] = useState(NO_EXTRA);
-  const [isFocused, setFocused] = useState(false);
   const [verb, setVerb] = useState<{ verb: JobVerb; places: readonly string[] } | null>(null);
   const [all, setAll] = useState<JobVerb | null>(null);
   const [turn, setTurn] = useState(0);
   const operations = useFrame()?.counts.operations ?? 0;
   const answer = loaded.isOld ? null : loaded.data;
-  const isBusy = isFocused || open !== "" || marks.places.size > 0 || extra.rows.length > 0;
+  const isBusy = open !== "" || marks.places.size > 0 || extra.rows.length > 0;
   const held = useHeld(answer?.rows ?? NO_ROWS, row => row.place, answer === null ? "" : "list", isBusy);
   const shown = new Set(held.rows.map(entry => entry.key));
   const later = extra.rows
@@ -176,7 +175,7 @@ function JobList({ view, loaded }: { view: View; loaded: Loaded<Answer> }) {
             {loaded.failure === null ? SORTED[view.sort] : <span class="warn">{loaded.failure.text}</span>}
           </span>
         </header>
-        <Rows rows={rows} held={held} view={view} marks={mayAct ? marks : null} onFocus={setFocused} onAct={setVerb} />
+        <Rows rows={rows} held={held} view={view} marks={mayAct ? marks : null} onAct={setVerb} />
         {rows.length === 0 && <Nothing view={view} answer={answer} />}
         {cursor !== null && (
           <div class="row pad">
@@ -224,26 +223,21 @@ interface RowsProps {
   held: HeldRows<JobRow>;
   view: View;
   marks: Marks | null;
-  onFocus: (isIn: boolean) => void;
   onAct: (act: { verb: JobVerb; places: readonly string[] }) => void;
 }
 
-function Rows({ rows, held, view, marks, onFocus, onAct }: RowsProps) {
+function Rows({ rows, held, view, marks, onAct }: RowsProps) {
   const { state, sort, open } = view;
   const wide = COLUMNS[state].length + (marks === null ? 0 : 1);
   const isAll = marks !== null && rows.length > 0 && rows.every(entry => marks.places.has(entry.key));
   const markAll = marks !== null && (
     <MarkBox label="Mark all shown rows" isOn={isAll} onToggle={() => marks.set(isAll ? [] : rows.map(entry => entry.key))} />
   );
-  const leave = (event: FocusEvent) => {
-    const isOut = !(event.relatedTarget instanceof Node && (event.currentTarget as HTMLElement).contains(event.relatedTarget));
-    if (isOut) onFocus(false);
-  };
   return (
     <div class="scroll">
       <table class={`cards fit fixed is-${state}`}>
         <JobHead state={state} sort={sort} onSort={next => setQuery({ sort: next })} mark={markAll || null} />
-        <tbody {...held.hands} onFocusIn={() => onFocus(true)} onFocusOut={leave}>
+        <tbody {...held.hands}>
           {rows.map(({ key, row, isGone, isNew }) => (
             <>
               <JobLine

@@ -64,7 +64,8 @@ export function ReplayPart({ checked, title, pri, onStarted }: Props) {
   const { check, refusal, came_ms } = checked;
   const { may } = useActs("operate");
   const [rate, setRate] = useState<number>(5);
-  const [first, setFirst] = useState<number | null>(null);
+  // What is asked for stays while somebody answers, also where letters go meanwhile and are checked anew.
+  const [asked, ask] = useState<{ check: Check; first: number } | null>(null);
   if (!may) return null;
   return (
     <>
@@ -107,11 +108,11 @@ export function ReplayPart({ checked, title, pri, onStarted }: Props) {
             <span class="faint">{`${seconds(lengthOf(check.would_run, rate))} for ${plural(check.would_run, "letter")}`}</span>
           </div>
           <div class="row">
-            <Button kind="main" right="operate" isOff={check.would_run === 0} onClick={() => setFirst(0)}>
+            <Button kind="main" right="operate" isOff={check.would_run === 0} onClick={() => ask({ check, first: 0 })}>
               {`Replay ${plural(check.would_run, "letter")} …`}
             </Button>
             {check.would_run > TRIAL && (
-              <Button right="operate" onClick={() => setFirst(TRIAL)}>
+              <Button right="operate" onClick={() => ask({ check, first: TRIAL })}>
                 Replay {TRIAL} as a trial …
               </Button>
             )}
@@ -119,9 +120,7 @@ export function ReplayPart({ checked, title, pri, onStarted }: Props) {
           </div>
         </div>
       )}
-      {first !== null && check !== null && (
-        <ReplayQuestion check={check} rate={rate} first={first} pri={pri} onClose={() => setFirst(null)} onStarted={onStarted} />
-      )}
+      {asked !== null && <ReplayQuestion {...asked} rate={rate} pri={pri} onClose={() => ask(null)} onStarted={onStarted} />}
     </>
   );
 }
