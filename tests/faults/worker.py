@@ -17,20 +17,22 @@ LEASE_S = 1.5
 
 
 class Worker:
-    """One worker process on a server, or on a proxy before it."""
+    """One worker process on a server, or at an address: that of a proxy before it, or of a store that is not the test's own."""
 
     def __init__(
         self,
-        server: Server,
+        server: Server | None,
         history: Path,
         *options: str,
         concurrency: int = 100,
         lease_s: float = LEASE_S,
         url: str = "",
+        handlers: str = "tests.faults.jobs",
         root: Path = ROOT,  # of the tree whose runtime it is
         more: Mapping[str, str] = {},  # in its environment
     ) -> None:
-        command = [sys.executable, "-m", "runtime", "--redis", url or server.url, "--handlers", "tests.faults.jobs"]
+        url = url or (server.url if server else "")
+        command = [sys.executable, "-m", "runtime", "--redis", url, "--handlers", handlers]
         command += ["--board", "off", "--lease", str(lease_s), "--concurrency", str(concurrency), "--log", "plain", *options]
         self.log_path = Path(tempfile.mkstemp(prefix="worker-", suffix=".log", dir=history)[1])
         environment = {**os.environ, "FAULTS_HISTORY": str(history), "PYTHONPATH": str(root), **more}
