@@ -218,7 +218,10 @@ class JobPage:
         text = await self._lists.result_of(job_id) if job_id else ""
         result = parse(text.encode(errors="replace"))
         runs = await self._reads.events.events_of(job_id, ATTEMPTS) if job_id else []
-        end = _of_run(runs[0], logs, self._reads.eyes(viewer), now_ms) if runs else self._end(job_id, logs, result, viewer)
+        end = self._end(job_id, logs, result, viewer)
+        # Behind a run that was lost, or is retried, came another one: where that was done, perhaps its lines alone tell of it.
+        if runs and (end is None or runs[0].outcome not in ("lost", "retry") or (end[1].to_ms or 0) <= runs[0].at_ms):
+            end = _of_run(runs[0], logs, self._reads.eyes(viewer), now_ms)
         if end is None:
             raise Refused(404, "gone", GONE)
         row, last = end

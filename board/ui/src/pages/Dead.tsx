@@ -39,11 +39,11 @@ export default function Dead() {
   );
   const again = () => {
     loaded.again();
-    setTurn(turn + 1);
+    setTurn(before => before + 1);
   };
   return (
     <>
-      <Operations turn={turn} />
+      <Operations turn={turn} onRest={again} />
       {q !== "" ? (
         <Found q={q} onDone={again} />
       ) : (
@@ -55,7 +55,7 @@ export default function Dead() {
               <div class={group === "" ? "split list-first" : "split detail-first"}>
                 <GroupList answer={answer} chosen={shown?.fp ?? ""} isHeld={group !== ""} />
                 {shown !== undefined ? (
-                  <GroupPart key={shown.fp} group={shown} onDone={again} />
+                  <GroupPart key={shown.fp} group={shown} turn={turn} onDone={again} />
                 ) : (
                   <NoGroup isGrouped={answer.grouped >= answer.letters} />
                 )}
@@ -167,14 +167,10 @@ function Span({ group }: { group: Group }) {
   );
 }
 
-function GroupPart({ group, onDone }: { group: Group; onDone: () => void }) {
+/** One group. It is checked anew with each turn, and when letters have left: what was checked is not what is there then. */
+function GroupPart({ group, turn, onDone }: { group: Group; turn: number; onDone: () => void }) {
   const [isTrashed, setTrashed] = useState(false);
-  const [turn, setTurn] = useState(0);
   const checked = useCheck(`${group.fp} ${turn} ${useLosses(group.count)}`, { group: group.fp });
-  const done = () => {
-    setTurn(turn + 1);
-    onDone();
-  };
   return (
     <section class="panel" aria-label="Group">
       <div class="hero">
@@ -191,19 +187,19 @@ function GroupPart({ group, onDone }: { group: Group; onDone: () => void }) {
         <p class="err">{wholeError(group.error, group.message)}</p>
         <GroupFacts group={group} />
       </div>
-      <LetterList ask={{ group: group.fp }} onDone={done} />
+      <LetterList ask={{ group: group.fp }} onDone={onDone} />
       <ReplayPart
         checked={checked}
         title={`If ${group.count === 1 ? "it" : `all ${count(group.count)}`} were replayed now`}
         pri={null}
-        onStarted={done}
+        onStarted={onDone}
       />
-      {isTrashed && <GroupTrash group={group} onClose={() => setTrashed(false)} onDone={done} />}
+      {isTrashed && <GroupTrash group={group} onClose={() => setTrashed(false)} onDone={onDone} />}
     </section>
   );
 }
 
-/** Return how often a count has become less: letters have left, and what was checked is not what is there. */
+/** Return how often a count has become less. */
 function useLosses(count: number): number {
   const kept = useRef({ count, losses: 0 });
   if (count < kept.current.count) kept.current.losses += 1;

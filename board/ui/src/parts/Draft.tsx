@@ -8,6 +8,7 @@ import { PRIORITIES } from "./Pri";
 import { Question } from "./Question";
 
 const PAUSE_MS = 400; // a guess: who pauses so long wants to know
+const AGAIN_MS = 5000; // a guess: a worker that knows the type may have started meanwhile
 
 export interface Draft {
   readonly text: string;
@@ -23,6 +24,12 @@ export function useDraft(type: string, before: string, place: string): Draft {
   const [text, write] = useState(before);
   const [state, setState] = useState<{ of: string; found: Validated | null; refusal: Refusal | null }>();
   const turn = useRef(0);
+  const [looks, setLooks] = useState(0);
+  useEffect(() => {
+    if (state?.found?.is_checked !== false) return;
+    const timer = setTimeout(() => setLooks(looks + 1), AGAIN_MS);
+    return () => clearTimeout(timer);
+  }, [state, looks]);
   useEffect(() => {
     const timer = setTimeout(async () => {
       turn.current += 1;
@@ -36,7 +43,7 @@ export function useDraft(type: string, before: string, place: string): Draft {
       }
     }, PAUSE_MS);
     return () => clearTimeout(timer);
-  }, [type, text, place]);
+  }, [type, text, place, looks]);
   return {
     text,
     write,

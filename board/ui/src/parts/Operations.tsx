@@ -1,5 +1,5 @@
 // Operations over many letters or jobs: what is held, how far one is, what died again; each can be stopped, some go on.
-import { useState } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import { post } from "../api";
 import type { Operation } from "../api/types";
 import { capital, count, plural, rate, seconds, visible } from "../format";
@@ -15,8 +15,8 @@ const SELDOM_MS = 5000; // else
 const TOLD_MS = 10 * 60_000; // a guess: so long after its end an operation is still of interest
 const STANDS_MS = 24 * 3_600_000; // a guess: what was stopped a day ago goes on no more
 
-/** Those that go on, stand, or ended a moment ago; nothing where there is none. */
-export function Operations({ turn }: { turn: number }) {
+/** Those that go on, stand, or ended a moment ago; nothing where there is none. `onRest` is called when none goes on any more. */
+export function Operations({ turn, onRest }: { turn: number; onRest?: () => void }) {
   const [isFast, setFast] = useState(true);
   const loaded = useLoad("operations", {}, isFast ? EVERY_MS : SELDOM_MS);
   const now = useNow();
@@ -28,6 +28,11 @@ export function Operations({ turn }: { turn: number }) {
   const shown = (loaded.data?.operations ?? []).filter(each => now - (each.ends_ms ?? each.created_ms) < toldFor(each.state));
   const isMoving = shown.some(each => each.state === "held" || each.state === "running");
   if (loaded.data !== null && isMoving !== isFast) setFast(isMoving);
+  const wasMoving = useRef(false);
+  useEffect(() => {
+    if (wasMoving.current && !isMoving) onRest?.();
+    wasMoving.current = isMoving;
+  }, [isMoving]);
   if (shown.length === 0) return null;
   return (
     <section class="panel" aria-label="Operations">
