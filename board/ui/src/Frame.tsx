@@ -284,7 +284,7 @@ function Trouble() {
         <div class="away">
           <LevelMark level="act" />
           <p>
-            <b aria-hidden="true">{why}</b> The page shows what was so {duration(Math.max(1000, ageOf(now, at)))} ago; actions
+            <b aria-hidden="true">{why.replace(/[^.]$/, "$&.")}</b> The page shows what was so {duration(Math.max(1000, ageOf(now, at)))} ago; actions
             wait until it is back.
           </p>
         </div>
