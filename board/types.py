@@ -27,7 +27,7 @@ from runtime.jobs import STREAMS
 from runtime.rules import ALL
 from runtime.store.lists import TYPE_CUT, JobLists
 
-LOOKED_AT: Final = 500  # oldest and newest entries of each priority whose types are counted, as the page says
+LOOKED_AT: Final = 250  # oldest and newest entries of a priority whose types are counted; measured: 500 take 34 ms of the server
 COUNTED_S: Final = 30.0
 GROUPS: Final = 100  # newest groups among which those of one type are looked for
 SHOWN_GROUPS: Final = 5
