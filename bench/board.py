@@ -196,6 +196,10 @@ def measure(waiting: int, claimed: int, dead: int, has_api: bool) -> None:
         fill(server, waiting, claimed, dead)
         with board(server) as (port, pid):
             print(f"\n{waiting:,} waiting, {claimed:,} claimed, {dead:,} dead")
+            with Viewers(port, 1):
+                began_s, (_, us) = time.perf_counter(), over(server, lambda: _wait_for_groups(port))
+                took_s = time.perf_counter() - began_s
+            print(f"  grouping {dead:,} letters takes {took_s:.0f} s, {us / took_s / 1000:.1f} ms of Redis a second, ticks too")
             for viewers in (1, VIEWERS):
                 with Viewers(port, viewers) as seen:
                     time.sleep(WARM_S if viewers == 1 else 3.0)
@@ -215,6 +219,16 @@ def measure(waiting: int, claimed: int, dead: int, has_api: bool) -> None:
                 _measure_api(server, port)
             rss_mb = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 1e6
             print(f"  the board takes {rss_mb:.0f} MB")
+
+
+def _wait_for_groups(port: int) -> None:
+    """Return once all letters are grouped, as the list of groups says."""
+
+    def is_done() -> bool:
+        groups = json.loads(get(port, "dead/groups"))
+        return groups["grouped"] == groups["letters"]
+
+    wait_for(is_done, "all letters are grouped", deadline_s=600, every_s=1.0)
 
 
 def _measure_api(server: Server, port: int) -> None:
@@ -243,18 +257,20 @@ def _slow(server: Server) -> str:
 
 
 def measure_drain(jobs: int, rounds: int) -> None:
-    """Print the rate of a worker with its board, with nobody and with viewers in turn."""
-    rates: dict[int, list[float]] = {0: [], DRAIN_VIEWERS: []}
+    """Print the rate and the CPU of a worker with its board, with nobody and with viewers in turn."""
+    found: dict[int, list[tuple[float, float]]] = {0: [], DRAIN_VIEWERS: []}
     for _ in range(rounds):
-        for viewers, found in rates.items():
-            found.append(_drain(jobs, viewers))
-    ratios = [seen / alone for alone, seen in zip(rates[0], rates[DRAIN_VIEWERS], strict=True)]
-    print(
-        f"\ndrain of {jobs:,} beside {DRAIN_VIEWERS} viewers: {median(ratios):.3f} of that without {[f'{r:.3f}' for r in ratios]}"
-    )
+        for viewers, figures in found.items():
+            figures.append(_drain(jobs, viewers))
+    print(f"\ndrain of {jobs:,} beside {DRAIN_VIEWERS} viewers, as part of that without, {rounds} rounds:")
+    for at, name in enumerate(("jobs/s", "jobs per second of the worker's CPU")):
+        alone, seen = ([figures[at] for figures in found[viewers]] for viewers in (0, DRAIN_VIEWERS))
+        ratios = [one / other for one, other in zip(seen, alone, strict=True)]
+        print(f"  {name}: median {median(seen):,.0f} of {median(alone):,.0f}; ratios {[f'{ratio:.3f}' for ratio in ratios]}")
 
 
-def _drain(jobs: int, viewers: int) -> float:
+def _drain(jobs: int, viewers: int) -> tuple[float, float]:
+    """Return jobs/s, and jobs for each second of the worker's CPU; the jobs are put there while the worker stands still."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     variables = {"RUNTIME_BOARD_OPERATE_TOKEN": TOKEN}
@@ -264,13 +280,15 @@ def _drain(jobs: int, viewers: int) -> float:
     ):
         worker.wait_for(lambda: _answers(port), "the board's first answer", every_s=0.05)
         with Viewers(port, viewers) as seen:
-            worker.wait_for(lambda: not viewers or seen.frames >= viewers, "each viewer sees a frame", every_s=0.05)
-            began_s = time.perf_counter()
+            worker.wait_for(lambda: seen.frames >= viewers, "each viewer sees a frame", every_s=0.05)
+            worker.signal(signal.SIGSTOP)
             server.fill(jobs)
-            worker.wait_for(lambda: server.waiting() == 0, "the drain", every_s=0.02)
-            rate = jobs / (time.perf_counter() - began_s)
+            cpu_s, began_s = worker.cpu_s(), time.perf_counter()
+            worker.signal(signal.SIGCONT)
+            worker.wait_for(lambda: server.left() == 0, "the drain", every_s=0.02)
+            took_s, used_s = time.perf_counter() - began_s, worker.cpu_s() - cpu_s
         worker.stop(jobs)
-    return rate
+    return jobs / took_s, jobs / used_s
 
 
 def main() -> int:

@@ -209,6 +209,10 @@ class Worker:
         texts = [Path(f"/proc/{pid}/status").read_text() for pid in self._processes()]
         return sum(int(line.split()[1]) for text in texts for line in text.splitlines() if line.startswith("VmHWM:")) / 1e3
 
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        self._process.send_signal(number)
+
     def stop(self, runs: int | None) -> None:
         """Stop the worker by SIGTERM, and compare the number of runs with that in its last log line; None is any number.
 
