@@ -33,7 +33,7 @@ run: install ## start the runtime with live demo jobs on an embedded Valkey, and
 	@exec $(BIN)/python -m handlers.demo --folder .run --board $(BOARD)
 
 test: install second-server third-server prometheus chromium ## all tests with a short fault run, on Valkey, Redis 7.0 and 8; WORKERS=0 for one after the other
-	$(BIN)/python -m pytest -q -m 'not long and not jaeger' -n $(WORKERS) --maxschedchunk 2 $(ARGS)
+	$(BIN)/python -m pytest -q -m 'not long and not jaeger' -n $(WORKERS) $(ARGS)
 
 check: install ## lint, strict types, architecture
 	$(BIN)/ruff check .
@@ -50,7 +50,7 @@ format: install ## put the code into its form, and fix what the linter can
 # tests/coverage_floors.py says how much of the pure modules and of the store they must reach.
 # The plugin for tests of users is left out, since pytest would load it, and the package, before anything is measured.
 coverage: install second-server third-server ## branches that unit and contract tests reach, and whether those are enough; lines in build/coverage/html
-	$(BIN)/python -m pytest -q -r fE -m 'not long and not jaeger' -n $(WORKERS) --maxschedchunk 2 --reruns 1 -p no:backend-jobs \
+	$(BIN)/python -m pytest -q -r fE -m 'not long and not jaeger' -n $(WORKERS) --reruns 1 -p no:backend-jobs \
 	  --cov --cov-report term --cov-report html --cov-report json $(ARGS) tests/unit tests/contract
 	$(BIN)/python -m tests.coverage_floors build/coverage/report.json
 

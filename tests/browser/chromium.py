@@ -19,7 +19,7 @@ HOW_TO_GET: Final = "no Chromium here: apt-get install chromium-headless-shell, 
 NAMES: Final = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 # A container has no user namespace for its sandbox; its shared memory may be small; it speaks to nobody but the board.
 FLAGS: Final = ("--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking", "--no-first-run")
-WAIT_MS: Final = 30_000  # a guess: a busy machine draws a page in far less
+WAIT_MS: Final = 120_000  # a guess: a machine that is busy with other tests draws a page in far less
 
 
 def binary() -> str | None:

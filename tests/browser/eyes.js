@@ -56,7 +56,7 @@
 
   /** Return once nothing is asked for any more, and no part of the page waits for an answer. */
   window.drawn = async () => {
-    const end = performance.now() + 20_000;
+    const end = performance.now() + 120_000;
     await turn();
     while (!isDrawn()) {
       if (performance.now() > end) throw new Error(`${location} is not drawn`);

@@ -82,11 +82,9 @@ async def paths(demo: Demo, running: Any) -> AsyncIterator[list[str]]:
         ]
 
 
-# One test for all windows, since each process that runs a test of this module starts a demo and a browser of its own.
-async def test_every_page_is_sound_at_a_desk_and_on_a_phone(demo: Demo, running: Any, paths: list[str]) -> None:
-    async with asyncio.TaskGroup() as tasks:
-        seen = [tasks.create_task(wrong_in(demo, running, paths, *window)) for window in ((1440, False), (380, True))]
-    assert [task.result() for task in seen] == [[], []]
+@pytest.mark.parametrize(("width", "is_dark"), [(1440, False), (380, True)], ids=["desk", "phone"])
+async def test_every_page_is_sound(demo: Demo, running: Any, paths: list[str], width: int, is_dark: bool) -> None:
+    assert await wrong_in(demo, running, paths, width, is_dark) == []
 
 
 @pytest.mark.long
