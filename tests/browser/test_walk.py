@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -456,8 +457,8 @@ def quiet_demo(demo: Demo) -> None:
 
 @contextlib.asynccontextmanager
 async def walking(demo: Demo, running: Any, way: str, folder: Path, hands: type[Mouse | Keyboard | Thumb]) -> AsyncIterator[Walk]:
-    """Begin a walk at the first page."""
-    crew = Crew(demo, folder, way)
+    """Begin a walk at the first page. Its jobs and letters are its own, also where it is made again after it has failed."""
+    crew = Crew(demo, folder, f"{way}-{secrets.token_hex(3)}")
     crew.start()
     try:
         async with watched(running, demo.origin, width=hands.width, height=hands.height, **hands.more) as seen:
