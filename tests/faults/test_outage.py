@@ -45,7 +45,9 @@ def go_through(server: Server, away: Fault, lease_s: float, history: Path, crew:
         wait_until(lambda: is_settled(raw), what="all is settled")
         assert raw.xlen("{jobs}:dead") == 0
     assert ended(history) == set(range(300))
-    again, said = second_runs(history), lines_of(crew)
+    # What is said of a loop that a busy machine held up is no matter here: a line, and the frames below it.
+    said = [line for line in lines_of(crew) if not line.startswith(" ") and "the event loop" not in line]
+    again = second_runs(history)
     assert len(said) <= 2 * 8, f"{again} ran twice; {said}"
     return again
 
