@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import redis
@@ -12,6 +14,7 @@ from runtime.codec import DEAD_FIELDS, SENT_FIELDS
 from runtime.said import Report, pack_reports
 from runtime.store.base import GROUP, WorkerRow
 from runtime.tries import Try, pack_tries
+from tests.servers import Server
 
 TRACE: Final = "4bf92f3577b34da6a3ce929d0e0e4736"
 _BOX: Final = "alert(1)"
@@ -222,3 +225,15 @@ def _stack(text: bytes) -> bytes:
 def _packed(word: bytes) -> bytes:
     """Return a text as MessagePack."""
     return b"\xdb" + len(word).to_bytes(4, "big") + word
+
+
+@contextmanager
+def filled() -> Iterator[Server]:
+    """Run a server with a queue in which strangers have written all they can."""
+    server = Server("valkey")
+    try:
+        with server.client() as client:
+            Writer(client).fill()
+        yield server
+    finally:
+        server.stop()

@@ -19,7 +19,7 @@ from aiohttp import ClientSession
 
 from board.routes import ROUTES, Route
 from tests.board.boards import whole
-from tests.board.hostile import CORPUS, Writer
+from tests.board.hostile import CORPUS, filled
 from tests.board.test_access import TOKENS, secret_file
 from tests.servers import Server
 
@@ -69,13 +69,8 @@ class Door:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def store() -> AsyncIterator[Server]:
     """A server with a queue in which strangers have written all they can."""
-    server = Server("valkey")
-    try:
-        with server.client() as client:
-            Writer(client).fill()
+    with filled() as server:
         yield server
-    finally:
-        server.stop()
 
 
 @asynccontextmanager

@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 from tests.board.boards import whole
-from tests.board.hostile import CORPUS, Writer
+from tests.board.hostile import CORPUS, filled
 from tests.board.test_access import secret_file
 from tests.browser.chromium import Watched, watched
 from tests.servers import Server
@@ -40,13 +40,8 @@ REFUSED: Final = ("400 GET", "404 GET", "status of 400", "status of 404")  # wha
 @pytest.fixture(scope="module")
 def hostile_store() -> Iterator[Server]:
     """A server with a queue in which strangers have written all they can."""
-    server = Server("valkey")
-    try:
-        with server.client() as client:
-            Writer(client).fill()
+    with filled() as server:
         yield server
-    finally:
-        server.stop()
 
 
 class Hostile(msgspec.Struct, frozen=True):
