@@ -12,10 +12,10 @@ import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from typing import Final, NoReturn, Protocol, cast
 
+from runtime import __version__
 from runtime.commands.flags import Parser, add_texts
 from runtime.config import Config, load
 from runtime.errors import ConfigError, JobsError
@@ -95,7 +95,7 @@ def parser(*names: str) -> Parser:
     """Return the parser of the command line, with the flags of the named commands; for that, they are loaded."""
     top = Parser(prog="python -m runtime", epilog=EPILOG)
     add_texts(top, "Run jobs from Redis Streams, and look after them.")
-    top.add_argument("--version", action="version", version=f"backend-jobs {version('backend-jobs')}")
+    top.add_argument("--version", action="version", version=f"backend-jobs {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
     for name, help_text in COMMANDS.items():
         command = commands.add_parser(name, help=help_text)
