@@ -26,7 +26,7 @@ def rows(section: str) -> list[str]:
 
 
 def reasons_in(tree: ast.AST) -> Iterator[str]:
-    """Return what a module's code gives as the reason of a letter: the second argument of what makes one, where it is written out."""
+    """Return what a module gives as the reason of a letter: the second argument of what makes one, where it is written out."""
     for call in ast.walk(tree):
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in DIES and len(call.args) > 1:
             for part in ast.walk(call.args[1]):
