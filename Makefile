@@ -21,7 +21,7 @@ help: ## list the verbs
 
 install: $(STAMP) ## make .venv with everything in it
 
-# `runtime/__init__.py` has the version, which the command line reads out of what is installed.
+# `runtime/__init__.py` has the version, which pip notes beside what is installed.
 $(STAMP): pyproject.toml constraints.txt runtime/__init__.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11 …"; exit 2; }
 	@$(PYTHON) -m venv $(VENV) || { $(APT) update -q && $(APT) install -q -y python3-venv && $(PYTHON) -m venv --clear $(VENV); }
