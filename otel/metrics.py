@@ -14,7 +14,7 @@ from prometheus_client import ProcessCollector
 from otel.exposition import Exemplar, Family, Page, Row, buckets, merged
 from runtime import __version__
 from runtime.jobs import STREAMS
-from runtime.stats import Blocks, Count, Stats
+from runtime.stats import UNKNOWN_TYPE, Blocks, Count, Stats
 from runtime.store.flow import Flow
 from runtime.store.inspector import Depth
 
@@ -27,7 +27,7 @@ SIZES: Final = buckets(range(0, 13, 2), 1)  # 1 to 4,096: more than a worker has
 LAGS: Final = buckets(range(10, 25, 2), 1e6)  # 1 ms to 17 s: where the loop may stand still for a minute at most
 MAX_TYPES: Final = 500  # a guess: 30,000 series of one worker; what more there is, is counted as one type
 MAX_ROWS: Final = 1000  # of pauses, of schedules: as many as a queue may have; a guess
-UNKNOWN: Final = "(unknown)"  # a type without a handler here, or none at all
+UNKNOWN: Final = UNKNOWN_TYPE  # a type without a handler here, or none at all
 OTHER: Final = "(other)"  # a type with a handler, beyond MAX_TYPES
 SPANS: Final = ("sampled", "forced", "handler")
 DROPS: Final = ("full", "collector", "budget")

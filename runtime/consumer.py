@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import math
 import os
 import socket
 import threading
@@ -509,6 +510,7 @@ class Consumer:
             lag=int(self.stats.lag.longest_s(time.monotonic()) * 1000),
             where=where,
             jobs=self._longest_running(),
+            unknown_s=math.ceil(self.config.unknown_after_s),
         )
 
     def _in_lanes(self) -> list[tuple[Job, float]]:

@@ -40,6 +40,7 @@ WINDOW_S: Final = 60  # a guess: longer than the time between two scrapes, and s
 WAITS_SEEN: Final = 4
 _STEP: Final = 618  # thousandths, of the golden section: steps of this size fall together with no pattern in the order of types
 MAX_WAIT_MS: Final = 10 * 365 * 24 * 3600 * 1000  # an entry that is older has an id such as 5-3, which says no time
+UNKNOWN_TYPE: Final = "(unknown)"  # how people and metrics are shown what has no name here: no type, or one of too many
 STRANGE_TYPES: Final = 100  # a guess: types without a handler here that are told apart; each has some kilobytes of counts
 
 

@@ -10,6 +10,7 @@ from runtime.codec import MAX_MS
 from runtime.commands.common import clean
 from runtime.control import Worker
 from runtime.said import MAX_TEXT_CHARS, Report
+from runtime.stats import UNKNOWN_TYPE
 from runtime.store.base import WorkerRow
 from runtime.store.flow import BEHIND_MS, DAY_MS, MAX_GROUPS, Flow, GateReading, GroupReading, ScheduleReading, span
 from runtime.store.inspector import Depth
@@ -40,7 +41,7 @@ def workers_in_words(depth: Depth, flow: Flow) -> str:
 def blocked_in_words(row: WorkerRow | Worker) -> str:
     """Return which types have blocked a worker's loop most often, how often, and for how long at most; empty where none has."""
     worst = sorted(row.blocked, key=lambda name: -row.blocked[name])[:BLOCKERS]
-    named = [(clean(name or "(unknown)", 24), row.blocked[name], row.blocked_ms.get(name, 0)) for name in worst]
+    named = [(clean(name or UNKNOWN_TYPE, 24), row.blocked[name], row.blocked_ms.get(name, 0)) for name in worst]
     return ", ".join(f"{name} {count:,} times, up to {longest_ms:,} ms" for name, count, longest_ms in named)
 
 

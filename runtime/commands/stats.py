@@ -10,7 +10,7 @@ from runtime.commands.common import clean, inspector, print_json, with_store
 from runtime.commands.flags import QUEUE, add_settings, add_texts, check_between
 from runtime.commands.readings import print_rows, workers_in_words
 from runtime.config import Config
-from runtime.stats import OUTCOMES
+from runtime.stats import OUTCOMES, UNKNOWN_TYPE
 from runtime.store.flow import Flow
 from runtime.store.inspector import Depth
 
@@ -67,5 +67,5 @@ def main(config: Config, arguments: argparse.Namespace) -> int:
     if counters:
         print(f"\nlast {arguments.minutes} minutes:\n{'type':28} {'priority':10} {'outcome':10} {'count':>10}")
     for (type_name, priority, outcome), count in sorted(counters.items()):
-        print(f"{clean(type_name or '(unreadable)', 28):28} {priority:10} {outcome:10} {count:>10,}")
+        print(f"{clean(type_name or UNKNOWN_TYPE, 28):28} {priority:10} {outcome:10} {count:>10,}")
     return 0

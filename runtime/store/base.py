@@ -432,7 +432,8 @@ class WorkerRow(msgspec.Struct, frozen=True):
 
     `since` is when the worker started, by its own clock, `version` the runtime's and `app` that of what it runs, `rss` its
     resident bytes, `lag` the longest turn of its loop in the last minute in ms. `jobs` are those that have run for longest, at
-    most TOLD_JOBS: each its place, such as `high/12-0`, when it started by the worker's clock, and its type.
+    most TOLD_JOBS: each its place, such as `high/12-0`, when it started by the worker's clock, and its type. `unknown_s` is for
+    how long it lets jobs wait whose type no worker knows.
     """
 
     lease_ms: int = 0
@@ -455,6 +456,7 @@ class WorkerRow(msgspec.Struct, frozen=True):
     lag: int = 0
     where: dict[str, str] = {}
     jobs: list[tuple[str, int, str]] = []
+    unknown_s: int = 0
 
     @property
     def lease_s(self) -> float:
@@ -499,6 +501,7 @@ _TOLD: Final[dict[str, type]] = {
     "lag": int,
     "where": dict,
     "jobs": list,
+    "unknown_s": int,
 }
 _VALUES: Final = {"limits": dict, "where": str}  # what the values of tables are; those of others are numbers
 

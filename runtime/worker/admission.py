@@ -25,6 +25,7 @@ from runtime.jobs import (
     PLAIN,
     STREAMS,
     TYPE_NAME,
+    UNKNOWN,
     BadEntry,
     Claim,
     Handler,
@@ -346,7 +347,8 @@ class Admission:
                 continue
             told = Park(ctx.parked.lot_for(outcome.lot)) if isinstance(outcome, Park) else outcome
             ctx.ledger.add(job, told)
-            ctx.stats.moved(job.type if job.type in ctx.registry else b"", job.stream, outcome_name(told))
+            has_name = job.type in ctx.registry or (isinstance(told, Park) and told.lot != UNKNOWN)
+            ctx.stats.moved(job.type if has_name else b"", job.stream, outcome_name(told))
             if isinstance(told, Dead):
                 ctx.log.warn("job %s is dead: %s", job.id, told, about=job)
 

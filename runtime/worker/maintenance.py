@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from random import random
 from typing import Final
@@ -18,10 +19,10 @@ from runtime.jobs import FREE, GATE, OVERFLOW, STREAMS, SUSPECT, UNKNOWN, Lease,
 from runtime.schedules import Definition, told_of_code
 from runtime.schema import Declared, declared
 from runtime.store.base import End, WorkerRow
+from runtime.store.unknown import kind_in_words, lot_is_known, type_and_version
 from runtime.worker.context import STORE_BACKOFF, WorkerContext
 from runtime.worker.listener import Told
 from runtime.worker.log import level_of
-from runtime.worker.parking import lot_is_known
 
 log: Final = logs.guarded("runtime.maintenance")
 
@@ -37,7 +38,15 @@ FORGET_ROWS: Final = 20  # dead workers a sweep; a guess: many that died at once
 ENDS_S: Final = 20.0  # a guess: what closes a stream stays, and jobs go on running meanwhile
 ROW_S: Final = 1.9  # of a second and another: the counters are written once a second
 DECLARE_S: Final = 600.0  # a guess: people deploy more seldom than that, and servers lose what they had more seldom still
+UNKNOWN_TOLD_S: Final = 60.0  # a guess: between two lines in the log of jobs of one type that no worker knows
+MOST_UNKNOWN_TOLD: Final = 10  # types a sweep; a guess: a sender that invents names must not fill the log
+DAY_S: Final = 86_400.0
 ENDS_TOLD_S: Final = 300.0  # a guess: between two lines in the log of the same trouble
+
+
+def clock_in(wait_s: float) -> str:
+    """Return what this host's clock will show in so long; with its date where that is not soon."""
+    return time.strftime("%H:%M" if wait_s < DAY_S / 2 else "%Y-%m-%d %H:%M", time.localtime(time.time() + max(0.0, wait_s)))
 
 
 def jitter_s(low_s: float, high_s: float) -> float:
@@ -61,6 +70,7 @@ class Maintenance:
         self._cursor = "0"
         self._began_s = time.monotonic()
         self._known_s: dict[tuple[str, int], float] = {}  # when a live worker was last seen that knows this type and version
+        self._strange: dict[str, tuple[float, float]] = {}  # lots that none knows: first seen when, and not to be told of before
         self._promote_now = asyncio.Event()
         self._next_ends_s = self._tell_ends_s = 0.0
         self._next_empty_s = time.monotonic() + jitter_s(0.0, EMPTY_LOTS_S)
@@ -138,6 +148,8 @@ class Maintenance:
         await self._forget_empty_lots()
         workers = await self._streams.workers()
         still = self._standing_still(workers)
+        living = [row for name, (_, row) in workers.items() if name not in still]
+        self._tell_unknown(living)
         if not self._ctx.leases.may_reclaim:
             return
         for stream in busy:
@@ -152,7 +164,7 @@ class Maintenance:
                     log.info("took back %d jobs of dead workers and %d lost deliveries", found.dead, found.undelivered)
                 if found.dead + found.undelivered < RECLAIM_IDS:
                     break
-        await self._dead_letter_unknown([row for name, (_, row) in workers.items() if name not in still])
+        await self._dead_letter_unknown(living)
         await self._forget_the_dead(workers)
 
     async def _forget_empty_lots(self) -> None:
@@ -232,6 +244,27 @@ class Maintenance:
             if is_strange and await self._streams.waiting_longest(stream, lot, int(self._lease_s * 1000), 1):
                 self._ctx.parked.adopt(lot)
 
+    def _tell_unknown(self, live_rows: list[WorkerRow]) -> None:
+        """Log what waits for a worker that knows it, and until when; of each type once a minute."""
+        now_s, waiting = time.monotonic(), Counter[str]()
+        living = [kind for row in live_rows for kind in row.types.items()]
+        for (_, lot), count in self._ctx.parked.seen.items():
+            if lot.startswith(UNKNOWN) and count and not self._ctx.parked.can_run(lot):
+                waiting[lot] += count
+        before, told = self._strange, 0
+        self._strange = {lot: before.get(lot, (now_s, now_s)) for lot in waiting}
+        for lot, (since_s, tell_s) in self._strange.items():
+            if tell_s > now_s or told == MOST_UNKNOWN_TOLD or lot_is_known(lot, living):
+                continue
+            told += 1
+            self._strange[lot] = since_s, now_s + UNKNOWN_TOLD_S
+            seen_s = [at_s for kind, at_s in self._known_s.items() if lot_is_known(lot, [kind])]
+            dead_s = max(since_s, self._began_s, *seen_s) + self._unknown_after_s
+            wait = "1 job waits" if waiting[lot] == 1 else f"{waiting[lot]} jobs wait"
+            text = "%s: %s, and no worker that lives knows it; dead letters from %s on unless one does; hint: %s"
+            hint = "start a worker that has its handler; `jobs list --state parked` shows the jobs"
+            log.warning(text, kind_in_words(lot), wait, clock_in(dead_s - now_s), hint)
+
     async def _dead_letter_unknown(self, live_rows: list[WorkerRow]) -> None:
         """Bury what no live worker has known for long.
 
@@ -263,7 +296,7 @@ class Maintenance:
             if letters:
                 moved = await self._streams.dead_letter(lot, letters)
                 await self._streams.forget(lot)  # a lot that is empty now is listed no more
-                self._ctx.stats.moved(b"", stream, "dead", moved)
+                self._ctx.stats.moved(b"" if is_shared else type_and_version(lot)[0].encode(), stream, "dead", moved)
                 log.warning("%d jobs of unknown type are among the dead letters (%s)", moved, lot)
 
     # --- counters ------------------------------------------------------------------------------------------------

@@ -15,14 +15,13 @@ import msgspec
 
 from runtime.jobs import FREE, STREAMS, SUSPECT, UNKNOWN, Registry
 from runtime.places import Places
-from runtime.store.base import parse_int
 from runtime.store.shapes import Ask
+from runtime.store.unknown import type_and_version
 from runtime.worker.plan import WEIGHTS
 
 Place = tuple[int, str]  # a stream, and the name of a lot on it
 
 MAX_UNKNOWN: Final = 256  # a guess: lots of unknown types; a producer with a typo per message must not make a consumer for each
-FAR: Final = 10**18  # a version that no worker knows
 ANY_NUMBER: Final = 1_000_000  # more than any fetch asks for
 
 
@@ -98,7 +97,7 @@ class Parked:
             return True
         if not lot.startswith(UNKNOWN):
             return lot in self._adopted
-        name, version = _type_and_version(lot)
+        name, version = type_and_version(lot)
         return version <= self.types.get(name, 0)  # by name: asked of each lot before each wait, and a worker may know many types
 
     def may_take(self, at: Place) -> bool:
@@ -194,14 +193,3 @@ class Shares:
                 left -= n
                 wanted[places] -= n
         return asks
-
-
-def lot_is_known(lot: str, known: Iterable[tuple[str, int]]) -> bool:
-    """Return whether one of these types, each with the newest version that is known, can run what waits in a lot of a type."""
-    name, version = _type_and_version(lot)
-    return any(name == known_name and version <= newest for known_name, newest in known)
-
-
-def _type_and_version(lot: str) -> tuple[str, int]:
-    name, _, version = lot[len(UNKNOWN) :].rpartition("@")
-    return name, parse_int(version) or FAR

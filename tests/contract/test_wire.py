@@ -156,9 +156,11 @@ async def test_an_unknown_type_waits_for_a_worker_that_knows_it_and_burns_no_att
 
 
 async def test_an_unknown_type_that_nobody_learns_becomes_a_dead_letter(server, raw, seen):
-    async with working(server.url, seen.handler, lease_s=0.3, unknown_after_s=1.0):
+    async with working(server.url, seen.handler, lease_s=0.3, unknown_after_s=1.0) as worker:
         raw.xadd(KEY, {"type": "typo", "data": "{}"})
         await until(lambda: dead(raw) and not leftovers(raw), "it is dead-lettered")
+        counted = lambda: {name: count.totals() for name, _, count in worker.stats.rows()}  # noqa: E731
+        await until(lambda: counted() == {"typo": {"parked": 1, "dead": 1}}, "it is counted under its own name")
     assert (dead(raw)[0]["dead_reason"], dead(raw)[0]["type"]) == ("unknown-type", "typo")
 
 

@@ -47,7 +47,7 @@ def test_a_row_is_written_as_every_version_reads_it():
     row = WorkerRow(30_000, "host", 7, 8, 3, {"a": 1}, "running", {"a": 2})
     told = '{"host":"host","pid":7,"lanes":8,"held":3,"running":{"a":1},"stage":"running","types":{"a":2}}'
     since = '"reserved":0,"limits":{},"schedules":{},"blocked":{},"blocked_ms":{}'
-    newest = '"since":0,"version":"","app":"","rss":0,"lag":0,"where":{},"jobs":[]'
+    newest = '"since":0,"version":"","app":"","rss":0,"lag":0,"where":{},"jobs":[],"unknown_s":0'
     assert str(row) == f"30000 {told[:-1]},{since},{newest}}}"
     assert WorkerRow.parse(f"30000 {told}") == row, "and as the releases before limits wrote it"
 

@@ -13,7 +13,7 @@ from runtime.errors import StoreUnavailable
 from runtime.jobs import DONE, FREE, SUSPECT
 from runtime.store.base import End, WorkerRow
 from runtime.worker.heartbeat import Beat
-from runtime.worker.maintenance import Maintenance
+from runtime.worker.maintenance import MOST_UNKNOWN_TOLD, Maintenance, clock_in
 from tests.builders import job
 from tests.cruelty import Fault, Plan
 from tests.memory import Pending
@@ -170,6 +170,41 @@ async def test_what_a_live_worker_knows_is_not_dead_lettered():
     maintenance = Maintenance(parts.ctx)
     await maintenance.sweep_once()
     assert parts.store.dead == []
+
+
+async def test_of_what_no_worker_knows_a_line_a_minute_says_how_many_wait_and_until_when(caplog: pytest.LogCaptureFixture):
+    parts = make(lease_s=SHORT_S, unknown_after_s=900.0)
+    for stream in (HIGH, HIGH, 2):
+        parts.park("~t:nobody-knows@1", stream=stream, type="nobody-knows")
+    parts.park("~t:part@7", type="part")
+    parts.park("~t:part@1", type="part")
+    maintenance = Maintenance(parts.ctx)
+    maintenance._began_s -= 3600.0
+    told = lambda: [record.getMessage() for record in caplog.records if "no worker that lives" in record.getMessage()]  # noqa: E731
+    await sweep(maintenance, 3)
+    first, second = told()
+    soonest, latest = (clock_in(900.0 - ago_s) for ago_s in (1.0, 0.0))
+    assert first.partition("; hint")[0] in [
+        f"nobody-knows: 3 jobs wait, and no worker that lives knows it; dead letters from {at} on unless one does"
+        for at in (soonest, latest)
+    ]
+    assert second.startswith("part in version 7: 1 job waits,")
+    maintenance._strange = {lot: (since_s - 60.0, tell_s - 60.0) for lot, (since_s, tell_s) in maintenance._strange.items()}
+    parts.store.workers["knows"] = parts.store.now_ms + LONG_MS
+    parts.store.rows["knows"] = '1 {"types":{"nobody-knows":1}}'
+    await maintenance.sweep_once()
+    assert [line.partition(":")[0] for line in told()[2:]] == ["part in version 7"], "again after a minute; the other is known"
+
+
+async def test_names_that_a_sender_invents_do_not_fill_the_log(caplog: pytest.LogCaptureFixture):
+    parts = make(unknown_after_s=900.0)
+    for n in range(25):
+        parts.park(f"~t:odd-{n}@1", type=f"odd-{n}")
+    maintenance = Maintenance(parts.ctx)
+    await sweep(maintenance, 1)
+    assert len(caplog.records) == MOST_UNKNOWN_TOLD
+    await sweep(maintenance, 3)
+    assert len({record.getMessage().partition(":")[0] for record in caplog.records}) == len(caplog.records) == 25
 
 
 async def test_the_ends_of_the_streams_are_looked_at_now_and_then_and_a_closed_one_is_told():
