@@ -20,6 +20,9 @@ from typing import Any, Final
 from runtime.jobs import Job, running_job
 
 TOLD_EVERY_S: Final = 60.0  # between two lines on standard error that the log itself fails; a guess
+MAX_EXTRA_CHARS: Final = 16 * 1024  # of all fields that users give one line, as JSON; a guess: a quarter of what collectors take
+MAX_PLAIN_CHARS: Final = 300  # the same in a plain line; a guess: two lines of a terminal
+NO_STACK: Final = "(the stack is not shown)"  # for formatters, which would ask an exception of the user's for its traceback
 
 _OURS: Final = ("runtime", "board", "otel", "handlers")
 # What a terminal or a reader of lines obeys: controls, line and paragraph separators, and what turns the direction of text.
@@ -31,6 +34,8 @@ _INDENT: Final = "\n    "  # what begins each further line of a record
 JOB_FIELDS: Final = ("job_id", "job_type", "job_attempt")
 TRACE_FIELDS: Final = ("trace_id", "span_id", "trace_flags")  # OpenTelemetry's names in logs that are not its own
 _FIELDS: Final = {*JOB_FIELDS, *TRACE_FIELDS}
+# What a record has without `extra`, or gets on its way through logging itself.
+_RECORD: Final = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
 
 
 def _no_ids() -> tuple[str, str, str] | None:
@@ -89,7 +94,10 @@ class GuardedLog(logging.LoggerAdapter[logging.Logger]):
         try:
             super().log(level, msg, *args, **{**kwargs, "stacklevel": kwargs.get("stacklevel", 1) + 1})
         except BaseException as error:
-            self._tell(type(error))
+            if kwargs.get("exc_info"):  # who reads that asks an exception of the user's, which may raise anything
+                self.log(level, msg, *args, **{**kwargs, "exc_info": None, "stacklevel": kwargs.get("stacklevel", 1) + 1})
+            else:
+                self._tell(type(error))
 
     @classmethod
     def _tell(cls, kind: type[BaseException]) -> None:
@@ -105,8 +113,12 @@ _GUARDED: Final[list[logging.Logger]] = []
 
 
 def _with_stack(record: logging.LogRecord) -> bool:
-    """Put the text `stack` of `extra` where formatters, whosever they are, look for the text of a traceback."""
-    record.exc_text = record.__dict__.pop("stack", "") or record.exc_text
+    """Put the text `stack` of `extra` where formatters, whosever they are, look for the text of a traceback before they ask the
+    exception for it.
+    """
+    stack = record.__dict__.pop("stack", None)
+    if stack is not None:
+        record.exc_text = stack or (NO_STACK if record.exc_info else None)
     return True
 
 
@@ -126,12 +138,41 @@ class _Lines(logging.Formatter):
 
     def stack_of(self, record: logging.LogRecord) -> str:
         """Return the traceback of a record, and the stack that was asked for with it."""
-        traced = self.formatException(record.exc_info) if record.exc_info else record.exc_text
-        return "\n".join(part for part in (traced, record.stack_info) if part)
+        traced = record.exc_text or (self.formatException(record.exc_info) if record.exc_info else "")
+        return "\n".join(part for part in (traced, record.stack_info) if part and part is not NO_STACK)
+
+
+def extras_of(record: logging.LogRecord, chars: int, *, is_ascii: bool = True) -> dict[str, str]:
+    """Return what users gave a record with `extra`, each as JSON, in about so many characters; the rest is cut, or left out.
+
+    Names that begin with `_` are those of tools that pass something on in a record.
+    """
+    told: dict[str, str] = {}
+    for name, value in record.__dict__.copy().items():  # another handler's filter may add to it, in its thread
+        if type(name) is not str or name in _RECORD or name in _FIELDS or name.startswith("_"):
+            continue
+        chars -= len(name)
+        if chars <= 0:
+            break
+        told[name] = text = _as_json(value, chars, is_ascii)
+        chars -= len(text)
+    return told
+
+
+def _as_json(value: object, chars: int, is_ascii: bool) -> str:
+    """Return a value of the user's as JSON; as a text where JSON cannot say it, or where it is longer than `chars`."""
+    try:
+        text = json.dumps(value, default=str, allow_nan=False, ensure_ascii=is_ascii)
+        return text if len(text) <= chars else json.dumps(f"{text[: chars // 2]}…", ensure_ascii=is_ascii)
+    except Exception:  # a dict with other keys than texts, a list that holds itself, a `__str__` that raises
+        try:
+            return json.dumps(str(value)[: chars // 2], ensure_ascii=is_ascii)
+        except Exception as second:
+            return json.dumps(f"(cannot be shown: {type(second).__name__})")
 
 
 class Plain(_Lines):
-    """One line per record, and the lines of a stack after it."""
+    """One line per record, with what users gave it as `name=value` at the end, and the lines of a stack after it."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as text; control characters are escaped, and what comes after a line break is indented."""
@@ -143,13 +184,14 @@ class Plain(_Lines):
             fields += [told.get("job_type"), told["job_id"], "attempt", told.get("job_attempt")]
         if told.get("trace_id"):
             fields += ["trace", told["trace_id"]]
+        fields += [f"{name}={value}" for name, value in extras_of(record, MAX_PLAIN_CHARS, is_ascii=False).items()]
         text += f"  [{' '.join(map(str, fields))}]" if fields else ""
         stack = self.stack_of(record)
         return (f"{text}\n{stack}" if stack else text).translate(_ESCAPED).replace("\n", _INDENT)
 
 
 class Json(_Lines):
-    """One JSON object per record."""
+    """One JSON object per record, with what users gave it; our own names win."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as one line of JSON, in ASCII."""
@@ -164,7 +206,9 @@ class Json(_Lines):
         stack = self.stack_of(record)
         if stack:
             line["stack"] = stack
-        return json.dumps(line, ensure_ascii=True, default=str).replace("\x7f", "\\u007f")  # the one control that JSON leaves
+        own = json.dumps(line, ensure_ascii=True, default=str)
+        more = [f"{json.dumps(name)}: {value}" for name, value in extras_of(record, MAX_EXTRA_CHARS).items() if name not in line]
+        return ", ".join([own[:-1], *more]).replace("\x7f", "\\u007f") + "}"  # the one control that JSON leaves
 
 
 _settings: tuple[str, str] | None = None

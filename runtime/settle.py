@@ -297,6 +297,13 @@ def origin_of(error: BaseException) -> BaseException | None:
     return cast("BaseException", cause) if issubclass(type(cause), BaseException) else None
 
 
+def raised_info(error: BaseException) -> tuple[type[BaseException], BaseException, TracebackType | None]:
+    """Return what the log and trackers of errors take for what was raised: of a Dead the error that it was made of."""
+    origin = origin_of(error)
+    shown = error if origin is None else origin
+    return type(shown), shown, _TRACEBACK(shown)
+
+
 def plain(text: str, chars: int) -> str:
     """Return a text of exactly the type `str` that can be written as UTF-8, cut to so many characters.
 

@@ -36,6 +36,7 @@ from runtime.jobs import (
     Park,
     Postpone,
     Registry,
+    default_id,
     lot_of,
 )
 from runtime.places import Places
@@ -198,7 +199,11 @@ class Admission:
             if ctx.held.add(stream, [entry.lease]):
                 ctx.ledger.add_bad(entry)
                 ctx.stats.moved(b"", stream, "dead")
-                ctx.log.warn("unreadable entry %s on %s: %s", entry.lease.entry.decode(), STREAMS[stream], entry.reason)
+                place = entry.lease.entry.decode()
+                about = {"job_id": default_id(STREAMS[stream], place)}
+                ctx.log.death(
+                    "unreadable entry %s on %s: %s", place, STREAMS[stream], entry.reason, about=about, reason=entry.code
+                )
         return ctx.held.add(stream, jobs)
 
     async def _still_ours(self, jobs: list[Job]) -> list[Job]:
@@ -350,7 +355,7 @@ class Admission:
             has_name = job.type in ctx.registry or (isinstance(told, Park) and told.lot != UNKNOWN)
             ctx.stats.moved(job.type if has_name else b"", job.stream, outcome_name(told))
             if isinstance(told, Dead):
-                ctx.log.warn("job %s is dead: %s", job.id, told, about=job)
+                ctx.log.death("job %s is dead: %s", job.id, told, about=job, reason=told.code)
 
     # --- threads and child processes ---------------------------------------------------------------------------------
 

@@ -204,4 +204,4 @@ class Isolation:
                 "job_type": about.type.decode(errors="replace"),
                 "job_attempt": about.failed,
             }
-            self._ctx.log.warn("job %s is dead: it %s", job_id, text, about=told)
+            self._ctx.log.death("job %s is dead: it %s", job_id, text, about=told, reason=letter.code)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from typing import Final
 
 from runtime import logs
 from runtime.errors import Dead, Retry, StoreError, StoreUnavailable
 from runtime.jobs import Job
+from runtime.settle import CANCELLED_CODE, raised_info
 
 log: Final = logs.guarded("runtime")
 
@@ -35,6 +37,11 @@ class ThrottledLog:
         self._second = 0
         self._spent = 0
         self._stacks = 0
+
+    def death(self, text: str, *args: object, about: Job | Mapping[str, object], reason: str) -> None:
+        """Log a job that is dead without a run, as far as this second's budget goes."""
+        fields = logs.job_fields(about) if isinstance(about, Job) else about
+        self.warn(text, *args, level=logging.ERROR, about={**fields, "reason": reason})
 
     def warn(self, text: str, *args: object, level: int = logging.WARNING, about: Job | dict[str, object] | None = None) -> None:
         """Log a line, if this second's budget has one left; the others are counted, and logged as a number.
@@ -63,9 +70,13 @@ class ThrottledLog:
         extra = logs.job_fields(job)
         if isinstance(outcome, Dead):
             self._stacks += 1
-            extra["stack"] = outcome.stack if self._stacks <= STACKS_S else ""
+            # The stack as text, even an empty one, keeps formatters from asking the exception, which is the user's. Trackers of
+            # errors do ask it.
+            extra |= {"reason": outcome.code, "stack": outcome.stack if self._stacks <= STACKS_S else ""}
+            is_ordered = outcome.code == CANCELLED_CODE and not outcome.is_failure  # by people: no error
+            level, raised = (logging.WARNING, None) if is_ordered else (logging.ERROR, raised_info(error))
             text = "job %s (%s) is dead after attempt %d: %s"
-            log.warning(text, job.id, job.type.decode(), job.attempt, outcome, extra=extra)
+            log.log(level, text, job.id, job.type.decode(), job.attempt, outcome, extra=extra, exc_info=raised)
         else:
             text = "job %s (%s) failed attempt %d, again in %.1f s: %s"
             log.warning(text, job.id, job.type.decode(), job.attempt, outcome.delay_s, outcome, extra=extra)

@@ -101,7 +101,7 @@ class Maintenance:
                 continue
             failures, self._cursor = 0, run.cursor
             if run.bad:
-                log.warning("%d delayed records could not be read: they are among the dead letters", run.bad)
+                log.error("%d delayed records could not be read: they are among the dead letters", run.bad)
             if run.wait_ms == 0 and run.moved and not run.is_full:
                 continue  # a full run is repeated at once, as long as it moves something
             await self._doze(PROMOTE_S if run.wait_ms < 0 else min(run.wait_ms / 1000 or STUCK_S, PROMOTE_S))
@@ -297,7 +297,8 @@ class Maintenance:
                 moved = await self._streams.dead_letter(lot, letters)
                 await self._streams.forget(lot)  # a lot that is empty now is listed no more
                 self._ctx.stats.moved(b"" if is_shared else type_and_version(lot)[0].encode(), stream, "dead", moved)
-                log.warning("%d jobs of unknown type are among the dead letters (%s)", moved, lot)
+                extra = {"reason": "unknown-type"}
+                log.error("%d jobs of unknown type are among the dead letters (%s)", moved, lot, extra=extra)
 
     # --- counters ------------------------------------------------------------------------------------------------
 

@@ -41,7 +41,8 @@ def test_the_demo_runs_until_it_is_interrupted_and_leaves_nothing_running(tmp_pa
     assert not [line for line in text.splitlines() if line.startswith("{")], "what the worker logs is printed for people"
     logged = [json.loads(line) for line in (folder / "worker.log").read_text().splitlines() if line.startswith("{")]
     assert logged
-    assert not [line for line in logged if line["level"] in ("error", "critical")]
+    errors = [line for line in logged if line["level"] in ("error", "critical")]
+    assert not [line for line in errors if "reason" not in line], "other than jobs that die by design"
     told = [line for line in logged if "stack" in line]  # of jobs that die by design, and of a busy machine's loop
     assert not [line for line in told if "is dead" not in line["message"] and line["logger"] != "runtime.loop_monitor"]
     boards = [line for line in text.partition("\n  mails ")[2].partition("\n  board ")[2].splitlines() if line.strip()]

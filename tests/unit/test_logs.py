@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import logging.config
 import logging.handlers
 import queue
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,9 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime import logs
-from runtime.errors import Dead, Retry, StoreUnavailable
+from runtime.errors import Cancelled, Dead, Retry, StoreUnavailable
 from runtime.jobs import LANE, Job
 from runtime.offload import in_thread
+from runtime.settle import decide
 from runtime.worker.log import LINES_S, STACKS_S, ThrottledLog
 from tests.builders import job
 from tests.unit.in_child import writes
@@ -354,9 +357,155 @@ def test_a_death_is_logged_with_its_stack_and_a_retry_is_one_line(told: Heard) -
     assert retried.exc_text is None
     assert json.loads(logs.Json().format(died))["stack"].startswith('File "mail.py", line 7')
     plain = logs.Plain().format(died).splitlines()
-    assert plain[0].endswith("job order-5 (mail) is dead after attempt 2: no such account")
+    assert plain[0].endswith('job order-5 (mail) is dead after attempt 2: no such account  [reason="handler"]')
     assert plain[1] == '    File "mail.py", line 7, in send'
     assert "line 7, in send" in logging.Formatter().format(died), "whose formatter it may be"
+
+
+class Hostile(Exception):
+    """Counts who asks it for anything."""
+
+    asked = 0
+
+    def __str__(self) -> str:
+        Hostile.asked += 1
+        raise Panic("no")
+
+
+class Tracker(logging.Handler):
+    """Reads what the logging integrations of error trackers read: lines from ERROR on, their exception, frames and fields."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.events: list[tuple[str, str, list[str], dict[str, object]]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info and record.exc_info[0] is not None:
+            kind, error, stack = record.exc_info
+            frames = [frame.name for frame in traceback.extract_tb(stack)]
+            known = {*vars(logging.makeLogRecord({})), "message"}
+            extra = {name: value for name, value in vars(record).items() if name not in known}
+            self.events.append((kind.__name__, str(error), frames, extra))
+
+
+@pytest.fixture
+def tracker() -> Iterator[Tracker]:
+    """Hear what the worker's own logger tells an error tracker."""
+    tracker = Tracker()
+    logging.getLogger("runtime").addHandler(tracker)
+    yield tracker
+    logging.getLogger("runtime").removeHandler(tracker)
+
+
+def failed(error: BaseException) -> BaseException:
+    """Return an error that a handler has raised."""
+
+    def pay() -> None:
+        raise error
+
+    with contextlib.suppress(type(error)):
+        pay()
+    return error
+
+
+def test_an_error_tracker_gets_each_death_with_its_exception_and_fields_and_no_retry(tracker: Tracker) -> None:
+    log, one = ThrottledLog(), job("mail", b"7-1", id="order-5", failed=1, attempts=2)
+    error, cause = failed(ValueError("no such host")), failed(LookupError("no such account"))
+    log.failure(one, error, Retry(1, "again"))
+    log.failure(one, error, decide(writes, one, error, lambda: 1.0))
+    error = Dead("closed", "no-account", error=cause)
+    log.failure(one, error, decide(writes, one, error, lambda: 1.0))
+    (first, second) = tracker.events
+    assert (first[:2], first[2][-1]) == (("ValueError", "no such host"), "pay")
+    assert (second[:2], second[2][-1]) == (("LookupError", "no such account"), "pay")
+    assert first[3] == OF_THE_LANE | {"reason": "attempts"}
+    assert second[3] == OF_THE_LANE | {"reason": "no-account"}
+
+
+def test_an_exception_that_raises_is_asked_for_nothing_by_formatters_and_costs_no_line_where_a_tracker_asks(
+    tracker: Tracker, told: Heard
+) -> None:
+    log, one, error = ThrottledLog(), job(attempts=1), failed(Hostile())
+    outcome = decide(writes, one, error, lambda: 1.0)
+    Hostile.asked = 0
+    for _ in range(STACKS_S + 1):
+        logging.getLogger("runtime").removeHandler(tracker)
+        log.failure(one, error, outcome)
+        for formatter in (logging.Formatter(), logs.Plain(), logs.Json()):
+            formatter.format(told.records[-1])
+    assert Hostile.asked == 0
+    told.records.clear()
+    logging.getLogger("runtime").removeHandler(told)
+    for handler in (tracker, told):  # who reads it comes first, and raises
+        logging.getLogger("runtime").addHandler(handler)
+    log.failure(one, error, outcome)
+    assert Hostile.asked == 1
+    assert [(record.levelname, record.exc_info) for record in told.records] == [("ERROR", None)]
+
+
+def test_what_people_have_cancelled_is_no_error(tracker: Tracker, told: Heard) -> None:
+    log, one, error = ThrottledLog(), job(), Cancelled("cancelled by ada")
+    log.failure(one, error, decide(writes, one, error, lambda: 1.0))
+    assert [record.levelname for record in told.records] == ["WARNING"]
+    assert tracker.events == []
+
+
+def test_a_death_without_a_run_is_an_error_with_its_reason(told: Heard) -> None:
+    ThrottledLog().death("job %s is dead", "order-5", about=job("mail", id="order-5", failed=1), reason="expired")
+    assert [record.levelname for record in told.records] == ["ERROR"]
+    assert json.loads(logs.Json().format(told.records[0]))["reason"] == "expired"
+
+
+# --- what users give a line ----------------------------------------------------------------------------------------------------
+
+
+def shown(extra: dict[str, Any]) -> dict[str, Any]:
+    """Return the line of JSON of a record with these fields."""
+    record = logging.makeLogRecord({"name": "shop", "msg": "receipt", "levelname": "INFO", **extra})
+    plain = logs.Plain().format(record)
+    assert plain.count("\n") == 0
+    assert len(plain) < 2 * logs.MAX_PLAIN_CHARS + 100
+    line = logs.Json().format(record)
+    assert len(line) < 3 * logs.MAX_EXTRA_CHARS
+    return json.loads(line)
+
+
+def test_what_users_give_a_line_is_in_both_formats() -> None:
+    told = shown({"order": 7, "paid": True, "who": "Zoë", "parts": [1, {"a": None}], "_mine": object()})
+    assert (told["order"], told["paid"], told["who"], told["parts"]) == (7, True, "Zoë", [1, {"a": None}])
+    assert "_mine" not in told
+    record = logging.makeLogRecord({"msg": "receipt", "order": 7, "who": "Zoë\x1b"})
+    assert logs.Plain().format(record).endswith('receipt  [order=7 who="Zoë\\u001b"]')
+
+
+def test_our_own_names_win() -> None:
+    told = shown({"level": 7, "logger": "mine", "time": 0, "message": "mine"})
+    assert (told["level"], told["logger"], told["message"]) == ("info", "shop", "receipt")
+
+
+class Untold:
+    """Cannot be told."""
+
+    def __str__(self) -> str:
+        raise ValueError("no")
+
+
+def test_no_value_of_users_costs_the_line() -> None:
+    ring: list[Any] = []
+    ring.append(ring)
+    told = shown({"a": Untold(), "b": ring, "c": {(1, 2): 3}, "d": float("nan"), "e": 10**5000, "f": b"x", "g": {1}})
+    assert told["a"] == "(cannot be shown: ValueError)"
+    assert told["b"] == "[[...]]"
+    assert told["c"] == "{(1, 2): 3}"
+    assert told["d"] == "nan"
+    assert told["e"] == "(cannot be shown: ValueError)"
+    assert (told["f"], told["g"]) == ("b'x'", "{1}")
+
+
+def test_what_users_give_a_line_is_bounded() -> None:
+    assert shown({"a": "x" * 10_000_000, "b": 1})["a"].startswith('"xxx')
+    assert len(shown({f"n{i}": "x" * 1000 for i in range(10_000)})) < 30
+    assert len(shown({"a": '\\"' * 1_000_000, "b": "é" * 1_000_000})) > 4
 
 
 def test_few_deaths_of_a_second_have_their_stack_with_them(told: Heard, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -367,7 +516,8 @@ def test_few_deaths_of_a_second_have_their_stack_with_them(told: Heard, monkeypa
         for _ in range(LINES_S + 5):
             log.failure(job(), ValueError("no"), dead("here"))
         deaths = [record for record in told.records if "is dead" in record.getMessage()]
-        assert (len(deaths), len([record for record in deaths if record.exc_text])) == (LINES_S, STACKS_S)
+        assert (len(deaths), len([record for record in deaths if record.exc_text == "here"])) == (LINES_S, STACKS_S)
+        assert not any("stack" in json.loads(logs.Json().format(record)) for record in deaths[STACKS_S:])
         now_s[0] += 1
 
 
