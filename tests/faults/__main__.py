@@ -30,6 +30,7 @@ SEEDS = 5
 JOBS = 100_000
 JOBS_PER_S = 160.0
 LEAST_S = 55.0  # less, and a deck of faults is not played out
+LONG_IN = ("faults", "board", "browser", "commands")  # folders with long tests
 GATES_PART = gates.JOBS_PER_S / JOBS_PER_S  # for as long as the others
 MOST_MISSED = 0.2
 MOST_RECOVERY_S = 5.0
@@ -76,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         statuses.append(mass.main([]))
         statuses.append(ticks.main([]))
         print("long tests of single faults:", flush=True)
-        command = [sys.executable, "-m", "pytest", "-q", "-m", "long", "tests/faults", "tests/board", "tests/browser"]
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "long", *(f"tests/{name}" for name in LONG_IN)]
         statuses.append(FAILED if subprocess.run(command, cwd=ROOT).returncode not in (0, 5) else 0)  # 5: there are none
     return FAILED if FAILED in statuses else max(statuses, default=0)
 
