@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable
-from typing import Final
 
 import msgspec
 
 from board.history import NOTHING, History, Rates, TypeStep, step_of
 from runtime.jobs import GATE, OVERFLOW, UNKNOWN
-from runtime.store.base import WorkerRow
+from runtime.store.base import SILENT_PART, WorkerRow
 from runtime.store.sample import Minute, People, Sample
-
-LATE_PART: Final = 0.6  # of a lease: a beat is due each third of it, give or take a fifth
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -27,9 +24,9 @@ class Seen(msgspec.Struct, frozen=True):
     held: int  # entries that wait for it or run there, as Redis has them
 
     @property
-    def is_late(self) -> bool:
-        """Whether a heartbeat is missing."""
-        return self.is_alive and self.beat_ms > LATE_PART * self.row.lease_ms
+    def is_silent(self) -> bool:
+        """Whether a heartbeat is missing, and its lease is not over yet."""
+        return self.is_alive and self.beat_ms > SILENT_PART * self.row.lease_ms
 
     @property
     def label(self) -> str:
@@ -67,8 +64,13 @@ class Picture:
 
     @property
     def living(self) -> list[Seen]:
-        """The workers that live."""
-        return [one for one in self.workers if one.is_alive]
+        """The workers that beat."""
+        return [one for one in self.workers if one.is_alive and not one.is_silent]
+
+    @property
+    def silent(self) -> list[Seen]:
+        """The workers that should have beaten, and whose leases are not over yet."""
+        return [one for one in self.workers if one.is_silent]
 
     @property
     def gone(self) -> list[Seen]:

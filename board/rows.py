@@ -59,7 +59,7 @@ def _about(one: Seen, limits: Limits) -> tuple[Level, str]:
     if one.row.lag >= limits.blocked_ms:
         by = blocker(one)
         return "act", f"its loop stood still for {words.duration(one.row.lag)}{f', by {by}' if by else ''}"
-    if one.is_late:
+    if one.is_silent:
         return "look", f"has not beaten for {words.duration(one.beat_ms)}"
     if one.row.lag > limits.lag_ms:
         return "look", f"its loop stood still for {words.duration(one.row.lag)}"

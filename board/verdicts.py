@@ -251,13 +251,13 @@ def _succeeds(picture: Picture) -> Said:
 
 
 def _troubled(picture: Picture, limits: Limits) -> Iterator[Found]:
-    if not picture.living:
+    if not (picture.living or picture.silent):
         yield Found("act", ["No worker beats."], "/workers")
     for one in picture.gone:
         its = "its job comes" if one.held == 1 else f"its {words.counted(one.held, 'job')} come"
         back = f"; {its} back soon." if picture.living else f" with {words.counted(one.held, 'job')}."
         yield Found("act", ["", words.name(one.label), f" is gone{back}"], _worker_href(one))
-    for one in picture.living:
+    for one in (*picture.living, *picture.silent):
         yield from _slow(one, limits)
     versions = _versions(picture, limits)
     if len(versions) > 1:
@@ -268,7 +268,7 @@ def _troubled(picture: Picture, limits: Limits) -> Iterator[Found]:
 
 def _slow(one: Seen, limits: Limits) -> Iterator[Found]:
     href = _worker_href(one)
-    if one.is_late:
+    if one.is_silent:
         yield Found("look", ["", words.name(one.label), f" has not beaten for {words.duration(one.beat_ms)}."], href)
     if one.row.lag > limits.lag_ms:
         what = blocker(one) if one.row.lag >= limits.blocked_ms else ""

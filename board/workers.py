@@ -69,11 +69,13 @@ def _who(names: list[str]) -> str:
 
 def workers_said(picture: Picture) -> Said:
     """Return how many workers there are, and how busy they are."""
-    living, gone = picture.living, len(picture.gone)
+    living, silent, gone = picture.living, len(picture.silent), len(picture.gone)
     if not living:
-        also = f", {words.counted(gone, 'worker')} gone while holding jobs" if gone else ""
+        also = f", {words.counted(silent, 'worker')} silent" if silent else ""
+        also += f", {words.counted(gone, 'worker')} gone while holding jobs" if gone else ""
         return ["", "No worker beats", also + "."]
     beat = f"{words.counted(len(living), 'worker')} {'beats' if len(living) == 1 else 'beat'}"
+    beat += f", {silent} {'is' if silent == 1 else 'are'} silent" if silent else ""
     beat += f", {gone} {'is' if gone == 1 else 'are'} gone" if gone else ""
     lanes, busy = sum(one.row.lanes for one in living), sum(one.busy for one in living)
     return ["", beat, f". {words.figure(busy)} of {words.counted(lanes, 'lane')} busy."]

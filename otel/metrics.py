@@ -63,6 +63,7 @@ STORED: Final = _gauge(
     "runtime_stored_bytes", "bytes", "Memory of the server, about: of a stream, `delayed`, `dead`", ("part", "queue")
 )
 WORKERS: Final = _gauge("runtime_workers", "workers", "Workers with a heartbeat")
+SILENT: Final = _gauge("runtime_workers_silent", "workers", "Workers whose heartbeat is missing, and that are not forgotten yet")
 GATE_WAITING: Final = _gauge("runtime_gate_waiting", "jobs", "Jobs that wait at the gate of their type", ("queue", "type"))
 GATE_IN_USE: Final = _gauge("runtime_gate_in_use", "permits", "Permits in use of a type with a limit", ("queue", "type"))
 GATE_LIMIT: Final = _gauge("runtime_gate_limit", "permits", "How many jobs of a type may run at once", ("queue", "type"))
@@ -281,6 +282,7 @@ def _add_queue(page: Page, reading: Reading) -> None:
             (PARKED, depth.parked),
             (DEAD, depth.dead),
             (WORKERS, depth.workers),
+            (SILENT, depth.silent),
         ):
             page.add(family, {(queue,): value})
         page.add(WAITING, {(priority, queue): n for priority, n in depth.waiting.items()})

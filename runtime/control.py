@@ -32,8 +32,9 @@ from runtime.rules import ALL, Rules
 from runtime.schedules import Definition, Schedule, Schedules, message_members, schedules_in, whole_members
 from runtime.sender import CHUNK_BYTES, CHUNK_MESSAGES, Sent
 from runtime.steering import JobControl
-from runtime.store.base import Operation
+from runtime.store.base import Operation, WorkerRow
 from runtime.store.control import Change, ChangedMeanwhile, ControlStore
+from runtime.store.flow import silence
 from runtime.store.inspector import Inspector
 from runtime.store.urls import without_password
 
@@ -49,7 +50,8 @@ TRIES: Final = 3  # a guess: two people that change one schedule at once
 
 
 class Worker(msgspec.Struct, frozen=True):
-    """A worker that lives: what it said of itself with its last heartbeat, and its `order`: `quiet`, `stop` or nothing.
+    """A worker: what it said of itself with its last heartbeat, and its `order`: `quiet`, `stop` or nothing. `silence` says for
+    how long it has been silent, and when its jobs are taken back; nothing of one that beats.
 
     `blocked` is how often handlers of each type have blocked its loop, `blocked_ms` the longest of each, in ms; under the empty
     name stands what is nobody's for certain.
@@ -66,6 +68,7 @@ class Worker(msgspec.Struct, frozen=True):
     types: dict[str, int]
     blocked: dict[str, int] = {}
     blocked_ms: dict[str, int] = {}
+    silence: str = ""
 
 
 class Control(OperationControl, JobControl):
@@ -211,29 +214,20 @@ class Control(OperationControl, JobControl):
     # --- workers ---------------------------------------------------------------------------------------------------------
 
     async def workers(self) -> list[Worker]:
-        """Return the workers that live.
+        """Return the workers that live, and those that are silent and not forgotten yet.
 
         Raises:
             StoreUnavailable: no answer or an error.
         """
+        return [worker for worker, _ in await self._workers()]
+
+    async def _workers(self) -> list[tuple[Worker, bool]]:
+        """Return all workers that are not forgotten, and whether the lease of each holds."""
         rules, now_ms = await self._store.rules()
         known = await self._store.workers()
         return [
-            Worker(
-                name,
-                row.host,
-                row.pid,
-                row.lanes,
-                row.held,
-                row.running,
-                row.stage,
-                rules.orders.get(name, ""),
-                row.types,
-                row.blocked,
-                row.blocked_ms,
-            )
+            (_worker_of(name, row, rules.orders.get(name, ""), silence(until_ms, row, now_ms)), until_ms > now_ms)
             for name, (until_ms, row) in sorted(known.items())
-            if until_ms > now_ms
         ]
 
     async def quiet(self, *workers: str, all: bool = False, reason: str = "") -> list[str]:
@@ -261,7 +255,7 @@ class Control(OperationControl, JobControl):
     async def _named(self, wanted: Sequence[str], all: bool) -> list[str]:
         if bool(wanted) == all:
             raise ConfigError("name workers, or choose all of them, not both")
-        living = [worker.name for worker in await self.workers()]
+        living = [worker.name for worker, is_alive in await self._workers() if is_alive]
         return living if all else list(dict.fromkeys(_worker(name, living) for name in wanted))
 
     # --- schedules -------------------------------------------------------------------------------------------------------
@@ -605,6 +599,11 @@ def _paused_names(types: Any, priorities: Any, is_all: bool) -> list[str]:
 
 def _listed(given: Any) -> Sequence[Any]:
     return given if isinstance(given, list | tuple) else [given]  # pyright: ignore[reportUnknownVariableType]
+
+
+def _worker_of(name: str, row: WorkerRow, order: str, silent: str) -> Worker:
+    about = (row.host, row.pid, row.lanes, row.held, row.running, row.stage)
+    return Worker(name, *about, order, row.types, row.blocked, row.blocked_ms, silent)
 
 
 def _worker(wanted: str, living: Sequence[str]) -> str:

@@ -87,7 +87,7 @@ def names_of(names: Sequence[str]) -> str:
 
 async def known_types(config: Config, control: Control, wanted: Sequence[str]) -> set[str]:
     """Return the types that live workers know; where some that are wanted are not among them, those of handlers here too."""
-    known = {name for worker in await control.workers() for name in worker.types}
+    known = {name for worker in await control.workers() if not worker.silence for name in worker.types}
     if not known.issuperset(wanted):
         with contextlib.suppress(ConfigError):
             known |= {name.decode() for name in find_handlers(config).registry}

@@ -31,7 +31,8 @@ NUMBERS: Final = ("waiting", "in use", "next token")  # columns that are set to 
 
 def workers_in_words(depth: Depth, flow: Flow) -> str:
     """Return how many workers live, and what is special of them."""
-    special = [f"{flow.quiet} quiet"] if flow.quiet else []
+    special = [f"{depth.silent} more silent"] if depth.silent else []
+    special += [f"{flow.quiet} quiet"] if flow.quiet else []
     if flow.reserved:
         special.append(f"{flow.reserved} lanes kept for CRITICAL")
     told = f" ({', '.join(special)})" if special else ""

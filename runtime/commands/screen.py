@@ -23,7 +23,7 @@ from runtime.errors import StoreUnavailable
 from runtime.jobs import STREAMS
 from runtime.said import Report
 from runtime.store.base import WorkerRow
-from runtime.store.flow import Flow
+from runtime.store.flow import Flow, silence
 from runtime.store.inspector import DeadLetter, Depth, Inspector
 
 EVERY_S: Final = 1.0  # as top and htop: a second or two
@@ -42,7 +42,7 @@ class Screen(msgspec.Struct):
     oldest_s: dict[str, float]
     counters: Counters
     window_s: float
-    workers: list[tuple[str, bool, WorkerRow]]
+    workers: list[tuple[str, str, WorkerRow]]  # each with what is said of its silence
     failures: list[DeadLetter]
     flow: Flow
     reports: dict[str, list[Report]]
@@ -78,8 +78,8 @@ async def read(found: Inspector) -> Screen:
         StoreUnavailable: Redis gave no answer, or an error.
     """
     now_s = time.time()
-    rows = await found.workers()
-    workers = [(name, until_ms > now_s * 1000, row) for name, (until_ms, row) in sorted(rows.items())]
+    rows, flow = await found.workers(), await found.flow()
+    workers = [(name, silence(until_ms, row, flow.now_ms), row) for name, (until_ms, row) in sorted(rows.items())]
     return Screen(
         await found.depth(),
         await found.oldest_waiting_s(),
@@ -87,7 +87,7 @@ async def read(found: Inspector) -> Screen:
         60 + now_s % 60,
         workers,
         await found.dead_letters(FAILURES),
-        await found.flow(),
+        flow,
         await found.progress(),
     )
 
@@ -157,12 +157,12 @@ def _types(screen: Screen) -> Table:
 
 def _workers(screen: Screen, most: int) -> Table:
     table = Table("worker", _right("lanes"), _right("held"), "runs", "loop blocked", box=None)
-    for name, is_alive, row in screen.workers[:most]:
+    for name, silent, row in screen.workers[:most]:
         text = ", ".join(f"{count} {clean(type_name, 24)}" for type_name, count in sorted(row.running.items())[:4])
         reserved = f" ({row.reserved} kept)" if row.reserved else ""
         lanes, held = (f"{row.lanes}{reserved}", str(row.held)) if row.lanes else ("", "")  # neither, if the row cannot be read
         blocked = Text(readings.blocked_in_words(row), style="yellow")
-        table.add_row(clean(name, 48), lanes, held, text or ("-" if is_alive else "no heartbeat"), blocked)
+        table.add_row(clean(name, 48), lanes, held, Text(silent, style="red") if silent else text or "-", blocked)
     if len(screen.workers) > most:
         table.add_row(f"… and {len(screen.workers) - most} more", "", "", "", "")
     return table

@@ -27,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "python -m runtime workers resume --all",
     )
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    listing = add_verb(verbs, "list", print_list, "list the workers that live")
+    listing = add_verb(verbs, "list", print_list, "list the workers that live, and those that have fallen silent")
     listing.add_argument("--json", action="store_true", help="print JSON lines")
     for name, run, text in (
         ("quiet", quiet, "let workers start nothing new, until they are resumed; what runs there goes on"),
@@ -46,7 +46,7 @@ def main(config: Config, arguments: argparse.Namespace) -> int:
 
 
 def print_list(config: Config, arguments: argparse.Namespace) -> int:
-    """Print the workers that live, as they said with their last heartbeat."""
+    """Print the workers that live, as they said with their last heartbeat, and those that are silent."""
 
     async def work(control: Control) -> list[Worker]:
         return await control.workers()
@@ -61,10 +61,13 @@ def print_list(config: Config, arguments: argparse.Namespace) -> int:
         running = ", ".join(f"{number} {name}" for name, number in sorted(worker.running.items()))
         head = f"{clean(worker.name, 50):50} {clean(worker.stage, 10):10} {worker.order or '-':8}"
         print(f"{head} {worker.lanes:>6} {worker.held:>6} {clean(running, 60) or '-'}")
+        if worker.silence:
+            print(f"{'':50} {worker.silence}")
         blocked = blocked_in_words(worker)
         if blocked:
             print(f"{'':50} loop blocked: {blocked}")
-    print(f"{len(workers)} workers live", file=sys.stderr)
+    silent = sum(1 for worker in workers if worker.silence)
+    print(f"{len(workers) - silent} workers live{f', {silent} silent' if silent else ''}", file=sys.stderr)
     return CLEAN
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any, Final, cast
@@ -30,6 +30,9 @@ TOLD_JOBS: Final = 50  # of those that a worker runs, in its row; a guess: some 
 MAX_BY_BYTES: Final = 1000  # of who cancelled a job, and why; a guess: what is longer is a stranger's
 BROKEN_S: Final = 3.0  # a guess: between two looks at a stream that cannot be read
 AHEAD_MS: Final = 3_600_000  # an id so far ahead is no clock's: a sender chose it. Clocks that are off, are off by seconds
+# Of a lease without a beat: then a worker is called silent. A beat is due each third of it, give or take a fifth: one that is
+# well never is, and a dead one is within two beats.
+SILENT_PART: Final = 0.6
 MAX_LEASE_MS: Final = 3_600_000  # a guess: a row that claims a longer lease is a stranger's, or would keep a dead worker's jobs
 # What this version knows of what stands in Redis; one more with each release that an older worker could not share a queue with.
 LAYOUT: Final = 1
@@ -538,6 +541,23 @@ def workers_of(until: Sequence[bytes], rows: Sequence[bytes]) -> dict[str, tuple
         for name, score in pairs(until)
         if not name.startswith(b"~")
     }
+
+
+def silent_ms(until_ms: int, lease_ms: int, now_ms: int) -> int:
+    """Return for how long a worker has been silent, its last beat having said until when it lives; 0 while it beats.
+
+    All are of the server's clock. Of a row that does not say its lease, only that it is over can be told.
+    """
+    ago_ms = now_ms - until_ms + lease_ms
+    return ago_ms if ago_ms > SILENT_PART * lease_ms else 0
+
+
+def by_life(workers: Mapping[str, tuple[int, WorkerRow]], now_ms: int) -> tuple[dict[str, WorkerRow], dict[str, WorkerRow]]:
+    """Return the rows of the workers that beat, and of those that are silent."""
+    told: tuple[dict[str, WorkerRow], dict[str, WorkerRow]] = {}, {}
+    for name, (until_ms, row) in workers.items():
+        told[silent_ms(until_ms, row.lease_ms, now_ms) > 0][name] = row
+    return told
 
 
 def layout_trouble(key: str, answer: Any) -> tuple[str, str] | None:

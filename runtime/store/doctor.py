@@ -14,7 +14,7 @@ import msgspec
 from runtime.errors import ConfigError
 from runtime.jobs import STREAMS, UNKNOWN
 from runtime.store.base import GROUP, holders_in, layout_trouble, pairs, workers_of
-from runtime.store.flow import BEHIND_MS, Flow, GateReading, PauseReading, ScheduleReading, span
+from runtime.store.flow import BEHIND_MS, Flow, GateReading, PauseReading, ScheduleReading, silence, span
 from runtime.store.inspector import Inspector, Server
 from runtime.store.resp import ServerError
 
@@ -29,6 +29,7 @@ MEMORY_PART: Final = 0.9  # a guess: then there is time to act
 PAUSED_LONG_MS: Final = 3_600_000  # a guess: whoever pauses for longer may have forgotten it
 SHORT_TIMEOUT_S: Final = 10  # a guess: idle connections are asked every few seconds
 TYPES_FIX: Final = "python -m runtime types (on the workers): a typo, or a deploy to come?"
+SILENT_FIX: Final = "none needed: others take its jobs back; its log, or its supervisor's, says why it ended or hangs"
 FIX_END: Final = "python -m runtime jobs reopen (jobs that run at that moment run again)"
 
 
@@ -62,7 +63,7 @@ class Doctor(Inspector):
             findings += await self._about_delayed(server.now_ms)
         findings += await self._about_ends()
         findings += about_flow(await self.flow(), self.keys.control)
-        findings += await self._about_workers()
+        findings += await self._about_workers(server.now_ms)
         return findings
 
     async def _about_ends(self) -> list[Finding]:
@@ -160,11 +161,20 @@ class Doctor(Inspector):
             findings.append(Finding("warning", what, "start a worker"))
         return findings
 
-    async def _about_workers(self) -> list[Finding]:
-        depth = await self.depth()
+    async def _about_workers(self, now_ms: int) -> list[Finding]:
+        depth, findings = await self.depth(), list[Finding]()
+        rows = ("ZRANGE", self.keys.workers, 0, -1, "WITHSCORES"), ("HGETALL", self.keys.rows)
+        workers = workers_of(*map(self._flat, await self.ask(self._connection, *rows)))
+        for name, (until_ms, row) in sorted(workers.items())[:MAX_SHOWN] if depth.silent else ():
+            said = silence(until_ms, row, now_ms)
+            if said:
+                findings.append(Finding("warning", f"worker {name} is {said}", SILENT_FIX))
         if not depth.workers and depth.backlog:
-            return [Finding("error", f"{depth.backlog} jobs wait and no worker lives", "python -m runtime --concurrency 500")]
-        return [Finding("ok", f"{depth.workers} workers, backlog {depth.backlog}, delayed {depth.delayed}, dead {depth.dead}")]
+            what = f"{depth.backlog} jobs wait and no worker lives"
+            return [*findings, Finding("error", what, "python -m runtime --concurrency 500")]
+        silent = f" and {depth.silent} silent" if depth.silent else ""
+        what = f"{depth.workers} workers{silent}, backlog {depth.backlog}, delayed {depth.delayed}, dead {depth.dead}"
+        return [*findings, Finding("ok", what)]
 
 
 def about_flow(flow: Flow, control: str) -> Iterator[Finding]:

@@ -17,7 +17,7 @@ from runtime.jobs import GATE, OVERFLOW, STREAMS
 from runtime.limits import NO_LIMITS, Limits, Rate, override_of, parse_rate
 from runtime.rules import ALL, Rules
 from runtime.schedules import merge, read_row, stored_members
-from runtime.store.base import WorkerRow
+from runtime.store.base import WorkerRow, silent_ms
 
 MAX_GATES: Final = 100  # a guess: types; each is two commands more
 MAX_GROUPS: Final = 5  # a guess: the groups of a type of which most wait; each is two commands more
@@ -174,6 +174,14 @@ def span(ms: int) -> str:
         if ms >= unit_ms:
             return f"{ms / _UNITS_MS[name]:,.0f} {name}"
     return f"{ms / 1000:.1f} s" if ms < 10_000 else f"{ms / 1000:.0f} s"
+
+
+def silence(until_ms: int, row: WorkerRow, now_ms: int) -> str:
+    """Return in words that a worker is silent, and what becomes of what it holds; nothing of one that beats. See `silent_ms`."""
+    for_ms, left_ms = silent_ms(until_ms, row.lease_ms, now_ms), until_ms - now_ms
+    if not for_ms:
+        return ""
+    return f"silent for {span(for_ms)}, its jobs are taken back {f'in {span(left_ms)}' if left_ms > 0 else 'now'}"
 
 
 def type_in(lot: str) -> str:

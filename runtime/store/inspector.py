@@ -34,6 +34,7 @@ from runtime.store.base import (
     GROUP,
     MAX_BY_BYTES,
     WorkerRow,
+    by_life,
     holders_in,
     is_code,
     ms_in,
@@ -57,7 +58,9 @@ RESULT_BYTES: Final = 128 << 10  # a guess: more than any result and what is kep
 
 
 class Depth(msgspec.Struct):
-    """The queue at one moment. `waiting` and `running` by priority; `parked` waits in lots."""
+    """The queue at one moment. `waiting` and `running` by priority; `parked` waits in lots. `workers` are those that beat,
+    `silent` those that should have, and are not forgotten yet.
+    """
 
     waiting: dict[str, int]
     running: dict[str, int]
@@ -66,6 +69,7 @@ class Depth(msgspec.Struct):
     due_now: int
     dead: int
     workers: int
+    silent: int = 0
 
     @property
     def backlog(self) -> int:
@@ -186,9 +190,10 @@ class Inspector(Events):
             ("ZCARD", keys.due),
             ("XLEN", keys.dead),
             ("ZRANGE", keys.workers, 0, -1, "WITHSCORES"),
+            ("HGETALL", keys.rows),
             ("TIME",),
         )
-        *by_stream, due, dead, until, now = answers
+        *by_stream, due, dead, until, rows, now = answers
         lengths, pending = by_stream[: len(keys.streams)], by_stream[len(keys.streams) :]
         waiting, running, parked = list(map(self._size, lengths)), [0] * len(lengths), 0
         for stream, group in enumerate(pending):
@@ -202,7 +207,7 @@ class Inspector(Events):
                     running[stream] += count
         now_ms = ms_in(self.checked(now))
         due_now = (await self.ask(self._connection, ("ZCOUNT", keys.due, "-inf", now_ms)))[0]
-        workers = workers_of([] if is_code(until, "WRONGTYPE") else self.checked(until), [])
+        beating, silent = by_life(workers_of(self._flat(until), self._flat(rows)), now_ms)
         return Depth(
             waiting=dict(zip(STREAMS, waiting, strict=True)),
             running=dict(zip(STREAMS, running, strict=True)),
@@ -210,7 +215,8 @@ class Inspector(Events):
             delayed=self._size(due),
             due_now=self._size(due_now),
             dead=self._size(dead),
-            workers=sum(1 for until_ms, _ in workers.values() if until_ms > now_ms),
+            workers=len(beating),
+            silent=len(silent),
         )
 
     async def stored_bytes(self) -> dict[str, int]:
@@ -278,7 +284,7 @@ class Inspector(Events):
             held = [] if is_bare else [(holder.decode(errors="replace"), n) for holder, n in holders_in(self.checked(group))]
             waiting[name] = self._size(length) - sum(n for holder, n in held if not holder.startswith("~"))
             holders += held
-        workers = [row for until_ms, row in workers_of(until, rows).values() if until_ms > now_ms]
+        workers = by_life(workers_of(until, rows), now_ms)[0].values()
         parts = Parts(parse(pairs(control)), waiting_in(holders), workers, texts(definitions), texts(states), now_ms)
         flow = reading(parts, waiting)
         asked = asked_of(flow, also)

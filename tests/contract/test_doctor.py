@@ -191,6 +191,14 @@ async def test_a_clock_is_compared_with_the_servers(doctor, at_work):
     assert [finding.level for finding in off] == ["error"]
 
 
+async def test_a_worker_that_is_silent_is_counted_apart_and_named_with_when_its_jobs_come_back(doctor, at_work):
+    at_work.zadd("{jobs}:workers", {"web-9": now_ms() + 600_000 - 420_000})
+    at_work.hset("{jobs}:workers:rows", "web-9", "600000 {}")
+    finding = await only(doctor)
+    assert (finding.level, finding.what) == ("warning", "worker web-9 is silent for 7 min, its jobs are taken back in 3 min")
+    assert (await doctor.examine(now_ms()))[-1].what == "1 workers and 1 silent, backlog 0, delayed 0, dead 0"
+
+
 async def test_of_each_structure_a_bounded_part_is_looked_at(doctor, at_work):
     add(at_work, LOOK_AT + 50)
     at_work.xgroup_setid(KEY, GROUP, "$")

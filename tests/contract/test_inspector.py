@@ -10,6 +10,7 @@ import redis
 from runtime.errors import StoreError
 from runtime.jobs import Deferral, Letter, Parking, work_of
 from runtime.store.base import GROUP, WorkerRow
+from runtime.store.flow import silence
 from runtime.store.inspector import DeadLetter, Depth, FoundJob, is_letter
 from runtime.tries import Try, pack_tries
 from tests.contract.kit import ME, ServerKit, batch, leases
@@ -61,9 +62,37 @@ async def test_each_job_is_counted_once_where_it_is(inspector, kit, store, raw):
     raw.zadd(WORKERS, {"gone": kit.now_ms() - 1000, "~last": kit.now_ms() + 60_000})
     depth = await inspector.depth()
     assert depth == Depth(
-        waiting={**NONE, "high": 1, "low": 1}, running={**NONE, "high": 1}, parked=1, delayed=2, due_now=1, dead=1, workers=1
+        waiting={**NONE, "high": 1, "low": 1},
+        running={**NONE, "high": 1},
+        parked=1,
+        delayed=2,
+        due_now=1,
+        dead=1,
+        workers=1,
+        silent=1,
     )
     assert depth.backlog == 5
+
+
+async def test_a_worker_is_silent_when_two_beats_are_missing_and_counted_apart_wherever_workers_are(inspector, kit, raw):
+    now_ms, lease_ms = kit.now_ms(), 600_000
+    since_ms = {"fresh": 0, "due": 0.55 * lease_ms, "missing": 0.65 * lease_ms, "over": lease_ms + 5000}
+    raw.zadd(WORKERS, {name: now_ms + lease_ms - ago_ms for name, ago_ms in since_ms.items()})
+    row = WorkerRow(lease_ms, lanes=8, reserved=5, types={"t": 1})
+    raw.hset(f"{WORKERS}:rows", mapping=dict.fromkeys(since_ms, str(row)))
+    depth, flow = await inspector.depth(), await inspector.flow()
+    assert (depth.workers, depth.silent) == (2, 2)
+    assert (flow.workers, flow.reserved) == (2, 10), "what the silent ones have is not theirs to give"
+    said = {name: silence(until_ms, row, now_ms) for name, (until_ms, row) in (await inspector.workers()).items()}
+    assert said["fresh"] == said["due"] == ""
+    assert said["missing"] == "silent for 6 min, its jobs are taken back in 4 min"
+    assert said["over"] == "silent for 10 min, its jobs are taken back now"
+
+
+async def test_of_a_worker_that_tells_no_lease_only_that_it_is_over_is_known(inspector, kit, raw):
+    raw.zadd(WORKERS, {"new": kit.now_ms() + 50_000, "old": kit.now_ms() - 1000})
+    depth = await inspector.depth()
+    assert (depth.workers, depth.silent) == (1, 1)
 
 
 @pytest.mark.parametrize("name", ["high", "due", "dead", "workers"])

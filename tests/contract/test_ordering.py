@@ -157,10 +157,12 @@ async def test_a_limit_that_there_is_not_cannot_be_cleared(control):
 async def test_workers_that_live_are_listed_and_told_what_to_do(server, control, raw):
     await live(server, "web-1-aa", "web-2-bb", "web-22-cc")
     raw.zadd("{jobs}:workers", {"dead-1": 5})
-    assert [worker.name for worker in await control.workers()] == ["web-1-aa", "web-2-bb", "web-22-cc"]
+    assert [worker.name for worker in await control.workers()] == ["dead-1", "web-1-aa", "web-2-bb", "web-22-cc"]
     assert await control.quiet("web-1", "web-2-bb", reason="why") == ["web-1-aa", "web-2-bb"]
     assert await control.quiet("web-1-aa", "web-22") == ["web-22-cc"]
-    [first, *_] = await control.workers()
+    [dead, first, *_] = await control.workers()
+    assert dead.silence.endswith(", its jobs are taken back now")
+    assert first.silence == ""
     assert (first.order, first.host, first.pid, first.lanes, first.stage, first.types) == (
         "quiet",
         "h",

@@ -2284,8 +2284,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "order: dead workers can be ordered",
         "runtime/control.py",
-        "            if until_ms > now_ms\n",
-        "",
+        "silence(until_ms, row, now_ms)), until_ms > now_ms)",
+        "silence(until_ms, row, now_ms)), True)",
         f"{ORDERING}::test_a_worker_that_does_not_live_is_refused_with_those_that_do",
     ),
     Mutant(
