@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from datetime import timedelta
+from functools import cached_property
+from typing import Any, cast
 
 
 class JobsError(Exception):
@@ -110,37 +112,60 @@ class ConfigError(JobsError):
 # --- raised by a handler, and outcomes themselves --------------------------------------------------------------------
 
 
-class Retry(JobsError):
+class Decision(JobsError):
+    """The base of Retry, Snooze and Dead, which a handler raises, and which are outcomes as well.
+
+    Of an outcome, `asked` says that the handler has raised one of them; else its run has failed, or there was none.
+    """
+
+    asked: bool = False  # set by `decide`
+
+    @cached_property  # a subclass may set it, or have one of its own
+    def reason(self) -> str:
+        """The text for people."""
+        return str(self)
+
+
+class Retry(Decision):
     """Raised by a handler: run this job again later; counts as a failed attempt.
 
     Args:
-        delay_s: seconds to wait, in place of the handler's backoff; below 0 is 0, at most ten years.
+        delay_s: a number of seconds or a timedelta, in place of the handler's backoff; below 0 is 0, at most ten years. None for
+            what the backoff says.
         reason: a text for the log.
         pause_type: nothing else of this type starts before then either, on any worker: for a dependency that says 429.
+
+    Raises:
+        TypeError: `delay_s` is no time to wait.
     """
 
-    def __init__(self, delay_s: float, reason: str = "", *, pause_type: bool = False) -> None:
-        self.delay_s: float = float(delay_s)
+    def __init__(self, delay_s: float | timedelta | None = None, reason: str = "", *, pause_type: bool = False) -> None:
+        hint = "hint: Retry(reason=…) waits as the handler's backoff says"
+        # None until `decide` has asked the backoff: each outcome has a number.
+        self.delay_s: float = cast("float", None) if delay_s is None else _seconds(delay_s, "Retry", hint)
         self.pause_type = pause_type
-        super().__init__(reason or f"retry in {delay_s:g} s")
+        super().__init__(reason or ("retry" if delay_s is None else f"retry in {self.delay_s:g} s"))
 
 
-class Snooze(JobsError):
+class Snooze(Decision):
     """Raised by a handler: run this job again later without counting an attempt, for 72 hours in all.
 
     Args:
-        delay_s: seconds to wait; below 0 is 0, at most ten years.
+        delay_s: a number of seconds or a timedelta; below 0 is 0, at most ten years.
         reason: a text for the log.
         pause_type: nothing else of this type starts before then either, on any worker: for a dependency that says 429.
+
+    Raises:
+        TypeError: `delay_s` is no time to wait.
     """
 
-    def __init__(self, delay_s: float, reason: str = "", *, pause_type: bool = False) -> None:
-        self.delay_s: float = float(delay_s)
+    def __init__(self, delay_s: float | timedelta, reason: str = "", *, pause_type: bool = False) -> None:
+        self.delay_s: float = _seconds(delay_s, "Snooze", "hint: Snooze(60, …) waits a minute")
         self.pause_type = pause_type
-        super().__init__(reason or f"snooze for {delay_s:g} s")
+        super().__init__(reason or f"snooze for {self.delay_s:g} s")
 
 
-class Dead(JobsError):
+class Dead(Decision):
     """Raised by a handler: no further attempt, this job is a dead letter now.
 
     Args:
@@ -155,6 +180,17 @@ class Dead(JobsError):
         self.error = error
         self.stack = ""  # set by `decide`: plain text, since an exception would hold all that its frames hold
         self.is_failure = False
+
+
+def _seconds(delay_s: Any, name: str, hint: str) -> float:
+    if isinstance(delay_s, timedelta):
+        return delay_s.total_seconds()
+    if not isinstance(delay_s, str | bytes | bool):  # which float() would take
+        try:
+            return float(delay_s)
+        except (TypeError, ValueError, OverflowError):
+            pass
+    raise TypeError(f"{name}: delay_s must be a number of seconds or a timedelta, got {delay_s!r:.80}; {hint}")
 
 
 # --- why a running job was interrupted -------------------------------------------------------------------------------

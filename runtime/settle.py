@@ -9,6 +9,7 @@ import sysconfig
 import traceback
 from collections import deque
 from collections.abc import Callable
+from datetime import timedelta
 from functools import lru_cache
 from types import TracebackType
 from typing import Any, Final, NoReturn, TypeGuard, TypeVar, cast
@@ -18,6 +19,7 @@ from runtime.errors import (
     Cancelled,
     ChildFailed,
     Dead,
+    Decision,
     JobsError,
     LeaseLost,
     NoPlace,
@@ -79,7 +81,12 @@ def decide(handler: Handler[Any], job: Job, error: BaseException | None, jitter:
         return DONE
     try:
         word = _word_in(error)
-        return _fail(handler, job, jitter, error) if word is None else _hear(handler, job, jitter, word)
+        if word is None:
+            return _fail(handler, job, jitter, error)
+        outcome = _hear(handler, job, jitter, word)
+        if _is(word, Decision) and isinstance(outcome, Decision):
+            outcome.asked = True
+        return outcome
     except BaseException as second:
         return _fail(handler, job, jitter, error, second)
 
@@ -101,7 +108,7 @@ def _plain_words(error: BaseException) -> tuple[Any, ...]:
     if _is(word, Snooze):
         return "snooze", describe(word), _seconds(word.delay_s), _pauses(word)
     if _is(word, Retry):
-        return "retry", describe(word), _seconds(word.delay_s), _pauses(word), stack_of(word)
+        return "retry", describe(word), _wait_of(word), _pauses(word), stack_of(word)
     if _is(word, UnfitPayload):
         return "bad", describe(word), _code(word.code), stack_of(word)
     return "error", describe(error), stack_of(error), name_of(error)
@@ -180,7 +187,7 @@ def _hear(handler: Handler[Any], job: Job, jitter: Callable[[], float], word: Jo
     if _is(word, Snooze):
         return _snooze(job, word)
     if _is(word, Retry):
-        return _fail(handler, job, jitter, word, wait_s=_seconds(word.delay_s), pause_type=_pauses(word))
+        return _fail(handler, job, jitter, word, wait_s=_wait_of(word), pause_type=_pauses(word))
     return _fail(handler, job, jitter, word)
 
 
@@ -242,7 +249,16 @@ def _pauses(word: Retry | Snooze) -> bool:
     return getattr(word, "pause_type", False) is True  # a subclass may have a constructor of its own
 
 
+def _wait_of(word: Retry) -> float | None:
+    """Return the wait that a handler has asked for; None for that of its backoff."""
+    wait = cast("object", word.delay_s)
+    return None if wait is None else _seconds(wait)
+
+
 def _seconds(wait: object) -> float:
+    """Return the wait of a word, whose class may have a constructor of its own."""
+    if isinstance(wait, timedelta):
+        return clamp_s(wait.total_seconds())
     if isinstance(wait, str | bytes):
         raise TypeError(f"delay_s must be a number of seconds, got {plain(repr(wait), MAX_CODE_CHARS)}")  # float() would take it
     return clamp_s(float(wait))  # pyright: ignore[reportArgumentType]

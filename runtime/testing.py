@@ -252,7 +252,7 @@ async def run(
     if timeout_s is not None:
         handler = dataclasses.replace(handler, timeout_s=timeout_s)
     admitted = admit(jobs, {handler.contract.type.encode(): handler}, round(now_s * 1000))
-    outcomes = {id_of(job): outcome for job, outcome in admitted.turned_away}
+    outcomes = {id_of(job): _shown(None, outcome) for job, outcome in admitted.turned_away}
     ready = [job for job in jobs if id_of(job) not in outcomes]
     if ready:
         outcomes |= await _run(handler, ready, jitter, clock, Notes() if notes is None else notes)
@@ -350,30 +350,31 @@ class Answered(Done, frozen=True):
 
 class _Retry(Retry):
     def __repr__(self) -> str:
-        return f"Retry(delay_s={self.delay_s:g}, reason={str(self)!r})"
+        return f"Retry(delay_s={self.delay_s:g}, reason={str(self)!r}, asked={self.asked})"
 
 
 class _Snooze(Snooze):
     def __repr__(self) -> str:
-        return f"Snooze(delay_s={self.delay_s:g}, reason={str(self)!r})"
+        return f"Snooze(delay_s={self.delay_s:g}, reason={str(self)!r}, asked={self.asked})"
 
 
 class _Dead(Dead):
     def __repr__(self) -> str:
-        return f"Dead(reason={str(self)!r}, code={self.code!r})"
+        return f"Dead(reason={str(self)!r}, code={self.code!r}, asked={self.asked})"
 
 
-def _shown(cause: BaseException, outcome: Outcome) -> Outcome:
+def _shown(cause: BaseException | None, outcome: Outcome) -> Outcome:
     """Return the same outcome with a repr that shows all that it holds, and with its cause."""
     match outcome:
         case Retry():
-            shown = _Retry(outcome.delay_s, str(outcome))
+            shown = _Retry(outcome.delay_s, str(outcome), pause_type=outcome.pause_type)
         case Snooze():
-            shown = _Snooze(outcome.delay_s, str(outcome))
-        case Dead() if type(outcome) is Dead:
+            shown = _Snooze(outcome.delay_s, str(outcome), pause_type=outcome.pause_type)
+        case Dead():
             shown = _Dead(str(outcome), outcome.code)
         case _:
             return outcome
+    shown.asked = outcome.asked
     shown.__cause__ = cause
     return shown
 

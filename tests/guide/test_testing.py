@@ -61,6 +61,8 @@ async def greet(message: Greet, job: Job) -> None:
             raise Dead("nobody lives here", code="no-such-person")
         case "error":
             raise ValueError("boom")
+        case "broken":
+            raise Retry("crm says 503")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         case "hang":
             await asyncio.Event().wait()
         case _:
@@ -98,11 +100,21 @@ async def test_the_words_of_a_handler_are_outcomes() -> None:
     """`Retry`, `Snooze` and `Dead` come back with all that they hold, and show it when an assertion fails."""
     outcomes = [await run(greet, Greet(name=name)) for name in ("retry", "snooze", "dead", "error")]
     assert [repr(outcome) for outcome in outcomes] == [
-        "Retry(delay_s=30, reason='the line is busy')",
-        "Snooze(delay_s=5, reason='it is night')",
-        "Dead(reason='nobody lives here', code='no-such-person')",
-        "Retry(delay_s=1, reason='ValueError: boom')",
+        "Retry(delay_s=30, reason='the line is busy', asked=True)",
+        "Snooze(delay_s=5, reason='it is night', asked=True)",
+        "Dead(reason='nobody lives here', code='no-such-person', asked=True)",
+        "Retry(delay_s=1, reason='ValueError: boom', asked=False)",
     ]
+
+
+async def test_what_a_handler_asked_for_is_told_from_a_crash() -> None:
+    """`asked` and `reason`: a test that only looks for a `Retry` would pass over a bug in the handler."""
+    busy, broken = [await run(greet, Greet(name=name)) for name in ("retry", "broken")]
+    assert isinstance(busy, Retry)
+    assert isinstance(broken, Retry)
+    assert (busy.asked, busy.reason) == (True, "the line is busy")
+    assert not broken.asked
+    assert broken.reason.startswith("TypeError: Retry: delay_s must be a number of seconds or a timedelta, got 'crm says 503'")
 
 
 async def test_what_the_handler_raised_is_the_cause_of_the_outcome() -> None:
@@ -135,7 +147,7 @@ async def test_bytes_are_the_json_of_another_language() -> None:
     """What does not fit the contract is a dead letter, before the handler sees it."""
     assert await run(greet, b'{"name": "Ada"}') == Done()
     outcome = await run(greet, b'{"name": 7}')
-    assert repr(outcome) == "Dead(reason='Expected `str`, got `int` - at `$.name`', code='bad-payload')"
+    assert repr(outcome) == "Dead(reason='Expected `str`, got `int` - at `$.name`', code='bad-payload', asked=False)"
 
 
 async def test_an_older_message_is_lifted_and_a_newer_one_left_to_newer_workers() -> None:
@@ -185,7 +197,7 @@ async def test_a_deadline_is_measured_by_the_clock_that_you_give() -> None:
         await asyncio.Event().wait()
 
     outcome = await run(wave, Wave(), attempts=1, clock=clock)
-    assert repr(outcome) == "Dead(reason='TimedOut: ran longer than 600 s', code='timeout')"
+    assert repr(outcome) == "Dead(reason='TimedOut: ran longer than 600 s', code='timeout', asked=False)"
 
 
 async def test_jitter_fall_as_they_are_told() -> None:
@@ -202,8 +214,8 @@ async def test_plain_functions_run_in_their_thread_and_in_their_child_process() 
     def wave(message: Wave, job: Job) -> None:
         raise Dead("in a thread")
 
-    assert repr(await run(wave, Wave())) == "Dead(reason='in a thread', code='handler')"
-    assert repr(await run(work, Work(do="retry"))) == "Retry(delay_s=7.5, reason='rate limit')"
+    assert repr(await run(wave, Wave())) == "Dead(reason='in a thread', code='handler', asked=True)"
+    assert repr(await run(work, Work(do="retry"))) == "Retry(delay_s=7.5, reason='rate limit', asked=True)"
 
 
 async def test_a_handler_that_cancels_itself_has_failed() -> None:

@@ -22,6 +22,7 @@ from runtime.errors import (
     Cancelled,
     ChildFailed,
     Dead,
+    Decision,
     LeaseLost,
     NoPlace,
     NotStarted,
@@ -269,10 +270,60 @@ def test_a_wait_that_is_no_wait_is_made_one(kind: type[Retry] | type[Snooze], wa
 
 
 @pytest.mark.parametrize("kind", [Retry, Snooze])
-@pytest.mark.parametrize("wait", ["30", None, timedelta(seconds=30), 10**400], ids=["text", "none", "timedelta", "huge"])
-def test_a_wait_that_is_no_number_does_not_end_the_lane(kind: type[Retry] | type[Snooze], wait: Any) -> None:
-    written = written_for(decided(as_raised(lambda: kind(wait, "later"))))
-    assert len(written.defer) + len(written.dead) == 1
+@pytest.mark.parametrize("wait", ["30", "crm says 503", b"30", True, [], 10**400], ids=repr)
+def test_a_wait_that_is_no_time_is_refused_where_it_is_written_and_fails_the_run_with_that_text(
+    kind: type[Retry] | type[Snooze], wait: Any
+) -> None:
+    error = as_raised(lambda: kind(wait, "later"))
+    text = f"{kind.__name__}: delay_s must be a number of seconds or a timedelta, got {wait!r:.80}; hint: {kind.__name__}("
+    assert isinstance(error, TypeError)
+    assert str(error).startswith(text)
+    [letter] = written_for(decided(error, attempts=1), failed=0).dead
+    assert letter.error.startswith(f"TypeError: {text}")
+    assert not as_dead(decided(error, attempts=1)).asked
+
+
+def test_a_snooze_must_say_for_how_long() -> None:
+    with pytest.raises(TypeError, match=r"Snooze: delay_s must be a number of seconds or a timedelta, got None"):
+        Snooze(cast("float", None))
+
+
+@pytest.mark.parametrize("kind", [Retry, Snooze])
+def test_a_wait_may_be_a_timedelta(kind: type[Retry] | type[Snooze]) -> None:
+    word = decided(raised(kind(timedelta(minutes=1, milliseconds=500))))
+    assert isinstance(word, kind)
+    assert (word.delay_s, word.reason) == (60.5, f"{'retry in' if kind is Retry else 'snooze for'} 60.5 s")
+
+
+class Busy(Retry):
+    """A retry of the user's own, with a constructor of its own, whose wait is the policy's."""
+
+    def __init__(self) -> None:
+        self.delay_s = cast("float", None)
+
+
+@pytest.mark.parametrize("make", [lambda: Retry(reason="crm says 503"), lambda: Retry(None, "crm says 503"), Busy, Retry])
+def test_a_retry_without_a_wait_waits_as_the_policy_says_also_through_a_child_process(make: Callable[[], Retry]) -> None:
+    for error in (raised(make()), in_child(raised(make()))):
+        outcome = as_retry(decided(error, failed=1))
+        assert (outcome.delay_s, outcome.asked) == (10, True)
+        assert outcome.reason in ("crm says 503", "retry", "retry in 10 s")
+
+
+def test_an_outcome_tells_what_a_handler_asked_for_from_what_has_failed() -> None:
+    for error in (Retry(3, "503"), Snooze(3, "503"), Dead("503"), ExceptionGroup("two", [OSError(), Retry(3, "503")])):
+        for outcome in (decided(raised(error)), decided(in_child(raised(error)))):
+            assert isinstance(outcome, Decision)
+            assert (outcome.asked, outcome.reason) == (True, "503")
+    last = as_dead(decided(Retry(3, "503"), attempts=1))
+    assert (last.code, last.asked) == ("attempts", True), "it asked for more than there was"
+    assert as_dead(decided(Snooze(1), snoozed_ms=NOW_MS - MAX_SNOOZE_MS - 1)).asked
+    for error in (ValueError("503"), TimedOut("late"), Cancelled("by ann"), UnfitPayload("no"), Property()):
+        for attempts in (1, 3):
+            outcome = decided(raised(error), attempts=attempts)
+            assert isinstance(outcome, Decision)
+            assert not outcome.asked
+    assert as_retry(decided(ValueError("503"))).reason == "ValueError: 503"
 
 
 @pytest.mark.parametrize(
@@ -416,7 +467,6 @@ UNREADABLE = {
     "wait is a text": lambda: with_attribute(Retry(1), "delay_s", "soon"),
     "wait is a number in a text": lambda: with_attribute(Retry(1), "delay_s", "30"),
     "wait is nothing": lambda: with_attribute(Snooze(1), "delay_s", None),
-    "wait is a timedelta": lambda: with_attribute(Snooze(1), "delay_s", timedelta(seconds=1)),
     "wait is huge": lambda: with_attribute(Retry(1), "delay_s", 10**400),
     "wait is odd": lambda: with_attribute(Retry(1), "delay_s", OddNumber()),
     "wait is no number at all": lambda: with_attribute(Retry(1), "delay_s", Decimal("sNaN")),
@@ -434,6 +484,8 @@ ODD = {
     "group of odd ones": lambda: ExceptionGroup("no", [Liar("no"), Telling("no")]),
     "dead with a cause that is none": lambda: Dead("no", error=cast("Exception", OddText())),
     "wait is no number": lambda: with_attribute(Retry(1), "delay_s", float("nan")),
+    "wait is the policy's": Retry,
+    "wait is a timedelta": lambda: with_attribute(Snooze(1), "delay_s", timedelta(seconds=1)),
     "wait is a decimal": lambda: with_attribute(Retry(1), "delay_s", Decimal("1.5")),
     "stack raises": lambda: with_attribute(ValueError("no"), "stack", OddText()),
 }
@@ -466,7 +518,7 @@ def test_whatever_was_raised_its_outcome_is_of_our_own_classes_and_plain(make: C
         for value in (value for move in (*batch.defer, *batch.dead) for value in msgspec.structs.astuple(move)[1:]):
             assert type(value) in (str, int, bytes)
         sent = as_plain_words(one)
-        assert {type(word) for word in sent} <= {str, float, bool}
+        assert {type(word) for word in sent} <= {str, float, bool, type(None)}
         assert pickle.loads(pickle.dumps(sent)) == sent
 
 
