@@ -6,9 +6,11 @@ import hashlib
 import inspect
 import os
 import re
+import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from enum import IntEnum
 from typing import Any, Final, Generic, Protocol, TypeVar, overload
 from weakref import WeakValueDictionary
@@ -75,9 +77,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a sender may say of a message beside its payload; `Producer.send` says what each option means."""
 
     priority: Priority | str | None = None
-    delay_s: float = 0.0
-    at: float | None = None
-    exp: float | None = None
+    delay_s: float | timedelta = 0.0
+    at: float | datetime | None = None
+    exp: float | datetime | None = None
     key: str = ""
     keep: str = ""
     id: str = ""
@@ -168,9 +170,9 @@ class Job(Lease, gc=False, eq=False):
         *,
         suffix: str = "",
         priority: Priority | str | None = None,
-        delay_s: float = 0.0,
-        at: float | None = None,
-        exp: float | None = None,
+        delay_s: float | timedelta = 0.0,
+        at: float | datetime | None = None,
+        exp: float | datetime | None = None,
         key: str = "",
         keep: str = "",
         group: str = "",
@@ -185,9 +187,9 @@ class Job(Lease, gc=False, eq=False):
             message: a struct of a class declared with `@contract`; packed at once.
             suffix: of its id, `<work>:<suffix>`: 1 to 100 of `[A-Za-z0-9._-]`; without one, a number, in the order of calls.
             priority: the stream it goes to, also by its name, such as `high`; None for the contract's.
-            delay_s: not before so many seconds from this call.
-            at: not before this time, in seconds since the epoch; wins over `delay_s`.
-            exp: not after this time, in seconds since the epoch.
+            delay_s: not before so many seconds from this call, or a timedelta; ten years at most.
+            at: not before this time, in seconds since the epoch, or a datetime with a time zone; wins over `delay_s`.
+            exp: not after this time, as for `at`.
             key: as for `Producer.send`; this job's own key is free for it.
             keep: as for `Producer.send`.
             group: what limits per group count by.
@@ -585,13 +587,17 @@ P = TypeVar("P", bound=msgspec.Struct)
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """The payload type of a job: its wire name, version, default priority, and how older payloads are lifted."""
+    """The payload type of a job: its wire name, version, default priority, and how older payloads are lifted.
+
+    `queue` is where its messages go, whatever queue their producer has; empty for that one.
+    """
 
     type: str
     payload: type[msgspec.Struct]
     version: int = 1
     priority: Priority = Priority.MEDIUM
     upcast: Callable[[int, Any], Any] | None = None
+    queue: str = ""
 
 
 Secret: Final = msgspec.Meta(extra_json_schema={"writeOnly": True})
@@ -599,6 +605,15 @@ Secret: Final = msgspec.Meta(extra_json_schema={"writeOnly": True})
 
 
 CONTRACT_ATTRIBUTE: Final = "__job_contract__"
+# Names of classes by the module's file, wire name and version: a module that is loaded again, or by another name, declares
+# the same ones.
+_DECLARED: Final[dict[tuple[str, str, int], str]] = {}
+
+
+def check_queue(queue: str) -> None:
+    """Raise ConfigError where a queue cannot have this name, which becomes the hash tag of its keys."""
+    if not isinstance(queue, str) or not queue or any(mark in queue for mark in "{}\r\n "):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigError(f"queue {queue!r}: must be a name without spaces and braces")
 
 
 def contract(
@@ -607,6 +622,7 @@ def contract(
     version: int = 1,
     priority: Priority = Priority.MEDIUM,
     upcast: Callable[[int, Any], Any] | None = None,
+    queue: str = "",
 ) -> Callable[[type[P]], type[P]]:
     """Make a msgspec.Struct the payload of a job type.
 
@@ -616,22 +632,46 @@ def contract(
         priority: the stream of a message that names none.
         upcast: gets the version of an older payload, and the payload as plain dicts, lists, texts and numbers; returns it in
             today's shape, which is then checked. Without it, older payloads are read as they are.
+        queue: where its messages go, and whose workers run them; without it, the queue of whoever sends.
 
     Raises:
-        ConfigError: the name, the version or the class cannot be used.
+        ConfigError: the name, the version, the queue or the class cannot be used, or its module has another class of this name.
     """
+    if not isinstance(type, str):  # pyright: ignore[reportUnnecessaryIsInstance] -- `@contract` without brackets
+        raise ConfigError(f"contract {getattr(type, '__name__', type)!s:.60}: needs its wire name; hint: @contract('its-type')")
     if not TYPE_NAME.match(type.encode()):
         raise ConfigError(f"contract {type!r}: must be 1 to 64 of [a-z0-9._-] and begin with a letter or digit")
     if version < 1:
         raise ConfigError(f"contract {type!r}: version must be a whole number from 1, got {version!r}")
+    if queue:
+        try:
+            check_queue(queue)
+        except ConfigError as error:
+            raise ConfigError(f"contract {type!r}: {error}") from None
 
     def declare(payload: type[P]) -> type[P]:
         if not issubclass(payload, msgspec.Struct):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigError(f"contract {type!r}: {payload.__name__} must be a subclass of msgspec.Struct")
-        setattr(payload, CONTRACT_ATTRIBUTE, Contract(type, payload, version, Priority(priority), upcast))
+        _check_one(payload, type, version)
+        setattr(payload, CONTRACT_ATTRIBUTE, Contract(type, payload, version, Priority(priority), upcast, queue))
         return payload
 
     return declare
+
+
+def _check_one(payload: type[msgspec.Struct], type_name: str, version: int) -> None:
+    """Raise ConfigError where the module of this class has declared another one for the same messages.
+
+    Two modules may: a service's own copy, or tests; of two handlers of a type the worker's start complains. So may a function.
+    """
+    file = getattr(sys.modules.get(payload.__module__), "__file__", None)
+    if file is None or "<locals>" in payload.__qualname__:
+        return
+    first = _DECLARED.setdefault((file, type_name, version), payload.__qualname__)
+    if first != payload.__qualname__:
+        what = f"{payload.__module__}:{payload.__qualname__}"
+        hint = "hint: another name, or version=2 of the same"
+        raise ConfigError(f"contract {type_name!r}: {what} must not be declared, {first} has this name and version; {hint}")
 
 
 def contract_of(payload: type[msgspec.Struct]) -> Contract:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from typing import Final, cast
 
 import msgspec
@@ -17,6 +18,8 @@ from runtime.errors import BadPayload, ConfigError
 from runtime.jobs import STREAMS, TYPE_NAME, Contract, Head, Options, Packed, Priority, contract_of
 
 SHOWN_CHARS: Final = 80  # of a wrong option, in its error; a guess: a line of a log
+MAX_AHEAD_S: Final = 10 * 366 * 86_400.0  # ten years, a guess: what is later is a mistake, such as milliseconds
+MAX_PAST_S: Final = 86_400.0  # a guess: what expired since may have waited in an outbox; it becomes a dead letter `expired`
 NO_OPTIONS: Final = Options()  # a message without any differs from others of its type in nothing but the payload
 
 
@@ -101,7 +104,7 @@ class Packer:
         attempts = options.attempts
         if attempts is not None and (type(attempts) is not int or not 1 <= attempts <= MAX_MS):
             raise BadPayload(f"attempts must be a whole number from 1 to {MAX_MS}, got {shown(attempts)}")
-        due_ms = _due_ms(options, self._clock)
+        due_ms, exp_ms = _times(options, self._clock)
         job_id = _checked_text(options.id, "id")
         if job_id and not JOB_ID.match(job_id.encode()):
             raise BadPayload(f"id must be 1 to 128 of [A-Za-z0-9._:-], got {shown(job_id)}")
@@ -111,7 +114,7 @@ class Packer:
             type_name,
             id=job_id,
             version=version,
-            exp_ms=None if options.exp is None else _ms(options.exp, "exp"),
+            exp_ms=exp_ms,
             key=_checked_text(options.key, "key"),
             keep=_kept(options),
             attempts=attempts or 0,
@@ -178,21 +181,55 @@ def _too_large(type_name: str, data: bytes) -> BadPayload:
     return BadPayload(text, "too-large")
 
 
-def _due_ms(options: Options, clock: Callable[[], float]) -> int:
-    """Return when a message is due, in ms since the epoch; 0 for now."""
-    if options.at is None and type(options.delay_s) is float and not options.delay_s:  # most: the checks below cost 1 µs
-        return 0
-    _ms(options.delay_s, "delay_s", "seconds from now")
-    if options.at is not None:
-        return _ms(options.at, "at")
-    return _ms(clock() + options.delay_s, "delay_s", "seconds from now") if options.delay_s else 0
+def _times(options: Options, clock: Callable[[], float]) -> tuple[int, int | None]:
+    """Return when a message is due, 0 for now, and until when it may start, None for any time; both in ms since the epoch."""
+    if options.at is options.exp is None and type(options.delay_s) is float and not options.delay_s:
+        return 0, None  # most: the checks below cost 1 µs
+    now_s, wait_s = clock(), _wait_s(options.delay_s)
+    due_s = _epoch_s(options.at, "at", now_s) if options.at is not None else now_s + wait_s if wait_s else 0.0
+    due_ms = int(due_s * 1000)
+    if options.exp is None:
+        return due_ms, None
+    exp_s = _epoch_s(options.exp, "exp", now_s)
+    if exp_s < now_s - MAX_PAST_S:
+        raise BadPayload(f"exp has passed, got {shown(options.exp)}; hint: it is no time from now, but time.time() + seconds")
+    if (exp_ms := int(exp_s * 1000)) < due_ms:
+        raise BadPayload(f"exp must not be before the job may start, got {shown(options.exp)}: it could never run")
+    return due_ms, exp_ms
 
 
-def _ms(seconds: object, name: str, what: str = "seconds since the epoch") -> int:
-    """Return a number of seconds in ms; a bool is none, nor is what only compares like one."""
-    if not isinstance(seconds, (int, float)) or isinstance(seconds, bool) or not 0 <= seconds <= MAX_MS / 1000:
-        raise BadPayload(f"{name} must be {what}, a number from 0 to {MAX_MS // 1000}, got {shown(seconds)}")
-    return int(seconds * 1000)
+def _wait_s(wait: object) -> float:
+    seconds = wait.total_seconds() if isinstance(wait, timedelta) else wait
+    if not _is_number(seconds) or not 0 <= (number := cast("float", seconds)) <= MAX_AHEAD_S:
+        raise BadPayload(f"delay_s must be seconds from now, a number or a timedelta, at most ten years, got {shown(wait)}")
+    return number
+
+
+def _epoch_s(moment: object, name: str, now_s: float) -> float:
+    """Return a time in seconds since the epoch."""
+    seconds = _stamp(moment, name) if isinstance(moment, datetime) else moment
+    if not _is_number(seconds):
+        raise BadPayload(f"{name} must be seconds since the epoch, a number, or a datetime, got {shown(moment)}")
+    number = cast("float", seconds)
+    if not 0 <= number <= now_s + MAX_AHEAD_S:
+        is_ms = (now_s - MAX_AHEAD_S) * 1000 <= number <= (now_s + MAX_AHEAD_S) * 1000
+        meant = ": milliseconds?" if is_ms else ""
+        raise BadPayload(f"{name} must be seconds since the epoch, at most ten years from now, got {shown(moment)}{meant}")
+    return number
+
+
+def _stamp(moment: datetime, name: str) -> float:
+    try:
+        if moment.utcoffset() is not None:
+            return moment.timestamp()
+    except Exception as error:  # a time zone is code of others
+        raise BadPayload(f"{name} must be a datetime that says its time: {type(error).__name__}") from None
+    raise BadPayload(f"{name}: a datetime must have a time zone, got {shown(moment)}; hint: datetime.now(UTC)")
+
+
+def _is_number(value: object) -> bool:
+    """Return whether it is a number; a bool is none, nor is what only compares like one."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def shown(value: object) -> str:

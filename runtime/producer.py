@@ -11,6 +11,7 @@ import contextlib
 import os
 import time
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
+from datetime import datetime, timedelta
 from itertools import islice
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, overload
@@ -126,9 +127,9 @@ class Producer:
         payload: msgspec.Struct,
         *,
         priority: Priority | str | None = None,
-        delay_s: float = 0.0,
-        at: float | None = None,
-        exp: float | None = None,
+        delay_s: float | timedelta = 0.0,
+        at: float | datetime | None = None,
+        exp: float | datetime | None = None,
         key: str = "",
         keep: str = "",
         id: str = "",
@@ -141,9 +142,9 @@ class Producer:
         Args:
             payload: a struct of a class declared with `@contract`; written as JSON, up to 256 KiB.
             priority: the stream it goes to, also by its name, such as `high`; None for the contract's.
-            delay_s: not before so many seconds from now.
-            at: not before this time, in seconds since the epoch; wins over `delay_s`.
-            exp: not after this time, in seconds since the epoch: then it is a dead letter `expired`.
+            delay_s: not before so many seconds from now, or a timedelta; ten years at most.
+            at: not before this time, in seconds since the epoch, or a datetime with a time zone; wins over `delay_s`.
+            exp: not after this time, as for `at`: then it is a dead letter `expired`.
             key: up to 512 bytes; while another job with this key lives, this one is dropped, and `Sent.new` is False. One that is
                 not to start before a time replaces what waits with its key (debounce), unless `keep` is `first`.
             keep: with a `key`, which of the messages that wait for a time is the one that runs: `last`, also where empty, or

@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from difflib import get_close_matches
 from typing import Any, Final
 
@@ -44,9 +45,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--delay", type=float, default=0.0, metavar="SECONDS", help="start no sooner than this many seconds from now"
     )
-    parser.add_argument("--at", type=float, metavar="EPOCH", help="start no sooner than this time, in seconds since 1970")
-    text = "start no later than this time, in seconds since 1970; after it, a dead letter"
-    parser.add_argument("--exp", type=float, metavar="EPOCH", help=text)
+    text = "start no sooner than this time: seconds since 1970, or such as 2030-12-31T08:00+01:00"
+    parser.add_argument("--at", type=_moment, metavar="WHEN", help=text)
+    text = "start no later than this time, given as for --at; after it, a dead letter"
+    parser.add_argument("--exp", type=_moment, metavar="WHEN", help=text)
     text = "while another job with this key lives: drop the message; with a time, let it replace the one that waits for its time"
     parser.add_argument("--key", default="", help=text)
     text = "with --key and a time: last (default) to replace the one that waits for its time, first to drop the message then, too"
@@ -67,6 +69,19 @@ def _seconds(text: str) -> float:
     except ValueError:
         how = "the payload stands right behind the type, or behind --wait SECONDS"
         raise argparse.ArgumentTypeError(f"must be a number of seconds, got {text!r:.40}; hint: {how}") from None
+
+
+def _moment(text: str) -> float | datetime:
+    """Return a time as it was given; whether it can be used is said with the other options."""
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        how = "must be seconds since 1970, or a time such as 2030-12-31T08:00+01:00"
+        raise argparse.ArgumentTypeError(f"{how}, got {text!r:.60}") from None
 
 
 def main(config: Config, arguments: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ import msgspec
 
 from runtime.codec import DEAD_FIELDS, MAX_DIGITS, MAX_FIELDS, MAX_MS, OWN_FIELDS
 from runtime.errors import ConfigError, QueueFull, StoreError
-from runtime.jobs import FREE, GATE, OVERFLOW, STREAMS, SUSPECT
+from runtime.jobs import FREE, GATE, OVERFLOW, STREAMS, SUSPECT, check_queue
 from runtime.rules import VERSION, Rules, parse
 from runtime.store.connection import Connection
 from runtime.store.resp import Command, ServerError, Tail
@@ -76,8 +76,7 @@ class Keys:
     cancels: str
 
     def __init__(self, queue: str) -> None:
-        if not queue or any(mark in queue for mark in "{}\r\n "):
-            raise ConfigError(f"queue {queue!r}: must be a name without spaces and braces")
+        check_queue(queue)
         self.prefix: str = f"{{{queue}}}:"
         self.streams: tuple[str, ...] = tuple(self.prefix + name for name in STREAMS)
         places = tuple(self.prefix + name for name in _PLACES.values())

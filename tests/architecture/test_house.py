@@ -82,11 +82,8 @@ PURE = (
     *("schema", "limits", "rules", "cron", "schedules", "packing", "operations", "results"),
 )
 IMPURE = {"asyncio", "anyio", "threading", "subprocess", "socket", "time", "datetime", "random"}  # clock and jitter are arguments
-SHAPES = {  # times and waits as people give them, and cronsim takes and yields; nobody asks for the time
-    "cron": {"datetime"},
-    "errors": {"datetime"},
-    "settle": {"datetime"},
-}
+# Times and waits as people give them, and cronsim takes and yields; nobody asks for the time.
+SHAPES = {name: {"datetime"} for name in ("cron", "errors", "jobs", "packing", "settle")}
 ASKS_THE_TIME = {"now", "utcnow", "today"}
 
 # The one place on a job's path; the thread's and the child's side of the same; and start-up, where a module may do anything when

@@ -61,6 +61,8 @@ def one_line(result: subprocess.CompletedProcess[str]) -> str:
         (("enqueue", "scripted", '{"n":"x"}', *SCRIPTED), ("Expected `int`", "$.n")),
         (("enqueue", "scripted", "{", *SCRIPTED), ("JSON",)),
         (("enqueue", "scripted", '{"n":1}', "--id", "a b", *SCRIPTED), ("id",)),
+        (("enqueue", "scripted", '{"n":1}', "--at", "2030-01-01T08:00", *SCRIPTED), ("at: a datetime must have a time zone",)),
+        (("enqueue", "scripted", '{"n":1}', "--at", "soon", *SCRIPTED), ("--at: must be seconds since 1970, or a time",)),
         (
             ("enqueue", "scripted", '{"n":1}', "--wait", "nan", *SCRIPTED),
             ("--wait: must be a number of seconds from 0, got nan",),

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
 from typing import Any
 
@@ -286,6 +287,13 @@ async def test_a_server_that_is_not_there_is_a_typed_error():
             await producer.send(Order(n=1))
 
 
+class Broken(tzinfo):
+    """A time zone that raises."""
+
+    def utcoffset(self, _: Any) -> timedelta:
+        raise RuntimeError("no offset")
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -315,6 +323,52 @@ async def test_an_option_that_cannot_be_sent_is_refused_before_anything_is_writt
             await producer.send(Order(n=1), **options)
         with pytest.raises(BadPayload, match=name):
             await producer.send_many([Message(payload=Order(n=1), **options)])
+
+
+NOW_S = time.time()
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"at": datetime(2030, 1, 1)}, r"at: a datetime must have a time zone, got .*; hint: datetime\.now\(UTC\)"),
+        ({"exp": datetime(2030, 1, 1)}, "exp: a datetime must have a time zone"),
+        ({"at": datetime.max.replace(tzinfo=UTC)}, "at must be seconds since the epoch, at most ten years from now"),
+        ({"at": NOW_S * 1000}, r"at must be seconds since the epoch, at most ten years from now, got .*: milliseconds\?"),
+        ({"exp": NOW_S * 1000}, r"exp must be .*: milliseconds\?"),
+        ({"at": 10**5000}, "at must be .* of type int$"),
+        ({"at": datetime.fromtimestamp(-1, UTC)}, "at must be"),
+        ({"at": datetime(2030, 1, 1, tzinfo=Broken())}, "at must be a datetime that says its time: RuntimeError"),
+        ({"exp": 1}, r"exp has passed, got 1; hint: it is no time from now, but time\.time\(\) \+ seconds"),
+        ({"exp": datetime(2020, 1, 1, tzinfo=UTC)}, "exp has passed"),
+        ({"exp": NOW_S + 60, "delay_s": 3600}, "exp must not be before the job may start"),
+        ({"exp": NOW_S + 60, "at": NOW_S + 61}, "exp must not be before the job may start"),
+        ({"delay_s": timedelta(days=3700)}, "delay_s must be .* at most ten years"),
+        ({"delay_s": timedelta(seconds=-1)}, "delay_s must be"),
+    ],
+)
+async def test_a_time_that_cannot_be_meant_is_refused_with_what_is_wrong_with_it(options, text):
+    async with Producer.connect("unix:///no/such/server", patience_s=60) as producer:
+        with pytest.raises(BadPayload, match=text):
+            await producer.send(Order(n=1), **options)
+
+
+async def test_times_may_be_datetimes_and_timedeltas(producer, raw):
+    at, zone = datetime.fromtimestamp(int(NOW_S) + 86_400, UTC), timezone(timedelta(hours=-5))
+    await producer.send(Order(n=1), at=at, id="a")
+    await producer.send(Order(n=2), at=at.astimezone(zone), exp=at + timedelta(minutes=1), id="b")
+    await producer.send_many([Message(payload=Order(n=3), delay_s=timedelta(hours=1), id="c")])
+    at_ms = at.timestamp() * 1000
+    waits_ms, *exact_ms = [due_ms for _, due_ms in raw.zrange("{jobs}:due", 0, -1, withscores=True)]
+    assert exact_ms == [at_ms, at_ms]
+    assert NOW_S + 3600 <= waits_ms / 1000 <= time.time() + 3600
+    assert str(int(at_ms) + 60_000) in str(raw.hgetall("{jobs}:msg"))
+
+
+async def test_what_has_just_expired_becomes_a_dead_letter_and_no_error_of_its_sender(producer, raw):
+    """It may have waited where it came from, and clocks differ."""
+    await producer.send(Order(n=1), exp=time.time() - 5)
+    assert raw.xlen(KEY) == 1
 
 
 async def test_a_priority_may_be_given_by_its_name(producer, raw):

@@ -239,7 +239,7 @@ async def speaks_async(message: Work, job: Job) -> None:
     await asyncio.to_thread(job.log, "from a thread in a child")
 
 
-@contract("work")
+@contract("picky")
 class Picky(msgspec.Struct):
     do: str
 

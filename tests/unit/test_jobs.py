@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import re
+import sys
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import msgspec
@@ -177,6 +181,59 @@ def test_a_contract_is_a_struct() -> None:
         @contract("loose")
         class Loose:
             pass
+
+
+def test_a_contract_without_its_name_is_told_what_it_needs() -> None:
+    class Nameless(msgspec.Struct):
+        pass
+
+    with pytest.raises(ConfigError, match=r"contract Nameless: needs its wire name; hint: @contract\('its-type'\)"):
+        contract(Nameless)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="'type'"):
+        contract()  # pyright: ignore[reportCallIssue]
+
+
+TWICE = """
+import msgspec
+from runtime import contract
+
+@contract("mail", version=3)
+class Mail(msgspec.Struct):
+    pass
+
+@contract("mail", version={version})
+class Other(msgspec.Struct):
+    pass
+"""
+
+
+def load(path: Path, name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        del sys.modules[name]
+    return module
+
+
+def test_two_classes_of_a_module_are_not_the_payload_of_the_same_messages(tmp_path: Path) -> None:
+    (tmp_path / "twice.py").write_text(TWICE.format(version=3))
+    with pytest.raises(ConfigError, match=r"contract 'mail': twice:Other must not be declared, Mail has this name and version"):
+        load(tmp_path / "twice.py", "twice")
+
+
+def test_a_module_may_be_loaded_again_and_by_another_name(tmp_path: Path) -> None:
+    (tmp_path / "mails.py").write_text(TWICE.format(version=4))
+    for name in ("mails", "mails", "__mp_main__"):
+        assert contract_of(load(tmp_path / "mails.py", name).Other).version == 4
+
+
+@pytest.mark.parametrize("queue", ["a b", "{a}", "a\n", 5])
+def test_a_queue_may_not_be_named_so(queue: Any) -> None:
+    with pytest.raises(ConfigError, match=r"contract 'greet': queue .*: must be a name without spaces and braces"):
+        contract("greet", queue=queue)
 
 
 def test_a_handler_can_be_called_as_the_function_it_is() -> None:
