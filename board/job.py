@@ -18,7 +18,7 @@ from board.redact import HIDDEN, redact_text, visible
 from board.shapes import Fact, Job, JobAsk, JobRow, Progress, Step
 from board.viewer import Viewer
 from runtime.codec import DATA, TYPE, as_text, read_letter, without_tries
-from runtime.ended import Ended
+from runtime.ended import DUPLICATE, Ended
 from runtime.jobs import default_id
 from runtime.results import parse
 from runtime.said import MAX_LINES, Attempt, Report
@@ -327,7 +327,7 @@ def _of_run(run: Ended, logs: Sequence[Attempt], eyes: Eyes, now_ms: int) -> tup
         "lost" if run.outcome == "lost" else "attempt",
         max(0, run.at_ms - run.run_ms),
         run.at_ms,
-        level="ok" if run.outcome == "done" else "act",
+        level="ok" if run.outcome == "done" else "look" if run.outcome == DUPLICATE else "act",
         outcome=run.outcome,
         attempt=run.attempt,
         worker=run.by,

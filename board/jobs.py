@@ -19,7 +19,7 @@ from board.redact import PLAIN, Rules, redact_text
 from board.search import Search, Subject, Unreadable, parse
 from board.shapes import Facet, JobRow, Jobs, JobsAsk, Level, Said
 from board.viewer import Viewer
-from runtime.ended import Ended
+from runtime.ended import DUPLICATE, Ended
 from runtime.jobs import STREAMS
 from runtime.results import DONE
 from runtime.store.events import Events
@@ -43,8 +43,9 @@ FACETS: Final[dict[str, tuple[str, Level, Callable[[Claimed], bool]]]] = {
 
 ENDS: Final[dict[str, tuple[str, Callable[[Ended], bool]]]] = {
     "all": ("All", lambda run: True),
-    "failed": ("Failed", lambda run: run.outcome not in (DONE, "lost")),
+    "failed": ("Failed", lambda run: run.outcome not in (DONE, "lost", DUPLICATE)),
     "lost": ("Lost with their worker", lambda run: run.outcome == "lost"),
+    "dropped": ("Dropped for their key", lambda run: run.outcome == DUPLICATE),
     "done": ("Done", lambda run: run.outcome == DONE),
 }
 

@@ -13,6 +13,7 @@ from board.shapes import Said, Step
 from runtime.tries import Try
 
 ORDINALS: Final = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
+ENDED: Final = {"done": "It is done", "dead": "It died", "duplicate": "It was dropped for its key"}
 State = Literal["waiting", "claimed", "lot", "delayed", "dead", "finished"]
 Shown = Callable[[str], str | None]  # a message as the viewer may see it
 
@@ -212,7 +213,7 @@ def _finished(life: Life) -> Said:
     if life.end is None:
         return ["It is not here any more: it has ended, and nothing else is known of it."]
     ago = words.ago(life.now_ms - (life.end.to_ms or life.now_ms))
-    how = {"done": "It is done", "dead": "It died"}.get(life.end.outcome, f"It ended as {words.name(life.end.outcome)}")
+    how = ENDED.get(life.end.outcome, f"It ended as {words.name(life.end.outcome)}")
     where = f" on {life.end.worker}" if life.end.worker else ""
     ran_ms = (life.end.to_ms or life.end.from_ms) - life.end.from_ms
     return ["", how, f", {ago}{where}{f', and ran {words.duration(ran_ms)}' if ran_ms > 0 else ''}."]

@@ -155,7 +155,8 @@ class Consumer:
         self.orders: Orders = Orders(streams)
         self.gates: Gates = Gates(registry)
         shared = (self.leases, self.parked, self.gates, self.inbox, self.ledger, self.held, self.stats, self.log, self.places)
-        ctx = WorkerContext(config, registry, streams, *shared, self.orders, observer)
+        self._listener = Listener(self.held, self._in_lanes, self.name, config.app_version)
+        ctx = WorkerContext(config, registry, streams, *shared, self.orders, observer, self._listener.drop)
         self._observer = self.ledger.observer = observer
         self._leave = leave
         self._on_crash = on_crash
@@ -165,7 +166,6 @@ class Consumer:
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self.maintenance: Maintenance = Maintenance(ctx)
-        self._listener = Listener(self.held, self._in_lanes, self.name, config.app_version)
         self.maintenance.schedules = {schedule.name: schedule.definition for schedule in schedules}
         self.ticker: Ticker = Ticker(streams, self.maintenance.schedules)
         self.stepper: Stepper = Stepper(streams)

@@ -9,6 +9,7 @@ import msgspec
 
 from runtime.tries import MAX_APP_BYTES, MAX_BY_BYTES, MAX_ERROR_BYTES, MAX_FRAME_BYTES, one_line
 
+DUPLICATE: Final = "duplicate"
 MAX_NUMBER: Final = 2**53  # what every reader of JSON tells apart
 # Names in Redis of what has a longer one here.
 _SHORT: Final = {"at_ms": "at", "wait_ms": "wait", "run_ms": "run"}
@@ -29,10 +30,11 @@ _MOST: Final = {
 class Ended(msgspec.Struct, frozen=True, omit_defaults=True):
     """A run that has ended: which job's, where that stood, and what became of it.
 
-    `outcome` is done, retry, dead or cancelled; or lost, of a run whose worker was gone, which another one wrote: its times are
-    not known. `at_ms` is when it ended, `wait_ms` from the time of its entry to its start, `by` the worker and `app` the version
-    of its code. `error` has class and message, `frame` the newest line of the application's own code, `trace` is the id of its
-    trace. What is not known is empty or 0; `entry` is where this stands among the others.
+    `outcome` is done, retry, dead or cancelled; lost, of a run whose worker was gone, which another one wrote: its times are
+    not known; or duplicate, of a job that was dropped for its key without a run: `error` says of which one. `at_ms` is when it
+    ended, `wait_ms` from the time of its entry to its start, `by` the worker and `app` the version of its code. `error` has
+    class and message, `frame` the newest line of the application's own code, `trace` is the id of its trace. What is not known
+    is empty or 0; `entry` is where this stands among the others.
     """
 
     id: str = ""

@@ -52,9 +52,11 @@ from runtime.store.base import (
 from runtime.store.connection import ANSWER_S, Connection
 from runtime.store.resp import Command, ServerError, tail_of
 from runtime.store.shapes import (
+    DROPPED,
     SHORT,
     Ask,
     Delivery,
+    Duplicate,
     Fetched,
     Isolated,
     Promoted,
@@ -352,8 +354,8 @@ class Streams(Store):
         await self.call_one(self._reader, self.command("acquit", self.consumer, *args))
 
     async def admit(self, keyed: Sequence[Claim], *, by_writer: bool = False) -> list[str]:
-        """Claim the key of each job: `mine`, `duplicate` (a live job owns it: dropped, or folded into that), `delayed` (it waits
-        for its time now), `refused`, or an error text.
+        """Claim the key of each job: `mine`, a `Duplicate` (a live job owns it: dropped, or folded into that), `delayed` (it
+        waits for its time now), `refused`, or an error text.
 
         `by_writer`: down the connection that settles; the other one may be waiting.
 
@@ -365,7 +367,7 @@ class Streams(Store):
             args = [arg for claim in part for arg in (*token(claim.lease), claim.key, claim.at_ms or "")]
             connection = self._writer if by_writer else self._reader
             for answer in await self.call_one(connection, self.command("admit", self.consumer, *args)):
-                verdicts.append(_CLAIMED.get(answer) or answer.decode(errors="replace"))
+                verdicts.append(_CLAIMED.get(answer) or _dropped(answer.decode(errors="replace")))
         return verdicts
 
     def _read(self, count: int, key: str) -> Command:
@@ -799,7 +801,13 @@ class Streams(Store):
 # --- small shapes --------------------------------------------------------------------------------------------------------
 
 
-_CLAIMED: Final = {0: "refused", 1: "mine", 2: "duplicate", 3: "delayed"}
+_CLAIMED: Final = {0: "refused", 1: "mine", 3: "delayed"}
+
+
+def _dropped(text: str) -> str:
+    """Return as a Duplicate what says that a job was dropped; any other text is an error."""
+    how, space, of = text.partition(" ")
+    return Duplicate(how, of) if space and how in DROPPED else text
 
 
 def _with_end(writes: Sequence[Command], end: Command) -> list[Command]:

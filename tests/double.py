@@ -27,7 +27,20 @@ from runtime.said import Attempt
 from runtime.schema import Declared
 from runtime.store.arguments import MAX_IDS
 from runtime.store.base import MAX_LEASE_MS, End, Keys, Step, WorkerRow, pairs
-from runtime.store.shapes import Ask, Delivery, Fetched, Isolated, Promoted, Reclaimed, Serve, Served, Settled, TickAsk, Ticked
+from runtime.store.shapes import (
+    Ask,
+    Delivery,
+    Duplicate,
+    Fetched,
+    Isolated,
+    Promoted,
+    Reclaimed,
+    Serve,
+    Served,
+    Settled,
+    TickAsk,
+    Ticked,
+)
 from runtime.streams import MAX_ANSWER_BYTES
 from tests.cruelty import Fault, Plan
 from tests.gating import Call
@@ -317,12 +330,12 @@ class MemoryStreams:
             return "mine"
         fields = store.entries[stream].get(entry, [])
         at_ms = at_ms if fields else 0
-        is_copy = store.is_spare(stream, at_ms, fields, key, place)
-        if not at_ms and is_copy and store.goes_ahead(fields, key):
+        copy = store.is_spare(stream, at_ms, fields, key, place)
+        if not at_ms and copy is not None and store.goes_ahead(fields, key):
             return "mine"
         verdict = "mine"
-        if is_copy or (not at_ms and store.is_outrun(fields, entry, key)):
-            verdict = "duplicate"
+        if copy is not None or (not at_ms and store.is_outrun(fields, entry, key)):
+            verdict = copy if copy is not None else Duplicate("outrun")
         elif store.puts_off(at_ms, fields) and (at_ms > store.now_ms or store.owner_of(key, place)):
             verdict = "delayed"
             born_ms = first_time(store.now_ms, value(fields, b"first_at"), entry.partition(b"-")[0])
@@ -493,7 +506,7 @@ class MemoryStreams:
         store, stream, due_ms = self.store, packed.head.stream, packed.head.due_ms
         fields = entry_fields(packed.head.fields, packed.data)
         key = value(fields, b"key")
-        if key and store.is_spare(stream, due_ms, fields, key, own):
+        if key and store.is_spare(stream, due_ms, fields, key, own) is not None:
             return
         place = (
             store.delay(stream, due_ms, fields, packed.head.id, store.now_ms, other)

@@ -14,6 +14,7 @@ from runtime.codec import as_text
 from runtime.errors import StoreError
 from runtime.jobs import FREE, STREAMS, SUSPECT, Lease
 from runtime.store.base import End, Step
+from runtime.store.shapes import Duplicate
 
 BEGAN_MS = 1_700_000_000_000
 SUSPECT_MS = 60_000  # as in serve.lua
@@ -259,21 +260,24 @@ class MemoryStore:
         """Return whether a keyed message puts off the job of its key that waits."""
         return at_ms > 0 and value(fields, b"keep") != b"first"
 
-    def is_spare(self, stream: int, at_ms: int, fields: Sequence[bytes], key: bytes, place: str) -> bool:
-        """Return whether a keyed message is no job of its own: a copy, or folded into the one that waits."""
+    def is_spare(self, stream: int, at_ms: int, fields: Sequence[bytes], key: bytes, place: str) -> Duplicate | None:
+        """Return why a keyed message is no job of its own: a copy, or folded into the one that waits; None where it is one."""
         owner = self.owner_of(key, place)
-        if not owner or not self.puts_off(at_ms, fields):
-            return bool(owner)
-        if value(owner, b"type") != value(fields, b"type"):
-            return True
+        if not owner:
+            return None
+        of = (value(owner, b"id") or self.marks[key].removeprefix("due ").replace(" ", "-").encode()).decode(errors="replace")[
+            :128
+        ]
+        if not self.puts_off(at_ms, fields) or value(owner, b"type") != value(fields, b"type"):
+            return Duplicate("copy", of)
         where, _, member = self.marks[key].partition(" ")
         if where != "due" or has_begun(owner):
             self.overs[key] = self.now_ms
-            return False
+            return None
         first_ms, own_id = first_time(self.now_ms, value(owner, b"first_at")), value(owner, b"id")
         self.due[member] = min(at_ms, first_ms + MOST_WAITS * max(0, at_ms - self.now_ms))
         self.records[member] = _record(stream, fields, own_id, first_ms, {b"a", b"snoozed_at", b"tried", b"e", b"x-origin"})
-        return True
+        return Duplicate("folded", of)
 
     def goes_ahead(self, fields: Sequence[bytes], key: bytes) -> bool:
         """Return whether a job whose time has come runs, while the one that has taken its key waits."""

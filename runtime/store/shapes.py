@@ -140,3 +140,30 @@ class Reclaimed(msgspec.Struct):
     dead: int
     undelivered: int
     is_guarded: bool
+
+
+DROPPED: Final = ("copy", "folded", "outrun")
+MAX_KEY_TOLD: Final = 100  # bytes; a guess: what is longer is cut
+
+
+class Duplicate(str):
+    """The verdict `duplicate` on a job that was dropped for its key: it was a `copy` of the job with the id `of`, which lives; or
+    was `folded` into that, which waits and does now what this message said; or `outrun`, since a newer one has run.
+    """
+
+    __slots__ = ("how", "of")
+    how: str
+    of: str
+
+    def __new__(cls, how: str = "copy", of: str = "") -> Duplicate:
+        """Return the verdict, which is the word itself."""
+        made = super().__new__(cls, "duplicate")
+        made.how, made.of = how, of
+        return made
+
+    def told(self, key: bytes) -> str:
+        """Return in words why a job with this key was dropped."""
+        named = f"(key {key[:MAX_KEY_TOLD].decode(errors='replace')})"
+        if self.how == "outrun":
+            return f"dropped, since a newer job with its key has run {named}"
+        return f"folded into {self.of} {named}" if self.how == "folded" else f"dropped as a duplicate of {self.of} {named}"

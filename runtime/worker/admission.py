@@ -41,7 +41,7 @@ from runtime.jobs import (
 )
 from runtime.places import Places
 from runtime.stats import outcome_name
-from runtime.store.shapes import Delivery, Fetched
+from runtime.store.shapes import Delivery, Duplicate, Fetched
 from runtime.worker.context import WorkerContext
 from runtime.worker.gates import Asked
 
@@ -71,13 +71,13 @@ class Admitted(msgspec.Struct):
 
 
 class Claimed(msgspec.Struct):
-    """Keyed jobs, sorted by what the store said of their keys; `duplicates` are dropped, since a live job owns their key, and
-    `delayed` ones moved already to where they wait for their time.
+    """Keyed jobs, sorted by what the store said of their keys; `duplicates` are dropped, each with the reason: a live job owns
+    its key; and `delayed` ones moved already to where they wait for their time.
     """
 
     ready: list[Job]
     turned_away: list[tuple[Job, Outcome]]
-    duplicates: list[Job]
+    duplicates: list[tuple[Job, Duplicate]]
     delayed: list[Job]
 
 
@@ -107,8 +107,8 @@ def sort_claimed(keyed: Sequence[Job], verdicts: Sequence[str], now_ms: int) -> 
         match verdict:
             case "mine":
                 _admit_by_time(job, now_ms, claimed.ready, claimed.turned_away)
-            case "duplicate":
-                claimed.duplicates.append(job)
+            case Duplicate():
+                claimed.duplicates.append((job, verdict))
             case "delayed":
                 claimed.delayed.append(job)
             case "refused":
@@ -239,11 +239,14 @@ class Admission:
             ctx.ledger.release(keyed)
             raise
         claimed = sort_claimed(keyed, verdicts, now_ms)
-        for job in claimed.duplicates:
+        for job, duplicate in claimed.duplicates:
+            why = duplicate.told(job.envelope.key)
             ctx.stats.moved(job.type, job.stream, "duplicate")
+            ctx.on_dropped(job, why)
+            ctx.log.dropped(job, why)
         for job in claimed.delayed:
             ctx.stats.moved(job.type, job.stream, outcome_name(Postpone(job.envelope.at_ms)))
-        ctx.held.remove(claimed.duplicates + claimed.delayed)
+        ctx.held.remove([job for job, _ in claimed.duplicates] + claimed.delayed)
         self._turn_away(claimed.turned_away)
         # A beat may have refused these leases while the claim was on its way: then its report found the jobs neither in the inbox
         # nor in a lane, and dropped nothing.

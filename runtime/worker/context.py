@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from runtime.backoff import Backoff
 from runtime.config import Config
-from runtime.jobs import Lease, Registry
+from runtime.jobs import Job, Lease, Registry
 from runtime.observer import Observer
 from runtime.places import Places
 from runtime.stats import Stats
@@ -31,7 +31,7 @@ class WorkerContext:
     """Jobs pass from admission to the inbox, the lanes, the ledger and the flusher; `held` knows every lease on the way.
 
     `parked` knows what waits in lots, `gates` which types ask before they start, `leases` whether the heartbeat is confirmed,
-    `orders` what people have ordered; `observer` is told of jobs.
+    `orders` what people have ordered; `observer` is told of jobs, `on_dropped` of those that were dropped for their key, and why.
     Each of them is changed in the loop's thread only, without an await between reading and
     writing; `held` is also read by the heartbeat's thread, under its lock.
     """
@@ -50,6 +50,7 @@ class WorkerContext:
     places: Mapping[str, Places]
     orders: Orders
     observer: Observer | None = None
+    on_dropped: Callable[[Job, str], None] = lambda job, why: None
 
     def died(self, lease: Lease, type_name: bytes, code: str, error: str) -> bytes:
         """Tell the observer of a death without a run; return the traceparent of what it writes down, if it does."""

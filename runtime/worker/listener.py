@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from runtime.ended import Ended
+from runtime.ended import DUPLICATE, Ended
 from runtime.errors import Dead, Retry
 from runtime.jobs import LANE, STREAMS, Job, each_of, ms_of
 from runtime.said import MAX_LINE_CHARS, SHOWN_LINES, Attempt, Progress, Report, pack_reports
@@ -23,6 +23,7 @@ from runtime.tries import MAX_ERROR_BYTES, MAX_FRAME_BYTES, TRACE_ID, Try, one_l
 from runtime.worker.held import Held
 
 MAX_ENDED_S: Final = 100  # runs a second that are told of; a guess: some 20 kB a second of a flood of failures
+MAX_DROPPED_S: Final = 20  # jobs dropped for their keys that are told of; a guess, as of those that were done
 DONE_S: Final = 0.05  # a guess: between two that were done, and are told of: 20 a second
 MAX_NEW: Final = 5000  # runs that made themselves heard since the last look; a guess: what is beyond has no lines
 AGAIN_S: Final = 10.0  # a third of the life of what is written: so often it is, also where nothing changes
@@ -42,8 +43,8 @@ class Heard(msgspec.Struct, eq=False):
 
 class Told(msgspec.Struct):
     """What is to be written: `progress` is None where nothing changed and empty where no run says anything any more; `ended` are
-    runs that have ended and had lines, `events` those that failed, and a few that were done. `left_out` counts those with lines
-    for which there was no room.
+    runs that have ended and had lines, `events` those that failed, and a few that were done or dropped. `left_out` counts those
+    with lines for which there was no room.
     """
 
     progress: bytes | None = None
@@ -67,6 +68,7 @@ class Listener:
         self._heard: dict[int, Heard] = {}
         self._events: list[Ended] = []  # without their jobs, whose payloads would fill the memory
         self._failures = 0  # among them: of a flood the first
+        self._dropped = 0  # the same
         self._next_done_s = 0.0
         self._is_written = False
         self._written_s = 0.0
@@ -96,6 +98,14 @@ class Listener:
             error, frame = one_line(failed.error, MAX_ERROR_BYTES), one_line(failed.frame, MAX_FRAME_BYTES)
             one = msgspec.structs.replace(one, error=error, frame=frame, trace=failed.trace)
         self._events.append(one)
+
+    def drop(self, job: Job, why: str) -> None:
+        """Hear that a job was dropped for its key; MAX_DROPPED_S until the next look are told of."""
+        if self._dropped >= MAX_DROPPED_S:
+            return
+        self._dropped += 1
+        one = self._ended(job, DUPLICATE, int(time.time() * 1000), 0)
+        self._events.append(msgspec.structs.replace(one, error=one_line(why, MAX_ERROR_BYTES)))
 
     def done(self, job: Job) -> None:
         """Hear that a job is done, from the lane that ran it; of many, one each DONE_S is told of."""
@@ -136,7 +146,7 @@ class Listener:
             del self._heard[id(one.job)]
         spoke = [one.job for one in ended if one.job.noted().said.lines]
         told = _told_of([_attempt(job, _outcome_of(job, starts, is_last), now_ms) for job in spoke])
-        told.events, self._events, self._failures = self._events, [], 0
+        told.events, self._events, self._failures, self._dropped = self._events, [], 0, 0
         has_changed = [_note(one, now_ms) for one in self._heard.values()]
         if any(has_changed) or (ended and self._is_written) or (self._heard and now_s >= self._written_s + AGAIN_S):
             told.progress = pack_reports(map(_report, self._heard.values())) if self._heard else _NOTHING

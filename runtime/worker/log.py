@@ -81,6 +81,11 @@ class ThrottledLog:
             text = "job %s (%s) failed attempt %d, again in %.1f s: %s"
             log.warning(text, job.id, job.type.decode(), job.attempt, outcome.delay_s, outcome, extra=extra)
 
+    def dropped(self, job: Job, why: str) -> None:
+        """Log a job that was dropped for its key, for who looks for it: there may be thousands a second, and nothing is wrong."""
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("job %s (%s) is %s", job.id, job.type.decode(), why, extra=logs.job_fields(job))
+
     def store_unavailable(self, error: StoreUnavailable, failures: int) -> None:
         """Log an outage: one line when it is one, then one every few minutes."""
         if failures == FIRST_TOLD or (failures > FIRST_TOLD and failures % TOLD_AGAIN == 0):

@@ -188,15 +188,18 @@ def end(raw: redis.Redis, at: int, outcome: str, **more: Any) -> None:
 async def test_runs_that_have_ended_are_a_sample_and_say_so(page, raw):
     for at in range(30):
         end(raw, at, "done" if at % 3 else "retry", error="" if at % 3 else "ValueError: token=s3cret")
+    end(raw, 98, "duplicate", error="dropped as a duplicate of j1 (key k)")
     end(raw, 99, "lost")
     now = int(raw.time()[0]) // 60
     raw.hset(f"{{jobs}}:stats:{now}", "t high done", 2000)
     found = await listed(page, state="finished")
-    assert [row.id for row in found.rows[:2]] == ["j99", "j29"]
-    assert {facet.name: facet.count for facet in found.facets} == {"all": 31, "failed": 10, "lost": 1, "done": 20}
+    assert [row.id for row in found.rows[:2]] == ["j99", "j98"]
+    assert {facet.name: facet.count for facet in found.facets} == {"all": 32, "failed": 10, "lost": 1, "dropped": 1, "done": 20}
     assert found.title == ["", "Runs that have ended", "Every failure, and about 1 of 100 successes."]
-    assert (found.rows[1].end.outcome, found.rows[1].end.run_ms, found.rows[1].end.worker) == ("done", 20, "w1")
+    assert (found.rows[3].end.outcome, found.rows[3].end.run_ms, found.rows[3].end.worker) == ("done", 20, "w1")
     assert (found.rows[0].end.outcome, found.rows[0].end.run_ms) == ("lost", None)
+    assert (found.rows[1].end.outcome, found.rows[1].error) == ("duplicate", "dropped as a duplicate of j1 (key k)")
+    assert [row.id for row in (await listed(page, NOBODY, state="finished", facet="dropped")).rows] == ["j98"]
     failed = await listed(page, state="finished", facet="failed", limit=3)
     assert failed.rows[0].error == f"ValueError: token={HIDDEN}"
     assert (await listed(page, NOBODY, state="finished", facet="failed")).rows[0].error == "ValueError"

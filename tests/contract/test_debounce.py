@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from runtime import Job, Message, Priority, Producer, contract, handler
 from runtime.jobs import Claim, Deferral
+from runtime.store.shapes import MAX_KEY_TOLD, Duplicate
 from runtime.streams import Streams
 from runtime.testing import worker
 from tests.contract.kit import HIGH, ME, MemoryKit, batch, leases, pending
@@ -58,6 +59,29 @@ async def test_messages_of_one_fetch_are_folded_into_the_first_of_them(store, ki
     [member] = kit.due()
     assert kit.record(member)["data"] == '{"n":4}'
     assert len(kit.messages()) == 0
+
+
+async def test_of_what_is_dropped_it_is_told_into_which_job_it_was_folded_and_which_has_its_key(store, kit):
+    at_ms = kit.now_ms() + FAR_MS
+    first = add(kit, 1, at_ms)
+    await admit_all(store)
+    add(kit, 2, at_ms + 1, id="second")
+    kit.add(key="k", id="third")
+    kit.add(key="l", id="owner")
+    kit.add(key="l", id="fifth")
+    folded, copy, _, other = await store.admit(
+        [Claim(job, job.envelope.key, job.envelope.at_ms) for job in await leases(store, stream=HIGH)]
+    )
+    told = [
+        verdict.told(key)
+        for verdict, key in ((folded, b"k"), (copy, b"k"), (other, b"l" * 999))
+        if isinstance(verdict, Duplicate)
+    ]
+    assert told == [
+        f"folded into high-{first} (key k)",
+        f"dropped as a duplicate of high-{first} (key k)",
+        f"dropped as a duplicate of owner (key {'l' * MAX_KEY_TOLD})",
+    ]
 
 
 async def test_what_is_folded_runs_once_from_the_stream_of_the_last(store, kit):

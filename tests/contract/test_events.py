@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -60,6 +61,22 @@ async def reader(server: Server) -> AsyncIterator[Events]:
     reader = Events(server.url, "jobs")
     yield reader
     await reader.close()
+
+
+async def test_a_job_that_is_dropped_for_its_key_is_an_event_that_names_the_one_which_lives(
+    server: Server, reader: Events, caplog: Any
+):
+    raw: Any = server.client()
+    caplog.set_level(logging.DEBUG, "runtime")
+    for job_id in ("order-1", "order-2"):
+        raw.xadd("{jobs}:high", {"type": "look", "data": "{}", "id": job_id, "key": "k1"})
+    async with working(server.url, wait) as consumer:
+        await until(lambda: raw.xlen(EVENTS), "it is told of")
+        [one] = await reader.events_of("order-2", 10)
+    assert (one.outcome, one.type, one.by) == ("duplicate", "look", consumer.name)
+    assert one.error == "dropped as a duplicate of order-1 (key k1)"
+    [line] = [record for record in caplog.records if "duplicate of" in record.getMessage()]
+    assert (line.levelname, line.getMessage()) == ("DEBUG", "job order-2 (look) is dropped as a duplicate of order-1 (key k1)")
 
 
 async def test_each_failure_is_an_event_with_what_it_failed_of(server: Server, reader: Events):

@@ -11,7 +11,7 @@ import pytest
 from runtime.errors import Dead, Snooze, StoreUnavailable
 from runtime.jobs import FREE, LOST, Handler, Job, Outcome, Park, Postpone
 from runtime.places import Places
-from runtime.store.shapes import Ask
+from runtime.store.shapes import Ask, Duplicate
 from runtime.worker.admission import Admission, From, admit, sort_claimed
 from tests.builders import NOW_MS, job
 from tests.cruelty import Fault
@@ -106,9 +106,9 @@ def test_keyed_jobs_go_where_the_store_and_their_time_send_them() -> None:
         job(key=b"k"), job(key=b"k", at_ms=NOW_MS + 9), job(key=b"k"), job(key=b"k"), job(key=b"k")
     )  # fmt: skip
     admitted = admit([mine, later, duplicate, refused, failed], REGISTRY, NOW_MS)
-    verdicts = ["mine", "mine", "duplicate", "refused", "WRONGTYPE of a mark"]
+    verdicts = ["mine", "mine", copy := Duplicate("copy", "j"), "refused", "WRONGTYPE of a mark"]
     claimed = sort_claimed(admitted.keyed, verdicts, NOW_MS)
-    assert claimed.duplicates == [duplicate]
+    assert claimed.duplicates == [(duplicate, copy)]
     assert claimed.ready == [mine]
     turned = {id(one): outcome for one, outcome in claimed.turned_away}
     assert turned[id(later)] == Postpone(NOW_MS + 9)

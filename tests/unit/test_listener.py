@@ -13,7 +13,7 @@ from runtime.said import MAX_LINE_CHARS, read_reports
 from runtime.tries import MAX_ERROR_BYTES, Try
 from runtime.worker import listener as module
 from runtime.worker.held import Held
-from runtime.worker.listener import AGAIN_S, DONE_S, MAX_ENDED_S, MAX_NEW, Listener, Told
+from runtime.worker.listener import AGAIN_S, DONE_S, MAX_DROPPED_S, MAX_ENDED_S, MAX_NEW, Listener, Told
 from tests.builders import job
 
 
@@ -188,6 +188,17 @@ def test_of_too_many_that_ended_those_that_failed_go_first_and_the_others_are_co
     assert sum(ended.outcome == "dead" for ended in told.ended) == MAX_ENDED_S // 2
     assert told.left_out == MAX_ENDED_S
     assert worker.look() == Told()
+
+
+def test_of_a_flood_of_dropped_jobs_a_few_are_told_of_and_failures_keep_their_room(worker: Worker):
+    for n in range(10 * MAX_DROPPED_S):
+        worker.listener.drop(worker.begin(n), "dropped as a duplicate of a\nb (key k)")
+    worker.listener.fail(worker.begin(), Dead("no"), Try(1, 5, error="E: no"))
+    *dropped, failed = worker.look().events
+    assert ([one.outcome for one in dropped], failed.outcome) == (["duplicate"] * MAX_DROPPED_S, "dead")
+    assert dropped[0].error == "dropped as a duplicate of a b (key k)"
+    worker.listener.drop(worker.begin(), "again")
+    assert [one.error for one in worker.look().events] == ["again"]
 
 
 def test_no_flood_fills_the_memory(worker: Worker):

@@ -1,7 +1,8 @@
 #!lua flags=allow-oom
 -- Keyed jobs claim their key, or are dropped as copies of a live job with the same key; one that was cancelled meanwhile is buried.
--- ARGV: consumer, then per job: stream, entry, count, key, its time in ms ('' for none). Reply: per job 1 mine, 2 dropped: a copy, folded
--- into the job of its key that waits, or outrun by a newer one; 3 mine and put among the delayed ones, 0 refused, or an error text.
+-- ARGV: consumer, then per job: stream, entry, count, key, its time in ms ('' for none). Reply: per job 1 mine; dropped: 'copy <id>' of the
+-- job that lives with its key, 'folded <id>' into that, which waits, or 'outrun ' by a newer one; 3 mine and put among the delayed ones,
+-- 0 refused, or an error text.
 -- A mark names the place of its owner, so a redelivery of the owner is never taken for a copy. The copy is tested and
 -- dropped in this one step. What waits for its time goes there at once: what comes behind it, in this very call, is folded into it.
 
@@ -45,14 +46,14 @@ return each(2, 5, function(i)
   end
   local fields = due ~= '' and fields_of(KEYS[s], id)
   if not fields then due = '' end -- deleted by hand: whatever it does next finds out
-  local is_copy = is_spare(s, due, fields, key, place, now)
+  local is_copy, of, is_folded = is_spare(s, due, fields, key, place, now)
   if due == '' then
     if is_copy and goes_ahead(s, id, key) then return 1 end
     is_copy = is_copy or is_outrun(s, id, key)
   end
   if is_copy then
     remove(s, id, count)
-    return 2
+    return (is_folded and 'folded ' or of and 'copy ' or 'outrun ') .. string.sub(of or '', 1, 128)
   end
   if puts_off(due, fields) and (tonumber(due) > now or not key_is_free(key, place)) then
     put_off(s, id, due, fields, key)

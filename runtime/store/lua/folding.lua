@@ -53,7 +53,7 @@ local overtaken = {}
 
 -- Is there no need for this message as a job of its own? Another job with its key lives, or it was folded into that one. Behind one
 -- that has begun it waits as a job of its own: dropped, what changed last would be lost. `own` is a place that does not count. Returns
--- the other job's id as well.
+-- the other job's id as well, and whether it was folded.
 local function is_spare(s, due, fields, key, own, now)
   local place = place_of_owner(key)
   local owner = place and place ~= own and owner_at(place, key)
@@ -61,7 +61,7 @@ local function is_spare(s, due, fields, key, own, now)
   local id = field(owner, 'id') or string.gsub(place, '^due ', ''):gsub(' ', '-')
   -- What one of another type does is something else, and cannot wait in its place.
   if not puts_off(due, fields) or field(owner, 'type') ~= field(fields, 'type') then return true, id end
-  if fold(place, owner, s, due, fields, key, now) then return true, id end
+  if fold(place, owner, s, due, fields, key, now) then return true, id, true end
   redis.call('SET', over_of(key), ms(now), 'PX', life_of(due))
   overtaken[#overtaken + 1] = {key = key, place = place}
   return false
