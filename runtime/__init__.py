@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         Dead,
         JobDead,
         JobsError,
+        LifespanFailed,
         NotDurable,
         PartlySent,
         QueueFull,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         UnknownType,
     )
     from runtime.jobs import Job, Priority, Secret, contract
+    from runtime.lifespans import Lifespan, lifespan
     from runtime.producer import Message, Producer, Sent
     from runtime.registry import handler
     from runtime.schedules import Schedule
@@ -46,6 +48,8 @@ __all__ = [
     "Job",
     "JobDead",
     "JobsError",
+    "Lifespan",
+    "LifespanFailed",
     "Message",
     "NotDurable",
     "PartlySent",
@@ -63,6 +67,7 @@ __all__ = [
     "UnknownType",
     "contract",
     "handler",
+    "lifespan",
 ]
 
 _MODULES = {
@@ -72,6 +77,8 @@ _MODULES = {
     "Priority": "jobs",
     "Secret": "jobs",
     "contract": "jobs",
+    "Lifespan": "lifespans",
+    "lifespan": "lifespans",
     "Message": "producer",
     "Producer": "producer",
     "Sent": "producer",

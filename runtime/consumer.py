@@ -30,9 +30,11 @@ import msgspec
 
 from runtime import logs
 from runtime.config import Config
-from runtime.errors import Cancelled, Dead, LeaseLost, SelfCancelled, StoreUnavailable, TimedOut
+from runtime.errors import Cancelled, Dead, LeaseLost, LifespanFailed, SelfCancelled, StoreUnavailable, TimedOut
 from runtime.jobs import CRITICAL, MARKS, STREAMS, Gathered, Job, Lease, Park, Registry, each_of
+from runtime.lifespans import LIFESPANS, Lifespan, Lifespans
 from runtime.observer import Observer
+from runtime.offload import end_idle_children
 from runtime.places import HANGS_S, PLACES, Hang, Places, make_places
 from runtime.rules import Rules
 from runtime.schedules import Schedule
@@ -71,6 +73,7 @@ UNSTARTED_S: Final = 1.0  # a guess: what waits here for so long would have run 
 CUT_S: Final = 2.0  # a guess: so long handlers may take to end when they are cut
 FLUSH_S: Final = 2.0  # a guess: so long the last flush may take, and the goodbye
 UNBLOCK_S: Final = 4.0  # a guess: so long the blocked read is woken again and again, before the fetcher is cancelled
+CHILDREN_S: Final = 1.0  # a guess: so long idle child processes may take to close what they have open
 LOST_S: Final = 0.5  # a guess: to give back what an answer brings that was still on its way
 BLOCKERS: Final = 20  # a guess: so many types of those that blocked the loop are told in a worker's row
 POLL_S: Final = 0.01  # a guess: between two looks at a condition of stopping
@@ -119,8 +122,8 @@ class Consumer:
     `leave` is called at the end of a stop when a handler could not be ended; it may end the process. `on_crash` hears of a crash
     when it happens, in whichever thread: `run` raises it only when all handlers have ended, which they may never do.
     `collect` is called at each tick of a worker that is not idle. `on_stop_order` is called once where people have ordered this
-    worker to stop; without it, the worker stops by itself. `schedules` are those of this worker's modules. `observer` is told of
-    jobs. `resident` returns the resident bytes of the process, in any thread; `version` is the runtime's.
+    worker to stop; without it, the worker stops by itself. `schedules` and `lifespans` are those of this worker's modules.
+    `observer` is told of jobs. `resident` returns the resident bytes of the process, in any thread; `version` is the runtime's.
     """
 
     def __init__(
@@ -134,6 +137,7 @@ class Consumer:
         collect: Callable[[], None] = lambda: None,
         on_stop_order: Callable[[], None] | None = None,
         schedules: Iterable[Schedule] = (),
+        lifespans: Sequence[Lifespan[Any]] = (),
         observer: Observer | None = None,
         resident: Callable[[], int] = lambda: 0,
         version: str = "",
@@ -183,6 +187,7 @@ class Consumer:
         self._heartbeat: Heartbeat | None = None
         self._may_loops_end = False
         self._failure: RuntimeError | None = None
+        self._lifespans, self._for_children = Lifespans(lifespans, self._lifespan_broken), lifespans
 
     def _connect_parts(self) -> None:
         """Let the parts that hold jobs wake those that move them."""
@@ -259,13 +264,25 @@ class Consumer:
 
         Raises:
             StoreUnavailable: Redis did not answer at the start.
-            RuntimeError: every place for a kind of handler was lost to jobs that hang; all else was given back.
+            LifespanFailed: one could not begin.
+            RuntimeError: all places for a kind of handler were lost to jobs that hang, or a lifespan has ended by itself; what is
+                held is given back.
         """
-        loop = asyncio.get_running_loop()
         guard(self, "_crash")
         PLACES.set(self.places)  # for the lanes, which are tasks of this one
         MARKS.set(self.streams)
+        LIFESPANS.set(self._for_children)
         await self.streams.start()
+        try:
+            if await self._lifespans.begin(self._stop):
+                return await self._run()
+            return Report(time.monotonic() - self._stopping_since_s, 0, 0, 0)
+        finally:
+            await self._lifespans.end()
+            await self.streams.close()
+
+    async def _run(self) -> Report:
+        loop = asyncio.get_running_loop()
         # Before the first fetch: a consumer that reads and dies without a row would have no row, and its name would stay.
         await self.streams.beat(self._row())
         await self.orders.begin()
@@ -289,7 +306,6 @@ class Consumer:
         finally:
             gc.callbacks.remove(self._loop_state.garbage)
             heartbeat.stop()
-            await self.streams.close()
         return report
 
     async def _run_in(self, group: asyncio.TaskGroup, heartbeat: Heartbeat) -> Report:
@@ -352,6 +368,13 @@ class Consumer:
         if self._heartbeat is not None:
             self._heartbeat.fall_silent()
         self._on_crash(error)
+
+    def _lifespan_broken(self, failure: LifespanFailed) -> None:
+        """Stop, to be started again: what handlers use has ended under them."""
+        if self._failure is None:
+            self._failure = RuntimeError(f"{failure}: this worker stops, to be started again")
+            log.critical("%s", self._failure)
+            self.stop()
 
     def _stop_lanes(self) -> None:
         """End all lanes. The task group's cancel alone would count as their handlers' own doing."""
@@ -649,6 +672,9 @@ class Consumer:
         await asyncio.wait([flusher, *aides], timeout=FLUSH_S)  # what the flusher could not write goes back to the ledger
         heartbeat.stop()
         await self._say_goodbye(stubborn)
+        if self._for_children:
+            await end_idle_children(CHILDREN_S)
+        await self._lifespans.end()
         self.stage = Stage.CLOSED
         report = Report(time.monotonic() - self._stopping_since_s, self.stats.finished, self._flusher.released, len(self.held))
         if self._failure is not None:

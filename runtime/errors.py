@@ -109,6 +109,10 @@ class ConfigError(JobsError):
     """A setting, flag, contract or handler that cannot work; the text says what it must be."""
 
 
+class LifespanFailed(JobsError):
+    """A lifespan of the user's has raised: the worker does not start, or not go on."""
+
+
 # --- raised by a handler, and outcomes themselves --------------------------------------------------------------------
 
 

@@ -19,14 +19,14 @@ import traceback
 from collections.abc import Callable, Generator
 from typing import Final, NoReturn
 
-from runtime.errors import JobsError, StoreUnavailable
+from runtime.errors import JobsError, LifespanFailed, StoreUnavailable
 
 log: Final = logging.getLogger("runtime")
 
 # Exit statuses, as docs/operate.md lists them. 1 is Python's own for an error that nothing caught, 2 argparse's for bad usage,
 # 130 a shell's for what SIGINT has ended (128 + 2); 3 and 4 are ours.
 CLEAN: Final = 0
-FAILED: Final = 1  # a command found a failure
+FAILED: Final = 1  # a command found a failure, or a lifespan of the user's could not begin
 CRASHED: Final = 1  # a worker whose own machinery failed
 BAD_USAGE: Final = 2  # or settings, or handlers, that cannot work
 NO_REDIS: Final = 3
@@ -42,6 +42,8 @@ LEFT: Final = "all is done, but something that a handler has left behind does no
 
 def status_of(error: JobsError) -> int:
     """Return the exit status of a command that this error has ended."""
+    if isinstance(error, LifespanFailed):
+        return FAILED
     return NO_REDIS if isinstance(error, StoreUnavailable) else BAD_USAGE
 
 

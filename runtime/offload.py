@@ -12,7 +12,7 @@ import re
 import resource
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextvars import copy_context
 from functools import cache, partial
 from itertools import count
@@ -31,6 +31,7 @@ from runtime.answers import finish, is_to_do
 from runtime.channel import Sender, channel
 from runtime.errors import ChildFailed, ChildKilled, ConfigError, NotStarted
 from runtime.jobs import JOB, LANE, Head, Job, Packed, Running
+from runtime.lifespans import ChildLoop, names_for_children
 from runtime.places import PLACES, PROCESS, THREAD, Places
 from runtime.settle import as_plain_words, describe, raise_again, stack_of
 
@@ -187,7 +188,7 @@ def in_process(
         carried = watch.carried(job) if watch is not None else None
         try:
             with channel().hearing(number, partial(_hear, job, lane)) as end:
-                said = (logs.settings(), logs.trace_ids(), carried, end)
+                said = (logs.settings(), logs.trace_ids(), carried, end, names_for_children())
                 call = (_in_child, number, os.getpid(), memory_bytes, said, module, name, job)
                 answer = await anyio.to_process.run_sync(*call, cancellable=True, limiter=_BEHIND)
         except BrokenWorkerProcess as error:
@@ -256,6 +257,28 @@ async def _forget_last_child() -> None:
     await process.aclose()
 
 
+async def end_idle_children(within_s: float) -> None:
+    """Let the children that run nothing come to an end of their own, with what they have open, by reading of no more jobs; those
+    that do not in this time, anyio kills, as it would kill all of them.
+    """
+    try:
+        idle = anyio.to_process._process_pool_idle_workers.get()  # pyright: ignore[reportPrivateUsage]
+    except LookupError:  # there was none yet
+        return
+    children = [process for process, _ in idle]
+    idle.clear()
+    ends = [asyncio.ensure_future(_end_child(child)) for child in children]
+    if ends:
+        await asyncio.wait(ends, timeout=within_s)
+
+
+async def _end_child(child: anyio.abc.Process) -> None:
+    with contextlib.suppress(OSError, anyio.BrokenResourceError, anyio.ClosedResourceError):
+        if child.stdin is not None:
+            await child.stdin.aclose()
+        await child.wait()
+
+
 @cache
 def _log_as_worker(settings: tuple[str, str] | None) -> None:
     """Log as the worker does, to its standard error, which anyio took away. Done once: a module of handlers may change it."""
@@ -265,12 +288,12 @@ def _log_as_worker(settings: tuple[str, str] | None) -> None:
 
 
 def _in_child(
-    number: int, parent: int, memory_bytes: int | None, said: tuple[Any, Any, Any, Any], module: str, name: str, job: Job
+    number: int, parent: int, memory_bytes: int | None, said: tuple[Any, ...], module: str, name: str, job: Job
 ) -> tuple[Any, ...]:
     """Run one job here, in the child; what it raised goes back as plain words, since not every exception can be sent.
 
     Before them goes what was recorded of it, and what its run has noted. `said` are the settings of the worker's log, the ids of
-    the job's span in its lines, what traces the job here, and the end of the channel for what it says.
+    the job's span in its lines, what traces the job here, the end of the channel for what it says, and the worker's lifespans.
     """
     die_with(parent)
     job.noted().said.tell = Sender(number, said[3])
@@ -282,7 +305,7 @@ def _in_child(
     with _own_pipes(), _memory_bound(memory_bytes):
         try:
             trace = _trace_of(said[2])
-            words = _run_in_child(module, name, job, trace)
+            words = _run_in_child(module, name, job, trace, said[4])
             return number, _recorded(trace), extras_out(job), *words
         finally:
             for timer in TIMERS:  # an alarm that one job has set would hit another
@@ -339,12 +362,16 @@ def _recorded(trace: Any) -> list[bytes]:
         return []
 
 
-def _run_in_child(module: str, name: str, job: Job, trace: Any) -> tuple[Any, ...]:
+_HERE: Final = ChildLoop()
+
+
+def _run_in_child(module: str, name: str, job: Job, trace: Any, lifespans: Sequence[str]) -> tuple[Any, ...]:
     here = os.getpid()
     try:
         handler: Any = importlib.import_module(module)
         for part in name.split("."):
             handler = getattr(handler, part)
+        _HERE.begin(lifespans)
         copy_context().run(_run_alone, handler, job, here, trace)
     except BaseException as error:  # also what would end this child, which the next job needs
         end_fork(here, error)
@@ -362,7 +389,7 @@ def _run_alone(handler: Any, job: Job, here: int, trace: Any) -> None:
     JOB.set(job)
     answer = handler.function(handler.decode(job), job)
     if is_to_do(answer):
-        answer = asyncio.run(_finish(answer, here))
+        answer = _HERE.run(_finish(answer, here))
     if handler.result is not None:
         job.noted().result = handler.result.encode(answer)
 

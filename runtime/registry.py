@@ -23,6 +23,7 @@ from runtime.codec import payload_decoder
 from runtime.errors import ConfigError
 from runtime.followers import follow
 from runtime.jobs import ABOVE, DEFAULT_TIMEOUT_S, Handler, Job, P, contract_of
+from runtime.lifespans import Lifespan
 from runtime.limits import limits_of
 from runtime.results import result_policy
 from runtime.schedules import Schedule
@@ -243,16 +244,18 @@ def _check_signature(
 class Found(msgspec.Struct):
     """The handlers of the given modules by type; `missing` has modules whose extra is not installed, and what to install.
 
-    `schedules` are those of the modules, by name.
+    `schedules` are those of the modules, by name; `lifespans` in the order in which they stand there.
     """
 
     registry: dict[bytes, Handler[Any]]
     missing: list[tuple[str, str]]
     schedules: dict[str, Schedule]
+    lifespans: list[Lifespan[Any]] = []
 
 
 def find(modules: Sequence[str]) -> Found:
-    """Import the modules, and those that a package names in `HANDLERS`; return all handlers and schedules in their attributes.
+    """Import the modules, and those that a package names in `HANDLERS`; return what is declared in their attributes: handlers,
+    schedules and lifespans.
 
     A module's `SCHEDULES` is a list of more schedules, or a function that returns one, as for those made from settings.
 
@@ -322,6 +325,8 @@ def _collect(found: Found, module: ModuleType) -> None:
     for value in (*vars(module).values(), *_schedules(module)):
         if isinstance(value, Schedule) and found.schedules.setdefault(value.name, value) is not value:
             raise ConfigError(f"two schedules have the name {value.name!r}; the second is in module {module.__name__}")
+        if isinstance(value, Lifespan) and value not in found.lifespans:
+            found.lifespans.append(cast("Lifespan[Any]", value))
         if not isinstance(value, Handler):
             continue
         known = found.registry.setdefault(value.contract.type.encode(), cast("Handler[Any]", value))

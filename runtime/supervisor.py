@@ -27,9 +27,9 @@ import msgspec
 from runtime import logs
 from runtime.backoff import Backoff, delay_s
 from runtime.config import SETTINGS, Config, address_of
-from runtime.errors import ConfigError, JobsError, StoreUnavailable
+from runtime.errors import ConfigError, JobsError, LifespanFailed, StoreUnavailable
 from runtime.folders import SAFE
-from runtime.leaving import HARD_DEADLINE, NO_REDIS, status_of
+from runtime.leaving import FAILED, HARD_DEADLINE, NO_REDIS, status_of
 
 log: Final = logs.guarded("runtime.supervisor")
 
@@ -218,7 +218,7 @@ class Supervisor:
         self._stop = asyncio.Event()
         self._stopping_since_s = 0.0
         self._leave_by_s = float("inf")
-        self._error: ConfigError | StoreUnavailable | None = None
+        self._error: JobsError | None = None
         self._has_started = False
 
     def __repr__(self) -> str:
@@ -378,7 +378,8 @@ class Supervisor:
         if self._stop.is_set() or child.is_ordered:
             self.total.status = max(self.total.status, status)  # negative when SIGTERM came before its signal handler was set
         elif child.failed is not None and not self._has_started:
-            kind = StoreUnavailable if child.failed.status == NO_REDIS else ConfigError
+            kinds: dict[int, type[JobsError]] = {NO_REDIS: StoreUnavailable, FAILED: LifespanFailed}
+            kind = kinds.get(child.failed.status, ConfigError)
             self._error = kind(child.failed.text)
             self.stop()
             self.stop()  # without grace

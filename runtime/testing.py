@@ -20,6 +20,7 @@ from runtime.config import Config
 from runtime.consumer import Consumer, Report, Stage, streams_for
 from runtime.errors import ConfigError, Dead, Retry, Snooze, TimedOut
 from runtime.jobs import DONE, MARKS, Done, Handler, Job, Options, Outcome, P, Packed, Park, Priority, together
+from runtime.lifespans import Lifespan, opened
 from runtime.packing import Packer
 from runtime.places import PLACES, make_places
 from runtime.producer import Producer
@@ -174,6 +175,7 @@ async def run(
     jitter: Callable[[], float] = ...,
     clock: Callable[[], float] = ...,
     notes: Notes | None = ...,
+    lifespans: Sequence[Lifespan[Any]] = ...,
 ) -> Outcome: ...
 
 
@@ -193,6 +195,7 @@ async def run(
     jitter: Callable[[], float] = ...,
     clock: Callable[[], float] = ...,
     notes: Notes | None = ...,
+    lifespans: Sequence[Lifespan[Any]] = ...,
 ) -> list[Outcome]: ...
 
 
@@ -211,6 +214,7 @@ async def run(
     jitter: Callable[[], float] = LONGEST,
     clock: Callable[[], float] = time.time,
     notes: Notes | None = None,
+    lifespans: Sequence[Lifespan[Any]] = (),
 ) -> Outcome | list[Outcome]:
     """Run a handler once, as a worker runs it, and return what would become of the job; its `__cause__` is what was raised.
 
@@ -233,9 +237,11 @@ async def run(
         jitter: returns the jitter of the backoff, from 0 to 1; without it, always 1, the longest wait.
         clock: returns the time in seconds since the epoch.
         notes: has the marks that the handler finds, and afterwards what it has left.
+        lifespans: what is open while it runs; those that are `replaced` are left as they are.
 
     Raises:
         BadPayload: the message cannot be sent.
+        LifespanFailed: a lifespan could not begin.
         ConfigError: the message is another contract's, it is a list and the handler takes one, or `attempt` is below 1.
     """
     if attempt < 1:
@@ -255,7 +261,8 @@ async def run(
     outcomes = {id_of(job): _shown(None, outcome) for job, outcome in admitted.turned_away}
     ready = [job for job in jobs if id_of(job) not in outcomes]
     if ready:
-        outcomes |= await _run(handler, ready, jitter, clock, Notes() if notes is None else notes)
+        async with opened(lifespans):
+            outcomes |= await _run(handler, ready, jitter, clock, Notes() if notes is None else notes)
     told = [outcomes.get(id_of(job), DONE) for job in jobs]
     if notes is not None:
         done = [job for job, outcome in zip(jobs, told, strict=True) if isinstance(outcome, Done)]
@@ -454,6 +461,7 @@ async def worker(
     lease_s: float = 2.0,
     grace_s: float = 5.0,
     schedules: Sequence[Schedule] = (),
+    lifespans: Sequence[Lifespan[Any]] = (),
     **settings: Any,
 ) -> AsyncGenerator[Worker]:
     """Run a worker for these handlers until the block ends, in the current loop; the block begins when it has started.
@@ -465,17 +473,19 @@ async def worker(
         lease_s: seconds after which a worker that is silent is taken for dead.
         grace_s: seconds that running jobs have at the end of the block.
         schedules: what it fires.
+        lifespans: what it opens before its first job; those that are `replaced` it leaves as they are.
         settings: further fields of Config, such as `queue`.
 
     Raises:
         ConfigError: two handlers run the same type.
+        LifespanFailed: a lifespan could not begin.
         StoreUnavailable: Redis did not answer at the start.
     """
     config = Config(concurrency=concurrency, lease_s=lease_s, grace_s=grace_s, **settings)
     registry = {handler.contract.type.encode(): handler for handler in handlers}
     if len(registry) < len(handlers):
         raise ConfigError(f"two handlers run the same type: {', '.join(handler.location for handler in handlers)}")
-    consumer = Consumer(config, streams_for(config, url), registry, schedules=schedules, version=__version__)
+    consumer = Consumer(config, streams_for(config, url), registry, schedules=schedules, lifespans=lifespans, version=__version__)
     inspector, streams = Inspector(url, config.queue, "test"), Streams(url, config.queue, "test")
     running = asyncio.create_task(consumer.run(), name="worker")
     try:

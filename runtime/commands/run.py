@@ -250,6 +250,7 @@ async def _work(
             collect=rubbish.look,
             on_stop_order=partial(_stop_as_ordered, tether),
             schedules=found.schedules.values(),
+            lifespans=found.lifespans,
             observer=tracing,
             resident=resident,
             version=__version__,

@@ -28,7 +28,16 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "backoff", "limits", "said", "tries", "ended", "jobs", "stats", "observer"),  # words
     ("logs", "folders", "leaving", "rubbish"),  # the process around them
     ("config", "bounds", "codec", "packing", "settle", "schema", "rules", "cron", "schedules", "operations", "results"),  # pure
-    ("answers", "channel", "batches", "followers", "places", "offload", "registry"),  # users' code, and where it runs
+    (
+        "answers",
+        "channel",
+        "batches",
+        "followers",
+        "places",
+        "lifespans",
+        "offload",
+        "registry",
+    ),  # users' code, and where it runs
     ("store",),
     ("streams", "sender", "waiter", "producer", "operating", "steering", "control"),
     ("worker",),
@@ -94,6 +103,8 @@ CATCHES_CANCELS = {
     "runtime/batches.py:reading",
     "runtime/offload.py:work",
     "runtime/offload.py:_run_in_child",
+    "runtime/lifespans.py:_live",
+    "runtime/lifespans.py:_last",
     "runtime/logs.py:log",
 }
 CATCHES_ALL = {"runtime/worker/lanes.py", "runtime/offload.py", "runtime/registry.py"}
