@@ -90,7 +90,7 @@ def _claim_of(
         held=one,
         label=labels[one.owner],
         is_alive=is_alive,
-        silent_ms=None if until_ms is None or is_alive else max(0, survey.now_ms - until_ms + lease_ms),
+        silent_ms=None if until_ms is None or is_alive else max(0, survey.now_ms - (until_ms or survey.now_ms) + lease_ms),
         lease_ms=lease_ms - one.idle_ms,
         start_ms=run[0] if run else None,
         type=run[1] if run else "",

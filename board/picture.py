@@ -127,7 +127,8 @@ def _workers(sample: Sample, people: People) -> list[Seen]:
     found: list[Seen] = []
     for name in {*living, *held}:
         row, until_ms = people.rows.get(name, WorkerRow()), sample.until_ms.get(name)
-        beat_ms = 0 if until_ms is None else max(0, sample.now_ms - until_ms + row.lease_ms)
+        # Of one whose process was seen to end, nothing is left of its lease.
+        beat_ms = 0 if until_ms is None else max(0, sample.now_ms - (until_ms or sample.now_ms) + row.lease_ms)
         found.append(Seen(name, row, beat_ms, name in living, people.rules.orders.get(name, ""), held.get(name, 0)))
     return sorted(found, key=lambda one: (not one.is_alive, one.label, one.name))
 

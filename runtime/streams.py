@@ -649,7 +649,8 @@ class Streams(Store):
         answer = await self.call_one(
             self._helper, self.command("reclaim", stream + 1, lease_ms, n, *itertools.chain(*still.items()))
         )
-        return Reclaimed(answer[0], answer[1], bool(answer[2]))
+        jobs = [bytes(job).decode(errors="replace") for job in answer[3:]]
+        return Reclaimed(answer[0], answer[1], bool(answer[2]), jobs)
 
     async def ends(self) -> list[End]:
         """Return where each stream ends.

@@ -17,7 +17,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from random import random
 from typing import Final, Self
@@ -40,6 +40,7 @@ LOOK_S: Final = 0.5  # between two looks at the children; a guess: the least `--
 ALIVE_S: Final = 0.25  # between two messages of a child whose loop moves: half a look, so that none comes between two
 LATE_S: Final = 1.0  # past a child's own hard deadline: then it is killed; a guess
 LAST_MESSAGES_S: Final = 1.0  # for what a child sent before its end: a child of it may hold the tether open; a guess
+REAP_S: Final = 1.0  # at the end, for what is told of the dead; a guess: a healthy Redis takes milliseconds
 END_TICK_S: Final = 0.02  # between two looks whether all have ended; a guess
 MAX_TEXT: Final = 10_000  # characters of a child's error; well under what a socket takes at once (some 200 kB)
 MB: Final = 1024 * 1024
@@ -47,10 +48,11 @@ BOARD_HOST: Final = "127.0.0.1"  # of the children: the supervisor's board alone
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """A child fetches jobs; `url` is its board's, and `base_bytes` is its memory before its first job."""
+    """A child fetches jobs as `worker`; `url` is its board's, and `base_bytes` is its memory before its first job."""
 
     url: str
     base_bytes: int
+    worker: str = ""
 
 
 class Alive(msgspec.Struct, frozen=True, tag=True):
@@ -207,14 +209,23 @@ class Total(msgspec.Struct):
 
 
 class Supervisor:
-    """Owns the children. `hard_s`: a child's own hard deadline is so many seconds after its grace, or after a second signal."""
+    """Owns the children. `hard_s`: a child's own hard deadline is so many seconds after its grace, or after a second signal.
 
-    def __init__(self, config: Config, url: str, hard_s: float) -> None:
+    `reap` tells the store that a worker is dead, whose process has ended and left something: its jobs need not wait for its
+    leases to end. It is called beside everything else, and holds nothing up: while the store is away, children are started again
+    all the same, and the leases end by themselves. So they do where the supervisor dies before.
+    """
+
+    def __init__(
+        self, config: Config, url: str, hard_s: float, reap: Callable[[str], Coroutine[None, None, object]] | None = None
+    ) -> None:
         self.total: Total = Total()
         self.slots: dict[int, Slot] = {}
         self._config = config
         self._url = url
         self._hard_s = hard_s
+        self._reap = reap
+        self._reaping = set[asyncio.Task[object]]()
         self._stop = asyncio.Event()
         self._stopping_since_s = 0.0
         self._leave_by_s = float("inf")
@@ -267,6 +278,7 @@ class Supervisor:
             for aide in aides:
                 aide.cancel()
             await self._until_all_have_ended()
+        await self._end_reaping()
         if self._error is not None:
             raise self._error
         self.total.seconds = time.monotonic() - self._stopping_since_s
@@ -280,6 +292,21 @@ class Supervisor:
                 self.total.status = HARD_DEADLINE
                 self._signal_all(signal.SIGKILL)
             await asyncio.sleep(END_TICK_S)
+
+    def _reap_child(self, child: Child, status: int) -> None:
+        """Have the store told that a child is dead, unless it has left in peace: then nobody knows it any more."""
+        if self._reap is None or child.ready is None or not child.ready.worker or (status == 0 and not child.ended.left):
+            return
+        task = asyncio.create_task(self._reap(child.ready.worker), name=f"reap {child.ready.worker}")
+        self._reaping.add(task)
+        task.add_done_callback(self._reaping.discard)
+
+    async def _end_reaping(self) -> None:
+        """Wait a moment for what is being told of the dead."""
+        if self._reaping:
+            _, late = await asyncio.wait(self._reaping, timeout=REAP_S)
+            for task in late:
+                task.cancel()
 
     def _signal_all(self, which: signal.Signals) -> None:
         for slot in self.slots.values():
@@ -332,6 +359,7 @@ class Supervisor:
         status = await child.wait(lambda: self._on_ready(slot, child))
         slot.child = None
         slot.was_ordered = child.is_ordered
+        self._reap_child(child, status)
         self._add_up(child, status)
         why = f": {child.failed.text}" if child.failed else ""
         how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"

@@ -26,7 +26,7 @@ from runtime.rules import VERSION, Rules, parse
 from runtime.said import Attempt
 from runtime.schema import Declared
 from runtime.store.arguments import MAX_IDS
-from runtime.store.base import MAX_LEASE_MS, End, Keys, Step, WorkerRow, pairs
+from runtime.store.base import MAX_LEASE_MS, SAID_DEAD, End, Keys, Step, WorkerRow, pairs
 from runtime.store.shapes import (
     Ask,
     Delivery,
@@ -740,13 +740,15 @@ class MemoryStreams:
     def reclaim(self, stream: int, lease_ms: int, n: int, still: Mapping[str, int]) -> Reclaimed:
         """Take from workers what nobody renews."""
         store = self.store
-        if store.guarded_for_ms(lease_ms) < lease_ms:
-            return Reclaimed(0, 0, True)
+        is_guarded = store.guarded_for_ms(lease_ms) < lease_ms
         dead = undelivered = 0
         leases = {name: _lease_in(row) for name, row in store.rows.items()}
         longest = max([lease_ms, *(lease or 0 for lease in leases.values())])
         for name in sorted({row.consumer for row in store.pending[stream].values() if not row.consumer.startswith("~")}):
-            is_still = name in still and still[name] == int(store.until_ms(name))
+            is_reaped = store.workers.get(name) == SAID_DEAD
+            if is_guarded and not is_reaped:
+                continue
+            is_still = is_reaped or (name in still and still[name] == int(store.until_ms(name)))
             is_alive = store.until_ms(name) > store.now_ms and not is_still
             idle_ms = 0 if is_still else leases.get(name) or longest
             held = store.held_by(stream, name)
@@ -763,7 +765,7 @@ class MemoryStreams:
                     store.put(stream, entry, SUSPECT, max(1, row.count))
                     dead += 1
                     store.events.append(_lost(store, stream, entry, name))
-        return Reclaimed(dead, undelivered, False)
+        return Reclaimed(dead, undelivered, is_guarded)
 
     @verb
     def ends(self) -> list[End]:

@@ -32,6 +32,7 @@ from runtime.registry import Found
 from runtime.rubbish import Rubbish, resident_reader
 from runtime.settle import describe
 from runtime.store.connection import one_connection
+from runtime.store.deaths import Reaper
 from runtime.store.doctor import check_server
 from runtime.store.inspector import Inspector, Server
 from runtime.store.urls import redis_cli, without_password
@@ -198,8 +199,10 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
 
 async def _supervise(config: Config, embedded: Embedded | None, leaving: Leaving) -> Total:
     url = config.redis or (embedded.url if embedded else "")
-    children = Supervisor(config, url, HARD_S)
+    reaper = Reaper(url, config.queue)
+    children = Supervisor(config, url, HARD_S, partial(reaper.reap_within, for_s=config.lease_s))
     async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(reaper.close)
         where = "no board"
         address = address_of(config.board)
         if address is not None:
@@ -259,7 +262,7 @@ async def _work(
             board_url = await _open_board(stack, consumer, inspector, tracing, url)
             aides = [asyncio.create_task(embedded.keep(), name="Embedded.keep")] if embedded is not None else []
             if tether is not None:
-                ready = Ready(board_url, supervisor.rss_bytes("self"))
+                ready = Ready(board_url, supervisor.rss_bytes("self"), consumer.name)
                 aides.append(asyncio.create_task(_report_to(consumer, tether, ready), name="report"))
             _stop_on_signals(consumer.stop, leaving, config.grace_s, HARD_S, is_child=tether is not None)
             kept = f"embedded server {url}" if embedded else without_password(url)

@@ -25,6 +25,7 @@ GROUP: Final = "workers"
 LOOK_AT: Final = 10_000
 MAX_EVENTS: Final = 20_000  # runs that have ended; a guess: an hour of a few workers, some 5 MB
 EVENTS_LIFE_MS: Final = 7 * 24 * 3_600_000  # since the last was written; a guess: who looks later has the letters
+MAX_DEATHS: Final = 500  # parts of what is told of workers that died; a guess: some 200 kB
 DEPTH: Final = "depth"  # how many wait, among the counters of a minute; no count, but what a sweep has last seen
 TOLD_JOBS: Final = 50  # of those that a worker runs, in its row; a guess: some 3 kB of a busy one
 MAX_BY_BYTES: Final = 1000  # of who cancelled a job, and why; a guess: what is longer is a stranger's
@@ -33,6 +34,7 @@ AHEAD_MS: Final = 3_600_000  # an id so far ahead is no clock's: a sender chose 
 # Of a lease without a beat: then a worker is called silent. A beat is due each third of it, give or take a fifth: one that is
 # well never is, and a dead one is within two beats.
 SILENT_PART: Final = 0.6
+SAID_DEAD: Final = 0  # until when a worker lives whose process was seen to end
 MAX_LEASE_MS: Final = 3_600_000  # a guess: a row that claims a longer lease is a stranger's, or would keep a dead worker's jobs
 # What this version knows of what stands in Redis; one more with each release that an older worker could not share a queue with.
 LAYOUT: Final = 1
@@ -87,6 +89,7 @@ class Keys:
         self.results: str = self.prefix + "results"
         self.logs: str = self.prefix + "logs"
         self.events: str = self.prefix + "events"
+        self.deaths: str = self.prefix + "deaths"
         self.contracts: str = self.prefix + "contracts"
         self.cron_code: str = self.prefix + "cron:code"
         self.operations: str = self.prefix + "operations"
@@ -140,7 +143,9 @@ _LUA: Final = files("runtime.store") / "lua"
 # What stands before a script beside `common`: functions that some scripts share, and no scripts themselves.
 _SHARED: Final = {
     "beat": ("guard",),
-    "reclaim": ("guard",),
+    "reclaim": ("guard", "deaths"),
+    "reap": ("deaths",),
+    "forget": ("deaths",),
     "control": ("audit",),
     "steer": ("audit", "steering"),
     "send": ("folding",),
@@ -175,6 +180,7 @@ def constants() -> str:
         "MAX_MS": MAX_MS,
         "KEY_LIFE_MS": KEY_LIFE_MS,
         "MAX_EVENTS": MAX_EVENTS,
+        "MAX_DEATHS": MAX_DEATHS,
         "EVENTS_LIFE_MS": EVENTS_LIFE_MS,
     }
     lines = [f"local {name} = {_in_lua(value)}" for name, value in words.items()]

@@ -9,6 +9,7 @@ from runtime.ended import Ended, read_ended
 from runtime.schema import MAX_CONTRACT_BYTES, Declared, read_declared
 from runtime.store.base import Store
 from runtime.store.connection import Connection
+from runtime.store.deaths import DEATHS, Death, read_deaths
 from runtime.store.resp import ServerError
 
 EVENTS: Final = 10_000  # runs that are looked at for those of a job, and how many in a round trip: guesses, a few MB at most
@@ -58,6 +59,16 @@ class Events(Store):
                 break
             last, left = f"({bytes(rows[-1][0]).decode()}", left - len(rows)
         return found[:n]
+
+    async def deaths(self) -> list[Death]:
+        """Return the workers that died, as far as that is still known, the newest first.
+
+        Raises:
+            StoreUnavailable: no answer.
+        """
+        return read_deaths(
+            self._rows((await self.ask(self._connection, ("XREVRANGE", self.keys.deaths, "+", "-", "COUNT", DEATHS)))[0])
+        )
 
     def _rows(self, answer: Any) -> list[Any]:
         return [] if isinstance(answer, ServerError) else answer

@@ -17,7 +17,7 @@ from runtime.jobs import GATE, OVERFLOW, STREAMS
 from runtime.limits import NO_LIMITS, Limits, Rate, override_of, parse_rate
 from runtime.rules import ALL, Rules
 from runtime.schedules import merge, read_row, stored_members
-from runtime.store.base import WorkerRow, silent_ms
+from runtime.store.base import SAID_DEAD, WorkerRow, silent_ms
 
 MAX_GATES: Final = 100  # a guess: types; each is two commands more
 MAX_GROUPS: Final = 5  # a guess: the groups of a type of which most wait; each is two commands more
@@ -177,7 +177,9 @@ def span(ms: int) -> str:
 
 
 def silence(until_ms: int, row: WorkerRow, now_ms: int) -> str:
-    """Return in words that a worker is silent, and what becomes of what it holds; nothing of one that beats. See `silent_ms`."""
+    """Return in words that a worker is silent or dead, and what becomes of its jobs; nothing where it beats. See `silent_ms`."""
+    if until_ms == SAID_DEAD:
+        return "dead, its jobs are taken back now"
     for_ms, left_ms = silent_ms(until_ms, row.lease_ms, now_ms), until_ms - now_ms
     if not for_ms:
         return ""

@@ -135,11 +135,12 @@ class Ticked(msgspec.Struct):
 
 
 class Reclaimed(msgspec.Struct):
-    """What one sweep of one stream moved."""
+    """What one sweep of one stream moved; `jobs` are types and ids of the first few that dead workers held."""
 
     dead: int
     undelivered: int
     is_guarded: bool
+    jobs: Sequence[str] = ()
 
 
 DROPPED: Final = ("copy", "folded", "outrun")

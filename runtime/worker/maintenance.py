@@ -18,7 +18,7 @@ from runtime.errors import StoreUnavailable
 from runtime.jobs import FREE, GATE, OVERFLOW, STREAMS, SUSPECT, UNKNOWN, Lease, Letter, default_id, lot_of
 from runtime.schedules import Definition, told_of_code
 from runtime.schema import Declared, declared
-from runtime.store.base import End, WorkerRow
+from runtime.store.base import SAID_DEAD, End, WorkerRow
 from runtime.store.unknown import kind_in_words, lot_is_known, type_and_version
 from runtime.worker.context import STORE_BACKOFF, WorkerContext
 from runtime.worker.listener import Told
@@ -152,20 +152,24 @@ class Maintenance:
         self._tell_unknown(living)
         if not self._ctx.leases.may_reclaim:
             return
-        for stream in busy:
-            while True:
-                found = await self._streams.reclaim(stream, int(self._lease_s * 1000), RECLAIM_IDS, still)
-                if found.is_guarded:
-                    return
-                if found.dead or found.undelivered:
-                    self._ctx.parked.has_suspects = self._ctx.parked.has_suspects or found.dead > 0
-                    self._ctx.stats.moved(b"", stream, "reclaimed", found.dead)
-                    self._ctx.stats.moved(b"", stream, "undelivered", found.undelivered)
-                    log.info("took back %d jobs of dead workers and %d lost deliveries", found.dead, found.undelivered)
-                if found.dead + found.undelivered < RECLAIM_IDS:
-                    break
-        await self._dead_letter_unknown(living)
-        await self._forget_the_dead(workers)
+        is_guarded = any([await self._reclaim(stream, still) for stream in busy])
+        if not is_guarded:
+            await self._dead_letter_unknown(living)
+        await self._forget_the_dead(workers, is_guarded)
+
+    async def _reclaim(self, stream: int, still: Mapping[str, int]) -> bool:
+        """Take back what the dead held on a stream; return whether the guard holds."""
+        while True:
+            found = await self._streams.reclaim(stream, int(self._lease_s * 1000), RECLAIM_IDS, still)
+            if found.dead or found.undelivered:
+                self._ctx.parked.has_suspects = self._ctx.parked.has_suspects or found.dead > 0
+                self._ctx.stats.moved(b"", stream, "reclaimed", found.dead)
+                self._ctx.stats.moved(b"", stream, "undelivered", found.undelivered)
+                told = f": {', '.join(found.jobs)}{', …' if found.dead > len(found.jobs) else ''}" if found.jobs else ""
+                text = "took back %d jobs of dead workers and %d lost deliveries%s"
+                log.info(text, found.dead, found.undelivered, told)
+            if found.dead + found.undelivered < RECLAIM_IDS:
+                return found.is_guarded
 
     async def _forget_empty_lots(self) -> None:
         """Forget lots whose last job was moved by another script than those that hand out: XPENDING does not list them."""
@@ -223,12 +227,17 @@ class Maintenance:
             if name != self._streams.consumer and now_s - since_s > 2 * max(self._lease_s, workers[name][1].lease_s)
         }
 
-    async def _forget_the_dead(self, workers: dict[str, tuple[int, WorkerRow]]) -> None:
+    def _stood_s(self, name: str, now_s: float) -> float:
+        return now_s - self._seen_rows[name][1]
+
+    async def _forget_the_dead(self, workers: dict[str, tuple[int, WorkerRow]], is_guarded: bool) -> None:
+        """Forget workers that were said to be dead, and unless the guard holds those whose row has stood still for long."""
         now_s = time.monotonic()
         dead = [
             name
-            for name, (_, row) in workers.items()
-            if name != self._streams.consumer and now_s - self._seen_rows[name][1] > 2 * max(self._lease_s, row.lease_s)
+            for name, (until_ms, row) in workers.items()
+            if name != self._streams.consumer
+            and (until_ms == SAID_DEAD or (not is_guarded and self._stood_s(name, now_s) > 2 * max(self._lease_s, row.lease_s)))
         ]
         for name in dead[:FORGET_ROWS]:
             if await self._streams.forget(name, workers[name][0]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -19,6 +20,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 
 from runtime.embedded import Embedded
 from runtime.store.base import Keys, script
+from runtime.store.deaths import Death
+from runtime.store.inspector import Inspector
 from tests.faults.harness import ROOT, count, events, leftovers
 from tests.servers import Server, free_ports, wait_until
 
@@ -127,6 +130,38 @@ def test_all_work_and_one_that_is_killed_is_replaced_and_loses_nothing(hire, raw
     assert re.search(rf"process \d \(pid {victim}\) was ended by signal 9", supervisor.log)
     assert supervisor.stop() == 0
     assert "processes that died and were replaced: 1" in supervisor.log.splitlines()[-1]
+
+
+def test_what_one_held_that_is_killed_comes_back_at_once_and_not_a_lease_later(hire, valkey, raw, tmp_path):
+    supervisor = hire("--lease", "600", "--concurrency", "3")
+    send(raw, 6, kind="held")
+    wait_until(lambda: count(tmp_path, "start") == 6, what="all run")
+    victim, other = supervisor.children
+    began = {event.n for event in events(tmp_path) if event.pid == victim}
+    [name] = [name for name in raw.hkeys("{jobs}:workers:rows") if f"-{victim}-" in name]
+    os.kill(victim, signal.SIGKILL)
+    wait_until(lambda: raw.zscore("{jobs}:workers", name) in (0, None), what="it is known to be dead")
+    wait_until(lambda: count(tmp_path, "start") == 6 + len(began), what="what it ran starts again")
+    assert {event.n for event in events(tmp_path) if event.kind == "start" and event.pid not in (victim, other)} == began
+    wait_until(lambda: raw.zscore("{jobs}:workers", name) is None, what="it is forgotten")
+    [death] = deaths(valkey)
+    assert (death.worker, death.held, len(death.jobs)) == (name, len(began), len(began))
+    assert re.search(r"took back \d+ jobs of dead workers and 0 lost deliveries: held medium-", supervisor.log)
+    (tmp_path / "go").touch()
+    wait_until(lambda: not leftovers(raw), what="all is done")
+    assert supervisor.stop() == 0
+    assert len(deaths(valkey)) == 1, "those that stop in peace are no deaths"
+
+
+def deaths(server: Server) -> list[Death]:
+    async def read() -> list[Death]:
+        inspector = Inspector(server.url, "jobs")
+        try:
+            return await inspector.deaths()
+        finally:
+            await inspector.close()
+
+    return asyncio.run(read())
 
 
 def test_one_whose_loop_stands_still_is_replaced(hire, raw, tmp_path):

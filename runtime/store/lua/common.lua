@@ -1,5 +1,5 @@
 -- The functions that all scripts share. The store puts them before each script, and before them the constants, from Python: GROUP,
--- STREAMS, FREE, SUSPECT, GATE, OVERFLOW, NOTES, MAX_FIELDS, MAX_LEASE_MS, MAX_MS, KEY_LIFE_MS, MAX_EVENTS, EVENTS_LIFE_MS, PREFIX,
+-- STREAMS, FREE, SUSPECT, GATE, OVERFLOW, NOTES, MAX_FIELDS, MAX_LEASE_MS, MAX_MS, KEY_LIFE_MS, MAX_EVENTS, MAX_DEATHS, EVENTS_LIFE_MS, PREFIX,
 -- and the keys DUE, MSG, DEAD, WORKERS, ROWS, STRIKES, ISOLATIONS, CONTROL, AUDIT, CRON, CRON_STATE, CANCELS. KEYS: first the streams, then those in this order.
 -- Streams are numbered from 1 here. Ids are strings, times are milliseconds, payloads are never parsed.
 

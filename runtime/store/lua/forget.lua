@@ -17,6 +17,7 @@ for s = 1, #STREAMS do
   end
 end
 if gone == 1 then
+  if redis.call('ZSCORE', WORKERS, consumer) and ARGV[2] and not was_reaped(consumer) then note_death(consumer, 0, {}) end
   redis.call('ZREM', WORKERS, consumer)
   redis.call('HDEL', ROWS, consumer)
   redis.pcall('HDEL', ISOLATIONS, consumer)

@@ -2,8 +2,9 @@
 -- Take what is not renewed from real consumers of one stream and put it into a lot, at most n.
 -- ARGV: stream, the caller's lease in ms, n, then the consumers whose row has stood still for two leases of the caller's own clock, each
 -- with the time at which it stood: one that has moved since is alive.
--- Reply: number taken from the dead, number of lost replies found, 1 while the guard holds (then nothing is taken).
--- Of each that is taken from the dead, an event says so.
+-- Reply: number taken from the dead, number of lost replies found, 1 while the guard holds, then type and id of the first few that were
+-- taken from the dead. Of each of those, an event says so, and of each worker the record of deaths.
+-- Whose process was seen to end (see reap), has no lease to wait for; while the guard holds, nothing is taken from others.
 -- A live consumer did not renew: it never saw the reply, so the delivery does not count. What a dead one held is suspect, and keeps
 -- its count; what it ran alone when it died has that death for evidence.
 -- No cursor: what is taken leaves the list.
@@ -11,7 +12,7 @@
 local s, lease_ms, n = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local stream = KEYS[s]
 local now = now_ms()
-if guard(now, lease_ms) < lease_ms then return {0, 0, 1} end
+local is_guarded = guard(now, lease_ms) < lease_ms
 
 local LATER = 1.25 -- for longer than a beat takes, on a busy machine too; a guess
 local still = {}
@@ -45,14 +46,16 @@ local function tell_lost(id, consumer)
   end
   redis.pcall('XADD', PREFIX .. 'events', 'MAXLEN', '~', MAX_EVENTS, '*', 'place', place, 'outcome', 'lost', 'at', ms(now),
     'by', string.sub(consumer, 1, 64), unpack(told))
+  return named(s, id, known)
 end
 
-local dead, undelivered = 0, 0
+local dead, undelivered, jobs = 0, 0, {}
 for _, row in ipairs(redis.call('XPENDING', stream, GROUP)[4] or {}) do
   local consumer = row[1]
-  if string.sub(consumer, 1, 1) ~= '~' and dead + undelivered < n then
+  local is_reaped, taken = was_reaped(consumer), {}
+  if string.sub(consumer, 1, 1) ~= '~' and dead + undelivered < n and (is_reaped or not is_guarded) then
     local lives_until = stands_until(consumer)
-    local is_still = still[consumer] == lives_until
+    local is_still = is_reaped or still[consumer] == lives_until
     local is_alive = lives_until > now and not is_still
     local idle = is_still and 0 or lease_in(redis.call('HGET', ROWS, consumer)) or longest_lease()
     local isolation = redis.pcall('HGET', ISOLATIONS, consumer)
@@ -69,11 +72,13 @@ for _, row in ipairs(redis.call('XPENDING', stream, GROUP)[4] or {}) do
         if alone == stands_at(s, entry[1]) then strike(s, entry[1], consumer) end
         if pcall(park, s, entry[1], SUSPECT, math.max(1, entry[4])) then
           dead = dead + 1
-          tell_lost(entry[1], consumer)
+          taken[#taken + 1] = tell_lost(entry[1], consumer)
         end
       end
     end
+    if #taken > 0 and not is_reaped then note_death(consumer, #taken, taken) end
+    for _, job in ipairs(taken) do jobs[#jobs + 1] = job end
   end
 end
 if dead > 0 then redis.pcall('PEXPIRE', PREFIX .. 'events', EVENTS_LIFE_MS) end
-return {dead, undelivered, 0}
+return {dead, undelivered, is_guarded and 1 or 0, unpack(jobs, 1, math.min(#jobs, TOLD_JOBS))}
