@@ -300,17 +300,22 @@ class Producer:
         sender = self._senders.get((loop, wanted))
         if sender is None or sender.is_over or self._is_closed or self._pid != os.getpid():
             self._prepare(loop)
-            store = SendStore(self._url, self._queue, wanted, self._answer_s)
-            sender = self._senders[loop, wanted] = Sender(store, self._patience_s)
+            sender = self._senders[loop, wanted] = self._open_sender(wanted)
         return sender
+
+    def _open_sender(self, durability: Durability) -> Sender:
+        return Sender(SendStore(self._url, self._queue, durability, self._answer_s), self._patience_s)
 
     def _waiter(self) -> Waiter:
         loop = self._loop()
         waiter = self._waiters.get(loop)
         if waiter is None or waiter.is_over or self._is_closed or self._pid != os.getpid():
             self._prepare(loop)
-            waiter = self._waiters[loop] = Waiter(ResultStore(self._url, self._queue, self._answer_s))
+            waiter = self._waiters[loop] = self._open_waiter()
         return waiter
+
+    def _open_waiter(self) -> Waiter:
+        return Waiter(ResultStore(self._url, self._queue, self._answer_s))
 
     @property
     def _answer_s(self) -> float:

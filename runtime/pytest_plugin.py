@@ -1,4 +1,4 @@
-"""Fixtures for tests of handlers: `jobs_url`, an empty server for each test, and `jobs_worker`, a worker on it.
+"""Fixtures for tests: `jobs_url`, an empty server for each test, `jobs_worker`, a worker on it, `jobs_sent`, what was sent to it.
 
 pytest loads this file in every project that has the package installed, so it loads nothing until a test asks for a fixture.
 """
@@ -17,7 +17,7 @@ import pytest
 
 if TYPE_CHECKING:
     from runtime.embedded import Embedded
-    from runtime.testing import Worker
+    from runtime.testing import JobsSent, Worker
 
 ANSWER_S: Final = 5.0  # a guess: an empty server answers within a millisecond
 
@@ -44,8 +44,9 @@ def jobs_url(_jobs_server: Embedded) -> str:
     with socket.socket(socket.AF_UNIX) as server:
         server.settimeout(ANSWER_S)
         server.connect(str(_jobs_server.socket))
-        server.sendall(b"FLUSHALL\r\n")
-        if not server.recv(64).startswith(b"+OK"):
+        # Delayed jobs are then kept in the order in which they came, for `jobs_sent`; the value is the most that one may have.
+        server.sendall(b"CONFIG SET hash-max-listpack-value 1048576\r\nFLUSHALL\r\n")
+        if server.recv(10, socket.MSG_WAITALL) != b"+OK\r\n+OK\r\n":
             raise RuntimeError(f"{_jobs_server!r} could not be emptied")
     return _jobs_server.url
 
@@ -56,3 +57,11 @@ def jobs_worker(jobs_url: str) -> Callable[..., AbstractAsyncContextManager[Work
     from runtime.testing import worker
 
     return partial(worker, jobs_url)
+
+
+@pytest.fixture
+def jobs_sent(jobs_url: str) -> JobsSent:
+    """Return what tells of jobs sent to this test's server: `assert jobs_sent(SendReceipt) == [SendReceipt(order=7)]`."""
+    from runtime.testing import JobsSent
+
+    return JobsSent(jobs_url)

@@ -15,10 +15,10 @@ from typing import Any, Final, cast, overload
 import msgspec
 
 from runtime import __version__
-from runtime.codec import decode_many, entry_fields
 from runtime.config import Config
 from runtime.consumer import Consumer, Report, Stage, streams_for
 from runtime.errors import ConfigError, Dead, Retry, Snooze, TimedOut
+from runtime.fake import FakeProducer
 from runtime.jobs import DONE, MARKS, Done, Handler, Job, Options, Outcome, P, Packed, Park, Priority, together
 from runtime.lifespans import Lifespan, opened
 from runtime.packing import Packer
@@ -26,6 +26,7 @@ from runtime.places import PLACES, make_places
 from runtime.producer import Producer
 from runtime.said import Progress
 from runtime.schedules import Schedule
+from runtime.sent import JobsSent, SentMessage, decoder_of, message_of, received
 from runtime.stats import Stats
 from runtime.store.inspector import DeadLetter, Inspector
 from runtime.streams import Streams
@@ -38,12 +39,14 @@ __all__ = [
     "Clock",
     "DeadLetter",
     "Done",
-    "Follower",
+    "FakeProducer",
     "Jitter",
+    "JobsSent",
     "Notes",
     "Outcome",
     "Park",
     "Progress",
+    "SentMessage",
     "Worker",
     "run",
     "until",
@@ -54,7 +57,7 @@ POLL_S: Final = 0.005  # a guess: soon enough for a test, and little work beside
 DEADLINE_S: Final = 15.0  # a guess: longer than anything a test waits for on a busy machine
 STOP_S: Final = 15.0  # beyond the grace: the later stages of a stop have deadlines of their own, 10 s in all
 LETTERS: Final = 1000  # a guess: more than a test looks at
-NOWHERE: Final = "nowhere"  # the run id of the server that a message for `run` came from
+PLAIN: Final = decoder_of(None)  # what a job has handed on may be of a contract that is not known here
 
 
 class Clock:
@@ -105,25 +108,6 @@ LONGEST: Final = Jitter(1.0)
 id_of = id  # `run` has an argument of that name
 
 
-class Follower(msgspec.Struct, frozen=True):
-    """A job that was handed on by `job.send`.
-
-    `payload` is what its JSON, `data`, says, as plain dicts, lists, texts and numbers; `at` when it is due, in seconds since the
-    epoch, 0 for now. The others are what `send` was given.
-    """
-
-    type: str
-    payload: Any
-    data: bytes
-    id: str
-    priority: Priority
-    at: float = 0.0
-    exp: float = 0.0
-    key: str = ""
-    group: str = ""
-    attempts: int = 0
-
-
 class Notes:
     """What a run leaves beside its outcome, and its next attempt finds, where both are given the same `Notes`.
 
@@ -138,7 +122,7 @@ class Notes:
         self.marks: bytes | None = marks
         self.progress: Progress | None = None
         self.lines: list[str] = []
-        self.sent: list[Follower] = []
+        self.sent: list[SentMessage] = []
 
     def __repr__(self) -> str:
         return f"<Notes: marks {self.marks!r}, {self.progress}, {len(self.lines)} lines>"
@@ -252,7 +236,7 @@ async def run(
     messages: list[P | bytes] = [*message] if isinstance(message, list) else [message]
     now_s, jobs = clock(), list[Job]()
     for at, one in enumerate(messages):
-        job = _receive(_pack(handler, one, version, options), now_s, at)
+        job = received(_pack(handler, one, version, options), now_s, at)
         job.envelope = msgspec.structs.replace(job.envelope, failed=attempt - 1, first_ms=round(born * 1000) if born else 0)
         jobs.append(job)
     if timeout_s is not None:
@@ -267,7 +251,7 @@ async def run(
     if notes is not None:
         done = [job for job, outcome in zip(jobs, told, strict=True) if isinstance(outcome, Done)]
         followers = [packed for job in done for packed in job.followers]
-        notes.sent = [_shown_follower(packed, now_s) for packed in followers]
+        notes.sent = [message_of(received(packed, now_s, 0), packed.head.due_ms, PLAIN) for packed in followers]
     return told if isinstance(message, list) else told[0]
 
 
@@ -278,31 +262,6 @@ def _pack(handler: Handler[P], message: P | bytes, version: int, options: Option
     if type(message) is not contract.payload:
         raise ConfigError(f"{handler.location}: the message must be a {contract.payload.__name__}, got {type(message).__name__}")
     return packer.pack_with(message, options)
-
-
-def _receive(packed: Packed, now_s: float, at: int) -> Job:
-    """Return the job that a worker would make of this message, were it fetched now."""
-    now_ms = round(now_s * 1000)
-    fields = entry_fields(packed.head.fields, packed.data)
-    [job], _ = decode_many(packed.head.stream, [(f"{now_ms}-{at}".encode(), fields)], [1], NOWHERE, now_s, now_ms)
-    return job
-
-
-def _shown_follower(packed: Packed, now_s: float) -> Follower:
-    job = _receive(packed, now_s, 0)
-    envelope = job.envelope
-    return Follower(
-        type=job.type.decode(),
-        payload=msgspec.json.decode(job.data),
-        data=job.data,
-        id=job.id,
-        priority=job.priority,
-        at=packed.head.due_ms / 1000,
-        exp=envelope.exp_ms / 1000,
-        key=envelope.key.decode(),
-        group=envelope.group.decode(),
-        attempts=envelope.attempts,
-    )
 
 
 async def _run(

@@ -69,7 +69,7 @@ STRICT: dict[str, tuple[set[str], str]] = {
     ),
 }
 # What stands at the edge may import every module; what `__init__` names, it loads when it is first used.
-EDGE = re.compile(r"runtime\.(cli\w*|__main__|__init__|commands(\..*)?|testing|pytest_plugin)")
+EDGE = re.compile(r"runtime\.(cli\w*|__main__|__init__|commands(\..*)?|testing|sent|fake|pytest_plugin)")
 
 # Modules that may import others inside of their functions, and why.
 LOADED_LATE = {
