@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from runtime.producer import Message, Producer, Sent
     from runtime.registry import handler
     from runtime.schedules import Schedule
+    from runtime.sync_producer import SyncProducer
 
 __version__ = "0.1.0"  # the only place: the wheel's metadata is made from it
 
@@ -64,6 +65,7 @@ __all__ = [
     "Snooze",
     "StoreError",
     "StoreUnavailable",
+    "SyncProducer",
     "UnknownType",
     "contract",
     "handler",
@@ -84,6 +86,7 @@ _MODULES = {
     "Sent": "producer",
     "handler": "registry",
     "Schedule": "schedules",
+    "SyncProducer": "sync_producer",
 }
 
 

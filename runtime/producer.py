@@ -94,8 +94,17 @@ class Producer:
     def __repr__(self) -> str:
         return f"<Producer to {without_password(self._url)}, {sum(map(len, self._senders.values()))} sends wait>"
 
-    async def __aenter__(self) -> Self:
+    def reopen(self) -> None:
+        """Take sends again after `close`, as `async with` does."""
         self._is_closed = False
+
+    def check_open(self) -> None:
+        """Raise ConfigError after `close`."""
+        if self._is_closed:
+            raise ConfigError("this Producer is closed; hint: `with` opens it again")
+
+    async def __aenter__(self) -> Self:
+        self.reopen()
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -325,12 +334,11 @@ class Producer:
         try:
             return asyncio.get_running_loop()
         except RuntimeError:
-            raise ConfigError(f"a Producer sends from a running event loop, and there is none here; {_FORKED}") from None
+            raise ConfigError(f"a Producer sends from a running event loop, and there is none here; {_PLAIN}") from None
 
     def _prepare(self, loop: asyncio.AbstractEventLoop) -> None:
         """Check that something may be opened in this loop; forget what belongs to a fork's parent or to closed loops."""
-        if self._is_closed:
-            raise ConfigError("this Producer is closed; hint: `async with` opens it again")
+        self.check_open()
         if self._pid != os.getpid():
             # Kept and never touched: closing them here would reach into the parent's connections and its event loop.
             self._loops_inherited |= {known for known, _ in self._opened()}
@@ -353,6 +361,7 @@ def _told(head: Head, told: Publishing) -> Head:
     return Head(head.stream, head.due_ms, head.id, (*told.fields, *head.fields)) if told.fields else head
 
 
+_PLAIN: Final = "hint: SyncProducer sends from plain code; a forked process runs a new loop, as by asyncio.run"
 _FORKED: Final = "hint: a forked process runs a new one, as by asyncio.run"
 
 

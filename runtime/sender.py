@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import secrets
 import threading
 from collections import deque
@@ -52,8 +53,12 @@ class SentCount:
     """Counts what became of all messages that this process has sent, in whichever threads and loops; for metrics."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self.renew()
         self._counts = {"stored": 0, "duplicate": 0, "refused": 0}
+
+    def renew(self) -> None:
+        """Begin with a lock of its own in a forked process: a thread of the parent may have had it then."""
+        self._lock = threading.Lock()
 
     def note(self, messages: int, duplicates: int, refused: int) -> None:
         """Count one chunk that was answered."""
@@ -68,6 +73,8 @@ class SentCount:
 
 
 SENT: Final = SentCount()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=SENT.renew)
 
 
 class Flow:

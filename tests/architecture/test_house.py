@@ -39,7 +39,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "registry",
     ),  # users' code, and where it runs
     ("store",),
-    ("streams", "sender", "waiter", "producer", "operating", "steering", "control"),
+    ("streams", "sender", "waiter", "producer", "portal", "sync_producer", "operating", "steering", "control"),
     ("worker",),
     ("consumer", "embedded", "supervisor"),
 )
@@ -61,6 +61,12 @@ STRICT: dict[str, tuple[set[str], str]] = {
         {"errors", "limits", "jobs", "rules", "store", "codec", "cron", "schedules"}
         | {"sender", "producer", "packing", "operating", "steering"},
         "a service that orders loads no worker",
+    ),
+    "portal": ({"errors"}, "runs coroutines, whatever they do"),
+    "sync_producer": (
+        {"errors", "limits", "jobs", "observer", "backoff", "codec", "packing", "results", "store", "sender", "waiter"}
+        | {"producer", "portal"},
+        "the same",
     ),
     "waiter": ({"errors", "jobs", "backoff", "results", "store"}, "the same"),
     "producer": (
