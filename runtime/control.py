@@ -34,8 +34,8 @@ from runtime.sender import CHUNK_BYTES, CHUNK_MESSAGES, Sent
 from runtime.steering import JobControl
 from runtime.store.base import Operation, WorkerRow
 from runtime.store.control import Change, ChangedMeanwhile, ControlStore
+from runtime.store.finder import Finder
 from runtime.store.flow import silence
-from runtime.store.inspector import Inspector
 from runtime.store.urls import without_password
 
 MAX_PAUSE_S: Final = 366 * 24 * 3600  # a guess: a year; what is to last longer, lasts until it is resumed
@@ -89,7 +89,7 @@ class Control(OperationControl, JobControl):
 
     def __init__(self, url: str, queue: str = "jobs", *, by: str = "", schedules: Iterable[Schedule] = ()) -> None:
         self._store = ControlStore(url, queue)
-        self._inspector = Inspector(url, queue, "control")
+        self._inspector = Finder(url, queue, "control")
         name = _checked_by(by) if by else who()
         OperationControl.__init__(self, name, self._store, _check_reason)
         JobControl.__init__(self, name, self._store, self._inspector, _check_reason)

@@ -16,7 +16,8 @@ from runtime.jobs import STREAMS, Priority
 from runtime.sender import Sent
 from runtime.store.base import LOOK_AT
 from runtime.store.control import ControlStore, place_in
-from runtime.store.inspector import FoundJob, Inspector, is_letter
+from runtime.store.finder import Finder, places_named
+from runtime.store.inspector import FoundJob, is_letter
 
 TRIES: Final = 3  # a guess: a job moves on a few times in its life, not each millisecond
 DEAD: Final = "dead"
@@ -48,7 +49,7 @@ class Steered(msgspec.Struct, frozen=True):
 class JobControl:
     """Orders what is to become of one job. A Control is one; `by` and the stores are its own."""
 
-    def __init__(self, by: str, job_store: ControlStore, job_finder: Inspector, check_reason: Callable[[Any], None]) -> None:
+    def __init__(self, by: str, job_store: ControlStore, job_finder: Finder, check_reason: Callable[[Any], None]) -> None:
         self.by: str = by
         self._job_store = job_store
         self._job_finder = job_finder
@@ -60,9 +61,9 @@ class JobControl:
         May be repeated. Whoever waits for the job's result is told.
 
         Args:
-            job: what `send` returned, or its id, or its place, such as `high/1732400000000-0` or `due/order-1`. All jobs with
-                this id are meant; they are looked for among the delayed ones, the newest 10,000 entries of each stream and the
-                newest 10,000 dead letters.
+            job: what `send` returned, or its id, or its place, such as `high/1732400000000-0` or `due/order-1`, or the entry
+                that XADD answered, `1732400000000-0`. All jobs with an id are meant; they are looked for among the delayed ones,
+                the newest 10,000 entries of each stream and the newest 10,000 dead letters.
             reason: for people, up to 500 characters.
 
         Returns:
@@ -119,10 +120,16 @@ class JobControl:
             return await self._job_store.steer(verb, self.by, reason, places, argument)
 
     async def _look(self, wanted: str) -> list[FoundJob]:
-        if "/" not in wanted:
+        places = places_named(wanted)
+        if not places:
             return [job for job in await self._job_finder.find_job(wanted, LOOK_AT) if job.id == wanted]
-        job = await self._job_finder.job_at(wanted)
-        return [job] if job else []
+        jobs = await self._job_finder.at([place for place in places if "/" in wanted or not place.startswith(DEAD)])
+        if not jobs and "/" not in wanted:
+            jobs = (await self._job_finder.look(wanted, LOOK_AT)).jobs
+        if len({job.id for job in jobs}) > 1:  # streams count for themselves: two may have given the same entry
+            named = " or ".join(job.place for job in jobs)
+            raise ConfigError(f"{wanted} may be any of {len(jobs)} jobs; hint: give the place of the one that is meant, {named}")
+        return jobs
 
 
 def _is_settled(steered: Steered | None) -> bool:

@@ -19,7 +19,7 @@ from runtime.errors import ConfigError
 from runtime.folders import add_folder, hidden_in_folder
 from runtime.registry import Found, find
 from runtime.store.control import ControlStore
-from runtime.store.inspector import Inspector
+from runtime.store.finder import Finder
 from runtime.store.urls import without_password
 
 T = TypeVar("T")
@@ -77,9 +77,9 @@ def find_handlers(config: Config) -> Found:
 
 
 @contextlib.asynccontextmanager
-async def inspector(url: str, queue: str) -> AsyncGenerator[Inspector]:
-    """Yield an Inspector of this queue, and close its connection."""
-    opened = Inspector(url, queue)
+async def inspector(url: str, queue: str) -> AsyncGenerator[Finder]:
+    """Yield a Finder, an Inspector of this queue that finds jobs, and close its connection."""
+    opened = Finder(url, queue)
     try:
         yield opened
     finally:

@@ -15,15 +15,21 @@ from runtime.commands.common import clean, control, inspector, print_json, with_
 from runtime.commands.flags import add_texts, add_verb, check_between
 from runtime.commands.steer import add_verbs
 from runtime.config import Config
-from runtime.errors import StoreError
+from runtime.errors import ConfigError, StoreError
 from runtime.jobs import STREAMS
 from runtime.leaving import CLEAN, FAILED
 from runtime.store.base import LOOK_AT
 from runtime.store.control import ControlStore
+from runtime.store.finder import places_named
 from runtime.store.inspector import FoundJob
 
 MAX_LIST: Final = 1_000  # of each stream; a guess
 DEAD: Final = "dead"
+WHERE: Final = (
+    f"delayed jobs, the newest {LOOK_AT:,} entries of each stream, the newest {LOOK_AT:,} dead letters, "
+    "and what is written of ended runs: failures, and a few that were done"
+)
+HINT: Final = "without an `id` a job is called PRIORITY-ENTRY; `jobs show --key KEY` shows which job has a key"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +39,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "Jobs that wait, run, are parked or delayed. A job that is done leaves nothing behind: `stats` counts those.",
         "python -m runtime jobs list --state running",
         "python -m runtime jobs show high-1732400000000-0",
+        "python -m runtime jobs show 1732400000000-0",
+        "python -m runtime jobs show --key receipt-7",
         "python -m runtime jobs cancel order-7 --reason 'ordered twice'",
         "python -m runtime jobs priority order-8 high",
     )
@@ -47,7 +55,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
     text = "show all that is known of the jobs with an id, wherever they are, and the result of one that is over while it is kept"
     show = add_verb(verbs, "show", print_one, f"{text}; status 1 when that is nothing")
-    show.add_argument("id", help="the job's id")
+    show.add_argument(
+        "id", nargs="?", default="", help="the job's id, the entry that XADD answered (1732400000000-0), or its place"
+    )
+    show.add_argument("--key", default="", help="the job that has this key, in place of one by its id")
     show.add_argument("--follow", action="store_true", help="show it again when it changes, until it has left the queue")
     show.add_argument("--json", action="store_true", help="print JSON lines")
 
@@ -88,31 +99,44 @@ def print_list(config: Config, arguments: argparse.Namespace) -> int:
 
 def print_one(config: Config, arguments: argparse.Namespace) -> int:
     """Print what is known of the jobs with an id; status 1 when there is nothing, as far as was looked."""
+    if bool(arguments.id) == bool(arguments.key):
+        raise ConfigError("`jobs show` needs a job's id, or --key KEY; hint: `jobs list` shows ids")
+    if arguments.follow and arguments.key:
+        raise ConfigError("--follow needs the job's id; hint: `jobs show --key` prints it")
     show = print_story if arguments.json else story.repaint
 
     async def read(url: str) -> story.Story:
         if arguments.follow:
             return await story.follow(url, config.queue, arguments.id, show)
         async with inspector(url, config.queue) as found:
-            return await story.read(found, arguments.id)
+            return await story.read(found, arguments.id, arguments.key)
 
     told = with_store(config, read)
     if not arguments.follow and told.is_known:
         print_story(told) if arguments.json else print("\n".join(story.lines_of(told)))
-    where = f"delayed jobs, the newest {LOOK_AT:,} entries of each stream, the newest {LOOK_AT:,} dead letters"
-    gone = "" if told.jobs else " in the queue (a job that is done leaves nothing there; `stats` counts it)"
-    print(f"{len(told.jobs)} found{gone}; looked at: {where}", file=sys.stderr)
-    if not told.is_known and not JOB_ID.match(arguments.id.encode(errors="replace")):
-        print("no job has such an id: id must be 1 to 128 of [A-Za-z0-9._:-]", file=sys.stderr)
-    return CLEAN if told.is_known else FAILED
+    if not told.is_known:
+        print(_nothing(arguments.id, arguments.key), file=sys.stderr)
+        return FAILED
+    print(f"{len(told.jobs)} found{'' if told.jobs else ' in the queue'}; looked at: {WHERE}", file=sys.stderr)
+    return CLEAN
+
+
+def _nothing(wanted: str, key: str) -> str:
+    """Return what it may mean that nothing is known of a job."""
+    if key:
+        return f"no job that lives has the key {clean(key, 200)}: its job is done or dead, or was never sent"
+    if not JOB_ID.match(wanted.encode(errors="replace")) and not places_named(wanted):
+        return "no job has such an id: id must be 1 to 128 of [A-Za-z0-9._:-]"
+    became = "done, dropped as a duplicate of a job with its key, purged, or never sent"
+    return f"{clean(wanted, 200)} is not in the queue: {became}; looked at: {WHERE}; hint: {HINT}"
 
 
 def print_story(told: story.Story) -> None:
     """Print each job as a line of JSON, then what attempts have said and what was answered, where there is any."""
     for job in told.jobs:
         print_json(job)
-    if told.attempts or told.result:
-        print_json({"id": told.id, "attempts": told.attempts, "result": told.result})
+    if told.attempts or told.result or told.last:
+        print_json({"id": told.id, "attempts": told.attempts, "result": told.result, "last": told.last})
 
 
 def reopen(config: Config, arguments: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -14,9 +14,12 @@ import msgspec
 from runtime.codec import AT, EXP, FAILED, FIRST_AT, ID, MAX_DIGITS, MAX_MS, ORIGIN, SNOOZED_AT, TRIED, TYPE
 from runtime.commands.common import clean, inspector
 from runtime.commands.readings import how_far, moment, tries_in_words
+from runtime.commands.whereabouts import holder_in_words, run_in_words, snooze_in_words
+from runtime.ended import DUPLICATE, Ended
 from runtime.results import parse
 from runtime.said import MAX_LINES, Attempt, Report
 from runtime.store.base import LOOK_AT
+from runtime.store.finder import Finder
 from runtime.store.flow import span, type_in
 from runtime.store.inspector import FoundJob, Inspector
 
@@ -25,6 +28,7 @@ VALUE: Final = 2000  # characters of a field or a result that are shown; a guess
 AGAIN_S: Final = 2.0  # between two looks of `--follow`; a guess: one may read LOOK_AT entries of each stream
 DEAD: Final = "dead"
 LOST: Final = "lost"
+RETRY: Final = "retry"
 # Fields of a message that the lines above them say in words, and what the runtime has noted on it, in words.
 SAID_ABOVE: Final = (ID, TYPE, FAILED)
 TIMES: Final = (FIRST_AT, SNOOZED_AT, AT, EXP)
@@ -39,17 +43,20 @@ NOTES: Final = {
 
 
 class Story(msgspec.Struct):
-    """What is known of a job: `attempts` are those that had lines or failed, the newest first, `result` what it has answered."""
+    """What is known of a job: `attempts` are those that had lines or failed, the newest first, `result` what it has answered,
+    `last` how the last of its runs ended that is written down, or that it was dropped without one.
+    """
 
     id: str
     jobs: list[FoundJob]
     attempts: list[Attempt]
     result: str
+    last: Ended | None = None
 
     @property
     def is_known(self) -> bool:
         """Whether anything was found."""
-        return bool(self.jobs or self.attempts or self.result)
+        return bool(self.jobs or self.attempts or self.result or self.last)
 
     @property
     def goes_on(self) -> bool:
@@ -57,28 +64,41 @@ class Story(msgspec.Struct):
         return any(job.state != DEAD for job in self.jobs)
 
 
-async def read(found: Inspector, job_id: str) -> Story:
-    """Read what there is of a job.
+async def read(found: Finder, wanted: str, key: str = "") -> Story:
+    """Read what there is of a job: by its id, its place, or the entry that XADD answered; or of the one that has a key.
 
     Raises:
         StoreUnavailable: Redis gave no answer, or an error.
     """
-    jobs = await with_reasons(found, await found.find_job(job_id, LOOK_AT))
+    if key:
+        owner = await found.owner_of(key)
+        if owner is None:
+            return Story(key, [], [], "")
+        wanted = owner.id
+    looked = await found.look(wanted, LOOK_AT)
+    jobs = await with_reasons(found, looked.jobs)
+    await found.note(jobs)
     running = [job for job in jobs if job.state == "running"]
     if running:
         reports = {report.place: report for told in (await found.progress()).values() for report in told}
         for job, by in zip(running, await found.cancels_of([job.place for job in running]), strict=True):
             job.progress = reports.get(job.place)
             job.waits = by and f"cancelled by {by}: its worker has been asked to end it"
-    return Story(job_id, jobs, await _attempts_of(found, job_id), await found.result_of(job_id))
+    runs = await found.events_about(looked.ids, looked.places, ATTEMPTS)
+    logs = await found.logs_about(looked.ids, looked.places, ATTEMPTS)
+    results = [await found.result_of(job_id) for job_id in looked.ids]
+    return Story(wanted, jobs, _attempts_of(runs, logs), next(filter(None, results), ""), runs[0] if runs else None)
 
 
-async def _attempts_of(found: Inspector, job_id: str) -> list[Attempt]:
+def _attempts_of(runs: Sequence[Ended], logs: Sequence[Attempt]) -> list[Attempt]:
     """Return how attempts ended, the newest first: with the lines that each had, if it had any."""
     attempts: dict[tuple[str, int, int], Attempt] = {}
-    runs = await found.events_of(job_id, ATTEMPTS)
-    ended = [Attempt(run.id, run.type, run.attempt, run.place, run.outcome, run.at_ms, "", error=run.error) for run in runs]
-    for one in [*await found.logs_of(job_id, ATTEMPTS), *ended]:
+    ended = [
+        Attempt(run.id, run.type, run.attempt, run.place, run.outcome, run.at_ms, "", error=run.error)
+        for run in runs
+        if run.outcome != DUPLICATE
+    ]
+    for one in [*logs, *ended]:
         # A run that is lost with its worker burns no attempt: others have the same number at the same place.
         attempts.setdefault((one.place, one.attempt, one.at_ms if one.outcome == LOST else 0), one)
     return sorted(attempts.values(), key=lambda one: -one.at_ms)[:ATTEMPTS]
@@ -99,7 +119,9 @@ def lines_of(story: Story) -> list[str]:
     now_ms = int(time.time() * 1000)
     lines = [line for job in story.jobs for line in _of_job(job, now_ms)]
     if story.is_known and not story.jobs:
-        lines += [clean(story.id), "  not in the queue any more, as far as was looked"]
+        lines += [clean(story.id), f"  {_became(story.last, now_ms)}"]
+    elif story.last is not None and story.last.outcome == DUPLICATE:
+        lines += [f"  another one was {_became(story.last, now_ms)}"]
     has_tries = any(job.tries for job in story.jobs)
     # Of the others a message tells itself, in the lines above.
     for attempt in [one for one in story.attempts if one.text or one.outcome == LOST or not has_tries]:
@@ -108,6 +130,18 @@ def lines_of(story: Story) -> list[str]:
         said = _said(attempt.text.splitlines()[-MAX_LINES:], attempt.before)
         lines += [f"  {ended}: {clean(attempt.outcome) or '-'}{why}", *said]
     return lines + ([_answered(story.result, now_ms)] if story.result else [])
+
+
+def _became(last: Ended | None, now_ms: int) -> str:
+    """Return in words what became of a job that is not in the queue, as far as it is written down."""
+    gone = "not in the queue any more"
+    if last is None or last.outcome in (LOST, RETRY):
+        return f"{gone}, as far as was looked"
+    when = f"{moment(_at(last.at_ms), now_ms)}{f', on {clean(last.by, 64)}' if last.by else ''}"
+    if last.outcome == DUPLICATE:
+        return f"{clean(last.error, VALUE) or 'dropped for its key'}, {when}: it never ran"
+    letter = "; its letter was sent back, thrown away, or is older than those that were looked at" if last.outcome == DEAD else ""
+    return f"{gone}: {clean(last.outcome)} {when}{letter}"
 
 
 def _answered(text: str, now_ms: int) -> str:
@@ -129,10 +163,12 @@ def _of_job(job: FoundJob, now_ms: int) -> list[str]:
         clean(job.id),
         f"  {job.state}: {where} ({clean(job.place)}){renewed}",
         *([f"  {clean(job.waits)}"] if job.waits else []),
+        *[f"  {line}" for line in holder_in_words(job, now_ms)],
         *([f"  {clean(job.error, VALUE)}"] if job.error and job.state == DEAD else []),
         f"  type {clean(job.type)}, priority {job.priority}, attempt {job.attempt}{born}",
-        *[f"  {line}" for line in tries_in_words(job.tries, now_ms)],
+        *[f"  {line}" for line in (*tries_in_words(job.tries, now_ms), *snooze_in_words(job, now_ms))],
         *([] if job.progress is None else _of_run(job.progress, now_ms)),
+        *[f"  {line}" for line in run_in_words(job, now_ms)],
         *([f"  work {job.work}: jobs that it sends have ids that begin so"] if job.work else []),
         *[_field(name, value, now_ms) for name, value in job.message.items() if not _is_said(job, name)],
     ]
@@ -140,7 +176,7 @@ def _of_job(job: FoundJob, now_ms: int) -> list[str]:
 
 def _is_said(job: FoundJob, name: str) -> bool:
     field = name.encode(errors="replace")
-    return field in SAID_ABOVE or (field == FIRST_AT and job.born_ms > 0)
+    return field in SAID_ABOVE or (field == FIRST_AT and job.born_ms > 0) or (field == SNOOZED_AT and job.state == "delayed")
 
 
 def _field(name: str, value: str, now_ms: int) -> str:
@@ -169,13 +205,13 @@ def _at(ms: int) -> int:
     return min(max(0, ms), MAX_MS)
 
 
-async def follow(url: str, queue: str, job_id: str, show: Callable[[Story], None]) -> Story:
+async def follow(url: str, queue: str, wanted: str, show: Callable[[Story], None]) -> Story:
     """Show a job's story whenever it has changed, until it goes on no more; return the last one."""
-    story = Story(job_id, [], [], "")
+    story = Story(wanted, [], [], "")
     async with inspector(url, queue) as found:
         with contextlib.suppress(asyncio.CancelledError):  # Ctrl-C
             while True:
-                story, before = await read(found, job_id), story
+                story, before = await read(found, wanted), story
                 if msgspec.json.encode(story) != msgspec.json.encode(before):
                     show(story)
                 if not story.goes_on:

@@ -115,6 +115,10 @@ class Keys:
         """Return the key of how far the jobs are that a worker runs."""
         return f"{self.prefix}progress:{consumer}"
 
+    def key_mark(self, key: str) -> str:
+        """Return the key of the place at which the job stands that has a key of its own."""
+        return f"{self.prefix}seen:k:{key}"
+
     def marks(self, work: str) -> str:
         """Return the key of what the attempts of one piece of work remember."""
         return f"{self.prefix}marks:{work}"

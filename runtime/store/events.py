@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Final
 
 from runtime.codec import as_text
@@ -48,13 +49,21 @@ class Events(Store):
         Raises:
             StoreUnavailable: no answer.
         """
+        return await self.events_about((job_id,), (), n)
+
+    async def events_about(self, ids: Collection[str], places: Collection[str], n: int) -> list[Ended]:
+        """Return the newest `n` runs of jobs with one of these ids, or that stood at one of these places; see `events_of`.
+
+        Raises:
+            StoreUnavailable: as there.
+        """
         found: list[Ended] = []
-        last, left, wanted = "+", EVENTS, job_id.encode()
+        last, left, wanted = "+", EVENTS, {name.encode() for name in (*ids, *places)}
         while left > 0 and len(found) < n:
             command = ("XREVRANGE", self.keys.events, last, "-", "COUNT", EVENTS_PAGE)
             rows = self._rows((await self.ask(self._connection, command))[0])
-            runs = [read_ended(bytes(row[0]).decode(), as_text(row[1])) for row in rows if wanted in row[1][1::2]]
-            found += [run for run in runs if run.id == job_id]
+            runs = [read_ended(bytes(row[0]).decode(), as_text(row[1])) for row in rows if not wanted.isdisjoint(row[1][1::2])]
+            found += [run for run in runs if run.id in ids or run.place in places]
             if len(rows) < EVENTS_PAGE:
                 break
             last, left = f"({bytes(rows[-1][0]).decode()}", left - len(rows)
@@ -72,6 +81,19 @@ class Events(Store):
 
     def _rows(self, answer: Any) -> list[Any]:
         return [] if isinstance(answer, ServerError) else answer
+
+    async def contract(self, type_name: str, version: int) -> Declared | None:
+        """Return what workers have written down of a version of a type; None where that is nothing, too long, or cannot be read.
+
+        Raises:
+            StoreUnavailable: no answer.
+        """
+        key, field = self.keys.contracts, f"{type_name}@{version}"
+        length = (await self.ask(self._connection, ("HSTRLEN", key, field)))[0]
+        if isinstance(length, ServerError) or not 0 < length <= MAX_CONTRACT_BYTES:
+            return None
+        text = (await self.ask(self._connection, ("HGET", key, field)))[0]
+        return read_declared(field, text) if isinstance(text, bytes) else None
 
     async def contracts(self) -> list[Declared]:
         """Return the contracts that workers have written down, by type, of each the newest version first.

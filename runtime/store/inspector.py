@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -105,7 +105,14 @@ class FoundJob(msgspec.Struct):
     `waits` says in words why it waits, where it is paused or at a gate, or who has asked its worker to end it; `error` of what
     it died, or its last attempt failed; `tries` are the attempts that failed, as far as they are kept, the oldest first. `due_ms`
     is 0 where it is not delayed, `born_ms` where that is not known, `idle_ms` how long ago its lease was renewed, `progress` what
-    the run says that goes on, and `work` its `job.work`.
+    the run says that goes on, and `work` its `job.work`. `deliveries` is how often it was given to a worker, less those times
+    that it was given back.
+
+    What only a look at the workers tells, as `Finder.note` does: `since_ms` is when its run began, by its worker's clock, and
+    `timeout_ms` how long that may take; 0 where it is not known. `is_started` is None where its worker does not tell, and
+    `silence` says in words that its worker is silent, or gone. `strikes` are the workers that died while it ran alone; `is_known`
+    says whether any worker that lives knows the type of one that is parked for that; if none does, `dead_from_ms` is from when on
+    it is a dead letter, where that is known.
     """
 
     id: str
@@ -124,6 +131,14 @@ class FoundJob(msgspec.Struct):
     progress: Report | None = None
     due_ms: int = 0
     tries: list[Try] = []
+    deliveries: int = 0
+    since_ms: int = 0
+    timeout_ms: int = 0
+    is_started: bool | None = None
+    silence: str = ""
+    strikes: list[str] = []
+    is_known: bool | None = None
+    dead_from_ms: int = 0
 
 
 class Server(msgspec.Struct):
@@ -379,31 +394,40 @@ class Inspector(Events):
         Raises:
             StoreUnavailable: no answer or an error; it is nowhere else, and may be where a key is of a wrong type.
         """
+        return await self.find_jobs((job_id,), n)
+
+    async def find_jobs(self, ids: Collection[str], n: int) -> list[FoundJob]:
+        """Return all jobs with one of these ids; see `find_job`.
+
+        Raises:
+            StoreUnavailable: as there.
+        """
         found: list[FoundJob] = []
         trouble: list[StoreError] = []
         streams = [partial(self._find_in, stream) for stream in range(len(STREAMS))]
         for look in (self._find_delayed, *streams, self._find_dead):
             try:
-                found += await look(job_id, n)
+                found += await look(ids, n)
             except StoreError as error:
                 trouble.append(error)
         if trouble and not found:
             raise trouble[0]
         return found
 
-    async def _find_delayed(self, job_id: str, n: int) -> list[FoundJob]:
-        score = await self.call_one(self._connection, ("ZSCORE", self.keys.due, job_id), self.keys.due)
-        return [] if score is None else await self._delayed([job_id.encode(), score])
+    async def _find_delayed(self, ids: Collection[str], n: int) -> list[FoundJob]:
+        scores = await self.ask(self._connection, *[("ZSCORE", self.keys.due, job_id) for job_id in ids])
+        known = [(job_id, self.checked(score, self.keys.due)) for job_id, score in zip(ids, scores, strict=True)]
+        return await self._delayed([word for job_id, score in known if score is not None for word in (job_id.encode(), score)])
 
-    async def _find_in(self, stream: int, job_id: str, n: int) -> list[FoundJob]:
-        return await self._placed(stream, await self._entries_of(self.keys.streams[stream], job_id, n))
+    async def _find_in(self, stream: int, ids: Collection[str], n: int) -> list[FoundJob]:
+        return await self._placed(stream, await self._entries_of(self.keys.streams[stream], ids, n))
 
-    async def _find_dead(self, job_id: str, n: int) -> list[FoundJob]:
+    async def _find_dead(self, ids: Collection[str], n: int) -> list[FoundJob]:
         found: list[FoundJob] = []
         before, left = "+", n
         while left > 0:  # only what is found is kept: all letters together may be larger than any memory
             page = await self.dead_letters(min(left, LETTERS_PAGE), before)
-            found += [_dead(letter) for letter in page if letter.id == job_id]
+            found += [_dead(letter) for letter in page if letter.id in ids]
             if len(page) < min(left, LETTERS_PAGE):
                 break
             before, left = page[-1].letter, left - len(page)
@@ -466,13 +490,21 @@ class Inspector(Events):
         Raises:
             StoreUnavailable: no answer or an error.
         """
+        return await self.logs_about((job_id,), (), n)
+
+    async def logs_about(self, ids: Collection[str], places: Collection[str], n: int) -> list[Attempt]:
+        """Return the newest `n` ended attempts of jobs with one of these ids, or that stood at one of these places.
+
+        Raises:
+            StoreUnavailable: as there.
+        """
         found: list[Attempt] = []
-        last, left, wanted = "+", LOGS, job_id.encode()
+        last, left, wanted = "+", LOGS, {name.encode() for name in (*ids, *places)}
         while left > 0 and len(found) < n:
             answers = await self.ask(self._connection, ("XREVRANGE", self.keys.logs, last, "-", "COUNT", LOGS_PAGE))
             rows = self._flat(answers[0])
-            attempts = [read_attempt(as_text(row[1])) for row in rows if wanted in row[1][1::2]]
-            found += [attempt for attempt in attempts if attempt.id == job_id]
+            attempts = [read_attempt(as_text(row[1])) for row in rows if not wanted.isdisjoint(row[1][1::2])]
+            found += [attempt for attempt in attempts if attempt.id in ids or attempt.place in places]
             if len(rows) < LOGS_PAGE:
                 break
             last, left = f"({bytes(rows[-1][0]).decode()}", left - len(rows)
@@ -497,31 +529,31 @@ class Inspector(Events):
         answer = (await self.ask(self._connection, ("GETRANGE", self.keys.result(job_id), 0, RESULT_BYTES)))[0]
         return answer.decode(errors="replace") if isinstance(answer, bytes) else ""
 
-    async def _entries_of(self, key: str, job_id: str, n: int) -> list[Any]:
-        name, _, entry = job_id.partition("-")
-        if key.endswith(f":{name}") and is_letter(entry):  # a default id says where it is
-            rows = await self.call_one(self._connection, ("XRANGE", key, entry, entry), key)
-            if rows:
-                return rows
+    async def _entries_of(self, key: str, ids: Collection[str], n: int) -> list[Any]:
+        for name, _, entry in [job_id.partition("-") for job_id in ids]:
+            if key.endswith(f":{name}") and is_letter(entry):  # a default id says where it is
+                rows = await self.call_one(self._connection, ("XRANGE", key, entry, entry), key)
+                if rows:
+                    return rows
         found: list[Any] = []
-        last, left, wanted = "+", n, job_id.encode()
+        last, left, wanted = "+", n, {job_id.encode() for job_id in ids}
         while left > 0:
             command = ("XREVRANGE", key, last, "-", "COUNT", min(left, PAGE))
             rows: list[Any] = await self.call_one(self._connection, command, key)
-            found += [row for row in rows if wanted in row[1][1::2]]
+            found += [row for row in rows if not wanted.isdisjoint(row[1][1::2])]
             if len(rows) < min(left, PAGE):
                 break
             last, left = f"({bytes(rows[-1][0]).decode()}", left - len(rows)
-        return [row for row in found if summary(row[1]).id == job_id]
+        return [row for row in found if summary(row[1]).id in ids]
 
     async def _placed(self, stream: int, rows: Sequence[Any]) -> list[FoundJob]:
         key, priority = self.keys.streams[stream], STREAMS[stream]
         held = await self.ask(self._connection, *[("XPENDING", key, GROUP, row[0], row[0], 1) for row in rows]) if rows else []
         found: list[FoundJob] = []
         for (entry, flat), pending in zip(rows, held, strict=True):
-            about, place, holder, idle_ms = summary(flat), bytes(entry).decode(), "", 0
+            about, place, holder, idle_ms, deliveries = summary(flat), bytes(entry).decode(), "", 0, 0
             if pending and not isinstance(pending, ServerError):
-                [[_, name, idle_ms, _]] = pending
+                [[_, name, idle_ms, deliveries]] = pending
                 holder = name.decode(errors="replace")
             tries, message = _remembered(flat)
             found.append(
@@ -539,6 +571,7 @@ class Inspector(Events):
                     born_ms=about.first_ms or int(place.partition("-")[0]),
                     idle_ms=idle_ms,
                     work=_work(about, flat, default_id(priority, place)),
+                    deliveries=deliveries,
                 )
             )
         return found

@@ -273,6 +273,107 @@ def test_how_far_a_run_is_in_one_line(fields: dict[str, Any], shown: str):
     assert how_far(report("high/1-0", **fields)) == shown
 
 
+# --- what holds it, and what became of it ------------------------------------------------------------------------------------
+
+
+def told_of(state: str, where: str, **fields: Any) -> str:
+    """Return what is said of a job."""
+    place = "due/j" if state == "delayed" else "high/1-0"
+    message = fields.pop("message", {})
+    return "\n".join(lines_of(Story("j", [FoundJob("j", "t", "high", state, where, 1, place, message, **fields)], [], "")))
+
+
+def test_of_a_job_that_runs_it_is_said_since_when_and_when_that_ends_at_the_latest():
+    run = {"since_ms": now_ms() - 40_000, "is_started": True, "deliveries": 1}
+    told = told_of("running", "w-1", timeout_ms=60_000, **run)
+    assert re.search(r"  runs since \S+, 4\d s ago\n  ends by \S+, in 1?[0-9]+ s, at the latest: its timeout is 1 min", told)
+    assert "died" not in told
+    late = told_of("running", "w-1", timeout_ms=30_000, **run)
+    assert re.search(r"  should have ended by \S+, 1\d s ago, at the latest", late)
+    assert "ends by" not in told_of("running", "w-1", **run), "no worker has written down its timeout"
+    assert "  has not started there yet, as far as its worker has told" in told_of("running", "w-1", is_started=False)
+
+
+def test_a_worker_that_is_silent_is_named_as_that():
+    told = told_of("running", "w-1", silence="silent for 12 s, its jobs are taken back in 18 s")
+    assert "  its worker is silent for 12 s, its jobs are taken back in 18 s" in told
+
+
+def test_what_a_lot_is_is_said_in_words():
+    assert "  its worker died while it had it: it waits to be run apart, to find out whether that was its fault" in told_of(
+        "parked", "~suspect", deliveries=1
+    )
+    assert "  given back before it ended; goes to the next worker" in told_of("parked", "~free")
+    assert "  waits for a worker that knows t in version 2, and has a thread or child process free for it" in told_of(
+        "parked", "~t:t@2", is_known=True
+    )
+    dead_ms = now_ms() + 14 * 60_000
+    told = told_of("parked", "~t:nosuch@1", is_known=False, dead_from_ms=dead_ms)
+    assert re.search(r"  no worker that lives knows nosuch: a dead letter from \S+, in 14 min, on unless one does", told)
+    assert "  no worker that lives knows nosuch\n" in told_of("parked", "~t:nosuch@1", is_known=False)
+
+
+def test_how_many_workers_died_of_a_job_is_said():
+    assert "  1 worker died while they had it, none while it ran alone" in told_of("parked", "~suspect", deliveries=1)
+    told = told_of("parked", "~suspect", deliveries=4, strikes=["vm-1", f"vm-2{EVIL}"])
+    assert "  4 workers died while they had it, 2 of them while it ran alone (vm-1, vm-2\N{REPLACEMENT CHARACTER}[2J" in told
+    assert "of 3 such deaths it is a dead letter (poison)" in told
+    assert "2 workers died" in told_of("running", "w-1", deliveries=3), "the third time, it is there now"
+
+
+def test_of_a_snoozed_job_it_is_said_since_when_and_for_how_long_it_may():
+    snoozed = {"snoozed_at": str(now_ms() - 71 * 3_600_000)}
+    told = told_of("delayed", "", message=snoozed, due_ms=now_ms() + 1000)
+    assert re.search(r"  snoozed first .*, 71 h ago; 72 h in all: a dead letter where it snoozes beyond \S+, in 60 min", told)
+    assert "snoozed" not in told_of("delayed", "", message={"snoozed_at": "x"}).replace("snoozed first: x", "")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "error", "said"),
+    [
+        ("done", "", "not in the queue any more: done {when}, on w-1"),
+        (
+            "duplicate",
+            "dropped as a duplicate of order-1 (key k1)",
+            "dropped as a duplicate of order-1 (key k1), {when}, on w-1: it never ran",
+        ),
+        ("cancelled", "", "not in the queue any more: cancelled {when}, on w-1"),
+        ("dead", "E: no", "not in the queue any more: dead {when}, on w-1; its letter was sent back, thrown away, or"),
+        ("retry", "E: no", "not in the queue any more, as far as was looked"),
+        ("lost", "", "not in the queue any more, as far as was looked"),
+    ],
+)
+def test_what_became_of_a_job_is_said_as_far_as_it_is_written_down(outcome: str, error: str, said: str):
+    last = Ended("j", "t", "high/1-0", outcome, 1, now_ms() - 5000, by="w-1", error=error)
+    line = lines_of(Story("j", [], [], "", last))[1]
+    assert re.match(f"  {re.escape(said).replace(re.escape('{when}'), r'[0-9:]+, 5.[0-9] s ago')}", line), line
+
+
+def test_a_job_is_shown_by_its_entry_and_by_its_key_and_of_none_it_is_not_said_that_it_is_done(server: Server, raw: Any):
+    work_here(raw)
+    entry = raw.xadd(KEY, {"type": "nosuch", "data": "{}", "key": "k1"})
+    raw.xreadgroup(GROUP, "w", {KEY: ">"})
+    raw.xclaim(KEY, GROUP, "~t:nosuch@1", 0, [entry], retrycount=0, justid=True)
+    raw.set("{jobs}:seen:k:k1", f"high {entry}")
+    for words in ((entry,), (f"high/{entry}",), (f"high-{entry}",), ("--key", "k1")):
+        result = call("jobs", "show", *words, "--redis", server.url)
+        assert (result.returncode, result.stdout.startswith(f"high-{entry}\n  parked: ~t:nosuch@1 ")) == (0, True), words
+    dropped = Ended(
+        "order-2", "t", "high/1-0", "duplicate", 1, now_ms(), by="w", error="dropped as a duplicate of order-1 (key k1)"
+    )
+    words = dropped.fields()
+    raw.xadd("{jobs}:events", dict(zip(map(str, words[::2]), words[1::2], strict=True)))
+    assert "\n  dropped as a duplicate of order-1 (key k1), " in show(server, "order-2")[1]
+    nothing = call("jobs", "show", "order-3", "--redis", server.url)
+    assert (nothing.returncode, nothing.stdout) == (1, "")
+    assert (
+        "order-3 is not in the queue: done, dropped as a duplicate of a job with its key, purged, or never sent" in nothing.stderr
+    )
+    nothing = call("jobs", "show", "--key", "k2", "--redis", server.url)
+    assert (nothing.returncode, "no job that lives has the key k2" in nothing.stderr) == (1, True)
+    assert call("jobs", "show", "--redis", server.url).returncode == 2
+
+
 def test_times_and_texts_of_a_stranger_do_not_stop_the_story():
     job = FoundJob("j", "t", "high", "running", "w", 1, "high/1-0", {"x": "y" * 10_000}, born_ms=2**64, idle_ms=2**64)
     job.progress = report("high/1-0", since_ms=2**53, at_ms=2**53)

@@ -265,6 +265,7 @@ async def test_a_job_is_found_by_its_id_wherever_it_is(inspector, kit, store, ra
         born_ms=int(entry.partition("-")[0]),
         idle_ms=running.idle_ms,
         work=held[0].work,
+        deliveries=1,
     )
     assert [job.work for job in (found["delayed"][0], found["waiting"][0])] == [
         work_of(name, b"{}") for name in ("delayed", "waiting")
