@@ -18,7 +18,7 @@ from bench.rows import Line, Row
 
 WIDTHS: Final = (36, 33, 33, 14)  # of the columns: the longest label, and figures up to 9,999,999
 RATES: Final = ("jobs_per_s", "attempts_per_s", "sent_per_s")
-EXTRA: Final = "pip install 'backend-jobs[bench]'"
+EXTRA: Final = "pip install matplotlib pyinstrument"
 
 
 @dataclass(slots=True)

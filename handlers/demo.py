@@ -32,7 +32,7 @@ from runtime import Producer
 try:
     from aiosmtpd.smtp import SMTP
 except ImportError:
-    raise SystemExit("the demo needs a mail server: pip install 'backend-jobs[dev]'") from None
+    raise SystemExit("the demo needs a mail server: pip install aiosmtpd") from None
 try:
     from uvloop import new_event_loop
 except ImportError:

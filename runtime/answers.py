@@ -14,8 +14,11 @@ from itertools import starmap
 from types import CoroutineType, GeneratorType
 from typing import Any, Final, cast
 
+from runtime import logs
 from runtime.errors import NeverRan
-from runtime.jobs import LANE, Job, Kept, ResultPolicy
+from runtime.jobs import LANE, Handler, Job, Kept, ResultPolicy
+
+log: Final = logs.guarded("runtime")
 
 MAX_DEPTH: Final = 8  # a guess: more than decorators lie upon each other
 MANY: Final = 8  # a guess: so many of a list are looked at; coroutines in it stand from the start
@@ -70,6 +73,18 @@ def is_to_do(answer: object) -> bool:
     if (kind is list or kind is tuple) and any(map(_is_unborn, cast("list[object]", answer)[:MANY])):
         raise NeverRan("the handler returned coroutines in a list, so that nothing of them has run: await each, or gather them")
     return False
+
+
+def note_lost(handler: Handler[Any], answer: object) -> None:
+    """Log that what a handler returns is thrown away, unless it is nothing: once for each type and process."""
+    name = handler.contract.type
+    if answer is not None and name not in _lost:
+        _lost.add(name)
+        text = "%s: what its handler returns is thrown away; hint: @handler(…, result_ttl_s=3600) keeps it for Producer.result"
+        log.warning(text, name)
+
+
+_lost: Final = set[str]()  # types that were logged: no more than this process has handlers of
 
 
 def keeping(run: Callable[[Any, Job], Awaitable[object]], policy: ResultPolicy) -> Callable[[Any, Job], Awaitable[object]]:

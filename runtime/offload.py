@@ -209,6 +209,7 @@ def in_process(
                     watch.collect(recorded)
                 if kind != "done":
                     raise_again(kind, *words)
+                return any(words) or None  # whether it has answered anything: what that was stays in the child
             case _:
                 await _forget_last_child()
                 raise ChildFailed("the child process answered for another job than this, and was killed", "")
@@ -372,16 +373,19 @@ def _run_in_child(module: str, name: str, job: Job, trace: Any, lifespans: Seque
         for part in name.split("."):
             handler = getattr(handler, part)
         _HERE.begin(lifespans)
-        copy_context().run(_run_alone, handler, job, here, trace)
+        has_answer = copy_context().run(_run_alone, handler, job, here, trace)
     except BaseException as error:  # also what would end this child, which the next job needs
         end_fork(here, error)
         return as_plain_words(error)
     end_fork(here)
-    return ("done",)
+    return "done", has_answer
 
 
-def _run_alone(handler: Any, job: Job, here: int, trace: Any) -> None:
-    """Run one job in a copy of this child's first context: variables and decimals that it sets are gone with it."""
+def _run_alone(handler: Any, job: Job, here: int, trace: Any) -> bool:
+    """Run one job in a copy of this child's first context: variables and decimals that it sets are gone with it.
+
+    Return whether it has answered anything.
+    """
     if trace is not None:
         with contextlib.suppress(Exception):
             trace.begin()
@@ -392,6 +396,7 @@ def _run_alone(handler: Any, job: Job, here: int, trace: Any) -> None:
         answer = _HERE.run(_finish(answer, here))
     if handler.result is not None:
         job.noted().result = handler.result.encode(answer)
+    return answer is not None
 
 
 async def _finish(answer: object, here: int) -> object:

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import inspect
 import os
+import shlex
 import traceback
 import typing
 from collections.abc import Awaitable, Callable, Sequence
@@ -279,9 +280,14 @@ def find(modules: Sequence[str]) -> Found:
                 found.missing.append((inner, extras[missing.package]))
         _collect(found, module)
     if not found.registry:
-        lacking = "".join(f"; {module} needs: pip install '{extra}'" for module, extra in found.missing)
+        lacking = "".join(f"; {module} needs: {install(extra)}" for module, extra in found.missing)
         raise ConfigError(f"no handler in {', '.join(modules)}: declare one with @handler(Contract){lacking}")
     return found
+
+
+def install(extra: str) -> str:
+    """Return the command that installs what a package has named in `EXTRAS`: one requirement, or several with spaces between."""
+    return f"pip install {shlex.join(extra.split())}"
 
 
 class _ExtraMissing(ConfigError):

@@ -31,7 +31,7 @@ def main(config: Config, arguments: argparse.Namespace) -> int:
     try:
         import shtab
     except ImportError as missing:
-        raise ConfigError("completion needs shtab: pip install 'backend-jobs[cli]'") from missing
+        raise ConfigError("completion needs shtab: pip install shtab") from missing
     shell, top = str(arguments.shell), parser(*COMMANDS)
     top.prog = NAME
     print(shtab.complete(top, shell=shell, root_prefix=NAME, preamble=PREAMBLE.get(shell, "")))

@@ -28,7 +28,7 @@ from runtime.embedded import Embedded
 from runtime.errors import ConfigError, JobsError, StoreUnavailable
 from runtime.leaving import CLEAN, CRASHED, HARD_DEADLINE, LEFT_S, Leaving, has_threads
 from runtime.offload import end_fork
-from runtime.registry import Found
+from runtime.registry import Found, install
 from runtime.rubbish import Rubbish, resident_reader
 from runtime.settle import describe
 from runtime.store.connection import one_connection
@@ -173,7 +173,10 @@ def _run_to_end(runner: asyncio.Runner, work: Coroutine[Any, Any, T]) -> T:
 def _find(config: Config, tether: Tether | None = None) -> Found:
     found = find_handlers(config)
     for module, extra in found.missing if tether is None or tether.index == 0 else ():
-        log.warning("%s is not offered here: pip install '%s'", module, extra)
+        log.warning("%s is not offered here: %s", module, install(extra))
+    if config.handlers == Config().handlers and (tether is None or tether.index == 0):
+        names = ", ".join(sorted(name.decode() for name in found.registry))
+        log.warning("running the shipped types, and none of yours: %s; hint: --handlers myapp.jobs", names)
     return found
 
 

@@ -26,5 +26,5 @@ def main(config: Config, arguments: argparse.Namespace) -> int:
     try:
         from runtime.commands.screen import show
     except ImportError as missing:
-        raise ConfigError("top needs rich: pip install 'backend-jobs[cli]'") from missing
+        raise ConfigError("top needs rich: pip install rich") from missing
     return with_store(config, lambda url: show(url, config.queue, is_once=arguments.once))

@@ -10,6 +10,7 @@ from runtime.commands.common import find_handlers, print_json
 from runtime.commands.flags import QUEUE, add_settings, add_texts
 from runtime.config import Config
 from runtime.jobs import Handler
+from runtime.registry import install
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +48,7 @@ def main(config: Config, arguments: argparse.Namespace) -> int:
             told = "".join(f", {words}" for words in _special(handler))
             print(f"{contract.type:28} {where} {handler.timeout_s:>6g} s  {tries}{told}  {handler.location}")
     for module, extra in found.missing:
-        print(f"{module} is not offered here: pip install '{extra}'", file=sys.stderr)
+        print(f"{module} is not offered here: {install(extra)}", file=sys.stderr)
     return 0
 
 

@@ -580,7 +580,7 @@ def layout_trouble(key: str, answer: Any) -> tuple[str, str] | None:
         return None
     if version > LAYOUT:
         what = f"this queue's layout is {version}, written by a newer version; this one knows layouts up to {LAYOUT}"
-        return what, "upgrade this worker (pip install --upgrade backend-jobs)"
+        return what, "upgrade backend-jobs where this worker is installed"
     fix = f"redis-cli RENAME '{key}' '{key}:was'"
     if is_code(answer, "WRONGTYPE"):
         return f"{key} must be a text, and is of another type", fix

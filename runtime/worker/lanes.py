@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Coroutine, Sequence
 from contextvars import Context, copy_context
 from typing import Any, Final
 
-from runtime.answers import finish
+from runtime.answers import finish, note_lost
 from runtime.batches import ends_of, is_left
 from runtime.errors import AllRan, Cancelled, Dead, LeaseLost, NotStarted, Retry, SelfCancelled, TimedOut
 from runtime.jobs import CRITICAL, DONE, LANE, LANES, RELEASE, Extras, Gathered, Job, Kept, Outcome, Registry, each_of
@@ -348,7 +348,7 @@ class Lane:
             try:
                 answer = await handler.run(handler.decode(job), job)
                 if answer is not None:
-                    await finish(answer)
+                    note_lost(handler, await finish(answer))
                     answer = None
             except (
                 BaseException

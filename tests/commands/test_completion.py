@@ -74,4 +74,4 @@ def test_without_its_package_the_command_says_what_to_install(tmp_path: Path) ->
     (tmp_path / "shtab.py").write_text("raise ImportError(name='shtab')")
     result = call("completion", "bash", PYTHONPATH=f"{tmp_path}:{Path(__file__).parents[2]}")
     assert result.returncode == 2, result
-    assert one_line(result) == "runtime: completion needs shtab: pip install 'backend-jobs[cli]'"
+    assert one_line(result) == "runtime: completion needs shtab: pip install shtab"

