@@ -1892,9 +1892,37 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "what a handler returns is not looked at",
         "runtime/worker/lanes.py",
-        "                    await finish(answer)\n",
+        "                    note_lost(handler, await finish(answer))\n",
         "",
         f"{LANES}::test_what_a_handler_returns_is_awaited_to_its_end",
+    ),
+    Mutant(
+        "an answer that is thrown away is said for each job",
+        "runtime/answers.py",
+        "    if answer is not None and name not in _lost:\n",
+        "    if answer is not None:\n",
+        "tests/guide/test_testing.py::test_an_answer_that_nobody_keeps_is_said_once",
+    ),
+    Mutant(
+        "an outcome does not tell that it was asked for",
+        "runtime/settle.py",
+        "            outcome.asked = True\n",
+        "            pass\n",
+        f"{SETTLE}::test_an_outcome_tells_what_a_handler_asked_for_from_what_has_failed",
+    ),
+    Mutant(
+        "what is delayed was not sent",
+        "runtime/store/sent.py",
+        "found + _delayed(dict(pairs(due)), dict(pairs(records)))",
+        "found",
+        "tests/guide/test_sending.py::test_what_was_sent_is_asked_for_by_its_contract",
+    ),
+    Mutant(
+        "a fake producer reads nothing back",
+        "runtime/fake.py",
+        "            self.decoders[name](received(packed, 0.0, 0))\n",
+        "            pass\n",
+        "tests/guide/test_sending.py::test_a_fake_producer_checks_as_the_real_one_and_reads_back",
     ),
     Mutant(
         "an answer that gives itself is awaited again",
@@ -1941,8 +1969,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "jobs of a child share one context",
         "runtime/offload.py",
-        "        copy_context().run(_run_alone, handler, job, here, trace)",
-        "        _run_alone(handler, job, here, trace)",
+        "        has_answer = copy_context().run(_run_alone, handler, job, here, trace)",
+        "        has_answer = _run_alone(handler, job, here, trace)",
         f"{OFFLOAD}::test_what_a_job_sets_in_its_child_is_not_seen_by_the_next",
     ),
     Mutant(
