@@ -31,7 +31,7 @@ import msgspec
 from runtime import logs
 from runtime.config import Config
 from runtime.errors import Cancelled, Dead, LeaseLost, LifespanFailed, SelfCancelled, StoreUnavailable, TimedOut
-from runtime.jobs import CRITICAL, MARKS, STREAMS, Gathered, Job, Lease, Park, Registry, each_of
+from runtime.jobs import CRITICAL, MARKS, QUEUE, STREAMS, Gathered, Job, Lease, Park, Registry, each_of
 from runtime.lifespans import LIFESPANS, Lifespan, Lifespans
 from runtime.observer import Observer
 from runtime.offload import end_idle_children
@@ -271,6 +271,7 @@ class Consumer:
         guard(self, "_crash")
         PLACES.set(self.places)  # for the lanes, which are tasks of this one
         MARKS.set(self.streams)
+        QUEUE.set(self.config.queue)
         LIFESPANS.set(self._for_children)
         await self.streams.start()
         try:

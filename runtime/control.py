@@ -93,7 +93,7 @@ class Control(OperationControl, JobControl):
         name = _checked_by(by) if by else who()
         OperationControl.__init__(self, name, self._store, _check_reason)
         JobControl.__init__(self, name, self._store, self._inspector, _check_reason)
-        self._code = _by_name(schedules)
+        self._code = _by_name(one for one in schedules if one.queue in ("", queue))
         self._url = url
         self._queue = queue
 
@@ -277,6 +277,9 @@ class Control(OperationControl, JobControl):
         """
         if not isinstance(schedule, Schedule):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigError(f"schedule must be a Schedule, got {_shown(schedule)}")
+        if schedule.queue not in ("", self._queue):
+            what = f"{schedule.definition.settings.type} is of queue {schedule.queue}, and this is queue {self._queue}"
+            raise ConfigError(f"schedule {schedule.name!r}: {what}; hint: queue={schedule.queue!r} (--queue)")
 
         def change(known: Schedules) -> dict[str, Any]:
             if schedule.name in {*known.in_force, *known.unreadable, *known.elsewhere}:

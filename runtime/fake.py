@@ -74,10 +74,10 @@ class FakeProducer(Producer):
         else:
             self._answers[job.id if isinstance(job, Sent) else job] = found
 
-    def _open_sender(self, durability: Durability) -> Sender:
+    def _open_sender(self, durability: Durability, queue: str) -> Sender:
         return _FakeSender(self._keep)
 
-    def _open_waiter(self) -> Waiter:
+    def _open_waiter(self, queue: str) -> Waiter:
         return _FakeWaiter(self._answer_to)
 
     def _keep(self, packed: Packed) -> Sent:
@@ -90,10 +90,10 @@ class FakeProducer(Producer):
         if at is None or live is None or (_puts_off(packed, live) and not live.at):  # behind one that does not wait, it waits
             self._at[message.key] = len(self.messages)
             self.messages.append(message)
-            return Sent(message.id)
+            return Sent(message.id, queue=packed.head.queue)
         if _puts_off(packed, live):
             self.messages[at] = msgspec.structs.replace(message, id=live.id)
-        return Sent(live.id, new=False)
+        return Sent(live.id, new=False, queue=packed.head.queue)
 
     def _answer_to(self, job_id: str) -> Result | str:
         kinds = [message.type for message in self.messages if message.id == job_id]

@@ -11,7 +11,7 @@ import msgspec
 from runtime import logs
 from runtime.codec import ID, TRACE
 from runtime.errors import BadPayload, ConfigError
-from runtime.jobs import Extras, Head, Job, Options, Packed, is_over
+from runtime.jobs import QUEUE, Extras, Head, Job, Options, Packed, is_over
 from runtime.packing import NO_OPTIONS, Packer, shown
 
 MAX_FOLLOWERS: Final = 100  # of one job, a guess: some 0.5 ms of the server, in one step; what is more is a job that sends
@@ -32,6 +32,7 @@ def follow(job: Job, payload: msgspec.Struct, suffix: str, options: Options) -> 
     while True:
         job_id = f"{job.work}:{suffix or number}"
         packed = _traced(job, _packed(payload, job_id, options))
+        check_queue_of(packed)
         _check_bounds(job.noted(), packed)
         # One step: several threads of a handler may be here.
         if followers.setdefault(job_id, packed) is packed:
@@ -46,6 +47,18 @@ def follow(job: Job, payload: msgspec.Struct, suffix: str, options: Options) -> 
         number += 1
 
 
+def check_queue_of(packed: Packed) -> None:
+    """Raise ConfigError where a contract sends its jobs to another queue than the one whose job hands this on.
+
+    In a child process no queue is known: its worker asks when the child has answered.
+    """
+    queue, here = packed.head.queue, QUEUE.get()
+    if queue and here and queue != here:
+        fields = packed.head.fields
+        what = f"{fields[-1]} is of queue {queue}, and what this job hands on stays in its own, {here}"
+        raise ConfigError(f"{what}; hint: await a Producer's send in the handler, with job.work as key")
+
+
 def _check_runs(job: Job) -> None:
     if is_over(job):
         raise ConfigError("this run is over, and sends nothing any more; hint: await all tasks and threads in the handler")
@@ -56,7 +69,7 @@ def _packed(payload: msgspec.Struct, job_id: str, options: Options) -> Packed:
         return _packer.pack_with(payload, msgspec.structs.replace(options, id=job_id))
     packed = _packer.pack(payload)  # a third of the time: nothing is to be checked
     head = packed.head
-    return Packed(Head(head.stream, 0, job_id, (ID, job_id, *head.fields)), packed.data)
+    return Packed(Head(head.stream, 0, job_id, (ID, job_id, *head.fields), head.queue), packed.data)
 
 
 def _check_bounds(extras: Extras, packed: Packed) -> None:
@@ -75,4 +88,4 @@ def _traced(job: Job, packed: Packed) -> Packed:
     if len(trace) != TRACEPARENT_BYTES:
         return packed
     head = packed.head
-    return Packed(Head(head.stream, head.due_ms, head.id, (TRACE, trace, *head.fields)), packed.data)
+    return Packed(Head(head.stream, head.due_ms, head.id, (TRACE, trace, *head.fields), head.queue), packed.data)

@@ -88,12 +88,16 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Head(msgspec.Struct, frozen=True, gc=False):
-    """All of a message but its payload; `due_ms` is in ms since the epoch, 0 for now."""
+    """All of a message but its payload; `due_ms` is in ms since the epoch, 0 for now.
+
+    `queue` is the one that its contract names; empty for that of whoever sends it.
+    """
 
     stream: int
     due_ms: int
     id: str
     fields: tuple[bytes | str | int, ...]
+    queue: str = ""
 
 
 class Packed(msgspec.Struct, frozen=True, gc=False):
@@ -810,6 +814,8 @@ JOB: ContextVar[Job | None] = ContextVar("job", default=None)
 
 # Set where a worker runs jobs, for its lanes and the threads of their handlers.
 MARKS: ContextVar[MarkStore | None] = ContextVar("marks", default=None)
+# The same: the queue of that worker; empty where it is not known.
+QUEUE: ContextVar[str] = ContextVar("queue", default="")
 
 
 def lane_of(job: Job) -> Running | None:

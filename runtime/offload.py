@@ -30,6 +30,7 @@ from runtime import logs
 from runtime.answers import finish, is_to_do
 from runtime.channel import Sender, channel
 from runtime.errors import ChildFailed, ChildKilled, ConfigError, NotStarted
+from runtime.followers import check_queue_of
 from runtime.jobs import JOB, LANE, Head, Job, Packed, Running
 from runtime.lifespans import ChildLoop, names_for_children
 from runtime.places import PLACES, PROCESS, THREAD, Places
@@ -238,6 +239,7 @@ def extras_in(job: Job, noted: dict[str, Any]) -> None:
     extras = job.noted()
     for *head, data in noted["followers"]:
         packed = Packed(Head(*head), data)
+        check_queue_of(packed)
         extras.followers[packed.head.id] = packed
     extras.said.take_over(*noted["said"])
     if extras.said.said or extras.said.progress:

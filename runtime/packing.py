@@ -46,7 +46,7 @@ class Packer:
         head = self._heads.get(kind)
         if head is None:
             contract = self._contract_of(payload)
-            head = self._heads[kind] = self._head(contract.type, NO_OPTIONS, contract.version, contract.priority)
+            head = self._heads[kind] = self._head(contract.type, NO_OPTIONS, contract.version, contract.priority, contract.queue)
         data = self._data(payload)
         if len(data) > MAX_DATA_BYTES:
             raise _too_large(contract_of(kind).type, data)
@@ -60,10 +60,14 @@ class Packer:
         """
         contract = self._contract_of(payload)
         data = self._data(payload)
-        return self.pack_raw(contract.type, data, options, contract.version, contract.priority)
+        return self.pack_raw(contract.type, data, options, contract.version, contract.priority, contract.queue)
 
-    def pack_raw(self, type_name: str, data: bytes, options: Options, version: int, priority: Priority) -> Packed:
+    def pack_raw(
+        self, type_name: str, data: bytes, options: Options, version: int, priority: Priority, queue: str = ""
+    ) -> Packed:
         """Return a message whose payload is JSON already, as it is sent; `priority` is that of a message whose options name none.
+
+        `queue` is where it goes; empty for the queue of whoever sends it.
 
         Raises:
             BadPayload: as in `pack_with`.
@@ -74,7 +78,7 @@ class Packer:
             raise BadPayload(f"{type_name}: the payload must be bytes of JSON, got {shown(data)}")
         if len(data) > MAX_DATA_BYTES:
             raise _too_large(type_name, data)
-        return Packed(self._head(type_name, options, version, priority), data)
+        return Packed(self._head(type_name, options, version, priority, queue), data)
 
     def _data(self, payload: msgspec.Struct) -> bytes:
         try:
@@ -98,7 +102,7 @@ class Packer:
         except ConfigError as error:
             raise BadPayload(str(error)) from None
 
-    def _head(self, type_name: str, options: Options, version: int, priority: Priority) -> Head:
+    def _head(self, type_name: str, options: Options, version: int, priority: Priority, queue: str) -> Head:
         # Each option is checked here: a chunk that cannot be packed would fail the sends of many callers.
         stream = _stream(priority if options.priority is None else options.priority)
         attempts = options.attempts
@@ -121,7 +125,7 @@ class Packer:
             group=_checked_text(options.group, "group"),
             source=_checked_text(self._source, "source"),
         )
-        return Head(stream, due_ms, job_id, fields)
+        return Head(stream, due_ms, job_id, fields, queue)
 
 
 _PRIORITIES: Final = (Priority, int)  # and no bool

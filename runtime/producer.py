@@ -20,7 +20,7 @@ import msgspec
 
 from runtime.codec import JOB_ID, MAX_MS
 from runtime.errors import ConfigError, JobDead, ResultTimeout
-from runtime.jobs import Head, Options, Packed, Priority
+from runtime.jobs import Head, Options, Packed, Priority, contract_of
 from runtime.observer import Publishing, publisher
 from runtime.packing import NO_OPTIONS, Packer, shown
 from runtime.results import DEAD, reader_of
@@ -54,7 +54,7 @@ class Producer:
 
     Args:
         url: of Redis: `redis://`, `rediss://`, `unix://` or `sentinel://`.
-        queue: name of the queue.
+        queue: where jobs go whose contract names no queue.
         source: written to each message as `src`, up to 512 bytes; for people, and kept through retries and dead letters.
         patience_s: the longest that a send waits, in seconds from its call: while Redis is away, and for its confirmation.
         durability: what a send waits for, unless it says so itself: `local`, that Redis has the message; `fsync`, that it is on
@@ -72,8 +72,8 @@ class Producer:
         self._patience_s = _patience(patience_s)
         self._durability = durability_of(durability)
         self._packer = Packer(time.time, source)
-        self._senders: dict[tuple[asyncio.AbstractEventLoop, Durability], Sender] = {}
-        self._waiters: dict[asyncio.AbstractEventLoop, Waiter] = {}
+        self._senders: dict[tuple[asyncio.AbstractEventLoop, str, Durability], Sender] = {}
+        self._waiters: dict[tuple[asyncio.AbstractEventLoop, str], Waiter] = {}
         self._inherited: list[tuple[object, ...]] = []
         self._loops_inherited: set[asyncio.AbstractEventLoop] = set()
         self._pid = os.getpid()
@@ -129,7 +129,8 @@ class Producer:
                 _end_there(loop, one)
 
     def _opened(self) -> list[tuple[asyncio.AbstractEventLoop, Sender | Waiter]]:
-        return [*((loop, sender) for (loop, _), sender in self._senders.items()), *self._waiters.items()]
+        senders = [(loop, sender) for (loop, *_), sender in self._senders.items()]
+        return [*senders, *((loop, waiter) for (loop, _), waiter in self._waiters.items())]
 
     async def send(
         self,
@@ -178,12 +179,13 @@ class Producer:
         options = Options(
             priority=priority, delay_s=delay_s, at=at, exp=exp, key=key, keep=keep, id=id, attempts=attempts, group=group
         )
-        sender, publish = self._sender_for(durability), publisher()
-        is_plain, pack = options == NO_OPTIONS, self._packer.pack
+        publish, is_plain, pack = publisher(), options == NO_OPTIONS, self._packer.pack
         if publish is None:
-            return (await sender.send([pack(payload) if is_plain else self._packer.pack_with(payload, options)]))[0]
-        with publish(self._queue, self._url, False) as told:
             packed = pack(payload) if is_plain else self._packer.pack_with(payload, options)
+            return (await self._sender_for(durability, packed.head.queue).send([packed]))[0]
+        with publish(self._queue_of(payload), self._url, False) as told:
+            packed = pack(payload) if is_plain else self._packer.pack_with(payload, options)
+            sender = self._sender_for(durability, packed.head.queue)
             [sent] = await sender.send([Packed(_told(packed.head, told), packed.data)])
             told.sent([sent.id])
             return sent
@@ -197,7 +199,8 @@ class Producer:
     ) -> list[Sent]:
         """Store many jobs in order, a chunk of 500 messages or a megabyte per round trip, and return what became of each.
 
-        Where a chunk fails, or the caller is cancelled, the chunks behind it are not sent.
+        Where a chunk fails, or the caller is cancelled, the chunks behind it are not sent. A message for another queue than the
+        one before it begins a chunk, which waits until all before it are stored.
 
         Args:
             messages: payloads, or `Message(payload=…, …)` for those with options; taken as they are needed, at most three
@@ -213,9 +216,10 @@ class Producer:
             QueueFull: Redis has no memory left; the chunks before are stored.
             StoreUnavailable: Redis did not answer for `patience_s`; the chunks before are stored.
         """
-        flow, publish = Flow(self._sender_for(durability), progress), publisher()
+        self._sender_for(durability)  # which says what is wrong with it, and with the loop, before a message is made
+        flow, publish = Flow(progress), publisher()
         if publish is None:
-            return await self._send_all(flow, messages, self._pack)
+            return await self._send_all(flow, messages, self._pack, durability)
         with publish(self._queue, self._url, True) as told:
             heads: dict[type[msgspec.Struct], Head] = {}  # messages that share one go as one run
 
@@ -225,7 +229,7 @@ class Producer:
                     return Packed(_told(packed.head, told), packed.data)
                 return Packed(heads.get(kind) or heads.setdefault(kind, _told(packed.head, told)), packed.data)
 
-            sent = await self._send_all(flow, messages, pack)
+            sent = await self._send_all(flow, messages, pack, durability)
             told.sent([one.id for one in sent])
             return sent
 
@@ -234,21 +238,27 @@ class Producer:
         flow: Flow,
         messages: Iterable[msgspec.Struct | Message] | AsyncIterable[msgspec.Struct | Message],
         pack: Callable[[msgspec.Struct | Message], Packed],
+        durability: str,
     ) -> list[Sent]:
         chunk: list[Packed] = []
         size_bytes = 0
+        queue = ""  # of the chunk
         try:
             async for some in _in_turns(messages):
                 for message in some:
                     packed = pack(message)
-                    if chunk and (len(chunk) >= CHUNK_MESSAGES or size_bytes + len(packed.data) > CHUNK_BYTES):
+                    is_elsewhere = packed.head.queue != queue
+                    if chunk and (is_elsewhere or len(chunk) >= CHUNK_MESSAGES or size_bytes + len(packed.data) > CHUNK_BYTES):
                         await flow.arrived(left=1)  # one chunk is stored, one waits behind it, the next one is packed
-                        flow.send(chunk)
+                        flow.send(chunk, self._sender_for(durability, queue))
                         chunk, size_bytes = [], 0
+                    if is_elsewhere:
+                        await flow.arrived()
+                        queue = packed.head.queue
                     chunk.append(packed)
                     size_bytes += len(packed.data)
             if chunk:
-                flow.send(chunk)
+                flow.send(chunk, self._sender_for(durability, queue))
             await flow.arrived()
         except Exception:
             if not flow.has_failed:  # the source of the messages failed, or one of them: what was handed over is stored first
@@ -271,7 +281,7 @@ class Producer:
         leaves nothing behind; the job runs on.
 
         Args:
-            job: what `send` returned, or a job's id.
+            job: what `send` returned, or the id of a job in this producer's queue.
             timeout_s: seconds to wait, from 0, which looks once; then it takes the time to find out where the job is.
             type: of the value; without it dicts, lists, texts and numbers, as JSON has them.
 
@@ -285,11 +295,11 @@ class Producer:
         if not _is_time(timeout_s):
             raise ConfigError(f"timeout_s must be a number of seconds from 0, got {shown(timeout_s)}")
         read = reader_of(type)
-        job_id = job.id if isinstance(job, Sent) else job
+        job_id, queue = (job.id, job.queue) if isinstance(job, Sent) else (job, "")
         # Of any other there is no job; and one that cannot be written would end the wait of all who share the connection.
         if not isinstance(job_id, str) or not JOB_ID.match(job_id.encode(errors="replace")):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigError(f"job must be what `send` returned, or an id, 1 to 128 of [A-Za-z0-9._:-], got {shown(job_id)}")
-        found = await self._waiter().result(job_id, timeout_s)
+        found = await self._waiter(queue).result(job_id, timeout_s)
         if isinstance(found, str):
             raise ResultTimeout(f"no result of {shown(job_id)} in {timeout_s:g} s: {found}")
         if found.state == DEAD:
@@ -300,31 +310,39 @@ class Producer:
         return self._packer.pack_with(message.payload, message) if isinstance(message, Message) else self._packer.pack(message)
 
     async def send_packed(self, packed: Sequence[Packed], durability: str = "") -> list[Sent]:
-        """Store up to CHUNK_MESSAGES packed messages in one round trip; raises as `send`."""
-        return await self._sender_for(durability).send(packed)
+        """Store up to CHUNK_MESSAGES packed messages of one queue in one round trip; raises as `send`."""
+        return await self._sender_for(durability, packed[0].head.queue if packed else "").send(packed)
 
-    def _sender_for(self, durability: str) -> Sender:
+    def _queue_of(self, payload: msgspec.Struct) -> str:
+        """Return the queue that a payload goes to; this producer's for what cannot be sent."""
+        try:
+            return contract_of(type(payload)).queue or self._queue
+        except ConfigError:
+            return self._queue
+
+    def _sender_for(self, durability: str, queue: str = "") -> Sender:
+        """Return what sends to a queue that a contract names; empty for this producer's."""
         loop = self._loop()
         wanted = durability_of(durability) if durability else self._durability
-        sender = self._senders.get((loop, wanted))
+        sender = self._senders.get((loop, queue, wanted))
         if sender is None or sender.is_over or self._is_closed or self._pid != os.getpid():
             self._prepare(loop)
-            sender = self._senders[loop, wanted] = self._open_sender(wanted)
+            sender = self._senders[loop, queue, wanted] = self._open_sender(wanted, queue)
         return sender
 
-    def _open_sender(self, durability: Durability) -> Sender:
-        return Sender(SendStore(self._url, self._queue, durability, self._answer_s), self._patience_s)
+    def _open_sender(self, durability: Durability, queue: str) -> Sender:
+        return Sender(SendStore(self._url, queue or self._queue, durability, self._answer_s), self._patience_s, queue)
 
-    def _waiter(self) -> Waiter:
+    def _waiter(self, queue: str) -> Waiter:
         loop = self._loop()
-        waiter = self._waiters.get(loop)
+        waiter = self._waiters.get((loop, queue))
         if waiter is None or waiter.is_over or self._is_closed or self._pid != os.getpid():
             self._prepare(loop)
-            waiter = self._waiters[loop] = self._open_waiter()
+            waiter = self._waiters[loop, queue] = self._open_waiter(queue)
         return waiter
 
-    def _open_waiter(self) -> Waiter:
-        return Waiter(ResultStore(self._url, self._queue, self._answer_s))
+    def _open_waiter(self, queue: str) -> Waiter:
+        return Waiter(ResultStore(self._url, queue or self._queue, self._answer_s))
 
     @property
     def _answer_s(self) -> float:
@@ -348,7 +366,7 @@ class Producer:
             raise ConfigError(f"this event loop was used before the fork, and belongs to the parent; {_FORKED}")
         for key in [key for key in list(self._senders) if key[0].is_closed()]:
             self._senders.pop(key, None)
-        for known in [known for known in list(self._waiters) if known.is_closed()]:
+        for known in [known for known in list(self._waiters) if known[0].is_closed()]:
             self._waiters.pop(known, None)
 
 
@@ -358,7 +376,7 @@ def _is_time(seconds: Any) -> bool:
 
 def _told(head: Head, told: Publishing) -> Head:
     """Return the head of a message that tells of the call which sends it."""
-    return Head(head.stream, head.due_ms, head.id, (*told.fields, *head.fields)) if told.fields else head
+    return Head(head.stream, head.due_ms, head.id, (*told.fields, *head.fields), head.queue) if told.fields else head
 
 
 _PLAIN: Final = "hint: SyncProducer sends from plain code; a forked process runs a new loop, as by asyncio.run"

@@ -290,6 +290,25 @@ def install(extra: str) -> str:
     return f"pip install {shlex.join(extra.split())}"
 
 
+def of_queue(found: Found, queue: str) -> tuple[Found, dict[str, list[str]]]:
+    """Return what a worker of a queue runs of what was found, and the types that it leaves out, by the queue of their contract.
+
+    Raises:
+        ConfigError: nothing is left to run.
+    """
+    registry, elsewhere = dict[bytes, Handler[Any]](), dict[str, list[str]]()
+    for name, handler in found.registry.items():
+        if handler.contract.queue in ("", queue):
+            registry[name] = handler
+        else:
+            elsewhere.setdefault(handler.contract.queue, []).append(handler.contract.type)
+    if not registry:
+        told = "; ".join(f"{', '.join(types)} of queue {other}" for other, types in elsewhere.items())
+        raise ConfigError(f"no handler of queue {queue}: there are {told}; hint: --queue {next(iter(elsewhere))}")
+    schedules = {name: one for name, one in found.schedules.items() if one.queue in ("", queue)}
+    return msgspec.structs.replace(found, registry=registry, schedules=schedules), elsewhere
+
+
 class _ExtraMissing(ConfigError):
     def __init__(self, text: str, package: str) -> None:
         super().__init__(text)

@@ -195,6 +195,11 @@ class Schedule:
     priority: Priority | None = field(default=None, kw_only=True)
     definition: Definition = field(init=False, repr=False, compare=False)
 
+    @property
+    def queue(self) -> str:
+        """The queue that the contract of its message names; empty for any."""
+        return contract_of(type(self.message)).queue
+
     def __post_init__(self) -> None:
         if type(self.name) is not str:  # pyright: ignore[reportUnnecessaryComparison]
             raise ConfigError(f"schedule: name {self.name!r}: must be 1 to 64 of [a-z0-9._-]")

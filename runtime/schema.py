@@ -23,7 +23,12 @@ def json_schemas(contracts: Iterable[Contract]) -> dict[str, Any]:
         [contract.payload for contract in by_type.values()], ref_template="#/$defs/{name}"
     )
     jobs = {
-        contract.type: {"version": contract.version, "priority": contract.priority.name.lower(), "payload": schema}
+        contract.type: {
+            "version": contract.version,
+            "priority": contract.priority.name.lower(),
+            **({"queue": contract.queue} if contract.queue else {}),
+            "payload": schema,
+        }
         for contract, schema in zip(by_type.values(), schemas, strict=True)
     }
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "jobs": jobs, "$defs": components}

@@ -42,11 +42,12 @@ class Sent(msgspec.Struct, frozen=True, gc=False):
     """What became of a message that was sent.
 
     `id` is the job's id. `new` is False where another job with its key lives, and then `id` is that one's: the message was
-    dropped, or has replaced what that job will do.
+    dropped, or has replaced what that job will do. `queue` is the one that its contract names; empty for the producer's.
     """
 
     id: str
     new: bool = True
+    queue: str = ""
 
 
 class SentCount:
@@ -84,20 +85,19 @@ class Flow:
     a chunk has failed; `has_failed` says that the caller of `send_many` has been told.
     """
 
-    def __init__(self, sender: Sender, progress: Callable[[int], None] | None = None) -> None:
+    def __init__(self, progress: Callable[[int], None] | None = None) -> None:
         self.sent: list[Sent] = []
         self.error: Exception | None = None
         self.has_failed: bool = False
-        self._sender = sender
         self._progress = progress
         self._under_way: deque[asyncio.Task[list[Sent]]] = deque()
 
     def __repr__(self) -> str:
         return f"<Flow {len(self.sent)} messages sent, {len(self._under_way)} chunks under way>"
 
-    def send(self, chunk: Sequence[Packed]) -> None:
-        """Hand over a chunk."""
-        self._under_way.append(asyncio.create_task(self._sender.send(chunk, self)))
+    def send(self, chunk: Sequence[Packed], sender: Sender) -> None:
+        """Hand over a chunk. One for another sender may be handed over when all before it have arrived."""
+        self._under_way.append(asyncio.create_task(sender.send(chunk, self)))
 
     async def arrived(self, left: int = 0) -> None:
         """Wait until at most `left` chunks are under way.
@@ -152,14 +152,15 @@ class _Chunk(msgspec.Struct, eq=False):
 
 
 class Sender:
-    """Owns the sends of one durability in one loop: those that wait, the chunk being sent, its store, and the task that sends.
+    """Owns the sends of one queue and durability in one loop: those that wait, the chunk being sent, its store, and its task.
 
     A caller is in `_waiting` or in the current chunk until it is told. Callers give up in the order in which they came, so one
-    timer serves them all.
+    timer serves them all. `queue` is what `Sent` says of it.
     """
 
-    def __init__(self, store: SendStore, patience_s: float) -> None:
+    def __init__(self, store: SendStore, patience_s: float, queue: str = "") -> None:
         self._store = store
+        self._queue = queue
         self._patience_s = patience_s
         self._unsent = f": not sent within {patience_s:g} s"
         self._mark_ms = round((patience_s + MARK_MARGIN_S) * 1000)
@@ -272,7 +273,7 @@ class Sender:
         except StoreError:
             chunk.is_doubtful = was_doubtful  # nothing was written by this try
             raise
-        chunk.stored = _sent(chunk.messages, reply)
+        chunk.stored = _sent(chunk.messages, reply, self._queue)
         *_, duplicates, refusals = reply
         SENT.note(len(chunk.messages), len(duplicates) // 2, len(refusals) // 2)
         end_s = max(waiting.end_s for waiting in chunk.taken)
@@ -423,7 +424,7 @@ def _error_of(own: Sequence[Sent | JobsError], doubt: str) -> Exception | None:
     return PartlySent(f"{len(refused)} messages were refused, the others up to there are stored{but}: {refused[0]}", kept)
 
 
-def _sent(messages: Sequence[Packed], reply: Sequence[Any]) -> list[Sent | JobsError]:
+def _sent(messages: Sequence[Packed], reply: Sequence[Any], queue: str = "") -> list[Sent | JobsError]:
     """Return what became of each message; ids that are not given are numbered on from the first entry of their stream."""
     stamps: list[str] = []
     numbers: list[int] = []
@@ -437,18 +438,18 @@ def _sent(messages: Sequence[Packed], reply: Sequence[Any]) -> list[Sent | JobsE
     for position, message in enumerate(messages):
         head = message.head
         if position in owners:
-            sent.append(Sent(bytes(owners[position]).decode(errors="replace"), new=False))
+            sent.append(Sent(bytes(owners[position]).decode(errors="replace"), False, queue))
         elif position in refused:
             text = bytes(refused[position]).decode(errors="replace")
             sent.append(QueueFull(f"Redis is full: {text}") if "OOM" in text else StoreError(f"Redis refused it: {text}"))
         elif head.due_ms:
-            sent.append(Sent(head.id))
+            sent.append(Sent(head.id, True, queue))
         else:
             number = numbers[head.stream]
             if number < 0:
                 raise StoreUnavailable("Redis answered no entry id for what it stored")
             numbers[head.stream] = number + 1
-            sent.append(Sent(head.id or f"{stamps[head.stream]}{number}"))
+            sent.append(Sent(head.id or f"{stamps[head.stream]}{number}", True, queue))
     return sent
 
 

@@ -19,7 +19,7 @@ from runtime.config import Config
 from runtime.consumer import Consumer, Report, Stage, streams_for
 from runtime.errors import ConfigError, Dead, Retry, Snooze, TimedOut
 from runtime.fake import FakeProducer
-from runtime.jobs import DONE, MARKS, Done, Handler, Job, Options, Outcome, P, Packed, Park, Priority, together
+from runtime.jobs import DONE, MARKS, QUEUE, Done, Handler, Job, Options, Outcome, P, Packed, Park, Priority, together
 from runtime.lifespans import Lifespan, opened
 from runtime.packing import Packer
 from runtime.places import PLACES, make_places
@@ -286,6 +286,7 @@ async def _run(
     context = copy_context()
     context.run(PLACES.set, make_places())  # one's own: a thread that hangs in one test takes no place from the next
     context.run(MARKS.set, notes)
+    context.run(QUEUE.set, handler.contract.queue or Config().queue)
     context.run(lane.start)
     running = cast("asyncio.Task[Any]", lane.task)
     try:
@@ -436,7 +437,7 @@ async def worker(
         settings: further fields of Config, such as `queue`.
 
     Raises:
-        ConfigError: two handlers run the same type.
+        ConfigError: two handlers run the same type, or the contract of one names another queue.
         LifespanFailed: a lifespan could not begin.
         StoreUnavailable: Redis did not answer at the start.
     """
@@ -444,6 +445,10 @@ async def worker(
     registry = {handler.contract.type.encode(): handler for handler in handlers}
     if len(registry) < len(handlers):
         raise ConfigError(f"two handlers run the same type: {', '.join(handler.location for handler in handlers)}")
+    for handler in handlers:
+        if (queue := handler.contract.queue) not in ("", config.queue):
+            what = f"{handler.contract.type} is of queue {queue}, and this worker of queue {config.queue}"
+            raise ConfigError(f"{what}; hint: worker(…, queue={queue!r}), a worker for each queue")
     consumer = Consumer(config, streams_for(config, url), registry, schedules=schedules, lifespans=lifespans, version=__version__)
     inspector, streams = Inspector(url, config.queue, "test"), Streams(url, config.queue, "test")
     running = asyncio.create_task(consumer.run(), name="worker")

@@ -298,7 +298,7 @@ def run_now(config: Config, arguments: argparse.Namespace) -> int:
     """Send the job of a schedule now; status 1 where one of its jobs lives and it is to overlap with none."""
     sent = _ask(config, find_handlers(config), lambda control: control.run_schedule(arguments.name))
     if arguments.json:
-        print_json(sent)
+        print_json({"id": sent.id, "new": sent.new})
     elif sent.new:
         print(sent.id)
     else:

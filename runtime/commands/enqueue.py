@@ -31,7 +31,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_texts(
         parser,
         "Check a payload against its contract, send it, and print the job's id. "
-        "With - the payloads are JSON lines from standard input; then the number of jobs is printed.",
+        "With - the payloads are JSON lines from standard input; then the number of jobs is printed. "
+        "Without --queue it goes to the queue that the contract names, if it does.",
         """python -m runtime enqueue send-email '{"to": "ada@example.com", "subject": "Hi", "text": "..."}' --delay 60""",
         "cat mails.jsonl | python -m runtime enqueue send-email - --priority low",
         """python -m runtime enqueue add-up '{"numbers": [1, 2]}' --wait 10""",
@@ -97,6 +98,7 @@ def main(config: Config, arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--wait: must be a number of seconds from 0, got {arguments.wait:g}")
     if arguments.wait is not None and handler.result is None:
         raise ConfigError(f"--wait: no results of {handler.contract.type} are kept; hint: @handler(…, result_ttl_s=600)")
+    config = msgspec.structs.replace(config, queue=arguments.queue or handler.contract.queue or config.queue)
     if arguments.payload == "-":
         return with_store(config, lambda url: _send_lines(url, config, arguments, handler), may_make=True)
     payload = "{}" if arguments.payload is None else arguments.payload
@@ -115,7 +117,7 @@ async def _send_one(url: str, config: Config, arguments: argparse.Namespace, pac
             print(f"job {sent.id}: waiting for its result, up to {arguments.wait:g} s", file=sys.stderr)
             return await _print_result(producer, sent, arguments.wait) or status
     if arguments.json:
-        print_json(sent)
+        print_json({"id": sent.id, "new": sent.new})
     elif sent.new:
         print(sent.id)
     else:
@@ -160,8 +162,8 @@ async def _send_lines(url: str, config: Config, arguments: argparse.Namespace, h
                 results, refusal = [one for one in error.sent if one is not None], error
             sent += len(results)
             if arguments.json:
-                for result in results:
-                    print_json(result)
+                for one in results:
+                    print_json({"id": one.id, "new": one.new})
             if sys.stderr.isatty() and time.monotonic() >= next_s:
                 next_s = time.monotonic() + PROGRESS_S
                 _progress(sent, started_s)

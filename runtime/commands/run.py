@@ -28,7 +28,7 @@ from runtime.embedded import Embedded
 from runtime.errors import ConfigError, JobsError, StoreUnavailable
 from runtime.leaving import CLEAN, CRASHED, HARD_DEADLINE, LEFT_S, Leaving, has_threads
 from runtime.offload import end_fork
-from runtime.registry import Found, install
+from runtime.registry import Found, install, of_queue
 from runtime.rubbish import Rubbish, resident_reader
 from runtime.settle import describe
 from runtime.store.connection import one_connection
@@ -171,7 +171,10 @@ def _run_to_end(runner: asyncio.Runner, work: Coroutine[Any, Any, T]) -> T:
 
 
 def _find(config: Config, tether: Tether | None = None) -> Found:
-    found = find_handlers(config)
+    found, elsewhere = of_queue(find_handlers(config), config.queue)
+    for queue, types in elsewhere.items() if tether is None or tether.index == 0 else ():
+        told = "1 type of queue %s is" if len(types) == 1 else f"{len(types)} types of queue %s are"
+        log.info(f"{told} not run here (queue %s): %s", queue, config.queue, ", ".join(types))
     for module, extra in found.missing if tether is None or tether.index == 0 else ():
         log.warning("%s is not offered here: %s", module, install(extra))
     if config.handlers == Config().handlers and (tether is None or tether.index == 0):

@@ -17,7 +17,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the flags."""
     add_texts(
         parser,
-        "Print a line per type of the --handlers modules: version, priority, where it runs, timeout, retries, limits, results.",
+        "Print a line per type of the --handlers modules: version, priority, where it runs, timeout, retries, what few declare.",
     )
     add_settings(parser, *QUEUE)
     parser.add_argument("--json", action="store_true", help="print JSON lines")
@@ -33,6 +33,7 @@ def main(config: Config, arguments: argparse.Namespace) -> int:
                 "type": contract.type,
                 "version": contract.version,
                 "priority": contract.priority.name.lower(),
+                "queue": contract.queue,
                 "timeout_s": handler.timeout_s,
                 "attempts": retry.attempts,
                 "runs": handler.runs,
@@ -55,6 +56,7 @@ def main(config: Config, arguments: argparse.Namespace) -> int:
 def _special(handler: Handler[Any]) -> list[str]:
     """Return what is declared of a handler that few have."""
     return [
+        *([f"queue {handler.contract.queue}"] if handler.contract.queue else []),
         *([f"up to {handler.batch.max_size} at once"] if handler.batch is not None else []),
         *([str(handler.limits)] if handler.limits.has_any else []),
         *([f"results kept for {handler.result.life_ms / 1000:g} s"] if handler.result is not None else []),

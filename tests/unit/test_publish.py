@@ -68,7 +68,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Told:
 @pytest.fixture
 def kept(monkeypatch: pytest.MonkeyPatch) -> Kept:
     sender = Kept()
-    monkeypatch.setattr(Producer, "_sender_for", lambda self, durability: sender)
+    monkeypatch.setattr(Producer, "_sender_for", lambda self, durability, queue="": sender)
     return sender
 
 

@@ -18,7 +18,7 @@ import pytest
 from runtime.backoff import Backoff
 from runtime.errors import BadPayload, ConfigError, Retry
 from runtime.jobs import Job, contract
-from runtime.registry import find, handler
+from runtime.registry import find, handler, of_queue
 from runtime.testing import Done, run
 from tests.builders import job
 
@@ -451,6 +451,19 @@ def test_schedules_are_found_like_handlers(write: Write) -> None:
     found = find(["one", "two"])
     assert list(found.schedules) == ["nightly"]
     assert found.schedules["nightly"].definition.settings.type == "greet"
+
+
+def test_a_worker_leaves_out_what_belongs_to_another_queue(write: Write) -> None:
+    apart = declaring("report", "report").replace('"report")', '"report", queue="reports")') + SCHEDULE
+    write("one", declaring("greet") + apart)
+    found = find(["one"])
+    here, elsewhere = of_queue(found, "jobs")
+    assert (list(here.registry), list(here.schedules), elsewhere) == ([b"greet"], [], {"reports": ["report"]})
+    there, elsewhere = of_queue(found, "reports")
+    assert (sorted(there.registry), list(there.schedules), elsewhere) == ([b"greet", b"report"], ["nightly"], {})
+    write("two", apart)
+    message = refusal(lambda: of_queue(find(["two"]), "jobs"))
+    assert message == "no handler of queue jobs: there are report of queue reports; hint: --queue reports"
 
 
 MORE = (

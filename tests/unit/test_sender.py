@@ -90,10 +90,10 @@ async def test_what_is_sent_while_a_chunk_is_under_way_goes_together_with_the_ne
 
 
 async def test_of_one_flow_nothing_behind_a_failed_chunk_is_sent(store: SlowStore, sender: Sender) -> None:
-    flow = Flow(sender)
-    flow.send(messages(2))
+    flow = Flow()
+    flow.send(messages(2), sender)
     await store.called(1)
-    flow.send([Packed(HEAD, b"behind")])
+    flow.send([Packed(HEAD, b"behind")], sender)
     alone = asyncio.create_task(sender.send(messages(1)))
     await turns()
     store.answer(1, WRONGTYPE)
@@ -109,12 +109,12 @@ async def test_of_one_flow_nothing_behind_a_failed_chunk_is_sent(store: SlowStor
 
 
 async def test_a_flow_takes_no_chunk_after_one_has_failed(store: SlowStore, sender: Sender) -> None:
-    flow = Flow(sender)
-    flow.send(messages(2))
+    flow = Flow()
+    flow.send(messages(2), sender)
     await store.called(1)
     store.answer(0, WRONGTYPE)
     await turns()
-    flow.send(messages(2))
+    flow.send(messages(2), sender)
     with pytest.raises(PartlySent):
         await flow.arrived()
     await flow.close()
@@ -123,9 +123,9 @@ async def test_a_flow_takes_no_chunk_after_one_has_failed(store: SlowStore, send
 
 async def test_a_flow_tells_how_many_are_stored(store: SlowStore, sender: Sender) -> None:
     told: list[int] = []
-    flow = Flow(sender, told.append)
+    flow = Flow(told.append)
     for chunk in (messages(3), messages(2)):
-        flow.send(chunk)
+        flow.send(chunk, sender)
     assert repr(flow) == "<Flow 0 messages sent, 2 chunks under way>"
     store.answer()
     await flow.arrived(left=1)
