@@ -34,6 +34,7 @@ class _Queue(msgspec.Struct):
     oldest_s: dict[str, float] = {}
     flow: Flow | None = None
     stored_bytes: dict[str, int] = {}
+    is_full: bool = False
 
 
 class Board(Site):
@@ -96,6 +97,7 @@ class Board(Site):
             oldest_s=queue.oldest_s,
             flow=queue.flow,
             stored_bytes=queue.stored_bytes,
+            is_full=queue.is_full,
             known=consumer.registry,
             places={kind: (some.total, some.taken, len(some.lost)) for kind, some in places},
             reconnects=consumer.streams.reconnects,
@@ -113,7 +115,7 @@ class Board(Site):
                 found = self._inspector
                 try:
                     parts = await found.depth(), await found.oldest_waiting_s(), await found.flow(), await found.stored_bytes()
-                    self._queue = _Queue(*parts)
+                    self._queue = _Queue(*parts, (await found.room()).is_full)
                 except StoreUnavailable:
                     self._queue = None
                 self._queue_until_s = time.monotonic() + QUEUE_S

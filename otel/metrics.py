@@ -51,7 +51,7 @@ def _histogram(name: str, unit: str, text: str, labels: tuple[str, ...] = _QUEUE
 
 # --- the queue, of which every worker says the same ----------------------------------------------------------------------------
 
-BACKLOG: Final = _gauge("runtime_backlog", "jobs", "Jobs that are due and have not ended, running ones too")
+BACKLOG: Final = _gauge("runtime_backlog", "jobs", "Jobs that more workers would work off: due, not running, and free to run")
 WAITING: Final = _gauge("runtime_waiting", "jobs", "Jobs that wait to be fetched", _PRIORITY)
 LEASED: Final = _gauge("runtime_leased", "jobs", "Jobs that some worker has fetched and not settled", _PRIORITY)
 OLDEST: Final = _gauge("runtime_oldest_waiting_seconds", "seconds", "For how long the oldest job waits to be fetched", _PRIORITY)
@@ -62,6 +62,7 @@ DEAD: Final = _gauge("runtime_dead_letters", "letters", "Dead letters kept")
 STORED: Final = _gauge(
     "runtime_stored_bytes", "bytes", "Memory of the server, about: of a stream, `delayed`, `dead`", ("part", "queue")
 )
+FULL: Final = _gauge("runtime_store_full", "1", "1 while Redis is full, and refuses what is sent; 0 while it has room")
 WORKERS: Final = _gauge("runtime_workers", "workers", "Workers with a heartbeat")
 SILENT: Final = _gauge("runtime_workers_silent", "workers", "Workers whose heartbeat is missing, and that are not forgotten yet")
 GATE_WAITING: Final = _gauge("runtime_gate_waiting", "jobs", "Jobs that wait at the gate of their type", ("queue", "type"))
@@ -220,6 +221,7 @@ class Reading:
     reserved: int = 0
     oldest_s: Mapping[str, float] = field(default_factory=dict[str, float])  # for how long the oldest of each priority waits
     flow: Flow | None = None
+    is_full: bool = False  # the store, of memory
     stored_bytes: Mapping[str, int] = field(default_factory=dict[str, int])  # memory of the server for each part of the queue
     known: Collection[bytes] = ()
     places: Mapping[str, tuple[int, int, int]] = field(default_factory=dict[str, tuple[int, int, int]])
@@ -283,6 +285,7 @@ def _add_queue(page: Page, reading: Reading) -> None:
             (DEAD, depth.dead),
             (WORKERS, depth.workers),
             (SILENT, depth.silent),
+            (FULL, int(reading.is_full)),
         ):
             page.add(family, {(queue,): value})
         page.add(WAITING, {(priority, queue): n for priority, n in depth.waiting.items()})

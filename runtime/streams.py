@@ -39,6 +39,7 @@ from runtime.store.base import (
     MAX_BY_BYTES,
     MAX_EVENTS,
     End,
+    Room,
     Step,
     Store,
     WorkerRow,
@@ -46,6 +47,7 @@ from runtime.store.base import (
     is_code,
     ms_in,
     pairs,
+    room_in,
     text_of,
     texts,
 )
@@ -659,6 +661,14 @@ class Streams(Store):
             StoreUnavailable: no answer or an error.
         """
         return await self.ends_on(self._helper)
+
+    async def room(self) -> Room:
+        """Return how much memory the server uses and has.
+
+        Raises:
+            StoreUnavailable: no answer.
+        """
+        return room_in((await self.ask(self._helper, ("INFO", "memory")))[0])
 
     async def forget(self, consumer: str, stood_at_ms: int | None = None) -> bool:
         """Remove a consumer, where it holds nothing; return whether it is gone from all streams.

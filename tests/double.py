@@ -26,7 +26,7 @@ from runtime.rules import VERSION, Rules, parse
 from runtime.said import Attempt
 from runtime.schema import Declared
 from runtime.store.arguments import MAX_IDS
-from runtime.store.base import MAX_LEASE_MS, SAID_DEAD, End, Keys, Step, WorkerRow, pairs
+from runtime.store.base import MAX_LEASE_MS, SAID_DEAD, End, Keys, Room, Step, WorkerRow, pairs
 from runtime.store.shapes import (
     Ask,
     Delivery,
@@ -771,6 +771,11 @@ class MemoryStreams:
     def ends(self) -> list[End]:
         """Return where each stream ends."""
         return self.store.ends
+
+    @verb
+    def room(self) -> Room:
+        """Return how much memory there is."""
+        return Room(2, 2) if self.store.is_full else Room(1, 2)
 
     @verb
     def forget(self, consumer: str, stood_at_ms: int | None = None) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
@@ -61,6 +62,13 @@ _PLACES: Final = {
 }
 
 
+# How the names of keys begin of which there are many: each is made by a method of `Keys`, or in a script.
+_FAMILIES: Final = (
+    *("permits:", "rate:", "cancels:", "results:", "progress:", "marks:", "operation:", "stats:"),
+    *("seen:k:", "seen:c:", "seen:o:"),
+)
+
+
 class Keys:
     """The names of a queue's keys; all share its hash tag, so that every script stays on one slot."""
 
@@ -94,6 +102,15 @@ class Keys:
         self.cron_code: str = self.prefix + "cron:code"
         self.operations: str = self.prefix + "operations"
         self.trash: str = self.prefix + "trash"
+        self.probe: str = self.prefix + "probe"
+        self._all = {*self.scripted, *(key for key in vars(self).values() if isinstance(key, str))} - {self.prefix}
+
+    def is_ours(self, name: str) -> bool:
+        """Return whether a key that begins as this queue's do is one of them, or one of them that was set aside."""
+        rest = name.removeprefix(self.prefix).removesuffix(":was")
+        stream, _, closed = rest.partition(":closed")
+        is_closed = stream in (*STREAMS, "dead") and (not closed or closed[0] == ":")
+        return f"{self.prefix}{rest}" in self._all or rest.startswith(_FAMILIES) or is_closed
 
     def permits(self, gate: str) -> str:
         """Return the key of the permits in use of a gate: a type, or a type, a colon and a group."""
@@ -585,6 +602,32 @@ def layout_trouble(key: str, answer: Any) -> tuple[str, str] | None:
     if is_code(answer, "WRONGTYPE"):
         return f"{key} must be a text, and is of another type", fix
     return (f"{key} must be a number of 1 or more, not {text[:40]!r}", fix) if isinstance(answer, bytes) else None
+
+
+def facts_in(info: Any) -> dict[str, str]:
+    """Return the names and values of an answer to INFO; none of an error."""
+    text = bytes(info).decode(errors="replace") if isinstance(info, bytes) else ""
+    return dict(re.findall(r"^([a-z_]+):(.*?)\r?$", text, re.MULTILINE))
+
+
+class Room(msgspec.Struct, frozen=True):
+    """How much memory the server uses, and may use at most: 0 for as much as there is. What it does not tell is 0."""
+
+    used: int = 0
+    most: int = 0
+    evicts: bool = False
+
+    @property
+    def is_full(self) -> bool:
+        """Whether writes that need memory are refused."""
+        return 0 < self.most <= self.used and not self.evicts
+
+
+def room_in(info: Any) -> Room:
+    """Return what an answer to INFO says of memory."""
+    told = facts_in(info)
+    used, most = (parse_int(told.get(name, "")) or 0 for name in ("used_memory", "maxmemory"))
+    return Room(used, most, told.get("maxmemory_policy", "noeviction") != "noeviction")
 
 
 def setting(answer: Any) -> str:

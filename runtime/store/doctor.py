@@ -6,26 +6,27 @@ Findings are plain values. Those about the server are the same that a worker's s
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
-
-import msgspec
 
 from runtime.errors import ConfigError
 from runtime.jobs import STREAMS, UNKNOWN
-from runtime.store.base import GROUP, holders_in, layout_trouble, pairs, workers_of
+from runtime.store.base import GROUP, WorkerRow, by_life, holders_in, layout_trouble, ms_in, pairs, workers_of
 from runtime.store.flow import BEHIND_MS, Flow, GateReading, PauseReading, ScheduleReading, silence, span
-from runtime.store.inspector import Inspector, Server
+from runtime.store.inspector import Server
 from runtime.store.resp import ServerError
+from runtime.store.rounds import Finding, Rounds, clock, memory_findings
+from runtime.store.unknown import dead_from_ms, kind_in_words
 
+Workers = Mapping[str, tuple[int, WorkerRow]]
 OLDEST_SERVER: Final = (7, 0)  # the oldest on which the tests run
 LOOK_AT: Final = 200  # a guess, entries of each structure: enough to find a fault that is there, cheap enough for a busy server
+LOT_LOOK: Final = 20  # entries of a lot that are looked at for how long they have stood there
 MAX_SHOWN: Final = 10  # a guess: lots of unknown types of a stream
 STALE_MS: Final = 3_600_000  # a guess: the longest lease that is believed
 CLOCK_WARN_MS: Final = 1_000  # a guess: what NTP holds easily
 CLOCK_ERROR_MS: Final = 10_000  # a guess
 OVERDUE_MS: Final = 60_000  # a guess: a member that cannot be moved is tried again after a minute
-MEMORY_PART: Final = 0.9  # a guess: then there is time to act
 PAUSED_LONG_MS: Final = 3_600_000  # a guess: whoever pauses for longer may have forgotten it
 SHORT_TIMEOUT_S: Final = 10  # a guess: idle connections are asked every few seconds
 TYPES_FIX: Final = "python -m runtime types (on the workers): a typo, or a deploy to come?"
@@ -33,15 +34,7 @@ SILENT_FIX: Final = "none needed: others take its jobs back; its log, or its sup
 FIX_END: Final = "python -m runtime jobs reopen (jobs that run at that moment run again)"
 
 
-class Finding(msgspec.Struct, frozen=True):
-    """One thing found: `level` is `error`, `warning` or `ok`; `fix` is the command that fixes it."""
-
-    level: str
-    what: str
-    fix: str = ""
-
-
-class Doctor(Inspector):
+class Doctor(Rounds):
     """A doctor's verbs: reads of one connection."""
 
     async def examine(self, local_ms: int) -> list[Finding]:
@@ -51,20 +44,34 @@ class Doctor(Inspector):
             StoreUnavailable: no answer.
         """
         server = await self.server()
-        findings = [*about_server(server), *about_clock(server.now_ms, local_ms)]
+        findings = [*about_server(server), *await self.about_memory(server), *about_clock(server.now_ms, local_ms)]
         findings += await self._about_layout()
         broken = await self._about_types()
         findings += broken.values()
+        workers = await self._known_workers()
         if self.keys.workers not in broken:
             for stream, key in enumerate(self.keys.streams):
                 if key not in broken:
-                    findings += await self._about_stream(stream)
+                    findings += await self._about_stream(stream, workers)
         if broken.keys().isdisjoint({self.keys.due, self.keys.messages}):
             findings += await self._about_delayed(server.now_ms)
         findings += await self._about_ends()
         findings += about_flow(await self.flow(), self.keys.control)
-        findings += await self._about_workers(server.now_ms)
+        findings += await self.about_strays()
+        if self.keys.dead not in broken:
+            findings += await self._about_runs(workers, server.now_ms)
+        findings += await self.about_deaths(server.now_ms)
+        findings += await self._about_workers(workers, server.now_ms)
         return findings
+
+    async def _known_workers(self) -> dict[str, tuple[int, WorkerRow]]:
+        rows = ("ZRANGE", self.keys.workers, 0, -1, "WITHSCORES"), ("HGETALL", self.keys.rows)
+        return workers_of(*map(self._flat, await self.ask(self._connection, *rows)))
+
+    async def _about_runs(self, workers: Workers, now_ms: int) -> list[Finding]:
+        minutes = await self.minutes(now_ms)
+        hung = await self.about_hung(minutes, by_life(workers, now_ms)[0], now_ms)
+        return hung + await self.about_letters(minutes, now_ms)
 
     async def _about_ends(self) -> list[Finding]:
         ends = zip((*self.keys.streams, self.keys.dead), await self.ends_on(self._connection), strict=True)
@@ -90,7 +97,7 @@ class Doctor(Inspector):
             if isinstance(kind, bytes) and kind not in (right, b"none")
         }
 
-    async def _about_stream(self, stream: int) -> list[Finding]:
+    async def _about_stream(self, stream: int, workers: Workers) -> list[Finding]:
         key = self.keys.streams[stream]
         info, groups = await self.ask(self._connection, ("XINFO", "STREAM", key), ("XINFO", "GROUPS", key))
         if isinstance(info, ServerError):
@@ -100,7 +107,7 @@ class Doctor(Inspector):
             fix = f"start a worker, or: redis-cli XGROUP CREATE '{key}' {GROUP} 0 MKSTREAM"
             return [Finding("error", f"{key} has no consumer group: nothing of it is fetched", fix)]
         findings = await self._about_skipped(key, bytes(group[b"last-delivered-id"]).decode())
-        return findings + await self._about_pending(stream)
+        return findings + await self._about_pending(stream, workers)
 
     async def _about_skipped(self, key: str, delivered: str) -> list[Finding]:
         """Find entries that were passed over: before the last delivered one, and pending with no consumer. Nothing reads them."""
@@ -117,13 +124,11 @@ class Doctor(Inspector):
         before = _id_before(first)
         return [Finding("error", what, f"with all workers stopped: redis-cli XGROUP SETID '{key}' {GROUP} {before}")]
 
-    async def _about_pending(self, stream: int) -> list[Finding]:
+    async def _about_pending(self, stream: int, workers: Workers) -> list[Finding]:
         key = self.keys.streams[stream]
         old = await self.call_one(self._connection, ("XPENDING", key, GROUP, "IDLE", STALE_MS, "-", "+", LOOK_AT))
-        until = await self.call_one(self._connection, ("ZRANGE", self.keys.workers, 0, -1, "WITHSCORES"))
-        known = workers_of(until, [])
         names = {consumer.decode(errors="replace") for _, consumer, _, _ in old}
-        stale = sorted(name for name in names if not name.startswith("~") and name not in known)
+        stale = sorted(name for name in names if not name.startswith("~") and name not in workers)
         held = holders_in(await self.call_one(self._connection, ("XPENDING", key, GROUP)))
         parked = [(name.decode(errors="replace"), count) for name, count in held if name.startswith(UNKNOWN.encode())]
         findings = [
@@ -135,10 +140,19 @@ class Doctor(Inspector):
             for name in stale
         ]
         for lot, count in parked[:MAX_SHOWN]:
-            type_name = lot.removeprefix(UNKNOWN) or "their types"
-            what = f"{count} jobs of {STREAMS[stream]} wait for a worker that knows {type_name}"
-            findings.append(Finding("warning", what, TYPES_FIX))
+            kind = "their types" if lot == UNKNOWN else kind_in_words(lot)
+            what = f"{count} jobs of {STREAMS[stream]} wait for a worker that knows {kind}"
+            findings.append(Finding("warning", what + await self._until_dead(stream, lot, workers), TYPES_FIX))
         return findings
+
+    async def _until_dead(self, stream: int, lot: str, workers: Workers) -> str:
+        """Return from when on what waits in a lot of a type is dead: of the first of it, as far as rows of workers tell."""
+        rows, now = await self.ask(
+            self._connection, ("XPENDING", self.keys.streams[stream], GROUP, "-", "+", LOT_LOOK, lot), ("TIME",)
+        )
+        idle_ms, now_ms = max((row[2] for row in self._flat(rows)), default=0), ms_in(self.checked(now))
+        from_ms = dead_from_ms(lot, now_ms - idle_ms, by_life(workers, now_ms)[0].values())
+        return f": dead letters from {clock(from_ms)} on" if from_ms else ""
 
     async def _about_delayed(self, now_ms: int) -> list[Finding]:
         keys = self.keys
@@ -161,16 +175,14 @@ class Doctor(Inspector):
             findings.append(Finding("warning", what, "start a worker"))
         return findings
 
-    async def _about_workers(self, now_ms: int) -> list[Finding]:
+    async def _about_workers(self, workers: Workers, now_ms: int) -> list[Finding]:
         depth, findings = await self.depth(), list[Finding]()
-        rows = ("ZRANGE", self.keys.workers, 0, -1, "WITHSCORES"), ("HGETALL", self.keys.rows)
-        workers = workers_of(*map(self._flat, await self.ask(self._connection, *rows)))
         for name, (until_ms, row) in sorted(workers.items())[:MAX_SHOWN] if depth.silent else ():
             said = silence(until_ms, row, now_ms)
             if said:
                 findings.append(Finding("warning", f"worker {name} is {said}", SILENT_FIX))
-        if not depth.workers and depth.backlog:
-            what = f"{depth.backlog} jobs wait and no worker lives"
+        if not depth.workers and depth.unfinished:
+            what = f"{depth.unfinished} jobs wait and no worker lives"
             return [*findings, Finding("error", what, "python -m runtime --concurrency 500")]
         silent = f" and {depth.silent} silent" if depth.silent else ""
         what = f"{depth.workers} workers{silent}, backlog {depth.backlog}, delayed {depth.delayed}, dead {depth.dead}"
@@ -252,7 +264,8 @@ def check_server(server: Server, redis_cli: str) -> list[str]:
     """
     for finding in refusals(server):
         raise ConfigError(_told(finding, redis_cli))
-    return [_told(finding, redis_cli) for finding in _risks(server) if finding.level != "ok"]
+    found = [*_risks(server), *(memory_findings(server, False, {}) if server.max_memory_bytes else ())]
+    return [_told(finding, redis_cli) for finding in found if finding.level != "ok"]
 
 
 def _told(finding: Finding, redis_cli: str) -> str:
@@ -281,10 +294,6 @@ def _risks(server: Server) -> Iterator[Finding]:
         what = f"maxmemory-policy {server.policy} may throw away marks and statistics"
         yield Finding("warning", what, "redis-cli CONFIG SET maxmemory-policy noeviction")
     yield from _about_durability(server)
-    if server.max_memory_bytes and server.memory_bytes > MEMORY_PART * server.max_memory_bytes:
-        used = server.memory_bytes / server.max_memory_bytes
-        what = f"{used:.0%} of maxmemory is used: sends are refused at 100 %"
-        yield Finding("warning", what, "redis-cli CONFIG SET maxmemory …")
     if 0 < server.client_timeout_s < SHORT_TIMEOUT_S:
         what = f"timeout {server.client_timeout_s} s cuts idle connections"
         yield Finding("warning", what, "redis-cli CONFIG SET timeout 0")

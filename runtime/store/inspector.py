@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from typing import Any, Final
@@ -26,20 +27,23 @@ from runtime.codec import (
     without_tries,
 )
 from runtime.errors import StoreError
-from runtime.jobs import STREAMS, default_id, ms_of, work_of
+from runtime.jobs import GATE, OVERFLOW, STREAMS, UNKNOWN, default_id, ms_of, work_of
 from runtime.rules import parse
 from runtime.said import MAX_PROGRESS_BYTES, Attempt, Report, read_attempt, read_reports
 from runtime.store.base import (
     DEPTH,
     GROUP,
     MAX_BY_BYTES,
+    Room,
     WorkerRow,
     by_life,
+    facts_in,
     holders_in,
     is_code,
     ms_in,
     pairs,
     parse_int,
+    room_in,
     setting,
     texts,
     workers_of,
@@ -47,6 +51,7 @@ from runtime.store.base import (
 from runtime.store.events import Events
 from runtime.store.flow import Flow, Name, Parts, asked_of, reading, waiting_in
 from runtime.store.resp import Command, ServerError
+from runtime.store.unknown import lot_is_known
 from runtime.tries import Try
 
 LETTERS_PAGE: Final = 50  # letters a round trip; a guess: some 15 MB where each is as large as it may be
@@ -60,6 +65,10 @@ RESULT_BYTES: Final = 128 << 10  # a guess: more than any result and what is kep
 class Depth(msgspec.Struct):
     """The queue at one moment. `waiting` and `running` by priority; `parked` waits in lots. `workers` are those that beat,
     `silent` those that should have, and are not forgotten yet.
+
+    `backlog` is what more workers would work off: what waits to be fetched, unless its priority is paused, delayed jobs whose
+    time has come, and what of the lots was given back, is suspect, or waits for a thread or process of a type that a worker
+    knows. It is not what runs, what is at a gate, nor what waits for a type that no worker knows.
     """
 
     waiting: dict[str, int]
@@ -70,10 +79,11 @@ class Depth(msgspec.Struct):
     dead: int
     workers: int
     silent: int = 0
+    backlog: int = 0
 
     @property
-    def backlog(self) -> int:
-        """All that wants to run now: waiting, running, parked, and delayed jobs whose time has come."""
+    def unfinished(self) -> int:
+        """All that is due and has not ended: waiting, running, parked, and delayed jobs whose time has come."""
         return sum(self.waiting.values()) + sum(self.running.values()) + self.parked + self.due_now
 
 
@@ -177,7 +187,7 @@ class Inspector(Events):
             ("CONFIG", "GET", "timeout"),
             ("TIME",),
         )
-        found = dict(re.findall(r"^([a-z_]+):(.*?)\r?$", bytes(self.checked(info)).decode(errors="replace"), re.MULTILINE))
+        found = facts_in(self.checked(info))
         return Server(
             name="valkey" if "valkey_version" in found else "redis",
             version=found.get("valkey_version") or found.get("redis_version", ""),
@@ -206,32 +216,38 @@ class Inspector(Events):
             ("XLEN", keys.dead),
             ("ZRANGE", keys.workers, 0, -1, "WITHSCORES"),
             ("HGETALL", keys.rows),
+            ("HGETALL", keys.control),
             ("TIME",),
         )
-        *by_stream, due, dead, until, rows, now = answers
+        *by_stream, due, dead, until, rows, control, now = answers
         lengths, pending = by_stream[: len(keys.streams)], by_stream[len(keys.streams) :]
-        waiting, running, parked = list(map(self._size, lengths)), [0] * len(lengths), 0
+        waiting, running, lots = list(map(self._size, lengths)), [0] * len(lengths), Counter[str]()
         for stream, group in enumerate(pending):
             if is_code(group, "NOGROUP") or is_code(group, "WRONGTYPE"):
                 continue  # no worker has been here yet, or none can read it
             for name, count in holders_in(self.checked(group)):
                 waiting[stream] -= count
                 if name.startswith(b"~"):
-                    parked += count
+                    lots[name.decode(errors="replace")] += count
                 else:
                     running[stream] += count
         now_ms = ms_in(self.checked(now))
         due_now = (await self.ask(self._connection, ("ZCOUNT", keys.due, "-inf", now_ms)))[0]
         beating, silent = by_life(workers_of(self._flat(until), self._flat(rows)), now_ms)
+        paused = parse(pairs(self._flat(control))).paused_streams(now_ms)
+        known = {kind for row in beating.values() for kind in row.types.items()}
+        could_run = sum(n for stream, n in enumerate(waiting) if stream not in paused)
+        could_run += sum(n for lot, n in lots.items() if _could_run(lot, known)) + self._size(due_now)
         return Depth(
             waiting=dict(zip(STREAMS, waiting, strict=True)),
             running=dict(zip(STREAMS, running, strict=True)),
-            parked=parked,
+            parked=lots.total(),
             delayed=self._size(due),
             due_now=self._size(due_now),
             dead=self._size(dead),
             workers=len(beating),
             silent=len(silent),
+            backlog=could_run,
         )
 
     async def stored_bytes(self) -> dict[str, int]:
@@ -249,6 +265,14 @@ class Inspector(Events):
             if not isinstance(answer, ServerError):  # as where an ACL does not allow it
                 sizes[part] = sizes.get(part, 0) + int(answer or 0)
         return sizes
+
+    async def room(self) -> Room:
+        """Return how much memory the server uses and has.
+
+        Raises:
+            StoreUnavailable: no answer.
+        """
+        return room_in((await self.ask(self._connection, ("INFO", "memory")))[0])
 
     def _size(self, answer: Any) -> int:
         return 0 if is_code(answer, "WRONGTYPE") else int(self.checked(answer))
@@ -607,6 +631,11 @@ class Inspector(Events):
                 )
             )
         return found
+
+
+def _could_run(lot: str, known: Collection[tuple[str, int]]) -> bool:
+    """Return whether a worker with a free lane would run what waits in a lot, these types being known."""
+    return lot_is_known(lot, known) if lot.startswith(UNKNOWN) else not lot.startswith((GATE, OVERFLOW))
 
 
 def _tat_us(text: bytes | None) -> int:

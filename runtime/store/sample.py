@@ -7,7 +7,6 @@ another type, a row or a counter of a stranger's says is as if it were not there
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -24,6 +23,7 @@ from runtime.store.base import (
     GROUP,
     Store,
     WorkerRow,
+    facts_in,
     holders_in,
     is_code,
     ms_in,
@@ -317,12 +317,6 @@ class SampleStore(Store):
 
     def _flat(self, answer: Any) -> list[Any]:
         return [] if is_code(answer, "WRONGTYPE") else self.checked(answer)
-
-
-def facts_in(info: Any) -> dict[str, str]:
-    """Return the names and values of an answer to INFO; none of an error."""
-    text = bytes(info).decode(errors="replace") if isinstance(info, bytes) else ""
-    return dict(re.findall(r"^([a-z_]+):(.*?)\r?$", text, re.MULTILINE))
 
 
 def _parts(answers: list[Any], n: int) -> tuple[list[Any], list[Any], list[Any]]:

@@ -11,9 +11,11 @@ from runtime import logs
 from runtime.errors import Dead, Retry, StoreError, StoreUnavailable
 from runtime.jobs import Job
 from runtime.settle import CANCELLED_CODE, raised_info
+from runtime.store.base import Room
 
 log: Final = logs.guarded("runtime")
 
+MB: Final = 1 << 20  # as Redis counts one
 LINES_S: Final = 20  # a guess: failures per second that get a line of their own
 STACKS_S: Final = 5  # a guess: of these, how many dead jobs have their stack with them, of up to 8,000 characters
 FIRST_TOLD: Final = 3  # a guess: failed calls in a row that make an outage worth a line
@@ -37,6 +39,7 @@ class ThrottledLog:
         self._second = 0
         self._spent = 0
         self._stacks = 0
+        self._is_full = False
 
     def death(self, text: str, *args: object, about: Job | Mapping[str, object], reason: str) -> None:
         """Log a job that is dead without a run, as far as this second's budget goes."""
@@ -90,6 +93,15 @@ class ThrottledLog:
         """Log an outage: one line when it is one, then one every few minutes."""
         if failures == FIRST_TOLD or (failures > FIRST_TOLD and failures % TOLD_AGAIN == 0):
             log.error("the store is away, jobs wait and leases stay in mind; trying on: %s", error)
+
+    def room(self, room: Room) -> None:
+        """Log that memory is full, once, and that it no longer is."""
+        if room.is_full and not self._is_full:
+            text = "Redis is full, %d of %d MB: what is sent is refused, jobs run on; hint: python -m runtime doctor"
+            log.error(text, room.used / MB, room.most / MB)
+        elif self._is_full and not room.is_full:
+            log.warning("Redis has room again, %d of %d MB are used: what is sent is taken", room.used / MB, room.most / MB)
+        self._is_full = room.is_full
 
     def stream_broken(self, key: str, error: str) -> None:
         """Log that a stream cannot be read, and how to fix it."""

@@ -181,12 +181,13 @@ class Maintenance:
             await self._streams.forget(lot)
 
     async def _look_at_ends(self) -> None:
-        """Look whether an id far ahead has closed a stream, and log it."""
+        """Look whether an id far ahead has closed a stream, or memory is full, and log it."""
         now_s = time.monotonic()
         if now_s < self._next_ends_s:
             return
         self._next_ends_s = now_s + ENDS_S
         self.ends = await self._streams.ends()
+        self._ctx.log.room(await self._streams.room())
         if self.troubles and now_s >= self._tell_ends_s:
             self._tell_ends_s = now_s + ENDS_TOLD_S
             for trouble in self.troubles:

@@ -120,7 +120,7 @@ async def test_lots_of_types_that_no_worker_knows_are_named_and_only_some_of_man
     findings = await found(doctor)
     assert [finding.level for finding in findings] == ["warning"] * MAX_SHOWN
     assert findings[0].what == "2 jobs of high wait for a worker that knows their types"
-    assert findings[1].what == "1 jobs of high wait for a worker that knows typo-00@1"
+    assert findings[1].what == "1 jobs of high wait for a worker that knows typo-00"
 
 
 async def test_messages_and_times_that_do_not_match_are_an_error_with_how_many_have_none(doctor, at_work):

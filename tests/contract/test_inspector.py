@@ -70,8 +70,9 @@ async def test_each_job_is_counted_once_where_it_is(inspector, kit, store, raw):
         dead=1,
         workers=1,
         silent=1,
+        backlog=4,
     )
-    assert depth.backlog == 5
+    assert depth.unfinished == 5, "what runs, too"
 
 
 async def test_a_worker_is_silent_when_two_beats_are_missing_and_counted_apart_wherever_workers_are(inspector, kit, raw):
@@ -101,7 +102,28 @@ async def test_what_is_of_another_type_counts_as_nothing_and_the_rest_is_counted
     raw.delete(f"{{jobs}}:{name}")
     raw.set(f"{{jobs}}:{name}", "a string")
     depth = await inspector.depth()
-    assert depth == Depth(waiting={**NONE, "low": 1}, running=NONE, parked=0, delayed=0, due_now=0, dead=0, workers=0)
+    assert depth == Depth(waiting={**NONE, "low": 1}, running=NONE, parked=0, delayed=0, due_now=0, dead=0, workers=0, backlog=1)
+
+
+async def test_the_backlog_is_what_more_workers_would_work_off(inspector, kit, store, raw):
+    """So that who scales by it has none left while two jobs wait for a deploy, one at a gate, and one runs."""
+    lots = ("~t:new@1", "~t:known@2", "~g:known", "~o:known", "~t:known@1", "~free", "~suspect", "~of-a-later-release")
+    for n in range(len(lots) + 1):
+        kit.add(entry=f"1-{n + 1}")
+    await leases(store)
+    for n, lot in enumerate(lots):
+        kit.claim(f"1-{n + 1}", lot, 0)
+    await store.beat(WorkerRow(30_000, types={"known": 1}))
+    assert (await inspector.depth()).backlog == 4, "what was given back, is suspect, waits for a thread, or is anybody's"
+    for n in range(4, len(lots)):
+        raw.xack(KEY, GROUP, f"1-{n + 1}")
+        kit.delete(f"1-{n + 1}")
+    depth = await inspector.depth()
+    assert (depth.backlog, depth.parked, depth.unfinished) == (0, 4, 5)
+    kit.add(3)
+    assert (await inspector.depth()).backlog == 1
+    raw.hset("{jobs}:control", "pause:low", f"0 {kit.now_ms() - 1000} ann@host ")
+    assert (await inspector.depth()).backlog == 0, "nothing of it may start"
 
 
 async def test_the_oldest_that_was_not_fetched_yet_says_how_long_a_priority_waits(inspector, kit, store, raw):

@@ -76,7 +76,7 @@ def test_legends_show_labels_that_are_left():
 
 def test_an_alert_says_what_to_do_and_where_more_stands_and_where_its_threshold_comes_from():
     page = (ROOT / "docs" / "metrics.md").read_text()
-    assert len(alerts()) == 10
+    assert len(alerts()) == 12
     for alert in alerts():
         assert alert.severity in ("warning", "critical")
         assert alert.annotations["summary"], alert.name
@@ -295,6 +295,16 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str], int]] = {
     "NoWorker": (
         {'runtime_ready{queue="jobs",instance="a"}': "0x10", 'runtime_ready{queue="jobs",instance="b"}': "0x10"},
         {'runtime_ready{queue="jobs",instance="a"}': "0x10", 'runtime_ready{queue="jobs",instance="b"}': "1x10"},
+        3,
+    ),
+    "WorkersSilent": (
+        {'runtime_workers_silent{queue="jobs"}': "0 1x10"},
+        {'runtime_workers_silent{queue="jobs"}': "0 1 0x10"},
+        3,
+    ),
+    "StoreFull": (
+        {'runtime_store_full{queue="jobs"}': "0 1 0 0"},
+        {'runtime_store_full{queue="jobs"}': "1 0x10"},
         3,
     ),
     "LoopBlocked": (

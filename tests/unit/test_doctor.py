@@ -50,7 +50,6 @@ def test_a_server_that_loses_jobs_is_refused_with_what_fixes_it_and_is_an_error_
     [
         ({"policy": "volatile-ttl"}, "warning", "may throw away marks and statistics; hint: redis-cli -s here CONFIG SET"),
         ({"appendonly": False}, "error", "no append-only file: all jobs are lost when the server ends; hint: redis-cli -s here"),
-        ({"memory_bytes": 95, "max_memory_bytes": 100}, "warning", "95% of maxmemory is used"),
         ({"client_timeout_s": 3}, "warning", "timeout 3 s cuts idle connections"),
     ],
 )
