@@ -6,7 +6,7 @@ import argparse
 import time
 
 from runtime.commands.common import clean, print_json
-from runtime.commands.flags import QUEUE, add_settings, add_texts, check_between
+from runtime.commands.flags import JSON_LINES, QUEUE, add_settings, add_texts, check_between
 from runtime.commands.ordering import ordered
 from runtime.config import Config
 from runtime.control import MAX_AUDIT, Control
@@ -19,7 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_texts(parser, "Print the last orders, the newest first: when, by whom, what and why.", "python -m runtime audit -n 5")
     add_settings(parser, *QUEUE)
     parser.add_argument("-n", type=int, default=20, metavar="N", help=f"how many (1 to {MAX_AUDIT}; default 20)")
-    parser.add_argument("--json", action="store_true", help="print JSON lines")
+    parser.add_argument("--json", action="store_true", help=JSON_LINES)
 
 
 def main(config: Config, arguments: argparse.Namespace) -> int:

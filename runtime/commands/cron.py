@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from runtime.commands.common import clean, find_handlers, print_json, use_settings, with_store
-from runtime.commands.flags import QUEUE, add_texts, add_verb, check_between
+from runtime.commands.flags import JSON_LINES, QUEUE, add_texts, add_verb, check_between
 from runtime.commands.ordering import add_order_flags, tell
 from runtime.config import Config
 from runtime.control import MAX_BACKFILL, Control
@@ -44,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     listing = add_verb(verbs, "list", print_list, "list all schedules", SETTINGS)
-    listing.add_argument("--json", action="store_true", help="print JSON lines")
+    listing.add_argument("--json", action="store_true", help=JSON_LINES)
     show = _verb(
         verbs, "show", print_one, "show a schedule, its next times and what its zone's clocks do to them, its last ticks"
     )
@@ -74,7 +74,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     fill.add_argument("--from", dest="begin", required=True, metavar="WHEN", help=f"the first tick, {text}")
     fill.add_argument("--to", dest="end", required=True, metavar="WHEN", help="before this time, which may not lie ahead")
     fill.add_argument("--dry-run", action="store_true", help="print what would be sent, and send nothing")
-    fill.add_argument("--json", action="store_true", help="print JSON lines")
+    fill.add_argument("--json", action="store_true", help=JSON_LINES)
 
 
 def _verb(verbs: Any, name: str, call: Callable[..., int], text: str) -> argparse.ArgumentParser:

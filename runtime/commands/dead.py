@@ -5,23 +5,29 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
+from runtime.codec import JOB_ID
 from runtime.commands import many
 from runtime.commands.common import clean, control, flags_of, inspector, print_json, with_store
-from runtime.commands.flags import add_texts, add_verb, check_between
+from runtime.commands.flags import JSON_LINES, add_texts, add_verb, check_between
 from runtime.commands.many import add_choice, add_course, carry_out, check_places, filter_of, is_of_many, print_meant
 from runtime.commands.readings import tries_in_words
 from runtime.config import Config, trace_url_of
 from runtime.control import who
+from runtime.errors import ConfigError
 from runtime.leaving import CLEAN, FAILED
 from runtime.operating import Verb
+from runtime.store.base import LOOK_AT
 from runtime.store.control import ControlStore
-from runtime.store.inspector import LETTERS_PAGE, DeadLetter
+from runtime.store.finder import Finder
+from runtime.store.inspector import LETTERS_PAGE, DeadLetter, is_letter
 from runtime.store.letters import Head, LetterStore
 
 MAX_LIST: Final = 10_000  # a guess: ten reads of a thousand, some megabytes
+MAX_NAMED: Final = 5  # letters of one job that are named; a guess
+NEWEST: Final = f"ids are looked for among the newest {LOOK_AT:,}"
 # Answers of a replay that are no entry's id: why a letter was not sent back.
 REFUSALS: Final = {**many.REFUSALS, "gone": "no such dead letter"}
 
@@ -32,6 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         parser,
         "Dead letters are jobs that have failed for good; they are kept until they are replayed, moved to the trash or purged.",
         "python -m runtime dead list --type send-email -n 100",
+        "python -m runtime dead show order-7",
         "python -m runtime dead replay --type send-email --reason attempts --dry-run",
         "python -m runtime dead replay --type send-email --text 'no such host' --rate 50",
         "python -m runtime dead trash --type send-email --older-than 24",
@@ -46,12 +53,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     listing.add_argument("--trash", action="store_true", help="those in the trash")
 
     show = add_verb(verbs, "show", print_one, "show one dead letter with its error, stack and fields")
-    show.add_argument("letter", help="its place, as `dead list` prints it")
+    show.add_argument("letter", help="its place, as `dead list` prints it, or the job's id: of several letters the newest")
     show.add_argument("--json", action="store_true", help="print JSON")
 
     again = add_verb(verbs, "replay", replay, "send dead letters back to their streams, with a fresh count of attempts")
     _add_filter(again)
-    _add_many(again)
+    _add_many(again, "places, as `dead list` prints them, or ids of jobs that have one letter each")
     add_course(again, is_replay=True)
 
     trashed = add_verb(verbs, "trash", trash, "move dead letters to the trash, from which they can be restored for a week")
@@ -61,7 +68,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
     back = add_verb(verbs, "restore", restore, "take letters out of the trash; they are dead letters again")
     back.add_argument("letters", nargs="+", metavar="letter", help="places, as `dead list --trash` prints them")
-    back.add_argument("--json", action="store_true", help="print JSON lines")
+    back.add_argument("--json", action="store_true", help=JSON_LINES)
     back.set_defaults(dry_run=False)
 
     away = add_verb(verbs, "purge", purge, "delete dead letters; they cannot be brought back")
@@ -74,11 +81,11 @@ def _add_filter(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--type", default="", help="only this job type")
     text = "only this reason, such as attempts or bad-payload"
     parser.add_argument("--reason", dest="letter_reason", default="", help=text)
-    parser.add_argument("--json", action="store_true", help="print JSON lines")
+    parser.add_argument("--json", action="store_true", help=JSON_LINES)
 
 
-def _add_many(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("letters", nargs="*", metavar="letter", help="places, as `dead list` prints them")
+def _add_many(parser: argparse.ArgumentParser, text: str = "places, as `dead list` prints them") -> None:
+    parser.add_argument("letters", nargs="*", metavar="letter", help=text)
     parser.add_argument("--text", default="", help="only those in whose error this text stands")
     add_choice(parser, "those that died")
 
@@ -140,17 +147,21 @@ def _fits(letter: DeadLetter | Head, arguments: argparse.Namespace) -> bool:
 
 
 def print_one(config: Config, arguments: argparse.Namespace) -> int:
-    """Print one dead letter whole; status 1 when it is gone."""
-    check_places([arguments.letter])
+    """Print one dead letter whole, by its place or its job's id; status 1 when there is none."""
+    _check_names([arguments.letter])
 
-    async def read(url: str) -> DeadLetter | None:
+    async def read(url: str) -> list[DeadLetter]:
         async with inspector(url, config.queue) as found:
-            return await found.dead_letter(arguments.letter)
+            return await found.letters_of(arguments.letter, LOOK_AT)
 
-    letter = with_store(config, read)
-    if letter is None:
-        print(f"runtime: {REFUSALS['gone']}: {arguments.letter}", file=sys.stderr)
+    letters = with_store(config, read)
+    if not letters:
+        print(f"runtime: {REFUSALS['gone']}: {arguments.letter}; {NEWEST}", file=sys.stderr)
         return FAILED
+    letter = letters[0]
+    if len(letters) > 1:
+        more = ", ".join(one.letter for one in letters[1 : MAX_NAMED + 1])
+        print(f"the newest of {len(letters)} letters of this job; the others: {more}", file=sys.stderr)
     if arguments.json:
         print_json(letter)
         return 0
@@ -188,7 +199,7 @@ def replay(config: Config, arguments: argparse.Namespace) -> int:
             print(f"{letter}: {REFUSALS.get(answer) or f'waits again as entry {answer}'}")
         return answer not in REFUSALS
 
-    return _for_each(config, arguments, "replayed", send_back)
+    return _for_each(config, arguments, "replayed", send_back, may_be_ids=True)
 
 
 def purge(config: Config, arguments: argparse.Namespace) -> int:
@@ -243,16 +254,40 @@ def _of_many(config: Config, arguments: argparse.Namespace, verb: Verb) -> int:
     return carry_out(config, arguments, verb)
 
 
+def _check_names(names: Sequence[str]) -> None:
+    """Check that these may be ids of jobs, or places of letters, which look like some."""
+    check_places([name for name in names if not JOB_ID.match(name.encode(errors="replace"))])
+
+
+async def place_of_letter(found: Finder, name: str) -> str:
+    """Return the place of the one letter that is meant: itself, where it is no id of a job."""
+    letters = await found.letters_of(name, LOOK_AT)
+    if len(letters) > 1:
+        places = ", ".join(one.letter for one in letters[:MAX_NAMED])
+        raise ConfigError(f"{name} has {len(letters)} letters; hint: name the one that is meant, {places}")
+    return letters[0].letter if letters else name
+
+
 def _for_each(
-    config: Config, arguments: argparse.Namespace, done_word: str, act: Callable[[ControlStore, str], Awaitable[bool]]
+    config: Config,
+    arguments: argparse.Namespace,
+    done_word: str,
+    act: Callable[[ControlStore, str], Awaitable[bool]],
+    *,
+    may_be_ids: bool = False,
 ) -> int:
     """Call `act` for each letter that was named; `--dry-run` only prints those that are there."""
-    check_places(arguments.letters)
+    (_check_names if may_be_ids else check_places)(arguments.letters)
 
     async def work(url: str) -> int:
         done = 0
         async with inspector(url, config.queue) as found, control(url, config.queue) as writes:
-            for letter in arguments.letters:
+            # Which are meant is known before the first is moved.
+            places = [await place_of_letter(found, name) for name in arguments.letters] if may_be_ids else arguments.letters
+            for letter in places:
+                if not is_letter(letter):
+                    print(f"{letter}: {REFUSALS['gone']}; {NEWEST}", file=sys.stderr)
+                    continue
                 if not arguments.dry_run:
                     done += await act(writes, letter)
                 elif there := await found.dead_letter(letter):

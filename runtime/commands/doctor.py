@@ -7,7 +7,7 @@ import time
 from typing import Final
 
 from runtime.commands.common import clean, print_json, with_store
-from runtime.commands.flags import QUEUE, add_settings, add_texts
+from runtime.commands.flags import JSON_LINES, QUEUE, add_settings, add_texts
 from runtime.config import Config
 from runtime.leaving import CLEAN, FAILED
 from runtime.store.doctor import Doctor, Finding
@@ -21,7 +21,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     text = "Check the server's settings and the queue; print what is wrong with the command that fixes it. Status 1 on errors."
     add_texts(parser, text)
     add_settings(parser, *QUEUE)
-    parser.add_argument("--json", action="store_true", help="print JSON lines")
+    parser.add_argument("--json", action="store_true", help=JSON_LINES)
 
 
 def main(config: Config, arguments: argparse.Namespace) -> int:

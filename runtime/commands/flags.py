@@ -19,6 +19,7 @@ PATHS: Final = {
     "FILE": {"bash": "_shtab_compgen_files", "zsh": "_files"},
     "FOLDER": {"bash": "_shtab_compgen_dirs", "zsh": "_files -/"},
 }
+JSON_LINES: Final = "print JSON lines: an object a line; counts and hints go to standard error"
 QUEUE: Final = ("redis", "queue", "handlers", "data_dir")  # the settings of a command that looks at a queue
 
 

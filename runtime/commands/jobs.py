@@ -12,7 +12,7 @@ from typing import Final
 from runtime.codec import JOB_ID
 from runtime.commands import story
 from runtime.commands.common import clean, control, inspector, print_json, with_store
-from runtime.commands.flags import add_texts, add_verb, check_between
+from runtime.commands.flags import JSON_LINES, add_texts, add_verb, check_between
 from runtime.commands.steer import add_verbs
 from runtime.config import Config
 from runtime.errors import ConfigError, StoreError
@@ -51,7 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     listing.add_argument("-n", type=int, default=20, metavar="N", help=text)
     listing.add_argument("--type", default="", help="only this job type")
     listing.add_argument("--state", default="", choices=["waiting", "running", "parked", "delayed"], help="only this state")
-    listing.add_argument("--json", action="store_true", help="print JSON lines")
+    listing.add_argument("--json", action="store_true", help=JSON_LINES)
 
     text = "show all that is known of the jobs with an id, wherever they are, and the result of one that is over while it is kept"
     show = add_verb(verbs, "show", print_one, f"{text}; status 1 when that is nothing")
@@ -60,7 +60,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     show.add_argument("--key", default="", help="the job that has this key, in place of one by its id")
     show.add_argument("--follow", action="store_true", help="show it again when it changes, until it has left the queue")
-    show.add_argument("--json", action="store_true", help="print JSON lines")
+    show.add_argument("--json", action="store_true", help=JSON_LINES)
 
     add_verbs(verbs)
 

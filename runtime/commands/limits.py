@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from runtime.commands.common import clean, print_json
-from runtime.commands.flags import add_texts, add_verb
+from runtime.commands.flags import JSON_LINES, add_texts, add_verb
 from runtime.commands.ordering import add_order_flags, note_unknown, ordered, tell
 from runtime.config import Config
 from runtime.control import Control
@@ -40,7 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     listing = add_verb(verbs, "list", print_list, "list what is set in place of the code")
-    listing.add_argument("--json", action="store_true", help="print JSON lines")
+    listing.add_argument("--json", action="store_true", help=JSON_LINES)
 
     setting = add_verb(verbs, "set", set_some, "set limits of a type; those not given stay as they are")
     setting.add_argument("type", help="the job type")

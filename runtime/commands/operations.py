@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from runtime.commands.common import clean, flags_of, print_json
-from runtime.commands.flags import add_texts, add_verb
+from runtime.commands.flags import JSON_LINES, add_texts, add_verb
 from runtime.commands.many import follow, progress_of, tell_end
 from runtime.commands.ordering import add_order_flags, ordered
 from runtime.config import Config
@@ -31,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     listing = add_verb(verbs, "list", print_list, "list those that are known, for a week after their last step")
-    listing.add_argument("--json", action="store_true", help="print JSON lines")
+    listing.add_argument("--json", action="store_true", help=JSON_LINES)
     show = _verb(verbs, "show", print_one, "show an operation")
     show.add_argument("--json", action="store_true", help="print JSON")
     along = _verb(

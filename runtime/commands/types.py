@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from runtime.commands.common import find_handlers, print_json
-from runtime.commands.flags import QUEUE, add_settings, add_texts
+from runtime.commands.flags import JSON_LINES, QUEUE, add_settings, add_texts
 from runtime.config import Config
 from runtime.jobs import Handler
 from runtime.registry import install
@@ -20,7 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "Print a line per type of the --handlers modules: version, priority, where it runs, timeout, retries, what few declare.",
     )
     add_settings(parser, *QUEUE)
-    parser.add_argument("--json", action="store_true", help="print JSON lines")
+    parser.add_argument("--json", action="store_true", help=JSON_LINES)
 
 
 def main(config: Config, arguments: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from runtime.commands.common import clean, print_json
-from runtime.commands.flags import add_texts, add_verb
+from runtime.commands.flags import JSON_LINES, add_texts, add_verb
 from runtime.commands.ordering import add_order_flags, ordered, tell
 from runtime.commands.readings import blocked_in_words
 from runtime.config import Config
@@ -28,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     listing = add_verb(verbs, "list", print_list, "list the workers that live, and those that have fallen silent")
-    listing.add_argument("--json", action="store_true", help="print JSON lines")
+    listing.add_argument("--json", action="store_true", help=JSON_LINES)
     for name, run, text in (
         ("quiet", quiet, "let workers start nothing new, until they are resumed; what runs there goes on"),
         ("resume", resume, "let quiet workers go on"),

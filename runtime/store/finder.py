@@ -9,7 +9,7 @@ import msgspec
 from runtime.jobs import STREAMS, UNKNOWN, default_id
 from runtime.store.base import TOLD_JOBS, WorkerRow, by_life, ms_in, workers_of
 from runtime.store.flow import silence
-from runtime.store.inspector import FoundJob, Inspector, is_letter
+from runtime.store.inspector import LETTERS_PAGE, DeadLetter, FoundJob, Inspector, is_letter
 from runtime.store.resp import Command, ServerError
 from runtime.store.unknown import dead_from_ms, lot_is_known
 
@@ -58,6 +58,26 @@ class Finder(Inspector):
         """
         found = [await self.job_at(place) for place in places]
         return [job for job in found if job is not None]
+
+    async def letters_of(self, wanted: str, n: int) -> list[DeadLetter]:
+        """Return the dead letter at a place, or those of a job by its id, or by the entry that XADD answered, among the newest
+        `n`: the newest first.
+
+        Raises:
+            StoreUnavailable: no answer or an error.
+        """
+        there = await self.dead_letter(wanted) if is_letter(wanted) else None
+        if there is not None:
+            return [there]
+        ids, found = {wanted, *_default_ids(places_named(wanted))}, list[DeadLetter]()
+        before, left = "+", n
+        while left > 0:  # as in find_job: only what is found is kept
+            page = await self.dead_letters(min(left, LETTERS_PAGE), before)
+            found += [letter for letter in page if letter.id in ids]
+            if len(page) < min(left, LETTERS_PAGE):
+                break
+            before, left = page[-1].letter, left - len(page)
+        return found
 
     async def owner_of(self, key: str) -> FoundJob | None:
         """Return the job that has a key; None where none that lives does.

@@ -76,7 +76,7 @@ def one_line(result: subprocess.CompletedProcess[str]) -> str:
         (("enqueue", "scripted", "--id", "x", "--nonsense", *SCRIPTED), ("unrecognized arguments: --nonsense",)),
         (("enqueue", "scripted", '{"n":1}', "--wait", "1", *SCRIPTED), ("no results of scripted are kept", "result_ttl_s")),
         (("dead", "list", "-n", "0"), ("-n 0: must be between 1 and 10000",)),
-        (("dead", "show", "seven"), ("dead list",)),
+        (("dead", "show", "se ven"), ("dead list",)),
         (("stats", "--minutes", "0"), ("--minutes 0: must be between 1 and 1440",)),
         (("bench", "--jobs", "0"), ("--jobs 0: must be between 1000 and 1000000",)),
         (("jobs", "list", "-n", "0"), ("-n 0: must be between 1 and 1000",)),
@@ -228,10 +228,10 @@ def test_a_message_is_enqueued_found_dead_shown_and_replayed(server, raw):
         assert (letter["id"], letter["reason"], letter["attempts"]) == ("job-1", "attempts", 1)
         assert "attempt 1 of 1 fails" in call("dead", "list", *redis).stdout
         assert call("dead", "list", "--type", "else", *redis).stdout == ""
-        shown = call("dead", "show", letter["letter"], *redis)
+        shown = call("dead", "show", "job-1", *redis)
         assert "RuntimeError" in shown.stdout
         assert "jobs.py" in shown.stdout
-        replayed = call("dead", "replay", letter["letter"], "--json", *redis)
+        replayed = call("dead", "replay", "job-1", "--json", *redis)
         assert (replayed.returncode, json.loads(replayed.stdout)["replayed"]) == (0, True)
         wait_until(lambda: raw.xlen("{jobs}:dead") == 1 and not leftovers(raw), what="it dies again")
         assert call("dead", "replay", letter["letter"], *redis).returncode == 1, "that letter is gone"

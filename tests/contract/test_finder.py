@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from runtime.commands.dead import place_of_letter
 from runtime.control import Control
 from runtime.ended import Ended
 from runtime.errors import ConfigError
@@ -139,6 +140,23 @@ async def test_people_act_on_a_job_by_its_entry_and_never_on_one_that_has_the_sa
             await control.cancel("9-9")
         assert raw.xlen("{jobs}:dead") == 0
         assert [one.id for one in await control.cancel("medium/9-9")] == ["b"]
+
+
+async def test_a_letter_is_found_by_its_place_by_the_id_of_its_job_and_by_the_entry_that_this_had(finder: Finder, raw: Any):
+    letters = [raw.xadd("{jobs}:dead", {"type": "t", "id": job_id}) for job_id in ("a", "high-5-1", "b", "a")]
+    first, second, third, newest = letters
+    found = {name: [one.letter for one in await finder.letters_of(name, 100)] for name in (third, "a", "5-1", "nobody", "9-9")}
+    assert found == {third: [third], "a": [newest, first], "5-1": [second], "nobody": [], "9-9": []}
+    assert [one.letter for one in await finder.letters_of("a", 3)] == [newest], "among so many"
+
+
+async def test_of_several_letters_none_is_sent_back_until_one_is_named(finder: Finder, raw: Any):
+    first, newest = (raw.xadd("{jobs}:dead", {"type": "t", "id": "a"}) for _ in range(2))
+    with pytest.raises(ConfigError, match=f"a has 2 letters; hint: name the one that is meant, {newest}, {first}"):
+        await place_of_letter(finder, "a")
+    assert [await place_of_letter(finder, name) for name in (first, "b", "9-9")] == [first, "b", "9-9"]
+    raw.xdel("{jobs}:dead", first)
+    assert await place_of_letter(finder, "a") == newest
 
 
 # --- what holds it -----------------------------------------------------------------------------------------------------------
