@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         StoreUnavailable,
         UnknownType,
     )
+    from runtime.hooks import Death, on_dead, on_error
     from runtime.jobs import Job, Priority, Secret, contract
     from runtime.lifespans import Lifespan, lifespan
     from runtime.producer import Message, Producer, Sent
@@ -46,6 +47,7 @@ __all__ = [
     "ConfigError",
     "Control",
     "Dead",
+    "Death",
     "Job",
     "JobDead",
     "JobsError",
@@ -70,11 +72,16 @@ __all__ = [
     "contract",
     "handler",
     "lifespan",
+    "on_dead",
+    "on_error",
 ]
 
 _MODULES = {
     "Backoff": "backoff",
     "Control": "control",
+    "Death": "hooks",
+    "on_dead": "hooks",
+    "on_error": "hooks",
     "Job": "jobs",
     "Priority": "jobs",
     "Secret": "jobs",

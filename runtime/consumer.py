@@ -31,6 +31,7 @@ import msgspec
 from runtime import logs
 from runtime.config import Config
 from runtime.errors import Cancelled, Dead, LeaseLost, LifespanFailed, SelfCancelled, StoreUnavailable, TimedOut
+from runtime.hooks import Hook
 from runtime.jobs import CRITICAL, MARKS, QUEUE, STREAMS, Gathered, Job, Lease, Park, Registry, each_of
 from runtime.lifespans import LIFESPANS, Lifespan, Lifespans
 from runtime.observer import Observer
@@ -50,6 +51,7 @@ from runtime.worker.gates import Gates
 from runtime.worker.gathering import MAX_BESIDE, Gathering, gathering_of
 from runtime.worker.heartbeat import SILENT_PART, Beat, Heartbeat, LeaseWatch
 from runtime.worker.held import Held
+from runtime.worker.hooks import Hooks
 from runtime.worker.lanes import Inbox, Lane
 from runtime.worker.ledger import Ledger
 from runtime.worker.listener import Listener
@@ -122,7 +124,7 @@ class Consumer:
     `leave` is called at the end of a stop when a handler could not be ended; it may end the process. `on_crash` hears of a crash
     when it happens, in whichever thread: `run` raises it only when all handlers have ended, which they may never do.
     `collect` is called at each tick of a worker that is not idle. `on_stop_order` is called once where people have ordered this
-    worker to stop; without it, the worker stops by itself. `schedules` and `lifespans` are those of this worker's modules.
+    worker to stop; without it, the worker stops by itself. `schedules`, `lifespans` and `hooks` are those of its modules.
     `observer` is told of jobs. `resident` returns the resident bytes of the process, in any thread; `version` is the runtime's.
     """
 
@@ -138,6 +140,7 @@ class Consumer:
         on_stop_order: Callable[[], None] | None = None,
         schedules: Iterable[Schedule] = (),
         lifespans: Sequence[Lifespan[Any]] = (),
+        hooks: Sequence[Hook] = (),
         observer: Observer | None = None,
         resident: Callable[[], int] = lambda: 0,
         version: str = "",
@@ -160,7 +163,9 @@ class Consumer:
         self.gates: Gates = Gates(registry)
         shared = (self.leases, self.parked, self.gates, self.inbox, self.ledger, self.held, self.stats, self.log, self.places)
         self._listener = Listener(self.held, self._in_lanes, self.name, config.app_version)
-        ctx = WorkerContext(config, registry, streams, *shared, self.orders, observer, self._listener.drop)
+        self._hooks: Hooks | None = Hooks(hooks, self.log) if hooks else None
+        self._on_failure = self.log.failure if self._hooks is None else self._hooks.failed
+        ctx = WorkerContext(config, registry, streams, *shared, self.orders, observer, self._listener.drop, self._hooks)
         self._observer = self.ledger.observer = observer
         self._leave = leave
         self._on_crash = on_crash
@@ -352,7 +357,7 @@ class Consumer:
             task.add_done_callback(self._look_at_end)
             return task
 
-        parts = (self.inbox, self.ledger, self.stats, self.registry, time.monotonic, random, self.log.failure, open_task)
+        parts = (self.inbox, self.ledger, self.stats, self.registry, time.monotonic, random, self._on_failure, open_task)
         lane = Lane(*parts, is_reserved=is_reserved, observer=self._observer)
         lane.start()
         self.lanes.append(lane)
@@ -675,6 +680,8 @@ class Consumer:
         await self._say_goodbye(stubborn)
         if self._for_children:
             await end_idle_children(CHILDREN_S)
+        if self._hooks is not None:
+            await self._hooks.end()
         await self._lifespans.end()
         self.stage = Stage.CLOSED
         report = Report(time.monotonic() - self._stopping_since_s, self.stats.finished, self._flusher.released, len(self.held))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import inspect
 import os
@@ -21,8 +20,10 @@ from runtime.answers import keeping
 from runtime.backoff import Backoff
 from runtime.batches import policy_of, reading, running, spread
 from runtime.codec import payload_decoder
+from runtime.declared import check_call, is_kind
 from runtime.errors import ConfigError
 from runtime.followers import follow
+from runtime.hooks import Hook
 from runtime.jobs import ABOVE, DEFAULT_TIMEOUT_S, Handler, Job, P, contract_of
 from runtime.lifespans import Lifespan
 from runtime.limits import limits_of
@@ -39,14 +40,6 @@ _OURS: Final = f"{Path(__file__).parent}{os.sep}"
 
 ABOVE.check_loop = offload.check_loop
 ABOVE.follow = follow  # whoever declares a handler loads this: its jobs can hand on others, in a child process too
-
-
-def _nothing() -> Any:
-    """Do nothing; only wrapped below."""
-
-
-# All functions that one of these two decorators makes share their code, and there is no `yield` in it.
-_MANAGERS = (contextlib.contextmanager(_nothing).__code__, contextlib.asynccontextmanager(_nothing).__code__)
 
 
 @overload
@@ -136,7 +129,7 @@ def handler(
             raise ConfigError(f"handler of {contract.type!r}: {function!r} is not a function with a name; hint: wrap it in a def")
         where = f"handler {function.__module__}:{function.__qualname__}"
         batch = _at(where, policy_of, max_size, max_wait_ms)
-        _check_call(function, where)
+        check_call(function, where)
         hints = _check_signature(function, payload, batch is not None, where)
         _check_options(timeout_s, retry, runs, memory_bytes, where)
         limits = _at(where, limits_of, limit, rate, group_limit, group_rate)
@@ -171,7 +164,7 @@ def _runner_of(
     function: Callable[[Any, Job], object], runs: str, memory_bytes: int | None, where: str
 ) -> tuple[str, Callable[[Any, Job], Awaitable[object]]]:
     """Return where the function runs, and a coroutine function that runs it there."""
-    is_async = _is_kind(function, inspect.iscoroutinefunction)
+    is_async = is_kind(function, inspect.iscoroutinefunction)
     kind = runs or ("loop" if is_async else "thread")
     match kind:
         case "loop" if is_async:
@@ -195,21 +188,6 @@ def _batch_runner_of(
     kind, _ = _runner_of(function, runs, None, where)
     call = spread(function)
     return kind, running(call if kind == "loop" else offload.in_thread(call))
-
-
-def _is_kind(function: Callable[..., object], is_kind: Callable[[object], bool]) -> bool:
-    """Return what `inspect` says of a function, or of an object's `__call__`: a decorator may be a class."""
-    return is_kind(function) or (not inspect.isroutine(function) and is_kind(type(function).__call__))
-
-
-def _check_call(function: Callable[..., object], where: str) -> None:
-    """Refuse what does not run its own code when it is called."""
-    if inspect.isclass(function):
-        raise ConfigError(f"{where}: must be a function, got a class")
-    if getattr(function, "__code__", None) in _MANAGERS:
-        raise ConfigError(f"{where}: must not be a context manager: calling it runs nothing; hint: leave that decorator out")
-    if _is_kind(function, inspect.isgeneratorfunction) or _is_kind(function, inspect.isasyncgenfunction):
-        raise ConfigError(f"{where}: must not have a `yield`: calling it runs nothing; hint: leave the `yield` out")
 
 
 def _check_signature(
@@ -245,18 +223,19 @@ def _check_signature(
 class Found(msgspec.Struct):
     """The handlers of the given modules by type; `missing` has modules whose extra is not installed, and what to install.
 
-    `schedules` are those of the modules, by name; `lifespans` in the order in which they stand there.
+    `schedules` are those of the modules, by name; `lifespans` and `hooks` in the order in which they stand there.
     """
 
     registry: dict[bytes, Handler[Any]]
     missing: list[tuple[str, str]]
     schedules: dict[str, Schedule]
     lifespans: list[Lifespan[Any]] = []
+    hooks: list[Hook] = []
 
 
 def find(modules: Sequence[str]) -> Found:
     """Import the modules, and those that a package names in `HANDLERS`; return what is declared in their attributes: handlers,
-    schedules and lifespans.
+    schedules, lifespans and hooks.
 
     A module's `SCHEDULES` is a list of more schedules, or a function that returns one, as for those made from settings.
 
@@ -352,6 +331,8 @@ def _collect(found: Found, module: ModuleType) -> None:
             raise ConfigError(f"two schedules have the name {value.name!r}; the second is in module {module.__name__}")
         if isinstance(value, Lifespan) and value not in found.lifespans:
             found.lifespans.append(cast("Lifespan[Any]", value))
+        if isinstance(value, Hook) and value not in found.hooks:
+            found.hooks.append(value)
         if not isinstance(value, Handler):
             continue
         known = found.registry.setdefault(value.contract.type.encode(), cast("Handler[Any]", value))

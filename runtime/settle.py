@@ -454,6 +454,22 @@ def told_as(told: E, raised: BaseException) -> E:
     return told
 
 
+def copied(outcome: Retry | Dead) -> Retry | Dead:
+    """Return an outcome that is the same, for code that might change it."""
+    if isinstance(outcome, Retry):
+        copy: Retry | Dead = Retry(outcome.delay_s, str(outcome), pause_type=outcome.pause_type)
+    else:
+        copy = Dead(str(outcome), outcome.code)
+        copy.stack, copy.is_failure = outcome.stack, outcome.is_failure
+    copy.asked = outcome.asked
+    return copy
+
+
+def forget_own_stack(error: BaseException) -> None:
+    """Let go of where an error came from, and of nothing that it holds: that may be another's."""
+    _SET_TRACEBACK(error, None)
+
+
 def forget_stack(error: BaseException) -> None:
     """Let go of where an error, and all that it holds, came from.
 

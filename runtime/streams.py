@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import repeat
 from typing import Any, Final, TypeVar, cast
 
-from runtime.codec import MAX_DATA_BYTES, MAX_OTHERS_BYTES, summary
+from runtime.codec import MAX_DATA_BYTES, MAX_OTHERS_BYTES, Summary, summary
 from runtime.ended import Ended
 from runtime.errors import ConfigError, StoreError
 from runtime.jobs import FREE, STREAMS, Batch, Claim, Deferral, Job, Kept, Lease, Letter, Parking
@@ -423,6 +423,8 @@ class Streams(Store):
                     settled.shortfall += 1
                 elif verdict == 0:
                     settled.refused += 1
+                    if isinstance(item, Letter):
+                        settled.undead.append(item)
                 elif verdict != 1:
                     settled.left.put(item)
                     settled.error = bytes(verdict).decode(errors="replace")
@@ -571,8 +573,8 @@ class Streams(Store):
                     found.add(row[b"name"].decode(errors="replace"))
         return found
 
-    async def waiting_longest(self, stream: int, lot: str, idle_ms: int, n: int) -> list[tuple[bytes, int, bytes, int]]:
-        """Return up to `n` entries that sat in a lot longer than `idle_ms`: entry, count, type, version.
+    async def waiting_longest(self, stream: int, lot: str, idle_ms: int, n: int) -> list[tuple[bytes, int, Summary]]:
+        """Return up to `n` entries that sat in a lot longer than `idle_ms`: entry, count, and what its message says of itself.
 
         Raises:
             StoreUnavailable: no answer or an error.
@@ -582,18 +584,18 @@ class Streams(Store):
         if not rows:
             return []
         entries = await self.ask(self._helper, *[("XRANGE", key, row[0], row[0]) for row in rows])
-        types = [_type_and_version(self.checked(found)) for found in entries]
-        return [(row[0], row[3], *type_and_version) for row, type_and_version in zip(rows, types, strict=True)]
+        abouts = [_about(self.checked(found)) for found in entries]
+        return [(row[0], row[3], about) for row, about in zip(rows, abouts, strict=True)]
 
-    async def dead_letter(self, lot: str, letters: Sequence[Letter]) -> int:
-        """Move entries of a lot to the dead letters; one that was taken meanwhile is left alone. Return how many moved.
+    async def dead_letter(self, lot: str, letters: Sequence[Letter]) -> list[Letter]:
+        """Move entries of a lot to the dead letters; one that was taken meanwhile is left alone. Return those that moved.
 
         Raises:
             StoreUnavailable: no answer or an error.
         """
         args = [arg for letter in letters for arg in move_words(letter)]
         verdicts = await self.call_one(self._helper, self.command("dead", *self._mover("dead", lot), *args))
-        return sum(1 for verdict in verdicts if verdict == 1)
+        return [letter for letter, verdict in zip(letters, verdicts, strict=True) if verdict == 1]
 
     async def promote(self, n: int, cursor: str) -> Promoted:
         """Move up to `n` delayed jobs whose time has come to their streams.
@@ -853,7 +855,6 @@ def _together(delivery: Delivery, more: Delivery) -> Delivery:
     return Delivery(delivery.stream, delivery.rows + more.rows, counts, oversized, delivery.is_cut or more.is_cut)
 
 
-def _type_and_version(found: list[Any]) -> tuple[bytes, int]:
+def _about(found: list[Any]) -> Summary:
     # A version that is no number counts as 1: each worker that knows the type may take the job, and finds it unreadable.
-    about = summary(found[0][1] if found else ())
-    return about.type, about.version
+    return summary(found[0][1] if found else ())

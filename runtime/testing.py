@@ -19,6 +19,7 @@ from runtime.config import Config
 from runtime.consumer import Consumer, Report, Stage, streams_for
 from runtime.errors import ConfigError, Dead, Retry, Snooze, TimedOut
 from runtime.fake import FakeProducer
+from runtime.hooks import Hook
 from runtime.jobs import DONE, MARKS, QUEUE, Done, Handler, Job, Options, Outcome, P, Packed, Park, Priority, together
 from runtime.lifespans import Lifespan, opened
 from runtime.packing import Packer
@@ -422,6 +423,7 @@ async def worker(
     grace_s: float = 5.0,
     schedules: Sequence[Schedule] = (),
     lifespans: Sequence[Lifespan[Any]] = (),
+    hooks: Sequence[Hook] = (),
     **settings: Any,
 ) -> AsyncGenerator[Worker]:
     """Run a worker for these handlers until the block ends, in the current loop; the block begins when it has started.
@@ -434,6 +436,7 @@ async def worker(
         grace_s: seconds that running jobs have at the end of the block.
         schedules: what it fires.
         lifespans: what it opens before its first job; those that are `replaced` it leaves as they are.
+        hooks: what was declared with `@on_error` and `@on_dead`.
         settings: further fields of Config, such as `queue`.
 
     Raises:
@@ -449,7 +452,9 @@ async def worker(
         if (queue := handler.contract.queue) not in ("", config.queue):
             what = f"{handler.contract.type} is of queue {queue}, and this worker of queue {config.queue}"
             raise ConfigError(f"{what}; hint: worker(…, queue={queue!r}), a worker for each queue")
-    consumer = Consumer(config, streams_for(config, url), registry, schedules=schedules, lifespans=lifespans, version=__version__)
+    consumer = Consumer(
+        config, streams_for(config, url), registry, schedules=schedules, lifespans=lifespans, hooks=hooks, version=__version__
+    )
     inspector, streams = Inspector(url, config.queue, "test"), Streams(url, config.queue, "test")
     running = asyncio.create_task(consumer.run(), name="worker")
     try:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Any
 
-from runtime.codec import MAX_DATA_BYTES, MAX_OTHERS_BYTES, as_text, entry_fields, pack_record, summary, unpack_record
+from runtime.codec import MAX_DATA_BYTES, MAX_OTHERS_BYTES, Summary, as_text, entry_fields, pack_record, summary, unpack_record
 from runtime.ended import Ended
 from runtime.errors import QueueFull, StoreError, StoreUnavailable
 from runtime.jobs import FREE, GATE, STREAMS, SUSPECT, Batch, Claim, Deferral, Job, Lease, Letter, Packed, Parking, default_id
@@ -493,6 +493,7 @@ class MemoryStreams:
                 settled.error = self.store.errors[move.lease.entry]
             elif not self.store.holds(self.consumer, move.lease) or not act(move):
                 settled.refused += 1
+                settled.undead += [move] if isinstance(move, Letter) else []
         return settled
 
     def _refusal(self, job: Job) -> str:
@@ -618,17 +619,17 @@ class MemoryStreams:
         return set()
 
     @verb
-    def waiting_longest(self, stream: int, lot: str, idle_ms: int, n: int) -> list[tuple[bytes, int, bytes, int]]:
+    def waiting_longest(self, stream: int, lot: str, idle_ms: int, n: int) -> list[tuple[bytes, int, Summary]]:
         """Return entries that sat in a lot for long."""
         held = self.store.held_by(stream, lot)
         old = [(entry, row.count) for entry, row in held if self.store.now_ms - row.since_ms >= idle_ms][:n]
         abouts = [summary(self.store.entries[stream].get(entry, ())) for entry, _ in old]
-        return [(*item, about.type, about.version) for item, about in zip(old, abouts, strict=True)]
+        return [(*item, about) for item, about in zip(old, abouts, strict=True)]
 
     @verb
-    def dead_letter(self, lot: str, letters: Sequence[Letter]) -> int:
+    def dead_letter(self, lot: str, letters: Sequence[Letter]) -> list[Letter]:
         """Move entries of a lot to the dead letters."""
-        return sum([self._bury(lot, letter) for letter in letters])
+        return [letter for letter in letters if self._bury(lot, letter)]
 
     @verb
     def promote(self, n: int, cursor: str) -> Promoted:

@@ -260,6 +260,7 @@ async def _work(
             on_stop_order=partial(_stop_as_ordered, tether),
             schedules=found.schedules.values(),
             lifespans=found.lifespans,
+            hooks=found.hooks,
             observer=tracing,
             resident=resident,
             version=__version__,

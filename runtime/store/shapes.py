@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from runtime.jobs import Batch
+from runtime.jobs import Batch, Letter
 from runtime.limits import Limits
 from runtime.schedules import Definition, Due
 
@@ -96,7 +96,8 @@ class Settled(msgspec.Struct):
     """What became of a flush: moves refused by the fence, finished jobs that were gone already, and what must be asked again.
 
     `unpaused` says why a pause that a job asked for could not be written; it holds in this process alone, for a moment. `unkept`
-    says how many results were refused, and why, or why those who wait for some could not be told.
+    says how many results were refused, and why, or why those who wait for some could not be told. `undead` are the letters among
+    the moves that were refused.
     """
 
     refused: int
@@ -105,6 +106,7 @@ class Settled(msgspec.Struct):
     error: str
     unpaused: str = ""
     unkept: tuple[int, str] = (0, "")
+    undead: list[Letter] = []
 
 
 class Promoted(msgspec.Struct):

@@ -16,6 +16,7 @@ from runtime.streams import Streams
 from runtime.worker.gates import Gates
 from runtime.worker.heartbeat import LeaseWatch
 from runtime.worker.held import Held
+from runtime.worker.hooks import Hooks
 from runtime.worker.lanes import Inbox
 from runtime.worker.ledger import Ledger
 from runtime.worker.log import ThrottledLog
@@ -31,7 +32,8 @@ class WorkerContext:
     """Jobs pass from admission to the inbox, the lanes, the ledger and the flusher; `held` knows every lease on the way.
 
     `parked` knows what waits in lots, `gates` which types ask before they start, `leases` whether the heartbeat is confirmed,
-    `orders` what people have ordered; `observer` is told of jobs, `on_dropped` of those that were dropped for their key, and why.
+    `orders` what people have ordered; `observer` is told of jobs, `on_dropped` of those that were dropped for their key, and why;
+    `hooks` of letters that are written.
     Each of them is changed in the loop's thread only, without an await between reading and
     writing; `held` is also read by the heartbeat's thread, under its lock.
     """
@@ -51,6 +53,7 @@ class WorkerContext:
     orders: Orders
     observer: Observer | None = None
     on_dropped: Callable[[Job, str], None] = lambda job, why: None
+    hooks: Hooks | None = None
 
     def died(self, lease: Lease, type_name: bytes, code: str, error: str) -> bytes:
         """Tell the observer of a death without a run; return the traceparent of what it writes down, if it does."""

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from random import random
 from typing import Final
 
 from runtime.backoff import delay_s
 from runtime.errors import StoreError, StoreUnavailable
+from runtime.hooks import Death, death_of
 from runtime.jobs import FREE, Batch, Deferral, Job, Kept, Lease, Letter, Parking
 from runtime.store.shapes import Settled
 from runtime.worker.context import STORE_BACKOFF, WorkerContext
+from runtime.worker.hooks import Hooks
 from runtime.worker.ledger import empty_batch
 from runtime.worker.log import TOLD_AGAIN
 from runtime.worker.plan import Budget
@@ -142,12 +144,19 @@ class Flusher:
         for move in batch.defer:
             if move.kind != "at":
                 self._on_delayed(move.when_ms / 1000)
+        if batch.dead and self._ctx.hooks is not None:
+            self._tell_dead(batch.dead, settled, self._ctx.hooks)
         if self._ctx.gates.closed:
             self._ctx.gates.settled(settled_here)
             await self._on_permits()
         self._on_written()
         if self._ctx.observer is not None:
             self._ctx.observer.look(time.monotonic())
+
+    def _tell_dead(self, letters: Sequence[Letter], settled: Settled, hooks: Hooks) -> None:
+        """Tell of the letters that this flush has written, not of those that another worker has, or that wait apart."""
+        unwritten = {id(letter) for letter in (*settled.left.dead, *settled.undead)}
+        hooks.died([letter_told(letter) for letter in letters if id(letter) not in unwritten])
 
     def _keep_apart(self, settled: Settled) -> None:
         if not settled.error:
@@ -217,6 +226,11 @@ def _size_of(move: Kept | Job | Deferral | Letter | Parking) -> int:
         job = move.lease
         return MOVE_BYTES + len(job.data) + sum(map(len, job.fields)) + len(move.tries)
     return MOVE_BYTES + (len(move.error) + len(move.stack) + len(move.tries) if isinstance(move, Letter) else 0)
+
+
+def letter_told(letter: Letter) -> Death:
+    """Return a letter of what was held here as hooks see it."""
+    return death_of(letter, letter.lease.type if isinstance(letter.lease, Job) else b"", letter.job_id)
 
 
 def leases_of(batch: Batch) -> list[Lease]:

@@ -15,6 +15,7 @@ from typing import Final
 
 from runtime.codec import summary
 from runtime.errors import StoreError, StoreUnavailable
+from runtime.hooks import death_of
 from runtime.jobs import STREAMS, Lease, Letter, default_id
 from runtime.store.arguments import MAX_IDS
 from runtime.store.shapes import Isolated
@@ -204,4 +205,6 @@ class Isolation:
                 "job_type": about.type.decode(errors="replace"),
                 "job_attempt": about.failed,
             }
+            if self._ctx.hooks is not None:
+                self._ctx.hooks.died([death_of(letter, about.type, job_id)])
             self._ctx.log.death("job %s is dead: it %s", job_id, text, about=told, reason=letter.code)

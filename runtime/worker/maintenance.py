@@ -14,7 +14,9 @@ from typing import Final
 
 from runtime import logs
 from runtime.backoff import delay_s
+from runtime.codec import Summary
 from runtime.errors import StoreUnavailable
+from runtime.hooks import death_of
 from runtime.jobs import FREE, GATE, OVERFLOW, STREAMS, SUSPECT, UNKNOWN, Lease, Letter, default_id, lot_of
 from runtime.schedules import Definition, told_of_code
 from runtime.schema import Declared, declared
@@ -294,21 +296,26 @@ class Maintenance:
             if not is_shared and (not lot.startswith(UNKNOWN) or lot_is_known(lot, known)):
                 continue
             letters: list[Letter] = []
-            for entry, count, type_name, version in await self._streams.waiting_longest(stream, lot, idle_ms, RECLAIM_IDS):
-                name = type_name.decode(errors="replace")
-                if not is_shared or not lot_is_known(lot_of(name, version), known):
-                    what = f"{name}@{version}" if is_shared else lot[len(UNKNOWN) :]
+            abouts: dict[int, Summary] = {}
+            for entry, count, about in await self._streams.waiting_longest(stream, lot, idle_ms, RECLAIM_IDS):
+                name = about.type.decode(errors="replace")
+                if not is_shared or not lot_is_known(lot_of(name, about.version), known):
+                    what = f"{name}@{about.version}" if is_shared else lot[len(UNKNOWN) :]
                     reason = f"no live worker has known {what} for {self._unknown_after_s:g} s"
                     lease = Lease(stream, entry, count, "", 0.0)
-                    trace = self._ctx.died(lease, type_name, "unknown-type", reason)
+                    trace = self._ctx.died(lease, about.type, "unknown-type", reason)
                     job_id = default_id(STREAMS[stream], entry.decode())
                     letters.append(Letter(lease, "unknown-type", reason, "", 0, job_id, trace))
+                    abouts[id(letters[-1])] = about
             if letters:
                 moved = await self._streams.dead_letter(lot, letters)
                 await self._streams.forget(lot)  # a lot that is empty now is listed no more
-                self._ctx.stats.moved(b"" if is_shared else type_and_version(lot)[0].encode(), stream, "dead", moved)
+                self._ctx.stats.moved(b"" if is_shared else type_and_version(lot)[0].encode(), stream, "dead", len(moved))
                 extra = {"reason": "unknown-type"}
-                log.error("%d jobs of unknown type are among the dead letters (%s)", moved, lot, extra=extra)
+                log.error("%d jobs of unknown type are among the dead letters (%s)", len(moved), lot, extra=extra)
+                if self._ctx.hooks is not None:
+                    told = [(letter, abouts[id(letter)]) for letter in moved]
+                    self._ctx.hooks.died([death_of(letter, about.type, about.id) for letter, about in told])
 
     # --- counters ------------------------------------------------------------------------------------------------
 

@@ -29,6 +29,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("logs", "folders", "leaving", "rubbish"),  # the process around them
     ("config", "bounds", "codec", "packing", "settle", "schema", "rules", "cron", "schedules", "operations", "results"),  # pure
     (
+        "declared",
+        "hooks",
         "answers",
         "channel",
         "batches",
@@ -109,6 +111,9 @@ CATCHES_CANCELS = {
     "runtime/batches.py:reading",
     "runtime/offload.py:work",
     "runtime/offload.py:_run_in_child",
+    "runtime/worker/hooks.py:_tell",
+    "runtime/worker/hooks.py:_answer",
+    "runtime/worker/hooks.py:_call",
     "runtime/lifespans.py:_live",
     "runtime/lifespans.py:_last",
     "runtime/logs.py:log",

@@ -233,7 +233,7 @@ async def do(side: Side, verb: str, args: list[Any]) -> Any:
         case "dead_letter", [stream, lot]:
             found = await side.streams["ann"].waiting_longest(stream, lot, 0, 100)
             letters = [Letter(Lease(stream, row[0], row[1], "", 0.0), "unknown-type", "e", "", 0, "x") for row in found[:2]]
-            return await side.streams["ann"].dead_letter(lot, letters)
+            return len(await side.streams["ann"].dead_letter(lot, letters))
         case "age cron", [_, name, _, age_ms, _, revision, is_stored]:
             if not is_stored:
                 kit.set_schedule(name, f"{revision} {{}}")

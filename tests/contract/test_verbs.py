@@ -545,7 +545,8 @@ async def test_of_a_letter_out_of_a_lot_the_worker_is_told_that_wrote_it(store, 
     [lease] = await leases(store)
     await store.settle(batch(Parking(lease, "~t:t@1")))
     [(entry, count, *_)] = await store.waiting_longest(HIGH, "~t:t@1", 0, 10)
-    assert await store.dead_letter("~t:t@1", [Letter(Lease(HIGH, entry, count, "", 0), "unknown-type", "e", "", 0, "i")]) == 1
+    letter = Letter(Lease(HIGH, entry, count, "", 0), "unknown-type", "e", "", 0, "i")
+    assert await store.dead_letter("~t:t@1", [letter]) == [letter]
     assert [fields["dead_by"] for fields in kit.letters()] == [ME]
 
 
@@ -791,11 +792,11 @@ async def test_an_unknown_type_is_dead_lettered_only_while_it_sits_in_its_lot(st
     [lease] = await leases(store)
     await store.settle(batch(Parking(lease, "~t:t@1")))
     kit.claim(lease.entry, "~t:t@1", 0, idle_ms=10**6)
-    [(entry, count, type_name, version)] = await store.waiting_longest(HIGH, "~t:t@1", 900_000, 10)
-    assert (count, type_name, version) == (0, b"t", 1)
+    [(entry, count, about)] = await store.waiting_longest(HIGH, "~t:t@1", 900_000, 10)
+    assert (count, about.type, about.version) == (0, b"t", 1)
     letter = Letter(Lease(HIGH, entry, count, "", 0), "unknown-type", "e", "", 0, "i")
     await store.take(Ask(HIGH, "~t:t@1", 1))
-    assert await store.dead_letter("~t:t@1", [letter]) == 0
+    assert await store.dead_letter("~t:t@1", [letter]) == []
     assert len(kit.letters()) == 0
 
 

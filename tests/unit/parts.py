@@ -24,6 +24,7 @@ from runtime.worker.flusher import leases_of
 from runtime.worker.gates import Gates
 from runtime.worker.heartbeat import Beat, LeaseWatch
 from runtime.worker.held import Held
+from runtime.worker.hooks import Hooks
 from runtime.worker.lanes import Inbox
 from runtime.worker.ledger import Ledger
 from runtime.worker.log import ThrottledLog
@@ -147,7 +148,7 @@ class Parts:
 
 def make(
     *faults: tuple[str, int, Fault], registry: dict[bytes, Handler[Any]] | None = None, places: dict[str, Places] | None = None,
-    **settings: Any,
+    hooks: Hooks | None = None, **settings: Any,
 ) -> Parts:  # fmt: skip
     """Return the parts of a worker that runs nothing, over an empty double."""
     config = Config(**{"concurrency": 4, "lease_s": LEASE_S, **settings})
@@ -170,6 +171,7 @@ def make(
         log=ThrottledLog(),
         places=found_places,
         orders=Orders(cast("Streams", streams)),
+        hooks=hooks,
     )
     return Parts(store, plan, streams, ctx, now_s)
 

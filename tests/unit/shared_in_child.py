@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from runtime import Job, contract, handler, lifespan
+from runtime import Dead, Death, Job, Retry, contract, handler, lifespan, on_dead, on_error
 
 
 @contract("share")
@@ -55,3 +55,14 @@ async def exits() -> None:
 @handler(SharePlainly, runs="process")
 def uses_none(message: SharePlainly, job: Job) -> None:
     note(Path(message.folder), "plain", os.getpid(), shared)
+
+
+@on_error
+def hear(job: Job, error: BaseException, outcome: Retry | Dead) -> None:
+    """Hear nothing."""
+
+
+@on_dead
+def bury(death: Death) -> str:
+    """Return whose death it is."""
+    return death.job_id

@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 
+from runtime import Death, on_dead
 from runtime.errors import StoreUnavailable
 from runtime.jobs import DONE, FREE, SUSPECT
 from runtime.store.base import End, WorkerRow
 from runtime.worker.heartbeat import Beat
+from runtime.worker.hooks import Hooks
+from runtime.worker.log import ThrottledLog
 from runtime.worker.maintenance import MOST_UNKNOWN_TOLD, Maintenance, clock_in
 from tests.builders import job
 from tests.cruelty import Fault, Plan
@@ -26,9 +29,9 @@ LONG_MS = 10**7
 DEAD = "dead-worker"
 
 
-def left_by_others(*faults: tuple[str, int, Fault]) -> Parts:
+def left_by_others(*faults: tuple[str, int, Fault], hooks: Hooks | None = None) -> Parts:
     """Return parts for a sweep that has everything to do."""
-    parts = make(*faults, lease_s=SHORT_S, unknown_after_s=0.0)
+    parts = make(*faults, hooks=hooks, lease_s=SHORT_S, unknown_after_s=0.0)
     store = parts.store
     held = parts.add(id="held")
     store.read(HIGH, DEAD, 1)
@@ -93,6 +96,19 @@ async def test_whichever_call_of_a_sweep_fails_the_next_ones_do_what_is_left(fau
         assert failed == (0 if fault is Fault.RESTARTED else parts.plan.hits), (verb, nth)
 
     await asyncio.gather(*[one(verb, nth) for verb in CALLS for nth in (1, 2)])
+
+
+async def test_whoever_wants_to_hear_of_deaths_hears_of_a_type_that_nobody_knows_with_its_own_id() -> None:
+    told: list[tuple[str, str, str]] = []
+
+    @on_dead
+    async def hear(death: Death) -> None:
+        told.append((death.job_id, death.type, death.reason))
+
+    hooks = Hooks([hear], ThrottledLog())
+    await sweep(Maintenance(left_by_others(hooks=hooks).ctx), 5)
+    await hooks.end(15.0)
+    assert told == [("unknown", "nobody-knows", "unknown-type")]
 
 
 @pytest.mark.parametrize("how", [Fault.KILLED_BEFORE, Fault.KILLED_AFTER, Fault.HELD])
