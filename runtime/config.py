@@ -98,10 +98,10 @@ SETTINGS: Final = (
         "--redis",
         "redis",
         "URL",
-        "redis://, rediss://, unix:// or sentinel://HOST:PORT,HOST:PORT/SERVICE; by default, an embedded Valkey is started",
+        "redis://, rediss://, unix:// or sentinel://HOST:PORT,HOST:PORT/SERVICE; else the embedded Valkey, which a worker starts",
     ),
     Setting("--queue", "queue", "NAME", "the queue; in Redis, the hash tag of its keys"),
-    Setting("--handlers", "handlers", "MODULES", "modules that have handlers, separated by commas"),
+    Setting("--handlers", "handlers", "MODULES", "modules that have handlers, separated by commas; by default, the shipped ones"),
     Setting("--concurrency", "concurrency", "N", "how many jobs run at the same time"),
     Setting(
         "--reserved",

@@ -91,7 +91,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_settings(parser, "redis", "concurrency")
     text = f"how many jobs ({MIN_JOBS} to {MAX_JOBS}; default {JOBS})"
     parser.add_argument("--jobs", type=int, default=JOBS, metavar="N", help=text)
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON")
 
 
 def main(config: Config, arguments: argparse.Namespace) -> int:

@@ -49,7 +49,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         verbs, "show", print_one, "show a schedule, its next times and what its zone's clocks do to them, its last ticks"
     )
     show.add_argument("-n", type=int, default=SHOWN, metavar="N", help=f"how many next times (1 to 100; default {SHOWN})")
-    show.add_argument("--json", action="store_true", help="print JSON")
+    show.add_argument("--json", action="store_true", help="print one line of JSON")
     add = _verb(verbs, "add", add_one, "add a schedule, which stands in Redis alone")
     add.add_argument("type", help="wire name of the contract")
     add.add_argument("data", nargs="?", default="{}", metavar="JSON", help="the payload of each job")
@@ -68,7 +68,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     ):
         add_order_flags(_verb(verbs, name, call, text))
     now = _verb(verbs, "run", run_now, "send its job now, beside its ticks")
-    now.add_argument("--json", action="store_true", help="print JSON")
+    now.add_argument("--json", action="store_true", help="print one line of JSON")
     fill = _verb(verbs, "backfill", backfill, f"send the jobs of its ticks in a time again, at most {MAX_BACKFILL:,}")
     text = "a time such as 2026-11-01 or 2026-11-01T06:00; in the schedule's zone, where it names none"
     fill.add_argument("--from", dest="begin", required=True, metavar="WHEN", help=f"the first tick, {text}")

@@ -54,7 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
     show = add_verb(verbs, "show", print_one, "show one dead letter with its error, stack and fields")
     show.add_argument("letter", help="its place, as `dead list` prints it, or the job's id: of several letters the newest")
-    show.add_argument("--json", action="store_true", help="print JSON")
+    show.add_argument("--json", action="store_true", help="print one line of JSON")
 
     again = add_verb(verbs, "replay", replay, "send dead letters back to their streams, with a fresh count of attempts")
     _add_filter(again)

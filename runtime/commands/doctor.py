@@ -19,7 +19,7 @@ SIGNS: Final = {"ok": "ok     ", "warning": "warning", "error": "ERROR  "}
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the flags."""
     text = "Check the server's settings and the queue; print what is wrong with the command that fixes it. Status 1 on errors."
-    add_texts(parser, text)
+    add_texts(parser, text, "python -m runtime doctor --redis redis://127.0.0.1:6379")
     add_settings(parser, *QUEUE)
     parser.add_argument("--json", action="store_true", help=JSON_LINES)
 

@@ -34,8 +34,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "With - the payloads are JSON lines from standard input; then the number of jobs is printed. "
         "Without --queue it goes to the queue that the contract names, if it does.",
         """python -m runtime enqueue send-email '{"to": "ada@example.com", "subject": "Hi", "text": "..."}' --delay 60""",
-        "cat mails.jsonl | python -m runtime enqueue send-email - --priority low",
-        """python -m runtime enqueue add-up '{"numbers": [1, 2]}' --wait 10""",
+        "python -m runtime enqueue send-email - --priority low < mails.jsonl",
+        """python -m runtime enqueue add-up '{"numbers": [1, 2]}' --wait 10 --handlers myapp.jobs""",
     )
     add_settings(parser, *QUEUE)
     parser.add_argument("type", help="wire name of the contract, such as send-email")
@@ -60,7 +60,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--durability", default="local", metavar="WORD", help=text)
     text = f"wait so many seconds ({WAIT_S:g}) until the job is done, and print its result; status 1: dead, late, or no new job"
     parser.add_argument("--wait", type=_seconds, nargs="?", const=WAIT_S, metavar="SECONDS", help=text)
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON")
 
 
 def _seconds(text: str) -> float:

@@ -33,11 +33,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     listing = add_verb(verbs, "list", print_list, "list those that are known, for a week after their last step")
     listing.add_argument("--json", action="store_true", help=JSON_LINES)
     show = _verb(verbs, "show", print_one, "show an operation")
-    show.add_argument("--json", action="store_true", help="print JSON")
+    show.add_argument("--json", action="store_true", help="print one line of JSON")
     along = _verb(
         verbs, "follow", follow_one, "show how an operation goes until it rests; it goes on so also where no worker lives"
     )
-    along.add_argument("--json", action="store_true", help="print JSON at its end")
+    along.add_argument("--json", action="store_true", help="print one line of JSON at its end")
     for name, call, text in (
         ("stop", stop, "stop an operation; the rest stays where it is, and while it is held nothing was done"),
         ("resume", resume, "let one go on that was stopped or has braked"),

@@ -25,7 +25,7 @@ QUEUE_WORD: Final = "the whole queue"
 def add_order_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of each command that orders."""
     parser.add_argument("--reason", default="", metavar="TEXT", help="why, for the audit and for those who look at it later")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON")
 
 
 def add_what(parser: argparse.ArgumentParser) -> None:

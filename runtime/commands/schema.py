@@ -14,7 +14,11 @@ from runtime.schema import json_schemas
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the flags."""
-    add_texts(parser, "Print one JSON document with the contracts of the --handlers modules, as JSON Schema.")
+    add_texts(
+        parser,
+        "Print one JSON document with the contracts of the --handlers modules, as JSON Schema.",
+        "python -m runtime schema --handlers myapp.jobs > contracts.json",
+    )
     add_settings(parser, *QUEUE)
     parser.add_argument("--format", choices=["json"], default="json", help="JSON Schema, the only one so far")
 

@@ -23,11 +23,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the flags."""
     text = "Print how many jobs wait, for how long, run, are delayed or dead; what is paused or limited, and schedules; and the "
     text += "outcomes of all workers by job type."
-    add_texts(parser, text)
+    add_texts(parser, text, "python -m runtime stats", "python -m runtime stats --minutes 60 --redis redis://127.0.0.1:6379")
     add_settings(parser, *QUEUE)
     text = f"count the outcomes of the last N minutes (1 to {MAX_MINUTES}; default 10)"
     parser.add_argument("--minutes", type=int, default=10, metavar="N", help=text)
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON")
 
 
 def main(config: Config, arguments: argparse.Namespace) -> int:

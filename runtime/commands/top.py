@@ -12,7 +12,12 @@ from runtime.errors import ConfigError
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the flags."""
-    add_texts(parser, "Show the queue in the terminal, once a second, until Ctrl-C.")
+    add_texts(
+        parser,
+        "Show the queue in the terminal, once a second, until Ctrl-C. Needs the package rich.",
+        "python -m runtime top",
+        "python -m runtime top --once --redis redis://127.0.0.1:6379",
+    )
     add_settings(parser, *QUEUE)
     parser.add_argument("--once", action="store_true", help="print one picture and end")
 

@@ -18,6 +18,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_texts(
         parser,
         "Print a line per type of the --handlers modules: version, priority, where it runs, timeout, retries, what few declare.",
+        "python -m runtime types --handlers myapp.jobs",
     )
     add_settings(parser, *QUEUE)
     parser.add_argument("--json", action="store_true", help=JSON_LINES)
