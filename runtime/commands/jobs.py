@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from typing import Final
 
 from runtime.codec import JOB_ID
@@ -14,6 +15,7 @@ from runtime.commands import story
 from runtime.commands.common import clean, control, inspector, print_json, with_store
 from runtime.commands.flags import JSON_LINES, add_texts, add_verb, check_between
 from runtime.commands.steer import add_verbs
+from runtime.commands.whereabouts import when_in_words
 from runtime.config import Config
 from runtime.errors import ConfigError, StoreError
 from runtime.jobs import STREAMS
@@ -85,13 +87,14 @@ def print_list(config: Config, arguments: argparse.Namespace) -> int:
     jobs = [job for job in looked_at if arguments.type in ("", job.type) and arguments.state in ("", job.state)]
     if jobs and not arguments.json:
         print(f"{'ID':34} {'TYPE':24} {'PRIORITY':8} RUN {'STATE':8} WHERE, OR WHEN")
+    now_ms = int(time.time() * 1000)
     for job in jobs:
         if arguments.json:
             print_json(job)
         else:
             head = f"{clean(job.id, 34):34} {clean(job.type, 24):24} {job.priority:8} {job.attempt:>3}"
             error = f", failed of {clean(job.error, 80)}" if job.error else ""
-            print(f"{head} {job.state:8} {clean(job.waits or job.where, 80)}{error}")
+            print(f"{head} {job.state:8} {clean(job.waits or when_in_words(job, now_ms), 80)}{error}")
     which = f"the newest {arguments.n} of each stream, the next {arguments.n} delayed"
     print(f"{len(jobs)} shown of {len(looked_at)} looked at: {which}", file=sys.stderr)
     return 0

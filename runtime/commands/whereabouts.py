@@ -35,7 +35,7 @@ def _unknown(job: FoundJob, now_ms: int) -> str:
     kind = clean(kind_in_words(job.where), 80)
     if job.is_known:
         return f"waits for a worker that knows {kind}, and has a thread or child process free for it"
-    dead = f": a dead letter from {moment(job.dead_from_ms, now_ms)}, on unless one does" if job.dead_from_ms else ""
+    dead = f": a dead letter unless one does by {moment(job.dead_from_ms, now_ms)}" if job.dead_from_ms else ""
     return f"no worker that lives knows {kind}{dead}"
 
 
@@ -68,13 +68,24 @@ def run_in_words(job: FoundJob, now_ms: int) -> list[str]:
 
 def snooze_in_words(job: FoundJob, now_ms: int) -> list[str]:
     """Return since when a job has snoozed, and for how long it may yet; nothing of one that has not."""
-    text = job.message.get(SNOOZED_AT.decode(), "")
-    if job.state != "delayed" or not text.isdecimal() or len(text) > MAX_DIGITS:
+    since_ms = _snoozed_ms(job)
+    if not since_ms:
         return []
-    since_ms = _at(int(text))
     until = moment(_at(since_ms + MAX_SNOOZE_MS), now_ms)
     most = f"{MAX_SNOOZE_MS // 3_600_000} h in all"
     return [f"snoozed first {moment(since_ms, now_ms)}; {most}: a dead letter where it snoozes beyond {until}"]
+
+
+def when_in_words(job: FoundJob, now_ms: int) -> str:
+    """Return in short until when a job is delayed, and since when it has snoozed."""
+    since_ms = _snoozed_ms(job)
+    return f"{job.where}, snoozed first {span(max(0, now_ms - since_ms))} ago" if since_ms else job.where
+
+
+def _snoozed_ms(job: FoundJob) -> int:
+    text = job.message.get(SNOOZED_AT.decode(), "")
+    is_time = text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS
+    return _at(int(text)) if is_time and job.state == "delayed" else 0
 
 
 def _at(ms: int) -> int:

@@ -14,6 +14,7 @@ import pytest
 
 from runtime.commands.readings import how_far, tries_in_words
 from runtime.commands.story import Story, lines_of
+from runtime.commands.whereabouts import when_in_words
 from runtime.ended import Ended
 from runtime.said import Attempt, Report, pack_reports
 from runtime.store.base import GROUP
@@ -309,7 +310,7 @@ def test_what_a_lot_is_is_said_in_words():
     )
     dead_ms = now_ms() + 14 * 60_000
     told = told_of("parked", "~t:nosuch@1", is_known=False, dead_from_ms=dead_ms)
-    assert re.search(r"  no worker that lives knows nosuch: a dead letter from \S+, in 14 min, on unless one does", told)
+    assert re.search(r"  no worker that lives knows nosuch: a dead letter unless one does by \S+, in 14 min", told)
     assert "  no worker that lives knows nosuch\n" in told_of("parked", "~t:nosuch@1", is_known=False)
 
 
@@ -326,6 +327,8 @@ def test_of_a_snoozed_job_it_is_said_since_when_and_for_how_long_it_may():
     told = told_of("delayed", "", message=snoozed, due_ms=now_ms() + 1000)
     assert re.search(r"  snoozed first .*, 71 h ago; 72 h in all: a dead letter where it snoozes beyond \S+, in 60 min", told)
     assert "snoozed" not in told_of("delayed", "", message={"snoozed_at": "x"}).replace("snoozed first: x", "")
+    listed = [FoundJob("j", "t", "high", state, "12:00", 1, "due/j", snoozed) for state in ("delayed", "waiting")]
+    assert [when_in_words(job, now_ms()) for job in listed] == ["12:00, snoozed first 71 h ago", "12:00"]
 
 
 @pytest.mark.parametrize(

@@ -183,6 +183,9 @@ async def test_of_a_job_that_runs_it_is_told_since_when_and_for_how_long_it_may(
     assert (await one(finder, "b")).is_started is None, "it may be one that runs for less than those"
     raw.hset("{jobs}:contracts", "t@2", "x" * 100_000)
     assert (await one(finder, "a")).timeout_ms == 0
+    raw.config_resetstat()
+    assert await finder.contract("t", 2) is None
+    assert "cmdstat_hget" not in raw.info("commandstats"), "what is too long for a contract is not read"
 
 
 async def test_of_a_worker_that_is_silent_or_forgotten_it_is_told(finder: Finder, raw: Any):

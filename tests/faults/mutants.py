@@ -4052,6 +4052,55 @@ MUTANTS: tuple[Mutant, ...] = (
         "0",
         "tests/commands/test_story.py::test_what_was_lost_with_a_worker_is_told_beside_the_attempts_that_failed[valkey]",
     ),
+    Mutant(
+        "duplicates: a folded message is told as a copy",
+        "runtime/store/lua/admit.lua",
+        "is_folded and 'folded ' or",
+        "",
+        "tests/contract/test_debounce.py::test_of_what_is_dropped_it_is_told_into_which_job_it_was_folded_and_which_has_its_key",
+    ),
+    Mutant(
+        "duplicates: a flood of them is written",
+        "runtime/worker/listener.py",
+        "if self._dropped >= MAX_DROPPED_S:",
+        "if False:",
+        "tests/unit/test_listener.py::test_of_a_flood_of_dropped_jobs_a_few_are_told_of_and_failures_keep_their_room",
+    ),
+    Mutant(
+        "finder: a void mark names an owner",
+        "runtime/store/finder.py",
+        'if job.message.get("key") == key',
+        "if True",
+        "tests/contract/test_finder.py::test_the_job_that_has_a_key_is_found_and_what_only_seems_to_have_it_is_not",
+    ),
+    Mutant(
+        "finder: an order by an entry meets two jobs",
+        "runtime/steering.py",
+        "if len({job.id for job in jobs}) > 1:",
+        "if False:",
+        "tests/contract/test_finder.py::test_people_act_on_a_job_by_its_entry_and_never_on_one_that_has_the_same_in_another_stream",
+    ),
+    Mutant(
+        "finder: any of several letters is sent back",
+        "runtime/commands/dead.py",
+        "if len(letters) > 1:\n        places",
+        "if False:\n        places",
+        "tests/contract/test_finder.py::test_of_several_letters_none_is_sent_back_until_one_is_named",
+    ),
+    Mutant(
+        "unknown types: what another worker knows is warned of",
+        "runtime/worker/maintenance.py",
+        " or lot_is_known(lot, living):",
+        ":",
+        "tests/unit/test_maintenance.py::test_of_what_no_worker_knows_a_line_a_minute_says_how_many_wait_and_until_when",
+    ),
+    Mutant(
+        "unknown types: a worker that just started buries at once",
+        "runtime/store/unknown.py",
+        "max(parked_ms, row.since)",
+        "parked_ms",
+        "tests/unit/test_unknown.py::test_what_nobody_knows_is_dead_when_it_and_a_worker_have_been_there_for_as_long_as_that_worker_waits",
+    ),
 )
 
 
