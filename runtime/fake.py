@@ -18,6 +18,7 @@ from runtime.results import DEAD, DONE, Result
 from runtime.sender import Flow, Sender, Sent
 from runtime.sent import SentMessage, decoder_of, message_of, received
 from runtime.store.sends import Durability
+from runtime.sync_producer import SyncProducer
 from runtime.waiter import Waiter
 
 URL: Final = "redis://nowhere"  # which nothing is opened to
@@ -56,7 +57,7 @@ class FakeProducer(Producer):
     def clear(self) -> None:
         """Forget what was sent, as if all of it were done: its keys are free. Answers are forgotten, too."""
         self.messages: list[SentMessage] = []
-        self._at: dict[str, int] = {}  # where the message of a key stands
+        self._at: dict[tuple[str, str], int] = {}  # by queue and key: where its message stands
         self._answers: dict[str, Result] = {}
         self._answers_of: dict[str, Result] = {}
 
@@ -84,11 +85,13 @@ class FakeProducer(Producer):
         if self.error is not None:
             raise self.error
         job = received(packed, self._clock(), len(self.messages))
-        message = message_of(job, packed.head.due_ms, self._checking.decoders[job.type.decode()])
-        at = self._at.get(message.key) if message.key else None
+        queue = packed.head.queue or self._queue
+        message = message_of(job, packed.head.due_ms, self._checking.decoders[job.type.decode()], queue)
+        owner = (queue, message.key)
+        at = self._at.get(owner) if message.key else None
         live = None if at is None else self.messages[at]
         if at is None or live is None or (_puts_off(packed, live) and not live.at):  # behind one that does not wait, it waits
-            self._at[message.key] = len(self.messages)
+            self._at[owner] = len(self.messages)
             self.messages.append(message)
             return Sent(message.id, queue=packed.head.queue)
         if _puts_off(packed, live):
@@ -99,6 +102,21 @@ class FakeProducer(Producer):
         kinds = [message.type for message in self.messages if message.id == job_id]
         found = self._answers.get(job_id) or next((self._answers_of[kind] for kind in kinds if kind in self._answers_of), None)
         return found or "a FakeProducer has been told none; hint: producer.answer(sent, value)"
+
+
+class FakeSyncProducer(SyncProducer):
+    """A SyncProducer around a FakeProducer, `fake`: `producer.fake.sent` is what was sent.
+
+    Args:
+        queue, source, clock: as of FakeProducer.
+    """
+
+    def __init__(self, *, queue: str = "jobs", source: str = "", clock: Callable[[], float] = time.time) -> None:
+        super().__init__(URL, queue=queue, source=source)
+        self._producer = self.fake = FakeProducer(queue=queue, source=source, clock=clock)
+
+    def __repr__(self) -> str:
+        return f"<FakeSyncProducer of {len(self.fake.messages)} messages>"
 
 
 class _CheckingPacker(Packer):

@@ -21,7 +21,8 @@ class SentMessage(msgspec.Struct, frozen=True):
     """A job as it was sent.
 
     `payload` is what its JSON, `data`, says: an object of the contract's class where that is known, else plain dicts, lists,
-    texts and numbers; `at` when it is due, in seconds since the epoch, 0 for now. The others are what `send` was given.
+    texts and numbers; `at` when it is due, in seconds since the epoch, 0 for now; `queue` where it went, empty for a job that was
+    handed on within its queue. The others are what `send` was given.
     """
 
     type: str
@@ -34,6 +35,7 @@ class SentMessage(msgspec.Struct, frozen=True):
     key: str = ""
     group: str = ""
     attempts: int = 0
+    queue: str = ""
 
 
 class JobsSent:
@@ -44,7 +46,7 @@ class JobsSent:
 
     Args:
         url: of Redis.
-        queue: the one that is looked at, unless a call names another.
+        queue: the one that is looked at, unless a call names another, or the contract does.
     """
 
     def __init__(self, url: str, queue: str = "jobs") -> None:
@@ -69,14 +71,15 @@ class JobsSent:
         Raises:
             AssertionError, StoreUnavailable: as above.
         """
-        jobs = [(one.due_ms, _job_in(one)) for one in _read(self._url, queue or self._queue)]
-        if payload is not None:
-            name = contract_of(payload).type.encode()
-            jobs = [(due_ms, job) for due_ms, job in jobs if job.type == name]
+        contract = contract_of(payload) if payload is not None else None
+        queue = queue or (contract.queue if contract is not None else "") or self._queue
+        jobs = [(one.due_ms, _job_in(one)) for one in _read(self._url, queue)]
+        if contract is not None:
+            jobs = [(due_ms, job) for due_ms, job in jobs if job.type == contract.type.encode()]
         decode = decoder_of(payload)
         # Not by time alone: of what was sent in one millisecond nothing says which of two streams was first. The sort is stable.
         jobs.sort(key=lambda one: one[1].born_ms if one[0] else 0)
-        return [message_of(job, due_ms, decode) for due_ms, job in jobs]
+        return [message_of(job, due_ms, decode, queue) for due_ms, job in jobs]
 
 
 def _read(url: str, queue: str) -> list[Stored]:
@@ -121,7 +124,7 @@ def received(packed: Packed, now_s: float, at: int) -> Job:
     return job
 
 
-def message_of(job: Job, due_ms: int, decode: Callable[[Job], Any]) -> SentMessage:
+def message_of(job: Job, due_ms: int, decode: Callable[[Job], Any], queue: str = "") -> SentMessage:
     """Return a job as it was sent.
 
     Raises:
@@ -143,4 +146,5 @@ def message_of(job: Job, due_ms: int, decode: Callable[[Job], Any]) -> SentMessa
         key=envelope.key.decode(errors="backslashreplace"),
         group=envelope.group.decode(),
         attempts=envelope.attempts,
+        queue=queue,
     )

@@ -18,7 +18,7 @@ from runtime import __version__
 from runtime.config import Config
 from runtime.consumer import Consumer, Report, Stage, streams_for
 from runtime.errors import ConfigError, Dead, Retry, Snooze, TimedOut
-from runtime.fake import FakeProducer
+from runtime.fake import FakeProducer, FakeSyncProducer
 from runtime.hooks import Hook
 from runtime.jobs import DONE, MARKS, QUEUE, Done, Handler, Job, Options, Outcome, P, Packed, Park, Priority, together
 from runtime.lifespans import Lifespan, opened
@@ -41,6 +41,7 @@ __all__ = [
     "DeadLetter",
     "Done",
     "FakeProducer",
+    "FakeSyncProducer",
     "Jitter",
     "JobsSent",
     "Notes",

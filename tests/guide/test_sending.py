@@ -20,11 +20,13 @@ from runtime import (
     Producer,
     ResultTimeout,
     Secret,
+    Sent,
     StoreUnavailable,
+    SyncProducer,
     contract,
     handler,
 )
-from runtime.testing import Clock, FakeProducer, JobsSent, SentMessage, run, until
+from runtime.testing import Clock, FakeProducer, FakeSyncProducer, JobsSent, SentMessage, run, until
 
 
 @contract("post-parcel", priority=Priority.HIGH)
@@ -37,6 +39,11 @@ class PostParcel(msgspec.Struct, frozen=True, kw_only=True):
 class PrintLabel(msgspec.Struct, frozen=True, kw_only=True):
     order: int
     token: Annotated[str, Secret] = ""
+
+
+@contract("write-report", queue="reports")
+class WriteReport(msgspec.Struct, frozen=True, kw_only=True):
+    order: int
 
 
 @handler(PostParcel)
@@ -176,6 +183,7 @@ async def test_a_fake_producer_keeps_what_it_is_given() -> None:
             at=1_800_000_060,
             key="order-7",
             group="ada",
+            queue="jobs",
         )
         assert repr(producer) == "<FakeProducer of 2 messages>"
         producer.clear()
@@ -248,6 +256,36 @@ async def test_one_that_waits_behind_one_that_does_not_is_a_job_of_its_own(keep:
             assert sent.new == (not keep)
             assert not (await producer.send(PrintLabel(order=1), key="k", delay_s=60)).new, "it is another type's"
     assert fake.sent == jobs_sent(PostParcel) == [PostParcel(order=1), PostParcel(order=2)][: 1 if keep else 2]
+
+
+def test_plain_code_has_a_fake_of_its_own() -> None:
+    """For Flask, Django and `def` endpoints, which take a SyncProducer: `fake` is a FakeProducer, with all that it has."""
+
+    def place(producer: SyncProducer) -> Sent:
+        return producer.send(PrintLabel(order=7), key="k")
+
+    with FakeSyncProducer() as producer:
+        sent = place(producer)
+        assert not place(producer).new
+        producer.send_many([PostParcel(order=8)])
+        assert producer.fake.sent == [PrintLabel(order=7), PostParcel(order=8)]
+        producer.fake.answer(sent, {"pages": 1})
+        assert producer.result(sent) == {"pages": 1}
+        producer.fake.error = StoreUnavailable("no answer")
+        with pytest.raises(StoreUnavailable):
+            place(producer)
+    assert repr(producer) == "<FakeSyncProducer of 2 messages>"
+
+
+async def test_where_a_contract_names_its_queue_it_is_looked_for_there(jobs_url: str, jobs_sent: JobsSent) -> None:
+    """`queue` of a message says where it went; a key is one of its queue."""
+    async with Producer.connect(jobs_url) as real, FakeProducer() as fake:
+        for producer in (real, fake):
+            for payload in (PrintLabel(order=7), WriteReport(order=7)):
+                assert (await producer.send(payload, key="k")).new
+    assert jobs_sent(WriteReport) == [WriteReport(order=7)]
+    assert [one.queue for one in [*jobs_sent.messages(PrintLabel), *jobs_sent.messages(WriteReport)]] == ["jobs", "reports"]
+    assert [one.queue for one in fake.messages] == ["jobs", "reports"]
 
 
 async def test_results_are_what_the_test_has_set() -> None:
