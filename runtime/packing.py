@@ -13,9 +13,9 @@ from typing import Final, cast
 import msgspec
 from msgspec import inspect
 
-from runtime.codec import JOB_ID, MAX_DATA_BYTES, MAX_KEY_BYTES, MAX_MS, header, holds_no_number
-from runtime.errors import BadPayload, ConfigError
-from runtime.jobs import STREAMS, TYPE_NAME, Contract, Head, Options, Packed, Priority, contract_of
+from runtime.codec import JOB_ID, MAX_DATA_BYTES, MAX_KEY_BYTES, MAX_MS, header, holds_no_number, payload_decoder
+from runtime.errors import BadMessage, BadPayload, ConfigError
+from runtime.jobs import PLAIN, STREAMS, TYPE_NAME, Contract, Envelope, Head, Job, Options, Packed, Priority, contract_of
 
 SHOWN_CHARS: Final = 80  # of a wrong option, in its error; a guess: a line of a log
 MAX_AHEAD_S: Final = 10 * 366 * 86_400.0  # ten years, a guess: what is later is a mistake, such as milliseconds
@@ -26,11 +26,13 @@ NO_OPTIONS: Final = Options()  # a message without any differs from others of it
 class Packer:
     """Packs payloads; make one, and keep it: what can be known of a class of payloads is found out once.
 
-    `source` is written to each message as `src`; `clock` returns the time in seconds since the epoch.
+    `source` is written to each message as `src`; `clock` returns the time in seconds since the epoch. With `check`, each payload
+    is read back as its handler would.
     """
 
-    def __init__(self, clock: Callable[[], float], source: str = "") -> None:
+    def __init__(self, clock: Callable[[], float], source: str = "", *, check: bool = False) -> None:
         self._clock = clock
+        self._readers: dict[type[msgspec.Struct], Callable[[Job], object]] | None = {} if check else None
         self._source = source
         self._encode = msgspec.json.Encoder().encode
         self._heads: dict[type[msgspec.Struct], Head] = {}
@@ -92,7 +94,22 @@ class Packer:
         for needle in needles:
             if needle in data and holds_no_number(payload):
                 raise BadPayload(f"{contract_of(kind).type}: the payload holds NaN or infinity, which JSON cannot write")
+        if self._readers is not None:
+            self._check(self._readers, kind, data)
         return data
+
+    def _check(
+        self, readers: dict[type[msgspec.Struct], Callable[[Job], object]], kind: type[msgspec.Struct], data: bytes
+    ) -> None:
+        """Raise BadPayload where a handler could not read this: msgspec looks at no field when an object is made."""
+        contract = contract_of(kind)
+        reader = readers.get(kind)
+        if reader is None:
+            reader = readers[kind] = payload_decoder(contract)
+        try:
+            reader(as_fetched(contract, data))
+        except BadMessage as error:
+            raise BadPayload(f"{contract.type}: {error}") from None
 
     def _contract_of(self, payload: msgspec.Struct) -> Contract:
         if isinstance(payload, type):
@@ -126,6 +143,12 @@ class Packer:
             source=_checked_text(self._source, "source"),
         )
         return Head(stream, due_ms, job_id, fields, queue)
+
+
+def as_fetched(contract: Contract, data: bytes) -> Job:
+    """Return a job with a payload of today's version, as far as what reads it looks at it."""
+    envelope = PLAIN if contract.version == 1 else Envelope(version=contract.version)
+    return Job(0, b"0-0", 1, "", 0.0, contract.type.encode(), data, envelope, 0)
 
 
 _PRIORITIES: Final = (Priority, int)  # and no bool

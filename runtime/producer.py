@@ -59,19 +59,28 @@ class Producer:
         patience_s: the longest that a send waits, in seconds from its call: while Redis is away, and for its confirmation.
         durability: what a send waits for, unless it says so itself: `local`, that Redis has the message; `fsync`, that it is on
             Redis' disk; `replicas=1`, that so many replicas have it in memory.
+        check: whether each payload is read back as its handler will: msgspec looks at no field when an object is made, and a text
+            in the place of a number would be a dead letter. It costs as much as writing it, 1 µs of a small one.
 
     Raises:
         ConfigError: the queue's name, the patience or the durability cannot be used. Of a URL the first send says so.
     """
 
     def __init__(
-        self, url: str, *, queue: str = "jobs", source: str = "", patience_s: float = 5.0, durability: str = "local"
+        self,
+        url: str,
+        *,
+        queue: str = "jobs",
+        source: str = "",
+        patience_s: float = 5.0,
+        durability: str = "local",
+        check: bool = False,
     ) -> None:
         self._url = url
         self._queue = queue
         self._patience_s = _patience(patience_s)
         self._durability = durability_of(durability)
-        self._packer = Packer(time.time, source)
+        self._packer = Packer(time.time, source, check=check)
         self._senders: dict[tuple[asyncio.AbstractEventLoop, str, Durability], Sender] = {}
         self._waiters: dict[tuple[asyncio.AbstractEventLoop, str], Waiter] = {}
         self._inherited: list[tuple[object, ...]] = []
@@ -82,14 +91,21 @@ class Producer:
 
     @classmethod
     def connect(
-        cls, url: str, *, queue: str = "jobs", source: str = "", patience_s: float = 5.0, durability: str = "local"
+        cls,
+        url: str,
+        *,
+        queue: str = "jobs",
+        source: str = "",
+        patience_s: float = 5.0,
+        durability: str = "local",
+        check: bool = False,
     ) -> Producer:
         """Return `Producer(url, …)`: it connects with its first send, so neither Redis nor an event loop is needed yet.
 
         Raises:
             ConfigError: as the class.
         """
-        return cls(url, queue=queue, source=source, patience_s=patience_s, durability=durability)
+        return cls(url, queue=queue, source=source, patience_s=patience_s, durability=durability, check=check)
 
     def __repr__(self) -> str:
         return f"<Producer to {without_password(self._url)}, {sum(map(len, self._senders.values()))} sends wait>"

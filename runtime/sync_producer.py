@@ -46,9 +46,16 @@ class SyncProducer:
     """
 
     def __init__(
-        self, url: str, *, queue: str = "jobs", source: str = "", patience_s: float = 5.0, durability: str = "local"
+        self,
+        url: str,
+        *,
+        queue: str = "jobs",
+        source: str = "",
+        patience_s: float = 5.0,
+        durability: str = "local",
+        check: bool = False,
     ) -> None:
-        self._producer = Producer(url, queue=queue, source=source, patience_s=patience_s, durability=durability)
+        self._producer = Producer(url, queue=queue, source=source, patience_s=patience_s, durability=durability, check=check)
         self._key = object()
 
     def __repr__(self) -> str:

@@ -352,7 +352,7 @@ def _shown(cause: BaseException | None, outcome: Outcome) -> Outcome:
 
 
 class Worker:
-    """A worker that runs in the test's loop; `producer` sends to its queue, `consumer` is the worker itself, to look at."""
+    """A worker that runs in the test's loop; `producer` sends to its queue, with `check=True`; `consumer` is the worker."""
 
     def __init__(
         self, consumer: Consumer, running: asyncio.Task[Report], producer: Producer, inspector: Inspector, streams: Streams
@@ -463,7 +463,7 @@ async def worker(
         await until(lambda: consumer.stage is not Stage.STARTING or running.done(), "the worker's start")
         if running.done():
             running.result()
-        async with Producer.connect(url, queue=config.queue) as producer:
+        async with Producer.connect(url, queue=config.queue, check=True) as producer:
             yield Worker(consumer, running, producer, inspector, streams)
     finally:
         consumer.stop()

@@ -19,8 +19,9 @@ from runtime.commands.ordering import add_order_flags, tell
 from runtime.config import Config
 from runtime.control import MAX_BACKFILL, Control
 from runtime.errors import BadPayload, ConfigError, UnknownType
-from runtime.jobs import PLAIN, Job, Priority
+from runtime.jobs import Priority
 from runtime.leaving import CLEAN, FAILED
+from runtime.packing import as_fetched
 from runtime.registry import Found
 from runtime.schedules import InForce, Row, Schedule, Schedules
 
@@ -286,7 +287,7 @@ def _payload(config: Config, found: Found, type_name: str, data: str) -> msgspec
     if handler is None:
         raise UnknownType(f"no contract {type_name!r} in {config.handlers} (--handlers names the modules)")
     try:
-        return handler.decode(Job(0, b"0-0", 1, "", 0.0, text, data.encode(errors="surrogateescape"), PLAIN, 0))
+        return handler.decode(as_fetched(handler.contract, data.encode(errors="surrogateescape")))
     except BadPayload as error:
         raise BadPayload(f"payload of {type_name}: {error}") from None
 

@@ -16,9 +16,9 @@ from runtime.commands.common import clean, find_handlers, print_json, with_store
 from runtime.commands.flags import QUEUE, add_settings, add_texts
 from runtime.config import Config
 from runtime.errors import BadPayload, ConfigError, JobDead, NotDurable, PartlySent, ResultTimeout, UnknownType
-from runtime.jobs import PLAIN, Handler, Job, Options, Packed, Priority
+from runtime.jobs import Handler, Options, Packed, Priority
 from runtime.leaving import FAILED
-from runtime.packing import Packer
+from runtime.packing import Packer, as_fetched
 from runtime.producer import Producer
 from runtime.sender import CHUNK_MESSAGES, Sent
 
@@ -212,7 +212,7 @@ def _pack(packer: Packer, arguments: argparse.Namespace, handler: Handler[Any], 
     """
     contract = handler.contract
     try:
-        handler.decode(Job(0, b"0-0", 1, "", 0.0, contract.type.encode(), data, PLAIN, 0))
+        handler.decode(as_fetched(contract, data))
     except BadPayload as error:
         raise BadPayload(f"payload of {contract.type} (JSON of {contract.payload.__name__}): {error}") from None
     options = Options(

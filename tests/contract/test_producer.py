@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import pytest
@@ -27,9 +27,11 @@ from runtime import (
     Priority,
     Producer,
     QueueFull,
+    Secret,
     Sent,
     StoreError,
     StoreUnavailable,
+    SyncProducer,
     contract,
 )
 from runtime.codec import decode_many
@@ -326,6 +328,52 @@ async def test_an_option_that_cannot_be_sent_is_refused_before_anything_is_writt
 
 
 NOW_S = time.time()
+
+
+def lift(version: int, payload: Any) -> Any:
+    raise AssertionError("a payload of today is no older one")
+
+
+@contract("login", version=2, upcast=lift)
+class Login(msgspec.Struct, kw_only=True):
+    """Has a secret, an annotation that decoding alone looks at, and code of its own."""
+
+    name: Annotated[str, msgspec.Meta(min_length=2)]
+    password: Annotated[str, Secret] = ""
+    at: datetime | None = None
+
+    def __post_init__(self) -> None:
+        if self.name == "nobody":
+            raise ValueError("somebody")
+
+
+async def test_what_no_handler_could_read_is_found_by_a_producer_that_checks(valkey):
+    raw, wrong = valkey.client(), Order(n="x")  # type: ignore[arg-type]
+    nobody = Login(name="somebody")
+    nobody.name = "nobody"
+    async with Producer(valkey.url, check=True) as producer:
+        for message, text in (
+            (wrong, r"order: Expected `int`, got `str` - at `\$\.n`"),
+            (Login(name="a"), r"login: Expected `str` of length >= 2"),
+            (nobody, "login: .*somebody"),
+        ):
+            with pytest.raises(BadPayload, match=text):
+                await producer.send(message)
+            with pytest.raises(BadPayload, match=text):
+                await producer.send(message, key="k")
+            with pytest.raises(BadPayload, match=text):
+                await producer.send_many([Order(n=1), message])
+        raw.flushall()
+        good = Login(name="ada", password="p", at=datetime(2030, 1, 1, tzinfo=UTC))
+        await producer.send_many([good, Order(n=2), Message(payload=good, priority="high")])
+    assert raw.xlen(KEY) == 2
+    [(_, fields)] = raw.xrange("{jobs}:medium")
+    assert json.loads(fields["data"]) == {"name": "ada", "password": "p", "at": "2030-01-01T00:00:00Z"}
+    with pytest.raises(BadPayload, match="Expected `int`"):
+        await asyncio.to_thread(SyncProducer(valkey.url, check=True).send, wrong)
+    async with Producer(valkey.url) as producer:
+        await producer.send(wrong)
+    assert raw.xlen(KEY) == 3, "without it, a worker finds out"
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from runtime import (
     handler,
 )
 from runtime.control import Control
+from runtime.sent import JobsSent
 from runtime.testing import FakeProducer, Retry, run, worker
 from tests.servers import Server
 
@@ -98,6 +99,13 @@ def test_from_plain_code_too(valkey: Server):
     with SyncProducer(valkey.url) as producer:
         assert producer.send(Report(1)).queue == "reports"
     assert valkey.client().xlen("{reports}:low") == 1
+
+
+def test_what_was_sent_is_looked_for_where_it_went(valkey: Server):
+    with SyncProducer(valkey.url) as producer:
+        producer.send_many([Receipt(1), Report(2)])
+    sent = JobsSent(valkey.url)
+    assert (sent(Receipt), sent(Report)) == ([Receipt(1)], [Report(2)])
 
 
 async def test_a_fake_says_where_it_would_have_gone():
