@@ -177,10 +177,14 @@ def _find(config: Config, tether: Tether | None = None) -> Found:
         log.info(f"{told} not run here (queue %s): %s", queue, config.queue, ", ".join(types))
     for module, extra in found.missing if tether is None or tether.index == 0 else ():
         log.warning("%s is not offered here: %s", module, install(extra))
+    return found
+
+
+def _tell_shipped(config: Config, found: Found, tether: Tether | None = None) -> None:
+    """Log which types run here, where nobody has named any: `python -m runtime` alone may be typed to see what there is."""
     if config.handlers == Config().handlers and (tether is None or tether.index == 0):
         names = ", ".join(sorted(name.decode() for name in found.registry))
         log.warning("running the shipped types, and none of yours: %s; hint: --handlers myapp.jobs", names)
-    return found
 
 
 def _report_end(report: Report | Total, leaving: Leaving, tether: Tether | None = None) -> int:
@@ -282,6 +286,7 @@ async def _work(
                 kept,
                 f"board at {board_url}" if board_url else "no board",
             )
+            _tell_shipped(config, found, tether)
             rubbish.begin()
             return await _beside(aides, consumer.run(), leaving)
     finally:

@@ -13,7 +13,8 @@ import pytest
 import uvloop
 
 from runtime.commands import run
-from runtime.commands.run import _find, _run_to_end
+from runtime.commands.common import find_handlers
+from runtime.commands.run import _run_to_end, _tell_shipped
 from runtime.config import Config
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
@@ -108,9 +109,10 @@ def test_a_loop_that_has_no_turn_any_more_is_given_up(monkeypatch: pytest.Monkey
 
 
 def test_a_worker_without_handlers_of_its_own_says_what_it_runs(caplog: pytest.LogCaptureFixture) -> None:
-    _find(Config(handlers="handlers.maintenance"))
+    named = Config(handlers="handlers.maintenance")
+    _tell_shipped(named, find_handlers(named))
     assert caplog.messages == []
-    _find(Config())
+    _tell_shipped(Config(), find_handlers(Config()))
     [line] = [line for line in caplog.messages if "shipped" in line]
     assert re.fullmatch(
         r"running the shipped types, and none of yours: cleanup-logs, export-csv.*; hint: --handlers myapp.jobs", line
