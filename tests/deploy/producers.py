@@ -40,8 +40,16 @@ def installed_node() -> dict[str, str]:
 
 def installed_fastapi() -> dict[str, str]:
     """Install what the FastAPI producer needs beside our own environment, unless it is; return the environment to run it in."""
-    packages = ENVS / f"fastapi-{sys.version_info.major}.{sys.version_info.minor}"
-    pins = FOLDER / "fastapi" / "requirements.txt"
+    return _installed_python("fastapi", FOLDER / "fastapi" / "requirements.txt")
+
+
+def installed_example(name: str) -> dict[str, str]:
+    """The same for one of the examples."""
+    return _installed_python(name, ROOT / "examples" / name / "requirements.txt")
+
+
+def _installed_python(name: str, pins: Path) -> dict[str, str]:
+    packages = ENVS / f"{name}-{sys.version_info.major}.{sys.version_info.minor}"
     pip = [
         sys.executable,
         "-m",
