@@ -13,8 +13,9 @@ from runtime.config import Config
 from runtime.stats import OUTCOMES, UNKNOWN_TYPE
 from runtime.store.flow import Flow
 from runtime.store.inspector import Depth
+from runtime.store.rounds import clock
 
-Counters = dict[tuple[str, str, str], int]
+Counters = dict[tuple[str, str, str], tuple[int, int]]  # how many, and the first minute that had one
 MAX_MINUTES: Final = 1440  # a day
 MAX_ROWS: Final = 20  # of each table; a guess: `--json` has more
 
@@ -36,7 +37,7 @@ def main(config: Config, arguments: argparse.Namespace) -> int:
 
     async def read(url: str) -> tuple[Depth, dict[str, float], Flow, Counters]:
         async with inspector(url, config.queue) as found:
-            counted = await found.counters(arguments.minutes)
+            counted = await found.counters_since(arguments.minutes)
             outcomes = {name: count for name, count in counted.items() if name[2] in OUTCOMES}
             return await found.depth(), await found.oldest_waiting_s(), await found.flow(), outcomes
 
@@ -44,7 +45,7 @@ def main(config: Config, arguments: argparse.Namespace) -> int:
     if arguments.json:
         rows = [
             {"type": type_name, "priority": priority, "outcome": outcome, "count": count}
-            for (type_name, priority, outcome), count in sorted(counters.items())
+            for (type_name, priority, outcome), (count, _) in sorted(counters.items())
         ]
         queue = {"queue": config.queue, "backlog": depth.backlog, "depth": depth, "oldest_waiting_s": oldest_s, "flow": flow}
         print_json({**queue, "minutes": arguments.minutes, "outcomes": rows})
@@ -65,7 +66,7 @@ def main(config: Config, arguments: argparse.Namespace) -> int:
     for text in unreadable[:MAX_ROWS]:
         print(f"  {clean(text, 160)}")
     if counters:
-        print(f"\nlast {arguments.minutes} minutes:\n{'type':28} {'priority':10} {'outcome':10} {'count':>10}")
-    for (type_name, priority, outcome), count in sorted(counters.items()):
-        print(f"{clean(type_name or UNKNOWN_TYPE, 28):28} {priority:10} {outcome:10} {count:>10,}")
+        print(f"\nlast {arguments.minutes} minutes:\n{'type':28} {'priority':10} {'outcome':10} {'count':>10} since")
+    for (type_name, priority, outcome), (count, since) in sorted(counters.items()):
+        print(f"{clean(type_name or UNKNOWN_TYPE, 28):28} {priority:10} {outcome:10} {count:>10,} {clock(since * 60_000)}")
     return 0

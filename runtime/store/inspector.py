@@ -351,16 +351,25 @@ class Inspector(Events):
         Raises:
             StoreUnavailable: no answer or an error.
         """
+        return {name: count for name, (count, _) in (await self.counters_since(minutes)).items()}
+
+    async def counters_since(self, minutes: int) -> dict[tuple[str, str, str], tuple[int, int]]:
+        """Return the same, and beside each number the first of these minutes, since the epoch, in which there was one.
+
+        Raises:
+            StoreUnavailable: no answer or an error.
+        """
         now = int(time.time() // 60)
         answers = await self.ask(self._connection, *[("HGETALL", self.keys.stats(now - ago)) for ago in range(minutes)])
-        totals: dict[tuple[str, str, str], int] = {}
-        for answer in answers:
+        found: dict[tuple[str, str, str], tuple[int, int]] = {}
+        for ago, answer in enumerate(answers):
             for name, value in pairs(self.checked(answer)):
                 words, count = name.decode(errors="replace").rsplit(" ", 2), parse_int(value.decode(errors="replace"))
                 if len(words) == 3 and count is not None and words[2] != DEPTH:
                     type_name, priority, outcome = words
-                    totals[type_name, priority, outcome] = totals.get((type_name, priority, outcome), 0) + count
-        return totals
+                    total, since = found.get((type_name, priority, outcome), (0, now))
+                    found[type_name, priority, outcome] = total + count, now - ago if count else since
+        return found
 
     async def dead_letters(self, n: int, before: str = "+", *, is_trash: bool = False) -> list[DeadLetter]:
         """Return up to `n` dead letters, newest first, or those in the trash; `before` is a letter to go on from.

@@ -212,9 +212,9 @@ class Rounds(Inspector):
 HUNG_FIX: Final = "python -m runtime jobs list --state running"
 # What moves messages to where they are read, in one step: it may be stopped anywhere, and called again until it answers 0.
 MOVE: Final = (
-    "for _, e in ipairs(redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 500)) do "
-    "redis.call('XADD', KEYS[2], '*', unpack(e[2])) redis.call('XDEL', KEYS[1], e[1]) end "
-    "local n = redis.call('XLEN', KEYS[1]) if n == 0 then redis.call('DEL', KEYS[1]) end return n"
+    'for _, e in ipairs(redis.call("XRANGE", KEYS[1], "-", "+", "COUNT", 500)) do '
+    'redis.call("XADD", KEYS[2], "*", unpack(e[2])) redis.call("XDEL", KEYS[1], e[1]) end '
+    'local n = redis.call("XLEN", KEYS[1]) if n == 0 then redis.call("DEL", KEYS[1]) end return n'
 )
 MOVE_UNTIL: Final = "(moves 500 a call, again until it answers 0; and mend the sender)"
 
@@ -345,7 +345,9 @@ def hung_finding(
         than = ", and none of its type has ended within the last hour"
     else:
         p99_ms, n = usual
-        than = f": {ran_ms / p99_ms:,.0f} x its p99 of under {span(p99_ms)}" + (f" ({n} runs)" if n < 100 else "")
+        than = f": {ran_ms / p99_ms:,.0f} x its p99 of under {f'{p99_ms} ms' if p99_ms < 1000 else span(p99_ms)}" + (
+            f" ({n} runs)" if n < 100 else ""
+        )
     what = f"{job_id} of {type_name} runs for {span(ran_ms)}{than} (on {worker})"
     return Finding("warning", what, f"python -m runtime jobs show {shlex.quote(job_id)} (jobs cancel ends it)")
 

@@ -426,3 +426,10 @@ async def test_a_server_says_what_it_is_and_how_it_is_set(inspector, server, raw
     assert (found.max_memory_bytes, found.client_timeout_s) == (200_000_000, 77)
     assert 0 < found.memory_bytes < 200_000_000
     assert abs(found.now_ms - time.time() * 1000) < 10_000
+
+
+async def test_counters_tell_since_when_there_are_any(inspector, raw):
+    now = int(time.time() // 60)
+    for ago, n in ((0, 2), (3, 5), (4, 0)):
+        raw.hset(f"{{jobs}}:stats:{now - ago}", "boom low dead", n)
+    assert (await inspector.counters_since(10))["boom", "low", "dead"] == (7, now - 3)

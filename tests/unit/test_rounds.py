@@ -148,6 +148,7 @@ def test_a_job_is_hung_when_it_runs_for_much_longer_than_others_of_its_type():
     assert found.fix == "python -m runtime jobs show hung-1 (jobs cancel ends it)"
     few = hung_finding(fields[2:], 2_400_000, "high/1-1", "make-pdf", "vm-7", (40_000, 3))
     assert few.what == "high-1-1 of make-pdf runs for 40 min: 60 x its p99 of under 40 s (3 runs) (on vm-7)"
+    assert "20,000 x its p99 of under 2 ms (on w)" in hung_finding(fields, 40_000, "high/1-1", "t", "w", (2, 500)).what
     assert "none of its type has ended within the last hour" in hung_finding(fields, 4_000_000, "high/1-1", "t", "w", None).what
 
 
