@@ -17,6 +17,7 @@ from runtime import Job, LifespanFailed, contract, handler, lifespan
 from runtime.testing import worker
 from tests.faults.harness import ROOT
 from tests.servers import Server, wait_until
+from tests.unit.shared_in_child import SharePlainly, shared, uses_none
 from tests.workers import until
 
 
@@ -109,6 +110,19 @@ async def test_a_worker_of_a_test_says_which_one_could_not_begin(valkey: Server)
     with pytest.raises(LifespanFailed, match="breaks could not begin: OSError: no host"):
         async with worker(valkey.url, Shared().handler, lifespans=[breaks]):
             pass
+
+
+async def test_what_an_idle_child_has_open_is_closed_when_the_worker_stops(
+    valkey: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHARED_FOLDER", str(tmp_path))
+    async with worker(valkey.url, uses_none, lifespans=[shared]) as running:
+        await running.producer.send(SharePlainly(str(tmp_path)))
+        await running.settled()
+    told = [line.split()[:2] for line in (tmp_path / "notes").read_text().splitlines()]
+    ours = str(os.getpid())
+    assert sorted(word for word, pid in told if pid == ours) == ["begin", "end"]
+    assert [word for word, pid in told if pid != ours] == ["begin", "plain", "end"]
 
 
 # --- processes ---------------------------------------------------------------------------------------------------------------

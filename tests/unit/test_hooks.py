@@ -245,8 +245,8 @@ async def test_what_does_not_fit_is_dropped_and_counted_by_its_bytes(
     heard.hooks.died([death(n, "x" * 20_000) for n in range(30)])
     assert len(await heard.all()) == 4
     assert any("does not hear of the death of job j4" in text for text in caplog.messages)
-    heard.hooks.died([death(n) for n in range(30)])
-    assert len(await heard.all()) == 34, "what has been told takes no room"
+    heard.hooks.died([death(n) for n in range(100)])
+    assert len(await heard.all()) == 104, "what has been told takes no room"
 
 
 async def test_a_call_that_takes_too_long_is_cut_and_others_have_its_place(
@@ -316,6 +316,22 @@ async def test_a_death_is_told_once_when_its_letter_is_written(fault: Fault | No
 
 async def _nothing() -> None:
     """Hear of permits."""
+
+
+async def test_a_letter_that_waits_apart_is_told_when_it_is_written() -> None:
+    heard = Heard()
+    parts = make(hooks=heard.hooks)
+    parts.add(id="j")
+    [one] = await parts.hold()
+    parts.ctx.ledger.add(one, decide(mail, one, Dead("closed"), lambda: 1.0))
+    flusher = Flusher(parts.ctx, lambda: None, lambda when_s: None, _nothing)
+    parts.store.errors[one.entry] = "WRONGTYPE"
+    await flusher.flush()
+    assert await heard.all() == []
+    parts.store.errors.clear()
+    flusher.retry_apart(float("inf"))
+    await flusher.flush()
+    assert len(await heard.all()) == 1
 
 
 async def test_a_letter_that_another_worker_has_written_is_not_told() -> None:
