@@ -6,6 +6,7 @@ What one case of test_verbs.py pins down for each verb, this does for what verbs
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import AsyncIterator
 from random import Random
 from typing import Any
@@ -175,7 +176,7 @@ DEFINITIONS = (
 )
 CRON_AGES_MS = (5_000, 40_000, 100_000, 10 * 86_400_000)  # not yet to be confirmed, to be, silent, forgotten
 ON = ("hand on", "hand on later")
-FAR_MS = 10**14  # a time that does not come
+FAR_MS = int(time.time() + 9 * 365 * 24 * 3600) * 1000  # a time that does not come, and that may be sent
 MOVES = ("done", "retry", "later", "snooze", "dead", "release", "release", "park", "park shared", "old done", *ON)
 
 
