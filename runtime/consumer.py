@@ -17,18 +17,19 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
 from contextvars import Context, copy_context
 from enum import Enum
 from functools import partial
 from operator import attrgetter
 from random import random
-from typing import Any, Final, ParamSpec
+from typing import Any, Final, ParamSpec, TypeVar
 from uuid import uuid4
 
 import msgspec
 
 from runtime import logs
+from runtime.backoff import Backoff, delay_s
 from runtime.config import Config
 from runtime.errors import Cancelled, Dead, LeaseLost, LifespanFailed, SelfCancelled, StoreUnavailable, TimedOut
 from runtime.hooks import Hook
@@ -65,6 +66,7 @@ from runtime.worker.ticker import Ticker
 
 log: Final = logs.guarded("runtime.consumer")
 P = ParamSpec("P")
+T = TypeVar("T")
 
 LATE_S: Final = 0.2  # a guess: a tick that comes so much later than it should: something has blocked the loop
 RATE_TICKS: Final = 2  # a guess: read-ahead looks at what finished in the last 100 ms
@@ -78,6 +80,9 @@ UNBLOCK_S: Final = 4.0  # a guess: so long the blocked read is woken again and a
 CHILDREN_S: Final = 1.0  # a guess: so long idle child processes may take to close what they have open
 LOST_S: Final = 0.5  # a guess: to give back what an answer brings that was still on its way
 BLOCKERS: Final = 20  # a guess: so many types of those that blocked the loop are told in a worker's row
+START_TRIES: Final = 5  # with START_BACKOFF some two seconds: a server that is started beside the worker comes up; a guess
+AGAIN_TRIES: Final = 12  # some 12 s: a server that was there a moment ago is being started again; a guess
+START_BACKOFF: Final = Backoff(base_s=0.2, cap_s=2.0)
 POLL_S: Final = 0.01  # a guess: between two looks at a condition of stopping
 CANCELLED: Final = "does a handler cancel what is not its own?"
 
@@ -278,7 +283,7 @@ class Consumer:
         MARKS.set(self.streams)
         QUEUE.set(self.config.queue)
         LIFESPANS.set(self._for_children)
-        await self.streams.start()
+        await patiently(self.streams.start, AGAIN_TRIES)
         try:
             if await self._lifespans.begin(self._stop):
                 return await self._run()
@@ -290,8 +295,8 @@ class Consumer:
     async def _run(self) -> Report:
         loop = asyncio.get_running_loop()
         # Before the first fetch: a consumer that reads and dies without a row would have no row, and its name would stay.
-        await self.streams.beat(self._row())
-        await self.orders.begin()
+        await patiently(lambda: self.streams.beat(self._row()), AGAIN_TRIES)
+        await patiently(self.orders.begin, AGAIN_TRIES)
         self._loop_state.moved_s = time.monotonic()
         self.leases.begin()
         heartbeat = Heartbeat(
@@ -740,6 +745,26 @@ class Consumer:
         end_s = time.monotonic() + wait_s
         while not is_true() and time.monotonic() < end_s and not (hurry and hurry.is_set()):
             await asyncio.sleep(POLL_S)
+
+
+async def patiently(call: Callable[[], Awaitable[T]], tries: int) -> T:
+    """Return what the store answers at the start of a worker to a call that may be repeated.
+
+    An outage of a few seconds is waited for, as that of an embedded server whose owner has just died, and a server that loads its
+    data for as long as that takes.
+
+    Raises:
+        StoreUnavailable: no answer, or an error, after so many `tries`.
+    """
+    failures = 0
+    while True:
+        try:
+            return await call()
+        except StoreUnavailable as error:
+            failures += "loading" not in str(error).lower()
+            if failures == tries:
+                raise
+            await asyncio.sleep(delay_s(max(failures, 1), START_BACKOFF, random))
 
 
 def names_of(streams: Collection[int]) -> str:

@@ -12,18 +12,16 @@ import time
 from collections.abc import Callable, Coroutine
 from functools import partial
 from pathlib import Path
-from random import random
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from otel.settings import ExportSettings
 from otel.settings import load as load_export
 from runtime import __version__, logs, supervisor
-from runtime.backoff import Backoff, delay_s
 from runtime.commands.common import find_handlers, use_settings
 from runtime.commands.flags import add_settings, add_texts
 from runtime.config import Config, address_of
-from runtime.consumer import CANCELLED, Consumer, Report, streams_for
+from runtime.consumer import CANCELLED, START_TRIES, Consumer, Report, patiently, streams_for
 from runtime.embedded import Embedded
 from runtime.errors import ConfigError, JobsError, StoreUnavailable
 from runtime.leaving import CLEAN, CRASHED, HARD_DEADLINE, LEFT_S, Leaving, has_threads
@@ -51,8 +49,6 @@ STOPPED_LOGGED_S: Final = 1.0  # between two lines that the loop was stopped; a 
 READY_TICK_S: Final = 0.05  # between two looks whether the worker is ready; a guess
 ALIVE: Final = Alive()
 TRACED_S: Final = 2.0  # for spans that are not sent yet at the end; a guess: half of the hard deadline
-START_TRIES: Final = 5  # with START_BACKOFF some two seconds: a server that is started beside the worker comes up; a guess
-START_BACKOFF: Final = Backoff(base_s=0.2, cap_s=2.0)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -350,17 +346,11 @@ async def _reach(inspector: Inspector) -> Server:
     Raises:
         StoreUnavailable: no answer after START_TRIES.
     """
-    failures = 0
-    while True:
-        try:
-            return await inspector.server()
-        except StoreUnavailable as error:
-            is_loading = "loading" in str(error).lower()
-            failures += not is_loading
-            if failures == START_TRIES:
-                hint = "hint: is it running? --redis or REDIS_URL names it; without either, the embedded server is used"
-                raise StoreUnavailable(f"{error} (tried {START_TRIES} times); {hint}") from None
-            await asyncio.sleep(delay_s(max(failures, 1), START_BACKOFF, random))
+    try:
+        return await patiently(inspector.server, START_TRIES)
+    except StoreUnavailable as error:
+        hint = "hint: is it running? --redis or REDIS_URL names it; without either, the embedded server is used"
+        raise StoreUnavailable(f"{error} (tried {START_TRIES} times); {hint}") from None
 
 
 async def _report_to(consumer: Consumer, tether: Tether, ready: Ready) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from runtime import Backoff, Dead, Job, Snooze, contract, handler
 from runtime.config import Config
-from runtime.consumer import UNSTARTED_S, Consumer
+from runtime.consumer import AGAIN_TRIES, UNSTARTED_S, Consumer
 from runtime.errors import StoreUnavailable
 from runtime.jobs import DONE, SUSPECT
 from runtime.streams import Streams
@@ -461,6 +461,28 @@ def test_what_waits_too_long_is_given_back_whichever_queue_it_waits_in(stream):
     assert len(at.consumer.inbox) == 3
     assert late not in at.consumer.inbox.jobs
     assert len(at.consumer.ledger) == 1
+
+
+# --- the start ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", [Fault.REFUSED, Fault.LOST, Fault.ERROR])
+@pytest.mark.parametrize("verb", ["start", "beat", "rules"])
+async def test_an_outage_of_a_moment_at_its_start_does_not_end_a_worker(monkeypatch, verb, fault):
+    monkeypatch.setattr("runtime.consumer.START_BACKOFF", Backoff(base_s=0.001, cap_s=0.001))
+    at = Stopping(Plan((verb, 1, fault), (verb, 2, fault)))
+    running = await at.running("ok")
+    assert at.plan.hits == 2
+    at.consumer.stop()
+    await running
+
+
+async def test_a_store_that_stays_away_at_the_start_ends_the_worker(monkeypatch):
+    monkeypatch.setattr("runtime.consumer.START_BACKOFF", Backoff(base_s=0.001, cap_s=0.001))
+    at = Stopping(Plan(("beat", 0, Fault.REFUSED)))
+    with pytest.raises(StoreUnavailable):
+        await at.consumer.run()
+    assert at.plan.counts["beat"] == AGAIN_TRIES
 
 
 # --- a stop, stage by stage --------------------------------------------------------------------------------------------------
