@@ -123,7 +123,7 @@ def test_the_supervisor_has_the_pages_and_its_children_have_none(valkey: Server,
     arguments = ("--redis", valkey.url, *HANDLERS, "--processes", "2", "--board", "127.0.0.1:0", "--data-dir", str(tmp_path))
     with board(tmp_path, "run", *arguments) as process:
         assert process.get("/api/meta")[0] == 200
-        wait_until(lambda: "process 1: ready" in process.get("/readyz")[1], what="the children are ready")
+        wait_until(lambda: process.get("/readyz")[1].count(": ready") == 2, what="the children are ready")
         children = Path(f"/proc/{process.process.pid}/task/{process.process.pid}/children").read_text().split()
         ports = {port for pid in children for port in listening(pid)}
         assert len(ports) == 2
