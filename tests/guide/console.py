@@ -11,7 +11,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Timer
@@ -114,7 +114,7 @@ class Shell:
 
 
 @contextmanager
-def shell(folder: Path, more: Mapping[str, str] | None = None) -> Iterator[Shell]:
+def shell(folder: Path, more: Mapping[str, str] | None = None) -> Generator[Shell]:
     """Open a shell in a folder, until the block ends."""
     opened = Shell(folder, **(more or {}))
     try:

@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 
 from runtime import Dead, Retry, Snooze
-from runtime.testing import Done, Notes, run
+from runtime.testing import Done, Notes, Outcome, run
 from tests.faults.harness import ROOT
 
 PAGE = (ROOT / "docs" / "cookbook.md").read_text("utf-8")
@@ -27,7 +27,7 @@ def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Return a function that imports the module of a recipe."""
     for name, code in MODULES.items():
         (tmp_path / f"{name}.py").write_text(code, "utf-8")
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     yield importlib.import_module
     for name in MODULES:
         sys.modules.pop(name, None)
@@ -69,7 +69,7 @@ async def test_the_flaky_api_is_asked_again_when_that_helps(recipes: Any, monkey
     ]
     message = module.SyncCustomer(customer=7, name="Ada")
     try:
-        said = [await run(module.sync_customer, message, id="sync-7", lifespans=[module.crm]) for _ in range(6)]
+        said: list[Outcome] = [await run(module.sync_customer, message, id="sync-7", lifespans=[module.crm]) for _ in range(6)]
     finally:
         await service.cleanup()
     limited, away, broken, forbidden, refused, done = said
