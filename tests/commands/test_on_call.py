@@ -123,7 +123,9 @@ def test_doctor_names_what_is_of_another_type_and_looks_at_the_rest(sick, key):
     assert any("delayed messages" in line for line in what), what
 
 
-@pytest.mark.parametrize(("layout", "fix"), [("7", "upgrade this worker"), ("seven", "RENAME '{jobs}:layout'")])
+@pytest.mark.parametrize(
+    ("layout", "fix"), [("7", "upgrade backend-jobs where this worker is installed"), ("seven", "RENAME '{jobs}:layout'")]
+)
 def test_doctor_finds_a_layout_that_it_does_not_know_and_no_worker_starts_on_it(sick, layout, fix):
     work_here(sick.client())
     sick.client().set("{jobs}:layout", layout)

@@ -177,7 +177,10 @@ async def test_a_workers_start_writes_the_layout_once_and_a_known_one_stays(stor
 async def test_a_queue_of_a_newer_layout_is_left_alone_and_its_worker_told_to_be_upgraded(server, raw):
     raw.set(LAYOUT_KEY, LAYOUT + 1)
     store = Streams(server.url, "jobs", ME)
-    with pytest.raises(ConfigError, match=f"layout is {LAYOUT + 1}, written by a newer version; .* hint: upgrade this worker"):
+    with pytest.raises(
+        ConfigError,
+        match=f"layout is {LAYOUT + 1}, written by a newer version; .* hint: upgrade backend-jobs where this worker is installed",
+    ):
         await store.start()
     await store.close()
     assert raw.keys("*") == [LAYOUT_KEY], "not even a group was made"

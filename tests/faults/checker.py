@@ -417,7 +417,7 @@ def leftovers_everywhere(raw: redis.Redis, live_pids: Collection[int] | None = N
     if live_pids is not None:
         left |= _foreign_workers(raw, live_pids)
     for key in raw.scan_iter(f"{TAG}*", count=1000):
-        if key.startswith(MORTAL_KEYS) or key in (f"{TAG}:logs", f"{TAG}:events"):
+        if key.startswith(MORTAL_KEYS) or key in (f"{TAG}:logs", f"{TAG}:events", f"{TAG}:deaths"):
             left["keys without an end"] = left.get("keys without an end", 0) + (raw.ttl(key) == -1)
         elif key not in PLAIN_KEYS:
             left[f"key {key}"] = 1

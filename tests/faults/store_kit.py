@@ -85,8 +85,9 @@ def second_runs(history: Path) -> int:
 
 
 def lines_of(crew: list[Worker]) -> list[str]:
-    """Return all lines that the workers have logged."""
-    return [line for worker in crew for line in worker.log.splitlines()]
+    """Return the lines that the workers have logged, without those of a loop that a busy machine held up, and of its frames."""
+    lines = [line for worker in crew for line in worker.log.splitlines()]
+    return [line for line in lines if not line.startswith(" ") and "the event loop" not in line]
 
 
 class Spawned(Server):
