@@ -31,7 +31,7 @@ import msgspec
 from runtime import logs
 from runtime.backoff import Backoff, delay_s
 from runtime.config import Config
-from runtime.errors import Cancelled, Dead, LeaseLost, LifespanFailed, SelfCancelled, StoreUnavailable, TimedOut
+from runtime.errors import Cancelled, Dead, LeaseLost, LifespanFailed, SelfCancelled, StoreError, StoreUnavailable, TimedOut
 from runtime.hooks import Hook
 from runtime.jobs import CRITICAL, MARKS, QUEUE, STREAMS, Gathered, Job, Lease, Park, Registry, each_of
 from runtime.lifespans import LIFESPANS, Lifespan, Lifespans
@@ -83,6 +83,7 @@ BLOCKERS: Final = 20  # a guess: so many types of those that blocked the loop ar
 START_TRIES: Final = 5  # with START_BACKOFF some two seconds: a server that is started beside the worker comes up; a guess
 AGAIN_TRIES: Final = 12  # some 12 s: a server that was there a moment ago is being started again; a guess
 START_BACKOFF: Final = Backoff(base_s=0.2, cap_s=2.0)
+LOADING: Final = "loading the dataset"  # as servers say it
 POLL_S: Final = 0.01  # a guess: between two looks at a condition of stopping
 CANCELLED: Final = "does a handler cancel what is not its own?"
 
@@ -283,20 +284,22 @@ class Consumer:
         MARKS.set(self.streams)
         QUEUE.set(self.config.queue)
         LIFESPANS.set(self._for_children)
-        await patiently(self.streams.start, AGAIN_TRIES)
         try:
+            await patiently(self.streams.start, AGAIN_TRIES, self._stop)
             if await self._lifespans.begin(self._stop):
                 return await self._run()
-            return Report(time.monotonic() - self._stopping_since_s, 0, 0, 0)
+        except _Stopped:
+            pass
         finally:
             await self._lifespans.end()
             await self.streams.close()
+        return Report(time.monotonic() - self._stopping_since_s, 0, 0, 0)
 
     async def _run(self) -> Report:
         loop = asyncio.get_running_loop()
         # Before the first fetch: a consumer that reads and dies without a row would have no row, and its name would stay.
-        await patiently(lambda: self.streams.beat(self._row()), AGAIN_TRIES)
-        await patiently(self.orders.begin, AGAIN_TRIES)
+        await patiently(lambda: self.streams.beat(self._row()), AGAIN_TRIES, self._stop)
+        await patiently(self.orders.begin, AGAIN_TRIES, self._stop)
         self._loop_state.moved_s = time.monotonic()
         self.leases.begin()
         heartbeat = Heartbeat(
@@ -381,9 +384,12 @@ class Consumer:
         self._on_crash(error)
 
     def _lifespan_broken(self, failure: LifespanFailed) -> None:
-        """Stop, to be started again: what handlers use has ended under them."""
-        if self._failure is None:
+        """Stop, to be started again: what handlers use has ended under them. Called again when it is known what of."""
+        is_first = self._failure is None
+        if self._failure is None or type(self._failure.__cause__) is LifespanFailed:
             self._failure = RuntimeError(f"{failure}: this worker stops, to be started again")
+            self._failure.__cause__ = failure
+        if is_first:
             log.critical("%s", self._failure)
             self.stop()
 
@@ -747,24 +753,42 @@ class Consumer:
             await asyncio.sleep(POLL_S)
 
 
-async def patiently(call: Callable[[], Awaitable[T]], tries: int) -> T:
+class _Stopped(Exception):
+    """The worker was told to stop before the store has answered."""
+
+
+async def patiently(call: Callable[[], Awaitable[T]], tries: int, stop: asyncio.Event | None = None) -> T:
     """Return what the store answers at the start of a worker to a call that may be repeated.
 
     An outage of a few seconds is waited for, as that of an embedded server whose owner has just died, and a server that loads its
     data for as long as that takes.
 
     Raises:
-        StoreUnavailable: no answer, or an error, after so many `tries`.
+        StoreUnavailable: no answer after so many `tries`.
+        _Stopped: `stop` was set before.
     """
     failures = 0
     while True:
         try:
             return await call()
         except StoreUnavailable as error:
-            failures += "loading" not in str(error).lower()
-            if failures == tries:
+            is_loading = LOADING in str(error)
+            failures += not is_loading
+            if failures == tries or (stop is not None and isinstance(error, StoreError) and not is_loading):
                 raise
-            await asyncio.sleep(delay_s(max(failures, 1), START_BACKOFF, random))
+            if failures == 1 and stop is not None:
+                log.warning("the store is away while this worker starts; trying on: %s", error)
+            await _wait(delay_s(max(failures, 1), START_BACKOFF, random), stop)
+
+
+async def _wait(wait_s: float, stop: asyncio.Event | None) -> None:
+    if stop is None:
+        await asyncio.sleep(wait_s)
+        return
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(wait_s):
+            await stop.wait()
+            raise _Stopped
 
 
 def names_of(streams: Collection[int]) -> str:

@@ -109,7 +109,7 @@ def lifespan(function: Callable[[], AsyncIterator[T]]) -> Lifespan[T]:
 class _Running:
     """One lifespan that begins, is open, or ends. Owns its task; `begun` is set when it is open, or has failed to begin.
 
-    `on_broken` hears when it ends though nobody has asked for that.
+    `on_broken` hears when it ends though nobody has asked for that: as soon as it does, and again when it has, and what of.
     """
 
     def __init__(self, lifespan: Lifespan[Any], on_broken: Callable[[LifespanFailed], None]) -> None:
@@ -149,13 +149,19 @@ class _Running:
             self.failure = LifespanFailed(f"lifespan {self.lifespan.location}: raised {type(task.exception()).__name__}")
 
     async def _last(self, generator: AsyncGenerator[Any]) -> None:
-        """Be open until the end, and end. A cancel before is of the lifespan's own doing: a task group of it that has failed."""
+        """Be open until the end, and end. A cancel before is of the lifespan's own doing: a task group of it that has failed.
+
+        Then the worker is told at once, and the value stays until the end: while it closes, which may take long, jobs would
+        start, and fail for nothing but that.
+        """
         cut: BaseException | None = None
         try:
             await self._may_end.wait()
         except asyncio.CancelledError as error:
             cut = error
-        self.lifespan.remove(self)
+            self._on_broken(LifespanFailed(f"lifespan {self.lifespan.location} ends while the worker runs"))
+        if cut is None:
+            self.lifespan.remove(self)
         try:
             await (generator.__anext__() if cut is None else generator.athrow(cut))
             await generator.aclose()
@@ -166,7 +172,9 @@ class _Running:
             raise
         except BaseException as error:
             self._fail("could not end" if cut is None else "has ended while the worker runs", error)
-        if cut is not None:
+        finally:
+            self.lifespan.remove(self)
+        if cut is not None:  # now it is known what of
             self._on_broken(self.failure or LifespanFailed(f"lifespan {self.lifespan.location} has ended while the worker runs"))
 
     def _fail(self, what: str, error: BaseException) -> None:

@@ -162,8 +162,13 @@ def extras_of(record: logging.LogRecord, chars: int, *, is_ascii: bool = True) -
 def _as_json(value: object, chars: int, is_ascii: bool) -> str:
     """Return a value of the user's as JSON; as a text where JSON cannot say it, or where it is longer than `chars`."""
     try:
-        text = json.dumps(value, default=str, allow_nan=False, ensure_ascii=is_ascii)
-        return text if len(text) <= chars else json.dumps(f"{text[: chars // 2]}…", ensure_ascii=is_ascii)
+        parts, size = list[str](), 0
+        for part in json.JSONEncoder(default=str, allow_nan=False, ensure_ascii=is_ascii).iterencode(value):
+            parts.append(part)
+            size += len(part)
+            if size > chars:  # a large value would hold the loop for as long as it takes to write it
+                return json.dumps(f"{''.join(parts)[: chars // 2]}…", ensure_ascii=is_ascii)
+        return "".join(parts)
     except Exception:  # a dict with other keys than texts, a list that holds itself, a `__str__` that raises
         try:
             return json.dumps(str(value)[: chars // 2], ensure_ascii=is_ascii)

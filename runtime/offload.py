@@ -305,11 +305,16 @@ def _in_child(
     if os.environ.get(SAFE_PATH) == OURS:
         del os.environ[SAFE_PATH]  # what the handler starts has the path that it would have without us
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at the terminal is for the worker to act on
-    with _own_pipes(), _memory_bound(memory_bytes):
+    with _own_pipes():
         try:
-            trace = _trace_of(said[2])
-            words = _run_in_child(module, name, job, trace, said[4])
-            return number, _recorded(trace), extras_out(job), *words
+            # Before the bound: what children share, a model say, is no job's memory.
+            handler, words = _prepared(module, name, said[4])
+            if words:
+                return number, [], extras_out(job), *words
+            with _memory_bound(memory_bytes):
+                trace = _trace_of(said[2])
+                words = _run_in_child(handler, job, trace)
+                return number, _recorded(trace), extras_out(job), *words
         finally:
             for timer in TIMERS:  # an alarm that one job has set would hit another
                 signal.setitimer(timer, 0)
@@ -368,13 +373,24 @@ def _recorded(trace: Any) -> list[bytes]:
 _HERE: Final = ChildLoop()
 
 
-def _run_in_child(module: str, name: str, job: Job, trace: Any, lifespans: Sequence[str]) -> tuple[Any, ...]:
+def _prepared(module: str, name: str, lifespans: Sequence[str]) -> tuple[Any, tuple[Any, ...]]:
+    """Return the handler of this name, with its lifespans open; where that fails, what was raised as plain words."""
     here = os.getpid()
     try:
         handler: Any = importlib.import_module(module)
         for part in name.split("."):
             handler = getattr(handler, part)
         _HERE.begin(lifespans)
+    except BaseException as error:  # also what would end this child
+        end_fork(here, error)
+        return None, as_plain_words(error)
+    end_fork(here)
+    return handler, ()
+
+
+def _run_in_child(handler: Any, job: Job, trace: Any) -> tuple[Any, ...]:
+    here = os.getpid()
+    try:
         has_answer = copy_context().run(_run_alone, handler, job, here, trace)
     except BaseException as error:  # also what would end this child, which the next job needs
         end_fork(here, error)

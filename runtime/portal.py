@@ -10,6 +10,7 @@ import asyncio
 import atexit
 import contextlib
 import os
+import sys
 import threading
 from collections.abc import Callable, Coroutine
 from queue import SimpleQueue
@@ -158,6 +159,8 @@ _inherited: Final[list[Portal]] = []
 def _entered(user: object) -> Portal:
     """Return the portal with a call of this user noted in it."""
     global _portal
+    if sys.is_finalizing():  # no thread runs any more
+        raise ConfigError("the process ends: nothing was sent")
     with _lock:
         portal = _portal
         if portal is None:
@@ -199,7 +202,11 @@ def run(user: object, work: Callable[[Call], Coroutine[Any, Any, T]], *, is_last
     def begin() -> None:
         if is_last:
             portal.users.discard(user)
-        call.begin(work(call), portal.called)
+        try:
+            coroutine = work(call)
+        except Exception as error:  # such as arguments that it does not take
+            coroutine = _raising(error)
+        call.begin(coroutine, portal.called)
 
     try:
         portal.loop.call_soon_threadsafe(begin)
@@ -209,6 +216,10 @@ def run(user: object, work: Callable[[Call], Coroutine[Any, Any, T]], *, is_last
     if is_last and _portal is not portal:
         portal.thread.join(END_S)
     return answer
+
+
+async def _raising(error: Exception) -> Any:
+    raise error
 
 
 def leave(user: object) -> None:

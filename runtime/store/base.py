@@ -87,6 +87,7 @@ class Keys:
 
     def __init__(self, queue: str) -> None:
         check_queue(queue)
+        self.queue: str = queue
         self.prefix: str = f"{{{queue}}}:"
         self.streams: tuple[str, ...] = tuple(self.prefix + name for name in STREAMS)
         places = tuple(self.prefix + name for name in _PLACES.values())
@@ -610,6 +611,9 @@ def facts_in(info: Any) -> dict[str, str]:
     return dict(re.findall(r"^([a-z_]+):(.*?)\r?$", text, re.MULTILINE))
 
 
+UNCOUNTED: Final = "mem_not_counted_for_evict"  # in INFO: buffers of replicas and of the file, for which nothing is refused
+
+
 class Room(msgspec.Struct, frozen=True):
     """How much memory the server uses, and may use at most: 0 for as much as there is. What it does not tell is 0."""
 
@@ -626,8 +630,8 @@ class Room(msgspec.Struct, frozen=True):
 def room_in(info: Any) -> Room:
     """Return what an answer to INFO says of memory."""
     told = facts_in(info)
-    used, most = (parse_int(told.get(name, "")) or 0 for name in ("used_memory", "maxmemory"))
-    return Room(used, most, told.get("maxmemory_policy", "noeviction") != "noeviction")
+    used, uncounted, most = (parse_int(told.get(name, "")) or 0 for name in ("used_memory", UNCOUNTED, "maxmemory"))
+    return Room(used - uncounted, most, told.get("maxmemory_policy", "noeviction") != "noeviction")
 
 
 def setting(answer: Any) -> str:

@@ -182,8 +182,8 @@ class Doctor(Rounds):
             if said:
                 findings.append(Finding("warning", f"worker {name} is {said}", SILENT_FIX))
         if not depth.workers and depth.unfinished:
-            what = f"{depth.unfinished} jobs wait and no worker lives"
-            return [*findings, Finding("error", what, "python -m runtime --concurrency 500")]
+            what, queue = f"{depth.unfinished} jobs wait and no worker lives", shlex.quote(self.keys.queue)
+            return [*findings, Finding("error", what, f"python -m runtime run --handlers YOUR.MODULE --queue {queue}")]
         silent = f" and {depth.silent} silent" if depth.silent else ""
         what = f"{depth.workers} workers{silent}, backlog {depth.backlog}, delayed {depth.delayed}, dead {depth.dead}"
         return [*findings, Finding("ok", what)]

@@ -164,6 +164,7 @@ class Server(msgspec.Struct):
     max_memory_bytes: int
     client_timeout_s: int
     now_ms: int
+    system_bytes: int = 0
 
 
 class Inspector(Events):
@@ -199,6 +200,7 @@ class Inspector(Events):
             max_memory_bytes=parse_int(found.get("maxmemory", "")) or 0,
             client_timeout_s=parse_int(setting(timeout)) or 0,
             now_ms=ms_in(self.checked(now)),
+            system_bytes=parse_int(found.get("total_system_memory", "")) or 0,
         )
 
     async def depth(self) -> Depth:

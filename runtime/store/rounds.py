@@ -27,6 +27,7 @@ from runtime.store.sample import Minute, read_minute
 MB: Final = 1 << 20  # as Redis counts one
 MEMORY_PART: Final = 0.9  # a guess: then there is time to act
 PROBE_MS: Final = 1000  # a guess: what is written to see whether that is possible is gone by itself
+MOST_OF_SYSTEM: Final = 0.7  # a guess: the rest is for the rewriting of the file, and for others on that machine
 MORE_ROOM: Final = 1.5  # a guess: half as much again lasts until somebody has looked
 SAMPLES: Final = 5  # nodes of a key that the server looks at for its size, as it does by itself
 
@@ -46,7 +47,7 @@ HUNG_TIMES: Final = 20  # as long as 99 of 100 of its type: none of a healthy ty
 HUNG_MS: Final = 10_000  # a guess: what takes less is over before anybody has read that
 LOOK_HUNG: Final = 200  # jobs of rows that are judged, those that have run for longest
 
-KEYS_LOOKED: Final = 100_000  # of the whole server, for those of strangers: some 30 ms of it, measured
+KEYS_LOOKED: Final = 100_000  # of the whole server, for those of strangers; a guess: most servers have fewer
 KEYS_A_CALL: Final = 1000  # a fraction of a millisecond
 SCAN_S: Final = 2.0  # a guess: who waits for a doctor may wait for that
 STRAYS: Final = 5  # that are named; a guess
@@ -195,23 +196,24 @@ class Rounds(Inspector):
         return findings + ([Finding("warning", f"… and {more} more keys that are none of this queue")] if more else [])
 
     async def _stray(self, key: str) -> Finding:
-        kind, first, length = await self.ask(
-            self._connection, ("TYPE", key), ("XRANGE", key, "-", "+", "COUNT", 1), ("XLEN", key)
-        )
+        asked = (("TYPE", key), ("XRANGE", key, "-", "+", "COUNT", 1), ("XLEN", key), ("XINFO", "GROUPS", key))
+        kind, first, length, groups = await self.ask(self._connection, *asked)
         named = shlex.quote(key)
-        if isinstance(first, ServerError) or not first or not summary(first[0][1]).type:
+        near = difflib.get_close_matches(key.removeprefix(self.keys.prefix), STREAMS, 1)
+        # One with a group of consumers is read by somebody, and one that resembles no priority is nobody's typing error.
+        if isinstance(first, ServerError) or not first or not summary(first[0][1]).type or groups or not near:
             kind = bytes(kind).decode() if isinstance(kind, bytes) else "key"
             return Finding("warning", f"{key} ({kind}) is no key of this queue", f"redis-cli TYPE {named} (whose is it?)")
-        name = key.removeprefix(self.keys.prefix)
-        near = difflib.get_close_matches(name, STREAMS, 1, 0.0)[0]
         n = f"{length:,} message{'' if length == 1 else 's'}"
         what = f"{n} in {key}, where nobody reads: no such priority, there are {', '.join(STREAMS)}"
-        return Finding("error", what, f"redis-cli EVAL {shlex.quote(MOVE)} 2 {named} '{self.keys.prefix}{near}' {MOVE_UNTIL}")
+        there = shlex.quote(self.keys.prefix + near[0])
+        return Finding("error", what, f"redis-cli EVAL {shlex.quote(MOVE)} 2 {named} {there} {MOVE_UNTIL}")
 
 
 HUNG_FIX: Final = "python -m runtime jobs list --state running"
 # What moves messages to where they are read, in one step: it may be stopped anywhere, and called again until it answers 0.
 MOVE: Final = (
+    'if #redis.call("XINFO", "GROUPS", KEYS[1]) > 0 then return redis.error_reply("somebody reads it: it has a group") end '
     'for _, e in ipairs(redis.call("XRANGE", KEYS[1], "-", "+", "COUNT", 500)) do '
     'redis.call("XADD", KEYS[2], "*", unpack(e[2])) redis.call("XDEL", KEYS[1], e[1]) end '
     'local n = redis.call("XLEN", KEYS[1]) if n == 0 then redis.call("DEL", KEYS[1]) end return n'
@@ -228,7 +230,11 @@ def memory_findings(server: Server, is_refused: bool, room: Mapping[str, int]) -
     amount = f"{in_mb(used)} of {in_mb(most)} used"
     if not is_refused and used < MEMORY_PART * most:
         return
-    more = f"redis-cli CONFIG SET maxmemory {math.ceil(MORE_ROOM * max(used, most) / MB)}mb (and put it into redis.conf)"
+    wanted = math.ceil(MORE_ROOM * max(used, most) / MB)
+    if server.system_bytes and wanted * MB > MOST_OF_SYSTEM * server.system_bytes:  # the machine would end it, and that is worse
+        more = f"give the server a machine with more memory than {in_mb(server.system_bytes)}, or look what takes the room"
+    else:
+        more = f"redis-cli CONFIG SET maxmemory {wanted}mb (and put it into redis.conf)"
     if not is_refused and used < most:
         yield Finding("warning", f"{used / most:.0%} of maxmemory is used ({amount}): sends are refused at 100 %", more)
         return

@@ -97,10 +97,10 @@ class ThrottledLog:
     def room(self, room: Room) -> None:
         """Log that memory is full, once, and that it no longer is."""
         if room.is_full and not self._is_full:
-            text = "Redis is full, %d of %d MB: what is sent is refused, jobs run on; hint: python -m runtime doctor"
+            text = "Redis is full, %.1f of %.1f MB: what is sent is refused, jobs run on; hint: python -m runtime doctor"
             log.error(text, room.used / MB, room.most / MB)
         elif self._is_full and not room.is_full:
-            log.warning("Redis has room again, %d of %d MB are used: what is sent is taken", room.used / MB, room.most / MB)
+            log.warning("Redis has room again, %.1f MB are used: what is sent is taken", room.used / MB)
         self._is_full = room.is_full
 
     def stream_broken(self, key: str, error: str) -> None:

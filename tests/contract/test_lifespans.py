@@ -13,11 +13,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from runtime import Job, LifespanFailed, contract, handler, lifespan
+from runtime import Backoff, Job, LifespanFailed, contract, handler, lifespan
 from runtime.testing import worker
 from tests.faults.harness import ROOT
 from tests.servers import Server, wait_until
-from tests.unit.shared_in_child import SharePlainly, shared, uses_none
+from tests.unit.shared_in_child import ShareLarge, SharePlainly, large, shared, uses_large, uses_none
 from tests.workers import until
 
 
@@ -101,6 +101,46 @@ async def test_a_worker_stops_to_be_started_again_where_one_ends_by_itself(valke
     assert raw.xpending("{jobs}:high", "workers")["pending"] in (0, 1)
 
 
+@contract("read-value")
+class ReadValue(msgspec.Struct):
+    n: int
+
+
+async def test_no_job_fails_for_a_lifespan_that_ends_by_itself_and_takes_long_to_close(valkey: Server) -> None:
+    is_broken, may_close, closes = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def fails() -> None:
+        await is_broken.wait()
+        raise OSError("the connection is gone")
+
+    @lifespan
+    async def slow() -> AsyncGenerator[str]:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(fails())
+            try:
+                yield "open"
+            finally:
+                closes.set()
+                await may_close.wait()
+
+    @handler(ReadValue, retry=Backoff(attempts=1))
+    async def reads(message: ReadValue, job: Job) -> None:
+        assert slow.value == "open"
+        await asyncio.sleep(0.001)
+
+    with pytest.raises((RuntimeError, ExceptionGroup)):
+        async with worker(valkey.url, reads, lifespans=[slow], concurrency=2) as running:
+            await running.producer.send_many([ReadValue(n) for n in range(200)])
+            await until(lambda: running.consumer.stats.finished > 20, "they run")
+            is_broken.set()
+            await until(closes.is_set, "it closes")
+            for _ in range(20):  # so much the worker would start meanwhile
+                await asyncio.sleep(0.005)
+            may_close.set()
+            await until(running._running.done, "the worker stops")
+    assert valkey.client().xlen("{jobs}:dead") == 0
+
+
 async def test_a_worker_of_a_test_says_which_one_could_not_begin(valkey: Server) -> None:
     @lifespan
     async def breaks() -> AsyncGenerator[None]:
@@ -123,6 +163,14 @@ async def test_what_an_idle_child_has_open_is_closed_when_the_worker_stops(
     ours = str(os.getpid())
     assert sorted(word for word, pid in told if pid == ours) == ["begin", "end"]
     assert [word for word, pid in told if pid != ours] == ["begin", "plain", "end"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is bounded on Linux alone")
+async def test_what_a_child_has_open_is_no_memory_of_its_jobs(valkey: Server) -> None:
+    async with worker(valkey.url, uses_large, lifespans=[large]) as running:
+        await running.producer.send(ShareLarge())
+        await running.settled()
+        assert await running.dead_letters() == []
 
 
 # --- processes ---------------------------------------------------------------------------------------------------------------

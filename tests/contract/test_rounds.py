@@ -11,7 +11,7 @@ import redis
 
 from runtime.store.base import GROUP, Keys
 from runtime.store.doctor import Doctor, Finding
-from runtime.store.rounds import STRAYS, _glob
+from runtime.store.rounds import MOVE, STRAYS, _glob
 from runtime.worker.log import log as worker_log
 from tests.contract.kit import ServerKit
 from tests.contract.test_doctor import HOUR_MS, KEY, add, at_work, doctor, found, knows, now_ms, only
@@ -142,7 +142,20 @@ async def test_other_keys_that_are_nobodys_are_a_warning_and_only_some_of_many_a
         ("warning", "{jobs}:no-messages (stream) is no key of this queue"),
         ("warning", "{jobs}:x (string) is no key of this queue"),
     ]
-    for n in range(20):
+    at_work.delete("{jobs}:no-messages", "{jobs}:x")
+    # Somebody's own: one resembles no priority, of the other a group of consumers reads.
+    at_work.xadd("{jobs}:notifications", {"type": "t", "data": "{}"})
+    at_work.xadd("{jobs}:hight", {"type": "t", "data": "{}"})
+    at_work.xgroup_create("{jobs}:hight", "app", "0")
+    assert [(row.level, row.fix) for row in await found(doctor)] == [
+        ("warning", "redis-cli TYPE '{jobs}:hight' (whose is it?)"),
+        ("warning", "redis-cli TYPE '{jobs}:notifications' (whose is it?)"),
+    ]
+    with pytest.raises(redis.ResponseError, match="somebody reads it"):
+        at_work.eval(MOVE, 2, "{jobs}:hight", KEY)
+    assert at_work.xlen("{jobs}:hight") == 1
+    at_work.delete("{jobs}:notifications", "{jobs}:hight")
+    for n in range(22):
         at_work.set(f"{{jobs}}:x{n}", 1)
     findings = await found(doctor)
     assert len(findings) == STRAYS + 1

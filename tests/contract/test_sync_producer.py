@@ -293,6 +293,42 @@ def test_forked_processes_send_on_and_the_end_of_a_process_waits_for_nobody(valk
     assert valkey.client().xlen(KEY) == 10 * (1 + 4 + 3 + 1 + 1) + 1
 
 
+AT_THE_END = """
+import sys
+from runtime import SyncProducer
+from tests.contract.test_sync_producer import Order
+
+producer = SyncProducer(sys.argv[1])
+producer.send(Order(0))
+
+class Late:
+    def __del__(self):
+        try:
+            producer.send(Order(1))
+        except Exception as error:
+            print(type(error).__name__, error, flush=True)
+
+late = Late()
+late.me = late  # a cycle: it ends with the interpreter
+"""
+
+
+def test_what_sends_when_the_interpreter_is_being_taken_down_is_refused(valkey: Server):
+    """No thread runs any more: who waited for one would wait for ever."""
+    command = [sys.executable, "-c", AT_THE_END, valkey.url]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "ConfigError the process ends: nothing was sent")
+
+
+@pytest.mark.parametrize("given", [{"delays": 3}, {"priority": 1, "urgent": True}])
+def test_what_it_does_not_take_is_an_error_in_the_thread_that_calls(producer: SyncProducer, given: Any):
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        producer.send(Order(0), **given)
+    with pytest.raises(TypeError, match="required positional"):
+        producer.send()  # type: ignore[call-arg]
+    assert producer.send(Order(1)).new
+
+
 ENDED = "the process ends before Redis has answered: it may have been stored, once"
 
 

@@ -762,7 +762,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         marks = {f"{self.bench.keys.prefix}seen:{kind}:{key}" for kind in "ko" for key in KEYS}
-        known = {*self.bench.keys.scripted, *marks, self.bench.keys.events}
+        known = {*self.bench.keys.scripted, *marks, self.bench.keys.events, self.bench.keys.deaths}
         [keys] = self.bench.ask(("KEYS", "*"))
         strange = {text(key) for key in keys} - known
         by = {self.bench.keys.asked_by(place.encode()).decode() for place in self.model.cancels}

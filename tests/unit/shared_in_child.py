@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from runtime import Dead, Death, Job, Retry, contract, handler, lifespan, on_dead, on_error
+from runtime import Backoff, Dead, Death, Job, Retry, contract, handler, lifespan, on_dead, on_error
 
 
 @contract("share")
@@ -66,3 +66,22 @@ def hear(job: Job, error: BaseException, outcome: Retry | Dead) -> None:
 def bury(death: Death) -> str:
     """Return whose death it is."""
     return death.job_id
+
+
+@contract("share-large")
+class ShareLarge(msgspec.Struct):
+    pass
+
+
+LARGE_BYTES = 300 << 20
+
+
+@lifespan
+async def large() -> AsyncGenerator[bytearray]:
+    """Take more memory than a job that uses it may."""
+    yield bytearray(LARGE_BYTES)
+
+
+@handler(ShareLarge, runs="process", memory_bytes=LARGE_BYTES // 3, retry=Backoff(attempts=1))
+def uses_large(message: ShareLarge, job: Job) -> None:
+    assert len(large.value) == LARGE_BYTES

@@ -17,8 +17,8 @@ import pytest
 
 from runtime import Backoff, Dead, Job, Snooze, contract, handler
 from runtime.config import Config
-from runtime.consumer import AGAIN_TRIES, UNSTARTED_S, Consumer
-from runtime.errors import StoreUnavailable
+from runtime.consumer import AGAIN_TRIES, UNSTARTED_S, Consumer, patiently
+from runtime.errors import StoreError, StoreUnavailable
 from runtime.jobs import DONE, SUSPECT
 from runtime.streams import Streams
 from runtime.worker.fetcher import INBOX_BYTES
@@ -466,7 +466,7 @@ def test_what_waits_too_long_is_given_back_whichever_queue_it_waits_in(stream):
 # --- the start ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fault", [Fault.REFUSED, Fault.LOST, Fault.ERROR])
+@pytest.mark.parametrize("fault", [Fault.REFUSED, Fault.LOST])
 @pytest.mark.parametrize("verb", ["start", "beat", "rules"])
 async def test_an_outage_of_a_moment_at_its_start_does_not_end_a_worker(monkeypatch, verb, fault):
     monkeypatch.setattr("runtime.consumer.START_BACKOFF", Backoff(base_s=0.001, cap_s=0.001))
@@ -483,6 +483,36 @@ async def test_a_store_that_stays_away_at_the_start_ends_the_worker(monkeypatch)
     with pytest.raises(StoreUnavailable):
         await at.consumer.run()
     assert at.plan.counts["beat"] == AGAIN_TRIES
+
+
+async def test_what_the_store_refuses_at_the_start_is_no_outage():
+    at = Stopping(Plan(("beat", 0, Fault.ERROR)))
+    with pytest.raises(StoreError):
+        await at.consumer.run()
+    assert at.plan.counts["beat"] == 1
+
+
+@pytest.mark.parametrize("verb", ["start", "beat", "rules"])
+async def test_a_worker_that_waits_for_its_store_stops_when_it_is_told_to(verb):
+    at = Stopping(Plan((verb, 0, Fault.REFUSED)))
+    running = asyncio.create_task(at.consumer.run())
+    await until(lambda: at.plan.hits, "it waits")
+    at.consumer.stop()
+    assert (await running).finished == 0
+
+
+async def test_a_server_that_loads_is_waited_for_and_one_whose_name_says_so_is_not(monkeypatch):
+    monkeypatch.setattr("runtime.consumer.START_BACKOFF", Backoff(base_s=0.001, cap_s=0.001))
+    errors = [StoreError("Redis at x: LOADING Valkey is loading the dataset in memory") for _ in range(20)]
+    errors += [StoreUnavailable("Redis at unix:///tmp/downloading.sock: no such file") for _ in range(3)]
+    left = iter(errors)
+
+    async def call() -> None:
+        raise next(left)
+
+    with pytest.raises(StoreUnavailable, match="downloading"):
+        await patiently(call, 3)
+    assert next(left, None) is None
 
 
 # --- a stop, stage by stage --------------------------------------------------------------------------------------------------

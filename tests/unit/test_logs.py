@@ -490,6 +490,22 @@ class Untold:
         raise ValueError("no")
 
 
+class Counted:
+    """Counts how often it is told."""
+
+    told = 0
+
+    def __str__(self) -> str:
+        Counted.told += 1
+        return "x" * 100
+
+
+def test_of_a_large_value_no_more_is_written_than_is_shown() -> None:
+    """Else a line would hold the loop for as long as all of it takes."""
+    assert len(shown({"rows": [Counted() for _ in range(10_000)]})["rows"]) <= logs.MAX_EXTRA_CHARS
+    assert Counted.told < 2 * logs.MAX_EXTRA_CHARS / 100
+
+
 def test_no_value_of_users_costs_the_line() -> None:
     ring: list[Any] = []
     ring.append(ring)

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from runtime.store.base import Room
+from runtime.store.base import Room, room_in
 from runtime.store.deaths import Death
 from runtime.store.inspector import DeadLetter
 from runtime.store.rounds import (
@@ -62,6 +62,19 @@ def test_memory_that_is_full_is_an_error_that_says_what_takes_the_room_and_what_
     assert memory(105, True, {"jobs of low": 3 * MB})[0][1].endswith(
         "; of this queue: jobs of low 3.0 MB, the rest is in other keys"
     )
+
+
+def test_more_memory_than_the_machine_has_is_no_cure():
+    """The kernel would end the server, and that costs more than a send that is refused."""
+    [(_, _, fix)] = memory(105, True, system_bytes=200 * MB)
+    assert fix == "give the server a machine with more memory than 200 MB, or look what takes the room"
+    assert memory(105, True, system_bytes=400 * MB)[0][2].startswith("redis-cli CONFIG SET maxmemory 158mb")
+
+
+def test_buffers_for_which_the_server_refuses_nothing_do_not_count():
+    info = b"used_memory:120\r\nmem_not_counted_for_evict:30\r\nmaxmemory:100\r\nmaxmemory_policy:noeviction\r\n"
+    assert not room_in(info).is_full
+    assert room_in(info.replace(b":30", b":20")).is_full
 
 
 def test_the_log_says_once_that_memory_is_full_and_once_that_it_no_longer_is(caplog):
