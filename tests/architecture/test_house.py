@@ -111,6 +111,7 @@ CATCHES_CANCELS = {
     "runtime/batches.py:reading",
     "runtime/offload.py:work",
     "runtime/offload.py:_run_in_child",
+    "runtime/offload.py:_prepared",
     "runtime/worker/hooks.py:_tell",
     "runtime/worker/hooks.py:_answer",
     "runtime/worker/hooks.py:_call",

@@ -2326,7 +2326,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "order: rules are read after the first fetch only",
         "runtime/consumer.py",
-        "        await patiently(self.orders.begin, AGAIN_TRIES)\n",
+        "        await patiently(self.orders.begin, AGAIN_TRIES, self._stop)\n",
         "",
         f"{ORDERS}::test_the_rules_are_read_before_the_first_fetch",
     ),

@@ -43,7 +43,7 @@ async def test_a_client_is_shared_by_the_jobs_of_a_worker(valkey: Server, load: 
     shop, asked = load("shop_client"), list[Any]()
 
     async def answer(request: web.Request) -> web.Response:
-        asked.append(await request.json())
+        asked.append(request.headers["Idempotency-Key"])
         return web.Response()
 
     app = web.Application()
@@ -61,7 +61,7 @@ async def test_a_client_is_shared_by_the_jobs_of_a_worker(valkey: Server, load: 
         assert session.closed
     finally:
         await runner.cleanup()
-    assert asked == [{"order": "order-7"}]
+    assert len(asked) == 1
 
 
 async def test_failures_and_deaths_are_heard(
