@@ -113,7 +113,8 @@ class FakeSyncProducer(SyncProducer):
 
     def __init__(self, *, queue: str = "jobs", source: str = "", clock: Callable[[], float] = time.time) -> None:
         super().__init__(URL, queue=queue, source=source)
-        self._producer = self.fake = FakeProducer(queue=queue, source=source, clock=clock)
+        self.fake: FakeProducer = FakeProducer(queue=queue, source=source, clock=clock)
+        self._producer = self.fake
 
     def __repr__(self) -> str:
         return f"<FakeSyncProducer of {len(self.fake.messages)} messages>"

@@ -109,7 +109,7 @@ class Portal:
         self.loop: asyncio.AbstractEventLoop = asyncio.new_event_loop()
         self.users: set[object] = set()
         self.calls: int = 0
-        self.thread = threading.Thread(target=self._run, name="jobs-sync-producer", daemon=True)
+        self.thread: threading.Thread = threading.Thread(target=self._run, name="jobs-sync-producer", daemon=True)
 
     def __repr__(self) -> str:
         return f"<Portal of {len(self.users)}, {self.calls} calls>"
