@@ -81,7 +81,7 @@ CHILDREN_S: Final = 1.0  # a guess: so long idle child processes may take to clo
 LOST_S: Final = 0.5  # a guess: to give back what an answer brings that was still on its way
 BLOCKERS: Final = 20  # a guess: so many types of those that blocked the loop are told in a worker's row
 START_TRIES: Final = 5  # with START_BACKOFF some two seconds: a server that is started beside the worker comes up; a guess
-AGAIN_TRIES: Final = 12  # some 12 s: a server that was there a moment ago is being started again; a guess
+AGAIN_TRIES: Final = 8  # some 5 s: a server that was there a moment ago is being started again; a guess
 START_BACKOFF: Final = Backoff(base_s=0.2, cap_s=2.0)
 LOADING: Final = "loading the dataset"  # as servers say it
 POLL_S: Final = 0.01  # a guess: between two looks at a condition of stopping
@@ -777,7 +777,7 @@ async def patiently(call: Callable[[], Awaitable[T]], tries: int, stop: asyncio.
             if failures == tries or (stop is not None and isinstance(error, StoreError) and not is_loading):
                 raise
             if failures == 1 and stop is not None:
-                log.warning("the store is away while this worker starts; trying on: %s", error)
+                log.info("the store is away while this worker starts; trying on: %s", error)
             await _wait(delay_s(max(failures, 1), START_BACKOFF, random), stop)
 
 

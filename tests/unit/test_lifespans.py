@@ -20,7 +20,7 @@ from runtime.offload import end_idle_children
 from runtime.registry import find
 from runtime.testing import Done, Retry, run
 from tests.builders import job_of
-from tests.unit.shared_in_child import Share, SharePlainly, shared, uses, uses_none
+from tests.unit.shared_in_child import Share, SharePlainly, large, shared, uses, uses_none
 from tests.workers import until
 
 SEEN: ContextVar[str] = ContextVar("seen", default="")
@@ -357,7 +357,7 @@ def test_arguments_with_defaults_are_none_of_ours() -> None:
 
 
 def test_they_are_found_as_handlers_are_once_and_not_run() -> None:
-    assert find(["tests.unit.shared_in_child", "tests.unit.shared_in_child"]).lifespans == [shared]
+    assert find(["tests.unit.shared_in_child", "tests.unit.shared_in_child"]).lifespans == [shared, large]
 
 
 # --- in child processes --------------------------------------------------------------------------------------------------------
