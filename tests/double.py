@@ -374,7 +374,8 @@ class MemoryStreams:
             return answer("none")
         is_any = any(store.held_by(stream, SUSPECT) for stream in range(len(STREAMS)))
         listed = [one for one in self._suspects(is_clean) if one.stream not in paused]
-        wait_ms = self._wait_for_place()
+        wait_ms, wait_to_wait_ms = self._wait_for_place()
+        wait_ms = wait_ms if n else wait_to_wait_ms
         if wait_ms > 0 and listed and listed[0].rank != GUILTY:
             store.isolations.pop(me, None)
             return answer("busy", wait_ms)
@@ -386,7 +387,10 @@ class MemoryStreams:
         isolation_ms = max(min(base_ms * 2 ** (one.count - 1), most) for one, most in zip(chosen, timeouts, strict=True))
         is_guilty = chosen[0].rank == GUILTY
         if not is_guilty and (n == 0 or 0 <= calm_ms < isolation_ms):
-            store.isolations[me] = (store.now_ms + max(lease_ms, 2 * isolation_ms), "")
+            if wait_to_wait_ms > 0:
+                store.isolations.pop(me, None)
+                return answer("busy", wait_to_wait_ms)
+            store.isolations[me] = (store.now_ms + max(lease_ms, 2 * isolation_ms), "waiting")
             return answer("wait", isolation_ms)
         for one in chosen:
             store.claim(one.stream, one.entry, me, one.count + 1)
@@ -436,14 +440,16 @@ class MemoryStreams:
                     most = n if one.count == 1 else min(n, math.isqrt(waiting))
         return chosen
 
-    def _wait_for_place(self) -> float:
+    def _wait_for_place(self) -> tuple[float, float]:
         store, now_ms = self.store, self.store.now_ms
-        alive = sum(1 for until_ms in store.workers.values() if until_ms > now_ms)
+        places = max(1, sum(1 for until_ms in store.workers.values() if until_ms > now_ms) // 2)
         theirs = [
-            ends_ms for name, (ends_ms, _) in store.isolations.items()
+            (ends_ms, alone) for name, (ends_ms, alone) in store.isolations.items()
             if name != self.consumer and min(ends_ms, store.until_ms(name)) > now_ms
         ]  # fmt: skip
-        return 0 if len(theirs) < max(1, alive // 2) else min(theirs) - now_ms
+        running, taken = [ends_ms for ends_ms, alone in theirs if alone != "waiting"], [ends_ms for ends_ms, _ in theirs]
+        to_run, to_wait = (0 if len(ends) < places else min(ends) - now_ms for ends in (running, taken))
+        return to_run, to_wait
 
     def _sweep_strikes(self) -> int:
         places = {stands_at(stream, entry) for stream, held in enumerate(self.store.pending) for entry in held}

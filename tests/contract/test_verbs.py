@@ -146,6 +146,23 @@ async def test_half_of_the_workers_that_live_may_isolate_at_a_time(store, kit):
     assert await isolate(store, n=1) == ("run", 10_000, [2]), "three of six"
 
 
+async def test_a_place_that_is_only_waited_for_keeps_nobody_from_starting_at_once(store, kit):
+    """All lanes of the one that waits may be taken for hours. Who would have to wait as well is sent away."""
+    now_ms = kit.now_ms()
+    kit.set_until({"w0": now_ms + 600_000, ME: now_ms + 600_000, "~last": now_ms, "~since": 1})
+    kit.suspect()
+    assert (await isolate(store, n=0))[0] == "wait"
+    assert kit.isolations().get(ME) == "waiting"
+    kit.set_isolation("w0", now_ms + 600_000, "waiting")
+    assert (await isolate(store, n=0))[0] == "busy"
+    assert kit.isolations() == {"w0": "waiting"}
+    assert (await isolate(store, n=1, calm_ms=0))[0] == "busy"
+    assert await isolate(store, n=1) == ("run", 10_000, [2])
+    kit.set_isolation("w0", now_ms + 600_000)
+    kit.suspect()
+    assert (await isolate(store, n=1))[0] == "busy", "that one runs"
+
+
 async def test_who_dies_again_runs_in_groups_of_the_root_of_all_that_wait_twice_and_then_alone(store, kit):
     for count, number in ((2, 20), (3, 10), (4, 9)):
         for _ in range(number):
@@ -173,7 +190,7 @@ async def test_beside_a_suspect_runs_only_what_has_run_as_long_as_the_isolation(
     kit.suspect()
     assert await isolate(store, calm_ms=9_999) == ("wait", 10_000, [])
     assert await isolate(store, n=0) == ("wait", 10_000, []), "no free lane"
-    assert kit.isolations().get(ME) == ""
+    assert kit.isolations().get(ME) == "waiting"
     assert await isolate(store, calm_ms=10_000) == ("run", 10_000, [2])
 
 

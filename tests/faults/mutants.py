@@ -1442,6 +1442,13 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{VERBS}::test_half_of_the_workers_that_live_may_isolate_at_a_time",
     ),
     Mutant(
+        "who waits for a free lane keeps idle workers from suspects",
+        "runtime/store/lua/isolate.lua",
+        "if name ~= WAITING then",
+        "if true then",
+        f"{VERBS}::test_a_place_that_is_only_waited_for_keeps_nobody_from_starting_at_once",
+    ),
+    Mutant(
         "who died twice with others is never alone",
         "runtime/store/lua/isolate.lua",
         "local ALONE = 4",

@@ -120,7 +120,7 @@ async def test_where_all_is_paused_nothing_is_asked_for_and_the_place_is_left():
     bench.parts.suspect(1, id="s")
     bench.calm_s = 0.0
     assert await bench.rests()
-    assert bench.named == "", "the place is kept until it is calm"
+    assert bench.named == "waiting", "the place is kept until it is calm"
     bench.isolation.paused = frozenset(range(4))
     assert not await bench.rests()
     assert bench.named is None
@@ -291,7 +291,7 @@ async def test_an_end_that_can_not_give_the_place_up_is_no_error(fault):
     bench.calm_s = 1.0
     assert await bench.rests()
     await bench.isolation.close()
-    assert bench.named == (None if fault is Fault.LOST else "")
+    assert bench.named == (None if fault is Fault.LOST else "waiting")
 
 
 # --- the guilty --------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,8 @@
 -- Reply: now in ms, a word, a time in ms, then per entry {stream, id, fields, delivery count, names of workers that died of it alone}:
 -- 'none'  no suspect that may run there now: the place is given up; ask again after this time for those that are there all the same
 -- 'busy'  others have all places, half of the workers that live, at least one; one may be free after this time
--- 'wait'  the place is yours, but what runs beside must first have run for this time, or have ended
+-- 'wait'  the place is yours, but what runs beside must first have run for this time, or have ended; who can start at once needs no
+--         place that is only waited for
 -- 'run'   these are yours, for this time in isolation              'dead'  this one is yours, to be dead-lettered
 -- Most deaths are no job's fault: suspects run together at first, n of them. Who dies again runs in small groups twice, then alone.
 -- What runs alone is written down beside its consumer in the same step as the lease: if that one dies before it has said that the
@@ -60,19 +61,23 @@ local function sweep()
   end
 end
 
--- In ms, until a place may be free; 0 when one is. An isolation holds its place as long as it said, and no longer than its worker lives.
+-- In ms, until a place may be free, for who starts at once, and for who waits in it; 0 when one is. An isolation holds its place as long
+-- as it said, and no longer than its worker lives.
+local WAITING = 'waiting' -- where a place is only waited for: no entry has that name
 local function wait_for_place()
   local places = math.max(1, math.floor(redis.call('ZCOUNT', WORKERS, '(' .. ms(now), '+inf') / 2))
-  local taken, soonest = 0, math.huge
+  local running, taken, soonest_run, soonest = 0, 0, math.huge, math.huge
   local isolations = redis.pcall('HGETALL', ISOLATIONS)
   for i = 1, #isolations, 2 do
-    local ends = tonumber(string.match(isolations[i + 1], '^%d+')) or 0
+    local until_ms, name = string.match(isolations[i + 1], '^(%d+) (.*)$')
+    local ends = tonumber(until_ms or '0')
     local lives_until = tonumber(redis.call('ZSCORE', WORKERS, isolations[i]) or '0')
     if isolations[i] ~= consumer and math.min(ends, lives_until) > now then
       taken, soonest = taken + 1, math.min(soonest, ends)
+      if name ~= WAITING then running, soonest_run = running + 1, math.min(soonest_run, ends) end
     end
   end
-  return taken < places and 0 or soonest - now
+  return running < places and 0 or soonest_run - now, taken < places and 0 or soonest - now
 end
 
 local function hold_place(for_ms, alone)
@@ -134,11 +139,14 @@ table.sort(listed, function(a, b)
   return a.place < b.place
 end)
 
-local wait_ms = wait_for_place()
-if wait_ms > 0 and listed[1] and listed[1].rank ~= GUILTY then
+local function busy(free_after_ms)
   redis.pcall('HDEL', ISOLATIONS, consumer)
-  return {now, 'busy', wait_ms}
+  return {now, 'busy', free_after_ms}
 end
+
+local run_after_ms, wait_after_ms = wait_for_place()
+if n == 0 then run_after_ms = wait_after_ms end
+if run_after_ms > 0 and listed[1] and listed[1].rank ~= GUILTY then return busy(run_after_ms) end
 
 local chosen, isolation_ms, most, bytes = {}, 0, 1, 0
 for _, suspect in ipairs(listed) do
@@ -166,9 +174,10 @@ if #chosen == 0 then
 end
 
 local is_guilty = chosen[1].rank == GUILTY
-if not is_guilty and wait_ms > 0 then return leave(wait_ms) end -- what is to be dead-lettered cannot be read here
+if not is_guilty and run_after_ms > 0 then return leave(run_after_ms) end -- what is to be dead-lettered cannot be read here
 if not is_guilty and (n == 0 or (calm_ms >= 0 and calm_ms < isolation_ms)) then
-  hold_place(math.max(lease_ms, 2 * isolation_ms), '')
+  if wait_after_ms > 0 then return busy(wait_after_ms) end
+  hold_place(math.max(lease_ms, 2 * isolation_ms), WAITING)
   return {now, 'wait', isolation_ms}
 end
 
