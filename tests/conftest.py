@@ -12,9 +12,16 @@ from typing import Any
 
 import pytest
 import redis
+from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
 from tests.servers import HOW_TO_GET, KINDS, Server, binary_of
+
+# How long an example takes says nothing on a busy machine, and where examples share a fixture they are to.
+settings.register_profile(
+    "shared", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("shared")
 
 
 @pytest.fixture(scope="session")

@@ -95,7 +95,7 @@ class Call:
             if not store.is_running(place):
                 for name in self._with_permits(group):
                     store.permits.get(name, {}).pop(place, None)
-        for group, place in ask.noted:
+        for group, place in (told for told in ask.noted if store.is_running(told[1])):
             for name in self._with_permits(group):
                 store.permits.setdefault(name, {})[place] = store.now_ms
         stands: list[tuple[int | Gate, bool]] = []

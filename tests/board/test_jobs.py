@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import redis
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from board.api import Refused
@@ -283,7 +283,7 @@ async def test_a_search_that_cannot_be_read_is_refused(page, q):
 
 
 @pytest.mark.parametrize("state", ["claimed", "waiting", "delayed", "finished"])
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     cursor=st.text(max_size=40)
     | st.recursive(st.none() | st.integers(-9, 2**60) | st.text(max_size=9), lambda inner: st.lists(inner, max_size=4)).map(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from board import web as pages
@@ -334,7 +334,7 @@ def loop_board() -> Iterator[tuple[asyncio.AbstractEventLoop, Opened]]:
     extra=some.dictionaries(some.sampled_from(["place", "q", "limit", "cursor", "range", "x"]), VALUE),
     data=some.data(),
 )
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150)
 def test_no_parameter_makes_a_defect(
     loop_board: tuple[asyncio.AbstractEventLoop, Opened], route: Any, extra: dict[str, str], data: some.DataObject
 ) -> None:
@@ -354,7 +354,7 @@ def test_no_parameter_makes_a_defect(
 
 
 @given(body=some.binary(max_size=200), query=some.binary(max_size=60))
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100)
 def test_no_bytes_make_a_defect(loop_board: tuple[asyncio.AbstractEventLoop, Opened], body: bytes, query: bytes) -> None:
     loop, board = loop_board
     quoted = "".join(f"%{byte:02x}" for byte in query)

@@ -309,7 +309,7 @@ async def test_an_entry_that_was_deleted_by_hand_is_neither_folded_nor_put_off(s
 # --- the rule of the times -----------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(waits_ms=st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 10**6)), min_size=1, max_size=12))
 def test_no_job_is_put_off_beyond_what_its_last_wait_allows(waits_ms: list[tuple[int, int]]) -> None:
     """On the double, whose clock is moved: it runs at the last one's time or sooner, and sooner only where the cap says so."""

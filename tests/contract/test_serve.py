@@ -229,6 +229,15 @@ async def test_what_is_noted_holds_a_permit_whatever_the_limit(store, kit):
     assert len(given(await ask(store, Limits(limit=4)))) == 1
 
 
+async def test_what_is_noted_and_has_ended_by_then_holds_no_permit(store, kit):
+    """A limit is set while it runs: that it runs is told with its end, or after that, down another connection."""
+    entries = [kit.add() for _ in range(2)]
+    kit.read_as(ME)
+    await done(kit, store, entries[:1])
+    await ask(store, Limits(limit=2), freed=free(entries[:1]), noted=free(entries))
+    assert list(kit.permits()["t"]) == places(entries[1:])
+
+
 async def test_a_limit_that_is_lowered_below_what_runs_gives_nothing_until_enough_have_ended(store, kit):
     entries = parked(kit, 10)
     await ask(store, Limits(limit=5))
@@ -497,16 +506,18 @@ async def test_a_key_of_another_type_in_the_place_of_a_gates_own_bars_that_type_
 async def test_a_key_of_another_type_in_the_place_of_a_groups_own_bars_that_group_alone(on_server, serving, kind):
     limits = Limits(limit=9, group_limit=1, group_rate=HOURLY)
     on_server.raw.lpush(f"{{jobs}}:{kind}:t:a", "x")
+    running = places([on_server.add()])
+    on_server.read_as(ME)
     for lot, groups in (("~g:t:a", "a"), ("~g:t:b", "b"), ("~o:t", "ac")):
         for group in groups:
             parked(on_server, 1, lot, group=group)
     lots = [(HIGH, "~g:t:a", "a"), (HIGH, "~g:t:b", "b"), (HIGH, "~o:t", "")]
-    served = await ask(serving, limits, lots=lots, freed=[("a", "high/1-1")], noted=[("a", "high/2-2")])
+    served = await ask(serving, limits, lots=lots, freed=[("a", "high/1-1")], noted=[("a", running[0])])
     assert [job.envelope.group for job in jobs_of(served.fetched)] == [b"b", b"c"]
     assert ("WRONGTYPE" in served.fetched.refused, served.lots) == (True, [SHORT, EMPTY, SHORT])
     assert f"{{jobs}}:{kind}:t:a" in served.fetched.refused
     held = on_server.raw.zrange("{jobs}:permits:t", 0, -1)
-    assert (len(held), "high/2-2" in held) == (3, True)
+    assert (len(held), running[0] in held) == (3, True)
 
 
 async def test_a_stream_that_cannot_be_read_keeps_no_other_from_giving(on_server, serving):
@@ -532,12 +543,14 @@ async def test_groups_that_have_vanished_are_made_again_and_hold_no_permit(on_se
 
 
 async def test_with_memory_full_a_gate_goes_on(on_server, serving):
-    entries = parked(on_server, 3)
+    running = on_server.add()
+    on_server.read_as(ME)
+    entries = parked(on_server, 2)
     on_server.set_rate("t", "inf")
     on_server.raw.config_set("maxmemory", 1)
     try:
         assert given(await ask(serving, Limits(limit=2, rate=HOURLY))) == []
-        assert given(await ask(serving, Limits(limit=2), noted=[("", f"high/{entries[2]}")])) == entries[:1]
+        assert given(await ask(serving, Limits(limit=2), noted=free([running]))) == entries[:1]
         assert given(await ask(serving, Limits(group_rate=HOURLY), lots=[(HIGH, LOT, "g")])) == entries[1:2]
     finally:
         on_server.raw.config_set("maxmemory", 0)

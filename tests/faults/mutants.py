@@ -1239,6 +1239,13 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{VERBS}::test_of_what_has_a_limit_runs_in_isolation_what_holds_a_permit_or_has_died_more_than_once",
     ),
     Mutant(
+        "what has ended before it was told to run holds a permit",
+        "runtime/store/lua/serve.lua",
+        "  if not is_running(ARGV[i + 1]) then return end -- it has",
+        "  -- it has",
+        f"{SERVE}::test_what_is_noted_and_has_ended_by_then_holds_no_permit",
+    ),
+    Mutant(
         "what a dead worker had keeps its permit however long it waits",
         "runtime/store/lua/serve.lua",
         "~= '~' or row[2] == SUSPECT and row[3] < SUSPECT_MS)",

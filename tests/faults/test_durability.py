@@ -76,8 +76,8 @@ def pair(_pair: Pair) -> Iterator[Pair]:
     _pair.thaw()
 
 
-def producer_to(url: str, durability: str = "local", patience_s: float = PATIENCE_S) -> Producer:
-    return Producer.connect(url, durability=durability, patience_s=patience_s)
+def producer_to(url: str, durability: str = "local") -> Producer:
+    return Producer.connect(url, durability=durability, patience_s=PATIENCE_S)
 
 
 # --- fsync ---------------------------------------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ async def test_a_frozen_replica_is_an_error_in_time_and_a_repeat_with_the_key_ma
 
 
 async def test_more_replicas_than_there_are_is_an_error(pair):
-    async with producer_to(pair.master.url, patience_s=0.2) as producer:
+    async with producer_to(pair.master.url) as producer:
         with pytest.raises(NotDurable, match="only 1 of 2 replicas"):
             await producer.send_many([Kept(n=n) for n in range(3)], durability="replicas=2")
 

@@ -149,6 +149,7 @@ local at = told(13, 2, function(i)
   for _, key in ipairs(keys) do redis.pcall('ZREM', key, ARGV[i + 1]) end
 end)
 at = told(at, 2, function(i)
+  if not is_running(ARGV[i + 1]) then return end -- it has ended since: that may have been told before this, down another connection
   for _, key in ipairs(permits_with(ARGV[i])) do pcall(note, key, {ARGV[i + 1]}) end
 end)
 
