@@ -21,7 +21,7 @@ SHORT = Weather(
 
 
 @pytest.mark.timeout(150)
-@pytest.mark.parametrize("kind", ["valkey", "redis"])
+@pytest.mark.parametrize("kind", ["valkey", pytest.param("redis", marks=pytest.mark.long)])
 async def test_600_jobs_survive_a_rolling_deploy_up_and_down_under_kills_freezes_and_an_outage(kind: str, tmp_path: Path) -> None:
     if versions.last_release() is None:
         pytest.skip(versions.WHY_NOT)

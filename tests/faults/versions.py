@@ -56,6 +56,7 @@ BEAT_S = LEASE_S / 3  # how often a worker of the last release renews what it ho
 
 FORGOT = re.compile(r"forgot the dead worker (\S+)")
 REPLAY_EVERY_S = 1.0
+LATE_S = 30.0  # a guess: then no letter comes any more, and the run proves nothing
 CLI_S = 2.0  # several times what a command takes that finds its server; each next try gets twice as long
 SILENCE_S = 4.0  # of a server that is asked for its dead
 
@@ -268,9 +269,14 @@ class BothSenders(Sender):
         return await asyncio.create_subprocess_exec(sys.executable, *words, cwd=tree, env=environment, **to)
 
     async def _replay(self) -> None:
-        """Fix what made letters die, and send half of them back by the command of each release, until all is sent."""
-        while not self._is_over:
+        """Fix what made letters die, and send half of them back by the command of each release, until all is sent.
+
+        On a busy machine the first letters may be later than that: they are waited for.
+        """
+        over_s = 0.0
+        while not self._is_over or (not self._was_replayed and over_s < LATE_S):
             await asyncio.sleep(REPLAY_EVERY_S)
+            over_s += REPLAY_EVERY_S if self._is_over else 0.0
             with contextlib.suppress(redis.RedisError):
                 letters = list((await asyncio.to_thread(self._mendable)).items())
                 halves = [dict(letters[at :: len(RELEASES)]) for at in range(len(RELEASES))]
