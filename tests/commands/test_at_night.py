@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.test_commands import call
+from tests.commands.calls import call
 from tests.faults.harness import ROOT, Worker
 from tests.servers import Server, wait_until
 

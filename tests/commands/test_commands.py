@@ -16,32 +16,12 @@ from urllib.request import urlopen
 import pytest
 
 from runtime.cli import COMMANDS
+from tests.commands.calls import call, call_anew, one_line
 from tests.faults.harness import ROOT, leftovers
 from tests.servers import Server, wait_until
 
 SCRIPTED = ("--handlers", "tests.faults.jobs")
 INSIDE = "runtime.commands."
-
-
-def call(*arguments: str, stdin: str = "", cwd: Path = ROOT, **more: str) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RUNTIME_", "REDIS_URL"))}
-    environment |= {"PYTHONPATH": str(ROOT), **more}
-    return subprocess.run(
-        [sys.executable, "-m", "runtime", *arguments],
-        capture_output=True,
-        text=True,
-        input=stdin,
-        cwd=cwd,
-        env=environment,
-        timeout=120,
-    )
-
-
-def one_line(result: subprocess.CompletedProcess[str]) -> str:
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1, result.stderr
-    assert "Traceback" not in result.stderr
-    return lines[0]
 
 
 @pytest.mark.parametrize(
@@ -266,7 +246,7 @@ def test_json_lines_are_enqueued_from_standard_input(server, raw):
 def test_a_server_that_can_evict_jobs_is_refused_with_the_command_that_fixes_it(server, raw):
     raw.config_set("maxmemory-policy", "allkeys-lru")
     try:
-        result = call("run", "--redis", server.url, *SCRIPTED, "--board", "off")
+        result = call_anew("run", "--redis", server.url, *SCRIPTED, "--board", "off")
     finally:
         raw.config_set("maxmemory-policy", "noeviction")
     assert result.returncode == 2
@@ -318,7 +298,7 @@ def test_health_readiness_and_metrics(own_valkey, tmp_path):
         raw.delete("{jobs}:low")
         assert get(f"{url}/")[0] == 200
         assert get(f"{url}/no-such-page")[0] == 404
-        busy = call("run", "--redis", own_valkey.url, *SCRIPTED, "--board", url.removeprefix("http://"), "--log", "plain")
+        busy = call_anew("run", "--redis", own_valkey.url, *SCRIPTED, "--board", url.removeprefix("http://"), "--log", "plain")
         assert busy.returncode == 2
         assert "take another port" in busy.stderr.splitlines()[-1]
         own_valkey.kill()

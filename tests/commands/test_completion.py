@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.test_commands import call, one_line
+from tests.commands.calls import call, call_anew, one_line
 
 SHELLS = [
     pytest.param(shell, marks=pytest.mark.skipif(not shutil.which(shell), reason=f"apt-get install {shell}"))
@@ -72,6 +72,6 @@ def test_every_command_is_in_the_script() -> None:
 
 def test_without_its_package_the_command_says_what_to_install(tmp_path: Path) -> None:
     (tmp_path / "shtab.py").write_text("raise ImportError(name='shtab')")
-    result = call("completion", "bash", PYTHONPATH=f"{tmp_path}:{Path(__file__).parents[2]}")
+    result = call_anew("completion", "bash", PYTHONPATH=f"{tmp_path}:{Path(__file__).parents[2]}")
     assert result.returncode == 2, result
     assert one_line(result) == "runtime: completion needs shtab: pip install shtab"

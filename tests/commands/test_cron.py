@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import redis
 
-from tests.commands.test_commands import call, one_line
+from tests.commands.calls import call, one_line
 from tests.servers import Server
 
 HANDLERS = ("--handlers", "tests.faults.scheduled")

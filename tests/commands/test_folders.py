@@ -14,7 +14,7 @@ import pytest
 
 from runtime import folders
 from runtime.folders import why_not
-from tests.commands.test_commands import one_line
+from tests.commands.calls import one_line
 from tests.servers import wait_until
 
 DECOYS = (

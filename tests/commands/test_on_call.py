@@ -13,7 +13,8 @@ import redis
 from runtime.store.base import GROUP
 from runtime.store.inspector import Inspector
 from runtime.streams import Streams
-from tests.commands.test_commands import SCRIPTED, call, one_line
+from tests.commands.calls import call, call_anew, one_line
+from tests.commands.test_commands import SCRIPTED
 from tests.contract.test_streams import batch, leases
 from tests.servers import Server
 
@@ -130,7 +131,7 @@ def test_doctor_finds_a_layout_that_it_does_not_know_and_no_worker_starts_on_it(
     work_here(sick.client())
     sick.client().set("{jobs}:layout", layout)
     assert fix in found(sick, "layout")["fix"]
-    result = call("run", "--redis", sick.url, *SCRIPTED, "--board", "off")
+    result = call_anew("run", "--redis", sick.url, *SCRIPTED, "--board", "off")
     assert (result.returncode, fix in result.stderr.splitlines()[-1]) == (2, True)
 
 

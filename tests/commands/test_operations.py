@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.commands.test_commands import call, one_line
+from tests.commands.calls import call, one_line
 from tests.commands.test_on_call import bury
 from tests.faults.harness import ROOT
 from tests.servers import Server, wait_until

@@ -12,7 +12,8 @@ import pytest
 
 from runtime.commands.readings import blocked_in_words
 from runtime.store.base import WorkerRow
-from tests.commands.test_commands import SCRIPTED, call, one_line
+from tests.commands.calls import call, one_line
+from tests.commands.test_commands import SCRIPTED
 from tests.faults.harness import ROOT
 from tests.servers import Server, wait_until
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.commands.test_commands import call, one_line
+from tests.commands.calls import call, one_line
 from tests.servers import Server
 
 HIGH = "{jobs}:high"

@@ -20,7 +20,7 @@ from runtime.said import Attempt, Report, pack_reports
 from runtime.store.base import GROUP
 from runtime.store.inspector import FoundJob, Inspector
 from runtime.tries import Try, pack_tries
-from tests.commands.test_commands import call
+from tests.commands.calls import call
 from tests.commands.test_on_call import KEY, work_here
 from tests.faults.harness import ROOT
 from tests.servers import Server

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.commands.test_commands import call
+from tests.commands.calls import call
 from tests.faults.harness import ROOT
 from tests.servers import Server
 from tests.workers import until, working
