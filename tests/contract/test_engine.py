@@ -189,9 +189,9 @@ async def test_a_handler_may_have_words_of_its_own(server, raw):
 
 
 async def test_jobs_that_run_while_their_group_is_lost_run_once(server, raw):
-    async with working(server.url, work, concurrency=2, lease_s=2.5):  # of a shorter one a busy machine misses beats
+    async with working(server.url, work, concurrency=2, lease_s=4.0):  # of a shorter one a busy machine misses beats
         for n in range(2):
-            xadd(raw, n, ms="5000")
+            xadd(raw, n, ms="7000")
         await until(lambda: len(ran) == 2, "both run")
         raw.xgroup_destroy(KEY, GROUP)
         await until(lambda: not leftovers(raw), "both are done")
