@@ -375,7 +375,6 @@ class MemoryStreams:
         is_any = any(store.held_by(stream, SUSPECT) for stream in range(len(STREAMS)))
         listed = [one for one in self._suspects(is_clean) if one.stream not in paused]
         wait_ms, wait_to_wait_ms = self._wait_for_place()
-        wait_ms = wait_ms if n else wait_to_wait_ms
         if wait_ms > 0 and listed and listed[0].rank != GUILTY:
             store.isolations.pop(me, None)
             return answer("busy", wait_ms)

@@ -145,7 +145,6 @@ local function busy(free_after_ms)
 end
 
 local run_after_ms, wait_after_ms = wait_for_place()
-if n == 0 then run_after_ms = wait_after_ms end
 if run_after_ms > 0 and listed[1] and listed[1].rank ~= GUILTY then return busy(run_after_ms) end
 
 local chosen, isolation_ms, most, bytes = {}, 0, 1, 0
