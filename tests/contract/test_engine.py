@@ -231,7 +231,7 @@ async def test_what_was_given_back_is_found_soon_by_a_small_worker(server, raw, 
     began_s = time.monotonic()
     async with working(server.url, work, concurrency=concurrency):
         await until(lambda: len(ran) == 4, "all four run")
-        assert time.monotonic() - began_s < 3
+        assert time.monotonic() - began_s < 12, "before a lease is over"
 
 
 async def test_a_message_with_as_many_fields_as_allowed_may_be_retried(server, raw):
@@ -258,7 +258,7 @@ async def test_a_handler_that_cancels_itself_while_the_worker_stops_does_not_use
         began_s = time.monotonic()
         worker.stop()
         await until(lambda: worker.stage.value == "closed", "it stops")
-        assert time.monotonic() - began_s < 5
+        assert time.monotonic() - began_s < 12, "before the grace is over"
     assert raw.xlen("{jobs}:dead") == 1
 
 

@@ -24,7 +24,8 @@ from runtime.errors import BadPayload
 from runtime.jobs import Contract
 from tests.builders import job
 
-LOOP_S = 0.1  # ten times of what is promised, for machines that do other things as well
+# The costliest takes 10 times of what flat numbers of the same size take. A ratio: machines differ, and do other things too.
+MOST_TIMES_FLAT = 40
 
 
 class Plain(msgspec.Struct):
@@ -165,13 +166,27 @@ MSGPACK = {
 )
 def test_no_payload_holds_the_loop(reader: str, data: bytes, is_msgpack: bool) -> None:
     assert len(data) <= MAX_DATA_BYTES
-    times: list[float] = []
-    while len(times) < 20 and min(times, default=LOOP_S) >= LOOP_S:  # until it was fast once: the machine may be busy
-        begun_s = time.perf_counter()
+
+    def read() -> None:
         with contextlib.suppress(BadPayload):
             READERS[reader](data, is_msgpack=is_msgpack)
-        times.append(time.perf_counter() - begun_s)
-    assert min(times) < LOOP_S
+
+    assert_quick(read)
+
+
+def assert_quick(read: Callable[[], object]) -> None:
+    """Fail where `read` costs far more than reading flat numbers does, however often it is tried."""
+    ratios: list[float] = []
+    while len(ratios) < 20 and min(ratios, default=MOST_TIMES_FLAT) >= MOST_TIMES_FLAT:
+        ratios.append(cpu_s(read) / cpu_s(lambda: msgspec.json.decode(JSON["numbers"])))
+    assert min(ratios) < MOST_TIMES_FLAT
+
+
+def cpu_s(work: Callable[[], object]) -> float:
+    """Return the processor time of one call."""
+    begun_s = time.thread_time()
+    work()
+    return time.thread_time() - begun_s
 
 
 @pytest.fixture(autouse=True)
@@ -186,9 +201,7 @@ def test_nested_json_is_judged_as_fast_as_flat_json() -> None:
     def best_s(data: bytes) -> float:
         times: list[float] = []
         for _ in range(7):
-            begun_s = time.perf_counter()
-            check_json(data)
-            times.append(time.perf_counter() - begun_s)
+            times.append(cpu_s(lambda: check_json(data)))
         return min(times)
 
     assert best_s(JSON["60 levels"]) < 8 * best_s(JSON["pairs"])
@@ -318,12 +331,9 @@ def test_however_long_two_members_take_to_compare_they_do_not_hold_the_loop(kind
     members = [texts[name](n) + (":1" if "dict" in str(kind) else "") for n in numbers]
     opener, closer = "{}" if "dict" in str(kind) else "[]"
     read = decoder(msgspec.defstruct("Members", [("x", kind)]))
-    times: list[float] = []
-    while len(times) < 20 and min(times, default=LOOP_S) >= LOOP_S:
-        begun_s = time.perf_counter()
-        assert len(read(f'{{"x":{opener}{",".join(members)}{closer}}}'.encode()).x) == most
-        times.append(time.perf_counter() - begun_s)
-    assert min(times) < LOOP_S
+    fits = f'{{"x":{opener}{",".join(members)}{closer}}}'.encode()
+    assert len(read(fits).x) == most
+    assert_quick(lambda: read(fits))
     with pytest.raises(BadPayload, match=f"more than {most} values"):
         read(f'{{"x":{opener}{",".join([*members, *members])}{closer}}}'.encode())
 
