@@ -203,7 +203,7 @@ def live(url: str, queue: str, history: str) -> None:
 
 
 async def _live(url: str, queue: str, history: Path) -> None:
-    async with Producer.connect(url, queue=queue) as producer:
+    async with Producer.connect(url, queue=queue, patience_s=60) as producer:  # a busy machine is slow
         for numbers in ((0, 1, 2, 3), (4, 5, 6, 7)):
             messages = [Message(payload=Step(n, SENT[n][0], str(history)), **SENT[n][1]) for n in numbers]
             await producer.send_many(messages)
