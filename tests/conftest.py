@@ -200,7 +200,7 @@ class Reruns:
         """Name them in the last lines, which is what a log is read from."""
         for name, text in self.failed.items():
             lines = text.strip().splitlines()
-            print(f"RUN AGAIN: {name}:", *[line for line in lines if line.startswith("E ")][:2], lines[-1], sep="\n    ")
+            print(f"RUN AGAIN: {name}:", *[line for line in lines if line.startswith("E ")][:2], *lines[-1:], sep="\n    ")
         if self.failed:
             verdict = "FAILED" if len(self.failed) > MOST_RERUNS else "mend them"
             print(f"{len(self.failed)} had to be run again, at most {MOST_RERUNS} may: {verdict}")
