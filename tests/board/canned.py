@@ -86,12 +86,39 @@ def letter(place: str, **members: Any) -> shapes.LetterRow:
     return msgspec.structs.replace(row, **members)
 
 
+def worker(name: str, **members: Any) -> shapes.WorkerRow:
+    """Return a worker as lists have it."""
+    row = shapes.WorkerRow(
+        name=name,
+        label=name,
+        host="web",
+        pid=1,
+        version="0.1.0",
+        app="",
+        up_ms=1000,
+        rss_bytes=2**20,
+        lag_ms=4,
+        lanes=10,
+        busy=0,
+        held=0,
+        longest=None,
+        stage="running",
+        order="",
+        beat_ms=100,
+        is_alive=True,
+        level="ok",
+        note="",
+    )
+    return msgspec.structs.replace(row, **members)
+
+
 class Canned:
     """What is answered now: a test changes it while the browser looks. `asked` has each POST with its body."""
 
     def __init__(self) -> None:
         self.jobs = [job(f"high/{n}-0") for n in range(1, 5)]
         self.letters = [letter(f"dead/{n}-0") for n in range(1, 121)]
+        self.workers: list[shapes.WorkerRow] = []
         self.message = "no such account"
         self.moved = False
         self.found = 0  # jobs that fit, where they are more than the rows
@@ -108,7 +135,8 @@ class Canned:
                 text=TEXT, is_cut=False, size=len(TEXT), version=1, fits=True, problems=[], redacted=[]
             ),
             "GET types": lambda ask, viewer: shapes.Types(types=[]),
-            "GET workers": lambda ask, viewer: shapes.Workers(workers=[], said=[""]),
+            "GET workers": lambda ask, viewer: shapes.Workers(workers=self.workers, said=[""]),
+            "GET worker": lambda ask, viewer: shapes.Worker(row=self.workers[0], jobs=self.jobs, facts=[], blocked=[]),
             "GET dead/groups": self._groups,
             "GET dead": self._letters,
             "GET letter": self._letter,

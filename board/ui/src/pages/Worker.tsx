@@ -99,16 +99,15 @@ function Top({ shown, again }: { shown: Shape; again: () => void }) {
         {beatWords(row)}
       </span>
       <Note level={row.level} text={row.note || orderWords(row)} />
-      <span class="push" />
       {row.is_alive && (
-        <>
+        <div class="row push">
           <Button right="operate" onClick={() => ask(isQuiet ? "resume" : "quiet")}>
             {isQuiet ? "Resume …" : "Quiet …"}
           </Button>
           <Button right="operate" kind="danger" onClick={() => ask("stop")}>
             Stop …
           </Button>
-        </>
+        </div>
       )}
       {asks !== null && (
         <Question
