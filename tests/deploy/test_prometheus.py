@@ -179,7 +179,9 @@ def test_a_real_prometheus_has_the_series_and_the_traces_of_a_live_worker(worker
 
 
 def check_series(prometheus: Prometheus) -> None:
-    outcomes = prometheus.query("sum by (outcome, type, priority) (runtime_outcomes_total)")
+    of_all = "sum by (outcome, type, priority) (runtime_outcomes_total)"
+    wait_until(lambda: prometheus.query(of_all), what="what was scraped can be asked for")  # a target is up a moment before that
+    outcomes = prometheus.query(of_all)
     assert sorted((labels["outcome"], value) for labels, value in outcomes) == [("dead", 1), ("done", 2)]
     assert {(labels["type"], labels["priority"]) for labels, _ in outcomes} == {("watched", "high")}
     assert prometheus.query("max(runtime_dead_letters)") == [({}, 1)]
