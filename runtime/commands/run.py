@@ -244,7 +244,7 @@ async def _work(
 
     inspector, tracing = Inspector(url, config.queue, "board"), None
     try:
-        for warning in check_server(await _reach(inspector), redis_cli(url)):
+        for warning in check_server(await _reach(inspector, embedded), redis_cli(url)):
             log.log(logging.WARNING if tether is None or tether.index == 0 else logging.DEBUG, "%s", warning)
         resident = resident_reader()
         rubbish = Rubbish(time.monotonic, resident)
@@ -340,13 +340,18 @@ async def _beside(aides: list[asyncio.Task[None]], work: Coroutine[Any, Any, T],
             aide.cancel()
 
 
-async def _reach(inspector: Inspector) -> Server:
+async def _reach(inspector: Inspector, embedded: Embedded | None) -> Server:
     """Return what the server tells of itself. One that loads its data is waited for, however long that takes.
 
     Raises:
         StoreUnavailable: no answer after START_TRIES.
+        ConfigError: the embedded server cannot be started again.
     """
     try:
+        if embedded is not None:
+            with contextlib.suppress(StoreUnavailable):
+                return await patiently(inspector.server, START_TRIES)
+            embedded.start()  # the one that answered was ending, as its owner just had; in the main thread, as at first
         return await patiently(inspector.server, START_TRIES)
     except StoreUnavailable as error:
         hint = "hint: is it running? --redis or REDIS_URL names it; without either, the embedded server is used"

@@ -101,6 +101,49 @@ def test_a_second_process_shares_the_server_and_starts_it_again_when_the_owner_h
     wait_until(lambda: not answers(data), what="the last one takes it along")
 
 
+ENDING = """
+import os, signal, sys, time
+from pathlib import Path
+from runtime import cli
+from runtime.embedded import Embedded
+
+pid, start = int(sys.argv.pop(1)), Embedded.start
+
+def start_and_lose(embedded):
+    '''The server that answers is about to end, as its owner has: here it has ended when this returns.'''
+    start(embedded)
+    if not embedded.is_owner:
+        os.kill(pid, signal.SIGTERM)
+        while Path(f"/proc/{pid}/cmdline").read_bytes():
+            time.sleep(0.01)
+
+Embedded.start = start_and_lose
+sys.exit(cli.main())
+"""
+
+
+def test_a_worker_whose_server_ends_while_it_starts_starts_it_again(data, tmp_path):
+    owner = Embedded(data)
+    owner.start()
+    client(data).set("kept", "yes")
+    pid = client(data).info("server")["process_id"]
+    options = ["--data-dir", str(data), "--handlers", "tests.faults.jobs", "--board", "off", "--log", "plain"]
+    with (tmp_path / "log").open("ab") as out:
+        command = [sys.executable, "-c", ENDING, str(pid), "run", *options]
+        worker = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out, env=environment())
+    try:
+        wait_until(
+            lambda: " lanes, " in (tmp_path / "log").read_text() or worker.poll() is not None, what="it starts, or gives up"
+        )
+        assert worker.poll() is None, (tmp_path / "log").read_text()
+        assert client(data).get("kept") == "yes"
+    finally:
+        worker.terminate()
+        status = worker.wait(60)
+        owner.stop()
+    assert status == 0
+
+
 def test_nothing_is_lost_when_everything_is_killed(data, tmp_path, started):
     worker = start(started, data, tmp_path, "--concurrency", "1")
     server = client(data)
