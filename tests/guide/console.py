@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Generator, Mapping
@@ -82,6 +83,7 @@ class Shell:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,  # so that what it has started, which has its output too, can be killed with it
         )
 
     def run(self, command: str) -> tuple[str, int]:
@@ -93,7 +95,7 @@ class Shell:
         stdin.write(f"{line}\necho '{END}' $?\n")
         stdin.flush()
         printed: list[str] = []
-        late = Timer(ANSWER_S, self._bash.kill)
+        late = Timer(ANSWER_S, self._kill)
         late.start()
         try:
             for text in stdout:
@@ -109,8 +111,12 @@ class Shell:
         """End the shell, and what it has started."""
         with contextlib.suppress(BrokenPipeError, subprocess.TimeoutExpired):  # it was killed for being late, or is hung
             self._bash.communicate("kill $(jobs -p) 2>/dev/null; wait; exit\n", timeout=ANSWER_S)
-        self._bash.kill()
+        self._kill()
         self._bash.communicate()
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._bash.pid, signal.SIGKILL)
 
 
 @contextmanager

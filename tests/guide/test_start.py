@@ -27,11 +27,13 @@ def kitchen(tmp_path: Path) -> Path:
 def test_the_worker_is_killed_and_the_job_recovers_as_the_page_tells(kitchen: Path):
     board = {"RUNTIME_BOARD": f"127.0.0.1:{free_ports()}"}
     with shell(kitchen, board) as opened:
-        for step in steps_of(PAGE):
-            printed, status = opened.run(step.command)
-            log = "".join(path.read_text("utf-8") for path in kitchen.glob("worker.log"))
-            assert not step.missing_in(printed), (step.command, step.missing_in(printed), printed, log)
-            assert status in (0, REFUSED), (step.command, status, printed, log)
+        try:
+            for step in steps_of(PAGE):
+                printed, status = opened.run(step.command)
+                assert not step.missing_in(printed), (step.command, step.missing_in(printed), printed)
+                assert status in (0, REFUSED), (step.command, status, printed)
+        finally:
+            print(*[path.read_text("utf-8") for path in kitchen.glob("worker.log")])  # shown where the test fails
 
 
 def test_the_test_of_the_page_passes(kitchen: Path):
