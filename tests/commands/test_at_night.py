@@ -35,7 +35,6 @@ class Night:
         add, go = self.raw.xadd, self.history / "go"
         self.entry = str(add("{jobs}:medium", {"type": "nosuch", "data": "{}"}))
         add("{jobs}:hgih", {"type": "scripted", "data": '{"n":1}', "id": "misspelt-1"})
-        add("{poison}:medium", {"type": "deadly", "data": '{"n":1,"how":"kill"}', "id": "poison-1"})
         for n in range(20):
             add("{jobs}:medium", {"type": "scripted", "data": f'{{"n":{n},"failures":99}}', "id": f"boom-{n}"})
         go.touch()
@@ -96,6 +95,8 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Night]:
 
 def test_what_kills_my_workers(night: Night):
     """Also before the letter of the one that does it."""
+    # It kills four workers before it is a letter, each after a while in which one can ask.
+    night.raw.xadd("{poison}:medium", {"type": "deadly", "data": '{"n":1,"how":"kill","ms":3000}', "id": "poison-1"})
     told = r"[1-9] worker process(es)? died in 5 min \(newest [\d.]+ s ago\); suspects: poison-1 \(deadly\): \d deaths?"
     wait_until(lambda: night.raw.exists("{poison}:deaths"), what="its first worker is dead, and that is known")
     said = night.asked("doctor", pattern=told, queue="poison")
