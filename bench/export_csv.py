@@ -22,7 +22,8 @@ from statistics import median, quantiles
 import msgspec
 from uvloop import new_event_loop
 
-from handlers.contracts.data import ExportCsv, Exported, Query, Table
+from handlers.contracts.data import ExportCsv, Exported
+from handlers.contracts.sources import Query, Table
 from handlers.data import export_csv
 from handlers.kit.settings import VARIABLE
 from runtime.jobs import PLAIN, Job
@@ -134,7 +135,7 @@ def main() -> int:
         (folder / "few.sql").write_text("SELECT * FROM orders LIMIT 10\n")
         (folder / "handlers.toml").write_text(
             f"roots.out = {{ path = '{folder}', mode = 'write' }}\n"
-            f"databases.shop = {{ sqlite = 'out:shop.db', queries = '{folder}' }}\n"
+            f"databases.shop = {{ sqlite = 'out:shop.db', queries = '{folder}', tables = ['*'] }}\n"
         )
         os.environ[VARIABLE] = str(folder / "handlers.toml")
         with asyncio.Runner(loop_factory=new_event_loop) as runner:

@@ -172,9 +172,9 @@ def prepare(folder: Path, smtp_port: int) -> None:
         'senders.default = { smtp = "main", name = "Example Shop", address = "shop@example.com" }\n'
         f"templates = {{ path = {json.dumps(str(templates))} }}\n"
         f"roots.shop = {{ path = {json.dumps(str(_shop(folder / 'shop')))} }}\n"
-        f'roots.exports = {{ path = {json.dumps(str(_folder(folder / "exports")))}, mode = "write" }}\n'
-        f'roots.logs-web = {{ path = {json.dumps(str(_folder(folder / "logs")))}, mode = "purge" }}\n'
-        'databases.shop = { sqlite = "shop:shop.db" }\n'
+        f'roots.exports = {{ path = {json.dumps(str(_folder(folder / "exports")))}, mode = "write", overwrite = true }}\n'
+        f'roots.logs-web = {{ path = {json.dumps(str(_folder(folder / "logs")))}, mode = "purge", force = true }}\n'
+        'databases.shop = { sqlite = "shop:shop.db", tables = ["orders"] }\n'
         'cleanups.logs-web = { include = ["*.log.*"], older_than = "30d" }\n',
         "utf-8",
     )

@@ -13,7 +13,7 @@ from typing import Any, Final
 import redis.asyncio
 from redis.exceptions import RedisError
 
-from handlers.contracts.data import Condition, ExportCsv, Order, Table
+from handlers.contracts.data import ExportCsv
 from handlers.contracts.demo import (
     BuildReport,
     CheckPayment,
@@ -27,6 +27,7 @@ from handlers.contracts.demo import (
 )
 from handlers.contracts.email import SendEmail
 from handlers.contracts.maintenance import CleanupLogs
+from handlers.contracts.sources import Condition, Order, Table
 from runtime import JobsError, Message, Producer
 
 PAUSE_S: Final = (0.1, 0.5)  # a guess: between two jobs, so that a person can follow them

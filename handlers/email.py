@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 
 from handlers.contracts.email import SendEmail
-from handlers.kit.mail import ACCESS, CLOSING, CLOSING_S, Receipt, Reply, TemporaryFailure, compose, mask, pool, shown
-from handlers.kit.settings import Settings, current, wait_for_operator
+from handlers.kit.failures import TemporaryFailure, wait_for_operator
+from handlers.kit.mail import ACCESS, CLOSING, CLOSING_S, Receipt, Reply, compose, mask, pool, shown
+from handlers.kit.settings import Settings, current
 from handlers.kit.templates import render
 from runtime import Backoff, Dead, Job, Snooze, handler
 

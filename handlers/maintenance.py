@@ -15,9 +15,10 @@ from typing import Final
 
 import msgspec
 
-from handlers.contracts.maintenance import Cleaned, CleanupLogs
+from handlers.contracts.maintenance import Cleaned, CleanupLogs, age_s
 from handlers.kit.files import Writer, explained, open_root, target
-from handlers.kit.settings import Root, Settings, at_start, current
+from handlers.kit.sections import Root
+from handlers.kit.settings import Settings, at_start, current
 from handlers.kit.sweep import PACKED, STOP_EVERY, Found, Tree, below, compress, delete, outcome_of
 from handlers.kit.threads import Stop, in_thread
 from runtime import Backoff, ConfigError, Dead, Job, Schedule, handler
@@ -69,8 +70,7 @@ async def cleanup_logs(message: CleanupLogs, job: Job) -> Cleaned:
 
 def _clean(message: CleanupLogs, work: str, born_s: float, settings: Settings, stop: Stop) -> Cleaned:
     root = settings.root(message.root)
-    if not root.allows("purge"):
-        raise Dead(f"roots.{message.root} allows mode {root.mode!r} only, not 'purge'", "bad-path")
+    _check_permission(message, root)
     with explained(message.root), open_root(message.root, root) as top:
         now_s = time.time()
         born_s = min(born_s, now_s)
@@ -88,6 +88,21 @@ def _clean(message: CleanupLogs, work: str, born_s: float, settings: Settings, s
         finally:
             matched.clear()
             _release(seen.matching)
+
+
+def _check_permission(message: CleanupLogs, root: Root) -> None:
+    """Return if the root allows what the payload asks for.
+
+    Raises:
+        Dead: it does not; `bad-path`, or `safety-brake` for `force`.
+    """
+    where = f"roots.{message.root}"
+    if not root.allows("purge"):
+        raise Dead(f"{where} allows mode {root.mode!r} only, not 'purge'", "bad-path")
+    if message.older_than_s < age_s(root.min_age):
+        raise Dead(f"{where} allows files older than {root.min_age} only, not {message.older_than}; hint: `min_age`", "bad-path")
+    if message.force and not root.force:
+        raise Dead(f"{where} does not allow `force`; hint: force = true in its settings", "safety-brake")
 
 
 def _release(files: list[Found]) -> None:

@@ -16,6 +16,11 @@ _HOURS: Final = {"h": 1, "d": 24}
 Age = Annotated[str, Meta(pattern=r"^[1-9][0-9]{0,4}[hd](?![\s\S])", description="an age in hours or days: `36h`, `30d`")]
 
 
+def age_s(age: Age) -> int:
+    """Return an age in seconds."""
+    return int(age[:-1]) * _HOURS[age[-1]] * 3600
+
+
 @contract("cleanup-logs", priority=Priority.LOW)
 class CleanupLogs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Delete or compress the old files of a root.
@@ -55,7 +60,7 @@ class CleanupLogs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     @property
     def older_than_s(self) -> int:
         """The age in seconds."""
-        return int(self.older_than[:-1]) * _HOURS[self.older_than[-1]] * 3600
+        return age_s(self.older_than)
 
 
 class Cleaned(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,9 +18,11 @@ from urllib.parse import quote
 
 import msgspec
 
-from handlers.contracts.data import MAX_INTEGER, Condition, Query, Source, Table
+from handlers.contracts.sources import MAX_INTEGER, Condition, Query, Source, Table
+from handlers.kit.failures import wait_for_operator
 from handlers.kit.files import open_below, open_root
-from handlers.kit.settings import Database, Settings, wait_for_operator
+from handlers.kit.sections import Database
+from handlers.kit.settings import Settings
 from handlers.kit.threads import Stop, Stopped
 from runtime import Dead
 
@@ -62,7 +64,7 @@ def snapshot(settings: Settings, source: Source, stop: Stop) -> Generator[Rows]:
         connection.set_progress_handler(lambda: stop.is_set, STOP_EVERY_STEPS)
         connection.execute("BEGIN")  # so that the catalogue and the rows are of one moment
         is_table = isinstance(source, Table)
-        statement, values = _statement(connection, source) if is_table else _named_query(source, database)
+        statement, values = _statement(connection, source, database) if is_table else _named_query(source, database)
         # An open cursor would keep its lock on the file after the connection is closed.
         with contextlib.closing(connection.execute(statement, values)) as cursor:
             if not cursor.description:
@@ -90,6 +92,8 @@ def _path(settings: Settings, alias: str, database: Database) -> str:
 
     The file is not opened: closing it would drop the locks that SQLite holds on it in this process (POSIX).
     """
+    if database.sqlite is None:
+        raise wait_for_operator(f"databases.{alias}", "alias-missing", "not a SQLite database")
     root_alias, _, rest = database.sqlite.partition(":")
     root = settings.root(root_alias)
     *parts, name = rest.split("/")
@@ -129,11 +133,13 @@ def _outcome_of(error: sqlite3.Error, alias: str) -> Exception | None:
 # --- a table -------------------------------------------------------------------------------------------------------------
 
 
-def _statement(connection: sqlite3.Connection, source: Table) -> tuple[str, list[Any]]:
+def _statement(connection: sqlite3.Connection, source: Table, database: Database) -> tuple[str, list[Any]]:
     """Return the statement, with quoted names that exist in the catalogue, and the values to bind.
 
     SQLite reads a quoted name that it does not find as a text, so each is looked up.
     """
+    if not database.allows(source.table):
+        raise Dead(f"databases.{source.db} does not allow reading {source.table}; hint: `tables` in its settings", "bad-query")
     known = _columns(connection, source)
     named = [*source.columns, *(each.column for each in source.where), *(each.column for each in source.order_by)]
     for name in named:

@@ -19,7 +19,9 @@ from typing import Final, NoReturn, Self, TypeVar
 
 import msgspec
 
-from handlers.kit.settings import Root, Settings, wait_for_operator
+from handlers.kit.failures import wait_for_operator
+from handlers.kit.sections import Root
+from handlers.kit.settings import Settings
 from handlers.kit.threads import Stop
 from runtime import Dead, Snooze
 
@@ -329,7 +331,8 @@ class Writer(Part):
         self._path = place.path
         self._work = work
         self._stop = stop
-        self._overwrite = overwrite
+        self._overwrite = overwrite and place.root.overwrite
+        self._is_denied = overwrite and not place.root.overwrite
         self._is_staging = False
         self._sidecar = f"{place.name}{SIDECAR}"
         self._staged = f".{place.name}.{work}{SIDECAR}{PART}"
@@ -367,7 +370,8 @@ class Writer(Part):
         return None
 
     def _refuse(self) -> NoReturn:
-        raise Dead(f"{self._path} exists, and was not written by this job", "output-exists")
+        hint = "; hint: overwrite = true in the settings of its root" if self._is_denied else ""
+        raise Dead(f"{self._path} exists, and was not written by this job{hint}", "output-exists")
 
     def _read_sidecar(self, name: str) -> Sidecar | None:
         file = open_file(self.folder, name)

@@ -26,7 +26,8 @@ import aiosmtplib
 import msgspec
 
 from handlers.contracts.types import is_line
-from handlers.kit.settings import Sender, Smtp, wait_for_operator
+from handlers.kit.failures import BAD_PAYLOAD, TemporaryFailure, wait_for_operator
+from handlers.kit.sections import Sender, Smtp
 from runtime import ConfigError, Dead, Snooze
 
 MAX_MESSAGES: Final = 100  # per connection, as Nodemailer's pool; many relays close a connection that carries more
@@ -41,16 +42,11 @@ ACCESS: Final = frozenset({530, 534, 535, 538})  # RFC 4954: authentication is r
 MAX_DATE_S: Final = 253_402_300_799.0  # 9999-12-31, the last day of Python's datetime
 PLAIN_CHARS: Final = 66  # RFC 5322: a header line has at most 78 characters; 12 are left for its name
 MAX_REPLY_CHARS: Final = 120  # a guess: a server's text as logs show it, a line at most
-BAD_PAYLOAD: Final = "bad-payload"  # the reason of a payload that its contract refuses, since this is its fault, too
 MAX_SHOWN: Final = 5  # a guess: addresses as logs show them, a line at most
 
 POLICY: Final = SMTP_POLICY.clone(cte_type="7bit")  # passes every relay, with or without 8BITMIME
 _ENHANCED: Final = re.compile(r"[245]\.\d{1,3}\.\d{1,3}(?!\d)")
 _ADDRESS_IN_TEXT: Final = re.compile(r"[^\s<>()\[\],;:\"@]+@[^\s<>()\[\],;:\"@]+")
-
-
-class TemporaryFailure(Exception):
-    """A failure outside of the worker that may pass: the job is retried by its policy."""
 
 
 # --- the letter ----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any, Final
 from jinja2 import FileSystemLoader, StrictUndefined, TemplateError, TemplateNotFound, TemplateSyntaxError, UndefinedError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from handlers.kit.settings import wait_for_operator
+from handlers.kit.failures import wait_for_operator
 from runtime import Dead
 
 MAX_BODY_CHARS: Final = 200_000  # rendering and encoding it hold up the loop for less than 20 ms (measured)

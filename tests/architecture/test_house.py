@@ -244,7 +244,7 @@ def may_import(importer: str, imported: str) -> bool:
         case _ if importer == "handlers.demo" and is_under(imported, ("handlers.demo_traffic", "handlers.demo_screen")):
             return True
         case _ if importer.startswith("handlers.contracts"):
-            return imported in ("runtime", "handlers.contracts.types")
+            return imported in ("runtime", "handlers.contracts.types", "handlers.contracts.sources")
         case _:
             return imported == "runtime" or is_under(imported, ("handlers.contracts", "handlers.kit"))
 

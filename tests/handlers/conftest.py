@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from handlers.kit import settings
+from handlers.kit import failures, settings
 from handlers.kit.mail import close_pools
 from tests.handlers.mailhost import Mailhost
 
@@ -38,7 +38,7 @@ def start() -> Iterator[Start]:
 @pytest.fixture
 def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Configure:
     """Write the settings of the handlers."""
-    settings._logged_s.clear()
+    failures._logged_s.clear()
     settings._at.cache_clear()
     path = tmp_path / "handlers.toml"
     monkeypatch.setenv(settings.VARIABLE, str(path))

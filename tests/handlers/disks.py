@@ -16,8 +16,9 @@ from typing import Any
 
 import msgspec
 
-from handlers.contracts.data import ExportCsv, Table
+from handlers.contracts.data import ExportCsv
 from handlers.contracts.maintenance import CleanupLogs
+from handlers.contracts.sources import Table
 from handlers.kit.settings import VARIABLE
 from runtime.jobs import Job, contract_of
 from tests import builders
@@ -49,10 +50,11 @@ class Disk:
     def settings(self, **more: str) -> str:
         """Return the text of the settings; `more` adds to what is said of `out`, `logs` and `shop`."""
         return (
-            f"roots.out = {{ path = '{self.out}', mode = 'write'{more.get('out', '')} }}\n"
-            f"roots.logs = {{ path = '{self.logs}', mode = 'purge'{more.get('logs', '')} }}\n"
+            f"roots.out = {{ path = '{self.out}', mode = 'write', overwrite = true{more.get('out', '')} }}\n"
+            f"roots.logs = {{ path = '{self.logs}', mode = 'purge', force = true{more.get('logs', '')} }}\n"
             f"roots.db = {{ path = '{self.folder / 'db'}' }}\n"
-            f"databases.shop = {{ sqlite = 'db:shop.db', queries = '{self.folder / 'db'}'{more.get('shop', '')} }}\n"
+            f"databases.shop = {{ sqlite = 'db:shop.db', queries = '{self.folder / 'db'}', "
+            f"tables = ['*']{more.get('shop', '')} }}\n"
         )
 
     def sql(self, *statements: str, rows: list[tuple[Any, ...]] | None = None) -> None:

@@ -1,7 +1,8 @@
 """`python -m tests.handlers.in_child OPTIONS`: run one job in this process, under limits of the system, or until it is killed.
 
 With `kill` it runs the job in a copy of the folder again and again, each time in a process that kills itself one call to the file
-system later, until one comes through; then it says how many there were.
+system later, until one comes through; then it says how many there were. With `point` and
+`times` it kills itself at a named point.
 """
 
 from __future__ import annotations
@@ -19,17 +20,15 @@ from typing import Any
 
 import msgspec
 
-from handlers.data import export_csv
-from handlers.maintenance import cleanup_logs
-from runtime.jobs import Handler
+from handlers.kit.points import EVENT
+from runtime.registry import find
 from tests.handlers.disks import job_of
 
-HANDLERS: dict[str, Handler[Any]] = {"export-csv": export_csv, "cleanup-logs": cleanup_logs}
 CALLS = ("open", "fcntl.flock", "sqlite3.connect", "os.")  # what the interpreter says before each call
 
 
 def run(options: dict[str, Any]) -> str:
-    handler = HANDLERS[options["type"]]
+    handler = find(["handlers"]).registry[options["type"].encode()]
     message = msgspec.convert(options["payload"], handler.contract.payload)
     try:
         result = asyncio.run(handler.run(message, job_of(message)))
@@ -44,6 +43,17 @@ def die_at(number: int) -> None:
 
     def listen(event: str, arguments: tuple[Any, ...]) -> None:
         if event.startswith(CALLS) and next(count) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(listen)
+
+
+def die_at_point(name: str, times: int) -> None:
+    """Kill this process where its work comes to the named point for the so-manyth time."""
+    left = itertools.count(1)
+
+    def listen(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == EVENT and arguments[0] == name and next(left) == times:
             os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(listen)
@@ -73,6 +83,8 @@ def main() -> None:
     if "kill" in options:
         print(kill_everywhere(options))
         return
+    if "point" in options:
+        die_at_point(options["point"], options.get("times", 1))
     if "file_bytes" in options:
         resource.setrlimit(resource.RLIMIT_FSIZE, (options["file_bytes"], options["file_bytes"]))
     if "user" in options and os.getuid() == 0:

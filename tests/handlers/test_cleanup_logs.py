@@ -185,6 +185,18 @@ async def test_the_brake_holds_before_nearly_everything_is_touched(disk: Disk) -
     assert (await run(force=False)).deleted == 10
 
 
+async def test_the_root_must_allow_what_the_payload_asks_for(disk: Disk, configure: Configure) -> None:
+    disk.old("a.log")
+    configure(disk.settings().replace("force = true", "force = false, min_age = '10d'"))
+    with pytest.raises(Dead, match="hint: force = true") as caught:
+        await run(older_than="30d")
+    assert caught.value.code == "safety-brake"
+    with pytest.raises(Dead, match="older than 10d only, not 239h") as caught:
+        await run(older_than="239h", force=False)
+    assert caught.value.code == "bad-path"
+    assert files(disk) == ["a.log"]
+
+
 async def test_the_brake_holds_before_more_than_the_root_allows_is_touched(disk: Disk, configure: Configure) -> None:
     configure(disk.settings(logs=", max_delete = 3"))
     for number in range(4):

@@ -18,8 +18,10 @@ from handlers.contracts.email import SendEmail
 from handlers.contracts.types import is_line
 from handlers.email import send_email
 from handlers.kit import mail as kit
-from handlers.kit.mail import TemporaryFailure, compose, mask, pool
-from handlers.kit.settings import Sender, Smtp, current
+from handlers.kit.failures import TemporaryFailure
+from handlers.kit.mail import compose, mask, pool
+from handlers.kit.sections import Sender, Smtp
+from handlers.kit.settings import current
 from runtime import Dead, Snooze
 from runtime.jobs import Job
 from tests.builders import NOW_MS, job_of
@@ -433,7 +435,7 @@ async def test_a_rotated_password_costs_no_attempt(start: Start, configure: Conf
     configure(
         SETTINGS.format(port=host.port)
         .replace("smtp://", "smtp://mailer@")
-        .replace("plain", f"password_file = '{secret}', plain")
+        .replace("plain", f"password = 'file:{secret}', plain")
     )
     with pytest.raises(Snooze, match=r"auth-failed: smtp.main: the server refuses us with 535") as caught:
         await send(mail())

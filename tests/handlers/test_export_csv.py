@@ -21,7 +21,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from handlers.contracts.data import Condition, ExportCsv, Exported, Order, Query, Table
+from handlers.contracts.data import ExportCsv, Exported
+from handlers.contracts.sources import Condition, Order, Query, Table
 from handlers.data import export_csv
 from handlers.kit import databases, threads
 from handlers.kit.tables import CsvText
@@ -401,8 +402,9 @@ async def test_a_fault_of_the_settings_makes_the_job_wait(disk: Disk, configure:
     (disk.folder / "db" / "link.db").symlink_to(disk.database)
     configure(
         disk.settings()
-        + "".join(f"databases.{name} = {{ sqlite = 'db:{name}.db' }}\n" for name in ("none", "text", "link"))
-        + "databases.deep = { sqlite = 'db:shop.db/deep.db' }\ndatabases.lost = { sqlite = 'nowhere:shop.db' }\n"
+        + "".join(f"databases.{name} = {{ sqlite = 'db:{name}.db', tables = ['t'] }}\n" for name in ("none", "text", "link"))
+        + "databases.deep = { sqlite = 'db:shop.db/deep.db', tables = ['t'] }\n"
+        + "databases.lost = { sqlite = 'nowhere:shop.db', tables = ['t'] }\n"
     )
     for db, said in [
         ("unknown", "databases.unknown: not in"),
@@ -503,6 +505,16 @@ async def test_the_same_rows_give_the_same_bytes(disk: Disk) -> None:
     assert (disk.out / "t.csv").read_bytes() == content
     other = await run(export("a", "b", to="out:u.csv"), number=1)
     assert other.sha256 == first.sha256
+
+
+async def test_only_tables_that_the_settings_name_are_read(disk: Disk, configure: Configure) -> None:
+    disk.table("a TEXT", [("x",)])
+    disk.table("a TEXT", [("y",)], name="secrets")
+    configure(disk.settings().replace("tables = ['*']", "tables = ['t']"))
+    assert (await run(export("a"))).rows == 1
+    with pytest.raises(Dead, match="does not allow reading secrets; hint: `tables`") as caught:
+        await run(export("a", table="secrets", to="out:u.csv"))
+    assert caught.value.code == "bad-query"
 
 
 async def test_anothers_file_is_not_replaced_but_on_request(disk: Disk) -> None:

@@ -21,7 +21,8 @@ from handlers.contracts.data import Exported
 from handlers.contracts.types import RootPath, check_path
 from handlers.kit import files
 from handlers.kit.files import Sidecar, Target, Writer, open_below, open_root, target
-from handlers.kit.settings import Root, Settings
+from handlers.kit.sections import Root
+from handlers.kit.settings import Settings
 from handlers.kit.threads import Stop, Stopped
 from runtime import Dead, Snooze
 from tests.handlers.disks import Disk, state, swapping
@@ -71,9 +72,11 @@ def disk(tmp_path: Path) -> Disk:
 
 
 @contextmanager
-def writing(disk: Disk, path: str = "out:x.csv", work: str = WORK, overwrite: bool = False, **root: Any) -> Iterator[Writer]:
+def writing(
+    disk: Disk, path: str = "out:x.csv", work: str = WORK, overwrite: bool = False, allows: bool = True, **root: Any
+) -> Iterator[Writer]:
     """Open a writer as a handler does."""
-    settings = Settings(roots={"out": Root(path=str(disk.out), **{"mode": "write", **root})})
+    settings = Settings(roots={"out": Root(path=str(disk.out), **{"mode": "write", "overwrite": allows, **root})})
     with target(settings, path) as place, Writer(place, work, Stop(), overwrite=overwrite) as writer:
         yield writer
 
@@ -279,6 +282,17 @@ def test_a_sidecar_that_cannot_be_read_makes_nothing_ours(disk: Disk, sidecar: b
     (disk.out / "x.csv.job.json").write_bytes(sidecar)
     with pytest.raises(Dead, match="not written by this job"):
         write(disk, b"two", overwrite=True)
+    assert (disk.out / "x.csv").read_bytes() == b"one"
+
+
+def test_the_root_must_allow_what_the_payload_asks_for(disk: Disk) -> None:
+    write(disk)
+    with (
+        pytest.raises(Dead, match="hint: overwrite = true") as caught,
+        writing(disk, work=OTHER, overwrite=True, allows=False) as writer,
+    ):
+        writer.already(Exported)
+    assert caught.value.code == "output-exists"
     assert (disk.out / "x.csv").read_bytes() == b"one"
 
 

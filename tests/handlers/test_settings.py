@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from handlers.kit import settings
+from handlers.kit import failures, settings
 from handlers.kit.mail import Pool
-from handlers.kit.settings import Smtp, current, load
+from handlers.kit.sections import Database, Sender, Smtp
+from handlers.kit.settings import current, load
 from runtime import ConfigError, Snooze
 from tests.handlers.conftest import Configure
 
 GOOD = """
-smtp.main = { url = "smtp+starttls://mailer@smtp.example.org", password_file = "/run/secrets/smtp", connections = 8 }
+smtp.main = { url = "smtp+starttls://mailer@smtp.example.org", password = "file:/run/secrets/smtp", connections = 8 }
 smtp.other-one = { url = "smtps://smtp.example.org" }
 senders.default = { smtp = "main", name = "Example", address = "no-reply@example.org" }
 templates.path = "/srv/templates"
@@ -51,7 +52,7 @@ def test_each_value_may_come_from_the_environment(tmp_path: Path) -> None:
     }
     found = load(written(tmp_path, GOOD), environment)
     assert found.server("main").connections == 3
-    assert found.server("main").password_file == "/run/secrets/smtp"
+    assert found.server("main").password == "file:/run/secrets/smtp"
     assert found.server("other-one").timeout_s == 2.5
     assert found.server("local").plain
     assert found.template_folder("order") == "/elsewhere"
@@ -70,7 +71,13 @@ def test_each_value_may_come_from_the_environment(tmp_path: Path) -> None:
         ('smtp.a = { url = "smtps://u:hunter2" }', "not a URL"),
         ('smtp.a = { url = "smtps://u@mail.example.org", password = "hunter2" }', "smtp.a: .*password"),
         ('smtp.a = { url = "smtps://u@mail.example.org", password = "env:A\\n" }', "smtp.a: .*password"),
-        ('smtp.a = { url = "smtps://u@h.org", password = "env:A", password_file = "/x" }', "not both"),
+        ('smtp.a = { url = "smtps://u@h.org", password_file = "/x" }', "unknown field `password_file`"),
+        ("databases.a = { }", "must have sqlite"),
+        ('databases.a = { sqlite = "r:a.db", url = "postgresql://u@h/n" }', "must have sqlite"),
+        ('databases.a = { url = "mysql://u@h/n" }', "url: must be postgresql://"),
+        ('databases.a = { url = "postgresql://u:hunter2@h/n" }', "must not hold a password"),
+        ('databases.a = { url = "postgresql://u@h/n?sslmode=disable" }', "url: must be postgresql://"),
+        ('databases.a = { url = "postgresql://u@db.example.org/n", tls = "off" }', "only for a server on the loopback"),
         ('smtp.a = { url = "smtps://u@mail.example.org" }', "or neither"),
         ('smtp.a = { url = "smtps://mail.example.org", password = "env:A" }', "or neither"),
         ('smtp.a = { url = "smtps://mail.example.org", hunter = 2 }', "smtp.a: .*unknown field `hunter`"),
@@ -112,7 +119,7 @@ async def test_a_secret_is_read_when_wanted_and_never_shown(tmp_path: Path, monk
     secret = tmp_path / "password"
     secret.write_text("hunter2\n")
     monkeypatch.setenv("MAIL_PASSWORD", "hunter3")
-    from_file = Smtp(url="smtps://me@h.org", password_file=str(secret))
+    from_file = Smtp(url="smtps://me@h.org", password=f"file:{secret}")
     from_variable = Smtp(url="smtps://me@h.org", password="env:MAIL_PASSWORD")
     assert (from_file.read_password(), from_variable.read_password()) == ("hunter2", "hunter3")
     secret.write_text("hunter4")
@@ -126,7 +133,7 @@ async def test_a_secret_is_read_when_wanted_and_never_shown(tmp_path: Path, monk
 
 def test_a_secret_that_cannot_be_read_is_a_fault_of_the_settings(tmp_path: Path) -> None:
     for smtp in (
-        Smtp(url="smtps://me@h.org", password_file=str(tmp_path / "none")),
+        Smtp(url="smtps://me@h.org", password=f"file:{tmp_path}/none"),
         Smtp(url="smtps://me@h.org", password="env:NO_SUCH_VARIABLE_HERE"),
     ):
         with pytest.raises(ConfigError):
@@ -144,18 +151,40 @@ def test_a_fixed_file_is_read_without_a_restart(configure: Configure) -> None:
         current()
 
 
+def test_a_sender_writes_only_to_whom_it_may() -> None:
+    sender = Sender(smtp="main", address="a@example.org", to=["*@example.org", "ada@example.com"])
+    assert sender.may_write_to("Bob@EXAMPLE.org")
+    assert sender.may_write_to("ada@example.com")
+    assert not sender.may_write_to("bob@example.com")
+    assert not sender.may_write_to("bob@example.org.evil.example")
+    assert Sender(smtp="main", address="a@example.org").may_write_to("bob@example.com")
+
+
+def test_the_url_of_a_database_leads_to_a_host_or_a_socket() -> None:
+    there = Database(url="postgresql://jobs@db.example.org:5433/shop").endpoint
+    assert (there.host, there.port, there.user, there.name) == ("db.example.org", 5433, "jobs", "shop")
+    here = Database(url="postgresql://jobs@/shop?host=/run/postgresql&port=5434").endpoint
+    assert (here.host, here.port) == ("/run/postgresql", 5434)
+
+
+def test_a_list_may_come_from_the_environment(tmp_path: Path) -> None:
+    environment = {"RUNTIME_HANDLERS__DATABASES__SHOP__TABLES": '["orders", "items"]'}
+    found = load(written(tmp_path, 'databases.shop = { sqlite = "r:a.db" }'), environment)
+    assert found.database("shop").tables == ["orders", "items"]
+
+
 def test_a_missing_alias_is_logged_once_a_minute(configure: Configure, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.ERROR):
         for alias in ("one", "one", "two", "one"):
             with pytest.raises(Snooze) as caught:
                 current().server(alias)
-            assert caught.value.delay_s == settings.WAIT_S
+            assert caught.value.delay_s == failures.WAIT_S
     assert [record.args[0] for record in caplog.records if record.args] == ["smtp.one", "smtp.two"]
-    settings._logged_s["smtp.one"] -= settings.LOG_EVERY_S
+    failures._logged_s["smtp.one"] -= failures.LOG_EVERY_S
     with caplog.at_level(logging.ERROR), pytest.raises(Snooze):
         current().server("one")
     assert len(caplog.records) == 3
-    for number in range(2 * settings.MAX_SUBJECTS):
+    for number in range(2 * failures.MAX_SUBJECTS):
         with pytest.raises(Snooze):
             current().server(f"alias-{number}")
-    assert len(settings._logged_s) <= settings.MAX_SUBJECTS
+    assert len(failures._logged_s) <= failures.MAX_SUBJECTS

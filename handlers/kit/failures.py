@@ -1,0 +1,38 @@
+"""What keeps a job from being done, told apart by who must act: time, the sender of the job, or an operator."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Final
+
+from runtime import Snooze
+
+log = logging.getLogger("handlers")
+
+BAD_PAYLOAD: Final = "bad-payload"  # the reason of a payload that its contract refuses, for what only the work itself can see
+WAIT_S: Final = 60.0  # a guess: how soon a waiting job checks whether the settings have been fixed
+LOG_EVERY_S: Final = 60.0  # a guess: a fault that lasts is logged once a minute
+MAX_SUBJECTS: Final = 1000  # a guess: aliases come from payloads, so the memory of what was logged is bounded
+
+
+class TemporaryFailure(Exception):
+    """A failure outside of the worker that may pass: the job is retried by its policy."""
+
+
+class BadRow(Exception):
+    """A value of one row cannot be used; the row is refused, and the others go on. The text shows nothing of the value."""
+
+
+def wait_for_operator(subject: str, code: str, text: str) -> Snooze:
+    """Return the `Snooze` to raise for a fault that an operator must fix, and log it, once a minute per subject."""
+    now_s = time.monotonic()
+    if now_s - _logged_s.get(subject, -LOG_EVERY_S) >= LOG_EVERY_S:
+        if len(_logged_s) >= MAX_SUBJECTS:
+            _logged_s.clear()
+        _logged_s[subject] = now_s
+        log.error("%s: %s: %s; its jobs wait, and check again every %g s", subject, code, text, WAIT_S)
+    return Snooze(WAIT_S, f"{code}: {subject}: {text}")
+
+
+_logged_s: dict[str, float] = {}

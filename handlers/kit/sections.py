@@ -1,0 +1,286 @@
+"""The sections of `handlers.toml`: what an operator may say, with the defaults. They hold no secret, only where it is.
+
+A configuration permits; a payload may only ask for less.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import ipaddress
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Final, Literal
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import msgspec
+from msgspec import Meta
+
+from handlers.contracts.maintenance import Age, CleanupLogs
+from handlers.contracts.types import Address, Alias, Line, RootPath, check_path
+from runtime import ConfigError
+
+_PORTS: Final = {"smtp": 25, "smtp+starttls": 587, "smtps": 465}  # RFC 5321, RFC 6409, RFC 8314
+_MODES: Final = ("read", "write", "purge")  # each allows what those before it do
+_SIZE: Final = re.compile(r"([0-9]{1,15}) ?([KMGT]iB|B)?")
+_UNITS: Final = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+_NAMES: Final = ", ".join(f"{scheme}://" for scheme in _PORTS)
+
+Secret = Annotated[
+    str,
+    Meta(
+        pattern=r"^(?:env:[A-Za-z_][A-Za-z0-9_]*|file:/[^\x00-\x1f]+)(?![\s\S])",
+        description="where a secret is: `env:NAME` or `file:/path`",
+    ),
+]
+
+
+def read_secret(secret: Secret) -> str:
+    """Return a secret as it is now, so that a rotated one needs no restart.
+
+    Raises:
+        ConfigError: its file or variable cannot be read.
+    """
+    kind, _, place = secret.partition(":")
+    if kind == "env":
+        if place not in os.environ:
+            raise ConfigError(f"variable {place} is not set")
+        return os.environ[place]
+    try:
+        return Path(place).read_text("utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise ConfigError(f"{place}: {reason}") from None
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host is this machine by its name or address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """A mail server's URL, parsed."""
+
+    scheme: str
+    host: str
+    port: int
+    user: str
+
+
+class DatabaseEndpoint(msgspec.Struct, frozen=True):
+    """A PostgreSQL URL, parsed: `host` is a name, an address, or the folder of a socket."""
+
+    host: str
+    port: int
+    user: str
+    name: str
+
+
+class Smtp(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A mail server, and how this worker may use it.
+
+    The password is read when a connection is opened, so that a rotated one needs no restart.
+    """
+
+    url: str
+    password: Secret | None = None
+    connections: Annotated[int, Meta(ge=1, le=100)] = 4  # a guess; Postfix allows one client 50
+    timeout_s: Annotated[float, Meta(gt=0, le=600)] = 20.0  # a guess: for each command; a third of the job's 60 s
+    per_second: Annotated[float, Meta(gt=0, le=10_000)] | None = None  # messages, of this worker; None: as fast as the server is
+    plain: bool = False
+
+    def __post_init__(self) -> None:
+        """Check that no password and no mail goes over a network in plain text.
+
+        Raises:
+            ValueError: the fields do not go together; the text shows nothing of the URL, which may hold a password.
+        """
+        endpoint = _endpoint(self.url)
+        if self.plain and not is_loopback(endpoint.host):
+            raise ValueError("plain = true is only for a server on the loopback interface")
+        if self.plain != (endpoint.scheme == "smtp"):
+            raise ValueError("smtp:// needs plain = true, and plain = true needs smtp://; hint: smtp+starttls:// or smtps://")
+        if bool(endpoint.user) != bool(self.password):
+            raise ValueError("must have a user in the url and a password, or neither")
+
+    def __repr__(self) -> str:
+        secret = "***" if self.password else "none"
+        return f"<Smtp {self.url}, {self.connections} connections, password {secret}>"
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The URL, parsed."""
+        return _endpoint(self.url)
+
+    def read_password(self) -> str | None:
+        """Return the current password; None if there is none.
+
+        Raises:
+            ConfigError: its file or variable cannot be read.
+        """
+        return read_secret(self.password) if self.password else None
+
+
+class Sender(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The author of a mail, the server to send it by, and to whom it may write.
+
+    `to` are globs for whole addresses, `*@example.org`; without any, to everybody. `per_hour` is how many recipients all workers
+    together may send to within an hour.
+    """
+
+    smtp: Alias
+    address: Address
+    name: Line = ""
+    to: list[Line] = []
+    per_hour: Annotated[int, Meta(ge=1)] | None = None
+
+    def may_write_to(self, address: str) -> bool:
+        """Return whether jobs may send mail of this author to the address; the case of letters does not matter."""
+        return not self.to or any(fnmatch.fnmatchcase(address.lower(), glob.lower()) for glob in self.to)
+
+
+class Templates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The folder of the mail templates."""
+
+    path: str
+
+
+class Root(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A folder that payloads name by its alias, and what jobs may do in it.
+
+    `purge` allows `cleanup-logs` to delete there, up to `max_delete` files a run, none younger than `min_age`. `max_bytes` is for
+    each file that a job writes. What a payload asks for by `overwrite` or `force` it gets only where these are true here.
+    """
+
+    path: str
+    mode: Literal["read", "write", "purge"] = "read"
+    max_bytes: int | str = "5GiB"  # a guess: ten million rows of 500 bytes
+    max_delete: Annotated[int, Meta(ge=1)] = 100_000  # a guess: far above a month of logs, far below a home
+    min_age: Age = "1h"  # the least that a payload can ask for
+    overwrite: bool = False
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the path and the size.
+
+        Raises:
+            ValueError: the path is relative, the whole file system could be purged, or `max_bytes` is not a size.
+        """
+        if not os.path.isabs(self.path):
+            raise ValueError("path: must be absolute")
+        if self.mode == "purge" and os.path.normpath(self.path) in ("/", "//"):
+            raise ValueError("path: must not be the whole file system with mode purge")
+        if _size_bytes(self.max_bytes) < 1:
+            raise ValueError("max_bytes: must be a number of bytes, or a text such as 500MiB")
+
+    @property
+    def limit_bytes(self) -> int:
+        """`max_bytes` as a number."""
+        return _size_bytes(self.max_bytes)
+
+    def allows(self, mode: Literal["read", "write", "purge"]) -> bool:
+        """Return whether jobs may do this here."""
+        return _MODES.index(mode) <= _MODES.index(self.mode)
+
+
+class Database(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A SQLite file below a root, or a PostgreSQL database, and what payloads may ask of it.
+
+    `queries` is the folder of the queries that they may name; `tables` are the tables and views that they may read, `writable`
+    those that they may write, `["*"]` for all. `max_row_bytes` is for each row that is read.
+    """
+
+    sqlite: RootPath | None = None
+    url: str = ""
+    password: Secret | None = None
+    tls: Literal["require", "verify", "off"] = "verify"
+    ca_file: str = ""
+    queries: str = ""
+    tables: list[Line] = []
+    writable: list[Line] = []
+    max_row_bytes: Annotated[int, Meta(ge=1024, le=2**30)] = 2**20  # a guess; 2**30 is near the most that SQLite allows
+
+    def __post_init__(self) -> None:
+        """Check that it is one database, and that no password goes over a network in plain text.
+
+        Raises:
+            ValueError: the fields do not go together; the text shows nothing of the URL, which may hold a password.
+        """
+        if (self.sqlite is None) == (not self.url):
+            raise ValueError("must have sqlite = 'root:path' or url = 'postgresql://…'")
+        if self.sqlite is not None:
+            check_path(self.sqlite, "sqlite")
+            return
+        endpoint = self.endpoint
+        if self.tls == "off" and not is_loopback(endpoint.host) and not endpoint.host.startswith("/"):
+            raise ValueError("tls = 'off' is only for a server on the loopback interface or a socket")
+
+    @property
+    def endpoint(self) -> DatabaseEndpoint:
+        """The URL, parsed."""
+        return _database_endpoint(self.url)
+
+    def read_password(self) -> str | None:
+        """Return the current password; None if there is none.
+
+        Raises:
+            ConfigError: its file or variable cannot be read.
+        """
+        return read_secret(self.password) if self.password else None
+
+    def allows(self, table: str, *, write: bool = False) -> bool:
+        """Return whether payloads may read this table, or write it."""
+        allowed = self.writable if write else self.tables
+        return table in allowed or "*" in allowed
+
+
+class Cleanup(CleanupLogs, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A job `cleanup-logs` that is sent again and again, and when. `root` is the alias of the cleanup where it names none."""
+
+    enabled: bool = True
+    when: str = "20 3 * * *"
+    tz: str = "UTC"
+
+    def job(self) -> CleanupLogs:
+        """Return the payload of each job."""
+        return CleanupLogs(**{name: getattr(self, name) for name in CleanupLogs.__struct_fields__})
+
+
+def _endpoint(url: str) -> Endpoint:
+    try:
+        parts = urlsplit(url)
+        scheme, host, port = parts.scheme, parts.hostname or "", parts.port
+    except ValueError:
+        raise ValueError("url: not a URL") from None
+    if scheme not in _PORTS or not host or parts.path.strip("/") or parts.query or parts.fragment:
+        raise ValueError(f"url: must be one of {_NAMES} with a host, and optionally a user and a port")
+    if parts.password is not None:
+        raise ValueError("url: must not hold a password; hint: password = 'file:/path' or 'env:NAME'")
+    return Endpoint(scheme, host, port or _PORTS[scheme], unquote(parts.username or ""))
+
+
+def _size_bytes(text: int | str) -> int:
+    """Return a size in bytes; 0 if the text is not a size."""
+    found = _SIZE.fullmatch(str(text))
+    return int(found[1]) * _UNITS[found[2] or ""] if found else 0
+
+
+def _database_endpoint(url: str) -> DatabaseEndpoint:
+    """Return a parsed `postgresql://user@host:port/name`, or `postgresql://user@/name?host=/folder&port=5432` for a socket."""
+    try:
+        parts = urlsplit(url)
+        host, port, options = parts.hostname or "", parts.port, dict(parse_qsl(parts.query, strict_parsing=bool(parts.query)))
+    except ValueError:
+        raise ValueError("url: not a URL") from None
+    if parts.password is not None:
+        raise ValueError("url: must not hold a password; hint: password = 'file:/path' or 'env:NAME'")
+    name = unquote(parts.path.removeprefix("/"))
+    host, socket_port = options.pop("host", host), options.pop("port", "")
+    if parts.scheme not in ("postgresql", "postgres") or not host or not name or not parts.username or options or parts.fragment:
+        raise ValueError("url: must be postgresql://user@host/name, or postgresql://user@/name?host=/folder for a socket")
+    if not socket_port.isdecimal() and socket_port:
+        raise ValueError("url: port must be a number")
+    return DatabaseEndpoint(host, port or int(socket_port or 5432), unquote(parts.username), name)
