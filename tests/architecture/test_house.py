@@ -86,6 +86,7 @@ LOADED_LATE = {
     "runtime/commands/board.py": "loads the board, and with it aiohttp, only to serve it, so that its flags are known without it",
     "otel/child.py": "loads OpenTelemetry's SDK only in a child process that records something",
     "runtime/commands/top.py": "loads rich only to draw, so that its flags are known without it",
+    "handlers/kit/databases.py": "loads asyncpg, of an extra, only for a PostgreSQL database",
     "runtime/pytest_plugin.py": "costs nothing in test suites that do not use it",
 }
 

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from handlers.contracts.data import ExportCsv, Exported
 from handlers.contracts.sources import Condition, Order, Query, Table
 from handlers.data import export_csv
-from handlers.kit import databases, threads
+from handlers.kit import sqlite, threads
 from handlers.kit.tables import CsvText
 from handlers.maintenance import cleanup_logs
 from runtime import BadPayload, Dead, Priority, Snooze
@@ -427,7 +427,7 @@ async def test_a_fault_of_the_settings_makes_the_job_wait(disk: Disk, configure:
 
 
 async def test_a_locked_database_is_tried_again(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(databases, "BUSY_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_S", 0.01)
     disk.table("a TEXT", [])
     with closing(sqlite3.connect(disk.database, isolation_level=None)) as connection:
         connection.execute("BEGIN EXCLUSIVE")
