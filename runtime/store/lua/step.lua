@@ -102,7 +102,9 @@ local function write(looked)
   local base = math.max(due, now - CATCH_UP_MS)
   local after = base + math.max(acted * 1000 / op.rate, looked * LOOK_MS)
   local had = since_resume('done') - (counts.done or 0)
-  if is_replay and had < CANARY and since_resume('done') >= CANARY then after = now + math.min(MAX_HOLD_MS, op.canary_ms or CANARY_MS) end
+  if is_replay and had < CANARY and since_resume('done') >= CANARY then
+    after = math.max(after, now + math.min(MAX_HOLD_MS, op.canary_ms or CANARY_MS)) -- the canary had its part of the rate, too
+  end
   redis.call('ZADD', OPERATIONS, string.format('%.3f', after), id)
   return math.max(0, math.ceil(after - now))
 end
