@@ -17,7 +17,8 @@ from board.verdicts import DEFAULTS, Limits, type_level, verdicts, worst
 from board.viewer import Viewer
 from runtime import logs
 from runtime.errors import StoreUnavailable
-from runtime.store.doctor import Doctor, Finding
+from runtime.findings import Finding
+from runtime.store.doctor import Doctor
 from runtime.store.events import Events
 from runtime.store.sample import People, SampleStore
 

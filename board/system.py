@@ -13,8 +13,8 @@ from board.api import Answerer, Refused
 from board.sampler import Sampler
 from board.shapes import Audit, AuditAsk, Entry, Fact, Level, Nothing, Said, System, Trouble
 from board.viewer import Viewer
+from runtime.findings import Finding
 from runtime.store.base import parse_int
-from runtime.store.doctor import Finding
 from runtime.store.inspector import is_letter
 from runtime.store.urls import redis_cli, without_password
 

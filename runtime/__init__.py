@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         StoreUnavailable,
         UnknownType,
     )
+    from runtime.findings import Finding
     from runtime.hooks import Death, on_dead, on_error
     from runtime.jobs import Job, Priority, Secret, contract
     from runtime.lifespans import Lifespan, lifespan
@@ -48,6 +49,7 @@ __all__ = [
     "Control",
     "Dead",
     "Death",
+    "Finding",
     "Job",
     "JobDead",
     "JobsError",
@@ -80,6 +82,7 @@ _MODULES = {
     "Backoff": "backoff",
     "Control": "control",
     "Death": "hooks",
+    "Finding": "findings",
     "on_dead": "hooks",
     "on_error": "hooks",
     "Job": "jobs",

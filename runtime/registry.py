@@ -223,7 +223,8 @@ def _check_signature(
 class Found(msgspec.Struct):
     """The handlers of the given modules by type; `missing` has modules whose extra is not installed, and what to install.
 
-    `schedules` are those of the modules, by name; `lifespans` and `hooks` in the order in which they stand there.
+    `schedules` are those of the modules, by name; `lifespans` and `hooks` in the order in which they stand there; `checks` are
+    the modules' functions `CHECKS`, by the name of the module.
     """
 
     registry: dict[bytes, Handler[Any]]
@@ -231,6 +232,7 @@ class Found(msgspec.Struct):
     schedules: dict[str, Schedule]
     lifespans: list[Lifespan[Any]] = []
     hooks: list[Hook] = []
+    checks: dict[str, Callable[[], object]] = {}
 
 
 def find(modules: Sequence[str]) -> Found:
@@ -238,6 +240,8 @@ def find(modules: Sequence[str]) -> Found:
     schedules, lifespans and hooks.
 
     A module's `SCHEDULES` is a list of more schedules, or a function that returns one, as for those made from settings.
+
+    A module's `CHECKS` is a function that returns a `Finding` for each thing that handlers need; `doctor --handlers` calls it.
 
     A package may say in `EXTRAS` which import comes with which installation; where such an import is missing, the types of that
     module are not offered here.
@@ -326,6 +330,9 @@ def _place(error: BaseException, ours: int = 3) -> str:
 
 
 def _collect(found: Found, module: ModuleType) -> None:
+    check = getattr(module, "CHECKS", None)
+    if callable(check):
+        found.checks[module.__name__] = check
     for value in (*vars(module).values(), *_schedules(module)):
         if isinstance(value, Schedule) and found.schedules.setdefault(value.name, value) is not value:
             raise ConfigError(f"two schedules have the name {value.name!r}; the second is in module {module.__name__}")

@@ -10,12 +10,13 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from runtime.errors import ConfigError
+from runtime.findings import Finding
 from runtime.jobs import STREAMS, UNKNOWN
 from runtime.store.base import GROUP, WorkerRow, by_life, holders_in, layout_trouble, ms_in, pairs, workers_of
 from runtime.store.flow import BEHIND_MS, Flow, GateReading, PauseReading, ScheduleReading, silence, span
 from runtime.store.inspector import Server
 from runtime.store.resp import ServerError
-from runtime.store.rounds import Finding, Rounds, clock, memory_findings
+from runtime.store.rounds import Rounds, clock, memory_findings
 from runtime.store.unknown import dead_from_ms, kind_in_words
 
 Workers = Mapping[str, tuple[int, WorkerRow]]

@@ -16,6 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from runtime.codec import summary
+from runtime.findings import Finding
 from runtime.jobs import STREAMS, SUSPECT, default_id
 from runtime.store.base import GROUP, WorkerRow, is_code
 from runtime.store.deaths import Death
@@ -51,14 +52,6 @@ KEYS_LOOKED: Final = 100_000  # of the whole server, for those of strangers; a g
 KEYS_A_CALL: Final = 1000  # a fraction of a millisecond
 SCAN_S: Final = 2.0  # a guess: who waits for a doctor may wait for that
 STRAYS: Final = 5  # that are named; a guess
-
-
-class Finding(msgspec.Struct, frozen=True):
-    """One thing found: `level` is `error`, `warning` or `ok`; `fix` is the command that fixes it."""
-
-    level: str
-    what: str
-    fix: str = ""
 
 
 class Suspect(msgspec.Struct, frozen=True):

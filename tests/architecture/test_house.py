@@ -26,7 +26,7 @@ FIRST_PARTY = ("runtime", "handlers", "board", "otel")
 # The floors of runtime/, the lowest first: names of modules, or of a folder for all that is in it. A module imports from its own
 # floor and from lower ones.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "backoff", "limits", "said", "tries", "ended", "jobs", "stats", "observer"),  # words
+    ("errors", "backoff", "findings", "limits", "said", "tries", "ended", "jobs", "stats", "observer"),  # words
     ("logs", "folders", "leaving", "rubbish"),  # the process around them
     ("config", "bounds", "codec", "packing", "settle", "schema", "rules", "cron", "schedules", "operations", "results"),  # pure
     (
@@ -40,6 +40,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "lifespans",
         "offload",
         "registry",
+        "checks",
     ),  # users' code, and where it runs
     ("store",),
     ("streams", "sender", "waiter", "producer", "portal", "sync_producer", "operating", "steering", "control"),
@@ -55,7 +56,7 @@ STRICT: dict[str, tuple[set[str], str]] = {
     ),
     "supervisor": ({"errors", "backoff", "config", "folders", "logs", "leaving"}, "knows no job"),
     "store": (
-        {"errors", "limits", "jobs", "said", "tries", "ended", "backoff", "codec", "rules", "schema", "schedules"}
+        {"errors", "findings", "limits", "jobs", "said", "tries", "ended", "backoff", "codec", "rules", "schema", "schedules"}
         | {"operations", "results", "store"},
         "serves producers too, which load no handler",
     ),
@@ -121,7 +122,7 @@ CATCHES_CANCELS = {
     "runtime/lifespans.py:_last",
     "runtime/logs.py:log",
 }
-CATCHES_ALL = {"runtime/worker/lanes.py", "runtime/offload.py", "runtime/registry.py"}
+CATCHES_ALL = {"runtime/worker/lanes.py", "runtime/offload.py", "runtime/registry.py", "runtime/checks.py"}
 
 SPEAKS_REDIS = ("runtime.store", "runtime.streams")
 RAW = ("runtime.commands.bench",)  # measures what Redis does without us
@@ -215,6 +216,7 @@ def may_import(importer: str, imported: str) -> bool:
             allowed = (
                 *(
                     "runtime.errors",
+                    "runtime.findings",
                     "runtime.jobs",
                     "runtime.stats",
                     "runtime.said",

@@ -32,10 +32,10 @@ from board.workers import WorkersPage
 from runtime import Job, Schedule, contract, handler
 from runtime.control import Control
 from runtime.errors import ConfigError
+from runtime.findings import Finding
 from runtime.rules import Pause, Rules
 from runtime.schedules import Row, told_of_code
 from runtime.store.base import GROUP, WorkerRow
-from runtime.store.doctor import Finding
 from runtime.store.inspector import Inspector
 from tests.servers import Server
 from tests.workers import until, working

@@ -57,6 +57,45 @@ def test_a_healthy_server_has_no_errors(sick):
     assert any("durability" in row["what"] for row in all_of_them)
 
 
+MINE = """
+import asyncio, msgspec
+from runtime import Finding, contract, handler
+@contract("mine")
+class Mine(msgspec.Struct):
+    pass
+@handler(Mine)
+async def mine(message, job):
+    pass
+"""
+CHECKS = """
+async def CHECKS():
+    await asyncio.sleep(0)
+    return [Finding("ok", "partner answers"), Finding("error", "no key of partner", "put one into partner.key")]
+"""
+
+
+def test_doctor_asks_handlers_what_they_need_only_when_told_to(sick, tmp_path):
+    work_here(sick.client())
+    (tmp_path / "checked.py").write_text(MINE + CHECKS)
+    (tmp_path / "failing.py").write_text(MINE + "def CHECKS():\n    raise KeyError('key')\n")
+    (tmp_path / "odd.py").write_text(MINE + "def CHECKS():\n    return ['fine']\n")
+    given = ("doctor", "--redis", sick.url)
+    assert call(*given, cwd=tmp_path, RUNTIME_HANDLERS="checked").returncode == 0
+    asked = call(*given, "--handlers", "checked", cwd=tmp_path)
+    assert asked.returncode == 1
+    assert asked.stdout.startswith(
+        "ok       partner answers\nERROR    no key of partner\n         fix it: put one into partner.key\n"
+    )
+    assert "durability" in asked.stdout
+    assert call(*given, "--handlers", cwd=tmp_path, RUNTIME_HANDLERS="checked").stdout == asked.stdout
+    for name, said in [("failing", "KeyError: 'key'"), ("odd", "must return a Finding")]:
+        failed = call(*given, "--handlers", name, cwd=tmp_path)
+        assert failed.returncode == 1
+        assert f"{name}: its checks failed: " in failed.stdout
+        assert said in failed.stdout
+        assert "durability" in failed.stdout
+
+
 def test_doctor_finds_an_eviction_policy_that_can_evict_jobs(sick):
     sick.client().config_set("maxmemory-policy", "allkeys-lru")
     assert "maxmemory-policy noeviction" in found(sick, "allkeys-lru")["fix"]

@@ -9,9 +9,10 @@ import pytest
 import redis
 
 from runtime.errors import StoreUnavailable
+from runtime.findings import Finding
 from runtime.store.base import GROUP, LAYOUT
 from runtime.store.control import REOPEN_IDS, ControlStore
-from runtime.store.doctor import FIX_END, LOOK_AT, MAX_SHOWN, Doctor, Finding
+from runtime.store.doctor import FIX_END, LOOK_AT, MAX_SHOWN, Doctor
 from tests.servers import Server
 
 KEY = "{jobs}:high"

@@ -9,8 +9,9 @@ import time
 import pytest
 import redis
 
+from runtime.findings import Finding
 from runtime.store.base import GROUP, Keys
-from runtime.store.doctor import Doctor, Finding
+from runtime.store.doctor import Doctor
 from runtime.store.rounds import MOVE, STRAYS, _glob
 from runtime.worker.log import log as worker_log
 from tests.contract.kit import ServerKit
