@@ -52,7 +52,7 @@ def _postgres(alias: str, database: Database, stop: Stop, *, writes: bool) -> An
     try:
         from handlers.kit.postgres import PostgresSession
     except ImportError:
-        raise missing_package("asyncpg", "data") from None
+        raise missing_package("asyncpg") from None
     return PostgresSession(alias, database, stop, writes=writes)
 
 

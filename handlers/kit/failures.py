@@ -35,9 +35,9 @@ def wait_for_operator(subject: str, code: str, text: str) -> Snooze:
     return Snooze(WAIT_S, f"{code}: {subject}: {text}")
 
 
-def missing_package(package: str, extra: str) -> Snooze:
+def missing_package(package: str) -> Snooze:
     """Return the `Snooze` to raise where a job needs a package that this worker has not installed; logged as above."""
-    return wait_for_operator(package, "extra-missing", f"not installed; hint: pip install 'backend-jobs[{extra}]'")
+    return wait_for_operator(package, "extra-missing", f"not installed; hint: pip install {package}")
 
 
 _logged_s: dict[str, float] = {}
