@@ -10,11 +10,12 @@ STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 # The tests start hundreds of processes: told to keep no bytecode, each would compile all modules again.
 unexport PYTHONDONTWRITEBYTECODE
-APT := $(if $(filter 0,$(shell id -u)),,sudo )apt-get
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo )
+APT := $(SUDO)apt-get
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check format coverage build clean pythons bench bench-board bench-peers profile faults mutants \
-  second-server third-server prometheus chromium raw-client jaeger trace-demo trace-tests board board-check screenshots
+.PHONY: help install run test check format coverage build clean pythons bench bench-board bench-handlers bench-peers profile faults mutants \
+  second-server third-server postgres prometheus chromium raw-client jaeger trace-demo trace-tests board board-check screenshots
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -32,7 +33,7 @@ $(STAMP): pyproject.toml constraints.txt runtime/__init__.py
 run: install ## start the runtime with live demo jobs on an embedded Valkey, and print its URL
 	@exec $(BIN)/python -m handlers.demo --folder .run --board $(BOARD)
 
-test: install second-server third-server prometheus chromium ## all tests with a short fault run, on Valkey, Redis 7.0 and 8; WORKERS=0 for one after the other
+test: install second-server third-server postgres prometheus chromium ## all tests with a short fault run, on Valkey, Redis 7.0 and 8; WORKERS=0 for one after the other
 	$(BIN)/python -m pytest -q -m 'not long and not jaeger' -n $(WORKERS) $(ARGS)
 
 check: install ## lint, strict types, architecture
@@ -103,6 +104,11 @@ bench: $(BENCH_STAMP) second-server raw-client ## measure all rows, up to 20 min
 bench-board: $(BENCH_STAMP) second-server ## what the board costs Redis, itself and a worker, beside a million jobs; about 5 minutes
 	@$(BIN)/python -m bench.board $(ARGS)
 
+HANDLER_BENCHES := mail http data cleanup backup pdf
+
+bench-handlers: $(BENCH_STAMP) second-server postgres ## what the shipped handlers do in a second, some of them killed half-way; about 5 minutes
+	@for each in $(HANDLER_BENCHES); do $(BIN)/python -m bench.handlers_$$each || exit 1; done
+
 profile: $(BENCH_STAMP) second-server ## where a worker's time goes in a drain; writes bench/results/profile.html
 	@$(BIN)/python -m bench.profile $(ARGS)
 	@$(BIN)/python -m bench.steps
@@ -162,6 +168,18 @@ second-server:
 	  test -z "$$missing" || { echo "installing for the tests: $$missing"; \
 	    $(APT) update -q >/dev/null && DEBIAN_FRONTEND=noninteractive $(APT) install -q -y --no-install-recommends $$missing >/dev/null; } \
 	  || echo "not installed: $$missing; the tests that need it will be skipped"
+
+# Debian's PostgreSQL for the tests of handlers, each of which starts a server of its own: the file keeps the package from making and
+# starting one for the machine (man pg_createcluster), and is taken away again. Where it cannot be had, the tests that need it say so.
+NO_CLUSTER := /etc/postgresql-common/createcluster.d/none-for-tests.conf
+postgres:
+	@test -n "$(RUNTIME_POSTGRES_BIN)" || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || { \
+	    echo "installing for the tests: PostgreSQL, 60 MB"; \
+	    $(SUDO)mkdir -p $(dir $(NO_CLUSTER)) && echo 'create_main_cluster = false' | $(SUDO)tee $(NO_CLUSTER) >/dev/null && { \
+	      $(APT) update -q >/dev/null && \
+        $(SUDO)env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends postgresql >/dev/null; \
+	      status=$$?; $(SUDO)rm -f $(NO_CLUSTER); (exit $$status); }; } \
+	  || echo "not installed: postgresql; the tests that need it will be skipped"
 
 # Debian's package is unpacked, not installed: it would start a service. Where it cannot be had, the tests that need it say so.
 prometheus:

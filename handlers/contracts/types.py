@@ -23,6 +23,7 @@ MAX_PARAMS_BYTES: Final = 32 * 1024
 MAX_PARAMS_DEPTH: Final = 6
 MAX_PARAMS_KEYS: Final = 64  # per level
 MAX_PATH_CHARS: Final = 512
+MAX_NAME_CHARS: Final = 80  # of a file; as a mail encodes it, in at most 960 characters, it fits into one line
 MAX_ADDRESS_CHARS: Final = 254  # RFC 5321, erratum 1690; of it, 64 before the `@`
 
 # C0 and C1 controls, the two Unicode line ends, and the marks that make text run backwards, which can disguise it.
@@ -40,6 +41,11 @@ _ROOT_PATH: Final = rf"^[a-z][a-z0-9_-]{{0,31}}:{_PART}(?:/{_PART})*(?![\s\S])"
 # 63: the longest name in PostgreSQL; SQLite has no limit.
 _IDENT: Final = r"^[A-Za-z_][A-Za-z0-9_]{0,62}(?![\s\S])"
 _GLOB: Final = rf"^[^/\x00-\x1f{_FORBIDDEN}]+(?![\s\S])"
+_FILE_NAME: Final = rf"^{_PART}(?![\s\S])"
+# What RFC 3986 allows in a URL, and braces, for what is put in their place; no comma and no `<`, which end one in a mail header.
+_HTTPS: Final = r"^https://[A-Za-z0-9][A-Za-z0-9.-]*(?::[0-9]{1,5})?(?:[/?][A-Za-z0-9._~:/?#@!$&'()*+;=%{}-]*)?(?![\s\S])"
+_LOCALE: Final = r"^[a-z]{2,3}(?:-[A-Z]{2})?(?![\s\S])"
+_OWN_HEADER: Final = r"^[Xx]-[A-Za-z0-9-]{1,60}(?![\s\S])"
 
 Alias = Annotated[str, Meta(pattern=_ALIAS, description="a name that the worker's settings define")]
 Line = Annotated[str, Meta(pattern=_LINE, max_length=MAX_LINE_CHARS, description="one line of text")]
@@ -60,6 +66,10 @@ RootPath = Annotated[
 ]
 Ident = Annotated[str, Meta(pattern=_IDENT, description="the name of a table or a column")]
 Glob = Annotated[str, Meta(pattern=_GLOB, max_length=100, description="a pattern for file names, with `*`, `?` and `[…]`")]
+FileName = Annotated[str, Meta(pattern=_FILE_NAME, max_length=MAX_NAME_CHARS, description="the name of a file, without a folder")]
+HttpsUrl = Annotated[str, Meta(pattern=_HTTPS, max_length=MAX_LINE_CHARS, description="an https:// URL in ASCII")]
+Locale = Annotated[str, Meta(pattern=_LOCALE, description="a language, and optionally a country: `de`, `de-AT`")]
+OwnHeader = Annotated[str, Meta(pattern=_OWN_HEADER, description="the name of a header, `X-…`")]
 Params = Annotated[dict[str, Any], Meta(max_length=MAX_PARAMS_KEYS, description="values for a template")]
 
 is_line = re.compile(_LINE).match

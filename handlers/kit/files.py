@@ -19,7 +19,7 @@ from typing import Final, NoReturn, Self, TypeVar
 
 import msgspec
 
-from handlers.kit.failures import wait_for_operator
+from handlers.kit.failures import input_missing, wait_for_operator
 from handlers.kit.sections import Root
 from handlers.kit.settings import Settings
 from handlers.kit.threads import Stop
@@ -147,6 +147,37 @@ def target(settings: Settings, path: str) -> Generator[Target]:
 # --- reading -------------------------------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def source(settings: Settings, path: str, attempt: int) -> Generator[int]:
+    """Yield a descriptor to read a plain file below a root, opened over no link.
+
+    Raises:
+        Dead: the path leads over a link or to what is not a plain file, `bad-path`; the file is `too-large` for its root, or is
+            still `input-missing`.
+        Retry: there is no such file yet; `input-missing`.
+        Snooze: the root is not configured, or cannot be used; `alias-missing`.
+    """
+    alias, _, rest = path.partition(":")
+    root = settings.root(alias)
+    *parts, name = rest.split("/")
+    with explained(alias), open_root(alias, root) as top:
+        try:
+            with open_below(top, parts) as folder:
+                file = os.open(name, _READ, dir_fd=folder)
+        except FileNotFoundError:
+            raise input_missing(path, attempt) from None
+    try:
+        found = os.fstat(file)
+        if not stat.S_ISREG(found.st_mode):
+            raise Dead(f"{path}: must be a plain file", "bad-path")
+        if found.st_size > root.limit_bytes:
+            raise Dead(f"{path} must have at most {root.limit_bytes} bytes", "too-large")
+        with explained(alias):
+            yield file
+    finally:
+        os.close(file)
+
+
 def open_file(folder: int, name: str) -> int | None:
     """Return a descriptor to read a plain file; None if there is no such file, or it is something else."""
     try:
@@ -172,7 +203,7 @@ def chunks_of(file: int, stop: Stop) -> Iterator[bytes]:
         yield chunk
 
 
-def _fingerprint(folder: int, name: str, stop: Stop) -> tuple[int, str] | None:
+def fingerprint(folder: int, name: str, stop: Stop) -> tuple[int, str] | None:
     """Return the size and SHA-256 of a plain file; None as for `open_file`."""
     file = open_file(folder, name)
     if file is None:
@@ -354,7 +385,7 @@ class Writer(Part):
         shown, staged = self._read_sidecar(self._sidecar), self._read_sidecar(self._staged)
         is_ours = shown is not None and shown.work == self._work
         if is_ours or staged is not None:
-            there = _fingerprint(self.folder, self.name, self._stop)
+            there = fingerprint(self.folder, self.name, self._stop)
             for found in (shown, staged):
                 if found is not None and (found.work, found.size, found.sha256) == (self._work, *(there or ())):
                     if found is staged:

@@ -18,7 +18,7 @@ import asyncpg  # pyright: ignore[reportMissingTypeStubs]
 
 from handlers.kit.failures import BadRow, TemporaryFailure, wait_for_operator
 from handlers.kit.sections import Database
-from handlers.kit.sessions import STAGED, Rows, quoted
+from handlers.kit.sessions import NUMBER, STAGED, Rows, quoted
 from handlers.kit.threads import Stop, Stopped
 from runtime import ConfigError, Dead
 
@@ -32,6 +32,8 @@ BATCH_ROWS: Final = 2_000  # of a cursor: more at a time are not faster (measure
 BATCH_BYTES: Final = 4 * 2**20  # a guess: of large rows fewer are fetched at a time, so that memory is bounded
 FIRST_ROWS: Final = 50  # how large the rows are is known only once some were read
 
+# What a lost connection raises; the last one where it was lost between two statements, while the loop did not turn.
+_LOST: Final = (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 # asyncpg makes objects of these, and refuses what Python's types cannot hold, as the year 0 and infinity: their text is wanted.
 _AS_TEXT: Final = (
     *("timestamp", "timestamptz", "date", "time", "timetz", "interval", "inet", "cidr", "macaddr", "macaddr8", "bit", "varbit"),
@@ -42,6 +44,7 @@ _NAME: Final = re.compile(
     r"|:(?P<name>[A-Za-z_][A-Za-z0-9_]*)",
     re.DOTALL,
 )
+
 
 T = TypeVar("T")
 
@@ -67,7 +70,7 @@ class PostgresSession:
     def close(self) -> None:
         """Close the connection; a statement that still runs is cancelled, and what is not committed is gone."""
         try:
-            with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+            with contextlib.suppress(asyncpg.PostgresError, *_LOST):
                 self._runner.run(self._connection.close(timeout=CLOSE_S))
         finally:
             self._connection.terminate()
@@ -103,7 +106,7 @@ class PostgresSession:
         try:
             yield
         except BaseException:
-            with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError, Stopped):
+            with contextlib.suppress(asyncpg.PostgresError, *_LOST, Stopped):
                 self._wait(transaction.rollback)
             raise
         with self._explained():
@@ -130,7 +133,13 @@ class PostgresSession:
             names = [str(each.name) for each in prepared.get_attributes()]
             if not names:
                 raise Dead(f"databases.{self._alias}: the query returns no columns", "bad-query")
-            yield Rows(names, self._rows(self._wait(lambda: prepared.cursor(*bound))))
+            yield Rows(names, self._rows(self._wait(lambda: prepared.cursor(*bound))), self._expected(prepared, bound))
+
+    def _expected(self, prepared: Any, bound: Sequence[Any]) -> int | None:
+        """Return how many rows the planner expects; None for a statement that has no plan."""
+        with contextlib.suppress(Dead, TemporaryFailure), self.savepoint(), self._explained():
+            return int(self._wait(lambda: prepared.explain(*bound))[0]["Plan"]["Plan Rows"])
+        return None
 
     def _rows(self, cursor: Any) -> Iterator[tuple[Any, ...]]:
         count = FIRST_ROWS
@@ -150,9 +159,8 @@ class PostgresSession:
         """Fill the temporary table `staged`, by COPY."""
         names = ", ".join(map(quoted, columns))
         self.execute(f"DROP TABLE IF EXISTS pg_temp.{STAGED}")
-        self.execute(
-            f"CREATE TEMP TABLE {STAGED} ON COMMIT DROP AS SELECT 0::bigint AS n, {names} FROM {quoted(table)} LIMIT 0"  # noqa: S608 -- quoted
-        )
+        shape = f"SELECT 0::bigint AS {quoted(NUMBER)}, {names} FROM {quoted(table)} LIMIT 0"  # noqa: S608 -- quoted
+        self.execute(f"CREATE TEMP TABLE {STAGED} ON COMMIT DROP AS {shape}")
         with self._explained():
             self._wait(lambda: self._connection.copy_records_to_table(STAGED, schema_name="pg_temp", records=rows))
 
@@ -179,7 +187,7 @@ class PostgresSession:
     def _explained(self) -> Generator[None]:
         try:
             yield
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TypeError, OverflowError, ValueError) as error:
+        except (asyncpg.PostgresError, *_LOST, TypeError, OverflowError, ValueError) as error:
             raise _outcome_of(error, self._alias, writes=self._writes) or error from error
 
 
@@ -243,7 +251,7 @@ def _outcome_of(error: Exception, alias: str, *, writes: bool) -> Exception | No
     if isinstance(error, ssl.SSLError):
         return wait_for_operator(subject, "auth-failed", f"TLS: {error}")
     if not isinstance(error, asyncpg.PostgresError):
-        if isinstance(error, OSError | asyncpg.InterfaceError):  # a lost connection is one of both
+        if isinstance(error, _LOST):
             return TemporaryFailure(f"connection-lost: {subject}: {type(error).__name__}")
         # asyncpg cannot encode a value
         return BadRow("a value does not fit the type of its column") if writes else None

@@ -9,15 +9,20 @@ import fnmatch
 import ipaddress
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Final, Literal
 from urllib.parse import parse_qsl, unquote, urlsplit
+from zoneinfo import ZoneInfo
 
 import msgspec
 from msgspec import Meta
 
+from handlers.contracts.crm import SyncCrmData
 from handlers.contracts.maintenance import Age, CleanupLogs
-from handlers.contracts.types import Address, Alias, Line, RootPath, check_path
+from handlers.contracts.reports import Delivery, Format, GenerateReports, Language, Page, default_formats
+from handlers.contracts.types import Address, Alias, Line, Params, RootPath, check_path
+from handlers.contracts.windows import Window
 from runtime import ConfigError
 
 _PORTS: Final = {"smtp": 25, "smtp+starttls": 587, "smtps": 465}  # RFC 5321, RFC 6409, RFC 8314
@@ -25,6 +30,8 @@ _MODES: Final = ("read", "write", "purge")  # each allows what those before it d
 _SIZE: Final = re.compile(r"([0-9]{1,15}) ?([KMGT]iB|B)?")
 _UNITS: Final = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _NAMES: Final = ", ".join(f"{scheme}://" for scheme in _PORTS)
+
+IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 Secret = Annotated[
     str,
@@ -125,10 +132,12 @@ class Smtp(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Sender(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The author of a mail, the server to send it by, and to whom it may write.
+    """The author of a mail, the server to send it by, and what jobs may do in this name.
 
-    `to` are globs for whole addresses, `*@example.org`; without any, to everybody. `per_hour` is how many recipients all workers
-    together may send to within an hour.
+    `to` are globs for whole addresses, `*@example.org`, to which they may write; without any, to everybody. `per_hour` is to how
+    many recipients each worker process may send within an hour. `attach` are the roots from which they may attach files, `lists`
+    those from which they may read recipients, `headers` globs for the `X-…` headers that they may add: none without a word here.
+    With `unsubscribe_key` the links to unsubscribe are signed, so that nobody can unsubscribe others.
     """
 
     smtp: Alias
@@ -136,14 +145,28 @@ class Sender(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     name: Line = ""
     to: list[Line] = []
     per_hour: Annotated[int, Meta(ge=1)] | None = None
+    attach: list[Alias] = []
+    lists: list[Alias] = []
+    headers: list[Line] = []
+    unsubscribe_key: Secret | None = None
 
     def may_write_to(self, address: str) -> bool:
         """Return whether jobs may send mail of this author to the address; the case of letters does not matter."""
-        return not self.to or any(fnmatch.fnmatchcase(address.lower(), glob.lower()) for glob in self.to)
+        return not self.to or _matches(address, self.to)
+
+    def may_add(self, header: str) -> bool:
+        """Return whether jobs may add the header; the case of letters does not matter."""
+        return _matches(header, self.headers)
 
 
 class Templates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The folder of the mail templates."""
+
+    path: str
+
+
+class Documents(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The folder of the definitions of documents and reports; those that are shipped are found without it."""
 
     path: str
 
@@ -237,6 +260,119 @@ class Database(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return table in allowed or "*" in allowed
 
 
+class Reach(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an alias may reach over HTTP: every public address at `ports`, and of all others those in `private`, one by one.
+
+    `ca_file` holds the certificates to trust instead of the system's.
+    """
+
+    private: tuple[Line, ...] = ()
+    ports: tuple[Annotated[int, Meta(ge=1, le=65_535)], ...] = (443,)
+    ca_file: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the addresses.
+
+        Raises:
+            ValueError: one is no address; a network is none.
+        """
+        for address in self.private:
+            try:
+                ipaddress.ip_address(address)
+            except ValueError:
+                raise ValueError("private: must be addresses, each by itself, such as 10.0.0.7") from None
+
+    @property
+    def reach(self) -> Reach:
+        """This without what an alias has beside it."""
+        return Reach(private=self.private, ports=self.ports, ca_file=self.ca_file)
+
+    @property
+    def private_addresses(self) -> frozenset[IpAddress]:
+        """`private`, parsed."""
+        return frozenset(map(ipaddress.ip_address, self.private))
+
+
+class SigningKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What signs webhooks: `whsec_…` or plain text. During a rotation `old` signs as well.
+
+    `hosts` are globs for the hosts that may get something signed by it, where jobs say to whom a notification goes.
+    """
+
+    secret: Secret
+    old: Secret | None = None
+    hosts: tuple[Line, ...] = ()
+
+    def signs_for(self, host: str) -> bool:
+        """Return whether this host may get something signed."""
+        return _matches(host, self.hosts)
+
+
+class Channel(Reach, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where notifications go. The URL of a chat lets everybody write there, so it is a secret.
+
+    With `dynamic`, jobs say where a webhook goes: to the hosts that match one of the globs in `hosts`.
+    """
+
+    kind: Literal["webhook", "slack", "teams", "ntfy"]
+    url: Secret | None = None
+    dynamic: bool = False
+    hosts: tuple[Line, ...] = ()
+    keys: dict[Alias, SigningKey] = {}
+
+    def __post_init__(self) -> None:
+        """Check the fields against each other.
+
+        Raises:
+            ValueError: they do not go together, or a key could sign for everybody.
+        """
+        super().__post_init__()
+        if self.kind != "webhook" and (self.dynamic or self.keys):
+            raise ValueError("dynamic and keys are only for kind = 'webhook'")
+        if self.dynamic != (self.url is None) or self.dynamic != bool(self.hosts):
+            raise ValueError("must have either a url, or dynamic = true and hosts")
+        if not self.dynamic and len(self.keys) > 1:
+            raise ValueError("keys: must be one; hint: `old` is for a rotation")
+        if self.dynamic and not all(key.hosts for key in self.keys.values()):
+            raise ValueError("keys: must have hosts, so that a job cannot have anything signed for anybody")
+        if self.keys and not all(map(_is_bound, [*self.hosts, *(host for key in self.keys.values() for host in key.hosts)])):
+            raise ValueError("hosts: must name at least a domain, such as *.example.org, where there are keys")
+
+    def allows(self, host: str) -> bool:
+        """Return whether jobs may say that a notification goes to this host."""
+        return _matches(host, self.hosts)
+
+
+class Crm(Reach, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A CRM, and how this worker may use it.
+
+    `resources` is a TOML file, with a table for each resource. `auth` says how the token goes over the wire: as `bearer`, or
+    alone in a header of that name.
+    """
+
+    base_url: str
+    token: Secret
+    auth: Annotated[str, Meta(pattern=r"^(?:bearer|header:[A-Za-z][A-Za-z0-9-]{0,60})(?![\s\S])")] = "bearer"
+    requests_per_second: Annotated[float, Meta(ge=0.1, le=10_000)] = 5.0  # a guess; HubSpot allows an app 10
+    resources: str
+
+    def __post_init__(self) -> None:
+        """Check the URL.
+
+        Raises:
+            ValueError: it is not one to which paths can be added; the text shows nothing of it.
+        """
+        super().__post_init__()
+        try:
+            parts = urlsplit(self.base_url)
+            is_fit = bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            is_fit = False
+            parts = urlsplit("")
+        if not is_fit or parts.scheme not in ("https", "http") or parts.username or parts.query or parts.fragment:
+            raise ValueError("base_url: must be https://host/path without user, query and fragment")
+
+
 class Cleanup(CleanupLogs, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A job `cleanup-logs` that is sent again and again, and when. `root` is the alias of the cleanup where it names none."""
 
@@ -247,6 +383,111 @@ class Cleanup(CleanupLogs, frozen=True, kw_only=True, forbid_unknown_fields=True
     def job(self) -> CleanupLogs:
         """Return the payload of each job."""
         return CleanupLogs(**{name: getattr(self, name) for name in CleanupLogs.__struct_fields__})
+
+
+class Sync(SyncCrmData, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A job `sync-crm-data` that is sent again and again, and when. `resource` is the alias of the sync where it names none."""
+
+    enabled: bool = True
+    when: str = "*/15 * * * *"
+    tz: str = "UTC"
+
+    def job(self) -> SyncCrmData:
+        """Return the payload of each job."""
+        return SyncCrmData(**{name: getattr(self, name) for name in SyncCrmData.__struct_fields__})
+
+
+class Backup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Backups of a database, below a folder, and when they are made. `db` is the name of the backup where it says none.
+
+    For each of the last `keep_daily` days with a backup its last one is kept, and so on. `scratch` is a database on the server
+    where restores are checked; without one, that of `db`. `tools` is the folder of `pg_dump` and `pg_restore`, where it is not
+    that on PATH. `channel` hears at once of a backup that cannot be verified.
+    """
+
+    db: Alias
+    to: RootPath
+    keep_daily: Annotated[int, Meta(ge=0, le=1000)] = 7
+    keep_weekly: Annotated[int, Meta(ge=0, le=1000)] = 5
+    keep_monthly: Annotated[int, Meta(ge=0, le=1000)] = 12
+    verify: Literal["restore", "list"] = "restore"
+    scratch: Alias | None = None
+    tools: str = ""
+    channel: Alias | None = None
+    enabled: bool = True
+    when: str = "10 1 * * *"
+    tz: str = "UTC"
+
+    def __post_init__(self) -> None:
+        """Check the path, the folder of tools and the zone.
+
+        Raises:
+            ValueError: one cannot be used, or no backup would be kept.
+        """
+        check_path(self.to, "to")
+        if self.tools and not os.path.isabs(self.tools):
+            raise ValueError("tools: must be absolute")
+        if not self.keep_daily + self.keep_weekly + self.keep_monthly:
+            raise ValueError("must keep at least one: keep_daily, keep_weekly or keep_monthly")
+        try:
+            ZoneInfo(self.tz)
+        except (ValueError, OSError, KeyError):
+            raise ValueError("tz: must be a time zone, such as Europe/Berlin") from None
+
+
+def _matches(host: str, globs: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatchcase(host.lower().rstrip("."), glob.lower()) for glob in globs)
+
+
+def _is_bound(glob: str) -> bool:
+    """Return whether a glob is one host, or ends in a name of two parts at least, so that its hosts are of one owner."""
+    return not set(glob) & set("*?[") or re.search(r"\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+(?![\s\S])", glob) is not None
+
+
+_PERIODS: Final[dict[str, Literal["yesterday", "last-week", "last-month"]]] = {
+    "day": "yesterday",
+    "week": "last-week",
+    "month": "last-month",
+}
+_MORNINGS: Final = {"day": "0 5 * * *", "week": "15 5 * * 1", "month": "30 5 1 * *"}
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A job `generate-reports` that is sent again and again, about the day, week or month that is over; `when` says when else.
+
+    `report` is the alias where it names none.
+    """
+
+    report: Alias
+    every: Literal["day", "week", "month"] = "day"
+    to: Alias = "reports"
+    formats: list[Format] = msgspec.field(default_factory=default_formats)
+    params: Params = {}
+    deliver: Delivery | None = None
+    lang: Language = "en"
+    page: Page = "A4"
+    enabled: bool = True
+    when: str = ""
+    tz: str = "UTC"
+
+    def __post_init__(self) -> None:
+        """Check the payload that this makes.
+
+        Raises:
+            ValueError: it cannot be sent.
+        """
+        self.job()
+
+    @property
+    def cron(self) -> str:
+        """When it is sent: `when`, or in the morning after the day, week or month."""
+        return self.when or _MORNINGS[self.every]
+
+    def job(self) -> GenerateReports:
+        """Return the payload of each job."""
+        window = Window(period=_PERIODS[self.every], tz=self.tz)
+        names = set(GenerateReports.__struct_fields__) - {"window"}
+        return GenerateReports(window=window, **{name: getattr(self, name) for name in names})
 
 
 def _endpoint(url: str) -> Endpoint:

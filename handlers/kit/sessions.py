@@ -8,14 +8,16 @@ from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
-STAGED: Final = "staged"  # the name of the temporary table
+STAGED: Final = "backend_jobs_staged"  # the name of the temporary table, which hides any other of that name
+NUMBER: Final = "#"  # that of its first column, which no column that a payload names can have
 
 
 class Rows(msgspec.Struct, frozen=True):
-    """The names of the columns, and the rows, which can be iterated over once."""
+    """The names of the columns, and the rows, which can be iterated over once. `total` is how many the server expects."""
 
     columns: list[str]
     rows: Iterator[tuple[Any, ...]]
+    total: int | None = None
 
 
 class Session(Protocol):
@@ -56,7 +58,7 @@ class Session(Protocol):
         ...
 
     def stage(self, table: str, columns: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> None:
-        """Fill the temporary table `staged` with rows: a number, `n`, and a value for each of these columns of the table.
+        """Fill the temporary table `STAGED` with rows: a number (column `NUMBER`), and a value for each of these columns.
 
         Only within a transaction, with which the table ends.
         """

@@ -17,7 +17,7 @@ import msgspec
 
 from handlers.contracts.types import Alias
 from handlers.kit.failures import wait_for_operator
-from handlers.kit.sections import Cleanup, Database, Root, Sender, Smtp, Templates
+from handlers.kit.sections import Backup, Channel, Cleanup, Crm, Database, Documents, Report, Root, Sender, Smtp, Sync, Templates
 from runtime import ConfigError
 
 VARIABLE: Final = "RUNTIME_HANDLERS_CONFIG"
@@ -32,9 +32,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     smtp: dict[str, Smtp] = {}
     senders: dict[str, Sender] = {}
     templates: Templates | None = None
+    documents: Documents | None = None
     roots: dict[str, Root] = {}
     databases: dict[str, Database] = {}
     cleanups: dict[str, Cleanup] = {}
+    backups: dict[str, Backup] = {}
+    reports: dict[str, Report] = {}
+    channels: dict[str, Channel] = {}
+    crm: dict[str, Crm] = {}
+    syncs: dict[str, Sync] = {}
 
     def sender(self, alias: str) -> Sender:
         """Return a sender.
@@ -75,6 +81,30 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             Snooze: there is none of that name; `alias-missing`.
         """
         return self.databases.get(alias) or _missing("databases", alias)
+
+    def backup(self, alias: str) -> Backup:
+        """Return what is to be backed up, and where to.
+
+        Raises:
+            Snooze: there is none of that name; `alias-missing`.
+        """
+        return self.backups.get(alias) or _missing("backups", alias)
+
+    def channel(self, alias: str) -> Channel:
+        """Return a channel of notifications.
+
+        Raises:
+            Snooze: there is none of that name; `alias-missing`.
+        """
+        return self.channels.get(alias) or _missing("channels", alias)
+
+    def crm_of(self, alias: str) -> Crm:
+        """Return a CRM.
+
+        Raises:
+            Snooze: there is none of that name; `alias-missing`.
+        """
+        return self.crm.get(alias) or _missing("crm", alias)
 
 
 def _missing(section: str, alias: str) -> NoReturn:
@@ -131,14 +161,20 @@ def load(path: str, environment: Mapping[str, str]) -> Settings:
     unknown = sorted(set(raw) - set(Settings.__struct_fields__))
     if unknown:
         raise ConfigError(f"{path or PREFIX}: unknown section {unknown[0]!r}; hint: {', '.join(Settings.__struct_fields__)}")
-    templates = raw.get("templates")
+    templates, documents = raw.get("templates"), raw.get("documents")
     return Settings(
         smtp=_aliases(path, raw, "smtp", Smtp),
         senders=_aliases(path, raw, "senders", Sender),
         templates=None if templates is None else _struct(path, "templates", templates, Templates),
+        documents=None if documents is None else _struct(path, "documents", documents, Documents),
         roots=_aliases(path, raw, "roots", Root),
         databases=_aliases(path, raw, "databases", Database),
-        cleanups={alias: _cleanup(path, alias, value) for alias, value in _section(path, raw, "cleanups").items()},
+        cleanups=_named(path, raw, "cleanups", "root", Cleanup),
+        backups=_named(path, raw, "backups", "db", Backup),
+        reports=_named(path, raw, "reports", "report", Report),
+        channels=_aliases(path, raw, "channels", Channel),
+        crm=_aliases(path, raw, "crm", Crm),
+        syncs=_named(path, raw, "syncs", "resource", Sync),
     )
 
 
@@ -189,9 +225,13 @@ def _section(path: str, raw: Mapping[str, Any], section: str) -> dict[str, Any]:
     return _converted(path, section, raw.get(section, {}), dict[Alias, Any])
 
 
-def _cleanup(path: str, alias: str, value: Any) -> Cleanup:
-    given = {"root": alias, **cast("dict[str, Any]", value)} if isinstance(value, dict) else value
-    return _struct(path, f"cleanups.{alias}", given, Cleanup)
+def _named(path: str, raw: Mapping[str, Any], section: str, key: str, kind: type[S]) -> dict[str, S]:
+    """Return a section in which each alias is also the value of this key, where it has none."""
+    found = _section(path, raw, section)
+    for alias, value in found.items():
+        if isinstance(value, dict):
+            found[alias] = {key: alias, **cast("dict[str, Any]", value)}
+    return {alias: _struct(path, f"{section}.{alias}", value, kind) for alias, value in found.items()}
 
 
 def _struct(path: str, place: str, value: Any, kind: type[S]) -> S:

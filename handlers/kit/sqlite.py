@@ -10,20 +10,21 @@ import os
 import re
 import sqlite3
 import stat
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 from urllib.parse import quote
 
 from handlers.kit.failures import BadRow, wait_for_operator
 from handlers.kit.files import open_below, open_root
 from handlers.kit.sections import Database
-from handlers.kit.sessions import STAGED, Rows, quoted
+from handlers.kit.sessions import NUMBER, STAGED, Rows, quoted
 from handlers.kit.settings import Settings
 from handlers.kit.threads import Stop, Stopped
 from runtime import Dead
 
 BUSY_TIMEOUT_S: Final = 5.0  # that of Python's sqlite3
 STOP_EVERY_STEPS: Final = 100_000  # of SQLite's virtual machine, about 1 ms: a sort returns no row for a long time
+COPY_PAGES: Final = 2_000  # of 4 KiB each: a step takes ms, and then the stop is looked at
 
 _PLACEHOLDER: Final = re.compile(r"\$(\d+)")
 _UNUSABLE: Final = frozenset(
@@ -113,10 +114,24 @@ class SqliteSession:
         """Fill the temporary table `staged`."""
         names = ", ".join(map(quoted, columns))
         self.execute(f"DROP TABLE IF EXISTS temp.{STAGED}")
-        self.execute(f"CREATE TEMP TABLE {STAGED} AS SELECT 0 AS n, {names} FROM {quoted(table)} LIMIT 0")  # noqa: S608 -- quoted
+        self.execute(f"CREATE TEMP TABLE {STAGED} AS SELECT 0 AS {quoted(NUMBER)}, {names} FROM {quoted(table)} LIMIT 0")  # noqa: S608 -- quoted
         marks = ", ".join("?" * (len(columns) + 1))
         with self._explained():
             self._connection.executemany(f"INSERT INTO temp.{STAGED} VALUES ({marks})", rows)  # noqa: S608 -- a constant
+
+    def copy_to(self, path: str, told: Callable[[int, int], None]) -> None:
+        """Copy the whole database into a new file, within a transaction as it is at that moment.
+
+        `told` is called after each step with the bytes that are copied, and those of all; what it raises ends the copy.
+        """
+        ((page_bytes,),) = self.fetch("PRAGMA page_size")
+        with self._explained(), contextlib.closing(sqlite3.connect(path, isolation_level=None)) as copy:
+            copy.execute("PRAGMA synchronous = OFF")  # whoever keeps the file syncs it
+            self._connection.backup(
+                copy,
+                pages=COPY_PAGES,
+                progress=lambda _, left, total: told((total - left) * page_bytes, total * page_bytes),
+            )
 
     @contextlib.contextmanager
     def _explained(self) -> Generator[None]:

@@ -124,6 +124,8 @@ CATCHES_CANCELS = {
 }
 CATCHES_ALL = {"runtime/worker/lanes.py", "runtime/offload.py", "runtime/registry.py", "runtime/checks.py"}
 
+PARTS_OF_CONTRACTS = tuple(f"handlers.contracts.{name}" for name in ("types", "sources", "windows"))
+
 SPEAKS_REDIS = ("runtime.store", "runtime.streams")
 RAW = ("runtime.commands.bench",)  # measures what Redis does without us
 # Words that hardly anybody writes in capitals for another reason.
@@ -244,10 +246,10 @@ def may_import(importer: str, imported: str) -> bool:
                 *("runtime.store.flow", "runtime.store.inspector", "otel"),
             )
             return imported == "runtime" or is_under(imported, allowed)
-        case _ if importer == "handlers.demo" and is_under(imported, ("handlers.demo_traffic", "handlers.demo_screen")):
+        case _ if importer.startswith("handlers.demo") and imported.startswith("handlers.demo_"):
             return True
         case _ if importer.startswith("handlers.contracts"):
-            return imported in ("runtime", "handlers.contracts.types", "handlers.contracts.sources")
+            return imported == "runtime" or imported in PARTS_OF_CONTRACTS
         case _:
             return imported == "runtime" or is_under(imported, ("handlers.contracts", "handlers.kit"))
 

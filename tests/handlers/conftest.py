@@ -1,4 +1,4 @@
-"""A mail server per test, settings per test, and no connection left behind."""
+"""A mail server, a PostgreSQL database and settings per test, and no connection left behind."""
 
 from __future__ import annotations
 
@@ -13,9 +13,14 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from handlers.kit import failures, settings
+from handlers.kit import failures, http, settings
+from handlers.kit.circuits import Circuits
 from handlers.kit.mail import close_pools
+from runtime.jobs import MARKS
+from tests.handlers.httphost import Httphost
 from tests.handlers.mailhost import Mailhost
+from tests.handlers.marks import FolderMarks
+from tests.handlers.postgres import HOW_TO_GET, PgDatabase, Postgres, tools
 
 Configure = Callable[[str], Path]
 Start = Callable[..., Mailhost]
@@ -61,6 +66,55 @@ def host(start: Start, configure: Configure, tmp_path: Path) -> Mailhost:
         f"templates.path = '{tmp_path / 'templates'}'\n"
     )
     return taker
+
+
+@pytest.fixture
+def web() -> Iterator[Httphost]:
+    """An HTTP server that takes everything."""
+    running = Httphost()
+    yield running
+    running.stop()
+
+
+@pytest_asyncio.fixture
+async def web_hung_up(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    """Nobody has been at fault, and after the test the HTTP clients of its loop are closed."""
+    failures._logged_s.clear()
+    monkeypatch.setattr(http, "circuits", Circuits())
+    before = sockets()
+    yield
+    await http.close_clients()
+    await hang_up(before)
+
+
+@pytest.fixture(scope="session")
+def _postgres() -> Iterator[list[Postgres]]:
+    """This process's PostgreSQL, which is started for the first test that asks for one."""
+    running: list[Postgres] = []
+    yield running
+    for server in running:
+        server.stop()
+
+
+@pytest.fixture
+def postgres(_postgres: list[Postgres]) -> Iterator[PgDatabase]:
+    """An empty database of a PostgreSQL."""
+    if not _postgres:
+        if tools() is None:
+            pytest.skip(HOW_TO_GET)
+        _postgres.append(Postgres())
+    database = _postgres[0].create()
+    yield database
+    _postgres[0].drop(database)
+
+
+@pytest.fixture
+def marks(tmp_path: Path) -> Iterator[FolderMarks]:
+    """What attempts at a job leave for later ones, in this test."""
+    store = FolderMarks(tmp_path)
+    token = MARKS.set(store)
+    yield store
+    MARKS.reset(token)
 
 
 @pytest_asyncio.fixture

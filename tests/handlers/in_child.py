@@ -2,12 +2,13 @@
 
 With `kill` it runs the job in a copy of the folder again and again, each time in a process that kills itself one call to the file
 system later, until one comes through; then it says how many there were. With `point` and
-`times` it kills itself at a named point.
+`times` it kills itself at a named point. `without` names a package that cannot be imported, `marks` a folder for marks.
 """
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import itertools
 import json
 import os
@@ -16,13 +17,15 @@ import shutil
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
 from handlers.kit.points import EVENT
+from runtime.jobs import MARKS
 from runtime.registry import find
 from tests.handlers.disks import job_of
+from tests.handlers.marks import FolderMarks
 
 CALLS = ("open", "fcntl.flock", "sqlite3.connect", "os.")  # what the interpreter says before each call
 
@@ -30,11 +33,25 @@ CALLS = ("open", "fcntl.flock", "sqlite3.connect", "os.")  # what the interprete
 def run(options: dict[str, Any]) -> str:
     handler = find(["handlers"]).registry[options["type"].encode()]
     message = msgspec.convert(options["payload"], handler.contract.payload)
+    job = job_of(message)
+    if "marks" in options:
+        MARKS.set(FolderMarks(Path(options["marks"])))
     try:
-        result = asyncio.run(handler.run(message, job_of(message)))
+        # What runs in a child of the worker runs in this one, where it can be killed at a point.
+        result: Any = (
+            handler.function(message, job) if handler.runs == "process" else asyncio.run(answer_of(handler(message, job)))
+        )
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return msgspec.json.encode(result).decode()
+
+
+async def answer_of(call: Any) -> object:
+    """Return what the handler itself answers; its `run` keeps that for those who wait, and returns nothing.
+
+    A plain function, which a worker runs in a child, has answered by now: in this process, where a point can kill it.
+    """
+    return await call if inspect.isawaitable(call) else call
 
 
 def die_at(number: int) -> None:
@@ -62,6 +79,7 @@ def die_at_point(name: str, times: int) -> None:
 def kill_everywhere(options: dict[str, Any]) -> str:
     """Leave folders `1`, `2`, … as the killed runs left them; the last one came through."""
     template = Path(options["kill"])
+    find(["handlers"])  # so that what it imports is no call of the job, and costs each process nothing
     for number in itertools.count(1):
         folder = template.parent / str(number)
         shutil.copytree(template, folder)
@@ -83,6 +101,8 @@ def main() -> None:
     if "kill" in options:
         print(kill_everywhere(options))
         return
+    if "without" in options:
+        cast("dict[str, Any]", sys.modules)[options["without"]] = None  # as if it were not installed
     if "point" in options:
         die_at_point(options["point"], options.get("times", 1))
     if "file_bytes" in options:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
+import msgspec
 import pytest
+from msgspec.structs import FieldInfo, fields
 
+from handlers.contracts.maintenance import CleanupLogs
 from handlers.kit import failures, settings
 from handlers.kit.mail import Pool
 from handlers.kit.sections import Database, Sender, Smtp
-from handlers.kit.settings import current, load
+from handlers.kit.settings import Settings, current, load
 from runtime import ConfigError, Snooze
 from tests.handlers.conftest import Configure
 
@@ -188,3 +195,36 @@ def test_a_missing_alias_is_logged_once_a_minute(configure: Configure, caplog: p
         with pytest.raises(Snooze):
             current().server(f"alias-{number}")
     assert len(failures._logged_s) <= failures.MAX_SUBJECTS
+
+
+def test_the_page_says_every_key_with_its_default() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "handlers-settings.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\w+)(?:\.ALIAS)?\.(\w+)` \| (.*?) \|", page, re.MULTILINE)
+    told = {(section, key): text for section, key, text in rows}
+    known = {(section, field.name): default_of(section, field) for section, field in keys()}
+    assert known == told
+
+
+def keys() -> Iterator[tuple[str, FieldInfo]]:
+    """Yield each section with each of its keys; those of a cleanup that its job has are said where the job is."""
+    for section in fields(Settings):
+        kinds = [kind for kind in (section.type, *get_args(section.type)) if getattr(kind, "__struct_fields__", None)]
+        for field in fields(kinds[0]):
+            if section.name != "cleanups" or field.name not in set(CleanupLogs.__struct_fields__) - {"root"}:
+                yield section.name, field
+
+
+# Whose alias is the value of this key, where it has none.
+NAMED = {"cleanups": "root", "syncs": "resource", "backups": "db", "reports": "report"}
+
+
+def default_of(section: str, field: FieldInfo) -> str:
+    if NAMED.get(section) == field.name:
+        return "the alias"
+    if field.default is not msgspec.NODEFAULT:
+        value = field.default
+    elif field.default_factory is not msgspec.NODEFAULT:
+        value = field.default_factory()
+    else:
+        return "required"
+    return "none" if value is None else f"`{json.dumps(value)}`"
