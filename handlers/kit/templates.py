@@ -15,20 +15,24 @@ from runtime import Dead
 MAX_BODY_CHARS: Final = 200_000  # rendering and encoding it hold up the loop for less than 20 ms (measured)
 
 # What an expression of a template may raise on a value that it did not expect.
-_FAULTS: Final = (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RecursionError)
+FAULTS: Final = (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RecursionError)
 
 
-def render(folder: str, name: str, params: Mapping[str, Any]) -> tuple[str, str | None]:
+def render(folder: str, name: str, params: Mapping[str, Any], locale: str | None = None) -> tuple[str, str | None]:
     """Return the text body and, if the template has one, the HTML body, in which values are escaped.
+
+    With a `locale` those of `name.de-AT.txt`, else `name.de.txt`, else `name.txt`; the HTML body is of the same language.
 
     Raises:
         Snooze: the folder has no text template of that name; `alias-missing`.
         Dead: a variable is missing, or the template fails on these values; `template-error`.
     """
-    text = _render_file(folder, f"{name}.txt", params)
-    if text is None:
-        raise wait_for_operator(f"templates.{name}", "alias-missing", f"no {name}.txt in {folder}")
-    return text, _render_file(folder, f"{name}.html", params)
+    languages = [f".{locale}", f".{locale.partition('-')[0]}"] if locale else []
+    for stem in (f"{name}{language}" for language in (*languages, "")):
+        text = _render_file(folder, f"{stem}.txt", params)
+        if text is not None:
+            return text, _render_file(folder, f"{stem}.html", params)
+    raise wait_for_operator(f"templates.{name}", "alias-missing", f"no {name}.txt in {folder}")
 
 
 def _render_file(folder: str, file: str, params: Mapping[str, Any]) -> str | None:
@@ -42,7 +46,7 @@ def _render_file(folder: str, file: str, params: Mapping[str, Any]) -> str | Non
         raise _dead(file, f"line {error.lineno}: {error.message}") from error
     except UndefinedError as error:
         raise _dead(file, str(error.message)) from error
-    except _FAULTS as error:
+    except FAULTS as error:
         raise _dead(file, type(error).__name__) from error  # its text may hold values of the payload
     if len(body) > MAX_BODY_CHARS:
         raise Dead(f"template {file}: rendered to {len(body)} characters, must be at most {MAX_BODY_CHARS}", "template-error")

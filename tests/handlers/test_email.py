@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 import uvloop
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from handlers.contracts.email import SendEmail
+from handlers.contracts.email import SendEmail, Sent
 from handlers.contracts.types import is_line
 from handlers.email import send_email
 from handlers.kit import mail as kit
 from handlers.kit.failures import TemporaryFailure
-from handlers.kit.mail import compose, mask, pool
+from handlers.kit.letters import Letter, compose, mask
+from handlers.kit.mail import pool
 from handlers.kit.sections import Sender, Smtp
 from handlers.kit.settings import current
 from runtime import Dead, Snooze
@@ -27,8 +30,9 @@ from runtime.jobs import Job
 from tests.builders import NOW_MS, job_of
 from tests.handlers.conftest import Configure, Start, hang_up, sockets
 from tests.handlers.mailhost import DROP, HANG, Doorkeeper, Mailhost, mail, parsed, server_context
+from tests.handlers.marks import FolderMarks
 
-pytestmark = pytest.mark.usefixtures("hung_up")
+pytestmark = pytest.mark.usefixtures("marks", "hung_up")
 SHOP = Sender(smtp="main", address="shop@example.com")
 SETTINGS = """
 smtp.main = {{ url = "smtp://localhost:{port}", plain = true }}
@@ -36,8 +40,15 @@ senders.default = {{ smtp = "main", address = "a@b.org" }}
 """
 
 
-async def send(message: SendEmail, job: Job | None = None) -> None:
-    await send_email.run(message, job or job_of(message))
+NUMBER = itertools.count()
+
+
+async def send(message: SendEmail, job: Job | None = None) -> Sent:
+    """Run the job once; without one, it is another one in each call."""
+    answer = send_email(message, job or job_of(message, f"{NOW_MS}-{next(NUMBER)}"))
+    result = await cast("Awaitable[object]", answer)
+    assert isinstance(result, Sent)
+    return result
 
 
 async def until(is_true: Callable[[], bool]) -> None:
@@ -80,20 +91,22 @@ async def test_a_mail_arrives_as_it_was_given(host: Mailhost) -> None:
 
 async def test_html_goes_beside_the_text(host: Mailhost) -> None:
     message = mail(html="<p>Hällo</p>")
-    await send(message)
+    job = job_of(message)
+    await send(message, job)
     (received,) = host.messages
     plain, html = received.iter_parts()
     assert received.get_content_type() == "multipart/alternative"
-    assert received.get_boundary() == f"=_{job_of(message).work}"
+    assert received.get_boundary() == f"=_{job.work}"
     assert plain.get_content().strip() == "Hello."
     assert html.get_content().strip() == "<p>Hällo</p>"
 
 
-async def test_two_runs_send_equal_bytes(host: Mailhost) -> None:
+async def test_two_runs_send_equal_bytes(host: Mailhost, marks: FolderMarks) -> None:
     message = mail(subject="Grüße " * 20, html="<p>x</p>", text="ä" * 100)
     first = job_of(message, id="order-7")
     again = job_of(message, entry="1700000999999-4", id="order-7", failed=3, first_ms=NOW_MS)
     await send(message, first)
+    await marks.delete_marks(first.work)
     await send(message, again)
     assert host.envelopes[0] == host.envelopes[1]
     other = job_of(message, id="order-8")
@@ -160,7 +173,7 @@ def test_an_address_stays_one_address(local: str) -> None:
     assert re.sub(r"\s", "", str(received["To"])) == f"{local}@example.org,ada@example.org"
 
 
-def composed(**changes: object) -> kit.Letter:
+def composed(**changes: object) -> Letter:
     fields = {"sender": SHOP, "to": ["ada@example.org"], "reply_to": None, "subject": "Hi", "text": "x", "html": None}
     return compose(**{**fields, "work": "w" * 26, "born_s": 1.7e9, **changes})  # type: ignore[arg-type]
 
@@ -291,14 +304,46 @@ async def test_some_recipients_refused_is_done_and_said(host: Mailhost, caplog: 
     assert "ada@" not in said
 
 
-async def test_a_recipient_put_off_is_tried_again_and_the_accepted_get_the_same_mail_twice(host: Mailhost) -> None:
-    host.script = {"busy": ["451 4.2.1 later", "250 ok"]}
-    message = mail(["ada@example.org", "busy@example.org"])
-    with pytest.raises(TemporaryFailure, match=r"put off for 1 of 2: b\*\*\*@example.org \(451"):
-        await send(message)
-    await send(message)
-    assert [recipients for _, recipients, _ in host.envelopes] == [["ada@example.org"], ["ada@example.org", "busy@example.org"]]
+async def test_a_recipient_put_off_is_tried_again_alone_under_the_same_bytes(host: Mailhost) -> None:
+    host.script = {"busy": ["451 4.2.1 later", "250 ok"], "gone": ["550 5.1.1 no such user"]}
+    message = mail(["ada@example.org", "busy@example.org", "gone@example.org"])
+    job = job_of(message)
+    with pytest.raises(TemporaryFailure, match=r"put off for 1 of 3: b\*\*\*@example.org \(451"):
+        await send(message, job)
+    result = await send(message, job)
+    assert [recipients for _, recipients, _ in host.envelopes] == [["ada@example.org"], ["busy@example.org"]]
     assert host.envelopes[0][2] == host.envelopes[1][2]
+    assert host.seen.count("RCPT gone@example.org") == 1
+    assert (result.accepted, [(each.to, each.code) for each in result.refused]) == (2, [("g***@example.org", 550)])
+
+
+async def test_a_job_that_is_done_sends_nothing_more_and_has_its_result(host: Mailhost) -> None:
+    message = mail(["ada@example.org", "bob@example.org"])
+    job = job_of(message)
+    first = await send(message, job)
+    seen = list(host.seen)
+    assert await send(message, job) == first
+    assert host.seen == seen
+    assert (first.message_id, first.accepted, first.refused) == (f"<{job.work}@example.com>", 2, [])
+    assert (first.bytes, first.reply) == (len(host.envelopes[0][2]), "250 taken")
+
+
+async def test_what_was_refused_for_good_stays_refused(host: Mailhost) -> None:
+    host.script = {"gone": ["550 5.1.1 no such user", "250 ok"]}
+    message = mail("gone@example.org")
+    job = job_of(message)
+    for _ in range(2):
+        with pytest.raises(Dead, match="550 5.1.1 no such user"):
+            await send(message, job)
+    assert not host.envelopes
+
+
+@pytest.mark.parametrize("marks_left", [b"nonsense", b"{}", b'{"replies": [null]}', b'{"replies": "x"}', b"\xff"])
+async def test_marks_of_something_else_are_no_verdict(host: Mailhost, marks: FolderMarks, marks_left: bytes) -> None:
+    message = mail(["ada@example.org", "bob@example.org"])
+    job = job_of(message)
+    await marks.set_marks(job.work, marks_left)
+    assert (await send(message, job)).accepted == 2
 
 
 async def test_put_off_and_refused_without_an_accepted_one_is_tried_again(host: Mailhost) -> None:
@@ -349,6 +394,15 @@ async def test_a_server_that_wants_a_login_is_a_fault_of_the_settings(host: Mail
     host.script = {verb: ["530 5.7.0 authentication required"]}
     with pytest.raises(Snooze, match=r"auth-failed: smtp.main: the server answered 530"):
         await send(mail())
+
+
+async def test_a_missing_login_is_no_verdict_on_a_recipient(host: Mailhost) -> None:
+    host.script = {"ada": ["530 5.7.0 authentication required", "250 ok"]}
+    message = mail(["ada@example.org"])
+    job = job_of(message)
+    with pytest.raises(Snooze, match="auth-failed"):
+        await send(message, job)
+    assert (await send(message, job)).accepted == 1
 
 
 async def test_a_sender_that_is_refused_is_a_fault_of_the_settings(host: Mailhost) -> None:
