@@ -7,6 +7,8 @@ import io
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
+import msgspec
+
 from runtime import Dead
 
 CHUNK_CHARS: Final = 64 * 1024  # a guess: large enough for few writes, small enough that a stop is noticed within ms
@@ -66,9 +68,18 @@ class CsvText:
         ]
 
     def _plain(self, cell: Any) -> Any:
-        if cell is None:
-            return self._null
-        return f"\\x{cell.hex()}" if isinstance(cell, bytes) else cell  # as PostgreSQL writes bytes
+        """Return what the CSV writer makes the text of; bytes and truths are written as PostgreSQL does, lists as JSON."""
+        match cell:
+            case None:
+                return self._null
+            case bool():
+                return "true" if cell else "false"
+            case bytes():
+                return f"\\x{cell.hex()}"
+            case list() | tuple():
+                return msgspec.json.encode(cell, enc_hook=str).decode()
+            case _:
+                return cell
 
     def _escape(self, cell: str) -> str:
         if self._is_rejected:

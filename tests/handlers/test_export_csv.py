@@ -9,11 +9,11 @@ import io
 import shutil
 import signal
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, closing
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -83,7 +83,7 @@ def disk(tmp_path: Path, configure: Configure) -> Disk:
 
 
 async def run(message: ExportCsv, number: int = 0) -> Exported:
-    result = await export_csv.run(message, job_of(message, number))
+    result = await cast("Awaitable[object]", export_csv(message, job_of(message, number)))
     assert isinstance(result, Exported)
     return result
 
@@ -481,6 +481,17 @@ async def test_a_repeat_waits_for_the_run_that_was_cut_and_jobs_wait_for_a_threa
             await run(export("a"))
     monkeypatch.setattr(threads, "TAKE_S", 60)  # the threads that were cut may take a while to end on a busy machine
     assert (await run(export("a"))).rows == 0
+
+
+@pytest.mark.parametrize("package", ["zstandard", "asyncpg"])
+def test_without_a_package_only_jobs_that_need_it_wait(disk: Disk, package: str) -> None:
+    disk.table("a TEXT", [("x",)])
+    assert '"rows":1' in outcome(child(disk, export("a"), without=package))
+    said = outcome(child(disk, export("a", to="out:t.csv.zst", compress="zstd"), without=package))
+    assert said.startswith("Snooze: extra-missing: zstandard: not installed, of the extra `data`; hint: pip install") == (
+        package == "zstandard"
+    ), said
+    assert disk.names(disk.out) == ["t.csv", "t.csv.job.json"] + ["t.csv.zst", "t.csv.zst.job.json"] * (package == "asyncpg")
 
 
 # --- again, and killed ---------------------------------------------------------------------------------------------------------
