@@ -1,4 +1,4 @@
-"""The payload and the result of `cleanup-logs`."""
+"""The payloads and the results of `cleanup-logs` and `backup-database`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from handlers.contracts.types import Alias, Glob, RootPath, check_path
+from handlers.contracts.types import Alias, Glob, Line, RootPath, check_path
 from runtime import Priority, contract
 
+MAX_LABEL_CHARS: Final = 60  # a guess: what a person calls a backup
+MAX_TRIES: Final = 4  # as often as other failures are tried
 MAX_AGE_DAYS: Final = 3650  # a guess: ten years, longer than any law has logs kept
 _HOURS: Final = {"h": 1, "d": 24}
 
@@ -34,7 +36,7 @@ class CleanupLogs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     include: Annotated[list[Glob], Meta(min_length=1, max_length=20)]
     older_than: Age
     exclude: Annotated[list[Glob], Meta(max_length=20)] = []
-    action: Literal["delete", "gzip"] = "delete"
+    action: Literal["delete", "gzip", "zstd"] = "delete"
     keep_last: Annotated[int, Meta(ge=0, le=10_000)] = 0
     max_total_bytes: Annotated[int, Meta(ge=0)] | None = None
     recurse: bool = True
@@ -78,3 +80,45 @@ class Cleaned(msgspec.Struct, frozen=True, kw_only=True):
     bytes_freed: int = 0
     oldest_left: str | None = None
     listing: str | None = None
+
+
+@contract("backup-database", priority=Priority.LOW)
+class BackupDatabase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Make one of the backups that the worker's settings define, and check it.
+
+    `verify` is how: `restore` it into a scratch database and count the rows there, or only `list` what it holds; the settings may
+    say `list` for all. `label` is for people. `tries` is set by the handler, where it hands on a backup that was not verified.
+    """
+
+    backup: Alias
+    verify: Literal["restore", "list"] = "restore"
+    label: Line = ""
+    tries: Annotated[int, Meta(ge=1, le=MAX_TRIES)] = 1
+
+    def __post_init__(self) -> None:
+        """Check the label.
+
+        Raises:
+            ValueError: it is too long.
+        """
+        if len(self.label) > MAX_LABEL_CHARS:
+            raise ValueError(f"must have at most {MAX_LABEL_CHARS} characters - at `$.label`")
+
+
+class BackedUp(msgspec.Struct, frozen=True, kw_only=True):
+    """The folder with the backup, and what is in it: `sha256` and `compressed` are of the file on disk, `bytes` of its content.
+
+    `verified` is `restored` where the rows were counted in a scratch database, `listed` where only the content was read back, and
+    `failed` where it was neither: then there is no folder, and another job tries again. `removed` are backups that the retention
+    does not keep.
+    """
+
+    folder: str = ""
+    bytes: int = 0
+    compressed: int = 0
+    sha256: str = ""
+    tables: int = 0
+    rows: int = 0
+    verified: Literal["restored", "listed", "failed"]
+    seconds: float = 0.0
+    removed: list[str] = []

@@ -8,25 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gzip
 import hashlib
 import os
 import re
 import stat
-import zlib
 from collections.abc import Callable, Iterator
 from typing import Final, Literal
 
 import msgspec
 
 from handlers.kit.files import CHUNK_BYTES, DENIED, PART, Part, chunks_of, open_below, open_file
+from handlers.kit.packing import BROKEN, SUFFIXES, Packing, packed, unpacked
+from handlers.kit.points import point
 from handlers.kit.threads import Stop
 
 MAX_DEPTH: Final = 64  # a guess: no tree of logs is that deep, and each level is opened again for each folder
 STOP_EVERY: Final = 200  # files between two looks at the stop: a few ms, a guess
-SUFFIX: Final = ".gz"
-PACKED: Final = (SUFFIX, ".zst", ".xz", ".bz2", ".zip", ".br", ".lz4")
-GZIP_LEVEL: Final = 6  # that of gzip itself
+PACKED: Final = (*SUFFIXES.values(), ".xz", ".bz2", ".zip", ".br", ".lz4")
 _NO_LIMIT_BYTES: Final = 2**62  # more than any disk: what is compressed is smaller than its source, which is there already
 _OURS: Final = re.compile(r"\..+\.[a-z2-7]{26}(?:\.job\.json)?\.part", re.DOTALL)
 
@@ -129,36 +127,41 @@ def delete(place: int, found: Found) -> int | None:
     """Delete the file and return the bytes freed; None if it is gone, or is another one by now."""
     if not is_still(place, found):
         return None
+    point("sweep.before-delete")
     os.unlink(found.name, dir_fd=place)
+    point("sweep.after-delete")
     return found.size_bytes
 
 
-def compress(place: int, found: Found, work: str, stop: Stop) -> int | None:
-    """Replace the file by `name.gz`, synced and read back, and return the bytes freed; None as for `delete`.
+def compress(place: int, found: Found, kind: Packing, work: str, stop: Stop) -> int | None:
+    """Replace the file by `name.gz` or `name.zst`, synced and read back, and return the bytes freed; None as for `delete`.
 
-    May be repeated: after a crash between publishing `name.gz` and deleting the file, the next run finds that both have the same
-    content, and deletes the file.
+    May be repeated: after a crash between publishing the packed file and deleting the other, the next run finds that both have
+    the same content, and deletes the file.
 
     Raises:
-        FileExistsError: `name.gz` has other content.
+        FileExistsError: the name of the packed file has other content.
     """
     source = open_file(place, found.name)
     if source is None:
         return None
+    name = found.name + SUFFIXES[kind]
     try:
         before = os.fstat(source)
-        with Part(place, found.name + SUFFIX, work, _NO_LIMIT_BYTES) as part:
-            digest = _pack(source, part, stop)
-            if _digest_unpacked(part.file, before.st_size, stop) != digest:
+        with Part(place, name, work, _NO_LIMIT_BYTES) as part:
+            digest = _pack(source, part, kind, stop)
+            if _digest_unpacked(part.file, kind, before.st_size, stop) != digest:
                 raise OSError(errno.EIO, "the compressed file cannot be read back")
             _copy_attributes(part.file, before)
             if not is_still(place, found):
                 return None
+            point("sweep.before-publish")
             try:
                 part.publish(replace=False)
             except FileExistsError:
-                if _digest_of_name(place, found.name + SUFFIX, before.st_size, stop) != digest:
+                if _digest_of_name(place, name, kind, before.st_size, stop) != digest:
                     raise
+            point("sweep.after-publish")
             os.fsync(place)
             freed = delete(place, found)
             return None if freed is None else freed - part.size_bytes
@@ -166,39 +169,38 @@ def compress(place: int, found: Found, work: str, stop: Stop) -> int | None:
         os.close(source)
 
 
-def _pack(source: int, part: Part, stop: Stop) -> bytes:
+def _pack(source: int, part: Part, kind: Packing, stop: Stop) -> bytes:
     """Compress the file into the part, and return the digest of what was read."""
     digest = hashlib.sha256()
-    with gzip.GzipFile("", "wb", GZIP_LEVEL, part, mtime=0) as packer:
+    with packed(kind, part) as packer:
         for chunk in chunks_of(source, stop):
             digest.update(chunk)
             packer.write(chunk)
     return digest.digest()
 
 
-def _digest_unpacked(file: int, limit_bytes: int, stop: Stop) -> bytes | None:
-    """Return the digest of what a gzip file holds; None if it is not one, or holds more than `limit_bytes`."""
+def _digest_unpacked(file: int, kind: Packing, limit_bytes: int, stop: Stop) -> bytes | None:
+    """Return the digest of what a packed file holds; None if it is not one, or holds more than `limit_bytes`."""
     digest, size_bytes = hashlib.sha256(), 0
-    os.lseek(file, 0, os.SEEK_SET)
     try:
-        with open(file, "rb", closefd=False) as raw, gzip.GzipFile(fileobj=raw) as unpacker:
+        with unpacked(kind, file) as unpacker:
             while chunk := unpacker.read(CHUNK_BYTES):
                 stop.check()
                 digest.update(chunk)
                 size_bytes += len(chunk)
                 if size_bytes > limit_bytes:
                     return None
-    except (EOFError, zlib.error, gzip.BadGzipFile):
+    except BROKEN:
         return None
     return digest.digest()
 
 
-def _digest_of_name(place: int, name: str, limit_bytes: int, stop: Stop) -> bytes | None:
+def _digest_of_name(place: int, name: str, kind: Packing, limit_bytes: int, stop: Stop) -> bytes | None:
     file = open_file(place, name)
     if file is None:
         return None
     try:
-        return _digest_unpacked(file, limit_bytes, stop)
+        return _digest_unpacked(file, kind, limit_bytes, stop)
     finally:
         os.close(file)
 

@@ -7,20 +7,25 @@ import gzip
 import json
 import os
 import shutil
+import signal
 import threading
+from collections.abc import Awaitable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
+import zstandard
 
 from handlers.contracts.maintenance import Cleaned, CleanupLogs
+from handlers.kit.packing import SUFFIXES, Packing
 from handlers.kit.sweep import Found, Tree, compress, delete
 from handlers.kit.threads import THREADS, Stop, in_thread
 from handlers.maintenance import cleanup_logs
-from runtime import BadPayload, ConfigError, Dead, Priority, Snooze
+from runtime import BadPayload, ConfigError, Dead, Job, Priority, Snooze, testing
 from runtime.jobs import contract_of
 from runtime.registry import find
+from runtime.testing import Done, Notes, Progress
 from tests import builders
 from tests.handlers.conftest import Configure
 from tests.handlers.disks import BORN_MS, FETCHED_MS, Disk, child, cleanup, job_of, outcome, state, swapping
@@ -41,7 +46,11 @@ def disk(tmp_path: Path, configure: Configure) -> Disk:
 
 async def run(message: CleanupLogs | None = None, number: int = 0, **fields: Any) -> Cleaned:
     message = message or cleanup(**fields)
-    result = await cleanup_logs.run(message, job_of(message, number))
+    return await ran(message, job_of(message, number))
+
+
+async def ran(message: CleanupLogs, job: Job) -> Cleaned:
+    result = await cast("Awaitable[object]", cleanup_logs(message, job))
     assert isinstance(result, Cleaned)
     return result
 
@@ -130,10 +139,10 @@ async def test_age_is_reckoned_from_when_the_job_was_born(disk: Disk) -> None:
     assert (await run()).matched == 0
     message = cleanup()
     later = builders.job_of(message, f"{BORN_MS + 2 * 86_400_000}-0", fetched_ms=FETCHED_MS)
-    assert (await cleanup_logs.run(message, later)).matched == 1  # type: ignore[union-attr]
+    assert (await ran(message, later)).matched == 1
     future = builders.job_of(message, f"{2**52}-0", fetched_ms=FETCHED_MS)
     (disk.logs / "now.log").write_text("in use")
-    assert (await cleanup_logs.run(message, future)).matched == 0  # type: ignore[union-attr]
+    assert (await ran(message, future)).matched == 0
 
 
 async def test_odd_names_are_names(disk: Disk) -> None:
@@ -162,11 +171,13 @@ async def test_a_dry_run_tells_and_touches_nothing(disk: Disk) -> None:
     assert (await run(dry_run=True)).matched == 1
 
 
-async def test_many_files_go(disk: Disk) -> None:
-    for number in range(1000):
+async def test_many_files_go_and_people_see_how_many(disk: Disk) -> None:
+    for number in range(2100):
         disk.old(f"{number % 7}/{number}.log", b"x")
-    result = await run()
-    assert (result.deleted, result.bytes_freed, files(disk)) == (1000, 1000, [])
+    notes = Notes()
+    assert isinstance(await testing.run(cleanup_logs, cleanup(), notes=notes, born=BORN_MS / 1000), Done)
+    assert notes.progress == Progress(2000, 2100, "files")
+    assert files(disk) == []
 
 
 # --- the brake -----------------------------------------------------------------------------------------------------------------
@@ -176,7 +187,7 @@ async def test_the_brake_holds_before_nearly_everything_is_touched(disk: Disk) -
     for number in range(10):
         disk.old(f"{number}.log")
     (disk.logs / "now.log").write_text("in use")
-    for action in ("delete", "gzip"):
+    for action in ("delete", "gzip", "zstd"):
         with pytest.raises(Dead, match="10 of 11 files") as caught:
             await run(action=action, force=False)
         assert caught.value.code == "safety-brake"
@@ -275,13 +286,13 @@ async def test_a_file_that_was_written_to_again_is_spared(disk: Disk) -> None:
     path.write_text("again")
     for found in (seen, other):
         assert delete(place, found) is None
-        assert compress(place, found, WORK, Stop()) is None
+        assert compress(place, found, "gzip", WORK, Stop()) is None
     path.unlink()
     assert delete(place, seen) is None
-    assert compress(place, seen, WORK, Stop()) is None
+    assert compress(place, seen, "gzip", WORK, Stop()) is None
     path.symlink_to("/etc/passwd")
     assert delete(place, seen) is None
-    assert compress(place, seen, WORK, Stop()) is None
+    assert compress(place, seen, "gzip", WORK, Stop()) is None
     os.close(place)
     assert files(disk) == ["a.log"]
 
@@ -310,7 +321,13 @@ async def test_what_the_system_refuses_is_counted_and_no_error(disk: Disk) -> No
 # --- compressing ---------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_compressed_file_stands_in_for_the_old_one(disk: Disk) -> None:
+UNPACK = {"gzip": gzip.decompress, "zstd": lambda data: zstandard.ZstdDecompressor().decompressobj().decompress(data)}
+PACKINGS = pytest.mark.parametrize("action", ["gzip", "zstd"])
+
+
+@PACKINGS
+async def test_a_compressed_file_stands_in_for_the_old_one(disk: Disk, action: Packing) -> None:
+    suffix = SUFFIXES[action]
     content = b"".join(b"line %d\n" % number for number in range(200_000))
     path = disk.old("sub/a.log", content)
     path.chmod(0o640)
@@ -318,24 +335,25 @@ async def test_a_compressed_file_stands_in_for_the_old_one(disk: Disk) -> None:
     disk.old("b.log.gz", b"packed already")
     disk.old("c.zip", b"packed already")
     disk.old("empty.log", b"")
-    result = await run(action="gzip")
-    packed = disk.logs / "sub/a.log.gz"
-    assert files(disk) == ["b.log.gz", "c.zip", "empty.log.gz", "sub/a.log.gz"]
-    assert gzip.decompress(packed.read_bytes()) == content
+    result = await run(action=action)
+    packed = disk.logs / f"sub/a.log{suffix}"
+    assert files(disk) == ["b.log.gz", "c.zip", f"empty.log{suffix}", f"sub/a.log{suffix}"]
+    assert UNPACK[action](packed.read_bytes()) == content
     assert (packed.stat().st_mtime_ns, packed.stat().st_mode & 0o777) == (written_ns, 0o640)
     assert (result.matched, result.compressed, result.deleted) == (2, 2, 0)
-    freed = len(content) - packed.stat().st_size - (disk.logs / "empty.log.gz").stat().st_size
+    freed = len(content) - packed.stat().st_size - (disk.logs / f"empty.log{suffix}").stat().st_size
     assert result.bytes_freed == freed
-    again = await run(action="gzip")
+    again = await run(action=action)
     assert (again.matched, again.compressed) == (0, 0)
-    assert (await run(include=["*.gz"])).deleted == 3
+    assert (await run(include=["*.gz", "*.zst"])).deleted == 3
 
 
-async def test_equal_files_become_equal_bytes(disk: Disk) -> None:
+@PACKINGS
+async def test_equal_files_become_equal_bytes(disk: Disk, action: Packing) -> None:
     disk.old("a.log", days=30)
     disk.old("b.log", days=40)
-    await run(action="gzip")
-    assert (disk.logs / "a.log.gz").read_bytes() == (disk.logs / "b.log.gz").read_bytes()
+    await run(action=action)
+    assert (disk.logs / f"a.log{SUFFIXES[action]}").read_bytes() == (disk.logs / f"b.log{SUFFIXES[action]}").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -350,6 +368,24 @@ async def test_what_has_the_name_already_is_not_overwritten(disk: Disk, other: b
     assert (result.compressed, result.failed) == (0, 1)
     assert files(disk) == ["a.log", "a.log.gz"]
     assert (disk.logs / "a.log.gz").read_bytes() == other
+
+
+@pytest.mark.parametrize("other", [b"no zstd", b"", zstandard.compress(b"other"), zstandard.compress(b"line\n" * 100)[:-1]])
+async def test_zstd_overwrites_nothing_either(disk: Disk, other: bytes) -> None:
+    disk.old("a.log", b"line\n" * 100)
+    disk.old("a.log.zst", other)
+    assert (await run(action="zstd")).failed == 1
+    assert (disk.logs / "a.log.zst").read_bytes() == other
+    assert (disk.logs / "a.log").exists()
+
+
+async def test_without_the_package_for_zstd_only_jobs_that_need_it_wait(disk: Disk) -> None:
+    disk.old("a.log")
+    said = outcome(child(disk, cleanup(action="zstd"), without="zstandard"))
+    assert said == "Snooze: extra-missing: zstandard: not installed; hint: pip install zstandard"
+    assert files(disk) == ["a.log"]
+    assert json.loads(outcome(child(disk, cleanup(action="gzip"), without="zstandard")))["compressed"] == 1
+    assert json.loads(outcome(child(disk, cleanup(include=["*.gz"]), without="zstandard")))["deleted"] == 1
 
 
 async def test_a_crash_between_the_two_names_is_fixed(disk: Disk) -> None:
@@ -378,6 +414,32 @@ async def test_a_kill_at_any_call_to_the_file_system_is_fixed_by_the_next_run(
         configure(disk.settings())
         await run(message)
         assert disk.names(folder) == ["a.log.gz"], number
+
+
+@pytest.mark.parametrize("action", ["delete", "gzip", "zstd"])
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("effect", ["publish", "delete"])
+async def test_a_kill_at_a_named_point_leaves_what_the_next_run_ends(disk: Disk, action: str, effect: str, when: str) -> None:
+    for name in ("a.log", "b.log", "c.log"):
+        disk.old(name)
+    message = cleanup(action=action)
+    killed = child(disk, message, point=f"sweep.{when}-{effect}", times=2)
+    said, _ = killed.communicate(timeout=120)
+    assert (killed.returncode == -signal.SIGKILL) == (action != "delete" or effect == "delete"), said
+    await run(message)
+    suffix = {"delete": None, "gzip": ".gz", "zstd": ".zst"}[action]
+    assert disk.names(disk.logs) == ([f"{name}.log{suffix}" for name in "abc"] if suffix else [])
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_a_kill_around_the_listing_leaves_one_listing(disk: Disk, when: str) -> None:
+    disk.old("a.log")
+    message = cleanup(dry_run=True, listing="out:list.jsonl")
+    killed = child(disk, message, point=f"cleanup.{when}-listing")
+    killed.communicate(timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    assert (await run(message)).matched == 1
+    assert disk.names(disk.out) == ["list.jsonl", "list.jsonl.job.json"]
 
 
 def test_a_full_disk_is_waited_for(disk: Disk) -> None:
@@ -424,6 +486,8 @@ async def test_a_cut_is_heard_between_two_files(disk: Disk) -> None:
 def test_the_handler_is_what_the_table_says() -> None:
     retry = cleanup_logs.retry
     assert (cleanup_logs.timeout_s, retry.attempts, retry.base_s, retry.cap_s) == (1800, 3, 300, 1800)
+    assert cleanup_logs.result is not None
+    assert cleanup_logs.result.life_ms == 7 * 86_400_000
     assert contract_of(CleanupLogs).priority is Priority.LOW
 
 
