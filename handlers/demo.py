@@ -6,14 +6,11 @@ import argparse
 import asyncio
 import contextlib
 import ctypes
-import json
 import mailbox
 import os
-import random
 import shlex
 import signal
 import socket
-import sqlite3
 import sys
 import urllib.request
 from collections import Counter, deque
@@ -25,7 +22,9 @@ import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from handlers.demo_partner import partner
 from handlers.demo_screen import Screen, say
+from handlers.demo_shop import prepare
 from handlers.demo_traffic import Traffic
 from runtime import Producer
 
@@ -43,10 +42,7 @@ BUSY_TRIES: Final = 2  # so that the last of the three attempts that `_busy` giv
 MAX_MAILS: Final = 500  # a guess: the demo may run for days, and its mails must not fill the disk
 MAX_SOCKET_BYTES: Final = 100  # sun_path has 104 bytes on macOS, 108 on Linux
 PR_SET_PDEATHSIG: Final = 1  # <linux/prctl.h>
-ORDERS: Final = 20_000  # a guess: about 700 rows for each export
 HANDLERS: Final = "handlers,handlers.demo_jobs"
-TEMPLATE_TEXT: Final = "Hello {{ name }},\n\nyour order {{ order.number }} is on its way.\n"
-TEMPLATE_HTML: Final = "<p>Hello <b>{{ name }}</b>,</p><p>your order {{ order.number }} is on its way.</p>\n"
 
 
 # --- the mail server -----------------------------------------------------------------------------------------------------
@@ -161,44 +157,6 @@ def free_address(wanted: str) -> str:
     raise ValueError(problem)
 
 
-def prepare(folder: Path, smtp_port: int) -> None:
-    """Write templates, the database of a shop, folders, and the settings that name them and the mail server."""
-    templates = folder / "templates"
-    templates.mkdir(parents=True, exist_ok=True)
-    (templates / "order.txt").write_text(TEMPLATE_TEXT, "utf-8")
-    (templates / "order.html").write_text(TEMPLATE_HTML, "utf-8")
-    (folder / "handlers.toml").write_text(
-        f'smtp.main = {{ url = "smtp://127.0.0.1:{smtp_port}", plain = true }}\n'
-        'senders.default = { smtp = "main", name = "Example Shop", address = "shop@example.com" }\n'
-        f"templates = {{ path = {json.dumps(str(templates))} }}\n"
-        f"roots.shop = {{ path = {json.dumps(str(_shop(folder / 'shop')))} }}\n"
-        f'roots.exports = {{ path = {json.dumps(str(_folder(folder / "exports")))}, mode = "write", overwrite = true }}\n'
-        f'roots.logs-web = {{ path = {json.dumps(str(_folder(folder / "logs")))}, mode = "purge", force = true }}\n'
-        'databases.shop = { sqlite = "shop:shop.db", tables = ["orders"] }\n'
-        'cleanups.logs-web = { include = ["*.log.*"], older_than = "30d" }\n',
-        "utf-8",
-    )
-
-
-def _folder(path: Path) -> Path:
-    path.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def _shop(folder: Path) -> Path:
-    """Make a database with the orders of a month, unless it exists; return its folder."""
-    path = _folder(folder) / "shop.db"
-    if not path.exists():
-        rng = random.Random(11)  # noqa: S311 -- rows, not a secret
-        rows = [(n % 28 + 1, f"customer {rng.randrange(900)}", round(rng.uniform(5, 500), 2)) for n in range(ORDERS)]
-        with contextlib.closing(sqlite3.connect(path)) as shop:
-            shop.execute("PRAGMA journal_mode = WAL")
-            shop.execute("CREATE TABLE orders (id INTEGER PRIMARY KEY, day INTEGER, customer TEXT, total REAL)")
-            shop.executemany("INSERT INTO orders (day, customer, total) VALUES (?, ?, ?)", rows)
-            shop.commit()
-    return folder
-
-
 # --- all of it -----------------------------------------------------------------------------------------------------------
 
 
@@ -209,8 +167,8 @@ async def run(folder: Path, board: str) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     screen = Screen(folder / "worker.log")
-    async with sink(folder / "maildir") as smtp_port:
-        prepare(folder, smtp_port)
+    async with sink(folder / "maildir") as smtp_port, partner(folder) as partner_port:
+        prepare(folder, smtp_port, partner_port)
         worker = await start_worker(folder, board)
         if worker.stderr is None:
             raise RuntimeError("the worker was started without a pipe")
@@ -271,15 +229,17 @@ def _welcome(folder: Path, board: str) -> str:
     handlers = f"--handlers {HANDLERS} --handlers-config {shlex.quote(_short(folder / 'handlers.toml'))}"
     return f"""
   mails     {folder / "maildir" / "new"}
-  exports   {folder / "exports"}
+  files     {folder / "exports"}: CSV and PDF; {folder / "reports"}; {folder / "backups"}
+  told      {folder / "notifications.jsonl"}, by a webhook
   log       {folder / "worker.log"}; here, the first line of each kind
   metrics   http://{board}/metrics
   health    http://{board}/readyz
 
-  Jobs are sent until Ctrl-C: mails, exports of a shop's orders, logs to clean up; some that wait for their turn: images, 3 at a
-  time; a partner, told 5 orders a second; reports, one at a time for each customer; the stock, every 5 seconds; payments, which
-  are checked at once, whatever else there is to do; long imports, which say how far they are; and trouble of every kind: mails
-  and contacts that are refused, previews that crash their child process, a handler that blocks the loop, types and versions that
+  Jobs are sent until Ctrl-C, of every shipped type first: mails, a newsletter, notifications, exports of a shop's orders as CSV,
+  invoices and reports as PDF, imports of a stock, contacts of a CRM, backups, logs to clean up. Some wait for their turn: images,
+  3 at a time; a partner, told 5 orders a second; reports, one at a time for each customer; the stock, every 5 seconds; payments,
+  at once, whatever else there is to do; long imports, which say how far they are. And trouble of every kind: mails and contacts
+  that are refused, previews that crash their child process, a handler that blocks the loop, types and versions that
   nobody knows. In another terminal:
 
     {runtime} top {data}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -13,7 +12,6 @@ from typing import Any, Final
 import redis.asyncio
 from redis.exceptions import RedisError
 
-from handlers.contracts.data import ExportCsv
 from handlers.contracts.demo import (
     BuildReport,
     CheckPayment,
@@ -26,12 +24,10 @@ from handlers.contracts.demo import (
     WarmCache,
 )
 from handlers.contracts.email import SendEmail
-from handlers.contracts.maintenance import CleanupLogs
-from handlers.contracts.sources import Condition, Order, Table
+from handlers.demo_work import Work
 from runtime import JobsError, Message, Producer
 
 PAUSE_S: Final = (0.1, 0.5)  # a guess: between two jobs, so that a person can follow them
-OLD_S: Final = 40 * 86400  # older than the 30 days of `_clean_up`
 # Guesses: each of these comes a few times a minute, waits for its limit for some seconds, and is done before the next one.
 IMAGES: Final = 10
 ORDERS_TOLD: Final = 25
@@ -39,7 +35,6 @@ REPORTS: Final = 12
 PAGES: Final = 300
 CUSTOMERS: Final = ("ada", "edsger", "grace")
 ACCOUNTS: Final = ("acme", "globex", "initech", "umbrella", "hooli")
-KEPT_EXPORTS: Final = 20  # a guess: enough to look into
 IMPORT_S: Final = (60.0, 180.0)  # a guess: long enough to be looked at while it runs
 
 
@@ -52,6 +47,7 @@ class Traffic:
         self._raw = raw
         self._random = random.Random(7)  # noqa: S311 -- traffic, not a secret
         self._number = 0
+        self._work = Work(producer, folder, self._random)
         # The weights are guesses: most jobs succeed, and each kind of failure comes a few times a minute.
         self._scenarios: list[tuple[int, Callable[[], Awaitable[object]]]] = [
             (46, self._plain),
@@ -66,8 +62,6 @@ class Traffic:
             (3, self._expired),
             (3, self._twice),
             (3, self._malformed),
-            (8, self._export),
-            (3, self._clean_up),
             (30, self._payment),
             (5, self._images),
             (4, self._partner),
@@ -79,10 +73,12 @@ class Traffic:
             (2, self._preview),
             (1, self._poison),
             (1, self._of_a_newer_version),
+            *self._work.scenarios,
         ]
 
     async def run(self, log: Callable[[str], None]) -> None:
         """Send until cancelled; what a store that is away refuses is logged, and the next job is sent."""
+        await self._work.first()
         weights = [weight for weight, _ in self._scenarios]
         while True:
             ((_, send),) = self._random.choices(self._scenarios, weights)
@@ -135,23 +131,6 @@ class Traffic:
     async def _twice(self) -> None:
         for _ in range(2):
             await self._producer.send(self._mail("once"), key=f"order-{self._number}", delay_s=5)
-
-    async def _export(self) -> None:
-        of_one_day = [Condition(column="day", op="eq", value=self._random.randrange(28) + 1)]
-        columns = ["id", "day", "customer", "total"]
-        source = Table(db="shop", table="orders", columns=columns, where=of_one_day, order_by=[Order(column="id")])
-        to = f"exports:orders-{self._number % KEPT_EXPORTS}.csv"
-        await self._producer.send(ExportCsv(source=source, to=to, overwrite=True))
-
-    async def _clean_up(self) -> None:
-        """Make a few old logs, as web servers that rotate them do, and send a job that deletes them."""
-        logs, now_s = self._folder / "logs", time.time()
-        for number in range(5):
-            path = logs / f"access.log.{self._number}.{number}"
-            path.write_text("127.0.0.1 - - GET / 200\n" * 100, "utf-8")
-            os.utime(path, (now_s - OLD_S, now_s - OLD_S))
-        (logs / "access.log").write_text("127.0.0.1 - - GET / 200\n", "utf-8")
-        await self._producer.send(CleanupLogs(root="logs-web", include=["*.log.*"], older_than="30d", force=True))
 
     async def _payment(self) -> None:
         await self._producer.send(CheckPayment(number=self._number))

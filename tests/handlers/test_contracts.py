@@ -77,8 +77,19 @@ def test_a_process_that_has_read_a_mail_ends_in_peace() -> None:
 
 
 def test_the_package_names_its_modules_and_the_installations_of_their_imports() -> None:
-    assert handlers.HANDLERS == ("handlers.email", "handlers.data", "handlers.maintenance")
-    assert handlers.EXTRAS == {"aiosmtplib": "aiosmtplib jinja2", "jinja2": "aiosmtplib jinja2"}
+    assert handlers.HANDLERS == (
+        "handlers.email",
+        "handlers.notifications",
+        "handlers.crm",
+        "handlers.data",
+        "handlers.maintenance",
+        "handlers.reports",
+        "handlers.checks",
+    )
+    assert {
+        **dict.fromkeys(("aiosmtplib", "jinja2"), "aiosmtplib jinja2"),
+        **dict.fromkeys(("reportlab", "PIL"), "reportlab jinja2"),
+    } == handlers.EXTRAS
     declared = find(["handlers"]).registry[b"send-email"]
     assert (declared.timeout_s, declared.retry.attempts, declared.retry.base_s, declared.retry.cap_s) == (60, 12, 30, 3600)
     assert contract_of(SendEmail).priority is Priority.HIGH
@@ -137,10 +148,13 @@ def test_ordinary_addresses_pass(address: str) -> None:
         ({"template": "order"}, "either `text` or `template`"),
         ({"text": None, "html": "<p>x</p>"}, "either `text` or `template`"),
         ({"text": None, "template": "order", "html": "<p>x</p>"}, "`html` goes with `text`"),
-        ({"params": {"a": 1}}, "`params` goes with `template`"),
+        ({"params": {"a": 1}}, "`params` and `locale` go with `template`"),
+        ({"locale": "de"}, "`params` and `locale` go with `template`"),
         ({"to": []}, "length >= 1"),
         ({"to": ["a@b.org"] * 51}, "length <= 50"),
-        ({"bcc": "eve@example.org"}, "unknown field `bcc`"),
+        ({"from": "eve@example.org"}, "unknown field `from`"),
+        ({"bcc": "eve@example.org"}, "array"),
+        ({"cc": ["a@b.org"] * 25, "bcc": ["a@b.org"] * 25}, "at most 50 addresses together"),
         ({"subject": "x" * 501}, "length <= 500"),
         ({"text": "x" * 30_001}, "length <= 30000"),
         ({"text": None, "template": "../etc/passwd"}, "template"),

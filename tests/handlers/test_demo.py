@@ -15,6 +15,15 @@ from pathlib import Path
 from handlers.demo_screen import Screen
 from tests.servers import wait_until
 
+SHIPPED = (
+    *(b"send-email", b"send-bulk-email", b"send-notification", b"export-csv", b"export-pdf", b"import-data", b"sync-crm-data"),
+    *(b"cleanup-logs", b"backup-database", b"generate-reports"),
+)
+ARTEFACTS = (
+    *("exports/orders-*.csv", "exports/invoice-*.pdf", "notifications.jsonl", "backups/shop/*/manifest.json"),
+    *("reports/orders/*/*/report.pdf", "reports/orders/*/*/report.html"),
+)
+
 
 def test_the_demo_runs_until_it_is_interrupted_and_leaves_nothing_running(tmp_path: Path) -> None:
     folder = tmp_path / "run"
@@ -28,6 +37,10 @@ def test_the_demo_runs_until_it_is_interrupted_and_leaves_nothing_running(tmp_pa
         text = (tmp_path / "said").read_text()
         metrics = next(line.split()[1] for line in text.splitlines() if line.strip().startswith("metrics"))
         assert b'runtime_outcomes_total{outcome="done"' in read(metrics)
+        for name in SHIPPED:
+            wait_until(partial(ran, name, metrics), deadline_s=120, what=f"{name} is done")
+        for pattern in ARTEFACTS:
+            wait_until(partial(is_there, folder, pattern), what=f"{pattern} is where the README says")
         for name in (b"demo-take-stock", b"demo-tell-partner", b"demo-build-report", b"demo-check-payment"):
             wait_until(partial(ran, name, metrics), deadline_s=60, what=f"{name} ran")
         assert message_from_bytes(next(mails.iterdir()).read_bytes())["From"] == "Example Shop <shop@example.com>"
@@ -80,6 +93,10 @@ def read(address: str) -> bytes:
 
 def ran(name: bytes, metrics: str) -> bool:
     return any(b'"done"' in line and name in line for line in read(metrics).splitlines())
+
+
+def is_there(folder: Path, pattern: str) -> bool:
+    return any(path.stat().st_size for path in folder.glob(pattern))
 
 
 def _answers(path: Path) -> bool:
