@@ -113,7 +113,8 @@ def _clean(message: CleanupLogs, job: Job, settings: Settings, stop: Stop) -> Cl
         now_s = time.time()
         born_s = min(job.born, now_s)
         seen = _survey(top, message, born_s - PART_AGE_S, stop)
-        matched = _choose(seen.matching, message, born_s - message.older_than_s, now_s - QUIET_S)
+        youngest_s = min(now_s - QUIET_S, born_s - age_s(root.min_age))
+        matched = _choose(seen.matching, message, born_s - message.older_than_s, youngest_s)
         try:
             oldest_ns = _oldest(seen.matching, matched)
             matched += seen.parts
@@ -189,7 +190,7 @@ def _pattern(globs: Sequence[str]) -> re.Pattern[str]:
 # --- choose ---------------------------------------------------------------------------------------------------------
 
 
-def _choose(matching: Sequence[Found], message: CleanupLogs, cutoff_s: float, quiet_s: float) -> list[Found]:
+def _choose(matching: Sequence[Found], message: CleanupLogs, cutoff_s: float, youngest_s: float) -> list[Found]:
     """Return the old files, except those that each folder is to keep; and more, oldest first, to get below the total.
 
     Heaps, not sorts: sorting 100,000 files holds the interpreter, and with it the loop, for 0.16 s (measured).
@@ -201,7 +202,7 @@ def _choose(matching: Sequence[Found], message: CleanupLogs, cutoff_s: float, qu
     left_bytes = sum(found.size_bytes for found in matching) - sum(found.size_bytes for found in due)
     younger: list[tuple[int, str, str, Found]] = []
     for found in free:
-        if cutoff_s * 1e9 < found.written_ns <= quiet_s * 1e9:
+        if cutoff_s * 1e9 < found.written_ns <= youngest_s * 1e9:
             heappush(younger, (found.written_ns, found.folder, found.name, found))
     while younger and left_bytes > message.max_total_bytes:
         found = heappop(younger)[-1]

@@ -27,6 +27,15 @@ MAX_REASON_CHARS: Final = 100  # a guess: a database's text may list many column
 
 Row = tuple[Any, ...]
 
+# Tables whose rows are deleted or changed with those of another one.
+_FOLLOWERS: Final = {
+    "postgresql": "SELECT conrelid::regclass::text FROM pg_constraint WHERE contype = 'f' AND confdeltype IN ('c', 'n', 'd')"
+    " AND confrelid = to_regclass(quote_ident($1)) AND conrelid <> confrelid",
+    "sqlite": "SELECT t.name FROM sqlite_schema t JOIN pragma_foreign_key_list(t.name) f WHERE t.type = 'table'"
+    ' AND lower(f."table") = lower($1) AND lower(t.name) <> lower($1)'
+    " AND f.on_delete IN ('CASCADE', 'SET NULL', 'SET DEFAULT')",
+}
+
 
 class Rejected(msgspec.Struct, frozen=True, array_like=True):
     """A row that was refused; `column` is empty where it is not one value that is wrong."""
@@ -165,7 +174,15 @@ class Load:
         return result
 
     def _empty(self) -> None:
-        """Delete all rows, after keeping other writers away: what they wrote meanwhile would not be deleted."""
+        """Delete all rows, after keeping other writers away: what they wrote meanwhile would not be deleted.
+
+        Raises:
+            Dead: rows of another table would go with them, or be changed; `bad-query`.
+        """
+        others = sorted({str(name) for (name,) in self._session.fetch(_FOLLOWERS[self._session.dialect], [self._message.table])})
+        if others:
+            text = f"`replace` would change {', '.join(others)} as well, by a foreign key; hint: mode `upsert`"
+            raise Dead(f"databases.{self._message.db}: {text}", "bad-query")
         if self._session.dialect == "postgresql":
             self._session.execute(f"LOCK TABLE {self._table} IN SHARE ROW EXCLUSIVE MODE")
         self._session.execute(f"DELETE FROM {self._table}")  # noqa: S608 -- quoted

@@ -25,6 +25,7 @@ from runtime import ConfigError, Dead
 _connect_to = cast("Callable[..., Awaitable[Any]]", asyncpg.connect)  # pyright: ignore[reportUnknownMemberType]
 
 CONNECT_S: Final = 10.0  # a guess: within a data centre a connection takes ms
+LOCK_S: Final = 60  # a guess: who waits longer for another program gives its thread to others, and is retried
 CLOSE_S: Final = 5.0  # a guess: to cancel a statement and say goodbye
 STOP_EVERY_S: Final = 0.1  # how often a wait looks at the stop
 ALIVE_S: Final = 10  # how often the server looks, during a statement, whether we are still there
@@ -133,7 +134,8 @@ class PostgresSession:
             names = [str(each.name) for each in prepared.get_attributes()]
             if not names:
                 raise Dead(f"databases.{self._alias}: the query returns no columns", "bad-query")
-            yield Rows(names, self._rows(self._wait(lambda: prepared.cursor(*bound))), self._expected(prepared, bound))
+            cursor = self._wait(lambda: prepared.cursor(*bound))
+        yield Rows(names, self._rows(cursor), self._expected(prepared, bound))  # what the block raises is not of the database
 
     def _expected(self, prepared: Any, bound: Sequence[Any]) -> int | None:
         """Return how many rows the planner expects; None for a statement that has no plan."""
@@ -143,7 +145,11 @@ class PostgresSession:
 
     def _rows(self, cursor: Any) -> Iterator[tuple[Any, ...]]:
         count = FIRST_ROWS
-        while found := self._wait(partial(cursor.fetch, count)):
+        while True:
+            with self._explained():
+                found = self._wait(partial(cursor.fetch, count))
+            if not found:
+                return
             largest_bytes = 1
             for row in found:
                 values = tuple(row)
@@ -216,7 +222,9 @@ async def _connect(alias: str, database: Database, *, writes: bool) -> Any:
     if connection.get_server_version() >= (14,):
         with contextlib.suppress(asyncpg.PostgresError):  # not on every system
             await connection.execute(f"SET client_connection_check_interval = '{ALIVE_S}s'")
-    if not writes:
+    if writes:
+        await connection.execute(f"SET lock_timeout = '{LOCK_S}s'")
+    else:
         for name in _AS_TEXT:
             await connection.set_type_codec(name, schema="pg_catalog", encoder=str, decoder=str, format="text")
     return connection

@@ -116,6 +116,14 @@ async def test_a_total_is_reached_by_deleting_the_oldest_but_nothing_that_is_in_
     assert files(disk) == ["now.log"]
 
 
+async def test_no_total_is_reached_by_what_the_root_keeps(disk: Disk, configure: Configure) -> None:
+    configure(disk.settings(logs=", min_age = '10d'"))
+    for days in (1, 9, 11, 30):
+        disk.old(f"{days}.log", b"x" * 100, days=days)
+    assert (await run(older_than="20d", max_total_bytes=0)).deleted == 2
+    assert files(disk) == ["1.log", "9.log"]
+
+
 async def test_of_parts_only_our_own_are_swept_after_a_day(disk: Disk) -> None:
     disk.old(f".a.csv.{WORK}.part", days=1.1)
     disk.old(f".a.csv.{WORK}.job.json.part", days=1.1)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import errno
+import os
 import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -17,6 +19,7 @@ from handlers.contracts.data import ExportCsv, Exported
 from handlers.contracts.sources import Condition, Order, Query, Table
 from handlers.data import export_csv
 from handlers.kit.failures import TemporaryFailure
+from handlers.kit.files import Writer
 from runtime import Dead, Snooze
 from runtime.jobs import Job
 from tests.handlers.conftest import Configure
@@ -302,6 +305,16 @@ def is_computing(store: Store) -> bool:
 
 def is_writing(store: Store) -> bool:
     return any(path.stat().st_size for path in (store.folder / "out").iterdir())
+
+
+async def test_a_full_disk_of_ours_is_not_a_lost_connection(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(part: Writer, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    store.sql("CREATE TABLE t (id int); INSERT INTO t VALUES (1)")
+    monkeypatch.setattr(Writer, "write", write)
+    with pytest.raises(Snooze, match=r"out-of-space: roots\.out"):
+        await run(export("id"))
 
 
 @pytest.mark.parametrize(("text", "is_at_it"), [(ENDLESS, is_writing), (COMPUTES, is_computing)], ids=["rows", "none yet"])

@@ -300,6 +300,33 @@ async def test_replace_shows_all_of_the_file_or_nothing(store: Store) -> None:
     assert store.rows("a")[-1] == ["text\n9"]
 
 
+@pytest.mark.parametrize("action", ["CASCADE", "SET NULL", "SET DEFAULT"])
+async def test_replace_does_not_reach_other_tables(store: Store, action: str) -> None:
+    store.sql(
+        "INSERT INTO t VALUES (1, 'old', 1);"
+        f"CREATE TABLE other (t bigint DEFAULT 1 REFERENCES t (id) ON DELETE {action}); INSERT INTO other VALUES (1)"
+    )
+    store.write("id,a,b\n1,new,1\n")
+    code, text = await dead(load(mode="replace"))
+    assert code == "bad-query"
+    assert "would change other as well" in text
+    assert store.sql("SELECT t FROM other") == [["1"]]
+    assert store.rows("a") == [["old"]]
+    assert counts(await run(load(mode="upsert", key=["id"]), 1)) == (1, 0, 1, 0, 0)
+
+
+async def test_a_table_may_refer_to_itself_and_be_replaced(store: Store) -> None:
+    store.sql("DROP TABLE t; CREATE TABLE t (id bigint PRIMARY KEY, a text, b bigint REFERENCES t (id) ON DELETE CASCADE)")
+    store.write("id,a,b\n1,new,1\n")
+    assert counts(await run(load(mode="replace", columns=[COLUMNS[0], COLUMNS[1], Column(to="b", type="int")]))) == (
+        1,
+        1,
+        0,
+        0,
+        0,
+    )
+
+
 async def test_while_a_table_is_replaced_others_read_the_old_rows_and_wait_to_write(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
