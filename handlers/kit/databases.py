@@ -165,6 +165,7 @@ def _named_query(source: Query, database: Database) -> tuple[str, Mapping[str, A
         raise wait_for_operator(subject, "alias-missing", f"{path}: {reason}") from None
     if len(text.encode()) > MAX_QUERY_BYTES:
         raise wait_for_operator(subject, "alias-missing", f"{path}: must have at most {MAX_QUERY_BYTES} bytes")
+    _check_declarations(subject, path, text)
     declared = cast("dict[str, str]", dict(_DECLARATION.findall(text)))
     if declared.keys() != source.params.keys():
         wanted = ", ".join(f"{name} ({kind})" for name, kind in declared.items()) or "none"
@@ -173,6 +174,18 @@ def _named_query(source: Query, database: Database) -> tuple[str, Mapping[str, A
         if not _fits(source.params[name], kind):
             raise Dead(f"{subject}: {source.query}: `{name}` must be of type {kind}", "bad-query")
     return text, source.params
+
+
+def _check_declarations(subject: str, path: Path, text: str) -> None:
+    """Return if each line that looks like a declaration is one.
+
+    Raises:
+        Snooze: one is not; `alias-missing`.
+    """
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.startswith("--") and line[2:].lstrip().startswith(":") and not _DECLARATION.match(line):
+            wanted = "must be `-- :name KIND` and nothing else, of text, integer, real, boolean, date or timestamp"
+            raise wait_for_operator(subject, "alias-missing", f"{path}:{number}: {wanted}")
 
 
 def _fits(value: Any, kind: str) -> bool:

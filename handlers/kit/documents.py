@@ -9,6 +9,7 @@ import contextlib
 import re
 import tomllib
 from collections.abc import Callable, Generator, Mapping
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
@@ -179,7 +180,11 @@ class Filler:
         """Return labels with their values; those of a list in the data are no templates."""
         if not isinstance(rows, str):
             return [(self._render(label), self._render(value)) for label, value in rows]
-        return [(shown(label, self._lang), shown(value, self._lang)) for label, value in self._value(rows)]
+        return [(shown(label, self._lang), self._amount(value)) for label, value in self._value(rows)]
+
+    def _amount(self, value: Any) -> str:
+        """Return a value of the data as a sum is written: numbers with a fraction have two decimals."""
+        return shown(value, self._lang, 2 if isinstance(value, float | Decimal) else None)
 
     def _value(self, name: str) -> Any:
         if name not in self._values:

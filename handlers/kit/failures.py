@@ -17,7 +17,7 @@ WAIT_S: Final = 60.0  # a guess: how soon a waiting job checks whether the setti
 LOG_EVERY_S: Final = 60.0  # a guess: a fault that lasts is logged once a minute
 MISSING_S: Final = 20.0  # a guess: for a file on a slow shared disk to be seen here
 MISSING_TRIES: Final = 3  # a guess: after a minute it was never there
-MAX_SUBJECTS: Final = 1000  # a guess: aliases come from payloads, so the memory of what was logged is bounded
+MAX_FAULTS: Final = 1000  # a guess: aliases come from payloads, so the memory of what was logged is bounded
 
 
 class TemporaryFailure(Exception):
@@ -36,14 +36,14 @@ def input_missing(path: str, attempt: int) -> Dead | Retry:
 
 
 def wait_for_operator(subject: str, code: str, text: str) -> Snooze:
-    """Return the `Snooze` to raise for a fault that an operator must fix, and log it, once a minute per subject."""
-    now_s = time.monotonic()
-    if now_s - _logged_s.get(subject, -LOG_EVERY_S) >= LOG_EVERY_S:
-        if len(_logged_s) >= MAX_SUBJECTS:
+    """Return the `Snooze` to raise for a fault that an operator must fix, and log it, once a minute."""
+    now_s, fault = time.monotonic(), f"{code}: {subject}: {text}"
+    if now_s - _logged_s.get(fault, -LOG_EVERY_S) >= LOG_EVERY_S:
+        if len(_logged_s) >= MAX_FAULTS:
             _logged_s.clear()
-        _logged_s[subject] = now_s
+        _logged_s[fault] = now_s
         log.error("%s: %s: %s; its jobs wait, and check again every %g s", subject, code, text, WAIT_S)
-    return Snooze(WAIT_S, f"{code}: {subject}: {text}")
+    return Snooze(WAIT_S, fault)
 
 
 @contextlib.contextmanager

@@ -264,18 +264,19 @@ def _outcome_of(error: Exception, alias: str, *, writes: bool) -> Exception | No
         # asyncpg cannot encode a value
         return BadRow("a value does not fit the type of its column") if writes else None
     code = str(getattr(error, "sqlstate", ""))
+    said = str(error).partition("\n")[0]  # without its hints, which are of other lines
     match code[:2], code:
         case "28", _:
-            return wait_for_operator(subject, "auth-failed", str(error))
+            return wait_for_operator(subject, "auth-failed", said)
         case _, "3D000" | "42501":
-            return wait_for_operator(subject, "alias-missing", str(error))
+            return wait_for_operator(subject, "alias-missing", said)
         case _, "53100":
             return wait_for_operator(subject, "out-of-space", "the server's disk is full")
         case "22" | "23" | "21", _:
             text = f"the database refuses a value ({code} {type(error).__name__})"
             return BadRow(text) if writes else Dead(f"{subject}: {text}", "bad-query")
         case "42" | "0A", _:
-            return Dead(f"{subject}: {error}", "bad-query")
+            return Dead(f"{subject}: {said}", "bad-query")
         case _, "25006":
             return Dead(f"{subject}: the query writes, and must only read", "bad-query")
         case _:

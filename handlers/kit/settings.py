@@ -119,9 +119,12 @@ def at_start() -> Settings:
     """Return the settings as they are when a process starts.
 
     Raises:
-        ConfigError: the file cannot be used.
+        ConfigError: the file is missing, or cannot be used.
     """
-    return load(os.environ.get(VARIABLE, ""), os.environ)
+    path = os.environ.get(VARIABLE, "")
+    if path and not os.path.exists(path):
+        raise ConfigError(f"{path}: no such file; hint: --handlers-config, or {VARIABLE}")
+    return load(path, os.environ)
 
 
 def current() -> Settings:

@@ -426,6 +426,13 @@ async def test_a_fault_of_the_settings_makes_the_job_wait(disk: Disk, configure:
     assert disk.names(disk.out) == []
 
 
+async def test_a_declaration_that_cannot_be_read_is_named_with_its_line(disk: Disk) -> None:
+    disk.table("a TEXT", [])
+    disk.query("SELECT 1 AS a\n-- :least integer (at least)\n")
+    with pytest.raises(Snooze, match=r"q\.sql:2: must be `-- :name KIND`"):
+        await run(ExportCsv(source=Query(db="shop", query="q", params={"least": 1}), to="out:t.csv"))
+
+
 async def test_a_locked_database_is_tried_again(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_S", 0.01)
     disk.table("a TEXT", [])
@@ -488,9 +495,7 @@ def test_without_a_package_only_jobs_that_need_it_wait(disk: Disk, package: str)
     disk.table("a TEXT", [("x",)])
     assert '"rows":1' in outcome(child(disk, export("a"), without=package))
     said = outcome(child(disk, export("a", to="out:t.csv.zst", compress="zstd"), without=package))
-    assert said.startswith("Snooze: extra-missing: zstandard: not installed, of the extra `data`; hint: pip install") == (
-        package == "zstandard"
-    ), said
+    assert said.startswith("Snooze: extra-missing: zstandard: not installed; hint: pip install") == (package == "zstandard"), said
     assert disk.names(disk.out) == ["t.csv", "t.csv.job.json"] + ["t.csv.zst", "t.csv.zst.job.json"] * (package == "asyncpg")
 
 

@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,25 @@ def decode(payload: dict[str, Any]) -> ExportPdf:
 
 
 # --- documents -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_letter_of_the_page_can_be_written(disk: Disk) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "shipped-handlers.md").read_text("utf-8")
+    [definition] = re.findall(r"```toml\n(title = \"Letter.*?)```", page, re.DOTALL)
+    [payload] = re.findall(r"enqueue export-pdf '(\{\"document\": \"letter\".*)'", page)
+    define(disk, definition, "letter")
+    run(msgspec.json.decode(payload, type=ExportPdf))
+    text = PdfReader(disk.out / "letters" / "7.pdf").pages[0].extract_text()
+    assert "Dear Ada" in text
+    assert text.count("49.50") == 2, "of the line, and the total"
+
+
+def test_sums_have_two_decimals_also_where_they_are_of_the_data(disk: Disk) -> None:
+    run(message("invoice", data={**INVOICE, "totals": [["Net", 609.5], ["Items", 2], ["Total", "725.31"]]}, lang="de"))
+    text = PdfReader(disk.out / "d.pdf").pages[0].extract_text()
+    assert "609,50" in text
+    assert "725.31" in text, "texts are as the sender wrote them"
+    assert "2,00" not in text
 
 
 def test_an_invoice_has_its_figures(disk: Disk) -> None:

@@ -187,14 +187,31 @@ def test_a_missing_alias_is_logged_once_a_minute(configure: Configure, caplog: p
                 current().server(alias)
             assert caught.value.delay_s == failures.WAIT_S
     assert [record.args[0] for record in caplog.records if record.args] == ["smtp.one", "smtp.two"]
-    failures._logged_s["smtp.one"] -= failures.LOG_EVERY_S
+    [one, _] = failures._logged_s
+    failures._logged_s[one] -= failures.LOG_EVERY_S
     with caplog.at_level(logging.ERROR), pytest.raises(Snooze):
         current().server("one")
     assert len(caplog.records) == 3
-    for number in range(2 * failures.MAX_SUBJECTS):
+    for number in range(2 * failures.MAX_FAULTS):
         with pytest.raises(Snooze):
             current().server(f"alias-{number}")
-    assert len(failures._logged_s) <= failures.MAX_SUBJECTS
+    assert len(failures._logged_s) <= failures.MAX_FAULTS
+
+
+def test_two_faults_of_one_alias_are_both_logged(caplog: pytest.LogCaptureFixture) -> None:
+    failures._logged_s.clear()
+    with caplog.at_level(logging.ERROR):
+        for text in ("no such query", "no such query", "the role may not log in"):
+            failures.wait_for_operator("databases.shop", "alias-missing", text)
+    assert [record.args[2] for record in caplog.records if record.args] == ["no such query", "the role may not log in"]
+
+
+def test_a_file_that_is_named_must_be_there_when_a_worker_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(settings.VARIABLE, str(tmp_path / "none.toml"))
+    with pytest.raises(ConfigError, match=r"none\.toml: no such file; hint: --handlers-config"):
+        settings.at_start()
+    monkeypatch.delenv(settings.VARIABLE)
+    assert settings.at_start() == Settings()
 
 
 def test_the_page_says_every_key_with_its_default() -> None:
