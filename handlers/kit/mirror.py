@@ -47,6 +47,7 @@ class Pass(msgspec.Struct, kw_only=True):
     """How far the records are read, as it is noted in the database. It is over when there is a result."""
 
     job: str
+    began_s: float = 0.0  # when the job was born that began it; others may go on
     since: str = ""
     position: str | None = ""  # empty for the first page, None when the last one was read
     pages: int = 0
@@ -112,7 +113,7 @@ class Mirror:
         """Return the pass that another job has left unfinished, else a new one."""
         if last is not None and last.result is None:
             return msgspec.structs.replace(last, job=self._job.work, has_restarted=False)
-        new = Pass(job=self._job.work)
+        new = Pass(job=self._job.work, began_s=self._job.born)
         if self._is_full:
             session.execute(f"DELETE FROM {SEEN} WHERE work = $1", [self._subject])  # noqa: S608 -- a constant
         elif last is not None:
@@ -264,7 +265,7 @@ class Mirror:
             raise Dead(f"{self._subject}: the database refuses a record: {error}", "bad-rows") from error
 
     def _rows(self, records: Sequence[dict[str, Any]]) -> tuple[list[tuple[Any, ...]], str]:
-        """Return a row for each key, made of its newest record; and when the newest of all was changed, at the latest now."""
+        """Return a row for each key, made of its newest record; and when the newest was changed that counts for the mark."""
         resource = self._resource
         found: dict[Any, tuple[Any, ...]] = {}
         at_key, at_updated = (self._columns.names.index(name) + 1 for name in (resource.key, resource.updated))
@@ -281,7 +282,8 @@ class Mirror:
             if known is None or row[at_updated] >= known[at_updated]:
                 found[row[at_key]] = row
             changed = time_of(pointed(record, fields[at_updated - 1]))
-            if changed is not None and changed.timestamp() <= self._job.born:  # a clock that is ahead must not hide what follows
+            # What was changed after the pass began says nothing of pages that were read before. Nor may a clock that is ahead.
+            if changed is not None and changed.timestamp() <= self.state.began_s:
                 newest = max(newest, changed.isoformat())
         return list(found.values()), newest
 

@@ -29,10 +29,11 @@ from handlers.kit.threads import Stop
 from runtime import BadPayload, ConfigError, Dead, Priority, Snooze
 from runtime.jobs import Job, contract_of
 from runtime.registry import find
+from tests import builders
 from tests.builders import job as plain_job
 from tests.handlers.conftest import Configure
-from tests.handlers.crmhost import TOKEN, Crmhost, record
-from tests.handlers.disks import Disk, child, job_of, outcome, until
+from tests.handlers.crmhost import FIRST, TOKEN, Crmhost, record
+from tests.handlers.disks import BORN_MS, Disk, child, job_of, outcome, until
 from tests.handlers.httphost import CUT, DROP, HANG, Reply
 from tests.handlers.postgres import PgDatabase
 from tests.handlers.stores import Store
@@ -236,6 +237,23 @@ async def test_a_clock_that_is_ahead_does_not_hide_what_follows(crm: Crmhost, li
     assert (await run(0)).high_water == "2023-01-01T00:00:24+00:00"
     crm.records[1] = record(1, 60)
     await run(1)
+    assert rows(lite) == wanted(crm)
+
+
+def born_later(seconds: int, **fields: Any) -> Job:
+    """Return a job that was born so many seconds after those of `job_of`."""
+    at_ms = BORN_MS + 1000 * seconds
+    return builders.job_of(sync(**fields), f"{at_ms}-0", fetched_ms=at_ms)
+
+
+async def test_what_changes_during_a_pass_that_another_job_ends_comes_with_the_next(crm: Crmhost, lite: Store) -> None:
+    born_s = BORN_MS / 1000 - FIRST.timestamp()
+    await run(0, max_pages=1)
+    crm.records[1] = record(1, born_s + 60, properties={"email": "new@example.org", "amount": 1})
+    crm.records[25] = record(25, born_s + 3600)
+    result = await run(job=born_later(7200))
+    assert (result.is_complete, result.high_water) == (True, "2023-01-01T00:00:24+00:00")
+    await run(job=born_later(8000))
     assert rows(lite) == wanted(crm)
 
 
