@@ -28,7 +28,8 @@ from handlers.kit.threads import Stop
 from runtime import Dead, Job, Snooze
 
 LEASE_S: Final = 120.0  # a guess: a page takes seconds, and after a crash another job need not wait for long
-SEEN: Final = "backend_jobs_seen"  # the keys that a full sync has met so far
+SEEN: Final = "backend_jobs_seen"  # the keys that a full sync has met so far, or other syncs since it began
+FULL_S: Final = 86_400.0  # a guess: of a pass that is older, the keys say little about what is there now
 LOCK: Final = "lock"
 MAX_VANISHED: Final = 0.1  # a tenth: a guess; more than that is rather a fault of the CRM, or of the definition
 
@@ -110,8 +111,9 @@ class Mirror:
             point("crm.begun")
 
     def _continued(self, session: Session, last: Pass | None) -> Pass:
-        """Return the pass that another job has left unfinished, else a new one."""
-        if last is not None and last.result is None:
+        """Return the pass that a job has left unfinished, else a new one; also where a full one was begun over a day before."""
+        is_stale = last is not None and self._is_full and self._job.born - last.began_s > FULL_S
+        if last is not None and last.result is None and not is_stale:
             return msgspec.structs.replace(last, job=self._job.work, has_restarted=False)
         new = Pass(job=self._job.work, began_s=self._job.born)
         if self._is_full:
@@ -256,13 +258,18 @@ class Mirror:
         rows, newest = self._rows(records)
         try:
             session.stage(self._resource.table, self._names, rows)
-            if self._is_full:
+            if self._is_full or self._is_full_open(session):
                 key = f"CAST({quoted(self._resource.key)} AS text)"
                 text = f"INSERT INTO {SEEN} SELECT CAST($1 AS text), {key} FROM {STAGED} WHERE true ON CONFLICT DO NOTHING"  # noqa: S608
                 session.execute(text, [self._subject])
             return len(rows), session.execute(self._statement), newest
         except BadRow as error:
             raise Dead(f"{self._subject}: the database refuses a record: {error}", "bad-rows") from error
+
+    def _is_full_open(self, session: Session) -> bool:
+        """Return whether a full sync is not over: what comes meanwhile may lie on a page that it has read, and is not gone."""
+        noted = states.read(session, self._subject, "full")
+        return noted is not None and msgspec.json.decode(noted, type=Pass).result is None
 
     def _rows(self, records: Sequence[dict[str, Any]]) -> tuple[list[tuple[Any, ...]], str]:
         """Return a row for each key, made of its newest record; and when the newest was changed that counts for the mark."""

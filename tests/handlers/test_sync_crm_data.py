@@ -302,6 +302,29 @@ async def test_a_full_sync_marks_what_the_crm_does_not_have_any_more(crm: Crmhos
     assert store.sql("SELECT count(*) FROM backend_jobs_seen") == [["0"]]
 
 
+async def test_what_comes_in_the_middle_of_a_full_sync_is_not_gone(crm: Crmhost, store: Store) -> None:
+    await run(0, mode="full", max_pages=1)
+    crm.records[0] = record(0, 60)  # before those that it has read
+    await run(1)
+    result = await run(2, mode="full")
+    assert (result.pages, result.deleted, result.is_complete) == (3, 0, True)
+    assert rows(store) == wanted(crm)
+    crm.records[26] = record(26, 70)
+    await run(3)
+    assert store.sql("SELECT count(*) FROM backend_jobs_seen") == [["0"]]
+
+
+@pytest.mark.parametrize(("seconds", "deleted"), [(86_400, 0), (86_401, 1)])
+async def test_a_full_sync_that_began_over_a_day_ago_begins_anew(crm: Crmhost, lite: Store, seconds: int, deleted: int) -> None:
+    await run(0)
+    await run(1, mode="full", max_pages=1)
+    del crm.records[3]  # it was there when its page was read
+    crm.records[0] = record(0)  # so that the next page begins where it did
+    result = await run(job=born_later(seconds, mode="full"), mode="full")
+    assert (result.pages, result.deleted, result.is_complete) == (3, deleted, True)
+    assert [one for one, _, _, gone in rows(lite) if gone == "True"] == ["3"] * deleted
+
+
 async def test_an_operator_may_have_everything_forgotten_in_the_middle(crm: Crmhost, lite: Store) -> None:
     await run(0)
     await run(1, mode="full", max_pages=1)
