@@ -293,7 +293,6 @@ def outcome_of(request: Request, found: Answer | Exception) -> Exception | None:
     if isinstance(found, Exception):
         return _outcome_of_error(request, found)
     subject, status = request.subject, found.status
-    wait_s = retry_after_s(found.headers.get("Retry-After", ""), time.time())
     match status:
         case _ if 200 <= status <= 299 or status in request.known:
             return None
@@ -302,8 +301,9 @@ def outcome_of(request: Request, found: Answer | Exception) -> Exception | None:
         case 401 | 403 | 407 if request.is_ours:
             return wait_for_operator(subject, "auth-failed", f"the server answered {status}")
         case 429:
+            wait_s = retry_after_s(found.headers.get("Retry-After", ""), time.time())
             return Snooze(wait_s or BUSY_S, f"rate-limited: {subject} answered 429")
-        case 503 if wait_s is not None:
+        case 503 if (wait_s := retry_after_s(found.headers.get("Retry-After", ""), time.time())) is not None:
             return Snooze(wait_s, f"rate-limited: {subject} answered 503")
         case 408 | 425:
             return TemporaryFailure(f"timeout: {subject} answered {status}")
@@ -352,7 +352,7 @@ def retry_after_s(text: str, now_s: float) -> float | None:
     else:
         try:
             date = parsedate_to_datetime(text)
-        except ValueError:
+            wait_s = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now_s
+        except (ValueError, OverflowError):
             return None
-        wait_s = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now_s
     return min(max(wait_s, 1.0), MAX_RETRY_AFTER_S)

@@ -10,6 +10,7 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from typing import Any
@@ -270,14 +271,27 @@ async def test_a_server_says_how_long_to_wait_in_seconds_or_until_a_date(web: Ht
         assert low_s <= caught.value.delay_s <= high_s
 
 
+NO_DATES = ["Mon, 01 Jan 99999999999999999999 00:00:00 GMT", "Mon, 01 Jan 2026 00:00:00 +9999999999999999999999"]
+
+
 def test_retry_after_in_each_form() -> None:
     now_s = datetime(2026, 10, 21, 7, 28, tzinfo=UTC).timestamp()
     assert retry_after_s("Wed, 21 Oct 2026 07:28:30 GMT", now_s) == 30
     assert retry_after_s("Wednesday, 21-Oct-26 07:29:00 GMT", now_s) == 60
     assert retry_after_s("Wed, 21 Oct 2026 06:00:00 GMT", now_s) == 1
     assert retry_after_s("Wed, 21 Oct 2099 07:28:30 GMT", now_s) == 3600
-    for text in ("", "soon", "-5", "1.5", "٣", "Wed, 99 Oct 2026 07:28:30 GMT", "9" * 5000, "nan"):
+    for text in ("", "soon", "-5", "1.5", "٣", "Wed, 99 Oct 2026 07:28:30 GMT", "9" * 5000, "nan", *NO_DATES):
         assert retry_after_s(text, now_s) is None
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome"), [(200, None), (404, Dead), (429, Snooze), (500, TemporaryFailure), (503, TemporaryFailure)]
+)
+async def test_a_date_that_is_none_changes_no_outcome(web: Httphost, status: int, outcome: type[Exception] | None) -> None:
+    for text in NO_DATES:
+        web.script = [Reply(status, {"Retry-After": text})]
+        with nullcontext() if outcome is None else pytest.raises(outcome):
+            await send(web)
 
 
 @pytest.mark.parametrize("instead", [DROP, CUT])
