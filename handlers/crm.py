@@ -105,7 +105,7 @@ async def _fetch(subject: str, alias: str, crm: Crm, url: str, *, etag: str, kno
         token = read_secret(crm.token)
     except ConfigError as error:
         raise wait_for_operator(subject, "alias-missing", f"token: {error}") from error
-    if not token or not token.isascii() or not token.isprintable():
+    if not token.isascii() or not token.isprintable():
         raise wait_for_operator(subject, "alias-missing", "token: must be one line of ASCII")
     scheme, _, name = crm.auth.partition(":")
     headers = {"Accept": "application/json", **({name: token} if scheme == "header" else {"Authorization": f"Bearer {token}"})}

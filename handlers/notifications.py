@@ -125,7 +125,10 @@ def _secrets(subject: str, key: SigningKey | None) -> list[bytes]:
 
 def _secret_bytes(text: str) -> bytes:
     prefix, found, rest = text.partition("whsec_")
-    return base64.b64decode(rest, validate=True) if found and not prefix else text.encode()
+    secret = base64.b64decode(rest, validate=True) if found and not prefix else text.encode()
+    if not secret:
+        raise ConfigError("must be longer than whsec_")
+    return secret
 
 
 def signed(webhook_id: str, now_s: int, content: bytes, secrets: list[bytes]) -> dict[str, str]:

@@ -46,18 +46,27 @@ def read_secret(secret: Secret) -> str:
     """Return a secret as it is now, so that a rotated one needs no restart.
 
     Raises:
-        ConfigError: its file or variable cannot be read.
+        ConfigError: its file or variable cannot be read, or is empty.
     """
     kind, _, place = secret.partition(":")
-    if kind == "env":
-        if place not in os.environ:
-            raise ConfigError(f"variable {place} is not set")
-        return os.environ[place]
+    text = _variable(place) if kind == "env" else _file(place)
+    if not text.strip():
+        raise ConfigError(f"{'variable ' if kind == 'env' else ''}{place} is empty")
+    return text
+
+
+def _variable(name: str) -> str:
+    if name not in os.environ:
+        raise ConfigError(f"variable {name} is not set")
+    return os.environ[name]
+
+
+def _file(path: str) -> str:
     try:
-        return Path(place).read_text("utf-8").rstrip("\r\n")
+        return Path(path).read_text("utf-8").rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise ConfigError(f"{place}: {reason}") from None
+        raise ConfigError(f"{path}: {reason}") from None
 
 
 def is_loopback(host: str) -> bool:

@@ -417,7 +417,9 @@ async def test_a_cancelled_job_leaves_no_connection(web: Httphost, channel: Call
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        ({"OPS_URL": ""}, "url must be an https URL"),
+        ({"OPS_URL": ""}, "url: variable OPS_URL is empty"),
+        ({"KEY": ""}, "keys: variable KEY is empty"),
+        ({"KEY": "whsec_"}, "keys: must be longer than whsec_"),
         ({"OPS_URL": "ftp://very-secret"}, "url must be an https URL"),
         ({"OPS_URL": "http://hooks.example/very-secret"}, "url must be https"),
         ({"OPS_URL": "https://very-secret:0/"}, "url must be an https URL"),

@@ -16,7 +16,7 @@ from msgspec.structs import FieldInfo, fields
 from handlers.contracts.maintenance import CleanupLogs
 from handlers.kit import failures, settings
 from handlers.kit.mail import Pool
-from handlers.kit.sections import Database, Sender, Smtp
+from handlers.kit.sections import Database, Sender, Smtp, read_secret
 from handlers.kit.settings import Settings, current, load
 from runtime import ConfigError, Snooze
 from tests.handlers.conftest import Configure
@@ -145,6 +145,16 @@ def test_a_secret_that_cannot_be_read_is_a_fault_of_the_settings(tmp_path: Path)
     ):
         with pytest.raises(ConfigError):
             smtp.read_password()
+
+
+@pytest.mark.parametrize("text", ["", "\n", " \r\n"])
+def test_a_secret_that_is_empty_is_a_fault_of_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    (tmp_path / "secret").write_text(text)
+    monkeypatch.setenv("SECRET", text)
+    with pytest.raises(ConfigError, match=f"^{tmp_path}/secret is empty$"):
+        read_secret(f"file:{tmp_path}/secret")
+    with pytest.raises(ConfigError, match="^variable SECRET is empty$"):
+        read_secret("env:SECRET")
 
 
 def test_a_fixed_file_is_read_without_a_restart(configure: Configure) -> None:

@@ -688,10 +688,13 @@ async def test_what_is_missing_makes_jobs_wait(
     for fields, said in [({"crm": "none"}, "crm.none"), ({"resource": "none"}, r"no \[none\] in .*crm.toml")]:
         with pytest.raises(Snooze, match=said):
             await run(**fields)
-    for token in ("", "a\nb", "ä"):
+    for token in ("a\nb", "ä"):
         monkeypatch.setenv("CRM_TOKEN", token)
         with pytest.raises(Snooze, match="token: must be one line"):
             await run()
+    monkeypatch.setenv("CRM_TOKEN", "")
+    with pytest.raises(Snooze, match="token: variable CRM_TOKEN is empty"):
+        await run()
     monkeypatch.delenv("CRM_TOKEN")
     with pytest.raises(Snooze, match="token: variable CRM_TOKEN is not set"):
         await run()
