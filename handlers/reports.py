@@ -175,8 +175,7 @@ def generate_reports(message: GenerateReports, job: Job) -> ReportsGenerated:
                 point("report-file")
             files = [ReportFile(name=file.name, bytes=file.bytes, sha256=file.sha256) for file in out.files]
             rows = sum(sheet.count for sheet in tables.values())
-            done = ReportsGenerated(title=document.title, folder=path, files=files, rows=rows)
-            out.finish(done)
+            done = out.finish(ReportsGenerated(title=document.title, folder=path, files=files, rows=rows))
     return msgspec.structs.replace(done, delivered=_deliver(message, done, span, job))
 
 

@@ -29,6 +29,7 @@ _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 T = TypeVar("T")
+S = TypeVar("S", bound=msgspec.Struct)
 
 
 class Written(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,22 +112,28 @@ class Folder:
 
     def _begun(self) -> int:
         """Return a descriptor of the unfinished folder, locked, and without what a run that was killed left in it."""
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(self._part, 0o700, dir_fd=self._parent)
-        inside = os.open(self._part, _FOLDER, dir_fd=self._parent)
-        try:
-            fcntl.flock(inside, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for name in os.listdir(inside):
-                os.unlink(name, dir_fd=inside)
-        except BaseException as error:
+        while True:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(self._part, 0o700, dir_fd=self._parent)
+            try:
+                inside = os.open(self._part, _FOLDER, dir_fd=self._parent)
+            except FileNotFoundError:
+                continue  # its writer published or removed it in between
+            try:
+                fcntl.flock(inside, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if self._is_unfinished(inside):  # else its writer published it between our open and our lock
+                    for name in os.listdir(inside):
+                        os.unlink(name, dir_fd=inside)
+                    return inside
+            except BaseException as error:
+                os.close(inside)
+                if isinstance(error, BlockingIOError):
+                    raise Snooze(LOCKED_S, "locked: another run of this job is still writing the folder") from None
+                raise
             os.close(inside)
-            if isinstance(error, BlockingIOError):
-                raise Snooze(LOCKED_S, "locked: another run of this job is still writing the folder") from None
-            raise
-        return inside
 
-    def finish(self, result: msgspec.Struct) -> None:
-        """Return when the folder has its name, and survives a power cut.
+    def finish(self, result: S) -> S:
+        """Return the result when the folder has its name, and survives a power cut; that of another run, if it was first.
 
         Raises:
             Dead: something else has taken the name meanwhile; `output-exists`.
@@ -139,11 +146,15 @@ class Folder:
         try:
             os.rename(self._part, self._name, src_dir_fd=self._parent, dst_dir_fd=self._parent)
         except OSError as error:
-            if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                raise
+            found = None if error.errno == errno.ENOTDIR else self.already(type(result))
+            if found is None:
                 raise Dead(f"the folder {self._name} exists, and is not what this job writes", "output-exists") from None
-            raise
+            return found
         point("folder-named")
         os.fsync(self._parent)
+        return result
 
     def close(self) -> None:
         """Remove what is unfinished, and let go of the folder."""
@@ -151,19 +162,19 @@ class Folder:
             return
         try:
             for name in os.listdir(self._inside):
-                if self._is_unfinished():
+                if self._is_unfinished(self._inside):
                     os.unlink(name, dir_fd=self._inside)
-            if self._is_unfinished():
+            if self._is_unfinished(self._inside):
                 os.rmdir(self._part, dir_fd=self._parent)
         finally:
             os.close(self._inside)
 
-    def _is_unfinished(self) -> bool:
+    def _is_unfinished(self, inside: int) -> bool:
         try:
             named = os.stat(self._part, dir_fd=self._parent, follow_symlinks=False)
         except FileNotFoundError:
             return False
-        return named.st_ino == os.fstat(self._inside).st_ino
+        return named.st_ino == os.fstat(inside).st_ino
 
 
 def _manifest(inside: int) -> Manifest | None:

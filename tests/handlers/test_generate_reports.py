@@ -9,6 +9,7 @@ import io
 import json
 import os
 import signal
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ from pypdf import PdfReader
 from handlers import reports
 from handlers.contracts.reports import GenerateReports, ReportsGenerated
 from handlers.email import send_email
+from handlers.kit import folders
 from handlers.kit import reports as kit
 from handlers.kit.folders import MANIFEST
 from handlers.kit.mail import close_pools
-from handlers.kit.settings import at_start
+from handlers.kit.settings import at_start, current
+from handlers.kit.threads import Stop
 from handlers.reports import generate_reports
 from runtime import BadPayload, ConfigError, Dead, Priority, Snooze
 from runtime.jobs import Job, contract_of
@@ -313,6 +316,47 @@ def test_two_runs_at_once_do_not_meet(disk: Disk) -> None:
     finally:
         os.close(held)
     assert run(asked)[0].rows == 0
+
+
+def made(rows: int) -> ReportsGenerated:
+    return ReportsGenerated(title="t", folder="out:a/b", files=[], rows=rows)
+
+
+def test_a_repeat_that_meets_the_end_of_the_first_run_spoils_nothing(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first run gives the folder its name after the repeat has opened it, and before the repeat locks it."""
+    lock = fcntl.flock
+    with ExitStack() as running, folders.folder(current(), "out:a/b", "w", Stop()) as repeat:
+        first = running.enter_context(folders.folder(current(), "out:a/b", "w", Stop()))
+        first.write("r", b"first")
+
+        def flock(descriptor: int, how: int) -> None:
+            monkeypatch.setattr(fcntl, "flock", lock)
+            first.finish(made(1))
+            running.close()
+            lock(descriptor, how)
+
+        assert repeat.already(ReportsGenerated) is None
+        monkeypatch.setattr(fcntl, "flock", flock)
+        repeat.write("r", b"second")
+        assert (disk.out / "a" / "b" / "r").read_bytes() == b"first"
+        assert repeat.finish(made(2)) == made(1)
+    assert disk.names(disk.out) == ["a", "a/b", "a/b/.job.json", "a/b/r"]
+    with folders.folder(current(), "out:a/b", "w", Stop()) as again:
+        assert again.already(ReportsGenerated) == made(1)
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_a_name_that_another_takes_meanwhile_is_left_to_it(disk: Disk, kind: str) -> None:
+    with pytest.raises(Dead) as caught, folders.folder(current(), "out:b", "w", Stop()) as late:
+        late.write("r", b"late")
+        if kind == "folder":
+            (disk.out / "b").mkdir()
+            (disk.out / "b" / "precious").touch()
+        else:
+            (disk.out / "b").touch()
+        late.finish(made(1))
+    assert caught.value.code == "output-exists"
+    assert disk.names(disk.out) == (["b", "b/precious"] if kind == "folder" else ["b"])
 
 
 def test_a_full_disk_is_waited_for(disk: Disk) -> None:
