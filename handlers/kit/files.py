@@ -40,7 +40,8 @@ _NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})  # a
 
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # opening a pipe in a file's place must not block
-_WRITE: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_WRITE: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_NEW: Final = _WRITE | os.O_CREAT | os.O_EXCL
 
 T = TypeVar("T")
 
@@ -240,9 +241,15 @@ class Part:
 
     def _open(self) -> int:
         while True:
-            file = os.open(self.part, _WRITE, 0o600, dir_fd=self.folder)
             try:
-                if self._is_ours(file):
+                file, is_new = os.open(self.part, _NEW, 0o600, dir_fd=self.folder), True
+            except FileExistsError:
+                try:
+                    file, is_new = os.open(self.part, _WRITE, dir_fd=self.folder), False
+                except FileNotFoundError:
+                    continue
+            try:
+                if self._is_ours(file, is_new=is_new):
                     os.truncate(file, 0)
                     return file
             except BaseException:
@@ -250,8 +257,8 @@ class Part:
                 raise
             os.close(file)
 
-    def _is_ours(self, file: int) -> bool:
-        """Return whether we hold the lock of a plain file that has this name and no other.
+    def _is_ours(self, file: int, *, is_new: bool) -> bool:
+        """Return whether we hold the lock of a plain file that has this name and no other, and that nobody else has made.
 
         Raises:
             Snooze: another run of this job holds the lock; `locked`.
@@ -270,9 +277,13 @@ class Part:
             return False  # its writer published or removed it between our open and our lock
         if opened.st_ino != named.st_ino:
             return False
-        if opened.st_nlink > 1:  # a crash between link and unlink: the other name is a published file
+        # With a second name, after a crash between link and unlink, it is a published file. Another owner could go on writing to
+        # it; where all files have some other owner, as on NFS with root_squash, it is only made again.
+        if opened.st_nlink > 1 or (not is_new and opened.st_uid != os.geteuid()):
             os.unlink(self.part, dir_fd=self.folder)
             return False
+        if not is_new:
+            os.fchmod(file, 0o600)
         return True
 
     def __enter__(self) -> Self:
@@ -427,7 +438,7 @@ class Writer(Part):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._staged, dir_fd=self.folder)
         self._is_staging = True
-        staged = os.open(self._staged, _WRITE | os.O_EXCL, 0o600, dir_fd=self.folder)
+        staged = os.open(self._staged, _NEW, 0o600, dir_fd=self.folder)
         with open(staged, "wb") as file:
             file.write(msgspec.json.encode(sidecar) + b"\n")
             file.flush()

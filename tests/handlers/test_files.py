@@ -391,6 +391,27 @@ def test_a_part_of_a_killed_run_is_begun_again(disk: Disk) -> None:
     assert disk.names(disk.out) == ["x.csv", "x.csv.job.json"]
 
 
+def test_a_part_that_another_user_has_made_is_not_written_to(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our own files have another owner too, as on NFS with root_squash: new ones are written all the same."""
+    part = disk.out / f".x.csv.{WORK}.part"
+    part.write_bytes(b"half")
+    owner = part.stat().st_uid
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    with part.open("rb") as theirs:
+        assert write(disk) is None
+        assert os.fstat(theirs.fileno()).st_nlink == 0
+        assert theirs.read() == b"half"
+    assert (disk.out / "x.csv").read_bytes() == b"one"
+
+
+def test_a_part_that_is_begun_again_is_for_nobody_else(disk: Disk) -> None:
+    part = disk.out / f".x.csv.{WORK}.part"
+    part.write_bytes(b"half")
+    part.chmod(0o666)
+    assert write(disk) is None
+    assert (disk.out / "x.csv").stat().st_mode & 0o777 == 0o600
+
+
 def test_a_crash_between_name_and_sidecar_is_fixed(disk: Disk) -> None:
     write(disk)
     os.rename(disk.out / "x.csv.job.json", disk.out / f".x.csv.{WORK}.job.json.part")
