@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import hmac
 import time
 from collections.abc import Callable, Iterator
 from enum import IntEnum
+from functools import partial
 from typing import Final
 
 from handlers.kit.failures import TemporaryFailure
@@ -27,6 +29,7 @@ DEFERRED_IN_A_ROW: Final = 5  # a guess, the same: then there is a pause, and af
 FIRST_PAUSE_S: Final = 0.05  # a guess: a greylisting server still sees all of 10,000 recipients within minutes
 MAX_PAUSE_S: Final = 1.0  # a guess: 8 connections send to 10,000 recipients within 21 minutes
 RUN_S: Final = 2700.0  # a guess: with `PATIENCE_S` below the job's hour, so that a slow campaign spends no attempts
+LEAVING_S: Final = 2.0  # a guess: for one write to Redis, while the worker waits to stop
 GO_ON_S: Final = 1.0  # a guess: soon, and time for others of the list
 DIGEST_BYTES: Final = 32  # SHA-256
 
@@ -96,7 +99,8 @@ class Delivery:
     """Sends the mails of a slice, as many at once as the server has connections for us.
 
     A recipient is `SENDING` in the marks before its mail begins, and what came of it is there before the next mail over the same
-    connection begins: after a crash at most one recipient of each connection is unknown.
+    connection begins: after a crash at most one recipient of each connection is unknown, after a cancel one to whom the
+    content was being sent.
     """
 
     def __init__(
@@ -119,6 +123,7 @@ class Delivery:
         self._unsure = State.NONE if resend else State.SENDING
         self._open = (State.NONE, State.SENDING) if resend else (State.NONE,)
         self._batch = batch
+        self._begun = set[int]()
         self._fault: Exception | None = None
         self._end_s = time.monotonic() + RUN_S
         self._lost = 0
@@ -140,9 +145,13 @@ class Delivery:
         todo = [row for row in self._batch.rows if states[row.at] in self._open]
         self._done = len(self._batch.rows) - len(todo)
         rows = iter(todo)
-        async with asyncio.TaskGroup() as group:
-            for _ in range(self._pool.smtp.connections):
-                group.create_task(self._send_all(rows))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self._pool.smtp.connections):
+                    group.create_task(self._send_all(rows))
+        except asyncio.CancelledError:
+            await self._leave(todo)
+            raise
         if not isinstance(self._fault, StoreUnavailable):
             await states.save()
             point("saved")
@@ -151,6 +160,15 @@ class Delivery:
         left = sum(states[row.at] is State.NONE for row in todo)
         if left:
             raise TemporaryFailure(f"smtp-4xx: put off for {left} of {len(todo)}")
+
+    async def _leave(self, todo: list[Row]) -> None:
+        """Write what is known when the run is cancelled: only mails whose content was begun stay unknown."""
+        for row in todo:
+            if self.states[row.at] is State.SENDING and row.at not in self._begun:
+                self.states[row.at] = State.NONE
+        with contextlib.suppress(StoreUnavailable, TimeoutError):
+            async with asyncio.timeout(LEAVING_S):
+                await self.states.save()
 
     async def _send_all(self, rows: Iterator[Row]) -> None:
         """Send one mail after another, until there are none, or there is a fault, which ends the others after their mail."""
@@ -190,16 +208,16 @@ class Delivery:
             self.states[row.at] = State.SENDING
             await self.states.save()
             point("sending")
-            state = await self._converse(letter)
+            state = await self._converse(letter, row)
             point("sent")
             return state
         finally:
             if state is not State.ACCEPTED:
                 give_back(self._alias, 1)
 
-    async def _converse(self, letter: Letter) -> State:
+    async def _converse(self, letter: Letter, row: Row) -> State:
         try:
-            receipt = await self._pool.send(letter, PATIENCE_S)
+            receipt = await self._pool.send(letter, PATIENCE_S, begins=partial(self._begun.add, row.at))
         except TemporaryFailure as error:
             self._lost += 1
             if self._lost >= LOST_IN_A_ROW:

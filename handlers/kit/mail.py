@@ -11,7 +11,7 @@ import contextlib
 import re
 import socket
 import ssl
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Final
 
 import aiosmtplib
@@ -106,8 +106,8 @@ def _note(verb: str, message: str, *, is_ok: bool = False) -> str:
     return "".join(char if char.isprintable() else " " for char in masked)[:MAX_REPLY_CHARS]
 
 
-async def _converse(client: aiosmtplib.SMTP, letter: Letter) -> Receipt:
-    """Send one letter over an open connection: recipients one by one, then the content to those that were accepted."""
+async def _converse(client: aiosmtplib.SMTP, letter: Letter, begins: Callable[[], object]) -> Receipt:
+    """Send one letter over an open connection: recipients one by one, then, after `begins()`, the content to those accepted."""
     options = [f"SIZE={len(letter.content)}"] if client.supports_extension("size") else []
     envelope = await _ask("MAIL", client.mail(letter.sender, options=options))
     recipients: dict[str, Reply] = {}
@@ -120,6 +120,7 @@ async def _converse(client: aiosmtplib.SMTP, letter: Letter) -> Receipt:
     if is_closing or not any(reply.is_ok for reply in recipients.values()):
         return Receipt(envelope, recipients, None)
     patience_s = max(DATA_S, client.timeout or 0.0)
+    begins()
     return Receipt(envelope, recipients, await _ask("DATA", _send_content(client, letter.content, patience_s)))
 
 
@@ -227,12 +228,15 @@ class Pool:
     def __repr__(self) -> str:
         return f"<Pool {self.alias}: {len(self._idle)} idle, {self.smtp!r}>"
 
-    async def send(self, letter: Letter, patience_s: float | None = None) -> Receipt:
+    async def send(
+        self, letter: Letter, patience_s: float | None = None, *, begins: Callable[[], object] = lambda: None
+    ) -> Receipt:
         """Send the letter and return the server's answers.
 
         Args:
             letter: the mail.
             patience_s: how long to wait for a connection and for the turn that the server's rate gives; None for `TAKE_S`.
+            begins: called right before the content is sent: until then, the server cannot have accepted the mail.
 
         Raises:
             TemporaryFailure: the server cannot be reached, or the connection was lost; the server may have accepted the letter.
@@ -245,7 +249,7 @@ class Pool:
             connection = await self._take()
             is_sound = False
             try:
-                receipt = await _converse(connection.client, letter)
+                receipt = await _converse(connection.client, letter, begins)
                 is_sound = True  # after a 421 as well: whether the server has closed it, RSET will show
                 return receipt
             finally:

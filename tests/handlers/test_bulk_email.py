@@ -10,7 +10,7 @@ import hmac
 import io
 import json
 from collections import Counter
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -568,6 +568,51 @@ async def test_a_cancelled_run_leaves_one_unknown_for_each_connection(office: Of
     office.host.script = {}
     assert (await send(message)).accepted == 40
     assert len(office.received) == len(set(office.received)) == 40  # what hung was not accepted
+
+
+async def stopped(message: SendBulkEmail, when: Callable[[], bool]) -> None:
+    task = asyncio.create_task(send(message))
+    await until(when)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_cancelled_run_leaves_as_unknown_only_whose_content_was_sent(office: Office) -> None:
+    office.arrange(smtp="connections = 2")
+    office.host.script = {"u0": [HANG, "250 ok"], "DATA": [*["250 ok"] * 5, HANG, "250 ok"]}
+    message = campaign(people(20), unknown="skip")
+    await stopped(message, lambda: office.host.seen.count("DATA") == 6)
+    result = await send(message)
+    assert (result.accepted, result.unknown) == (19, 1)
+    assert "u0@example.org" in office.received
+    assert len(set(office.received)) == len(office.received) == 19
+
+
+@pytest.mark.parametrize("unknown", ["resend", "skip"])
+async def test_a_cancelled_run_writes_the_verdicts_that_were_to_be_written(
+    office: Office, monkeypatch: pytest.MonkeyPatch, unknown: str
+) -> None:
+    monkeypatch.setattr(campaigns, "SHARE_S", 0.2)
+    office.arrange(smtp="connections = 1")
+    message = campaign(people(3), unknown=unknown)
+    await stopped(message, lambda: len(office.received) == 1)  # the next one waits to be written as begun
+    monkeypatch.setattr(campaigns, "SHARE_S", 0.0)
+    assert (await send(message)).accepted == 3
+    assert len(office.received) == 3
+
+
+async def test_a_store_that_hangs_does_not_hold_up_a_stop(
+    office: Office, marks: FolderMarks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang(work: str, value: bytes) -> None:
+        asked.set()
+        await asyncio.get_running_loop().create_future()
+
+    asked = asyncio.Event()
+    monkeypatch.setattr(campaigns, "LEAVING_S", 0.05)
+    monkeypatch.setattr(marks, "set_marks", hang)
+    await stopped(campaign(), asked.is_set)
 
 
 # --- slices --------------------------------------------------------------------------------------------------------------
