@@ -26,13 +26,12 @@ from handlers.kit.blocks import AnyBlock, Definition, Document, Sheet, shown
 from handlers.kit.failures import wait_for_operator
 from handlers.kit.files import source
 from handlers.kit.settings import Settings
-from handlers.kit.templates import FAULTS
+from handlers.kit.templates import FAULTS, what_is_missing
 from runtime import Dead
 
 SHIPPED: Final = Path(__file__).parents[1] / "documents"
 MAX_DEFINITION_BYTES: Final = 256 * 1024  # a guess: far above what a person writes
 MAX_READ_BYTES: Final = 20 * 2**20  # a guess: an image of as many pixels as we take is smaller
-_MISSING: Final = re.compile(r".* has no (?:attribute|element) (?P<name>.*)|(?P<variable>.*) is undefined", re.DOTALL)
 _EXPRESSION: Final = re.compile(r"\s*\{\{((?:(?!\}\}|\{\{).)*)\}\}\s*")
 
 S = TypeVar("S", bound=AnyBlock)
@@ -216,7 +215,7 @@ class Filler:
         except TemplateSyntaxError as error:
             raise Dead(f"{what}: line {error.lineno}: {error.message}", "template-error") from None
         except UndefinedError as error:
-            raise Dead(f"{what}: {_missing(error.message or '', given)}", "template-error") from None
+            raise Dead(f"{what}: {what_is_missing(error.message or '', str(given))}", "template-error") from None
         except FAULTS as error:
             raise Dead(f"{what}: {type(error).__name__}", "template-error") from None
 
@@ -224,13 +223,6 @@ class Filler:
 def line_of(text: str) -> str:
     """Return a text as one line, fit for a title and for the subject of a mail."""
     return "".join(character if is_line(character) else " " for character in text)[:MAX_TITLE_CHARS].strip()
-
-
-def _missing(message: str, given: object) -> str:
-    """Return what jinja2 says is missing, unless it was looked for by a name that comes from the data."""
-    found = _MISSING.fullmatch(message)
-    name = (found["name"] or found["variable"] or "").strip("'\"") if found else ""
-    return message if name and name in str(given) else "a value is missing"
 
 
 def _defined(value: Any) -> Any:

@@ -103,6 +103,7 @@ class Reader:
         match self._message.recipients:
             case RecipientSlice() as part:
                 batch = self._slice(part)
+                self._try_first(batch.rows)
             case RecipientFile() as file:
                 plan = self._plan(file)
                 if len(plan.slices) != 1:
@@ -179,6 +180,18 @@ class Reader:
                 recipient = decode(record)
                 rows.append(Row(at, recipient.address, recipient.params))
         return Batch(rows=rows, count=part.rows, first=part.first, digest=digest.digest())
+
+    def _try_first(self, rows: list[Row]) -> None:
+        """Return if the template fits the first rows of a slice: since the plan, it may have been changed."""
+        problems = list[str]()
+        for row in rows[:SAMPLE]:
+            try:
+                self._try_out(row)
+            except Dead as error:
+                problems.append(str(error))
+        if len(problems) > len(rows[:SAMPLE]) * MAX_BAD:
+            text = f"the template fails on {len(problems)} of the first {len(rows[:SAMPLE])} rows: {problems[0]}"
+            raise Dead(text, "bad-rows")
 
     def _suppress(self, batch: Batch) -> None:
         """Take out whom the file of suppressed addresses names."""

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Final
 
 from jinja2 import FileSystemLoader, StrictUndefined, TemplateError, TemplateNotFound, TemplateSyntaxError, UndefinedError
+from jinja2.meta import find_referenced_templates
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from handlers.kit.failures import wait_for_operator
-from runtime import Dead
+from runtime import Dead, Snooze
 
 MAX_BODY_CHARS: Final = 200_000  # rendering and encoding it hold up the loop for less than 20 ms (measured)
 
 # What an expression of a template may raise on a value that it did not expect.
 FAULTS: Final = (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RecursionError)
+
+_MISSING: Final = re.compile(r".* has no (?:attribute|element) (?P<name>.*)|(?P<variable>.*) is undefined", re.DOTALL)
 
 
 def render(folder: str, name: str, params: Mapping[str, Any], locale: str | None = None) -> tuple[str, str | None]:
@@ -24,7 +29,8 @@ def render(folder: str, name: str, params: Mapping[str, Any], locale: str | None
     With a `locale` those of `name.de-AT.txt`, else `name.de.txt`, else `name.txt`; the HTML body is of the same language.
 
     Raises:
-        Snooze: the folder has no text template of that name; `alias-missing`.
+        Snooze: the folder has no text template of that name, or it is no template, or includes one that is not there;
+            `alias-missing`.
         Dead: a variable is missing, or the template fails on these values; `template-error`.
     """
     languages = [f".{locale}", f".{locale.partition('-')[0]}"] if locale else []
@@ -41,11 +47,15 @@ def _render_file(folder: str, file: str, params: Mapping[str, Any]) -> str | Non
     except TemplateNotFound as error:
         if error.name == file:
             return None
-        raise _dead(file, f"it includes {error.name}, which does not exist") from error
+        if isinstance(error.name, str) and is_written(error.name, _sources(folder, file)):
+            raise _broken(file, f"it includes {error.name}, which does not exist") from error
+        raise _dead(file, "it includes a template that does not exist") from error
     except TemplateSyntaxError as error:
-        raise _dead(file, f"line {error.lineno}: {error.message}") from error
+        raise _broken(file, f"line {error.lineno}: {error.message}") from error
+    except UnicodeDecodeError as error:
+        raise _broken(file, "must be UTF-8") from error
     except UndefinedError as error:
-        raise _dead(file, str(error.message)) from error
+        raise _dead(file, what_is_missing(error.message or "", _sources(folder, file))) from error
     except FAULTS as error:
         raise _dead(file, type(error).__name__) from error  # its text may hold values of the payload
     if len(body) > MAX_BODY_CHARS:
@@ -55,6 +65,39 @@ def _render_file(folder: str, file: str, params: Mapping[str, Any]) -> str | Non
 
 def _dead(file: str, why: str) -> Dead:
     return Dead(f"template {file}: {why}", "template-error")
+
+
+def _broken(file: str, why: str) -> Snooze:
+    """Return what to raise for a template that is wrong whatever the values are."""
+    return wait_for_operator(f"templates.{file}", "alias-missing", why)
+
+
+def what_is_missing(message: str, source: str) -> str:
+    """Return what Jinja2 says is missing, unless it was looked for by a name that is not in the template, but a value."""
+    found = _MISSING.fullmatch(message)
+    name = (found["name"] or found["variable"] or "").strip("'\"") if found else ""
+    return message if is_written(name, source) else "a value is missing"
+
+
+def is_written(name: str, source: str) -> bool:
+    """Return whether a name stands in a template as a word of its own; numbers do not count, since any may stand there."""
+    return bool(name) and not name.isdigit() and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", source) is not None
+
+
+def _sources(folder: str, file: str) -> str:
+    """Return the text of a template, and of those that it names."""
+    environment = _environment(folder)
+    loader = FileSystemLoader(folder)
+    found, names = dict[str, str](), [file]
+    while names:
+        name = names.pop()
+        if name in found:
+            continue
+        found[name] = ""
+        with contextlib.suppress(TemplateError, UnicodeDecodeError):
+            found[name] = loader.get_source(environment, name)[0]
+            names += [each for each in find_referenced_templates(environment.parse(found[name])) if each]
+    return "\n".join(found.values())
 
 
 def _is_html(name: str | None) -> bool:

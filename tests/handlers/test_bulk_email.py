@@ -663,6 +663,24 @@ async def test_a_large_file_becomes_jobs_for_its_slices(office: Office, few: int
     assert len(set(ids)) == 50
 
 
+async def test_a_template_that_was_broken_after_the_plan_refuses_nobody(office: Office, few: int) -> None:
+    office.csv([["address"], *([f"u{number}@x.org"] for number in range(few + 1))])
+    message = campaign(a_file())
+    job = job_of(message)
+    await send(message, job)
+    (_, first), _ = slices_of(job, message)
+    office.template("Dear {{ name }\n")
+    with pytest.raises(Snooze, match="alias-missing: templates.news"):
+        await send(first)
+    office.template("Dear {{ nmae }}\n")
+    with pytest.raises(Dead, match="fails on 16 of the first 16 rows: .*'nmae' is undefined") as caught:
+        await send(first)
+    assert caught.value.code == "bad-rows"
+    assert not office.host.seen
+    office.template("Hello\n")
+    assert (await send(first)).accepted == few
+
+
 async def test_a_slice_of_a_file_that_was_changed_sends_nothing(office: Office, few: int) -> None:
     path = office.csv([["address", "name"], *([f"u{number}@x.org", "n"] for number in range(40))])
     message = campaign(a_file())

@@ -247,13 +247,14 @@ async def test_a_template_is_filled_and_html_is_escaped(host: Mailhost, tmp_path
     ("body", "said"),
     [
         ("{{ nobody }}", "'nobody' is undefined"),
-        ("{{ name.first.second }}", "has no attribute"),
+        ("{{ name.first.second }}", "has no attribute 'first'"),
+        ("{{ code[name] }}", "a value is missing"),
+        ("unconfidentially {{ code[name] }}", "a value is missing"),
+        ("12 {{ code[number] }}", "a value is missing"),
+        ("{% include name %}", "a template that does not exist"),
         ("{{ name + 1 }}", "TypeError"),
         ("{{ 1 // zero }}", "ZeroDivisionError"),
         ("{{ name.index('q') }}", "ValueError"),
-        ("{% include 'none.txt' %}", "none.txt"),
-        ("{% include '../handlers.toml' %}", "handlers.toml"),
-        ("one\n{{ two", "line 2"),
         ("{{ name.__class__.__mro__ }}", "SecurityError"),
         ("{{ '{0.__class__}'.format(name) }}", "SecurityError"),
         ("{{ items.append(1) }}", "SecurityError"),
@@ -266,9 +267,26 @@ async def test_a_template_that_fails_kills_the_job_and_shows_no_value(
 ) -> None:
     template(tmp_path, "order.txt", body)
     with pytest.raises(Dead, match=re.escape(said)) as caught:
-        await send(templated(name="confidential", zero=0, items=[]))
+        await send(templated(name="confidential", zero=0, items=[], code={}, number=12))
     assert caught.value.code == "template-error"
     assert "confidential" not in str(caught.value)
+    assert not host.seen
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"{% include 'none.txt' %}", "includes none.txt"),
+        (b"{% include '../handlers.toml' %}", "handlers.toml"),
+        (b"one\n{{ two", "line 2"),
+        (b"{{ name | uper }}", "uper"),
+        (b"Gr\xfc\xdfe", "must be UTF-8"),
+    ],
+)
+async def test_a_template_that_is_broken_is_waited_for(host: Mailhost, tmp_path: Path, body: bytes, said: str) -> None:
+    (tmp_path / "templates" / "order.txt").write_bytes(body)
+    with pytest.raises(Snooze, match=f"alias-missing: templates.order.txt: .*{re.escape(said)}"):
+        await send(templated(name="confidential"))
     assert not host.seen
 
 

@@ -253,6 +253,7 @@ def test_templates_in_data_come_out_as_typed(disk: Disk, hostile: str) -> None:
         "{{ lines|nothing }}",
         "{{ [1].index(lines[0].a) }}",
         "{{ lines[0][lines[0].a] }}",
+        "secretly {{ lines[0][lines[0].a] }}",
         "{{ lines[number] }}",
     ],
 )
