@@ -25,7 +25,7 @@ from runtime import ConfigError, Dead, Snooze
 
 MAX_MESSAGES: Final = 100  # per connection, as Nodemailer's pool; many relays close a connection that carries more
 IDLE_S: Final = 30.0  # a guess: far below the 5 minutes that RFC 5321 (4.5.3.2.7) has a server wait for a command
-TAKE_S: Final = 20.0  # a guess: waiting for a connection must not use up the timeout of a job that has not begun
+TAKE_S: Final = 10.0  # a guess: waiting for a connection and for a turn leaves `DATA_S` and some seconds of the job's 60
 BUSY_S: Final = 5.0  # a guess: a job that found no connection comes back soon, since others end at any time
 RSET_S: Final = 5.0  # a guess: RSET needs no work, so a server that is slower is as good as gone
 DATA_S: Final = 40.0  # a guess: a server that scans mails is slow, and a missed answer means a second copy; below 60 s of the job
@@ -235,7 +235,7 @@ class Pool:
 
         Args:
             letter: the mail.
-            patience_s: how long to wait for a connection and for the turn that the server's rate gives; None for `TAKE_S`.
+            patience_s: how long to wait for a connection and the turn that the server's rate gives, together; None for `TAKE_S`.
             begins: called right before the content is sent: until then, the server cannot have accepted the mail.
 
         Raises:
@@ -243,9 +243,11 @@ class Pool:
             Snooze: the server refuses us, `auth-failed`; or connections or the rate stay in use, `rate-limited`.
         """
         patience_s = TAKE_S if patience_s is None else patience_s
+        clock = asyncio.get_running_loop().time
+        end_s = clock() + patience_s
         await self._enter(patience_s)
         try:
-            await self._pace.turn(patience_s, f"smtp.{self.alias}")
+            await self._pace.turn(max(0.0, end_s - clock()), f"smtp.{self.alias}")
             connection = await self._take()
             is_sound = False
             try:

@@ -635,6 +635,26 @@ async def test_a_job_that_finds_no_free_connection_waits_outside(
     await until(lambda: host.open_connections == 1)
 
 
+async def test_who_has_waited_for_a_connection_has_less_time_to_wait_for_a_turn(
+    host: Mailhost, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kit, "TAKE_S", 1.5)
+    configure(SETTINGS.format(port=host.port).replace("plain", "connections = 1, per_second = 0.5, plain"))
+    host.script = {"DATA": [HANG, "250 ok"]}
+    loop = asyncio.get_running_loop()
+    first = asyncio.create_task(send(mail()))
+    begun_s = loop.time()
+    await until(lambda: "DATA" in host.seen)
+    second = asyncio.create_task(send(mail()))
+    await until(lambda: loop.time() > begun_s + 0.7)  # the turn is 1.3 s away, the second's end 0.8 s
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    with pytest.raises(Snooze, match=r"more is to be sent than `per_second` allows"):
+        await second
+    assert not host.envelopes
+
+
 @pytest.mark.parametrize("verb", ["MAIL", "ada", "DATA"])
 async def test_a_cancelled_job_leaves_no_connection_behind(host: Mailhost, verb: str) -> None:
     host.script = {verb: [HANG]}
