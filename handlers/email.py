@@ -17,7 +17,7 @@ from handlers.kit.failures import wait_for_operator
 from handlers.kit.letters import Letter, compose, list_id, listed, mask, shown
 from handlers.kit.mail import ACCESS, Receipt, Reply, check_receipt, pool, shown_replies
 from handlers.kit.points import point
-from handlers.kit.rates import give_back, reserve
+from handlers.kit.rates import give_back, rate_of, reserve
 from handlers.kit.recipients import Plan, Reader, Row
 from handlers.kit.results import RESULT_TTL_S
 from handlers.kit.sections import Sender, read_secret
@@ -130,8 +130,10 @@ async def send_bulk_email(message: SendBulkEmail, job: Job) -> BulkSent:
     if isinstance(found, Plan):
         if await job.marks.get():
             raise Dead("the recipients were changed since the job began: they were one slice", "input-changed")
+        rate = rate_of(sender, server, message.per_second)
         for number, part in enumerate(found.slices):
-            job.send(msgspec.structs.replace(message, recipients=part), suffix=f"slice-{number}", group=message.list_id)
+            slice_message = msgspec.structs.replace(message, recipients=part)
+            job.send(slice_message, suffix=f"slice-{number}", group=message.list_id, delay_s=part.first / rate)
         return BulkSent(
             duplicates=found.duplicates, bad=found.bad, problems=found.problems, slices=len(found.slices), sha256=found.sha256
         )

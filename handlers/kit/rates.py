@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from typing import Final
 
-from handlers.kit.sections import Sender
+from handlers.kit.sections import Sender, Smtp
 from runtime import Dead, Snooze
 
 HOUR_S: Final = 3600.0
@@ -69,6 +70,12 @@ class Hour:
         if self._steps and self._steps[-1][0] == step_s:
             count += self._steps.pop()[1]
         self._steps.append((step_s, count))
+
+
+def rate_of(sender: Sender, smtp: Smtp, per_second: float | None) -> float:
+    """Return how many mails a second all bounds together allow; infinity where there is none."""
+    bounds = (per_second, smtp.per_second, sender.per_hour and sender.per_hour / HOUR_S)
+    return min((bound for bound in bounds if bound), default=math.inf)
 
 
 _hours: dict[str, Hour] = {}

@@ -27,6 +27,7 @@ from handlers.contracts.types import MAX_ADDRESS_CHARS, is_address, is_line
 from handlers.kit.failures import BadRow
 from handlers.kit.files import source
 from handlers.kit.letters import plain_address
+from handlers.kit.rates import rate_of
 from handlers.kit.sections import Sender
 from handlers.kit.settings import Settings
 from handlers.kit.threads import Stop
@@ -34,6 +35,7 @@ from runtime import Dead, Job
 
 MAX_SLICES: Final = 100  # as many as a job hands on
 MAX_BAD: Final = 0.05  # of all rows, a guess: a typing error is one row, a wrong file is all of them
+SLICE_S: Final = 48 * 3600.0  # a guess: what waits for its turn for 72 h in all is dead, and others use the same bounds
 SAMPLE: Final = 100  # a guess: so many of the first rows are rendered before anything is sent
 MAX_PROBLEMS: Final = 20  # a guess: enough to see what is wrong, and a result is small
 REPORT_EVERY: Final = 1000  # rows, some 20 ms
@@ -144,7 +146,7 @@ class Reader:
             size_bytes = opened.seek(0, io.SEEK_END)
             opened.seek(0)
             head = next(records(opened, "csv"), b"") if file.format == "csv" else b""
-            cut = _Cutter(file, head)
+            cut = _Cutter(file, head, self._slice_rows())
             decode = decoder_of(file.format, head)
             total = hashlib.sha256(head)
             for record in records(opened, file.format):
@@ -158,6 +160,10 @@ class Reader:
             sieve.check(cut.rows)
         slices = cut.finish()
         return Plan(sha256=total.hexdigest(), slices=slices, duplicates=sieve.duplicates, bad=sieve.bad, problems=sieve.problems)
+
+    def _slice_rows(self) -> int:
+        server = self._settings.server(self._sender.smtp)
+        return max(1, int(min(SLICE_ROWS, SLICE_S * rate_of(self._sender, server, self._message.per_second))))
 
     def _slice(self, part: RecipientSlice) -> Batch:
         with (
@@ -282,11 +288,12 @@ class Sieve:
 class _Cutter:
     """Cuts a file into slices as its records go by."""
 
-    def __init__(self, file: RecipientFile, head: bytes) -> None:
+    def __init__(self, file: RecipientFile, head: bytes, slice_rows: int) -> None:
         self.rows = 0
         self.at = len(head)
         self._file = file
         self._head = head
+        self._slice_rows = slice_rows
         self._slices: list[RecipientSlice] = []
         self._begin_slice()
 
@@ -301,7 +308,7 @@ class _Cutter:
         Raises:
             Dead: the file has too many rows or bytes; `too-large`.
         """
-        if self.rows - self._first >= SLICE_ROWS or self.at + len(record) - self._begin > MAX_SLICE_BYTES:
+        if self.rows - self._first >= self._slice_rows or self.at + len(record) - self._begin > MAX_SLICE_BYTES:
             self._end_slice()
         self._digest.update(record)
         self.at += len(record)
@@ -310,7 +317,8 @@ class _Cutter:
             self.rows += 1
             self._skip[place // 8] |= (not is_kept) << place % 8
         if self.rows > MAX_ROWS or len(self._slices) >= MAX_SLICES:
-            raise Dead(f"must have at most {MAX_ROWS} rows, and {MAX_SLICES} slices of {MAX_SLICE_BYTES} bytes", "too-large")
+            slices = f"{MAX_SLICES} slices of {self._slice_rows} rows and {MAX_SLICE_BYTES} bytes"
+            raise Dead(f"must have at most {MAX_ROWS} rows, and {slices}", "too-large")
 
     def finish(self) -> list[RecipientSlice]:
         """Return the slices."""

@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import io
 import json
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -721,6 +722,39 @@ async def test_a_file_with_more_than_fits_is_refused(office: Office, few: int, m
     assert caught.value.code == "too-large"
     office.csv([["address"], *([f"u{number}@x.org"] for number in range(16 * 3))])
     assert (await send(message)).slices == 3
+
+
+@pytest.mark.parametrize(
+    ("sender", "smtp", "per_second", "rate"),
+    [
+        (", per_hour = 36", "", None, 0.01),
+        ("", ", per_second = 0.02", None, 0.02),
+        (", per_hour = 36", ", per_second = 0.02", 0.005, 0.005),
+    ],
+)
+async def test_slices_come_when_it_is_their_turn(
+    office: Office, few: int, sender: str, smtp: str, per_second: float | None, rate: float
+) -> None:
+    office.arrange(sender=sender, smtp=f"connections = 4{smtp}")
+    office.csv([["address"], *([f"u{number}@x.org"] for number in range(40))])
+    message = campaign(a_file(), per_second=per_second)
+    job = job_of(message)
+    begun_ms = time.time() * 1000
+    assert (await send(message, job)).slices == 3
+    first, *others = (one.head.due_ms for one in job.followers)
+    assert first == 0
+    for number, due_ms in enumerate(others, 1):
+        assert due_ms >= begun_ms + number * few / rate * 1000 - 1
+
+
+async def test_no_slice_needs_longer_than_jobs_may_wait(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipients, "SLICE_S", 3600.0)
+    office.arrange(sender=", per_hour = 15")
+    office.csv([["address"], *([f"u{number}@x.org"] for number in range(40))])
+    message = campaign(a_file())
+    job = job_of(message)
+    await send(message, job)
+    assert [cast("RecipientSlice", part.recipients).rows for _, part in slices_of(job, message)] == [15, 15, 10]
 
 
 async def test_long_rows_make_shorter_slices(office: Office, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
