@@ -16,7 +16,6 @@ from typing import Any, Final, TypeVar, cast
 
 import msgspec
 from jinja2 import StrictUndefined, TemplateSyntaxError, UndefinedError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from msgspec.structs import replace
 
 from handlers.contracts.reports import MAX_TITLE_CHARS, Page
@@ -26,7 +25,7 @@ from handlers.kit.blocks import AnyBlock, Definition, Document, Sheet, shown
 from handlers.kit.failures import wait_for_operator
 from handlers.kit.files import source
 from handlers.kit.settings import Settings
-from handlers.kit.templates import FAULTS, what_is_missing
+from handlers.kit.templates import FAULTS, Sandbox, what_is_missing
 from runtime import Dead
 
 SHIPPED: Final = Path(__file__).parents[1] / "documents"
@@ -240,8 +239,8 @@ def _listed(value: Any) -> Sheet:
     return Sheet(names, [[row.get(name) for name in names] for row in found])
 
 
-def _environment(lang: str, *, is_marked: bool) -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=is_marked)
+def _environment(lang: str, *, is_marked: bool) -> Sandbox:
+    environment = Sandbox(undefined=StrictUndefined, autoescape=is_marked)
     environment.filters["number"] = partial(_number, lang)
     return environment
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sized
+from functools import lru_cache, wraps
 from typing import Any, Final
 
 from jinja2 import FileSystemLoader, StrictUndefined, TemplateError, TemplateNotFound, TemplateSyntaxError, UndefinedError
 from jinja2.meta import find_referenced_templates
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from handlers.kit.failures import wait_for_operator
 from runtime import Dead, Snooze
 
 MAX_BODY_CHARS: Final = 200_000  # rendering and encoding it hold up the loop for less than 20 ms (measured)
+MAX_BITS: Final = 4096  # a guess: of a number that a template computes; far above any amount
+MAX_WIDTH: Final = 998  # RFC 5322 (2.1.1): a line of a mail has no more characters
+PADDING: Final = frozenset({"center", "ljust", "rjust", "zfill"})
 
 # What an expression of a template may raise on a value that it did not expect.
 FAULTS: Final = (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RecursionError)
@@ -104,9 +108,57 @@ def _is_html(name: str | None) -> bool:
     return name is not None and name.endswith(".html")
 
 
+class Sandbox(ImmutableSandboxedEnvironment):
+    """A sandbox in which a value of a payload cannot make a small template compute for long, or fill the memory."""
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.filters |= {name: _narrow(self.filters[name]) for name in ("center", "indent")}
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """Return left * right or left ** right.
+
+        Raises:
+            OverflowError: the result would be too large.
+        """
+        if _size(left) * (right if operator == "**" and isinstance(right, int) else 1) + _size(right) > MAX_BITS:
+            raise OverflowError
+        if operator == "*" and max(_times(left, right), _times(right, left)) > MAX_BODY_CHARS:
+            raise OverflowError
+        return super().call_binop(context, operator, left, right)
+
+    def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Call what a template calls; the methods of texts that pad them with a width in bounds."""
+        if isinstance(getattr(function, "__self__", None), str) and getattr(function, "__name__", "") in PADDING:
+            function = _narrow(function)
+        return super().call(context, function, *args, **kwargs)
+
+
+def _size(value: Any) -> int:
+    return value.bit_length() if isinstance(value, int) else 0
+
+
+def _times(value: Any, count: Any) -> int:
+    return len(value) * count if isinstance(count, int) and isinstance(value, Sized) else 0
+
+
+def _narrow(pad: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the same function, which raises OverflowError for a number above `MAX_WIDTH`."""
+
+    @wraps(pad)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(each, int) and each > MAX_WIDTH for each in (*args, *kwargs.values())):
+            raise OverflowError
+        return pad(*args, **kwargs)
+
+    return call
+
+
 @lru_cache(maxsize=8)
-def _environment(folder: str) -> ImmutableSandboxedEnvironment:
-    return ImmutableSandboxedEnvironment(
+def _environment(folder: str) -> Sandbox:
+    return Sandbox(
         loader=FileSystemLoader(folder),
         undefined=StrictUndefined,
         autoescape=_is_html,

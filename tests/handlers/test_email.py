@@ -259,7 +259,12 @@ async def test_a_template_is_filled_and_html_is_escaped(host: Mailhost, tmp_path
         ("{{ '{0.__class__}'.format(name) }}", "SecurityError"),
         ("{{ items.append(1) }}", "SecurityError"),
         ("{% for a in range(999999) %}{% endfor %}", "OverflowError"),
-        ("{{ 'x' * 200001 }}", "at most 200000"),
+        ("{% for a in range(99999) %}xxx{% endfor %}", "at most 200000"),
+        ("{{ 'x' * 200001 }}", "OverflowError"),
+        ("{{ number ** 1200 }}", "OverflowError"),
+        ("{{ [number] * 200001 }}", "OverflowError"),
+        *((f"{{{{ name | {name}(999) }}}}", "OverflowError") for name in ("center", "indent")),
+        *((f"{{{{ name.{name}(999) }}}}", "OverflowError") for name in ("center", "ljust", "rjust", "zfill")),
     ],
 )
 async def test_a_template_that_fails_kills_the_job_and_shows_no_value(
@@ -271,6 +276,16 @@ async def test_a_template_that_fails_kills_the_job_and_shows_no_value(
     assert caught.value.code == "template-error"
     assert "confidential" not in str(caught.value)
     assert not host.seen
+
+
+async def test_a_template_may_compute_and_pad(host: Mailhost, tmp_path: Path) -> None:
+    template(
+        tmp_path,
+        "order.txt",
+        "{{ 3 * 4 }} {{ 1.5 * 2 }} {{ 2 ** 10 }} {{ 2 ** -1 }} {{ '-' * 3 }} {{ n.rjust(3) }} {{ n | center(3) }}",
+    )
+    await send(templated(n="x"))
+    assert host.messages[0].get_content().strip() == "12 3.0 1024 0.5 ---   x  x"
 
 
 @pytest.mark.parametrize(

@@ -387,7 +387,8 @@ def test_a_full_disk_is_waited_for(disk: Disk) -> None:
 
 
 async def test_it_runs_in_a_child_that_its_memory_limit_stops_and_the_worker_goes_on(disk: Disk) -> None:
-    define(disk, blocks('kind = "paragraph"\ntext = "{{ \'x\' * 3000000000 }}"'), "large")
+    doubled = "{% set n = namespace(x='x' * 100000) %}{% for _ in range(15) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}"
+    define(disk, blocks(f'kind = "paragraph"\ntext = "{doubled}"'), "large")
     define(disk, blocks('kind = "paragraph"\ntext = "pid"'))
     hungry, modest = message("large"), message()
     with pytest.raises(Exception, match="MemoryError|killed"):
