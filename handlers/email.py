@@ -47,7 +47,8 @@ async def send_email(message: SendEmail, job: Job) -> Sent:
     sender = settings.sender(message.sender)
     server = settings.server(sender.smtp)
     make = partial(_letter, message, job.work, job.born, job.attempt, settings, sender)
-    letter = await in_thread(make) if message.attachments else make(Stop())
+    # Not with the threads that imports hold for an hour; a template of many loops must not hold the worker's loop.
+    letter = await in_thread(make, waits=True) if message.attachments or message.template else make(Stop())
     _check_allowed(letter, message, sender)
     verdicts = _Verdicts.read(await job.marks.get(), letter)
     left = verdicts.left(letter)
