@@ -11,4 +11,4 @@ HANDLERS = (
 )
 _MAIL = "aiosmtplib jinja2"  # by their own names: an index knows these
 _REPORTS = "reportlab jinja2"
-EXTRAS = {"aiosmtplib": _MAIL, "jinja2": _MAIL, "reportlab": _REPORTS, "PIL": _REPORTS}
+EXTRAS = {"aiosmtplib": _MAIL, "jinja2": _MAIL, "reportlab": _REPORTS, "PIL": _REPORTS, "handlers.reports": _REPORTS}

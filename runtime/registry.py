@@ -244,7 +244,7 @@ def find(modules: Sequence[str]) -> Found:
     A module's `CHECKS` is a function that returns a `Finding` for each thing that handlers need; `doctor --handlers` calls it.
 
     A package may say in `EXTRAS` which import comes with which installation; where such an import is missing, the types of that
-    module are not offered here.
+    module are not offered here. The name of the module in it wins, for one that needs more than the first import that is missing.
 
     Raises:
         ConfigError: a module cannot be imported, two handlers have one type or two schedules one name, a module's `SCHEDULES`
@@ -260,7 +260,7 @@ def find(modules: Sequence[str]) -> Found:
             except _ExtraMissing as missing:
                 if missing.package not in extras:
                     raise ConfigError(str(missing)) from missing.__cause__
-                found.missing.append((inner, extras[missing.package]))
+                found.missing.append((inner, extras.get(inner, extras[missing.package])))
         _collect(found, module)
     if not found.registry:
         lacking = "".join(f"; {module} needs: {install(extra)}" for module, extra in found.missing)

@@ -88,7 +88,7 @@ def test_the_package_names_its_modules_and_the_installations_of_their_imports() 
     )
     assert {
         **dict.fromkeys(("aiosmtplib", "jinja2"), "aiosmtplib jinja2"),
-        **dict.fromkeys(("reportlab", "PIL"), "reportlab jinja2"),
+        **dict.fromkeys(("reportlab", "PIL", "handlers.reports"), "reportlab jinja2"),
     } == handlers.EXTRAS
     declared = find(["handlers"]).registry[b"send-email"]
     assert (declared.timeout_s, declared.retry.attempts, declared.retry.base_s, declared.retry.cap_s) == (60, 12, 30, 3600)

@@ -561,6 +561,13 @@ def test_a_type_whose_extra_is_missing_is_not_offered_and_the_extra_is_named(wri
     assert found.missing == [("pkg.pdf", "jobs[pdf]")]
 
 
+def test_a_module_that_needs_more_than_its_first_import_names_all(write: Write) -> None:
+    write("pkg/__init__", 'HANDLERS = ("pkg.pdf", "pkg.mail")\nEXTRAS = {"not_here": "one", "pkg.pdf": "one two"}')
+    write("pkg/pdf", "import not_here")
+    write("pkg/mail", declaring("send-email"))
+    assert find(["pkg"]).missing == [("pkg.pdf", "one two")]
+
+
 def test_where_all_extras_are_missing_they_are_named(write: Write) -> None:
     write("pkg/__init__", 'HANDLERS = ("pkg.pdf",)\nEXTRAS = {"not_installed_here": "jobs[pdf]"}')
     write("pkg/pdf", "from not_installed_here import canvas")
