@@ -108,6 +108,7 @@ def main() -> None:
     if "file_bytes" in options:
         resource.setrlimit(resource.RLIMIT_FSIZE, (options["file_bytes"], options["file_bytes"]))
     if "user" in options and os.getuid() == 0:
+        find(["handlers"])  # that user may not be let to the interpreter's own modules
         os.setgroups([])
         os.setgid(options["user"])
         os.setuid(options["user"])
