@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from runtime.hooks import Death, on_dead, on_error
     from runtime.jobs import Job, Priority, Secret, contract
     from runtime.lifespans import Lifespan, lifespan
+    from runtime.offload import in_child
     from runtime.producer import Message, Producer, Sent
     from runtime.registry import handler
     from runtime.schedules import Schedule
@@ -73,6 +74,7 @@ __all__ = [
     "UnknownType",
     "contract",
     "handler",
+    "in_child",
     "lifespan",
     "on_dead",
     "on_error",
@@ -95,6 +97,7 @@ _MODULES = {
     "Producer": "producer",
     "Sent": "producer",
     "handler": "registry",
+    "in_child": "offload",
     "Schedule": "schedules",
     "SyncProducer": "sync_producer",
 }

@@ -25,6 +25,12 @@ MAX_VERSION_CHARS: Final = 40  # of the code that runs: a hash of git's, as othe
 LANES_PER_RESERVED: Final = 20  # a choice: 5 %, and a small worker keeps none idle
 
 
+# Variables that no setting gives to child processes of handlers: the worker's own credentials.
+WITHHELD: Final = re.compile(
+    r"REDIS_URL.*|OTEL_EXPORTER_OTLP_.*HEADERS|RUNTIME_(?!HANDLERS_).*(PASSWORD|TOKEN|SECRET|REDIS).*|RUNTIME_BOARD.*", re.DOTALL
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """One setting: its flag, its field in Config, and its help. Without a metavar the flag takes no value, and means true."""
@@ -77,6 +83,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     data_dir: str = ""
     handlers_config: str = ""
     embedded_port: int = 0
+    child_env: str = ""
+    debuggable: bool = False
     trace_url: str = ""
     trace_join: str = "child"
     trace_trust: str = "on"
@@ -178,6 +186,18 @@ SETTINGS: Final = (
     ),
     Setting("--embedded-port", "embedded_port", "PORT", "let the embedded Valkey listen on this loopback port too; 0 opens none"),
     Setting(
+        "--child-env",
+        "child_env",
+        "NAMES",
+        "what child processes of handlers get of the environment beside PATH and the like: names and globs, separated by commas",
+    ),
+    Setting(
+        "--debuggable",
+        "debuggable",
+        "",
+        "let debuggers and profilers of the same user attach, and core dumps be written; its memory holds passwords",
+    ),
+    Setting(
         "--trace-url",
         "trace_url",
         "URL",
@@ -247,6 +267,7 @@ _TRACE_URL: Final = re.compile(
 )
 _PREFIX: Final = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")
 _LABEL: Final = re.compile(r"[^=]{1,40}(=(ok|warn|bad))?")
+_NAMES_OF_VARIABLES: Final = re.compile(r"[A-Za-z_*?][A-Za-z0-9_*?]*")
 _HEX_ID: Final = re.compile("[0-9a-f]{32}")
 
 
@@ -294,6 +315,19 @@ def address_of(board: str) -> tuple[str, int] | None:
     if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
         raise ConfigError("must be HOST:PORT, such as 127.0.0.1:8080, or off")
     return host.strip("[]"), int(port)
+
+
+def names_in(text: str) -> list[str]:
+    """Return the names and globs of a list with commas."""
+    return [name for part in text.split(",") if (name := part.strip())]
+
+
+def _check_child_env(text: str) -> None:
+    for name in names_in(text):
+        if not _NAMES_OF_VARIABLES.fullmatch(name):
+            raise ConfigError("must be names of variables, or globs such as SHOP_*, with commas between")
+        if WITHHELD.fullmatch(name):
+            raise ConfigError(f"{name} is the worker's own, and no child gets it; hint: give handlers a variable of their own")
 
 
 def check_trace_url(template: str) -> None:
@@ -349,6 +383,11 @@ def _convert(setting: Setting, value: Any, where: str) -> Any:
             address_of(converted)
         except ConfigError as error:
             raise ConfigError(f"{where} {_shown(value)}: {error}") from None
+    if setting.field == "child_env":
+        try:
+            _check_child_env(converted)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
     if setting.field == "app_version" and not (converted.isprintable() and len(converted) <= MAX_VERSION_CHARS):
         raise ConfigError(f"{where}: must be at most {MAX_VERSION_CHARS} printable characters")
     if setting.field == "board_prefix" and converted and not _PREFIX.fullmatch(converted):

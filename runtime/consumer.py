@@ -30,13 +30,13 @@ import msgspec
 
 from runtime import logs
 from runtime.backoff import Backoff, delay_s
+from runtime.children import CHILD_ENV, end_idle_children
 from runtime.config import Config
 from runtime.errors import Cancelled, Dead, LeaseLost, LifespanFailed, SelfCancelled, StoreError, StoreUnavailable, TimedOut
 from runtime.hooks import Hook
 from runtime.jobs import CRITICAL, MARKS, QUEUE, STREAMS, Gathered, Job, Lease, Park, Registry, each_of
 from runtime.lifespans import LIFESPANS, Lifespan, Lifespans
 from runtime.observer import Observer
-from runtime.offload import end_idle_children
 from runtime.places import HANGS_S, PLACES, Hang, Places, make_places
 from runtime.rules import Rules
 from runtime.schedules import Schedule
@@ -284,6 +284,7 @@ class Consumer:
         MARKS.set(self.streams)
         QUEUE.set(self.config.queue)
         LIFESPANS.set(self._for_children)
+        CHILD_ENV.set(self.config.child_env)
         try:
             await patiently(self.streams.start, AGAIN_TRIES, self._stop)
             if await self._lifespans.begin(self._stop):

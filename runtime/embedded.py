@@ -28,7 +28,7 @@ from typing import Final
 from runtime import logs
 from runtime.errors import ConfigError
 from runtime.folders import SAFE
-from runtime.offload import die_with
+from runtime.process import die_with
 
 log: Final = logs.guarded("runtime.embedded")
 

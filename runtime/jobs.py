@@ -705,13 +705,22 @@ class BatchPolicy:
     max_wait_s: float
 
 
+class InChild(Protocol):
+    """A function that runs in a child process."""
+
+    @property
+    def location(self) -> str:
+        """Where it is defined: `module:name`."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Handler(Generic[P]):
     """A function that runs the jobs of one contract, with all that can be computed once, when it is declared.
 
     `run(payload, job)` is always a coroutine function: functions that block are wrapped. `decode(job)` returns the payload, or
     raises UnfitPayload. Where there is a `batch`, both take a `Gathered` too, and `run` raises AllRan at its end.
-    `result` is None where what the function returns is thrown away.
+    `result` is None where what the function returns is thrown away. `children` are what it awaits in child processes.
     """
 
     contract: Contract
@@ -724,6 +733,12 @@ class Handler(Generic[P]):
     limits: Limits = NO_LIMITS
     batch: BatchPolicy | None = None
     result: ResultPolicy | None = None
+    children: Sequence[InChild] = ()
+
+    @property
+    def needs(self) -> str:
+        """What its jobs need a place of: `thread`, `process`, or `loop` where they need none."""
+        return "process" if self.children else self.runs
 
     @overload
     def __call__(self, payload: P, job: Job) -> object: ...

@@ -1,78 +1,58 @@
-"""Offload makes coroutine functions of handlers that block: in a thread, or in a child process that is killed at its deadline."""
+"""Offload makes coroutine functions of what blocks: in a thread, or in a child process that is killed at its deadline."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ctypes
-import decimal
-import importlib
+import inspect
 import os
-import re
-import resource
-import signal
-import sys
-from collections.abc import Awaitable, Callable, Generator, Sequence
-from contextvars import copy_context
-from functools import cache, partial
+import typing
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
+from functools import partial
 from itertools import count
-from pathlib import Path
-from typing import Any, Final, NoReturn, Self
+from typing import Any, Final, Generic, TypeVar, cast, overload
 
-import anyio
-import anyio.abc
-import anyio.to_process
 import anyio.to_thread
-from anyio import BrokenWorkerProcess, CapacityLimiter
+import msgspec
+from anyio import CapacityLimiter
 from msgspec import structs
 
 from runtime import logs
 from runtime.answers import finish, is_to_do
-from runtime.channel import Sender, channel
+from runtime.channel import channel
+from runtime.children import NotTaken, ask, children
+from runtime.declared import check_call, check_takes
 from runtime.errors import ChildFailed, ChildKilled, ConfigError, NotStarted
 from runtime.followers import check_queue_of
-from runtime.jobs import JOB, LANE, Head, Job, Packed, Running
-from runtime.lifespans import ChildLoop, names_for_children
+from runtime.frames import (
+    MAX_BESIDE_BYTES,
+    MAX_BODY_BYTES,
+    Answer,
+    Buffer,
+    Call,
+    Done,
+    NoFrame,
+    Noted,
+    answer_in,
+    beside_bytes,
+    fetched,
+    frame,
+    noted_of,
+    parts_of,
+)
+from runtime.jobs import JOB, LANE, Job, Running
+from runtime.lifespans import names_for_children
 from runtime.places import PLACES, PROCESS, THREAD, Places
-from runtime.settle import as_plain_words, describe, raise_again, stack_of
+from runtime.process import end_fork
+from runtime.settle import describe, raise_again
 
 _BEHIND: Final = CapacityLimiter(float("inf"))  # anyio's own limiter lets go too early: at the cancel, not at the thread's end
-PR_SET_PDEATHSIG: Final = 1  # from linux/prctl.h
-SAFE_PATH: Final = "PYTHONSAFEPATH"  # anyio starts its children by `python -m`, and gives them the worker's path only later
-OURS: Final = "child"  # the value by which a child knows that it was not the user who set it
-HEADERS: Final = re.compile("OTEL_EXPORTER_OTLP_(.+_)?HEADERS")
-TIMERS: Final = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
+Q = TypeVar("Q", bound=msgspec.Struct)
+A = TypeVar("A")
+
+MIN_MEMORY_BYTES: Final = 1024 * 1024  # a guess: below it, hardly any import works; it catches numbers meant as megabytes
 
 _numbers: Final = count(1)  # one for each call of a child, which its answer repeats
-
-
-async def _open_safely(command: Any, **named: Any) -> anyio.abc.Process:
-    # The headers by which the worker sends its traces may be a password; it sends them itself, children have no use for it.
-    kept = {name: value for name, value in os.environ.items() if not HEADERS.fullmatch(name)}
-    env = {**kept, SAFE_PATH: os.environ.get(SAFE_PATH) or OURS}
-    process: Any = await anyio.open_process(command, env=env, stderr=None, pass_fds=(channel().there,), **named)
-    process._stderr = _NoPipe()
-    return process
-
-
-class _NoPipe:
-    """Stands where a child's pipe of standard error would: when a loop ends, anyio 4 closes that of each child without a look,
-    which was an error in the log, and none of them was killed. Everywhere else it looks first, and finds nothing.
-    """
-
-    def __bool__(self) -> bool:
-        return False
-
-    def __getattr__(self, name: str) -> Self:  # `_stream`, and its `_transport`
-        return self
-
-    def close(self) -> None:
-        """Do nothing."""
-
-
-# The only way to start a child that does not import what lies in the current folder first, and whose standard error is the
-# worker's: anyio would make a pipe that nothing reads, and commands that write much to it would hang.
-anyio.to_process.open_process = _open_safely  # pyright: ignore[reportPrivateImportUsage, reportAttributeAccessIssue]
 
 
 def in_thread(function: Callable[[Any, Job], object]) -> Callable[[Any, Job], Awaitable[object]]:
@@ -184,38 +164,220 @@ def in_process(
     async def run(payload: Any, job: Job) -> object:
         places = PLACES.get()[PROCESS]
         await places.take()
-        number, lane = next(_numbers), LANE.get()
-        watch = lane.watch if lane is not None else None
-        carried = watch.carried(job) if watch is not None else None
         try:
-            with channel().hearing(number, partial(_hear, job, lane)) as end:
-                said = (logs.settings(), logs.trace_ids(), carried, end, names_for_children())
-                call = (_in_child, number, os.getpid(), memory_bytes, said, module, name, job)
-                answer = await anyio.to_process.run_sync(*call, cancellable=True, limiter=_BEHIND)
-        except BrokenWorkerProcess as error:
-            raise ChildKilled("the child process of this job was killed or crashed") from error
-        except BaseException as error:  # nothing that the handler raises comes this way: it is returned as plain words
-            if isinstance(error, asyncio.CancelledError):
-                raise
-            await _forget_last_child()
-            if isinstance(error, OSError):  # no child could be started, or written to
-                raise NotStarted(f"no child process could be started: {error}") from error
-            raise ChildFailed(f"the child process did not run this job: {describe(error)}", stack_of(error)) from error
+            answered, _ = await _ask(module, name, memory_bytes, job)
         finally:
             places.give_back()
-        match answer:
-            case (int() as answered, [*recorded], noted, str() as kind, *words) if answered == number:
-                extras_in(job, noted)
-                if recorded and watch is not None:
-                    watch.collect(recorded)
-                if kind != "done":
-                    raise_again(kind, *words)
-                return any(words) or None  # whether it has answered anything: what that was stays in the child
-            case _:
-                await _forget_last_child()
-                raise ChildFailed("the child process answered for another job than this, and was killed", "")
+        return answered or None  # whether it has answered anything: what that was stays in the child
 
     return run
+
+
+async def _ask(module: str, name: str, memory_bytes: int | None, job: Job, body: Sequence[Buffer] = ()) -> tuple[bool, Buffer]:
+    """Run what is declared by this name in a child process; the caller has a place for it.
+
+    Return whether it has answered anything, and that as MessagePack where it was given a `body`.
+
+    Raises:
+        NotStarted: no child could be started.
+        ChildKilled: the child ended before it had answered.
+        ChildFailed, Dead, Retry, Snooze, UnfitPayload: what the function has raised there.
+    """
+    number, lane = next(_numbers), LANE.get()
+    watch = lane.watch if lane is not None else None
+    carried = watch.carried(job) if watch is not None else None
+    try:
+        said_here = channel()
+    except OSError as error:
+        raise NotStarted(f"no child process could be started: {error}") from error
+    with said_here.hearing(number, partial(_hear, job, lane)) as end:
+        said = (logs.settings(), logs.trace_ids(), carried, end, names_for_children())
+        call = Call(number, os.getpid(), module, name, memory_bytes, *said, fetched(job), noted_of(job))
+        answer, found = await _answer_to(frame(call, body), number, MAX_BODY_BYTES if body else 0)
+    extras_in(job, answer.noted)
+    if answer.recorded and watch is not None:
+        watch.collect(answer.recorded)
+    if not isinstance(answer.end, Done):
+        raise_again(str(answer.end.__struct_config__.tag), *structs.astuple(answer.end))
+    return answer.end.has_answer, found
+
+
+async def _answer_to(call: Sequence[Buffer], number: int, most_body_bytes: int) -> tuple[Answer, Buffer]:
+    """Return what a child answers to this call, and the body of it."""
+    while True:
+        try:
+            with children().taken() as child:
+                head, body = await ask(child, call, most_body_bytes)
+                answer = answer_in(head)
+                if answer.number != number:
+                    raise NoFrame("it has answered for another job than this")
+                return answer, body
+        except NotTaken:  # it died of something else; at the next turn there is one idle child less
+            continue
+        except NoFrame as error:
+            raise ChildFailed(f"the child process was killed: {error}", "") from None
+        except (EOFError, OSError) as error:
+            raise ChildKilled("the child process of this job was killed or crashed") from error
+
+
+class Seat:
+    """The place of a job whose handler awaits functions in child processes: one of them runs at a time, in `task`."""
+
+    __slots__ = ("children", "is_over", "task", "turn")
+
+    def __init__(self, children: Sequence[InChild[Any, Any]]) -> None:
+        self.children = children
+        self.turn = asyncio.Lock()
+        self.is_over = False
+        self.task: asyncio.Task[Any] | None = None
+
+    def end(self) -> None:
+        """Start nothing more, and kill the child of a task that goes on though its job has ended: the place is another's now."""
+        self.is_over = True
+        if self.task is not None:
+            self.task.cancel()
+
+
+_SEAT: Final = ContextVar[Seat | None]("seat", default=None)
+
+
+def seated(
+    function: Callable[[Any, Job], Awaitable[object]], children: Sequence[InChild[Any, Any]]
+) -> Callable[[Any, Job], Awaitable[object]]:
+    """Return a coroutine function that runs `function` with a place for its child processes, kept from its begin to its end.
+
+    So jobs wait for children before they begin, and where other types do not wait behind them.
+    """
+
+    async def run(payload: Any, job: Job) -> object:
+        places = PLACES.get()[PROCESS]
+        await places.take()
+        seat = Seat(children)
+        token = _SEAT.set(seat)
+        try:
+            answer = await function(payload, job)
+            return await finish(answer) if is_to_do(answer) else answer
+        finally:
+            seat.end()
+            _SEAT.reset(token)
+            places.give_back()
+
+    return run
+
+
+class InChild(Generic[Q, A]):
+    """What `@in_child` makes of a function: `await function(request, job)` runs it in a child process."""
+
+    def __init__(
+        self, function: Callable[[Q, Job], A], request: type[Q], answer: type[A] | None, memory_bytes: int | None
+    ) -> None:
+        self.function = function
+        self.memory_bytes = memory_bytes
+        self.location: str = f"{function.__module__}:{function.__qualname__}"
+        self._request = msgspec.msgpack.Decoder(request)
+        self._answer: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(answer)
+
+    def __repr__(self) -> str:
+        return f"<InChild {self.location}>"
+
+    async def __call__(self, request: Q, job: Job) -> A:
+        """Return what the function returns for this request, in a child process that is killed when the job is cut.
+
+        Raises:
+            Dead, Retry, Snooze: what the function has raised there.
+            ChildFailed: anything else that it has raised, or an answer that is not of its type.
+            ChildKilled: the child ended before it had answered.
+            NotStarted: no child could be started.
+            ConfigError: the handler of the job does not name this function in `child`.
+        """
+        seat = _SEAT.get()
+        if seat is None and LANE.get() is None:  # called by hand, as in a test
+            places = PLACES.get()[PROCESS]
+            await places.take()
+            try:
+                return await self._ask(request, job)
+            finally:
+                places.give_back()
+        if seat is None or self not in seat.children:
+            raise ConfigError(f"{self.location}: a job's handler must name it; hint: @handler(…, child={self.function.__name__})")
+        async with seat.turn:
+            if seat.is_over:
+                raise ConfigError(f"{self.location}: this run is over; hint: await all tasks in the handler")
+            seat.task = asyncio.current_task()
+            try:
+                return await self._ask(request, job)
+            finally:
+                seat.task = None
+
+    async def _ask(self, request: Q, job: Job) -> A:
+        body = parts_of(request)
+        _, answer = await _ask(self.function.__module__, self.function.__qualname__, self.memory_bytes, job, body)
+        try:
+            if beside_bytes(answer) > MAX_BESIDE_BYTES:  # it would hold the loop; the child has let it pass all the same
+                raise ChildFailed(f"{self.location}: returned more than {MAX_BESIDE_BYTES:,} bytes beside large ones", "")
+            return self._answer.decode(answer)
+        except (ValueError, RecursionError) as error:
+            _, _, where = str(error).rpartition(" - ")  # without what it was, which may be a value
+            raise ChildFailed(f"{self.location}: returned what is not of its type, {where}", "") from None
+
+    def run_here(self, body: Buffer, job: Job) -> A:
+        """Return what the function returns for this request, in this process, which is a child."""
+        return self.function(self._request.decode(body), job)
+
+
+@overload
+def in_child(function: Callable[[Q, Job], A], /) -> InChild[Q, A]: ...
+
+
+@overload
+def in_child(*, memory_bytes: int | None = ...) -> Callable[[Callable[[Q, Job], A]], InChild[Q, A]]: ...
+
+
+def in_child(function: Callable[..., Any] | None = None, /, *, memory_bytes: int | None = None) -> Any:
+    """Make a plain function `(request, job)` one that coroutine handlers await, and that runs in a child process of the worker.
+
+    For handlers with something to do in the worker before or after; one that can be whole in a child has `runs="process"`. The
+    handler names the function: `@handler(…, child=fit)`. Request and answer are structs of msgspec, and all that passes between
+    the two processes; a field for many bytes is best a `memoryview`, which is not copied. In the child, `job` says and sends as
+    elsewhere, lifespans are open, and what is raised comes back. The child is killed when the job is cut.
+
+    Args:
+        function: a function of a module, with annotations: the request and what it returns, a msgspec.Struct or None.
+        memory_bytes: at least 1 MiB: what a call may take beyond what an idle child has (Linux).
+
+    Raises:
+        ConfigError: the function cannot be run so, or an option is out of its range.
+    """
+    if function is None:
+        return partial(_in_child_of, memory_bytes)
+    return _in_child_of(memory_bytes, function)
+
+
+def _in_child_of(memory_bytes: int | None, function: Callable[..., Any]) -> InChild[Any, Any]:
+    name = getattr(function, "__qualname__", repr(function))
+    where = f"in_child {getattr(function, '__module__', '')}:{name}"
+    if isinstance(function, InChild) or not inspect.isfunction(function) or "<" in name:
+        raise ConfigError(f"{where}: must be a function of a module, which a child can import by its name")
+    check_call(function, where)
+    if inspect.iscoroutinefunction(function):
+        raise ConfigError(f"{where}: must be a plain function; hint: leave the `async` out, it may block in its child")
+    if memory_bytes is not None and memory_bytes < MIN_MEMORY_BYTES:
+        raise ConfigError(f"{where}: memory_bytes must be at least {MIN_MEMORY_BYTES}")
+    wanted = "(request: ItsStruct, job: Job) -> ItsAnswer, both of them structs of msgspec"
+    check_takes(function, where, wanted, 2)
+    try:
+        hints = typing.get_type_hints(function)
+    except Exception as error:  # it runs what is written there
+        raise ConfigError(f"{where}: an annotation cannot be resolved: {describe(error)}") from None
+    request, answer = hints.get(next(iter(inspect.signature(function).parameters))), hints.get("return", ...)
+    is_told = _is_struct(request) and (_is_struct(answer) or answer is type(None))
+    if not is_told or hints.get("job", Job) is not Job:
+        raise ConfigError(f"{where}: must be annotated as {wanted}")
+    return InChild(function, cast("type[msgspec.Struct]", request), answer, memory_bytes)
+
+
+def _is_struct(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
 
 
 def _hear(job: Job, lane: Running | None, *told: Any) -> None:
@@ -223,228 +385,20 @@ def _hear(job: Job, lane: Running | None, *told: Any) -> None:
     job.heard_by(lane)
 
 
-def extras_out(job: Job) -> dict[str, Any]:
-    """Return as plain values, in a child process, what the run of this job has noted there."""
-    extras = job.extras
-    if extras is None:
-        return {}
-    followers = [(*structs.astuple(packed.head), packed.data) for packed in list(extras.followers.values())]
-    return {"followers": followers, "said": extras.said.told(), "result": extras.result}
+def extras_in(job: Job, noted: Noted | None) -> None:
+    """Note, in the worker, what the run of this job has noted in a child process.
 
-
-def extras_in(job: Job, noted: dict[str, Any]) -> None:
-    """Note, in the worker, what the run of this job has noted in a child process."""
-    if not noted:
+    Raises:
+        ConfigError: it hands on what it may not, or another job of an id that this run has sent here meanwhile.
+    """
+    if noted is None:
         return
     extras = job.noted()
-    for *head, data in noted["followers"]:
-        packed = Packed(Head(*head), data)
+    for packed in [one.packed() for one in noted.followers]:
         check_queue_of(packed)
-        extras.followers[packed.head.id] = packed
-    extras.said.take_over(*noted["said"])
+        if extras.followers.setdefault(packed.head.id, packed) != packed:
+            raise ConfigError(f"job.send: {packed.head.id} was sent by this run already; hint: give suffixes where both send")
+    extras.said.take_over(*noted.said)
     if extras.said.said or extras.said.progress:
         job.heard_by(LANE.get())
-    extras.result = noted["result"]
-
-
-async def _forget_last_child() -> None:
-    """Kill the child that has just answered: it answers for another job, and each answer to come would be taken for the next."""
-    try:
-        idle = anyio.to_process._process_pool_idle_workers.get()  # pyright: ignore[reportPrivateUsage]
-        process, _ = idle.pop()  # the newest is the last one: nothing else had a turn since
-    except LookupError:  # there was none yet
-        return
-    anyio.to_process._process_pool_workers.get().discard(process)  # pyright: ignore[reportPrivateUsage]
-    with contextlib.suppress(ProcessLookupError):
-        process.kill()
-    await process.aclose()
-
-
-async def end_idle_children(within_s: float) -> None:
-    """Let the children that run nothing come to an end of their own, with what they have open, by reading of no more jobs; those
-    that do not in this time, anyio kills, as it would kill all of them.
-    """
-    try:
-        idle = anyio.to_process._process_pool_idle_workers.get()  # pyright: ignore[reportPrivateUsage]
-    except LookupError:  # there was none yet
-        return
-    children = [process for process, _ in idle]
-    idle.clear()
-    ends = [asyncio.ensure_future(_end_child(child)) for child in children]
-    if ends:
-        await asyncio.wait(ends, timeout=within_s)
-
-
-async def _end_child(child: anyio.abc.Process) -> None:
-    with contextlib.suppress(OSError, anyio.BrokenResourceError, anyio.ClosedResourceError):
-        if child.stdin is not None:
-            await child.stdin.aclose()
-        await child.wait()
-
-
-@cache
-def _log_as_worker(settings: tuple[str, str] | None) -> None:
-    """Log as the worker does, to its standard error, which anyio took away. Done once: a module of handlers may change it."""
-    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115 -- stays open
-    if settings is not None:
-        logs.setup(*settings)
-
-
-def _in_child(
-    number: int, parent: int, memory_bytes: int | None, said: tuple[Any, ...], module: str, name: str, job: Job
-) -> tuple[Any, ...]:
-    """Run one job here, in the child; what it raised goes back as plain words, since not every exception can be sent.
-
-    Before them goes what was recorded of it, and what its run has noted. `said` are the settings of the worker's log, the ids of
-    the job's span in its lines, what traces the job here, the end of the channel for what it says, and the worker's lifespans.
-    """
-    die_with(parent)
-    job.noted().said.tell = Sender(number, said[3])
-    _log_as_worker(said[0])
-    logs.trace_ids = lambda: said[1]
-    if os.environ.get(SAFE_PATH) == OURS:
-        del os.environ[SAFE_PATH]  # what the handler starts has the path that it would have without us
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at the terminal is for the worker to act on
-    with _own_pipes():
-        try:
-            # Before the bound: what children share, a model say, is no job's memory.
-            handler, words = _prepared(module, name, said[4])
-            if words:
-                return number, [], extras_out(job), *words
-            with _memory_bound(memory_bytes):
-                trace = _trace_of(said[2])
-                words = _run_in_child(handler, job, trace)
-                return number, _recorded(trace), extras_out(job), *words
-        finally:
-            for timer in TIMERS:  # an alarm that one job has set would hit another
-                signal.setitimer(timer, 0)
-
-
-@contextlib.contextmanager
-def _memory_bound(memory_bytes: int | None) -> Generator[None]:
-    """Let this child take `memory_bytes` more than it has now; only the soft limit, so that the next job here has its own."""
-    if memory_bytes is None or sys.platform != "linux":
-        yield
-        return
-    own_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = own_bytes + memory_bytes
-    resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
-@contextlib.contextmanager
-def _own_pipes() -> Generator[None]:
-    """Keep descriptors 0 and 1, the child's connection to its worker, out of the handler's reach while it runs."""
-    kept = [os.dup(descriptor) for descriptor in (0, 1)]
-    nothing = os.open(os.devnull, os.O_RDWR)
-    try:
-        for descriptor in (0, 1):
-            os.dup2(nothing, descriptor)
-        yield
-    finally:
-        for descriptor, original in enumerate(kept):
-            os.dup2(original, descriptor, inheritable=False)  # a command of a thread that goes on must not write to the worker
-            os.close(original)
-        os.close(nothing)
-
-
-def _trace_of(carried: tuple[str, tuple[Any, ...]] | None) -> Any:
-    """Return what traces a job here, as the worker said; None where that is nothing, or fails: the job runs all the same."""
-    if carried is None:
-        return None
-    (module, _, name), arguments = carried[0].partition(":"), carried[1]
-    try:
-        return getattr(importlib.import_module(module), name)(*arguments)
-    except Exception:
-        return None
-
-
-def _recorded(trace: Any) -> list[bytes]:
-    try:
-        return [] if trace is None else trace.end()
-    except Exception:
-        return []
-
-
-_HERE: Final = ChildLoop()
-
-
-def _prepared(module: str, name: str, lifespans: Sequence[str]) -> tuple[Any, tuple[Any, ...]]:
-    """Return the handler of this name, with its lifespans open; where that fails, what was raised as plain words."""
-    here = os.getpid()
-    try:
-        handler: Any = importlib.import_module(module)
-        for part in name.split("."):
-            handler = getattr(handler, part)
-        _HERE.begin(lifespans)
-    except BaseException as error:  # also what would end this child
-        end_fork(here, error)
-        return None, as_plain_words(error)
-    end_fork(here)
-    return handler, ()
-
-
-def _run_in_child(handler: Any, job: Job, trace: Any) -> tuple[Any, ...]:
-    here = os.getpid()
-    try:
-        has_answer = copy_context().run(_run_alone, handler, job, here, trace)
-    except BaseException as error:  # also what would end this child, which the next job needs
-        end_fork(here, error)
-        return as_plain_words(error)
-    end_fork(here)
-    return "done", has_answer
-
-
-def _run_alone(handler: Any, job: Job, here: int, trace: Any) -> bool:
-    """Run one job in a copy of this child's first context: variables and decimals that it sets are gone with it.
-
-    Return whether it has answered anything.
-    """
-    if trace is not None:
-        with contextlib.suppress(Exception):
-            trace.begin()
-    decimal.setcontext(decimal.getcontext().copy())
-    JOB.set(job)
-    answer = handler.function(handler.decode(job), job)
-    if is_to_do(answer):
-        answer = _HERE.run(_finish(answer, here))
-    if handler.result is not None:
-        job.noted().result = handler.result.encode(answer)
-    return answer is not None
-
-
-async def _finish(answer: object, here: int) -> object:
-    try:
-        final = await finish(answer)
-    except BaseException as error:
-        end_fork(here, error)  # before it closes the loop, parts of which it shares with its parent
-        raise
-    end_fork(here)
-    return final
-
-
-def end_fork(here: int, error: BaseException | None = None) -> None:
-    """End this process at once if it is not `here`, but one that a handler has forked: what comes next is its parent's to do."""
-    if os.getpid() != here:
-        leave(error)
-
-
-def leave(error: BaseException | None) -> NoReturn:
-    """End this process without any clean-up, with the status that Python gives one in which this was raised."""
-    status = 0
-    if error is not None:
-        code = error.code if type(error) is SystemExit else 1
-        status = code & 0xFF if isinstance(code, int) else int(code is not None)
-    os._exit(status)
-
-
-def die_with(parent: int, by: signal.Signals = signal.SIGKILL) -> None:
-    """Have the kernel end this process when the thread of `parent` that started it ends (Linux; elsewhere nothing happens)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, by)
-        if os.getppid() != parent:  # it ended before we asked
-            os.kill(os.getpid(), by)
+    extras.result = noted.result

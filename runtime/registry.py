@@ -11,7 +11,7 @@ import typing
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final, ParamSpec, TypeVar, cast, overload
+from typing import Any, Final, ParamSpec, TypeAlias, TypeVar, cast, overload
 
 import msgspec
 
@@ -34,7 +34,7 @@ from runtime.settle import describe
 Given = ParamSpec("Given")
 T = TypeVar("T")
 
-MIN_MEMORY_BYTES: Final = 1024 * 1024  # a guess: below it, hardly any import works; it catches numbers meant as megabytes
+Child: TypeAlias = "offload.InChild[Any, Any] | tuple[offload.InChild[Any, Any], ...]"
 
 _OURS: Final = f"{Path(__file__).parent}{os.sep}"
 
@@ -50,6 +50,7 @@ def handler(
     retry: Backoff = ...,
     runs: str = ...,
     memory_bytes: int | None = ...,
+    child: Child | None = ...,
     limit: int | None = ...,
     rate: str | None = ...,
     group_limit: int | None = ...,
@@ -81,6 +82,7 @@ def handler(
     retry: Backoff = Backoff(),  # noqa: B008 -- frozen
     runs: str = "",
     memory_bytes: int | None = None,
+    child: Child | None = None,
     limit: int | None = None,
     rate: str | None = None,
     group_limit: int | None = None,
@@ -104,6 +106,8 @@ def handler(
             is killed at its deadline; a thread goes on, and keeps its place until it ends.
         memory_bytes: with `runs="process"`, at least 1 MiB: what a job may take beyond what an idle child has (Linux). More is a
             MemoryError of that job, or the end of the child, never of the worker.
+        child: what was made by `in_child` and the handler awaits, or a tuple of such: its jobs have a place for one child process
+            each, and wait for it as those of `runs="process"` do. For coroutine functions on the loop.
         limit: how many jobs of this type may run at once, over all workers.
         rate: how many of them may start in a time, over all workers: a number, a slash, and `s`, `m`, `h` or `d`, such as `100/m`
             or `5/30s`. No such time ever sees more; one that may not start waits in its place and burns no attempt.
@@ -135,10 +139,13 @@ def handler(
         limits = _at(where, limits_of, limit, rate, group_limit, group_rate)
         result = _at(where, result_policy, result_ttl_s, hints.get("return", Any), batch is not None)
         kind, run = _runner_of(function, runs, memory_bytes, where) if batch is None else _batch_runner_of(function, runs, where)
+        children = _children_of(child, kind, batch is not None, where)
+        if children:
+            run = offload.seated(run, children)
         if result is not None:
             run = keeping(run, result)
         decode = payload_decoder(contract) if batch is None else reading(payload_decoder(contract))
-        return Handler(contract, run, decode, function, timeout_s, retry, kind, limits, batch, result)
+        return Handler(contract, run, decode, function, timeout_s, retry, kind, limits, batch, result, children)
 
     return declare
 
@@ -146,10 +153,19 @@ def handler(
 def _check_options(timeout_s: float, retry: object, runs: str, memory_bytes: int | None, where: str) -> None:
     if not 0 < timeout_s < float("inf"):
         raise ConfigError(f"{where}: timeout_s must be a number of seconds above 0, got {timeout_s:g}")
-    if memory_bytes is not None and (runs != "process" or memory_bytes < MIN_MEMORY_BYTES):
-        raise ConfigError(f'{where}: memory_bytes must be at least {MIN_MEMORY_BYTES}, and needs runs="process"')
+    if memory_bytes is not None and (runs != "process" or memory_bytes < offload.MIN_MEMORY_BYTES):
+        raise ConfigError(f'{where}: memory_bytes must be at least {offload.MIN_MEMORY_BYTES}, and needs runs="process"')
     if not isinstance(retry, Backoff):
         raise ConfigError(f"{where}: retry must be a Backoff, got {retry!r}")
+
+
+def _children_of(child: Child | None, kind: str, is_of_many: bool, where: str) -> tuple[offload.InChild[Any, Any], ...]:
+    children = () if child is None else child if isinstance(child, tuple) else (child,)
+    if not all(isinstance(one, offload.InChild) for one in children):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigError(f"{where}: child must be a function that was declared with @in_child, got {child!r:.80}")
+    if children and (kind != "loop" or is_of_many):
+        raise ConfigError(f"{where}: child is for coroutine functions on the loop that take one job at a time")
+    return children
 
 
 def _at(where: str, make: Callable[Given, T], *given: Given.args, **named: Given.kwargs) -> T:

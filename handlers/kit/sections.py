@@ -25,6 +25,7 @@ from handlers.contracts.types import Address, Alias, Line, Params, RootPath, che
 from handlers.contracts.windows import Window
 from runtime import ConfigError
 
+IN_CHILD: Final = "RUNTIME_IN_CHILD"  # a variable that the runtime gives to child processes of handlers alone
 _PORTS: Final = {"smtp": 25, "smtp+starttls": 587, "smtps": 465}  # RFC 5321, RFC 6409, RFC 8314
 _MODES: Final = ("read", "write", "purge")  # each allows what those before it do
 _SIZE: Final = re.compile(r"([0-9]{1,15}) ?([KMGT]iB|B)?")
@@ -57,7 +58,8 @@ def read_secret(secret: Secret) -> str:
 
 def _variable(name: str) -> str:
     if name not in os.environ:
-        raise ConfigError(f"variable {name} is not set")
+        hint = f"; hint: child processes have few variables: --child-env {name}" if IN_CHILD in os.environ else ""
+        raise ConfigError(f"variable {name} is not set{hint}")
     return os.environ[name]
 
 

@@ -25,7 +25,7 @@ from runtime.consumer import CANCELLED, START_TRIES, Consumer, Report, patiently
 from runtime.embedded import Embedded
 from runtime.errors import ConfigError, JobsError, StoreUnavailable
 from runtime.leaving import CLEAN, CRASHED, HARD_DEADLINE, LEFT_S, Leaving, has_threads
-from runtime.offload import end_fork
+from runtime.process import end_fork, hide_memory
 from runtime.registry import Found, install, of_queue
 from runtime.rubbish import Rubbish, resident_reader
 from runtime.settle import describe
@@ -64,6 +64,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(config: Config, arguments: argparse.Namespace) -> int:
     """Run jobs until a signal stops it. Return the exit status."""
+    if not config.debuggable:
+        hide_memory()
     tether = Tether.taken()
     logs.setup(config.log, config.log_level)
     use_settings(config)

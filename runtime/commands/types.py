@@ -38,6 +38,7 @@ def main(config: Config, arguments: argparse.Namespace) -> int:
                 "timeout_s": handler.timeout_s,
                 "attempts": retry.attempts,
                 "runs": handler.runs,
+                "children": [child.location for child in handler.children],
                 "max_size": handler.batch.max_size if handler.batch is not None else 1,
                 "result_ttl_s": None if handler.result is None else handler.result.life_ms / 1000,
                 "limits": handler.limits.told,
@@ -57,6 +58,7 @@ def main(config: Config, arguments: argparse.Namespace) -> int:
 def _special(handler: Handler[Any]) -> list[str]:
     """Return what is declared of a handler that few have."""
     return [
+        *([f"child {child.location}" for child in handler.children]),
         *([f"queue {handler.contract.queue}"] if handler.contract.queue else []),
         *([f"up to {handler.batch.max_size} at once"] if handler.batch is not None else []),
         *([str(handler.limits)] if handler.limits.has_any else []),

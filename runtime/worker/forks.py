@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 from runtime.errors import AllRan
 from runtime.jobs import LANE
-from runtime.offload import leave
+from runtime.process import leave
 from runtime.store.resp import disown
 from runtime.worker.lanes import Lane
 

@@ -40,7 +40,7 @@ class Parked:
         self.awaited: set[Places] = set()
         self.on_new: Callable[[], None] = lambda: None
         # The types whose jobs need a thread or a child process.
-        self._kinds = {name: places[handler.runs] for name, handler in registry.items() if handler.runs in places}
+        self._kinds = {name: places[handler.needs] for name, handler in registry.items() if handler.needs in places}
         self._parts = {name: 1 / handler.batch.max_size for name, handler in registry.items() if handler.batch is not None}
         self._new: set[Place] = set()
         self._unknown: set[str] = set()

@@ -27,7 +27,7 @@ FIRST_PARTY = ("runtime", "handlers", "board", "otel")
 # floor and from lower ones.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "backoff", "findings", "limits", "said", "tries", "ended", "jobs", "stats", "observer"),  # words
-    ("logs", "folders", "leaving", "rubbish"),  # the process around them
+    ("logs", "folders", "leaving", "rubbish", "process"),  # the process around them
     ("config", "bounds", "codec", "packing", "settle", "schema", "rules", "cron", "schedules", "operations", "results"),  # pure
     (
         "declared",
@@ -38,6 +38,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "followers",
         "places",
         "lifespans",
+        "frames",
+        "child",
+        "children",
+        "serving",
         "offload",
         "registry",
         "checks",
@@ -85,6 +89,7 @@ EDGE = re.compile(r"runtime\.(cli\w*|__main__|__init__|commands(\..*)?|testing|s
 LOADED_LATE = {
     "runtime/commands/run.py": "loads the board, and with it aiohttp, only when it is on; the same of traces and their SDK",
     "runtime/commands/board.py": "loads the board, and with it aiohttp, only to serve it, so that its flags are known without it",
+    "runtime/child.py": "finds modules only when its worker has said where they are",
     "otel/child.py": "loads OpenTelemetry's SDK only in a child process that records something",
     "runtime/commands/top.py": "loads rich only to draw, so that its flags are known without it",
     "handlers/kit/databases.py": "loads asyncpg, of an extra, only for a PostgreSQL database",
@@ -113,8 +118,8 @@ CATCHES_CANCELS = {
     "runtime/settle.py",
     "runtime/batches.py:reading",
     "runtime/offload.py:work",
-    "runtime/offload.py:_run_in_child",
-    "runtime/offload.py:_prepared",
+    "runtime/serving.py:_run_declared",
+    "runtime/serving.py:_prepared",
     "runtime/worker/hooks.py:_tell",
     "runtime/worker/hooks.py:_answer",
     "runtime/worker/hooks.py:_call",
@@ -531,6 +536,20 @@ def test_what_a_handler_raises_is_caught_in_one_place() -> None:
         place for place in leaving if place != "runtime/commands/run.py"
     ]  # what a task of a handler raises past its handler
     assert leaving == [place for place in places if place.startswith("runtime/")]
+
+
+UNPACKS_CODE = ("pickle", "marshal", "shelve", "dill", "multiprocessing", "anyio.to_process", "concurrent.futures.process")
+
+
+def test_nothing_that_another_process_says_is_run_as_code() -> None:
+    """A pickle is a program. What passes between our processes is decoded by type: MessagePack and JSON."""
+    wrong = [
+        f"{short(path)}:{line} imports {name}"
+        for path in modules("runtime")
+        for line, name in imports(path)
+        if is_under(name, UNPACKS_CODE)
+    ]
+    assert not wrong, "\n".join(wrong)
 
 
 def test_a_cancel_is_never_swallowed() -> None:

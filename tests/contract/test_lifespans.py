@@ -156,7 +156,7 @@ async def test_what_an_idle_child_has_open_is_closed_when_the_worker_stops(
     valkey: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SHARED_FOLDER", str(tmp_path))
-    async with worker(valkey.url, uses_none, lifespans=[shared]) as running:
+    async with worker(valkey.url, uses_none, lifespans=[shared], child_env="SHARED_FOLDER") as running:
         await running.producer.send(SharePlainly(str(tmp_path)))
         await running.settled()
     told = [line.split()[:2] for line in (tmp_path / "notes").read_text().splitlines()]

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import sys
 import threading
 
 import msgspec
 import pytest
 
 from runtime import Backoff, Job, contract, handler
-from runtime.places import THREAD
+from runtime.places import PROCESS, THREAD
 from runtime.store.base import GROUP
 from tests.contract.test_lots import KEY, park, ran, work
+from tests.unit.asked_in_child import train
 from tests.workers import until, working
 
 CRITICAL = "{jobs}:critical"
@@ -72,6 +75,20 @@ async def test_what_finds_no_thread_leaves_its_lane_and_another_worker_runs_it(s
             let_go.set()
             await until(lambda: raw.xlen(KEY) == 0, "all are done")
     assert sorted(held) == [(n, 1) for n in range(8)]
+
+
+async def test_a_flood_of_jobs_that_await_children_leaves_lanes_to_others(server, raw, tmp_path, monkeypatch):
+    monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)
+    async with working(server.url, train, work, concurrency=4, lease_s=30) as busy:
+        busy.places[PROCESS].total = 1
+        data = json.dumps({"do": "hang", "note": str(tmp_path / "note")})
+        for _ in range(20):
+            raw.xadd(KEY, {"type": "train", "data": data})
+        await until((tmp_path / "note").exists, "one has its child")
+        await until(lambda: len(in_lots(raw, "~t:train@1")) == 19, "all others are parked")
+        raw.xadd(KEY, {"type": "work", "data": "{}"})
+        await until(lambda: ran == [0], "others have their lanes")
+        assert busy.places[PROCESS].taken == 1
 
 
 async def test_what_waits_in_a_lane_leaves_it_after_a_second(server, raw):

@@ -97,7 +97,7 @@ def test_a_crash_ends_the_process_when_nobody_reads_its_standard_error(valkey, t
             os.write(theirs, b"." * 4096)
     except BlockingIOError:
         os.set_blocking(theirs, True)  # the flag is shared with the worker
-    environment = {**os.environ, "FAULTS_HISTORY": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "FAULTS_HISTORY": str(tmp_path), "RUNTIME_CHILD_ENV": "FAULTS_*", "PYTHONPATH": str(ROOT)}
     with valkey.client() as raw:
         add(raw, "sabotage", '{"part":"flusher"}')
         worker = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=theirs)
@@ -216,7 +216,7 @@ def test_a_crash_takes_the_embedded_server_along(tmp_path, crew):
 def test_a_supervisor_replaces_a_process_that_has_crashed_beside_what_keeps_it(valkey, tmp_path, part):
     log = tmp_path / "supervisor.log"
     command = [sys.executable, "-m", "runtime", "run", *BOTH, "--board", "off", "--log", "plain", "--redis", valkey.url]
-    environment = {**os.environ, "FAULTS_HISTORY": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "FAULTS_HISTORY": str(tmp_path), "RUNTIME_CHILD_ENV": "FAULTS_*", "PYTHONPATH": str(ROOT)}
     with log.open("ab") as out, valkey.client() as raw:
         options = ["--processes", "1", "--max-rss", "100000", "--lease", "1"]
         supervisor = subprocess.Popen([*command, *options], cwd=ROOT, env=environment, stdout=out, stderr=out)
@@ -243,7 +243,7 @@ def test_a_supervisor_that_crashes_ends_with_its_traceback_and_its_processes_fol
     code = f"from runtime import cli, supervisor\n{broken}\nsupervisor.Supervisor._overgrown = broken\ncli.main()"
     options = ["--processes", "1", "--max-rss", "100000", "--grace", "0", "--board", "off", "--log", "plain"]
     command = [sys.executable, "-c", code, "run", *BOTH, "--redis", valkey.url, *options]
-    environment = {**os.environ, "FAULTS_HISTORY": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "FAULTS_HISTORY": str(tmp_path), "RUNTIME_CHILD_ENV": "FAULTS_*", "PYTHONPATH": str(ROOT)}
     with log.open("ab") as out:
         supervisor = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=out)
         try:

@@ -36,7 +36,7 @@ class Supervisor:
         command = [sys.executable, "-m", "runtime", "run", "--handlers", "tests.faults.jobs", "--board", "off", "--log", "plain"]
         command += ["--lease", "1.5", "--concurrency", "10", *options]
         environment = {name: value for name, value in os.environ.items() if name != "REDIS_URL"}
-        environment |= {"FAULTS_HISTORY": str(history), "PYTHONPATH": f"{ROOT}:{history}"}
+        environment |= {"FAULTS_HISTORY": str(history), "RUNTIME_CHILD_ENV": "FAULTS_*", "PYTHONPATH": f"{ROOT}:{history}"}
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
 

@@ -35,7 +35,13 @@ class Worker:
         command = [sys.executable, "-m", "runtime", "--redis", url, "--handlers", handlers]
         command += ["--board", "off", "--lease", str(lease_s), "--concurrency", str(concurrency), "--log", "plain", *options]
         self.log_path = Path(tempfile.mkstemp(prefix="worker-", suffix=".log", dir=history)[1])
-        environment = {**os.environ, "FAULTS_HISTORY": str(history), "PYTHONPATH": str(root), **more}
+        environment = {
+            **os.environ,
+            "FAULTS_HISTORY": str(history),
+            "RUNTIME_CHILD_ENV": "FAULTS_*",
+            "PYTHONPATH": str(root),
+            **more,
+        }
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(command, cwd=root, env=environment, stdout=log, stderr=log)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import importlib
 import json
 import os
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from runtime.testing import Answered, Notes, Progress, run
 from tests.builders import job
 from tests.faults.harness import ROOT
 from tests.guide.test_testing import pytest_in
@@ -51,6 +53,19 @@ async def test_rows_are_inserted_together_and_each_has_its_own_outcome(valkey: S
     assert rows.TABLE == {1: "one", 3: "three"}
     assert [fields["dead_reason"] for _, fields in raw.xrange("{jobs}:dead")] == ["empty"]
     raw.close()
+
+
+async def test_a_stamp_is_made_in_a_child_and_signed_in_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.setenv("STAMP_KEY", "secret")
+    (tmp_path / "stamps.py").write_text(BLOCKS["stamps"])
+    importlib.invalidate_caches()
+    stamps = importlib.import_module("stamps")
+    notes = Notes()
+    outcome = await run(stamps.make_stamp, stamps.MakeStamp(picture="a picture", width=3), notes=notes)
+    assert outcome == Answered(hmac.digest(b"secret", b"a p", "sha256").hex())
+    assert notes.progress == Progress(1, 1, "shrunk")
 
 
 # --- results -----------------------------------------------------------------------------------------------------------------

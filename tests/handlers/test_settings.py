@@ -157,6 +157,14 @@ def test_a_secret_that_is_empty_is_a_fault_of_the_settings(tmp_path: Path, monke
         read_secret("env:SECRET")
 
 
+def test_a_variable_that_a_child_process_does_not_get_is_told_with_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="^variable SHOP_KEY is not set$"):
+        read_secret("env:SHOP_KEY")
+    monkeypatch.setenv("RUNTIME_IN_CHILD", "1")
+    with pytest.raises(ConfigError, match="hint: .*--child-env SHOP_KEY"):
+        read_secret("env:SHOP_KEY")
+
+
 def test_a_fixed_file_is_read_without_a_restart(configure: Configure) -> None:
     with pytest.raises(Snooze, match=r"alias-missing: senders.default"):
         current().sender("default")

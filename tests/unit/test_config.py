@@ -41,6 +41,8 @@ SAMPLES: dict[str, list[tuple[str, Any]]] = {
     "unknown_after_s": [("1", 1.0), ("60", 60.0), ("2592000", 2_592_000.0)],
     "data_dir": [("/a", "/a"), ("/b", "/b"), ("/c", "/c")],
     "handlers_config": [("a.toml", "a.toml"), ("b.toml", "b.toml"), ("c.toml", "c.toml")],
+    "child_env": [("A", "A"), ("SHOP_*, TOKEN", "SHOP_*, TOKEN"), ("*", "*")],
+    "debuggable": [("true", True), ("0", False), ("true", True)],
     "embedded_port": [("0", 0), ("6380", 6380), ("65535", 65535)],
     "trace_url": [
         (url, url) for url in ("http://a/{trace_id}", "https://b:1/t?id={trace_id}&x=1", "http://[::1]/#/{trace_id}/x")
@@ -327,6 +329,20 @@ def test_flag_variable_and_key_are_one_name(setting: Setting) -> None:
     assert setting.variable == ("REDIS_URL" if setting.field == "redis" else f"RUNTIME_{setting.key.upper()}")
     assert setting.help
     assert setting.metavar.isupper() or (setting.metavar == "" and getattr(Config(), setting.field) is False)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("A=B", "must be names of variables"),
+        ("A B", "must be names of variables"),
+        ("A,REDIS_URL", "REDIS_URL is the worker's own, and no child gets it"),
+        ("RUNTIME_BOARD_TOKEN_FILE", "is the worker's own"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "is the worker's own"),
+    ],
+)
+def test_what_no_child_may_have_is_refused(tmp_path: Path, text: str, told: str) -> None:
+    assert told in complaint(tmp_path, {"child_env": text})
 
 
 # --- addresses and folders -----------------------------------------------------------------------------------------------------

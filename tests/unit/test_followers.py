@@ -12,8 +12,9 @@ import pytest
 from runtime import Backoff, Job, Priority, contract, followers, handler, logs
 from runtime.codec import JOB_ID
 from runtime.errors import BadPayload, ConfigError, Dead, Retry
+from runtime.frames import Noted, noted_of
 from runtime.jobs import PLAIN
-from runtime.offload import extras_in, extras_out
+from runtime.offload import extras_in
 from runtime.store.arguments import by_kind
 from runtime.testing import Done, Notes, run
 from runtime.worker.flusher import parts_of
@@ -126,10 +127,10 @@ def test_what_is_handed_on_in_a_child_process_comes_back_with_its_answer() -> No
     child, here = job(), job()
     child.send(Page(1), suffix="a", key="k", delay_s=60)
     child.send(Page(2))
-    extras_in(here, msgspec.msgpack.decode(msgspec.msgpack.encode(extras_out(child)), type=dict[str, Any]))
+    extras_in(here, msgspec.msgpack.decode(msgspec.msgpack.encode(noted_of(child)), type=Noted))
     assert [packed.head.id for packed in here.followers] == [packed.head.id for packed in child.followers]
     assert [packed.data for packed in here.followers] == [packed.data for packed in child.followers]
-    assert extras_out(job()) == {}
+    assert noted_of(job()) is None
 
 
 def test_a_flush_of_large_followers_goes_in_parts() -> None:

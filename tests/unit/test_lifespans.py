@@ -14,9 +14,9 @@ import msgspec
 import pytest
 
 from runtime import ConfigError, Job, Lifespan, LifespanFailed, contract, handler, lifespan, lifespans
+from runtime.children import end_idle_children
 from runtime.errors import ChildFailed
 from runtime.lifespans import LIFESPANS, Lifespans, opened
-from runtime.offload import end_idle_children
 from runtime.registry import find
 from runtime.testing import Done, Retry, run
 from tests.builders import job_of
@@ -367,6 +367,7 @@ def test_they_are_found_as_handlers_are_once_and_not_run() -> None:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Have a worker's lifespans, and a folder in which the child's notes are."""
     monkeypatch.setenv("SHARED_FOLDER", str(tmp_path))
+    monkeypatch.setenv("RUNTIME_CHILD_ENV", "SHARED_*")
     token = LIFESPANS.set([making([], "unknown to children"), shared])
     yield tmp_path
     LIFESPANS.reset(token)

@@ -17,12 +17,14 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import anyio.to_process
 import msgspec
 import pytest
 import uvloop
+from msgspec import structs
 
+from runtime.children import environment_of_children
 from runtime.errors import ChildFailed, ChildKilled, Dead, NoPlace, NotStarted, Retry, Snooze, UnfitPayload
+from runtime.frames import answer_in
 from runtime.jobs import LANE, Job
 from runtime.offload import in_thread
 from runtime.places import PLACES, PROCESS, SECOND_TICKS, SOON_TICKS, THREAD, WAIT_S, Places, make_places
@@ -408,11 +410,32 @@ async def test_a_job_that_was_cut_while_it_waited_for_a_child_never_began(tmp_pa
     assert places[PROCESS].taken == 0
 
 
-async def test_a_child_has_the_worker_s_environment_but_not_the_headers_of_its_traces(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HEADERS", "TRACES_HEADERS", "HEADERS_FILE"):
-        monkeypatch.setenv(f"OTEL_EXPORTER_OTLP_{name}", "authorization=hunter2")
-    found = Path(f"/proc/{await child()}/environ").read_bytes().split(b"\0")
-    assert [entry for entry in found if b"hunter2" in entry] == [b"OTEL_EXPORTER_OTLP_HEADERS_FILE=authorization=hunter2"]
+def environment_of(pid: str) -> dict[str, str]:
+    entries = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    return dict(entry.split("=", 1) for entry in entries if entry)
+
+
+SECRETS = (
+    *("REDIS_URL", "REDIS_URL_FILE", "OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS"),
+    *("RUNTIME_BOARD_TOKEN_FILE", "RUNTIME_X_PASSWORD", "RUNTIME_SECRET"),
+)
+
+
+async def test_a_child_has_of_the_environment_what_is_listed_and_what_the_setting_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*SECRETS, "SHOP_TOKEN", "SHOP_URL", "AWS_SECRET_ACCESS_KEY", "LC_NUMERIC", "RUNTIME_HANDLERS__SMTP__PASSWORD"):
+        monkeypatch.setenv(name, "hunter2")
+    monkeypatch.setenv("RUNTIME_CHILD_ENV", "SHOP_U*, NOBODY")
+    found = environment_of(await child())
+    assert {name for name, value in found.items() if value == "hunter2"} == {
+        *("LC_NUMERIC", "RUNTIME_HANDLERS__SMTP__PASSWORD", "SHOP_URL")
+    }
+    assert found["PATH"] == os.environ["PATH"]
+
+
+@pytest.mark.parametrize("more", ["*", ",".join(SECRETS)])
+def test_no_setting_gives_children_the_worker_s_own_credentials(more: str) -> None:
+    given = environment_of_children(dict.fromkeys((*SECRETS, "SHOP_TOKEN"), "hunter2"), more)
+    assert set(given) == {"RUNTIME_IN_CHILD", *(["SHOP_TOKEN"] if more == "*" else [])}
 
 
 async def test_what_a_child_writes_to_its_standard_output_does_no_harm() -> None:
@@ -463,16 +486,12 @@ async def test_an_answer_that_nobody_has_asked_for_is_never_believed() -> None:
 
 async def test_a_shifted_answer_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     pid = await child()
-    monkeypatch.setattr("runtime.offload._numbers", iter([10, 11, 11, 12]))
-    real, answers = anyio.to_process.run_sync, [[0, "done"], [10, "done"]]
 
-    async def late(*call: Any, **named: Any) -> Any:
-        answer = await real(*call, **named)
-        answers.append(answer)
-        return answers.pop(0)
+    def shift(head: Any) -> Any:
+        return structs.replace(answer_in(head), number=answer_in(head).number - 1)
 
-    monkeypatch.setattr(anyio.to_process, "run_sync", late)
-    shifted = await outcome("error")
+    monkeypatch.setattr("runtime.offload.answer_in", shift)
+    shifted = await outcome("note")
     assert isinstance(shifted, ChildFailed)
     assert "another job" in str(shifted)
     await until(lambda: not is_alive(int(pid)))
