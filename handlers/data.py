@@ -7,7 +7,8 @@ from functools import partial
 
 import msgspec
 
-from handlers.contracts.data import Compression, ExportCsv, Exported, ImportData, Imported
+from handlers.contracts.data import ExportCsv, Exported, ImportData, Imported
+from handlers.contracts.types import Compression
 from handlers.kit.databases import opened, snapshot
 from handlers.kit.files import Writer, source, target
 from handlers.kit.loading import Load

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fnmatch
 import logging
 import os
-import re
 import sys
 import time
 from collections import Counter
@@ -32,7 +30,7 @@ from handlers.kit.results import RESULT_TTL_S
 from handlers.kit.sections import Root
 from handlers.kit.settings import Settings, at_start, current
 from handlers.kit.sqlite import SqliteSession
-from handlers.kit.sweep import PACKED, STOP_EVERY, Found, Tree, below, compress, delete, outcome_of
+from handlers.kit.sweep import PACKED, STOP_EVERY, Found, Tree, below, compress, delete, outcome_of, pattern_of
 from handlers.kit.threads import Stop, in_thread
 from runtime import Backoff, ConfigError, Dead, Job, Priority, Schedule, Snooze, handler
 
@@ -163,7 +161,7 @@ class Survey(msgspec.Struct, frozen=True):
 
 
 def _survey(top: int, message: CleanupLogs, part_cutoff_s: float, stop: Stop) -> Survey:
-    includes, excludes = _pattern(message.include), _pattern(message.exclude)
+    includes, excludes = pattern_of(message.include), pattern_of(message.exclude)
     tree = Tree(top, recurse=message.recurse, enters=lambda name: not excludes.match(name), stop=stop)
     files = 0
     matching: list[Found] = []
@@ -181,10 +179,6 @@ def _survey(top: int, message: CleanupLogs, part_cutoff_s: float, stop: Stop) ->
                 _release(matching)
                 raise Dead(f"more than {MAX_MATCHING} files match; hint: narrow `include`", "too-large")
     return Survey(files, matching, parts, tree.failed)
-
-
-def _pattern(globs: Sequence[str]) -> re.Pattern[str]:
-    return re.compile("|".join(map(fnmatch.translate, globs)) or r"(?!)")
 
 
 # --- choose ---------------------------------------------------------------------------------------------------------

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import msgspec
 
-from handlers.contracts.email import MAX_ATTACHMENTS, Attachment, SendEmail
-from handlers.contracts.notifications import SendNotification
-from handlers.contracts.reports import ExportPdf, GenerateReports, Mail, Notification, PdfExported, ReportFile, ReportsGenerated
+from handlers.contracts.deliveries import ReportFile
+from handlers.contracts.reports import ExportPdf, GenerateReports, PdfExported, ReportsGenerated
 from handlers.contracts.windows import Span
 from handlers.kit.blocks import Document, Sheet, Table
+from handlers.kit.deliveries import deliver
 from handlers.kit.documents import Filler, load, read_file
 from handlers.kit.failures import unlogged
 from handlers.kit.files import Writer, target
 from handlers.kit.folders import folder
 from handlers.kit.pages import pdf
 from handlers.kit.points import point
-from handlers.kit.reports import csv_files, filled, json_file, read_tables
+from handlers.kit.reports import csv_files, filled, in_words, json_file, read_tables
 from handlers.kit.results import RESULT_TTL_S
 from handlers.kit.settings import Settings, at_start, current
 from handlers.kit.threads import Stop
@@ -27,7 +27,6 @@ from runtime import Backoff, ConfigError, Dead, Finding, Job, Schedule, Snooze, 
 
 MEMORY_BYTES: Final = 768 * 2**20  # a guess: a child that has drawn 20,000 rows has 91 MiB in all (`bench/handlers_pdf.py`)
 MAX_DATA_BYTES: Final = 10 * 2**20  # of `data_file`: a guess
-MAX_ATTACHED_BYTES: Final = 7 * 2**20  # together: 10 MB as mail, which many servers take no more of
 # Of its schedules:
 JITTER_S: Final = 120.0  # a guess: not all at once
 EXPIRES_S: Final = 7 * 86_400.0  # a guess: who was away for a week wants the last report
@@ -175,8 +174,9 @@ def generate_reports(message: GenerateReports, job: Job) -> ReportsGenerated:
                 point("report-file")
             files = [ReportFile(name=file.name, bytes=file.bytes, sha256=file.sha256) for file in out.files]
             rows = sum(sheet.count for sheet in tables.values())
-            done = out.finish(ReportsGenerated(title=document.title, folder=path, files=files, rows=rows))
-    return msgspec.structs.replace(done, delivered=_deliver(message, done, span, job))
+            done = out.finish(ReportsGenerated(title=document.title, folder=path, files=files, rows=rows), job)
+    delivered = deliver(job, message.deliver, done.title, f"{in_words(span)}, {done.rows} rows", done.folder, done.files)
+    return msgspec.structs.replace(done, delivered=delivered)
 
 
 def _files(
@@ -197,28 +197,3 @@ def _files(
                 yield from csv_files(tables)
             case "json":
                 yield "report.json", json_file(message, document.title, span, tables)
-
-
-def _deliver(message: GenerateReports, done: ReportsGenerated, span: Span, job: Job) -> str | None:
-    """Hand on the job that tells people, and return its id."""
-    text = f"{done.title}\n{span.begin:%Y-%m-%d %H:%M %Z} to {span.end:%Y-%m-%d %H:%M %Z}, {done.rows} rows\n\n{done.folder}\n"
-    text += "".join(f"  {file.name}\n" for file in done.files)
-    match message.deliver:
-        case Mail(to=to, sender=sender, attach=attach):
-            files = _small(done.files) if attach else []
-            attachments = [Attachment(path=f"{done.folder}/{file.name}", name=file.name) for file in files]
-            mail = SendEmail(to=to, sender=sender, subject=done.title, text=text, attachments=attachments)
-            return job.send(mail, suffix="mail")
-        case Notification(channel=channel):
-            return job.send(SendNotification(channel=channel, title=done.title, body=text), suffix="notification")
-        case None:
-            return None
-
-
-def _small(files: Sequence[ReportFile]) -> list[ReportFile]:
-    """Return the files, in their order, that a mail has room for."""
-    found: list[ReportFile] = []
-    for file in files:
-        if sum(each.bytes for each in found) + file.bytes <= MAX_ATTACHED_BYTES and len(found) < MAX_ATTACHMENTS:
-            found.append(file)
-    return found

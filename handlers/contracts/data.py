@@ -8,14 +8,11 @@ import msgspec
 from msgspec import Meta
 
 from handlers.contracts.sources import MAX_COLUMNS, Source
-from handlers.contracts.types import Alias, Ident, Line, RootPath, check_path
+from handlers.contracts.types import Alias, Compression, Delimiter, Ident, Line, RootPath, check_path
 from runtime import Priority, contract
 
 MAX_NULL_CHARS: Final = 20  # "not available" fits
 MAX_BAD_ROWS: Final = 5_000  # a guess: more are no few bad rows; all are kept in one value of the database, of below 1 MiB
-
-Compression = Literal["none", "gzip", "zstd"]
-Delimiter = Literal[",", ";", "tab", "|"]
 
 
 @contract("export-csv", priority=Priority.MEDIUM)

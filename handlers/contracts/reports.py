@@ -7,8 +7,9 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from handlers.contracts.deliveries import Delivery, Page, ReportFile
 from handlers.contracts.sources import Source
-from handlers.contracts.types import Address, Alias, Line, Params, RootPath, check_params, check_path
+from handlers.contracts.types import Alias, Line, Params, RootPath, check_params, check_path
 from handlers.contracts.windows import Window
 from runtime import Priority, contract
 
@@ -16,7 +17,6 @@ MAX_TABLES: Final = 10
 MAX_TITLE_CHARS: Final = 200
 
 Language = Annotated[str, Meta(pattern=r"^[a-z]{2}(?:-[A-Z]{2})?(?![\s\S])", description="a language: `en`, `de-CH`")]
-Page = Literal["A4", "letter"]
 
 
 @contract("export-pdf", priority=Priority.HIGH)
@@ -64,21 +64,6 @@ class PdfExported(msgspec.Struct, frozen=True, kw_only=True):
     missing_glyphs: int
 
 
-class Mail(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="mail"):
-    """Send the report by mail, with its files attached if they are small enough."""
-
-    to: Annotated[list[Address], Meta(min_length=1, max_length=20)]
-    sender: Alias = "default"
-    attach: bool = True
-
-
-class Notification(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="notification"):
-    """Say in a channel that the report is there."""
-
-    channel: Alias
-
-
-Delivery = Mail | Notification
 Format = Literal["pdf", "html", "csv", "json"]
 
 
@@ -109,14 +94,6 @@ class GenerateReports(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         check_params(self.params)
         if len(set(self.formats)) < len(self.formats):
             raise ValueError("must name each format once - at `$.formats`")
-
-
-class ReportFile(msgspec.Struct, frozen=True, kw_only=True):
-    """A file of a report, by its name in the folder."""
-
-    name: str
-    bytes: int
-    sha256: str
 
 
 class ReportsGenerated(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, cast
+from typing import Annotated, Any, Final, Literal, cast
 from unicodedata import is_normalized
 
 import msgspec
@@ -24,6 +24,7 @@ MAX_PARAMS_DEPTH: Final = 6
 MAX_PARAMS_KEYS: Final = 64  # per level
 MAX_PATH_CHARS: Final = 512
 MAX_NAME_CHARS: Final = 80  # of a file; as a mail encodes it, in at most 960 characters, it fits into one line
+MAX_COLUMN_CHARS: Final = 100
 MAX_ADDRESS_CHARS: Final = 254  # RFC 5321, erratum 1690; of it, 64 before the `@`
 
 # C0 and C1 controls, the two Unicode line ends, and the marks that make text run backwards, which can disguise it.
@@ -45,6 +46,7 @@ _FILE_NAME: Final = rf"^{_PART}(?![\s\S])"
 # What RFC 3986 allows in a URL, and braces, for what is put in their place; no comma and no `<`, which end one in a mail header.
 _HTTPS: Final = r"^https://[A-Za-z0-9][A-Za-z0-9.-]*(?::[0-9]{1,5})?(?:[/?][A-Za-z0-9._~:/?#@!$&'()*+;=%{}-]*)?(?![\s\S])"
 _LOCALE: Final = r"^[a-z]{2,3}(?:-[A-Z]{2})?(?![\s\S])"
+_VERSION: Final = r"^[a-z2-7]{26}(?![\s\S])"  # `job.work` of the job that made it
 _OWN_HEADER: Final = r"^[Xx]-[A-Za-z0-9-]{1,60}(?![\s\S])"
 
 Alias = Annotated[str, Meta(pattern=_ALIAS, description="a name that the worker's settings define")]
@@ -69,9 +71,18 @@ Glob = Annotated[str, Meta(pattern=_GLOB, max_length=100, description="a pattern
 FileName = Annotated[str, Meta(pattern=_FILE_NAME, max_length=MAX_NAME_CHARS, description="the name of a file, without a folder")]
 HttpsUrl = Annotated[str, Meta(pattern=_HTTPS, max_length=MAX_LINE_CHARS, description="an https:// URL in ASCII")]
 Locale = Annotated[str, Meta(pattern=_LOCALE, description="a language, and optionally a country: `de`, `de-AT`")]
+ColumnName = Annotated[
+    str, Meta(pattern=_LINE, min_length=1, max_length=MAX_COLUMN_CHARS, description="the name of a column in a file or a result")
+]
+Version = Annotated[str, Meta(pattern=_VERSION, description="a version of a model, as the job that trained it has said it")]
 OwnHeader = Annotated[str, Meta(pattern=_OWN_HEADER, description="the name of a header, `X-…`")]
 Params = Annotated[dict[str, Any], Meta(max_length=MAX_PARAMS_KEYS, description="values for a template")]
 
+Compression = Literal["none", "gzip", "zstd"]
+Delimiter = Literal[",", ";", "tab", "|"]
+
+is_alias = re.compile(_ALIAS).match
+is_version = re.compile(_VERSION).match
 is_line = re.compile(_LINE).match
 is_text = re.compile(_TEXT).match
 is_address = re.compile(_ADDRESS).match

@@ -18,10 +18,12 @@ import msgspec
 from jinja2 import StrictUndefined, TemplateSyntaxError, UndefinedError
 from msgspec.structs import replace
 
-from handlers.contracts.reports import MAX_TITLE_CHARS, Page
+from handlers.contracts.deliveries import Page
+from handlers.contracts.reports import MAX_TITLE_CHARS
 from handlers.contracts.types import RootPath, is_line
 from handlers.kit import blocks
 from handlers.kit.blocks import AnyBlock, Definition, Document, Sheet, shown
+from handlers.kit.definitions import MAX_BYTES, find
 from handlers.kit.failures import wait_for_operator
 from handlers.kit.files import source
 from handlers.kit.settings import Settings
@@ -29,7 +31,6 @@ from handlers.kit.templates import FAULTS, Sandbox, what_is_missing
 from runtime import Dead
 
 SHIPPED: Final = Path(__file__).parents[1] / "documents"
-MAX_DEFINITION_BYTES: Final = 256 * 1024  # a guess: far above what a person writes
 MAX_READ_BYTES: Final = 20 * 2**20  # a guess: an image of as many pixels as we take is smaller
 _EXPRESSION: Final = re.compile(r"\s*\{\{((?:(?!\}\}|\{\{).)*)\}\}\s*")
 
@@ -46,23 +47,16 @@ def load(settings: Settings, name: str) -> Definition:
         Snooze: there is none, or it cannot be read; `alias-missing`.
         Dead: it is no definition, `template-error`.
     """
-    folders = [settings.documents.path] if settings.documents else []
-    for folder in (*folders, SHIPPED):
-        path = Path(folder, f"{name}.toml")
-        try:
-            with path.open("rb") as file:
-                text = file.read(MAX_DEFINITION_BYTES + 1)
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise wait_for_operator(f"documents.{name}", "alias-missing", f"{path}: {error.strerror}") from None
-        return _parsed(name, text)
-    raise wait_for_operator(f"documents.{name}", "alias-missing", f"no {name}.toml in `documents.path`")
+    own = [settings.documents.path] if settings.documents else []
+    text = find([*own, SHIPPED], name, f"documents.{name}")
+    if text is None:
+        raise wait_for_operator(f"documents.{name}", "alias-missing", f"no {name}.toml in `documents.path`")
+    return _parsed(name, text)
 
 
 def _parsed(name: str, text: bytes) -> Definition:
-    if len(text) > MAX_DEFINITION_BYTES:
-        raise Dead(f"documents.{name}: must have at most {MAX_DEFINITION_BYTES} bytes", "template-error")
+    if len(text) > MAX_BYTES:
+        raise Dead(f"documents.{name}: must have at most {MAX_BYTES} bytes", "template-error")
     try:
         return msgspec.convert(tomllib.loads(text.decode()), Definition)
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:

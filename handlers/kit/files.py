@@ -14,8 +14,9 @@ import os
 import stat
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from types import TracebackType
-from typing import Final, NoReturn, Self, TypeVar
+from typing import Any, Final, NoReturn, Self, TypeVar
 
 import msgspec
 
@@ -23,7 +24,7 @@ from handlers.kit.failures import input_missing, wait_for_operator
 from handlers.kit.sections import Root
 from handlers.kit.settings import Settings
 from handlers.kit.threads import Stop
-from runtime import Dead, Snooze
+from runtime import Dead, Job, Snooze
 
 MAX_NAME_BYTES: Final = 200  # NAME_MAX is 255 on Linux, and the names of unfinished files are up to 46 bytes longer
 MAX_SIDECAR_BYTES: Final = 64 * 1024  # a guess: a sidecar of ours has a few hundred bytes
@@ -102,6 +103,11 @@ def open_below(top: int, parts: Sequence[str], *, create: bool = False) -> Gener
         yield folder
     finally:
         os.close(folder)
+
+
+def parts_of(path: str) -> list[str]:
+    """Return the names that a path below a root leads over; none where it is empty."""
+    return path.split("/") if path else []
 
 
 def _open_inner(folder: int, part: str, create: bool) -> int:
@@ -352,9 +358,16 @@ class Part:
         return True
 
 
-class Sidecar(msgspec.Struct, frozen=True, kw_only=True):
-    """The content of `name.job.json`, about the file beside it."""
+def origin_of(job: Job | None) -> dict[str, Any]:
+    """Return what a sidecar says of the job itself."""
+    return {} if job is None else {"type": job.type.decode(), "born": datetime.fromtimestamp(int(job.born), UTC)}
 
+
+class Sidecar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The content of `name.job.json`, about the file beside it; of which type its job was and when that was born, if told."""
+
+    type: str = ""
+    born: datetime | None = None
     work: str
     size: int
     sha256: str
@@ -426,15 +439,18 @@ class Writer(Part):
         finally:
             os.close(file)
 
-    def finish(self, result: msgspec.Struct) -> None:
+    def finish(self, result: msgspec.Struct, job: Job | None = None) -> None:
         """Return when the file has its name and its sidecar, and both survive a power cut.
+
+        Args:
+            result: of the job, which a repeat finds.
+            job: for what may be shown as evidence: the sidecar says its type, and when it was born.
 
         Raises:
             Dead: another job or program took the name after `already`; `output-exists`.
         """
-        sidecar = Sidecar(
-            work=self._work, size=self.size_bytes, sha256=self.sha256, result=msgspec.Raw(msgspec.json.encode(result))
-        )
+        raw = msgspec.Raw(msgspec.json.encode(result))
+        sidecar = Sidecar(**origin_of(job), work=self._work, size=self.size_bytes, sha256=self.sha256, result=raw)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._staged, dir_fd=self.folder)
         self._is_staging = True
@@ -454,3 +470,12 @@ class Writer(Part):
         with contextlib.suppress(FileNotFoundError):  # a repeat that began right after our file got its name did it
             os.rename(self._staged, self._sidecar, src_dir_fd=self.folder, dst_dir_fd=self.folder)
         os.fsync(self.folder)
+
+
+def found_before(settings: Settings, path: str, kind: type[T], work: str, stop: Stop, *, overwrite: bool = False) -> T | None:
+    """Return the result of an earlier run of this work, whose file is complete; None if the work must be done.
+
+    Raises: what `target` and `Writer.already` do.
+    """
+    with target(settings, path) as place, Writer(place, work, stop, overwrite=overwrite) as out:
+        return out.already(kind)

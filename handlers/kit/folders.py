@@ -12,16 +12,17 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Generator
+from datetime import datetime
 from typing import Final, TypeVar
 
 import msgspec
 
-from handlers.kit.files import LOCKED_S, MAX_NAME_BYTES, PART, chunks_of, explained, open_below, open_file, open_root
+from handlers.kit.files import LOCKED_S, MAX_NAME_BYTES, PART, chunks_of, explained, open_below, open_file, open_root, origin_of
 from handlers.kit.points import point
 from handlers.kit.sections import Root
 from handlers.kit.settings import Settings
 from handlers.kit.threads import Stop
-from runtime import Dead, Snooze
+from runtime import Dead, Job, Snooze
 
 MANIFEST: Final = ".job.json"
 MAX_MANIFEST_BYTES: Final = 64 * 1024  # a guess: one of ours has a few hundred bytes for each file
@@ -40,9 +41,11 @@ class Written(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str
 
 
-class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """The content of `.job.json`."""
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The content of `.job.json`; of which type the job was and when it was born, if told."""
 
+    type: str = ""
+    born: datetime | None = None
     work: str
     files: list[Written]
     result: msgspec.Raw
@@ -91,7 +94,7 @@ class Folder:
             os.close(descriptor)
         return digest.hexdigest() == file.sha256
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes | memoryview) -> None:
         """Add a file, and note its size and digest.
 
         Raises:
@@ -132,14 +135,18 @@ class Folder:
                 raise
             os.close(inside)
 
-    def finish(self, result: S) -> S:
+    def finish(self, result: S, job: Job | None = None) -> S:
         """Return the result when the folder has its name, and survives a power cut; that of another run, if it was first.
+
+        Args:
+            result: of the job, which a repeat finds.
+            job: for what may be shown as evidence: the manifest says its type, and when it was born.
 
         Raises:
             Dead: something else has taken the name meanwhile; `output-exists`.
         """
         raw = msgspec.Raw(msgspec.json.encode(result))
-        manifest = Manifest(work=self._work, files=list(self.files), result=raw)
+        manifest = Manifest(**origin_of(job), work=self._work, files=list(self.files), result=raw)
         self.write(MANIFEST, msgspec.json.encode(manifest) + b"\n")
         os.fsync(self._inside)
         point("folder-ready")

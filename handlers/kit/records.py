@@ -53,7 +53,7 @@ class Records:
         compress: Literal["none", "gzip", "zstd"],
         delimiter: str,
     ) -> None:
-        """Read the first line, and the file's digest.
+        """Read the first line, and the file's digest. Without `names`, the values of a CSV file are those of all its columns.
 
         Raises:
             Dead: the first line lacks a name or has it twice, `bad-payload`; it cannot be read, `bad-rows`.
@@ -66,7 +66,7 @@ class Records:
         self.size_bytes = os.fstat(file).st_size
         self._file = file
         self._stop = stop
-        self._names = names
+        self.names = names
         self._compress = compress
         self._delimiter = delimiter
         self._is_csv = layout == "csv"
@@ -108,10 +108,11 @@ class Records:
         if header is None or header[2]:
             raise Dead(f"the first line must have the names of the columns: {header[2] if header else 'it is empty'}", "bad-rows")
         cells = list(header[1])
-        for name in self._names:
+        self.names = self.names or cells
+        for name in self.names:
             if cells.count(name) != 1:
                 raise Dead(f"the first line has {cells.count(name)} columns named {name!r}, not one", BAD_PAYLOAD)
-        return [cells.index(name) for name in self._names], len(cells)
+        return [cells.index(name) for name in self.names], len(cells)
 
     def _rows(self) -> Iterator[Record]:
         places, width = self._places, self._width
@@ -156,7 +157,7 @@ class Records:
 
     def _objects(self) -> Iterator[Record]:
         decode = msgspec.json.Decoder(float_hook=Decimal).decode
-        names = self._names
+        names = self.names
         for line in self._lines():
             if line.isspace():
                 continue

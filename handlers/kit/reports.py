@@ -77,6 +77,17 @@ def described(span: Span) -> dict[str, str]:
     }
 
 
+def in_words(span: Span) -> str:
+    """Return a stretch of time as a mail says it."""
+    return f"{span.begin:%Y-%m-%d %H:%M %Z} to {span.end:%Y-%m-%d %H:%M %Z}"
+
+
+def in_days(span: Span) -> str:
+    """Return the days of a stretch of time, as a title says them."""
+    days = described(span)
+    return days["first_day"] if days["first_day"] == days["last_day"] else f"{days['first_day']} to {days['last_day']}"
+
+
 def csv_files(tables: Mapping[str, Sheet]) -> Iterator[tuple[str, bytes]]:
     """Yield a CSV file for each table, by its name, in which no text is a formula."""
     for name, sheet in tables.items():

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fnmatch
 import hashlib
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Literal
 
 import msgspec
@@ -57,6 +58,11 @@ def outcome_of(error: OSError) -> Literal["skipped", "failed"] | None:
     if error.errno in _GONE:
         return "skipped"
     return "failed" if error.errno in _REFUSED else None
+
+
+def pattern_of(globs: Sequence[str]) -> re.Pattern[str]:
+    """Return what matches a name that one of the globs matches."""
+    return re.compile("|".join(map(fnmatch.translate, globs)) or r"(?!)")
 
 
 def below(top: int, folder: str) -> contextlib.AbstractContextManager[int]:

@@ -87,12 +87,14 @@ EDGE = re.compile(r"runtime\.(cli\w*|__main__|__init__|commands(\..*)?|testing|s
 
 # Modules that may import others inside of their functions, and why.
 LOADED_LATE = {
+    "handlers/ml.py": "loads scikit-learn only in child processes",
     "runtime/commands/run.py": "loads the board, and with it aiohttp, only when it is on; the same of traces and their SDK",
     "runtime/commands/board.py": "loads the board, and with it aiohttp, only to serve it, so that its flags are known without it",
     "runtime/child.py": "finds modules only when its worker has said where they are",
     "otel/child.py": "loads OpenTelemetry's SDK only in a child process that records something",
     "runtime/commands/top.py": "loads rich only to draw, so that its flags are known without it",
     "handlers/kit/databases.py": "loads asyncpg, of an extra, only for a PostgreSQL database",
+    "handlers/inference.py": "loads scikit-learn and onnxruntime only in its child processes",
     "runtime/pytest_plugin.py": "costs nothing in test suites that do not use it",
 }
 
@@ -129,7 +131,7 @@ CATCHES_CANCELS = {
 }
 CATCHES_ALL = {"runtime/worker/lanes.py", "runtime/offload.py", "runtime/registry.py", "runtime/checks.py"}
 
-PARTS_OF_CONTRACTS = tuple(f"handlers.contracts.{name}" for name in ("types", "sources", "windows"))
+PARTS_OF_CONTRACTS = tuple(f"handlers.contracts.{name}" for name in ("types", "sources", "windows", "deliveries"))
 
 SPEAKS_REDIS = ("runtime.store", "runtime.streams")
 RAW = ("runtime.commands.bench",)  # measures what Redis does without us

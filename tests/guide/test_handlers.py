@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -61,9 +61,9 @@ async def test_a_stamp_is_made_in_a_child_and_signed_in_the_worker(tmp_path: Pat
     monkeypatch.setenv("STAMP_KEY", "secret")
     (tmp_path / "stamps.py").write_text(BLOCKS["stamps"])
     importlib.invalidate_caches()
-    stamps = importlib.import_module("stamps")
+    stamps: Any = importlib.import_module("stamps")
     notes = Notes()
-    outcome = await run(stamps.make_stamp, stamps.MakeStamp(picture="a picture", width=3), notes=notes)
+    outcome = cast("object", await run(stamps.make_stamp, stamps.MakeStamp(picture="a picture", width=3), notes=notes))
     assert outcome == Answered(hmac.digest(b"secret", b"a p", "sha256").hex())
     assert notes.progress == Progress(1, 1, "shrunk")
 

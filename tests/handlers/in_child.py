@@ -2,7 +2,9 @@
 
 With `kill` it runs the job in a copy of the folder again and again, each time in a process that kills itself one call to the file
 system later, until one comes through; then it says how many there were. With `point` and
-`times` it kills itself at a named point. `without` names a package that cannot be imported, `marks` a folder for marks.
+`times` it kills itself at a named point. `without` names a package that cannot be imported, `marks` a folder for marks,
+`module` the one module of handlers to load, which is quicker than all; with `in_own_child` a child of this process is asked what
+handlers ask children, else this process.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from typing import Any, cast
 import msgspec
 
 from handlers.kit.points import EVENT
-from runtime.jobs import MARKS
+from runtime.jobs import MARKS, Job
+from runtime.offload import InChild
 from runtime.registry import find
 from tests.handlers.disks import job_of
 from tests.handlers.marks import FolderMarks
@@ -31,9 +34,11 @@ CALLS = ("open", "fcntl.flock", "sqlite3.connect", "os.")  # what the interprete
 
 
 def run(options: dict[str, Any]) -> str:
-    handler = find(["handlers"]).registry[options["type"].encode()]
+    handler = find([options.get("module", "handlers")]).registry[options["type"].encode()]
     message = msgspec.convert(options["payload"], handler.contract.payload)
     job = job_of(message)
+    if "in_own_child" not in options:
+        InChild.__call__ = run_here  # as below
     if "marks" in options:
         MARKS.set(FolderMarks(Path(options["marks"])))
     try:
@@ -44,6 +49,11 @@ def run(options: dict[str, Any]) -> str:
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return msgspec.json.encode(result).decode()
+
+
+async def run_here(function: InChild[Any, Any], request: Any, job: Job) -> Any:
+    """Run what is for a child of a child in this process."""
+    return function.function(request, job)
 
 
 async def answer_of(call: Any) -> object:

@@ -21,7 +21,7 @@ from pypdf import PdfReader
 from handlers import reports
 from handlers.contracts.reports import GenerateReports, ReportsGenerated
 from handlers.email import send_email
-from handlers.kit import folders
+from handlers.kit import deliveries, folders
 from handlers.kit import reports as kit
 from handlers.kit.folders import MANIFEST
 from handlers.kit.mail import close_pools
@@ -389,7 +389,7 @@ def test_a_mail_has_the_files_that_fit(disk: Disk, monkeypatch: pytest.MonkeyPat
     assert (mail["to"], mail["sender"], mail["subject"]) == (["ada@example.org", "bob@example.org"], "shop", result.title)
     assert [each["path"] for each in mail["attachments"]] == [f"{result.folder}/{file.name}" for file in result.files]
     assert "2023-10-01 00:00 UTC" in mail["text"] and result.folder in mail["text"]
-    monkeypatch.setattr(reports, "MAX_ATTACHED_BYTES", result.files[1].bytes + 10)
+    monkeypatch.setattr(deliveries, "MAX_ATTACHED_BYTES", result.files[1].bytes + 10)
     _, one = run(message(deliver={"kind": "mail", "to": ["ada@example.org"]}))
     assert msgspec.json.decode(one.followers[0].data)["attachments"][0]["name"] == "report.html"
     _, one = run(message(deliver={"kind": "mail", "to": ["ada@example.org"], "attach": False}), 2)

@@ -1,0 +1,39 @@
+"""Telling people that a report is there: by a mail with its files, or in a channel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from handlers.contracts.deliveries import Delivery, Mail, Notification, ReportFile
+from handlers.contracts.email import MAX_ATTACHMENTS, Attachment, SendEmail
+from handlers.contracts.notifications import SendNotification
+from runtime import Job
+
+MAX_ATTACHED_BYTES: Final = 7 * 2**20  # together: 10 MB as mail, which many servers take no more of
+
+
+def deliver(job: Job, how: Delivery | None, title: str, text: str, folder: str, files: Sequence[ReportFile]) -> str | None:
+    """Hand on the job that tells people of these files in this folder, and return its id; None where nobody is to be told.
+
+    It is sent in the step in which the job is done, and has an id made of it: people are told once.
+    """
+    body = f"{title}\n{text}\n\n{folder}\n" + "".join(f"  {file.name}\n" for file in files)
+    match how:
+        case Mail(to=to, sender=sender, attach=attach):
+            small = _small(files) if attach else []
+            attachments = [Attachment(path=f"{folder}/{file.name}", name=file.name) for file in small]
+            return job.send(SendEmail(to=to, sender=sender, subject=title, text=body, attachments=attachments), suffix="mail")
+        case Notification(channel=channel):
+            return job.send(SendNotification(channel=channel, title=title, body=body), suffix="notification")
+        case None:
+            return None
+
+
+def _small(files: Sequence[ReportFile]) -> list[ReportFile]:
+    """Return the files, in their order, that a mail has room for."""
+    found: list[ReportFile] = []
+    for file in files:
+        if sum(each.bytes for each in found) + file.bytes <= MAX_ATTACHED_BYTES and len(found) < MAX_ATTACHMENTS:
+            found.append(file)
+    return found
