@@ -104,7 +104,7 @@ bench: $(BENCH_STAMP) second-server raw-client ## measure all rows, up to 20 min
 bench-board: $(BENCH_STAMP) second-server ## what the board costs Redis, itself and a worker, beside a million jobs; about 5 minutes
 	@$(BIN)/python -m bench.board $(ARGS)
 
-HANDLER_BENCHES := mail http data cleanup backup pdf
+HANDLER_BENCHES := mail http data cleanup backup pdf training inference scan threats compliance
 
 bench-handlers: $(BENCH_STAMP) second-server postgres ## what the shipped handlers do in a second, some of them killed half-way; about 5 minutes
 	@for each in $(HANDLER_BENCHES); do $(BIN)/python -m bench.handlers_$$each || exit 1; done

@@ -7,8 +7,22 @@ HANDLERS = (
     "handlers.data",
     "handlers.maintenance",
     "handlers.reports",
+    "handlers.ml",
+    "handlers.inference",
+    "handlers.threats",
+    "handlers.vulnerabilities",
+    "handlers.compliance",
     "handlers.checks",
 )
 _MAIL = "aiosmtplib jinja2"  # by their own names: an index knows these
 _REPORTS = "reportlab jinja2"
-EXTRAS = {"aiosmtplib": _MAIL, "jinja2": _MAIL, "reportlab": _REPORTS, "PIL": _REPORTS, "handlers.reports": _REPORTS}
+_ML = "numpy onnxruntime scikit-learn skops"
+_SIGMA = "google-re2 pysigma pysigma-backend-sqlite"
+_SCANS = "packaging cvss"
+EXTRAS = {
+    **dict.fromkeys(("aiosmtplib", "jinja2"), _MAIL),
+    **dict.fromkeys(("reportlab", "PIL", "handlers.reports", "handlers.compliance"), _REPORTS),
+    **dict.fromkeys(("re2", "sigma", "yaml", "handlers.threats"), _SIGMA),
+    **dict.fromkeys(("packaging", "cvss", "handlers.vulnerabilities"), _SCANS),
+    **dict.fromkeys(("numpy", "onnxruntime", "sklearn", "skops", "threadpoolctl", "handlers.ml", "handlers.inference"), _ML),
+}

@@ -23,6 +23,7 @@ from handlers.kit.databases import opened
 from handlers.kit.failures import TemporaryFailure, unlogged
 from handlers.kit.files import open_root
 from handlers.kit.http import check_url
+from handlers.kit.models import current_models
 from handlers.kit.pgtools import find_tool
 from handlers.kit.sections import Backup, Channel, Crm, Database, Root, Sender, Smtp, read_secret
 from handlers.kit.settings import Settings, current
@@ -68,6 +69,8 @@ def _checks(settings: Settings) -> Iterator[tuple[str, Callable[[], str]]]:
         yield f"backups.{alias}", partial(_backup, backup, settings)
     if settings.templates:
         yield "templates", partial(_templates, settings.templates.path)
+    if settings.models:
+        yield "models", partial(_models, settings)
 
 
 def _root(alias: str, root: Root) -> str:
@@ -156,6 +159,12 @@ def _backup(backup: Backup, settings: Settings) -> str:
         ((version,),) = session.fetch("SHOW server_version_num")
     found = [find_tool(tool, backup.tools, int(version) // 10_000) for tool in TOOLS]
     return f"to {backup.to}, by {', '.join(f'{path} {version}' for path, version in found)}"
+
+
+def _models(settings: Settings) -> str:
+    """Read the keys, and verify the current version of each model."""
+    found = current_models(settings, Stop())
+    return f"{len(found)} with a current version, each with a valid signature"
 
 
 def _templates(path: str) -> str:

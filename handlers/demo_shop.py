@@ -23,6 +23,9 @@ TEMPLATES: Final = {
     "news.txt": "Hello {{ name }},\n\n{{ offer }}\n\nNo more of this: {{ unsubscribe_url }}\n",
     "news.html": '<p>Hello <b>{{ name }}</b>,</p><p>{{ offer }}</p><p><a href="{{ unsubscribe_url }}">No more of this</a></p>\n',
 }
+SECURITY: Final = ("traffic", "rules", "state", "evidence")
+CUSTOMERS: Final = 400
+MODEL_KEY: Final = "64656d6f" * 8
 # The two parameters are the ends of the report's time.
 _SPAN: Final = "-- :since text\n-- :until text\n"
 QUERIES: Final = {
@@ -49,6 +52,18 @@ columns = [
   { to = "mail" },
   { to = "updated_at", type = "timestamp", required = true },
 ]
+"""
+# What the shop's web site runs on, and what is known of that: invented packages and advisories.
+LOCK_FILE: Final = "lampstand==2.3.9\nshopfront==4.1.0\nchairs==1.0.2\n"
+ADVISORIES: Final = {
+    "DEMO-2026-1": ("lampstand", "2.4.0", "HIGH"),
+    "DEMO-2026-2": ("shopfront", "4.0.7", "CRITICAL"),
+    "DEMO-2026-3": ("chairs", "1.1.0", "LOW"),
+}
+RULE: Final = """title: somebody looks for the stock of tomorrow
+logsource: {category: webserver}
+detection: {sel: {cs-uri-stem|startswith: /internal/}, condition: sel}
+level: medium
 """
 SETTINGS: Final = """[senders.default]
 smtp = "main"
@@ -84,7 +99,13 @@ inbox = {{ path = "{folder}/inbox" }}
 exports = {{ path = "{folder}/exports", mode = "write", overwrite = true }}
 reports = {{ path = "{folder}/reports", mode = "write" }}
 backups = {{ path = "{folder}/backups", mode = "write" }}
+logs-shop = {{ path = "{folder}/traffic" }}
+sigma = {{ path = "{folder}/rules" }}
+state = {{ path = "{folder}/state", mode = "write" }}
+models = {{ path = "{folder}/models", mode = "write" }}
 logs-web = {{ path = "{folder}/logs", mode = "purge", force = true }}
+code = {{ path = "{folder}/code" }}
+evidence = {{ path = "{folder}/evidence", mode = "write" }}
 
 [smtp]
 main = {{ url = "smtp://127.0.0.1:{smtp}", plain = true }}
@@ -92,14 +113,41 @@ main = {{ url = "smtp://127.0.0.1:{smtp}", plain = true }}
 [templates]
 path = "{folder}/templates"
 
+[models]
+root = "models"
+key = "file:{folder}/secrets/models"
+promote = ["churn"]
+
 [cleanups]
 logs-web = {{ include = ["*.log.*"], older_than = "30d" }}
 
 [backups]
-shop = {{ to = "backups:shop", keep_daily = 3 }}
+shop = {{ to = "backups:shop", keep_daily = 3, channel = "ops" }}
 
 [reports]
 orders = {{ every = "day" }}
+
+[advisories]
+osv = {{ path = "code:advisories" }}
+
+[scans]
+shop = {{ targets = ["code:requirements.txt"], to = "evidence:scans", notify = "ops" }}
+
+[compliance]
+evidence = ["backups", "reports", "evidence"]
+
+[audits]
+soc-2 = {{ to = "reports:audits", every = "week" }}
+
+[logs]
+web = {{ root = "logs-shop", glob = "access.log*", format = "combined" }}
+auth = {{ root = "logs-shop", glob = "auth.log*", format = "sshd" }}
+
+[rules]
+shop = {{ root = "sigma" }}
+
+[threats]
+shop = {{ sources = ["web", "auth"], rules = "shop", notify = "ops" }}
 """
 
 
@@ -111,22 +159,51 @@ def prepare(folder: Path, smtp_port: int, partner_port: int) -> None:
         smtp_port: of the mail server.
         partner_port: of the CRM and of the webhook.
     """
-    for name in ("templates", "shop/queries", "warehouse", "inbox", "exports", "reports", "backups", "logs"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
+    for name in (
+        "templates",
+        "shop/queries",
+        "warehouse",
+        "inbox",
+        "exports",
+        "reports",
+        "backups",
+        "logs",
+        "code",
+        "models",
+        *SECURITY,
+    ):
+        (folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
     secrets = folder / "secrets"
     secrets.mkdir(mode=0o700, exist_ok=True)
     hook = f"http://127.0.0.1:{partner_port}/hook"
-    for name, text in (("hook", hook), ("signing", SIGNING_KEY), ("token", TOKEN), ("unsubscribe", "demo")):
+    keys = {"signing": SIGNING_KEY, "models": MODEL_KEY, "unsubscribe": "demo"}
+    for name, text in {"hook": hook, "token": TOKEN, **keys}.items():
         (secrets / name).write_text(text, "utf-8")
+        (secrets / name).chmod(0o600)
     for name, text in TEMPLATES.items():
         (folder / "templates" / name).write_text(text, "utf-8")
     for name, text in QUERIES.items():
         (folder / "shop" / "queries" / f"{name}.sql").write_text(f"{_SPAN}{text}\n", "utf-8")
+    (folder / "rules" / "stock.yml").write_text(RULE, "utf-8")
     (folder / "resources.toml").write_text(RESOURCES, "utf-8")
+    _write_code(folder / "code")
     _make(folder / "shop" / "store.db", _fill_shop)
     _make(folder / "warehouse" / "warehouse.db", _fill_warehouse)
+    (folder / "inbox" / "customers.csv").write_text("".join(_customers()), "utf-8")
     escaped = json.dumps(str(folder))[1:-1]
     (folder / "handlers.toml").write_text(SETTINGS.format(folder=escaped, smtp=smtp_port, partner=partner_port), "utf-8")
+
+
+def _write_code(folder: Path) -> None:
+    """Write the lock file, and advisories in OSV's JSON that were changed today, so that they are never too old."""
+    (folder / "requirements.txt").write_text(LOCK_FILE, "utf-8")
+    (folder / "advisories").mkdir(exist_ok=True)
+    today = f"{datetime.now(UTC):%Y-%m-%dT00:00:00Z}"
+    for name, (package, fixed, severity) in ADVISORIES.items():
+        ranges = [{"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"fixed": fixed}]}]
+        affected = {"package": {"ecosystem": "PyPI", "name": package}, "ranges": ranges}
+        known = {"id": name, "modified": today, "affected": [affected], "database_specific": {"severity": severity}}
+        (folder / "advisories" / f"{name}.json").write_text(json.dumps(known), "utf-8")
 
 
 def _make(path: Path, fill: Callable[[sqlite3.Connection], None]) -> None:
@@ -153,6 +230,16 @@ def _orders() -> Iterator[tuple[int, str, str, str, float]]:
         at = now - timedelta(seconds=rng.randrange(DAYS * 86_400))
         total = round(rng.uniform(5, 500), 2)
         yield at.day, f"{at.isoformat()}Z", f"customer {rng.randrange(900)}", rng.choice(STATES), total
+
+
+def _customers() -> Iterator[str]:
+    """Yield lines about customers: who orders often and complains seldom stays, more or less."""
+    rng = random.Random(12)  # noqa: S311 -- rows, not a secret
+    yield "age,orders,complaints,country,stays\n"
+    for _ in range(CUSTOMERS):
+        orders, complaints = rng.randrange(20), rng.randrange(6)
+        stays = orders - 3 * complaints + rng.gauss(0, 2) > 0
+        yield f"{rng.randrange(18, 90)},{orders},{complaints},{rng.choice(('AT', 'CH', 'DE'))},{'yes' if stays else 'no'}\n"
 
 
 def _fill_warehouse(database: sqlite3.Connection) -> None:

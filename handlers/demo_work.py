@@ -11,13 +11,20 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from handlers.contracts.compliance import Format as AuditFormat
+from handlers.contracts.compliance import GenerateComplianceReport
 from handlers.contracts.crm import SyncCrmData
 from handlers.contracts.data import Column, ExportCsv, ImportData
+from handlers.contracts.deliveries import Mail
 from handlers.contracts.email import Recipient, SendBulkEmail
+from handlers.contracts.inference import RunInference
 from handlers.contracts.maintenance import BackupDatabase, CleanupLogs
 from handlers.contracts.notifications import SendNotification
-from handlers.contracts.reports import ExportPdf, GenerateReports, Mail
+from handlers.contracts.reports import ExportPdf, GenerateReports
 from handlers.contracts.sources import Condition, Order, Table
+from handlers.contracts.threats import AnalyzeThreats
+from handlers.contracts.training import Bar, CsvFile, EvaluateModel, Gate, Preprocess, RandomForest, TrainModel
+from handlers.contracts.vulnerabilities import ScanVulnerabilities
 from handlers.contracts.windows import Window
 from runtime import Producer
 
@@ -26,8 +33,26 @@ OLD_S: Final = 40 * 86400  # older than the 30 days of `_clean_up`
 KEPT: Final = 20
 MODES: Final[tuple[Literal["full", "incremental"], ...]] = ("full", "incremental")
 READERS: Final = 60
+TRY_S: Final = 1.0
+TRIES: Final = 20
 STOCK_ROWS: Final = 20_000
+CUSTOMERS: Final = CsvFile(path="inbox:customers.csv")
+TRAINED_S: Final = 20.0  # a guess: within it the first model has been trained
 PRICES: Final = {"Lamp": 49.0, "Chair": 129.5, "Desk": 310.0, "Shelf": 84.25, "Rug": 59.9}
+
+
+PAGES: Final = ("/", "/lamps", "/chairs?sort=price", "/cart", "/static/app.js")
+ATTACKS: Final = ("/?id=1%27%20or%20%271%27=%271", "/%2e%2e/%2e%2e/x", "/internal/x")
+MAX_LOG_BYTES: Final = 2**20  # a guess: then it is rotated, as the demo may run for days
+
+
+def _request(at_s: float, src: str, target: str) -> str:
+    stamp = time.strftime("%d/%b/%Y:%H:%M:%S +0000", time.gmtime(at_s))
+    return f'{src} - - [{stamp}] "GET {target} HTTP/1.1" 200 512 "-" "Mozilla/5.0"'
+
+
+def _login(at_s: float, text: str) -> str:
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(at_s))} web1 sshd[1]: {text}"
 
 
 class Work:
@@ -52,6 +77,12 @@ class Work:
             (1, self.bulk),
             (1, self.back_up),
             (1, self.report),
+            (1, self.scan),
+            (3, self.look_for_attacks),
+            (1, self.audit),
+            (1, self.train),
+            (1, self.evaluate),
+            (4, self.infer),
         ]
 
     async def first(self) -> None:
@@ -147,7 +178,7 @@ class Work:
 
     async def report(self) -> None:
         """The orders of the last week, by mail to the people who run the shop; each has a folder of its own."""
-        await asyncio.to_thread(self._forget_reports)
+        await asyncio.to_thread(self._forget, "orders")
         job = GenerateReports(
             report="orders",
             window=Window(last="7d"),
@@ -156,10 +187,96 @@ class Work:
         )
         await self._producer.send(job)
 
-    def _forget_reports(self) -> None:
-        made = sorted((self._folder / "reports" / "orders").glob("*"), key=lambda path: path.stat().st_mtime)
+    async def audit(self) -> None:
+        """What can be shown to an auditor of the demo itself: its backups and reports are the evidence."""
+        await asyncio.to_thread(self._forget, "audits/soc-2")
+        for _ in range(TRIES):  # of the first one: a backup before it is what it is about
+            if any((self._folder / "backups" / "shop").glob("*/manifest.json")):
+                break
+            await asyncio.sleep(TRY_S)
+        await asyncio.sleep(TRY_S)  # its time has whole seconds
+        window, formats = Window(last="24h"), list[AuditFormat](["oscal", "pdf", "csv"])
+        await self._producer.send(GenerateComplianceReport(profile="soc-2", window=window, to="reports:audits", formats=formats))
+
+    def _forget(self, folder: str) -> None:
+        """Remove all but the newest of the folders of reports, a folder for each window."""
+        made = sorted((self._folder / "reports" / folder).glob("*"), key=lambda path: path.stat().st_mtime)
         for path in made[:-KEPT]:
             shutil.rmtree(path, ignore_errors=True)
+
+    async def scan(self) -> None:
+        """A look for vulnerable packages of the shop's web site: one is, and the first time that is told to people."""
+        await asyncio.to_thread(self._forget_scans)
+        await self._producer.send(ScanVulnerabilities(targets=["code:requirements.txt"], to="evidence:scans", notify="ops"))
+
+    def _forget_scans(self) -> None:
+        for path in sorted((self._folder / "evidence" / "scans").glob("[0-9]*"))[:-KEPT]:
+            shutil.rmtree(path, ignore_errors=True)
+
+    async def look_for_attacks(self) -> None:
+        """Write what the shop's servers log, now and again with an attack in it, and send a job that looks for one."""
+        await asyncio.to_thread(self._make_traffic)
+        await self._producer.send(AnalyzeThreats(analysis="shop"))
+
+    def _make_traffic(self) -> None:
+        traffic, now_s = self._folder / "traffic", time.time()
+        attacker = f"192.0.2.{self._next() % 250}"
+        web = [_request(now_s, f"198.51.100.{n}", self._random.choice(PAGES)) for n in range(200)]
+        auth = [_login(now_s, f"Accepted publickey for ada from 198.51.100.{n} port 4000 ssh2") for n in range(5)]
+        if not (traffic / "access.log").exists() or self._random.random() < 0.3:
+            web += [_request(now_s, attacker, target) for target in ATTACKS]
+            auth += [_login(now_s, f"Failed password for root from {attacker} port 4000 ssh2")] * 12
+            auth.append(_login(now_s, f"Accepted password for root from {attacker} port 4000 ssh2"))
+        for name, lines in (("access.log", web), ("auth.log", auth)):
+            path = traffic / name
+            if path.exists() and path.stat().st_size > MAX_LOG_BYTES:
+                path.replace(traffic / f"{name}.1")
+            with path.open("a", encoding="utf-8") as file:
+                file.write("\n".join(lines) + "\n")
+
+    async def train(self) -> None:
+        """Which customers stay: a model that learns it from those of the past."""
+        await asyncio.to_thread(self._forget_models)
+        job = TrainModel(
+            name="churn",
+            data=CUSTOMERS,
+            target="stays",
+            task="classification",
+            estimator=RandomForest(trees=self._random.randrange(50, 150)),
+            preprocess=Preprocess(impute="median", one_hot=["country"]),
+            folds=3,
+            gate=Gate(metric="accuracy", min=0.7),
+            promote=True,
+        )
+        await self._producer.send(job)
+
+    def _forget_models(self) -> None:
+        made = sorted((self._folder / "models" / "churn").glob("[a-z2-7]*/"), key=lambda path: path.stat().st_mtime)
+        for path in made[:-KEPT]:
+            shutil.rmtree(path, ignore_errors=True)
+
+    async def evaluate(self) -> None:
+        """How well that model does; the first time, once there is one."""
+        bar = Bar(metric="accuracy", min=0.6)
+        job = EvaluateModel(
+            model="churn",
+            data=CUSTOMERS,
+            target="stays",
+            gate=bar,
+            to=f"exports:churn-{self._next() % KEPT}.json",
+            overwrite=True,
+        )
+        await self._producer.send(job, delay_s=TRAINED_S)
+
+    async def infer(self) -> None:
+        """Whether a customer stays, and now and then whether each of them does; the first time, once there is a model."""
+        is_trained = await asyncio.to_thread((self._folder / "models" / "churn" / "current.json").exists)
+        chance, number = self._random, self._next()
+        rows: list[list[Any]] = [[chance.randrange(18, 90), chance.randrange(20), chance.randrange(6), "AT"] for _ in range(5)]
+        job = RunInference(model="churn", rows=rows, output="probability")
+        if number % 2:
+            job = RunInference(model="churn", file="inbox:customers.csv", to=f"exports:stays-{number % KEPT}.csv", overwrite=True)
+        await self._producer.send(job, delay_s=0 if is_trained else TRAINED_S)
 
     def _next(self) -> int:
         self._number += 1

@@ -18,11 +18,17 @@ from zoneinfo import ZoneInfo
 import msgspec
 from msgspec import Meta
 
+from handlers.contracts.compliance import Format as AuditFormat
+from handlers.contracts.compliance import GenerateComplianceReport
+from handlers.contracts.compliance import default_formats as audit_formats
 from handlers.contracts.crm import SyncCrmData
+from handlers.contracts.deliveries import Delivery, Page
 from handlers.contracts.maintenance import Age, CleanupLogs
-from handlers.contracts.reports import Delivery, Format, GenerateReports, Language, Page, default_formats
-from handlers.contracts.types import Address, Alias, Line, Params, RootPath, check_path
-from handlers.contracts.windows import Window
+from handlers.contracts.reports import Format, GenerateReports, Language, default_formats
+from handlers.contracts.threats import MAX_SOURCES, AnalyzeThreats, Detection, Level
+from handlers.contracts.types import Address, Alias, Glob, Line, Params, RootPath, check_path
+from handlers.contracts.vulnerabilities import ScanScope, ScanVulnerabilities
+from handlers.contracts.windows import Window, zone_of
 from runtime import ConfigError
 
 IN_CHILD: Final = "RUNTIME_IN_CHILD"  # a variable that the runtime gives to child processes of handlers alone
@@ -182,6 +188,16 @@ class Documents(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     path: str
 
 
+class Compliance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the evidence of compliance reports is, and the folder of their profiles; those that are shipped are found without it.
+
+    `evidence` are roots in which jobs leave what they did. Nobody may purge them: what can be deleted proves little.
+    """
+
+    evidence: list[Alias] = []
+    path: str = ""
+
+
 class Root(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A folder that payloads name by its alias, and what jobs may do in it.
 
@@ -271,6 +287,39 @@ class Database(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return table in allowed or "*" in allowed
 
 
+class Models(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where models are, what signs them, and what jobs may do with them.
+
+    `root` has a folder for each name. Only what `key` has signed is loaded, or `old_key` during a rotation. A job may make the
+    model that it trains the current one where a glob of `promote` matches the name: none without a word here.
+    """
+
+    root: Alias
+    key: Secret
+    old_key: Secret | None = None
+    promote: list[Line] = []
+    max_bytes: int | str = "256MiB"  # a guess: a random forest of digits has 1 MiB
+    max_cells: Annotated[int, Meta(ge=1, le=10**9)] = 20_000_000  # rows x columns of data; a guess: 160 MB, copied a few times
+
+    def __post_init__(self) -> None:
+        """Check the size.
+
+        Raises:
+            ValueError: `max_bytes` is not a size.
+        """
+        if _size_bytes(self.max_bytes) < 1:
+            raise ValueError("max_bytes: must be a number of bytes, or a text such as 500MiB")
+
+    @property
+    def limit_bytes(self) -> int:
+        """`max_bytes` as a number."""
+        return _size_bytes(self.max_bytes)
+
+    def may_promote(self, name: str) -> bool:
+        """Return whether jobs may change which version of this model is the current one."""
+        return _matches(name, self.promote)
+
+
 class Reach(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What an alias may reach over HTTP: every public address at `ports`, and of all others those in `private`, one by one.
 
@@ -346,7 +395,7 @@ class Channel(Reach, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise ValueError("keys: must be one; hint: `old` is for a rotation")
         if self.dynamic and not all(key.hosts for key in self.keys.values()):
             raise ValueError("keys: must have hosts, so that a job cannot have anything signed for anybody")
-        if self.keys and not all(map(_is_bound, [*self.hosts, *(host for key in self.keys.values() for host in key.hosts)])):
+        if self.keys and not all(map(is_bound, [*self.hosts, *(host for key in self.keys.values() for host in key.hosts)])):
             raise ValueError("hosts: must name at least a domain, such as *.example.org, where there are keys")
 
     def allows(self, host: str) -> bool:
@@ -450,7 +499,7 @@ def _matches(host: str, globs: Iterable[str]) -> bool:
     return any(fnmatch.fnmatchcase(host.lower().rstrip("."), glob.lower()) for glob in globs)
 
 
-def _is_bound(glob: str) -> bool:
+def is_bound(glob: str) -> bool:
     """Return whether a glob is one host, or ends in a name of two parts at least, so that its hosts are of one owner."""
     return not set(glob) & set("*?[") or re.search(r"\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+(?![\s\S])", glob) is not None
 
@@ -499,6 +548,185 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         window = Window(period=_PERIODS[self.every], tz=self.tz)
         names = set(GenerateReports.__struct_fields__) - {"window"}
         return GenerateReports(window=window, **{name: getattr(self, name) for name in names})
+
+
+LogField = Literal["at", "host", "program", "message", "user", "src", "outcome", "method", "target", "status", "referer", "agent"]
+MIN_WINDOW_S: Final = 10  # a guess: clocks of one host, and the order of its lines, are no better
+MAX_WINDOW_S: Final = 86_400  # a guess: what takes longer is no burst
+Seconds = Annotated[int, Meta(ge=MIN_WINDOW_S, le=MAX_WINDOW_S)]
+Count = Annotated[int, Meta(ge=2, le=1000)]  # the times of so many events are remembered for each subject
+
+
+class Log(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Log files below a root: those in `folder` whose names match `glob`, which should match rotated ones, too.
+
+    Times without a zone are in `zone`. Those without a year are in `year`; without one, in the last in which they are not in the
+    future. `fields` says for `jsonl` which member of a line, `a.b` for one in another, is which.
+    """
+
+    root: Alias
+    folder: Line = ""
+    glob: Glob
+    format: Literal["sshd", "journal", "combined", "jsonl"]
+    zone: str = "UTC"
+    year: Annotated[int, Meta(ge=1970, le=2199)] | None = None
+    fields: dict[LogField, Line] = {}
+
+    def __post_init__(self) -> None:
+        """Check the folder, the zone and the fields.
+
+        Raises:
+            ValueError: one cannot be used.
+        """
+        check_folder(self.folder)
+        zone_of(self.zone)
+        if (self.format == "jsonl") != ("at" in self.fields) or (self.fields and self.format != "jsonl"):
+            raise ValueError("fields: must say what `at` is for format = 'jsonl', and are for it alone")
+
+
+class RuleFolder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A folder of Sigma rules, `*.yml` and `*.yaml`, below a root."""
+
+    root: Alias
+    folder: Line = ""
+
+    def __post_init__(self) -> None:
+        """Check the folder.
+
+        Raises:
+            ValueError: it is not one below the root.
+        """
+        check_folder(self.folder)
+
+
+class Thresholds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """From how many events, in how many seconds, something is a finding."""
+
+    failures: Count = 10  # as most lists of rules have it
+    failures_s: Seconds = 300
+    before_success: Count = 5  # a guess: people mistype a password three times
+    users: Count = 8
+    users_s: Seconds = 300
+    addresses: Count = 20
+    addresses_s: Seconds = 300
+    client_errors: Count = 60  # a guess: a broken page of a shop makes some ten
+    client_errors_s: Seconds = 60
+    server_errors: Count = 30  # a guess
+    server_errors_s: Seconds = 60
+    unparsed_percent: Annotated[int, Meta(ge=1, le=100)] = 20
+
+
+class Threats(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An analysis of logs, and when it is made. Without `detections`, all; `rules` are beside them.
+
+    `notify` is the channel that hears of findings from `notify_from` on. Below the root `state` is kept how far the logs were
+    read, and what was found; below `to` are the reports.
+    """
+
+    sources: Annotated[list[Alias], Meta(min_length=1, max_length=MAX_SOURCES)]
+    detections: list[Detection] = []
+    rules: Alias | None = None
+    thresholds: Thresholds = Thresholds()
+    notify: Alias | None = None
+    notify_from: Level = "medium"
+    state: Alias = "state"
+    to: Alias = "evidence"
+    max_bytes: Annotated[int, Meta(ge=2**20, le=2**34)] = 2**30  # of logs, each run: some four minutes of a CPU
+    enabled: bool = True
+    when: str = "*/5 * * * *"
+    tz: str = "UTC"
+
+    def __post_init__(self) -> None:
+        """Check the sources.
+
+        Raises:
+            ValueError: one is named twice.
+        """
+        if len(set(self.sources)) < len(self.sources):
+            raise ValueError("sources: must name each once")
+
+    def job(self, alias: str) -> AnalyzeThreats:
+        """Return the payload of each job."""
+        return AnalyzeThreats(analysis=alias)
+
+
+def check_folder(folder: str) -> None:
+    """Check that a folder is empty, or the path of one below a root.
+
+    Raises:
+        ValueError: it is absolute, or leads out of the root.
+    """
+    if folder and any(part in ("", ".", "..") for part in folder.split("/")):
+        raise ValueError("folder: must be a path below the root, without `.` and `..`")
+
+
+class Advisories(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A database of advisories in OSV's JSON: a zip, or a folder with zips and JSON files, below a root.
+
+    Where the newest advisory of an ecosystem is older than `max_age_days`, no scan of its packages is complete.
+    """
+
+    path: RootPath
+    max_age_days: Annotated[int, Meta(ge=1, le=365)] = 7  # a guess: those of PyPI and npm change each day
+
+    def __post_init__(self) -> None:
+        """Check the path.
+
+        Raises:
+            ValueError: it is not in composed form (NFC).
+        """
+        check_path(self.path, "path")
+
+
+class Scan(ScanScope, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A job `scan-vulnerabilities` that is sent again and again, and when."""
+
+    enabled: bool = True
+    when: str = "35 */6 * * *"
+    tz: str = "UTC"
+
+    def job(self) -> ScanVulnerabilities:
+        """Return the payload of each job."""
+        return ScanVulnerabilities(**{name: getattr(self, name) for name in ScanScope.__struct_fields__})
+
+
+_AUDITS: Final = {"week": "30 6 * * 1", "month": "30 6 1 * *"}
+
+
+class Audit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A job `generate-compliance-report` that is sent again and again, about the week or month that is over; or as `when` says.
+
+    `profile` is the alias where it names none.
+    """
+
+    profile: Alias
+    to: RootPath
+    every: Literal["week", "month"] = "month"
+    formats: list[AuditFormat] = msgspec.field(default_factory=audit_formats)
+    deliver: Delivery | None = None
+    page: Page = "A4"
+    enabled: bool = True
+    when: str = ""
+    tz: str = "UTC"
+
+    def __post_init__(self) -> None:
+        """Check the payload that this makes.
+
+        Raises:
+            ValueError: it cannot be sent.
+        """
+        self.job()
+
+    @property
+    def cron(self) -> str:
+        """When it is sent: `when`, or in the morning after the week or month."""
+        return self.when or _AUDITS[self.every]
+
+    def job(self) -> GenerateComplianceReport:
+        """Return the payload of each job."""
+        window = Window(period=_PERIODS[self.every], tz=self.tz)
+        names = set(GenerateComplianceReport.__struct_fields__) - {"window"}
+        return GenerateComplianceReport(window=window, **{name: getattr(self, name) for name in names})
 
 
 def _endpoint(url: str) -> Endpoint:

@@ -17,7 +17,28 @@ import msgspec
 
 from handlers.contracts.types import Alias
 from handlers.kit.failures import wait_for_operator
-from handlers.kit.sections import Backup, Channel, Cleanup, Crm, Database, Documents, Report, Root, Sender, Smtp, Sync, Templates
+from handlers.kit.sections import (
+    Advisories,
+    Audit,
+    Backup,
+    Channel,
+    Cleanup,
+    Compliance,
+    Crm,
+    Database,
+    Documents,
+    Log,
+    Models,
+    Report,
+    Root,
+    RuleFolder,
+    Scan,
+    Sender,
+    Smtp,
+    Sync,
+    Templates,
+    Threats,
+)
 from runtime import ConfigError
 
 VARIABLE: Final = "RUNTIME_HANDLERS_CONFIG"
@@ -38,9 +59,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     cleanups: dict[str, Cleanup] = {}
     backups: dict[str, Backup] = {}
     reports: dict[str, Report] = {}
+    compliance: Compliance = Compliance()
+    audits: dict[str, Audit] = {}
     channels: dict[str, Channel] = {}
     crm: dict[str, Crm] = {}
     syncs: dict[str, Sync] = {}
+    models: Models | None = None
+    advisories: dict[str, Advisories] = {}
+    scans: dict[str, Scan] = {}
+    logs: dict[str, Log] = {}
+    rules: dict[str, RuleFolder] = {}
+    threats: dict[str, Threats] = {}
 
     def sender(self, alias: str) -> Sender:
         """Return a sender.
@@ -106,10 +135,50 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         """
         return self.crm.get(alias) or _missing("crm", alias)
 
+    def advisories_of(self, alias: str) -> Advisories:
+        """Return a database of advisories.
 
-def _missing(section: str, alias: str) -> NoReturn:
+        Raises:
+            Snooze: there is none of that name; `alias-missing`.
+        """
+        return self.advisories.get(alias) or _missing("advisories", alias)
+
+    def log(self, alias: str) -> Log:
+        """Return a source of logs.
+
+        Raises:
+            Snooze: there is none of that name; `alias-missing`.
+        """
+        return self.logs.get(alias) or _missing("logs", alias)
+
+    def rule_folder(self, alias: str) -> RuleFolder:
+        """Return a folder of Sigma rules.
+
+        Raises:
+            Snooze: there is none of that name; `alias-missing`.
+        """
+        return self.rules.get(alias) or _missing("rules", alias)
+
+    def analysis(self, alias: str) -> Threats:
+        """Return an analysis of logs.
+
+        Raises:
+            Snooze: there is none of that name; `alias-missing`.
+        """
+        return self.threats.get(alias) or _missing("threats", alias)
+
+    def registry(self) -> Models:
+        """Return where models are, and what jobs may do with them.
+
+        Raises:
+            Snooze: nothing is said of models; `alias-missing`.
+        """
+        return self.models or _missing("models")
+
+
+def _missing(section: str, alias: str = "") -> NoReturn:
     where = os.environ.get(VARIABLE) or f"handlers.toml (no {VARIABLE} is set)"
-    raise wait_for_operator(f"{section}.{alias}", "alias-missing", f"not in {where}")
+    raise wait_for_operator(f"{section}.{alias}".rstrip("."), "alias-missing", f"not in {where}")
 
 
 # --- reading -------------------------------------------------------------------------------------------------------------
@@ -164,7 +233,7 @@ def load(path: str, environment: Mapping[str, str]) -> Settings:
     unknown = sorted(set(raw) - set(Settings.__struct_fields__))
     if unknown:
         raise ConfigError(f"{path or PREFIX}: unknown section {unknown[0]!r}; hint: {', '.join(Settings.__struct_fields__)}")
-    templates, documents = raw.get("templates"), raw.get("documents")
+    templates, documents, models = raw.get("templates"), raw.get("documents"), raw.get("models")
     return Settings(
         smtp=_aliases(path, raw, "smtp", Smtp),
         senders=_aliases(path, raw, "senders", Sender),
@@ -175,9 +244,17 @@ def load(path: str, environment: Mapping[str, str]) -> Settings:
         cleanups=_named(path, raw, "cleanups", "root", Cleanup),
         backups=_named(path, raw, "backups", "db", Backup),
         reports=_named(path, raw, "reports", "report", Report),
+        compliance=_struct(path, "compliance", raw.get("compliance", {}), Compliance),
+        audits=_named(path, raw, "audits", "profile", Audit),
         channels=_aliases(path, raw, "channels", Channel),
         crm=_aliases(path, raw, "crm", Crm),
         syncs=_named(path, raw, "syncs", "resource", Sync),
+        models=None if models is None else _struct(path, "models", models, Models),
+        advisories=_aliases(path, raw, "advisories", Advisories),
+        scans=_aliases(path, raw, "scans", Scan),
+        logs=_aliases(path, raw, "logs", Log),
+        rules=_aliases(path, raw, "rules", RuleFolder),
+        threats=_aliases(path, raw, "threats", Threats),
     )
 
 

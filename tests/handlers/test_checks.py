@@ -26,6 +26,7 @@ def disk(tmp_path: Path) -> Disk:
     made = Disk(tmp_path)
     made.sql("CREATE TABLE t (id INTEGER PRIMARY KEY, at TEXT)")
     (tmp_path / "secret").write_text("whsec_ZGVtbw==")
+    (tmp_path / "signing").write_text("0" * 64)
     (tmp_path / "hook").write_text("https://hooks.example.org/1")
     (tmp_path / "resources.toml").write_text(
         '[contacts]\npath = "c"\ndb = "shop"\ntable = "t"\nkey = "id"\nupdated = "at"\npaging = "link"\n'
@@ -49,6 +50,7 @@ channels.ops = {{ kind = 'webhook', url = 'file:{folder / "hook"}', keys.a = {{ 
 crm.sales = {{ base_url = 'https://crm.example.org', token = 'file:{folder / "secret"}', resources = '{resources}' }}
 backups.shop = {{ to = 'out:backups' }}
 reports.orders = {{ to = 'out' }}
+models = {{ root = 'out', key = 'file:{folder / "signing"}' }}
 """
 
 
@@ -65,7 +67,7 @@ def test_each_alias_is_tried(disk: Disk, configure: Configure, start: Start, pos
     assert {finding.level for finding in found.values()} == {"ok"}, errors(list(found.values()))
     assert set(found) == {
         *("roots.out", "roots.logs", "roots.db", "smtp.main", "senders.default", "databases.shop", "databases.pg", "templates"),
-        *("channels.ops", "crm.sales", "backups.shop", "backups.pg", "reports"),
+        *("channels.ops", "crm.sales", "backups.shop", "backups.pg", "reports", "models"),
     }
     assert "PostgreSQL 1" in found["databases.pg"].what
     assert "pg_restore 1" in found["backups.pg"].what
@@ -89,6 +91,8 @@ def test_each_alias_is_tried(disk: Disk, configure: Configure, start: Start, pos
         ("writable = ['t']", "writable = []", "crm.sales: [contacts]: databases.shop must have t in `writable`"),
         ("https://crm.example.org", "http://crm.example.org", "crm.sales: must be https"),
         ("reports.orders = {", "reports.none = {", "documents.none: no none.toml"),
+        ("signing'", "unsigned'", "models.key: "),
+        ("models = { root = 'out'", "models = { root = 'other'", "roots.other"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_alias(

@@ -84,11 +84,22 @@ def test_the_package_names_its_modules_and_the_installations_of_their_imports() 
         "handlers.data",
         "handlers.maintenance",
         "handlers.reports",
+        "handlers.ml",
+        "handlers.inference",
+        "handlers.threats",
+        "handlers.vulnerabilities",
+        "handlers.compliance",
         "handlers.checks",
     )
     assert {
         **dict.fromkeys(("aiosmtplib", "jinja2"), "aiosmtplib jinja2"),
-        **dict.fromkeys(("reportlab", "PIL", "handlers.reports"), "reportlab jinja2"),
+        **dict.fromkeys(("reportlab", "PIL", "handlers.reports", "handlers.compliance"), "reportlab jinja2"),
+        **dict.fromkeys(("re2", "sigma", "yaml", "handlers.threats"), "google-re2 pysigma pysigma-backend-sqlite"),
+        **dict.fromkeys(("packaging", "cvss", "handlers.vulnerabilities"), "packaging cvss"),
+        **dict.fromkeys(
+            ("numpy", "onnxruntime", "sklearn", "skops", "threadpoolctl", "handlers.ml", "handlers.inference"),
+            "numpy onnxruntime scikit-learn skops",
+        ),
     } == handlers.EXTRAS
     declared = find(["handlers"]).registry[b"send-email"]
     assert (declared.timeout_s, declared.retry.attempts, declared.retry.base_s, declared.retry.cap_s) == (60, 12, 30, 3600)

@@ -17,11 +17,14 @@ from tests.servers import wait_until
 
 SHIPPED = (
     *(b"send-email", b"send-bulk-email", b"send-notification", b"export-csv", b"export-pdf", b"import-data", b"sync-crm-data"),
-    *(b"cleanup-logs", b"backup-database", b"generate-reports"),
+    *(b"cleanup-logs", b"backup-database", b"generate-reports", b"train-model", b"run-inference", b"evaluate-model"),
+    *(b"scan-vulnerabilities", b"analyze-threats", b"generate-compliance-report"),
 )
 ARTEFACTS = (
     *("exports/orders-*.csv", "exports/invoice-*.pdf", "notifications.jsonl", "backups/shop/*/manifest.json"),
-    *("reports/orders/*/*/report.pdf", "reports/orders/*/*/report.html"),
+    *("reports/orders/*/*/report.pdf", "reports/orders/*/*/report.html", "evidence/scans/*/report.json"),
+    *("reports/audits/soc-2/*/*/assessment-results.json", "reports/audits/soc-2/*/*/report.pdf"),
+    *("models/churn/*/card.json", "models/churn/current.json", "exports/churn-*.json", "evidence/shop/*/*.json"),
 )
 
 

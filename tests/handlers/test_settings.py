@@ -250,7 +250,7 @@ def keys() -> Iterator[tuple[str, FieldInfo]]:
 
 
 # Whose alias is the value of this key, where it has none.
-NAMED = {"cleanups": "root", "syncs": "resource", "backups": "db", "reports": "report"}
+NAMED = {"cleanups": "root", "syncs": "resource", "backups": "db", "reports": "report", "audits": "profile"}
 
 
 def default_of(section: str, field: FieldInfo) -> str:
@@ -262,4 +262,6 @@ def default_of(section: str, field: FieldInfo) -> str:
         value = field.default_factory()
     else:
         return "required"
+    if isinstance(value, msgspec.Struct):
+        return "see right"
     return "none" if value is None else f"`{json.dumps(value)}`"
