@@ -22,7 +22,7 @@ from typing import Final
 import msgspec
 from uvloop import new_event_loop
 
-from bench.handlers_pdf import child_mib, sample
+from bench.lag import child_mib, sample
 from handlers.compliance import generate_compliance_report
 from handlers.contracts.compliance import ComplianceReported, GenerateComplianceReport
 from handlers.contracts.windows import Window

@@ -27,6 +27,7 @@ from urllib.parse import parse_qs, urlsplit
 import msgspec
 from uvloop import new_event_loop
 
+from bench.lag import sample
 from handlers.contracts.crm import SyncCrmData, Synced
 from handlers.contracts.notifications import Notified, SendNotification
 from handlers.crm import sync_crm_data
@@ -36,7 +37,6 @@ from handlers.kit.settings import VARIABLE
 from handlers.notifications import send_notification
 from runtime.jobs import PLAIN, Job, contract_of
 
-TICK_S = 0.001  # the sleep that the system keeps on time
 RESOURCE = """
 [contacts]
 path = "contacts"
@@ -124,14 +124,6 @@ def job_of(message: msgspec.Struct, number: int) -> Job:
     return Job(2, b"1700000000123-%d" % number, 1, "run", 0.0, name, msgspec.json.encode(message), PLAIN, 2**53)
 
 
-async def lags_ms(into: list[float]) -> None:
-    """Sample how much later than asked a task of the loop wakes."""
-    while True:
-        asked_s = time.perf_counter()
-        await asyncio.sleep(TICK_S)
-        into.append((time.perf_counter() - asked_s - TICK_S) * 1e3)
-
-
 async def notify(count: int, lanes: int) -> tuple[float, list[int], int]:
     """Send so many webhooks; return the seconds, the ms of each answer, and how many were sent again."""
     message = SendNotification(channel="hooks", title="Order is paid", body="Thank you.", data={"order": 7})
@@ -166,7 +158,7 @@ async def webhooks(folder: Path, parsed: argparse.Namespace) -> bool:
             settings(folder, side.port)
             await notify(parsed.lanes, parsed.lanes)  # connections and imports are not what is measured
             gauge: list[float] = []
-            sampler = asyncio.create_task(lags_ms(gauge))
+            sampler = asyncio.create_task(sample(gauge))
             cpu_s = time.process_time()
             seconds, took_ms, repeats = await notify(parsed.webhooks, parsed.lanes)
             cpu_s = time.process_time() - cpu_s
@@ -194,7 +186,7 @@ async def sync(folder: Path, parsed: argparse.Namespace) -> bool:
         for number, mode in enumerate(("incremental", "full")):
             message = SyncCrmData(crm="bench", resource="contacts", mode=mode)
             gauge: list[float] = []
-            sampler = asyncio.create_task(lags_ms(gauge))
+            sampler = asyncio.create_task(sample(gauge))
             began_s = time.perf_counter()
             result = await cast("Awaitable[object]", sync_crm_data(message, job_of(message, number)))
             seconds = time.perf_counter() - began_s

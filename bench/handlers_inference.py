@@ -34,6 +34,7 @@ from sklearn.preprocessing import StandardScaler
 from uvloop import new_event_loop
 
 from bench.lab import Server
+from bench.lag import child_mib, sample
 from handlers.contracts.inference import Inferred, RunInference
 from handlers.inference import run_inference
 from handlers.kit.models import Card, Feature, promote, publish
@@ -42,7 +43,6 @@ from handlers.kit.threads import Stop
 from runtime import Producer
 from runtime.testing import worker
 
-TICK_S = 0.001  # the sleep that the system keeps on time
 WARM_JOBS = 200
 COLUMNS = 10  # of the file
 CHUNK_ROWS = 10_000
@@ -91,14 +91,6 @@ def save(name: str, data: bytes, width: int) -> None:
     promote(current(), publish(current(), card, data, card.version, Stop()))
 
 
-async def lags_ms(into: list[float]) -> None:
-    """Sample how much later than asked a task of the loop wakes."""
-    while True:
-        asked_s = time.perf_counter()
-        await asyncio.sleep(TICK_S)
-        into.append((time.perf_counter() - asked_s - TICK_S) * 1e3)
-
-
 async def drain(server: Server, message: RunInference, jobs: int) -> float:
     """Send so many jobs and return the seconds until all are done."""
     began_s = time.perf_counter()
@@ -118,7 +110,7 @@ async def small(server: Server, parsed: argparse.Namespace) -> bool:
         message = RunInference(model=f"digits-{kind}", rows=rows[:count])
         await drain(server, message, WARM_JOBS)
         lags: list[float] = []
-        sampler = asyncio.create_task(lags_ms(lags))
+        sampler = asyncio.create_task(sample(lags))
         seconds = await drain(server, message, parsed.jobs)
         sampler.cancel()
         p99_ms = quantiles(lags, n=100)[98]
@@ -139,7 +131,7 @@ async def large(producer: Producer, parsed: argparse.Namespace) -> bool:
                 model=f"narrow-{kind}", file=f"data:{count}.csv", to=f"data:out/{kind}-{count}.csv", keep=["id"]
             )
             lags: list[float] = []
-            sampler = asyncio.create_task(lags_ms(lags))
+            sampler = asyncio.create_task(sample(lags))
             began_s = time.perf_counter()
             result = await producer.result(await producer.send(message), timeout_s=600, type=Inferred)
             seconds = time.perf_counter() - began_s
@@ -157,18 +149,6 @@ async def large(producer: Producer, parsed: argparse.Namespace) -> bool:
             print(f"  child's memory, MiB   {peaks[-1]:>12.0f}   (for a tenth of the rows {peaks[-2]:.0f})")
             print(f"  loop lag, ms: p99     {p99_ms:>12.1f}\n")
     return is_within
-
-
-def child_mib() -> float:
-    """Return the most memory that a child of this process has had."""
-    found = [0.0]
-    for task in Path("/proc/self/task").iterdir():
-        for pid in (task / "children").read_text().split():
-            lines = Path("/proc", pid, "status").read_text().splitlines()
-            name = next(line.split()[1] for line in lines if line.startswith("Name:"))
-            if name.startswith("python"):
-                found += [int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")]
-    return max(found)
 
 
 async def run(folder: Path, parsed: argparse.Namespace) -> bool:

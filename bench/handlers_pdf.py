@@ -20,13 +20,13 @@ from statistics import median, quantiles
 import msgspec
 from uvloop import new_event_loop
 
+from bench.lag import child_mib, sample
 from handlers.contracts.reports import ExportPdf, PdfExported
 from handlers.contracts.sources import Query
 from handlers.kit.settings import VARIABLE
 from handlers.reports import export_pdf
 from runtime.jobs import PLAIN, Job
 
-TICK_S = 0.001  # the sleep that the system keeps on time
 ROWS_OF_A_PAGE = 39
 DEFINITION = """
 title = "Orders"
@@ -72,24 +72,6 @@ async def export(rows: int, number: int) -> PdfExported:
     assert job.extras is not None
     assert job.extras.result is not None
     return msgspec.json.decode(job.extras.result, type=PdfExported)
-
-
-async def sample(lags_ms: list[float]) -> None:
-    """Note by how much the loop is late, until it is cancelled."""
-    while True:
-        asked_s = time.perf_counter()
-        await asyncio.sleep(TICK_S)
-        lags_ms.append((time.perf_counter() - asked_s - TICK_S) * 1e3)
-
-
-def child_mib() -> float:
-    """Return the most memory that a child of this process has had."""
-    found = [0.0]
-    for task in Path("/proc/self/task").iterdir():
-        for pid in (task / "children").read_text().split():
-            lines = Path("/proc", pid, "status").read_text().splitlines()
-            found += [int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")]
-    return max(found)
 
 
 async def run(parsed: argparse.Namespace) -> bool:

@@ -20,7 +20,7 @@ from statistics import median, quantiles
 import msgspec
 from uvloop import new_event_loop
 
-from bench.handlers_pdf import child_mib, sample
+from bench.lag import child_mib, sample
 from handlers.contracts.vulnerabilities import Scanned, ScanVulnerabilities
 from handlers.kit.settings import VARIABLE
 from handlers.vulnerabilities import scan_vulnerabilities

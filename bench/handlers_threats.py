@@ -19,6 +19,7 @@ from statistics import median, quantiles
 import msgspec
 from uvloop import new_event_loop
 
+from bench.lag import child_mib, sample
 from handlers.contracts.threats import AnalyzeThreats, ThreatReport, ThreatsAnalyzed
 from handlers.kit.settings import VARIABLE
 from handlers.threats import analyze_threats
@@ -27,7 +28,6 @@ from tests.handlers.logsmith import failed, forge, ssh_line
 
 BORN_S = 1_700_000_000
 ATTACKS = 20  # of each kind
-TICK_S = 0.001  # the sleep that the system keeps on time
 RULE = """title: teapots
 logsource: {category: webserver}
 detection: {sel: {sc-status: 418}, condition: sel}
@@ -78,24 +78,6 @@ async def analyze(analysis: str) -> ThreatsAnalyzed:
     assert job.extras is not None
     assert job.extras.result is not None
     return msgspec.json.decode(job.extras.result, type=ThreatsAnalyzed)
-
-
-async def sample(lags_ms: list[float]) -> None:
-    """Note by how much the loop is late, until it is cancelled."""
-    while True:
-        asked_s = time.perf_counter()
-        await asyncio.sleep(TICK_S)
-        lags_ms.append((time.perf_counter() - asked_s - TICK_S) * 1e3)
-
-
-def child_mib() -> float:
-    """Return the most memory that a child of this process has had."""
-    found = [0.0]
-    for task in Path("/proc/self/task").iterdir():
-        for pid in (task / "children").read_text().split():
-            lines = Path("/proc", pid, "status").read_text().splitlines()
-            found += [int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")]
-    return max(found)
 
 
 async def measure(analysis: str, parsed: argparse.Namespace) -> tuple[ThreatsAnalyzed, bool]:

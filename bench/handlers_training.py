@@ -22,7 +22,7 @@ from typing import cast
 import msgspec
 from uvloop import new_event_loop
 
-from bench.handlers_pdf import child_mib, sample
+from bench.lag import child_mib, sample
 from handlers.contracts.training import CsvFile, Data, Estimator, HistGradientBoosting, NpzFile, RandomForest, Trained, TrainModel
 from handlers.kit.settings import VARIABLE
 from handlers.ml import train_model
