@@ -107,7 +107,8 @@ def scores_of(said: Said, wanted: Sequence[Metric] = ()) -> dict[str, float]:
     for name in wanted:
         if name not in known:
             task = "regression" if name in OF_REGRESSION else "classification"
-            why = f"is for {task}" if task != said.task else "needs probabilities, and examples of each class and no other"
+            own = "needs two rows" if name == "r2" else "needs probabilities, and examples of each class and no other"
+            why = f"is for {task}" if task != said.task else own
             raise Dead(f"{name} cannot be told: it {why}", BAD_PAYLOAD)
     found = {name: float(known[name]()) for name in wanted or known}
     if not all(map(math.isfinite, found.values())):
