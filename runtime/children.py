@@ -78,10 +78,10 @@ class Child:
     __slots__ = ("connection", "idle_since_s", "is_new", "process")
 
     def __init__(self, process: subprocess.Popen[bytes], connection: socket.socket) -> None:
-        self.process = process
-        self.connection = connection
-        self.is_new = True
-        self.idle_since_s = 0.0
+        self.process: subprocess.Popen[bytes] = process
+        self.connection: socket.socket = connection
+        self.is_new: bool = True
+        self.idle_since_s: float = 0.0
 
     def __repr__(self) -> str:
         return f"<Child {self.process.pid}>"

@@ -226,9 +226,9 @@ class Seat:
     __slots__ = ("children", "is_over", "task", "turn")
 
     def __init__(self, children: Sequence[InChild[Any, Any]]) -> None:
-        self.children = children
-        self.turn = asyncio.Lock()
-        self.is_over = False
+        self.children: Sequence[InChild[Any, Any]] = children
+        self.turn: asyncio.Lock = asyncio.Lock()
+        self.is_over: bool = False
         self.task: asyncio.Task[Any] | None = None
 
     def end(self) -> None:
