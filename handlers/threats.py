@@ -29,7 +29,7 @@ from handlers.contracts.threats import (
 )
 from handlers.contracts.windows import Span
 from handlers.kit.detections import BLINDNESS, LEVEL_OF, Detections, Hits
-from handlers.kit.failures import unlogged, wait_for_operator
+from handlers.kit.failures import BAD_PAYLOAD, unlogged, wait_for_operator
 from handlers.kit.files import Writer, open_below, open_root, parts_of, target
 from handlers.kit.findings import Memory, Outcome, Run, Seen, opened_memory
 from handlers.kit.logs import decoded, parser_of, printable
@@ -143,6 +143,7 @@ def analyze_threats(message: AnalyzeThreats, job: Job) -> ThreatsAnalyzed:
     analysis = settings.analysis(message.analysis)
     if analysis.notify is not None and settings.channel(analysis.notify).dynamic:
         raise wait_for_operator(f"threats.{message.analysis}", "bad-channel", "channel must have a url, and not be dynamic")
+    _check_asked(message, analysis)
     with opened_memory(settings, message.analysis, stop) as memory:
         if message.confirm:
             return ThreatsAnalyzed(confirmed=memory.confirm(message.confirm))
@@ -160,6 +161,22 @@ def analyze_threats(message: AnalyzeThreats, job: Job) -> ThreatsAnalyzed:
         result = msgspec.structs.replace(result, report="")
     _alert(message, analysis.notify, alerts, job)
     return result
+
+
+def _check_asked(message: AnalyzeThreats, analysis: Threats) -> None:
+    """Return if the analysis has what the payload asks for a part of.
+
+    Raises:
+        Dead: it has not; what is not looked at would be taken for clean; `bad-payload`.
+    """
+    parts = (
+        ("sources", message.sources, analysis.sources),
+        ("detections", message.detections, analysis.detections or DETECTIONS),
+    )
+    for field, asked, known in parts:
+        for name in asked or ():
+            if name not in known:
+                raise Dead(f"threats.{message.analysis} has no {name}; hint: {', '.join(known)} - at `$.{field}`", BAD_PAYLOAD)
 
 
 class _Analysis:

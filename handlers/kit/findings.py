@@ -42,8 +42,8 @@ _TABLES: Final = (
     "CREATE TABLE IF NOT EXISTS kept (name TEXT PRIMARY KEY, value BLOB NOT NULL)",
     "CREATE TABLE IF NOT EXISTS runs (work TEXT PRIMARY KEY, born REAL NOT NULL, report BLOB NOT NULL, result BLOB NOT NULL)",
     "CREATE TABLE IF NOT EXISTS findings (id TEXT PRIMARY KEY, rule TEXT NOT NULL, subject TEXT NOT NULL, level TEXT NOT NULL, "
-    "count INTEGER NOT NULL, first REAL NOT NULL, last REAL NOT NULL, owner TEXT NOT NULL, owned_s REAL NOT NULL, "
-    "is_sent INTEGER NOT NULL)",
+    "count INTEGER NOT NULL, counted INTEGER NOT NULL, first REAL NOT NULL, last REAL NOT NULL, owner TEXT NOT NULL, "
+    "owned_s REAL NOT NULL, is_sent INTEGER NOT NULL)",
     "CREATE INDEX IF NOT EXISTS by_subject ON findings (rule, subject)",
     "CREATE INDEX IF NOT EXISTS to_be_sent ON findings (owner) WHERE NOT is_sent",
 )
@@ -108,7 +108,7 @@ class Memory:
                 return done
             if outcome.seen is not None and self.seen().number != outcome.before:
                 return None
-            findings = [self._merge(hit, work, outcome.notify_from) for hit in outcome.hits]
+            findings = [self._merge(hit, work, outcome) for hit in outcome.hits]
             findings.sort(key=lambda each: (-LEVELS.index(each.level), -each.count, each.id))
             report = build(findings)
             run = Run(report, cut(report, findings))
@@ -125,25 +125,34 @@ class Memory:
         point("threats-committed")
         return run
 
-    def _merge(self, hit: Hit, work: str, notify_from: Level | None) -> Reported:
-        """Note a finding: as another one, or as more of one that is known."""
+    def _merge(self, hit: Hit, work: str, outcome: Outcome) -> Reported:
+        """Note a finding: as another one, or as more of one that is known.
+
+        `counted` is what runs have counted that read on, each line once; what a window saw of it counts only where that is more.
+        """
+        is_window = outcome.seen is None
         known = self._session.fetch(
-            "SELECT id, level, count, first, last FROM findings WHERE rule = $1 AND subject = $2 AND first <= $3 AND last >= $4 "
-            "ORDER BY first LIMIT 1",
+            "SELECT id, level, count, counted, first, last FROM findings "
+            "WHERE rule = $1 AND subject = $2 AND first <= $3 AND last >= $4 ORDER BY first LIMIT 1",
             [hit.rule, hit.subject, hit.last + QUIET_S, hit.first - QUIET_S],
         )
         if known:
-            id_, level, count, first, last = known[0]
-            count, first, last = count + hit.count, min(first, hit.first), max(last, hit.last)
+            id_, level, count, counted, first, last = known[0]
+            counted += 0 if is_window else hit.count if counted else hit.count + hit.before
+            count = max(count, counted, hit.count + hit.before if is_window else 0)
+            first, last = min(first, hit.first), max(last, hit.last)
             self._session.execute(
-                "UPDATE findings SET count = $1, first = $2, last = $3 WHERE id = $4", [count, first, last, id_]
+                "UPDATE findings SET count = $1, counted = $2, first = $3, last = $4 WHERE id = $5",
+                [count, counted, first, last, id_],
             )
         else:
             level, count, first, last = hit.level, hit.count + hit.before, hit.first, hit.last
             id_ = finding_id(hit.rule, hit.subject, first)
-            is_told = notify_from is not None and LEVELS.index(level) >= LEVELS.index(notify_from)
-            values = [id_, hit.rule, hit.subject, level, count, first, last, work, time.time(), not is_told]
-            self._session.execute("INSERT INTO findings VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)", values)
+            from_ = outcome.notify_from
+            is_told = from_ is not None and LEVELS.index(level) >= LEVELS.index(from_)
+            counted = 0 if is_window else count
+            values = [id_, hit.rule, hit.subject, level, count, counted, first, last, work, time.time(), not is_told]
+            self._session.execute("INSERT INTO findings VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)", values)
         return Reported(
             id=id_,
             rule=hit.rule,

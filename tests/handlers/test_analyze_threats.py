@@ -166,6 +166,24 @@ def test_a_window_looks_at_its_own_lines_and_moves_nothing(logs: Logs) -> None:
     whole, one = run(3)
     assert found(whole) == {("ssh-brute-force", ATTACKER), ("ssh-brute-force", "192.0.2.7")}
     assert [each["data"]["subject"] for each in sent(one).values() if "data" in each] == ["192.0.2.7"], "the other one is known"
+    again, _ = run(4, **window)
+    assert [(each.rule, each.count) for each in (*whole.top, *again.top)] == [("ssh-brute-force", 12)] * 3, (
+        "each line counts once"
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"sources": ["web", "database"]}, r"threats\.main has no database; hint: web, auth - at `\$\.sources`"),
+        ({"detections": ["ssh-spraying", "web-xss"]}, r"threats\.main has no web-xss; hint: ssh-spraying - at `\$\.detections`"),
+    ],
+)
+def test_what_an_analysis_does_not_look_at_cannot_be_asked_for(logs: Logs, asked: dict[str, Any], said: str) -> None:
+    logs.configure(detections="['ssh-spraying']")
+    with pytest.raises(Dead, match=said) as refused:
+        run(window={"last": "3h"}, **asked)
+    assert refused.value.code == "bad-payload"
 
 
 def test_thresholds_and_detections_are_those_of_the_settings(logs: Logs) -> None:
