@@ -15,7 +15,7 @@ from handlers.contracts.windows import Span
 from handlers.kit import controls, oscal
 from handlers.kit.assessed import csv_file, summary
 from handlers.kit.controls import Profile, Read, load
-from handlers.kit.deliveries import deliver
+from handlers.kit.deliveries import check_delivery, check_scheduled, deliver
 from handlers.kit.evidence import collect
 from handlers.kit.expiry import overdue
 from handlers.kit.facts import Facts, folder_modes, secret_modes, settings_mode
@@ -67,6 +67,7 @@ def _schedule(alias: str, settings: Settings) -> Schedule:
     root = settings.roots.get(to)
     if root is None or not root.allows("write"):
         raise ConfigError(f"audits.{alias}: root {to!r}: must be in `roots`, with mode 'write'")
+    check_scheduled(f"audits.{alias}", settings, audit.deliver)
     name = f"generate-compliance-report.{alias}"
     return Schedule(name, audit.cron, audit.job(), tz=audit.tz, jitter_s=JITTER_S, expires_s=EXPIRES_S)
 
@@ -92,6 +93,7 @@ def generate_compliance_report(message: GenerateComplianceReport, job: Job) -> C
         OSError, MemoryError: retried by the policy.
     """
     settings, stop = current(), Stop()
+    check_delivery(settings, message.deliver)
     span = message.window.at(job.born)
     path = f"{message.to}/{message.profile}/{span.name}/{job.work}"
     with folder(settings, path, job.work, stop) as out:

@@ -17,6 +17,7 @@ import msgspec
 from handlers.contracts.notifications import SendNotification
 from handlers.contracts.training import Bar, Evaluated, EvaluateModel, Gate, Trained, TrainModel, Verdict
 from handlers.kit.asked import Asked, Fitted, Measured
+from handlers.kit.deliveries import check_channel
 from handlers.kit.extras import require
 from handlers.kit.failures import TemporaryFailure
 from handlers.kit.files import Writer, found_before, target
@@ -142,6 +143,7 @@ async def evaluate_model(message: EvaluateModel, job: Job) -> Evaluated:
         Retry, TemporaryFailure, sqlite3.Error, OSError: retried by the policy.
     """
     settings = current()
+    check_channel(settings, message.notify, "notify")
     result = None
     if message.to:
         find = partial(found_before, settings, message.to, Evaluated, job.work, overwrite=message.overwrite)

@@ -11,7 +11,7 @@ from handlers.contracts.deliveries import ReportFile
 from handlers.contracts.reports import ExportPdf, GenerateReports, PdfExported, ReportsGenerated
 from handlers.contracts.windows import Span
 from handlers.kit.blocks import Document, Sheet, Table
-from handlers.kit.deliveries import deliver
+from handlers.kit.deliveries import check_delivery, check_scheduled, deliver
 from handlers.kit.documents import Filler, load, read_file
 from handlers.kit.failures import unlogged
 from handlers.kit.files import Writer, target
@@ -137,6 +137,7 @@ def _schedule(alias: str, settings: Settings) -> Schedule:
     root = settings.roots.get(report.to)
     if root is None or not root.allows("write"):
         raise ConfigError(f"reports.{alias}: root {report.to!r}: must be in `roots`, with mode 'write'")
+    check_scheduled(f"reports.{alias}", settings, report.deliver)
     options: dict[str, Any] = {"tz": report.tz, "missed": "all", "cap": CAP, "jitter_s": JITTER_S, "expires_s": EXPIRES_S}
     return Schedule(f"generate-reports.{alias}", report.cron, report.job(), **options)
 
@@ -162,6 +163,7 @@ def generate_reports(message: GenerateReports, job: Job) -> ReportsGenerated:
         Retry, TemporaryFailure, sqlite3.Error, OSError, MemoryError: retried by the policy.
     """
     settings, stop = current(), Stop()
+    check_delivery(settings, message.deliver)
     span = message.window.at(job.born)
     path = f"{message.to}:{message.report}/{span.name}/{job.work}"
     with folder(settings, path, job.work, stop) as out:

@@ -10,7 +10,8 @@ import msgspec
 from handlers.contracts.notifications import MAX_TITLE_CHARS, SendNotification
 from handlers.contracts.vulnerabilities import Scanned, ScanVulnerabilities, digest_of_paths
 from handlers.kit.advisories import read_database
-from handlers.kit.failures import BAD_PAYLOAD, unlogged
+from handlers.kit.deliveries import check_channel
+from handlers.kit.failures import unlogged
 from handlers.kit.folders import folder
 from handlers.kit.lockfiles import Package, read_targets
 from handlers.kit.points import point
@@ -101,7 +102,7 @@ def scan_vulnerabilities(message: ScanVulnerabilities, job: Job) -> Scanned | No
     if message.confirm:
         confirm(settings, message.to, message.confirm)
         return None
-    _check_channel(message, settings)
+    check_channel(settings, message.notify, "notify")
     born = datetime.fromtimestamp(int(job.born), UTC)
     name = f"{born:%Y%m%dT%H%M%SZ}-{job.work}"
     path = f"{message.to}/{name}"
@@ -123,17 +124,6 @@ def scan_vulnerabilities(message: ScanVulnerabilities, job: Job) -> Scanned | No
     if report.alerts:
         job.send(msgspec.structs.replace(message, confirm=name), suffix="confirm")
     return done
-
-
-def _check_channel(message: ScanVulnerabilities, settings: Settings) -> None:
-    """Return if the channel can be told of findings.
-
-    Raises:
-        Dead: it is for jobs that say where a notification goes; `bad-payload`.
-        Snooze: there is none of that name; `alias-missing`.
-    """
-    if message.notify is not None and settings.channel(message.notify).dynamic:
-        raise Dead(f"channels.{message.notify} is dynamic: must be one with a url - at `$.notify`", BAD_PAYLOAD)
 
 
 def _scan(message: ScanVulnerabilities, settings: Settings, born: datetime, job: Job) -> tuple[list[Package], Report]:

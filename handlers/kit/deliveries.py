@@ -8,9 +8,50 @@ from typing import Final
 from handlers.contracts.deliveries import Delivery, Mail, Notification, ReportFile
 from handlers.contracts.email import MAX_ATTACHMENTS, Attachment, SendEmail
 from handlers.contracts.notifications import SendNotification
-from runtime import Job
+from handlers.kit.failures import BAD_PAYLOAD
+from handlers.kit.settings import Settings
+from runtime import ConfigError, Dead, Job
 
 MAX_ATTACHED_BYTES: Final = 7 * 2**20  # together: 10 MB as mail, which many servers take no more of
+
+
+def check_channel(settings: Settings, alias: str | None, field: str) -> None:
+    """Return if people can be told in a channel, before anything is done of which they should hear; if there is none to be told.
+
+    Raises:
+        Dead: it is for jobs that say where a notification goes; `bad-payload`.
+        Snooze: there is none of that name; `alias-missing`.
+    """
+    if alias is not None and settings.channel(alias).dynamic:
+        raise Dead(f"channels.{alias} is dynamic: must be one with a url - at `$.{field}`", BAD_PAYLOAD)
+
+
+def check_delivery(settings: Settings, how: Delivery | None) -> None:
+    """Return if people can be told so; as `check_channel`, also of a sender."""
+    match how:
+        case Mail(sender=sender):
+            settings.sender(sender)
+        case Notification(channel=channel):
+            check_channel(settings, channel, "deliver.channel")
+        case None:
+            pass
+
+
+def check_scheduled(place: str, settings: Settings, how: Delivery | None) -> None:
+    """Return if what the settings send again and again can tell people.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    match how:
+        case Mail(sender=sender) if sender not in settings.senders:
+            raise ConfigError(f"{place}: sender {sender!r}: must be in `senders`")
+        case Notification(channel=alias):
+            channel = settings.channels.get(alias)
+            if channel is None or channel.dynamic:
+                raise ConfigError(f"{place}: channel {alias!r}: must be in `channels`, and have a url")
+        case _:
+            pass
 
 
 def deliver(job: Job, how: Delivery | None, title: str, text: str, folder: str, files: Sequence[ReportFile]) -> str | None:

@@ -48,6 +48,7 @@ databases.shop = {{ sqlite = 'db:shop.db', tables = ['t'], writable = ['t'] }}
 databases.far = {{ url = 'postgresql://jobs@db.example.org/far', password = 'file:{disk.folder / "secret"}' }}
 smtp.main = {{ url = 'smtp+starttls://mail.example.org' }}
 senders.default = {{ smtp = 'main', address = 'a@example.org', per_hour = 100 }}
+senders.audit = {{ smtp = 'main', address = 'audit@example.org', per_hour = 100 }}
 crm.sales = {{ base_url = 'https://crm.example.org', token = 'env:TOKEN', resources = 'none' }}
 channels.ops = {{ kind = 'webhook', url = 'env:HOOK', keys.a = {{ secret = 'file:{disk.folder / "secret"}' }} }}
 channels.all = {{ kind = 'webhook', dynamic = true, hosts = ['*.example.org'], keys.b = {SIGNS} }}

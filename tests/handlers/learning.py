@@ -22,13 +22,18 @@ from tests.handlers.disks import Disk
 from tests.handlers.marks import FolderMarks
 
 KEY = "k" * 32
+CHANNELS = """
+channels.ops = { kind = "webhook", url = "env:HOOK" }
+channels.all = { kind = "webhook", dynamic = true, hosts = ["*.example.org"] }
+"""
 
 
 def settings(disk: Disk, **more: str) -> str:
     """Return settings of models and of data; `more` are keys of `models`."""
     fields = {"root": "'models'", "key": "'env:MODELS_KEY'", "promote": "['digits', 'm']", **more}
     said = ", ".join(f"{name} = {value}" for name, value in fields.items())
-    return f"{disk.settings()}roots.models = {{ path = '{disk.folder / 'models'}', mode = 'write' }}\nmodels = {{ {said} }}\n"
+    root = f"roots.models = {{ path = '{disk.folder / 'models'}', mode = 'write' }}"
+    return f"{disk.settings()}{root}\nmodels = {{ {said} }}\n{CHANNELS}"
 
 
 @pytest.fixture

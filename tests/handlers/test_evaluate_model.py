@@ -321,6 +321,23 @@ async def test_people_hear_of_a_verdict_that_fails(disk: Disk, inline: None, lea
         assert made.version in said["body"] and "accuracy" in said["body"]
 
 
+async def test_a_channel_in_which_nobody_can_be_told_is_refused_before_anything_is_done(disk: Disk, inline: None) -> None:
+    asked = evaluation(half(disk), gate=Bar(metric="accuracy", min=1.01))
+    with pytest.raises(Snooze, match=r"alias-missing: channels\.none"):
+        await evaluate(msgspec.structs.replace(asked, notify="none"))
+    with pytest.raises(Dead, match=r"channels\.all is dynamic"):
+        await evaluate(msgspec.structs.replace(asked, notify="all"))
+
+
+async def test_a_target_that_is_a_feature_is_said_to_be_one(disk: Disk, inline: None) -> None:
+    rows = [[place, place % 2] for place in range(40)]
+    write_csv(disk, ["a", "y"], rows, "d")
+    data = CsvFile(path="db:d.csv")
+    made = await train(disk, data=data, estimator=Logistic())
+    with pytest.raises(Dead, match="the target 'a' is a feature of the model"):
+        await evaluate(msgspec.structs.replace(evaluation(data, version=made.version), target="a"))
+
+
 async def test_two_evaluations_of_one_version_and_one_file_tell_people_once(disk: Disk, inline: None, valkey: Server) -> None:
     await train(disk)
     client = valkey.client()

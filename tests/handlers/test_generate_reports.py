@@ -48,6 +48,13 @@ QUERIES = {
     "orders-by-status": "SELECT status, count(*) AS orders, sum(total) AS revenue FROM orders",
     "largest-orders": "SELECT id, at, customer, total FROM orders",
 }
+TOLD = """
+smtp.main = { url = "smtp://localhost:1", plain = true }
+senders.default = { smtp = "main", address = "shop@example.org" }
+senders.shop = { smtp = "main", address = "shop@example.org" }
+channels.ops = { kind = "webhook", url = "env:HOOK" }
+channels.all = { kind = "webhook", dynamic = true, hosts = ["*.example.org"] }
+"""
 MONTH = {"period": "last-month"}  # jobs of these tests were born on 2023-11-14: October
 FORMATS = ["pdf", "html", "csv", "json"]
 
@@ -57,7 +64,7 @@ def disk(tmp_path: Path, configure: Configure) -> Disk:
     disk = Disk(tmp_path)
     for folder in ("out", "db", "logs", "documents"):
         (tmp_path / folder).mkdir()
-    configure(f"{disk.settings()}documents.path = '{tmp_path / 'documents'}'\n")
+    configure(f"{disk.settings()}{TOLD}documents.path = '{tmp_path / 'documents'}'\n")
     for name, text in QUERIES.items():
         last = {"largest-orders": "ORDER BY total DESC LIMIT 10"}.get(name, "GROUP BY 1 ORDER BY 1")
         disk.query(f"{SINCE}{text} WHERE at >= :since AND at < :until {last}", name)
@@ -453,7 +460,7 @@ async def test_after_three_kills_one_mail_arrives_with_the_report(
 
 def test_reports_of_the_settings_are_schedules(disk: Disk, configure: Configure) -> None:
     configure(
-        f"{disk.settings()}"
+        f"{disk.settings()}{TOLD}"
         "reports.orders = { to = 'out', tz = 'Europe/Berlin', deliver = { kind = 'mail', to = ['ada@example.org'] } }\n"
         "reports.weekly = { report = 'orders', every = 'week', to = 'out', formats = ['csv'] }\n"
         "reports.monthly = { report = 'orders', every = 'month', to = 'out', when = '0 6 2 * *', params = { a = 1 } }\n"
@@ -482,13 +489,16 @@ def test_reports_of_the_settings_are_schedules(disk: Disk, configure: Configure)
         "reports.x = { to = 'out', window = { last = '1d' } }",
         "reports.x = { to = 'out', deliver = { kind = 'mail', to = ['nobody'] } }",
         "reports.x = { to = 'out', deliver = { kind = 'fax' } }",
+        "reports.x = { to = 'out', deliver = { kind = 'mail', to = ['a@example.org'], sender = 'none' } }",
+        "reports.x = { to = 'out', deliver = { kind = 'notification', channel = 'none' } }",
+        "reports.x = { to = 'out', deliver = { kind = 'notification', channel = 'all' } }",
         "reports.x = 1",
         "documents.path = 1",
         "documents = { path = '/x', more = 1 }",
     ],
 )
 def test_settings_that_make_no_sense_end_the_start(disk: Disk, configure: Configure, text: str) -> None:
-    configure(f"{disk.settings()}{text}\n")
+    configure(f"{disk.settings()}{TOLD}{text}\n")
     with pytest.raises(ConfigError):
         reports.SCHEDULES()
 
@@ -497,7 +507,14 @@ def test_settings_that_must_be_fixed_make_the_job_wait(disk: Disk) -> None:
     for asked, wanted in [(message(report="nothing"), "documents.nothing"), (message(to="none"), "roots.none")]:
         with pytest.raises(Snooze, match=f"alias-missing: {wanted}"):
             run(asked)
+    for deliver, wanted in [
+        ({"kind": "mail", "to": ["a@example.org"], "sender": "none"}, "senders.none"),
+        ({"kind": "notification", "channel": "none"}, "channels.none"),
+    ]:
+        with pytest.raises(Snooze, match=f"alias-missing: {wanted}"):
+            run(message(deliver=deliver))
     assert code_of(message(to="db")) == "bad-path"
+    assert code_of(message(deliver={"kind": "notification", "channel": "all"})) == "bad-payload"
     (disk.folder / "db" / "largest-orders.sql").unlink()
     with pytest.raises(Snooze, match="alias-missing: databases.shop"):
         run(message())
