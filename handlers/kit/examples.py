@@ -31,7 +31,7 @@ from handlers.kit.databases import snapshot
 from handlers.kit.failures import BAD_PAYLOAD
 from handlers.kit.files import chunks_of, source
 from handlers.kit.models import Feature, Label
-from handlers.kit.records import MAX_RATIO, SLACK_BYTES, Records
+from handlers.kit.records import MAX_RATIO, SLACK_BYTES, Records, uncut
 from handlers.kit.settings import Settings
 from handlers.kit.threads import Stop
 from runtime import Dead
@@ -135,9 +135,11 @@ class _Columns:
 
     def __init__(self, names: Sequence[str], wanted: Wanted, max_cells: int) -> None:
         features = list(wanted.features) or [name for name in names if name != wanted.target]
+        if wanted.target in features:
+            raise Dead(f"the target {wanted.target!r} is a feature of the model", BAD_PAYLOAD)
         for name in (*features, *wanted.texts, wanted.target):
             if names.count(name) != 1:
-                raise Dead(f"the data have {names.count(name)} columns named {name!r}, not one", BAD_PAYLOAD)
+                raise Dead(f"the data have {names.count(name)} columns named {name!r}, not one{uncut(names)}", BAD_PAYLOAD)
         if not 1 <= len(features) <= MAX_FEATURES:
             raise Dead(f"the data must have 1 to {MAX_FEATURES} features, and have {len(features)}", "too-large")
         self._wanted = wanted
@@ -199,14 +201,16 @@ def _numbers(cells: Sequence[Any], name: str, first: int) -> array[float]:
     return array("d", [_number(cell, name, row) for row, cell in enumerate(cells, first)]) if found is None else found
 
 
-def _number(value: Any, name: str, row: int) -> float:
-    """Return a value as a number; what is missing is NaN."""
+def _number(value: Any, name: str | None, row: int) -> float:
+    """Return a value as a number; what is missing is NaN. Without the name of a column it is the target."""
+    place = "the target" if name is None else f"column {name!r}"
     try:
         number = number_of(value)
     except (ValueError, TypeError, OverflowError):
-        raise Dead(f"row {row}: column {name!r} must have numbers; hint: `one_hot` is for texts", "bad-rows") from None
+        hint = "" if name is None else "; hint: `one_hot` is for texts"
+        raise Dead(f"row {row}: {place} must have numbers{hint}", "bad-rows") from None
     if math.isinf(number):
-        raise Dead(f"row {row}: column {name!r} must have finite numbers", "bad-rows")
+        raise Dead(f"row {row}: {place} must have finite numbers", "bad-rows")
     return number
 
 
@@ -215,7 +219,7 @@ def _target(value: Any, task: Task, row: int) -> Any:
         raise Dead(f"row {row} has no target", "bad-rows")
     if task == "classification":
         return value
-    return _number(value, "target", row)
+    return _number(value, None, row)
 
 
 def labels_of(values: Sequence[Any], task: Task) -> NDArray[Any]:

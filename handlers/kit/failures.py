@@ -28,11 +28,11 @@ class BadRow(Exception):
     """A value of one row cannot be used; the row is refused, and the others go on. The text shows nothing of the value."""
 
 
-def input_missing(path: str, attempt: int) -> Dead | Retry:
+def input_missing(path: str, attempt: int, what: str = "file") -> Dead | Retry:
     """Return what to raise for an input file that is not there: a few tries more, since shared disks may be slow, then death."""
     if attempt >= MISSING_TRIES:
-        return Dead(f"no file {path}", "input-missing")
-    return Retry(MISSING_S, f"input-missing: no file {path}")
+        return Dead(f"no {what} {path}", "input-missing")
+    return Retry(MISSING_S, f"input-missing: no {what} {path}")
 
 
 def wait_for_operator(subject: str, code: str, text: str) -> Snooze:

@@ -179,17 +179,17 @@ def find_model(settings: Settings, name: str, version: str | None, attempt: int,
     keys = _keys(models)
     with _opened(settings, models, name) as inside:
         if inside is None:
-            raise input_missing(f"{models.root}:{name}", attempt)
+            raise input_missing(name, attempt, "model")
         if version is None:
             found = _current(inside, keys, models.root, name)
             if found is None:
-                raise input_missing(f"{models.root}:{name}/{CURRENT}", attempt)
+                raise input_missing(f"{name}; hint: name a `version`, or promote one", attempt, "current version of")
             version = found.version
         try:
             with open_below(inside, [version]) as place:
                 return _verified(place, models, keys, name, version, stop)
         except FileNotFoundError:
-            raise input_missing(f"{models.root}:{name}/{version}", attempt) from None
+            raise input_missing(f"{version} of {name}", attempt, "version") from None
 
 
 async def resolve(settings: Settings, name: str, version: str | None, job: Job) -> Model:

@@ -40,6 +40,11 @@ Record = tuple[int, Sequence[Any], str]
 """The line it begins in, its values, and what is wrong with it, if anything: then there are none."""
 
 
+def uncut(names: Sequence[str]) -> str:
+    """Return a hint where the names of columns look like a line that was not cut where it should be."""
+    return "; hint: `delimiter`" if len(names) == 1 and set(names[0]) & set(",;|\t") else ""
+
+
 class Records:
     """The records of an open file. `start` yields them; `offset` and `line` say where the last one ended."""
 
@@ -111,7 +116,7 @@ class Records:
         self.names = self.names or cells
         for name in self.names:
             if cells.count(name) != 1:
-                raise Dead(f"the first line has {cells.count(name)} columns named {name!r}, not one", BAD_PAYLOAD)
+                raise Dead(f"the first line has {cells.count(name)} columns named {name!r}, not one{uncut(cells)}", BAD_PAYLOAD)
         return [cells.index(name) for name in self.names], len(cells)
 
     def _rows(self) -> Iterator[Record]:

@@ -465,6 +465,7 @@ def test_each_fault_of_the_data_is_said_without_a_value(disk: Disk, configure: C
         (["a", "a", "y"], [[1, 2, 3]], {}, "bad-payload", "2 columns named 'a'"),
         (header, good, {"features": ["c"]}, "bad-payload", "0 columns named 'c'"),
         (header, good, {"preprocess": Preprocess(one_hot=["c"])}, "bad-payload", "0 columns named 'c'"),
+        (["a;y"], [["1;2"]], {}, "bad-payload", "0 columns named 'y', not one; hint: `delimiter`"),
         (header, [], {}, "bad-rows", "no rows"),
         (["y"], [["p"]], {}, "too-large", "1 to 1000 features"),
         (header, [[1, 2, "p"]] * 40, {}, "bad-rows", "two classes"),
@@ -488,7 +489,7 @@ def test_each_fault_of_the_data_is_said_without_a_value(disk: Disk, configure: C
         (header, [*good, [1, 1, "once"]], {}, "bad-rows", "of some class"),
         (header, [[1, 1, f"class {place}"] for place in range(40)], {}, "bad-rows", "too few"),
         (header, good[:12], {"folds": 10}, "bad-rows", "too few"),
-        (header, good, {"task": "regression", "estimator": Ridge()}, "bad-rows", "column 'target' must have numbers"),
+        (header, good, {"task": "regression", "estimator": Ridge()}, "bad-rows", "row 1: the target must have numbers$"),
         (
             header,
             [*good, ["1e300", 1, "p"]],
@@ -699,9 +700,9 @@ async def test_the_models_of_the_page_can_be_trained_and_evaluated(disk: Disk, i
     evaluations = re.findall(r"enqueue evaluate-model '(.*)'", page)
     more = "roots.data = { path = 'FOLDER' }\nroots.reports = { path = 'FOLDER', mode = 'write' }\n"
     configure(settings(disk, promote="['churn']") + more.replace("FOLDER", str(disk.folder / "db")))
-    rows = [[place % 50, "DE" if place % 3 else "AT", "yes" if place % 50 > 25 else "no"] for place in range(200)]
+    rows = [[n % 50, n % 7, n % 3, "DE" if n % 3 else "AT", "yes" if n % 50 > 25 else "no"] for n in range(200)]
     for name in ("customers", "november"):
-        write_csv(disk, ["age", "country", "stays"], [["", "", "no"], *rows], name)
+        write_csv(disk, ["age", "orders", "complaints", "country", "stays"], [["", 0, 0, "", "no"], *rows], name)
     disk.table("size REAL, age REAL, price REAL", [(n, n % 7, 3 * n + n % 7) for n in range(50)], name="sales")
     churn, prices = [await train(message) for message in trainings]
     assert (churn.gate, churn.promoted, prices.gate) == ("pass", True, "none")
