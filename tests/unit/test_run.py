@@ -115,5 +115,5 @@ def test_a_worker_without_handlers_of_its_own_says_what_it_runs(caplog: pytest.L
     _tell_shipped(Config(), find_handlers(Config()))
     [line] = [line for line in caplog.messages if "shipped" in line]
     assert re.fullmatch(
-        r"running the shipped types, and none of yours: .*cleanup-logs, export-csv.*; hint: --handlers myapp.jobs", line
+        r"running the shipped types, and none of yours: .*cleanup-logs.*, export-csv.*; hint: --handlers myapp.jobs", line
     )
