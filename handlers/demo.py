@@ -229,18 +229,20 @@ def _welcome(folder: Path, board: str) -> str:
     handlers = f"--handlers {HANDLERS} --handlers-config {shlex.quote(_short(folder / 'handlers.toml'))}"
     return f"""
   mails     {folder / "maildir" / "new"}
-  files     {folder / "exports"}: CSV and PDF; {folder / "reports"}; {folder / "backups"}
+  files     {folder / "exports"}: CSV and PDF; {folder / "reports"}; {folder / "backups"}; {folder / "models"}
+  found     {folder / "evidence"}: in packages and in logs
   told      {folder / "notifications.jsonl"}, by a webhook
   log       {folder / "worker.log"}; here, the first line of each kind
   metrics   http://{board}/metrics
   health    http://{board}/readyz
 
   Jobs are sent until Ctrl-C, of every shipped type first: mails, a newsletter, notifications, exports of a shop's orders as CSV,
-  invoices and reports as PDF, imports of a stock, contacts of a CRM, backups, logs to clean up. Some wait for their turn: images,
-  3 at a time; a partner, told 5 orders a second; reports, one at a time for each customer; the stock, every 5 seconds; payments,
-  at once, whatever else there is to do; long imports, which say how far they are. And trouble of every kind: mails and contacts
-  that are refused, previews that crash their child process, a handler that blocks the loop, types and versions that
-  nobody knows. In another terminal:
+  invoices and reports as PDF, imports of a stock, contacts of a CRM, backups, logs to clean up, a model that learns who stays and
+  answers, a look for vulnerable packages and for attacks, an audit. Some wait for their turn: images, 3 at a time; a partner,
+  told 5 orders a second; reports, one at a time for each customer; the stock, every 5 seconds; payments, at once, whatever else
+  there is to do; long imports, which say how far they are. And trouble of every kind: mails and contacts that are refused,
+  previews that crash their child process, a handler that blocks the loop, types and versions that nobody knows. In another
+  terminal:
 
     {runtime} top {data}
     {runtime} doctor {data}
