@@ -49,9 +49,8 @@ from runtime.process import die_with, end_fork, give_up_privileges, memory_bytes
 from runtime.settle import as_plain_words
 
 TIMERS: Final = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
-GROWN_BYTES: Final = (
-    1 << 30
-)  # a guess: what jobs have left behind, beyond what handlers and lifespans need; a new child is better
+# A guess: what jobs have left behind, beyond what handlers and lifespans need; a new child is better.
+GROWN_BYTES: Final = 1 << 30
 
 
 class Asked(Protocol):
