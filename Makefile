@@ -107,7 +107,7 @@ bench-board: $(BENCH_STAMP) second-server ## what the board costs Redis, itself 
 HANDLER_BENCHES := mail http data cleanup backup pdf training inference scan threats compliance
 
 bench-handlers: $(BENCH_STAMP) second-server postgres ## what the shipped handlers do in a second, some of them killed half-way; about 5 minutes
-	@for each in $(HANDLER_BENCHES); do $(BIN)/python -m bench.handlers_$$each || exit 1; done
+	@failed=0; for each in $(HANDLER_BENCHES); do $(BIN)/python -m bench.handlers_$$each || failed=1; done; exit $$failed
 
 profile: $(BENCH_STAMP) second-server ## where a worker's time goes in a drain; writes bench/results/profile.html
 	@$(BIN)/python -m bench.profile $(ARGS)
