@@ -28,6 +28,7 @@ from handlers.contracts.threats import (
     Top,
 )
 from handlers.contracts.windows import Span
+from handlers.kit.deliveries import check_scheduled_channel
 from handlers.kit.detections import BLINDNESS, LEVEL_OF, Detections, Hits
 from handlers.kit.failures import BAD_PAYLOAD, unlogged, wait_for_operator
 from handlers.kit.files import Writer, open_below, open_root, parts_of, target
@@ -74,9 +75,7 @@ def _schedule(alias: str, settings: Settings) -> Schedule:
         raise ConfigError(f"threats.{alias}: source {name!r}: must be in `logs`")
     if analysis.rules is not None and analysis.rules not in settings.rules:
         raise ConfigError(f"threats.{alias}: rules {analysis.rules!r}: must be in `rules`")
-    channel = settings.channels.get(analysis.notify) if analysis.notify is not None else None
-    if analysis.notify is not None and (channel is None or channel.dynamic):
-        raise ConfigError(f"threats.{alias}: channel {analysis.notify!r}: must be in `channels`, and have a url")
+    check_scheduled_channel(f"threats.{alias}", settings, analysis.notify)
     name, job = f"analyze-threats.{alias}", AnalyzeThreats(analysis=alias)
     return Schedule(name, analysis.when, job, tz=analysis.tz, missed="latest", jitter_s=JITTER_S, expires_s=EXPIRES_S)
 

@@ -10,7 +10,7 @@ import msgspec
 from handlers.contracts.notifications import MAX_TITLE_CHARS, SendNotification
 from handlers.contracts.vulnerabilities import Scanned, ScanVulnerabilities, digest_of_paths
 from handlers.kit.advisories import read_database
-from handlers.kit.deliveries import check_channel
+from handlers.kit.deliveries import check_channel, check_scheduled_channel
 from handlers.kit.failures import unlogged
 from handlers.kit.folders import folder
 from handlers.kit.lockfiles import Package, read_targets
@@ -50,8 +50,7 @@ def _schedule(alias: str, settings: Settings) -> Schedule:
             raise ConfigError(f"scans.{alias}: root {name!r}: must be in `roots`{', with mode write' if mode == 'write' else ''}")
     if scan.advisories not in settings.advisories:
         raise ConfigError(f"scans.{alias}: advisories {scan.advisories!r}: must be in `advisories`")
-    if scan.notify is not None and scan.notify not in settings.channels:
-        raise ConfigError(f"scans.{alias}: channel {scan.notify!r}: must be in `channels`")
+    check_scheduled_channel(f"scans.{alias}", settings, scan.notify)
     name = f"scan-vulnerabilities.{alias}"
     return Schedule(name, scan.when, scan.job(), tz=scan.tz, jitter_s=JITTER_S, expires_s=EXPIRES_S)
 

@@ -37,6 +37,17 @@ def check_delivery(settings: Settings, how: Delivery | None) -> None:
             pass
 
 
+def check_scheduled_channel(place: str, settings: Settings, alias: str | None) -> None:
+    """Return if what the settings send again and again can tell people in this channel; if there is none to be told.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    channel = settings.channels.get(alias) if alias is not None else None
+    if alias is not None and (channel is None or channel.dynamic):
+        raise ConfigError(f"{place}: channel {alias!r}: must be in `channels`, and have a url")
+
+
 def check_scheduled(place: str, settings: Settings, how: Delivery | None) -> None:
     """Return if what the settings send again and again can tell people.
 
@@ -47,9 +58,7 @@ def check_scheduled(place: str, settings: Settings, how: Delivery | None) -> Non
         case Mail(sender=sender) if sender not in settings.senders:
             raise ConfigError(f"{place}: sender {sender!r}: must be in `senders`")
         case Notification(channel=alias):
-            channel = settings.channels.get(alias)
-            if channel is None or channel.dynamic:
-                raise ConfigError(f"{place}: channel {alias!r}: must be in `channels`, and have a url")
+            check_scheduled_channel(place, settings, alias)
         case _:
             pass
 

@@ -764,6 +764,7 @@ def test_scans_of_the_settings_are_schedules(disk: Disk, configure: Configure) -
         "scans.x = { targets = ['src:uv.lock'], to = 'db:scans' }",
         "scans.x = { targets = ['src:uv.lock'], to = 'out:scans', advisories = 'none' }",
         "scans.x = { targets = ['src:uv.lock'], to = 'out:scans', notify = 'none' }",
+        "scans.x = { targets = ['src:uv.lock'], to = 'out:scans', notify = 'any' }",
         "scans.x = { targets = ['src:uv.lock'], to = 'out:scans', fail_on = 'severe' }",
         "scans.x = { targets = ['src:setup.py'], to = 'out:scans' }",
         "scans.x = { targets = [], to = 'out:scans' }",
