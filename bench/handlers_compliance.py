@@ -16,13 +16,12 @@ import tempfile
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from statistics import median, quantiles
 from typing import Final
 
 import msgspec
 from uvloop import new_event_loop
 
-from bench.lag import child_mib, sample
+from bench.lag import child_mib, p99, sample, show_lag
 from handlers.compliance import generate_compliance_report
 from handlers.contracts.compliance import ComplianceReported, GenerateComplianceReport
 from handlers.contracts.windows import Window
@@ -107,15 +106,13 @@ async def run(parsed: argparse.Namespace) -> bool:
     result = await report(1)
     seconds = time.perf_counter() - began_s
     sampler.cancel()
-    p99_ms = quantiles(lags_ms, n=100)[98]
+    p99_ms = p99(lags_ms)
     print(f"Python {sys.version.split()[0]}, {os.cpu_count()} CPUs, uvloop\n")
     print(f"{result.controls} controls, {parsed.backups:,} backups of 1 MiB, {parsed.files:,} other files")
     print(f"  seconds               {seconds:>12.2f}")
     print(f"  satisfied             {result.satisfied:>12,}")
     print(f"  child's memory, MiB   {child_mib():>12.0f}")
-    print(f"  loop lag, ms: median  {median(lags_ms):>12.1f}")
-    print(f"                p99     {p99_ms:>12.1f}")
-    print(f"                worst   {max(lags_ms):>12.1f}")
+    show_lag(lags_ms)
     return result.satisfied > 0 and seconds <= parsed.gate_s and child_mib() <= parsed.gate_mib and p99_ms < parsed.gate_ms
 
 

@@ -15,12 +15,11 @@ import tempfile
 import time
 from contextlib import closing
 from pathlib import Path
-from statistics import median, quantiles
 
 import msgspec
 from uvloop import new_event_loop
 
-from bench.lag import child_mib, sample
+from bench.lag import child_mib, p99, sample, show_lag
 from handlers.contracts.reports import ExportPdf, PdfExported
 from handlers.contracts.sources import Query
 from handlers.kit.settings import VARIABLE
@@ -86,7 +85,7 @@ async def run(parsed: argparse.Namespace) -> bool:
         result = await export(rows, number)
         seconds = time.perf_counter() - began_s
         sampler.cancel()
-        p99_ms = quantiles(lags_ms, n=100)[98]
+        p99_ms = p99(lags_ms)
         is_within = is_within and seconds <= parsed.gate_s and child_mib() <= parsed.gate_mib and p99_ms < parsed.gate_ms
         print(f"{rows:,} rows x 5 columns")
         print(f"  seconds               {seconds:>12.1f}")
@@ -94,9 +93,7 @@ async def run(parsed: argparse.Namespace) -> bool:
         print(f"  pages/s               {result.pages / seconds:>12,.0f}")
         print(f"  file, MB              {result.bytes / 1e6:>12.1f}")
         print(f"  child's memory, MiB   {child_mib():>12.0f}")
-        print(f"  loop lag, ms: median  {median(lags_ms):>12.1f}")
-        print(f"                p99     {p99_ms:>12.1f}")
-        print(f"                worst   {max(lags_ms):>12.1f}\n")
+        show_lag(lags_ms)
     return is_within
 
 

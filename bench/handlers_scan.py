@@ -15,12 +15,11 @@ import tempfile
 import time
 import zipfile
 from pathlib import Path
-from statistics import median, quantiles
 
 import msgspec
 from uvloop import new_event_loop
 
-from bench.lag import child_mib, sample
+from bench.lag import child_mib, p99, sample, show_lag
 from handlers.contracts.vulnerabilities import Scanned, ScanVulnerabilities
 from handlers.kit.settings import VARIABLE
 from handlers.vulnerabilities import scan_vulnerabilities
@@ -78,14 +77,12 @@ async def run(parsed: argparse.Namespace) -> bool:
     result = await scan(1)
     seconds = time.perf_counter() - began_s
     sampler.cancel()
-    p99_ms = quantiles(lags_ms, n=100)[98]
+    p99_ms = p99(lags_ms)
     print(f"Python {sys.version.split()[0]}, {os.cpu_count()} CPUs, uvloop\n")
     print(f"{result.packages:,} packages, {result.advisories_read:,} advisories, {sum(result.findings.values()):,} findings")
     print(f"  seconds               {seconds:>12.1f}")
     print(f"  child's memory, MiB   {child_mib():>12.0f}")
-    print(f"  loop lag, ms: median  {median(lags_ms):>12.1f}")
-    print(f"                p99     {p99_ms:>12.1f}")
-    print(f"                worst   {max(lags_ms):>12.1f}\n")
+    show_lag(lags_ms)
     return seconds <= parsed.gate_s and child_mib() <= parsed.gate_mib and p99_ms < parsed.gate_ms
 
 

@@ -14,12 +14,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from statistics import median, quantiles
 
 import msgspec
 from uvloop import new_event_loop
 
-from bench.lag import child_mib, sample
+from bench.lag import child_mib, p99, sample, show_lag
 from handlers.contracts.threats import AnalyzeThreats, ThreatReport, ThreatsAnalyzed
 from handlers.kit.settings import VARIABLE
 from handlers.threats import analyze_threats
@@ -88,14 +87,12 @@ async def measure(analysis: str, parsed: argparse.Namespace) -> tuple[ThreatsAna
     result = await analyze(analysis)
     seconds = time.perf_counter() - began_s
     sampler.cancel()
-    p99_ms = quantiles(lags_ms, n=100)[98]
+    p99_ms = p99(lags_ms)
     print(f"{analysis}: {result.lines:,} lines, {result.unparsed} unparsed")
     print(f"  seconds               {seconds:>12.1f}")
     print(f"  lines/s               {result.lines / seconds:>12,.0f}")
     print(f"  child's memory, MiB   {child_mib():>12.0f}")
-    print(f"  loop lag, ms: median  {median(lags_ms):>12.1f}")
-    print(f"                p99     {p99_ms:>12.1f}")
-    print(f"                worst   {max(lags_ms):>12.1f}")
+    show_lag(lags_ms)
     return result, (
         seconds <= parsed.gate_s or analysis != "plain"
     ) and child_mib() <= parsed.gate_mib and p99_ms < parsed.gate_ms

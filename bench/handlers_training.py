@@ -16,13 +16,12 @@ import tempfile
 import time
 from collections.abc import Awaitable
 from pathlib import Path
-from statistics import median, quantiles
 from typing import cast
 
 import msgspec
 from uvloop import new_event_loop
 
-from bench.lag import child_mib, sample
+from bench.lag import child_mib, p99, sample, show_lag
 from handlers.contracts.training import CsvFile, Data, Estimator, HistGradientBoosting, NpzFile, RandomForest, Trained, TrainModel
 from handlers.kit.settings import VARIABLE
 from handlers.ml import train_model
@@ -75,7 +74,7 @@ async def run(parsed: argparse.Namespace) -> bool:
         result = await train(data, estimator, number)
         seconds = time.perf_counter() - began_s
         sampler.cancel()
-        p99_ms, accuracy = quantiles(lags_ms, n=100)[98], result.metrics["accuracy"]
+        p99_ms, accuracy = p99(lags_ms), result.metrics["accuracy"]
         is_within = is_within and seconds <= gate_s and p99_ms < parsed.gate_ms
         is_within = is_within and (data is not digits or accuracy >= parsed.gate_accuracy)
         print(name)
@@ -83,9 +82,7 @@ async def run(parsed: argparse.Namespace) -> bool:
         print(f"  accuracy              {accuracy:>12.3f}")
         print(f"  model, MB             {result.bytes / 1e6:>12.2f}")
         print(f"  child's memory, MiB   {child_mib():>12.0f}")
-        print(f"  loop lag, ms: median  {median(lags_ms):>12.1f}")
-        print(f"                p99     {p99_ms:>12.1f}")
-        print(f"                worst   {max(lags_ms):>12.1f}\n")
+        show_lag(lags_ms)
     assert "sklearn" not in sys.modules
     return is_within
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
+from statistics import median, quantiles
 
 TICK_S = 0.001  # the sleep that the system keeps on time
 
@@ -15,6 +16,18 @@ async def sample(lags_ms: list[float]) -> None:
         asked_s = time.perf_counter()
         await asyncio.sleep(TICK_S)
         lags_ms.append((time.perf_counter() - asked_s - TICK_S) * 1e3)
+
+
+def show_lag(lags_ms: list[float]) -> None:
+    """Print how late the loop was."""
+    print(f"  loop lag, ms: median  {median(lags_ms):>12.1f}")
+    print(f"                p99     {p99(lags_ms):>12.1f}")
+    print(f"                worst   {max(lags_ms):>12.1f}\n")
+
+
+def p99(lags_ms: list[float]) -> float:
+    """Return what one of a hundred is above."""
+    return quantiles(lags_ms, n=100)[98]
 
 
 def child_mib() -> float:
