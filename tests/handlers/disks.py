@@ -154,6 +154,14 @@ def swapping(folder: Path, aside: Path, outside: Path) -> Iterator[None]:
     assert process.returncode == 0
 
 
+def is_gone(pid: int) -> bool:
+    """Return whether a process has ended, reaped or not."""
+    try:
+        return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return True
+
+
 def until(is_true: Callable[[], bool]) -> None:
     """Poll until it holds."""
     end_s = time.monotonic() + 60

@@ -43,7 +43,7 @@ from runtime.registry import find
 from runtime.testing import Done, Notes
 from tests import builders
 from tests.handlers.conftest import Configure
-from tests.handlers.disks import BORN_MS, ROOT, Disk, child, job_of, outcome, until
+from tests.handlers.disks import BORN_MS, ROOT, Disk, child, is_gone, job_of, outcome, until
 from tests.handlers.postgres import LOCKED, PgDatabase
 from tests.handlers.test_contracts import HEADER_ENDS, HOSTILE
 from tests.servers import Server
@@ -623,10 +623,6 @@ def slow_tool(pg_shop: Shop) -> SlowTool:
     (folder / "pg_dump").chmod(0o755)
     pg_shop.set(f", tools = '{folder}'")
     return SlowTool(folder / "pg_dump")
-
-
-def is_gone(pid: int) -> bool:
-    return not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def test_a_worker_that_is_killed_takes_its_tools_along(pg_shop: Shop, slow_tool: SlowTool) -> None:

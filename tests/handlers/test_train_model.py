@@ -21,6 +21,7 @@ import pytest
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import accuracy_score
 
+import runtime.child
 from handlers import ml
 from handlers.contracts.sources import Query, Table
 from handlers.contracts.training import (
@@ -53,7 +54,7 @@ from runtime.errors import ChildKilled
 from runtime.jobs import Job, contract_of
 from tests.builders import job
 from tests.handlers.conftest import Configure
-from tests.handlers.disks import Disk, child, job_of, outcome, state
+from tests.handlers.disks import Disk, child, is_gone, job_of, outcome, state
 from tests.handlers.disks import until as poll
 from tests.handlers.learning import bundled, disk, inline, npz, settings, write_csv
 from tests.handlers.learning import training as asked
@@ -372,44 +373,50 @@ async def test_killed_at_any_point_a_rerun_ends_as_if_undisturbed(
     assert whole(disk.folder / "models") == wanted
 
 
-def children_of(pid: int) -> list[int]:
-    try:
-        return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
-
-
-def is_fitting(pid: int) -> bool:
-    """Return whether a child process has loaded the forest."""
-    try:
-        return "sklearn/ensemble" in Path(f"/proc/{pid}/maps").read_text()
-    except OSError:
-        return False
-
-
+CHILD = os.fsencode(runtime.child.__file__)
 ENDLESS: dict[str, Any] = {"estimator": RandomForest(trees=1000), "folds": 10}
 
 
-def fitting_children(pid: int) -> list[int]:
-    return [each for each in children_of(pid) if is_fitting(each)]
+def is_fitting(process: Path, worker: int) -> bool:
+    """Return whether this is a child process of a worker, and has loaded the forest.
+
+    By its command line too: between fork and exec a process has the memory of its parent, and that may have loaded it.
+    """
+    try:
+        is_its = f"\nPPid:\t{worker}\n" in (process / "status").read_text()
+        is_child = is_its and CHILD in (process / "cmdline").read_bytes().split(b"\0")
+        return is_child and "sklearn/ensemble" in (process / "maps").read_text()
+    except OSError:  # it has ended
+        return False
+
+
+async def fitting_child(worker: int) -> int:
+    """Return the process that fits, once it does."""
+    found: list[int] = []
+
+    def look() -> bool:
+        found.extend(int(each.name) for each in Path("/proc").glob("[0-9]*") if is_fitting(each, worker))
+        return bool(found)
+
+    await asyncio.to_thread(poll, look)
+    (pid,) = found
+    return pid
 
 
 async def test_killed_while_it_fits_nothing_is_left_and_the_child_is_gone(disk: Disk) -> None:
     message = asked(disk, **ENDLESS)
     worker = await asyncio.to_thread(child, disk, message, in_own_child=True)
-    await asyncio.to_thread(poll, lambda: bool(fitting_children(worker.pid)))
-    (fitting,) = fitting_children(worker.pid)
+    fitting = await fitting_child(worker.pid)
     worker.kill()
     await asyncio.to_thread(worker.communicate, timeout=120)
-    await asyncio.to_thread(poll, lambda: not Path(f"/proc/{fitting}").exists() or not is_fitting(fitting))
+    await asyncio.to_thread(poll, lambda: is_gone(fitting))
     assert disk.names(disk.folder / "models") == []
 
 
 async def test_a_child_that_is_killed_fails_one_attempt(disk: Disk) -> None:
     message = asked(disk, **ENDLESS)
     task = asyncio.create_task(train(message))
-    await asyncio.to_thread(poll, lambda: bool(fitting_children(os.getpid())))
-    os.kill(fitting_children(os.getpid())[0], signal.SIGKILL)
+    os.kill(await fitting_child(os.getpid()), signal.SIGKILL)
     with pytest.raises(ChildKilled):
         await task
     assert disk.names(disk.folder / "models") == []
@@ -417,11 +424,11 @@ async def test_a_child_that_is_killed_fails_one_attempt(disk: Disk) -> None:
 
 async def test_a_cancel_ends_the_child_and_leaves_nothing(disk: Disk) -> None:
     task = asyncio.create_task(train(asked(disk, **ENDLESS)))
-    await asyncio.to_thread(poll, lambda: bool(fitting_children(os.getpid())))
+    fitting = await fitting_child(os.getpid())
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await asyncio.to_thread(poll, lambda: not fitting_children(os.getpid()))
+    await asyncio.to_thread(poll, lambda: is_gone(fitting))
     assert disk.names(disk.folder / "models") == []
 
 
