@@ -101,9 +101,9 @@ def counted(consumer: Consumer) -> dict[bytes, int]:
     return {name: blocks.count for name, blocks in consumer.stats.blocked.items() if name}
 
 
-def report(caplog: pytest.LogCaptureFixture, who: str) -> logging.LogRecord:
-    """Return the first report of a loop that is blocked so."""
-    return next(record for record in caplog.records if f"ms by {who}" in record.getMessage())
+def reports(caplog: pytest.LogCaptureFixture, who: str) -> list[logging.LogRecord]:
+    """Return the reports of a loop that is blocked so, oldest first."""
+    return [record for record in caplog.records if f"ms by {who}" in record.getMessage()]
 
 
 async def send_until(consumer: Consumer, producer: Producer, message: Hold, is_true: Callable[[], object], what: str) -> None:
@@ -134,7 +134,7 @@ async def test_a_handler_that_holds_the_loop_is_named_with_the_line_and_its_neig
         assert (row.blocked["hold"], row.blocked_ms["hold"]) == (blocks.count, int(blocks.longest_s * 1000))
         assert re.fullmatch(r"contract/test_loop_monitor\.py:\d+", row.where["hold"])
         gate.opened.set()
-    line = report(caplog, "the handler of hold")
+    line = reports(caplog, "the handler of hold")[0]
     assert re.search(r"hold, tests\.contract\.test_loop_monitor:hold \(job [^)]+\) at ", line.getMessage())
     assert f"{__file__}:" in line.getMessage()
     assert (line.__dict__["job_type"], line.__dict__["job_attempt"]) == ("hold", 1)
@@ -157,11 +157,11 @@ async def test_many_handlers_that_hold_the_loop_for_a_moment_each_are_not_blamed
 
 async def test_a_task_that_a_handler_began_is_shown_by_its_stack_and_counted_without_a_name(valkey, caplog):
     async with working(valkey.url, hold) as consumer, Producer.connect(valkey.url) as producer:
-        is_told = lambda: "by code outside of handlers" in caplog.text  # noqa: E731
+        # On a busy machine other code may have held the loop, and be told first: nothing else is for a while then.
+        is_told = lambda: any("in sleeps\n" in (each.exc_text or "") for each in reports(caplog, "code outside of handlers"))  # noqa: E731
         await send_until(consumer, producer, Hold(how="in a task"), is_told, "it is told")
     assert counted(consumer) == {}
     assert b"" in consumer.stats.blocked
-    assert "in sleeps\n" in (report(caplog, "code outside of handlers").exc_text or "")
 
 
 async def test_a_library_that_keeps_the_lock_and_waits_looks_like_a_process_that_stands_still(valkey):
