@@ -10,18 +10,15 @@ import argparse
 import asyncio
 import hashlib
 import os
-import shutil
 import sys
-import tempfile
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
 import msgspec
-from uvloop import new_event_loop
 
-from bench.lag import child_mib, p99, sample, show_lag
+from bench.lag import child_mib, in_folder, p99, sample, show_lag
 from handlers.compliance import generate_compliance_report
 from handlers.contracts.compliance import ComplianceReported, GenerateComplianceReport
 from handlers.contracts.windows import Window
@@ -126,13 +123,7 @@ def main() -> int:
     parser.add_argument("--gate-mib", type=float, default=256, metavar="MIB", help="most memory of the child; default 256")
     parser.add_argument("--gate-ms", type=float, default=20, metavar="MS", help="most lag of the loop, p99; default 20")
     parsed = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="bench-"))
-    try:
-        fill(folder, parsed.controls, parsed.backups, parsed.files)
-        with asyncio.Runner(loop_factory=new_event_loop) as runner:
-            return 0 if runner.run(run(parsed)) else 1
-    finally:
-        shutil.rmtree(folder)
+    return in_folder(lambda folder: fill(folder, parsed.controls, parsed.backups, parsed.files), lambda _, __: run(parsed))
 
 
 if __name__ == "__main__":

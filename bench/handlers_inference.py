@@ -15,12 +15,9 @@ import argparse
 import asyncio
 import os
 import random
-import shutil
 import sys
-import tempfile
 import time
 from pathlib import Path
-from statistics import median, quantiles
 from typing import Any
 
 import msgspec
@@ -31,10 +28,9 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
-from uvloop import new_event_loop
 
 from bench.lab import Server
-from bench.lag import child_mib, sample
+from bench.lag import child_mib, in_folder, p99, sample, show_lag
 from handlers.contracts.inference import Inferred, RunInference
 from handlers.inference import run_inference
 from handlers.kit.models import Card, Feature, promote, publish
@@ -109,16 +105,14 @@ async def small(server: Server, parsed: argparse.Namespace) -> bool:
     for kind, count, gate in (("onnx", 1, 500), ("skops", 1, 200), ("onnx", 10, 200), ("skops", 10, 200)):
         message = RunInference(model=f"digits-{kind}", rows=rows[:count])
         await drain(server, message, WARM_JOBS)
-        lags: list[float] = []
-        sampler = asyncio.create_task(sample(lags))
+        lags_ms: list[float] = []
+        sampler = asyncio.create_task(sample(lags_ms))
         seconds = await drain(server, message, parsed.jobs)
         sampler.cancel()
-        p99_ms = quantiles(lags, n=100)[98]
-        is_within = is_within and parsed.jobs / seconds >= gate and p99_ms < parsed.gate_ms
+        is_within = is_within and parsed.jobs / seconds >= gate and p99(lags_ms) < parsed.gate_ms
         print(f"{parsed.jobs:,} jobs of {count} rows x 64 columns, {kind}")
         print(f"  jobs/s                {parsed.jobs / seconds:>12,.0f}   (gate {gate})")
-        print(f"  loop lag, ms: median  {median(lags):>12.1f}")
-        print(f"                p99     {p99_ms:>12.1f}\n")
+        show_lag(lags_ms)
     return is_within
 
 
@@ -130,8 +124,8 @@ async def large(producer: Producer, parsed: argparse.Namespace) -> bool:
             message = RunInference(
                 model=f"narrow-{kind}", file=f"data:{count}.csv", to=f"data:out/{kind}-{count}.csv", keep=["id"]
             )
-            lags: list[float] = []
-            sampler = asyncio.create_task(sample(lags))
+            lags_ms: list[float] = []
+            sampler = asyncio.create_task(sample(lags_ms))
             began_s = time.perf_counter()
             result = await producer.result(await producer.send(message), timeout_s=600, type=Inferred)
             seconds = time.perf_counter() - began_s
@@ -139,19 +133,19 @@ async def large(producer: Producer, parsed: argparse.Namespace) -> bool:
             peaks.append(child_mib())
             if count < parsed.rows:
                 continue
-            p99_ms, growth = quantiles(lags, n=100)[98], peaks[-1] - peaks[-2]
-            is_within = is_within and seconds <= parsed.gate_s and growth <= parsed.gate_mib and p99_ms < parsed.gate_ms
+            growth = peaks[-1] - peaks[-2]
+            is_within = is_within and seconds <= parsed.gate_s and growth <= parsed.gate_mib and p99(lags_ms) < parsed.gate_ms
             is_within = is_within and result.rows == count
             print(f"a file of {count:,} rows x {COLUMNS} columns, {kind}")
             print(f"  seconds               {seconds:>12.1f}   (gate {parsed.gate_s:g})")
             print(f"  rows/s                {count / seconds:>12,.0f}")
             print(f"  within the model, s   {result.model_ms / 1e3:>12.1f}")
             print(f"  child's memory, MiB   {peaks[-1]:>12.0f}   (for a tenth of the rows {peaks[-2]:.0f})")
-            print(f"  loop lag, ms: p99     {p99_ms:>12.1f}\n")
+            show_lag(lags_ms)
     return is_within
 
 
-async def run(folder: Path, parsed: argparse.Namespace) -> bool:
+async def run(parsed: argparse.Namespace) -> bool:
     """Measure, print the figures, and return whether they are within the gates."""
     print(f"Python {sys.version.split()[0]}, {os.cpu_count()} CPUs, uvloop\n")
     with Server() as server:
@@ -173,13 +167,7 @@ def main() -> int:
     parser.add_argument("--gate-mib", type=float, default=40, metavar="MIB", help="most growth of the child; default 40")
     parser.add_argument("--gate-ms", type=float, default=20, metavar="MS", help="most lag of the loop, p99; default 20")
     parsed = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="bench-"))
-    try:
-        prepare(folder, parsed.rows)
-        with asyncio.Runner(loop_factory=new_event_loop) as runner:
-            return 0 if runner.run(run(folder, parsed)) else 1
-    finally:
-        shutil.rmtree(folder)
+    return in_folder(lambda folder: prepare(folder, parsed.rows), lambda _, __: run(parsed))
 
 
 if __name__ == "__main__":

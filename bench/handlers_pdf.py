@@ -8,18 +8,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import shutil
 import sqlite3
 import sys
-import tempfile
 import time
 from contextlib import closing
 from pathlib import Path
 
 import msgspec
-from uvloop import new_event_loop
 
-from bench.lag import child_mib, p99, sample, show_lag
+from bench.lag import child_mib, in_folder, p99, sample, show_lag
 from handlers.contracts.reports import ExportPdf, PdfExported
 from handlers.contracts.sources import Query
 from handlers.kit.settings import VARIABLE
@@ -106,13 +103,8 @@ def main() -> int:
     parser.add_argument("--gate-mib", type=float, default=256, metavar="MIB", help="most memory of the child; default 256")
     parser.add_argument("--gate-ms", type=float, default=20, metavar="MS", help="most lag of the loop, p99; default 20")
     parsed = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="bench-"))
-    try:
-        fill(folder, max(parsed.rows, parsed.pages * ROWS_OF_A_PAGE))
-        with asyncio.Runner(loop_factory=new_event_loop) as runner:
-            return 0 if runner.run(run(parsed)) else 1
-    finally:
-        shutil.rmtree(folder)
+    rows = max(parsed.rows, parsed.pages * ROWS_OF_A_PAGE)
+    return in_folder(lambda folder: fill(folder, rows), lambda _, __: run(parsed))
 
 
 if __name__ == "__main__":

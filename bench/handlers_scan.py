@@ -9,17 +9,14 @@ import argparse
 import asyncio
 import os
 import random
-import shutil
 import sys
-import tempfile
 import time
 import zipfile
 from pathlib import Path
 
 import msgspec
-from uvloop import new_event_loop
 
-from bench.lag import child_mib, p99, sample, show_lag
+from bench.lag import child_mib, in_folder, p99, sample, show_lag
 from handlers.contracts.vulnerabilities import Scanned, ScanVulnerabilities
 from handlers.kit.settings import VARIABLE
 from handlers.vulnerabilities import scan_vulnerabilities
@@ -95,13 +92,7 @@ def main() -> int:
     parser.add_argument("--gate-mib", type=float, default=256, metavar="MIB", help="most memory of the child; default 256")
     parser.add_argument("--gate-ms", type=float, default=20, metavar="MS", help="most lag of the loop, p99; default 20")
     parsed = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="bench-"))
-    try:
-        fill(folder, parsed.packages, parsed.advisories)
-        with asyncio.Runner(loop_factory=new_event_loop) as runner:
-            return 0 if runner.run(run(parsed)) else 1
-    finally:
-        shutil.rmtree(folder)
+    return in_folder(lambda folder: fill(folder, parsed.packages, parsed.advisories), lambda _, __: run(parsed))
 
 
 if __name__ == "__main__":

@@ -9,16 +9,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import shutil
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import msgspec
-from uvloop import new_event_loop
 
-from bench.lag import child_mib, p99, sample, show_lag
+from bench.lag import child_mib, in_folder, p99, sample, show_lag
 from handlers.contracts.threats import AnalyzeThreats, ThreatReport, ThreatsAnalyzed
 from handlers.kit.settings import VARIABLE
 from handlers.threats import analyze_threats
@@ -124,13 +121,7 @@ def main() -> int:
     parser.add_argument("--gate-mib", type=float, default=300, metavar="MIB", help="most memory of the child; default 300")
     parser.add_argument("--gate-ms", type=float, default=20, metavar="MS", help="most lag of the loop, p99; default 20")
     parsed = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="bench-"))
-    try:
-        planted = fill(folder, parsed.lines)
-        with asyncio.Runner(loop_factory=new_event_loop) as runner:
-            return 0 if runner.run(run(folder, planted, parsed)) else 1
-    finally:
-        shutil.rmtree(folder)
+    return in_folder(lambda folder: fill(folder, parsed.lines), lambda folder, planted: run(folder, planted, parsed))
 
 
 if __name__ == "__main__":

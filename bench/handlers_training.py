@@ -9,19 +9,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import cast
 
 import msgspec
-from uvloop import new_event_loop
 
-from bench.lag import child_mib, p99, sample, show_lag
+from bench.lag import child_mib, in_folder, p99, sample, show_lag
 from handlers.contracts.training import CsvFile, Data, Estimator, HistGradientBoosting, NpzFile, RandomForest, Trained, TrainModel
 from handlers.kit.settings import VARIABLE
 from handlers.ml import train_model
@@ -95,13 +92,7 @@ def main() -> int:
     parser.add_argument("--gate-accuracy", type=float, default=0.96, metavar="A", help="least accuracy; default 0.96")
     parser.add_argument("--gate-ms", type=float, default=20, metavar="MS", help="most lag of the loop, p99; default 20")
     parsed = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="bench-"))
-    try:
-        fill(folder, parsed.rows)
-        with asyncio.Runner(loop_factory=new_event_loop) as runner:
-            return 0 if runner.run(run(parsed)) else 1
-    finally:
-        shutil.rmtree(folder)
+    return in_folder(lambda folder: fill(folder, parsed.rows), lambda _, __: run(parsed))
 
 
 if __name__ == "__main__":

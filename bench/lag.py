@@ -1,13 +1,32 @@
-"""What goes on beside a job that is measured: how late the loop is, and how much memory the children of this process have had."""
+"""Shipped handlers that are measured: in a folder of their own, with the loop's lag and the memory of this process's children."""
 
 from __future__ import annotations
 
 import asyncio
+import shutil
+import tempfile
 import time
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from statistics import median, quantiles
+from typing import Any, TypeVar
+
+from uvloop import new_event_loop
+
+Filled = TypeVar("Filled")
 
 TICK_S = 0.001  # the sleep that the system keeps on time
+
+
+def in_folder(fill: Callable[[Path], Filled], measure: Callable[[Path, Filled], Coroutine[Any, Any, bool]]) -> int:
+    """Fill a new folder, measure on uvloop with what `fill` returned, remove the folder; return 1 if a gate does not hold."""
+    folder = Path(tempfile.mkdtemp(prefix="bench-"))
+    try:
+        filled = fill(folder)
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            return 0 if runner.run(measure(folder, filled)) else 1
+    finally:
+        shutil.rmtree(folder)
 
 
 async def sample(lags_ms: list[float]) -> None:

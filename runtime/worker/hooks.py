@@ -75,11 +75,6 @@ class Hooks:
 
     # --- on_dead -----------------------------------------------------------------------------------------------------------
 
-    @property
-    def hears_deaths(self) -> bool:
-        """Whether anybody wants to hear of deaths."""
-        return bool(self._on_dead)
-
     def died(self, deaths: Sequence[Death]) -> None:
         """Have each of these told, soon. Awaits nothing."""
         for death in deaths:
