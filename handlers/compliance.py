@@ -28,7 +28,7 @@ from handlers.kit.reports import in_days, in_words
 from handlers.kit.results import RESULT_TTL_S
 from handlers.kit.settings import Settings, at_start, current
 from handlers.kit.threads import Stop
-from runtime import Backoff, ConfigError, Dead, Finding, Job, Schedule, Snooze, handler
+from runtime import Backoff, Dead, Finding, Job, Schedule, Snooze, handler
 
 MEMORY_BYTES: Final = 768 * 2**20  # a guess: as for other documents
 # Of its schedules:
@@ -63,10 +63,7 @@ def _checked(name: str, settings: Settings) -> Finding:
 
 def _schedule(alias: str, settings: Settings) -> Schedule:
     audit = settings.audits[alias]
-    to = audit.to.partition(":")[0]
-    root = settings.roots.get(to)
-    if root is None or not root.allows("write"):
-        raise ConfigError(f"audits.{alias}: root {to!r}: must be in `roots`, with mode 'write'")
+    settings.check_root(f"audits.{alias}", audit.to, "write")
     check_scheduled(f"audits.{alias}", settings, audit.deliver)
     name = f"generate-compliance-report.{alias}"
     return Schedule(name, audit.cron, audit.job(), tz=audit.tz, jitter_s=JITTER_S, expires_s=EXPIRES_S)

@@ -20,6 +20,7 @@ from handlers.contracts.maintenance import MAX_TRIES, BackedUp, BackupDatabase, 
 from handlers.contracts.notifications import SendNotification
 from handlers.kit.backups import MANIFEST, Draft, Manifest, NotVerified, name_of, opened_shelf, read_manifest
 from handlers.kit.databases import opened
+from handlers.kit.deliveries import check_scheduled_channel
 from handlers.kit.dumps import dump_sqlite, restore_sqlite
 from handlers.kit.failures import TemporaryFailure
 from handlers.kit.files import Writer, explained, open_root, target
@@ -66,9 +67,7 @@ def SCHEDULES() -> list[Schedule]:
 
 def _cleanup_schedule(alias: str, settings: Settings) -> Schedule:
     cleanup = settings.cleanups[alias]
-    root = settings.roots.get(cleanup.root)
-    if root is None or not root.allows("purge"):
-        raise ConfigError(f"cleanups.{alias}: root {cleanup.root!r}: must be in `roots`, with mode 'purge'")
+    settings.check_root(f"cleanups.{alias}", cleanup.root, "purge")
     name = f"cleanup-logs.{alias}"
     return Schedule(name, cleanup.when, cleanup.job(), tz=cleanup.tz, jitter_s=JITTER_S, expires_s=EXPIRES_S)
 
@@ -76,14 +75,10 @@ def _cleanup_schedule(alias: str, settings: Settings) -> Schedule:
 def _backup_schedule(alias: str, settings: Settings) -> Schedule:
     """Return the schedule of a backup, which does not expire: a late one still counts."""
     backup = settings.backups[alias]
-    root_alias = backup.to.partition(":")[0]
-    root = settings.roots.get(root_alias)
-    if root is None or not root.allows("write"):
-        raise ConfigError(f"backups.{alias}: root {root_alias!r}: must be in `roots`, with mode 'write'")
+    settings.check_root(f"backups.{alias}", backup.to, "write")
     for database in {backup.db, backup.scratch or backup.db} - set(settings.databases):
         raise ConfigError(f"backups.{alias}: database {database!r}: must be in `databases`")
-    if backup.channel is not None and backup.channel not in settings.channels:
-        raise ConfigError(f"backups.{alias}: channel {backup.channel!r}: must be in `channels`")
+    check_scheduled_channel(f"backups.{alias}", settings, backup.channel)
     message = BackupDatabase(backup=alias)
     return Schedule(f"backup-database.{alias}", backup.when, message, tz=backup.tz, jitter_s=JITTER_S)
 

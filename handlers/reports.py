@@ -23,7 +23,7 @@ from handlers.kit.results import RESULT_TTL_S
 from handlers.kit.settings import Settings, at_start, current
 from handlers.kit.threads import Stop
 from handlers.kit.web import page
-from runtime import Backoff, ConfigError, Dead, Finding, Job, Schedule, Snooze, handler
+from runtime import Backoff, Dead, Finding, Job, Schedule, Snooze, handler
 
 MEMORY_BYTES: Final = 768 * 2**20  # a guess: a child that has drawn 20,000 rows has 91 MiB in all (`bench/handlers_pdf.py`)
 MAX_DATA_BYTES: Final = 10 * 2**20  # of `data_file`: a guess
@@ -134,9 +134,7 @@ def _checked(name: str, settings: Settings) -> Finding:
 
 def _schedule(alias: str, settings: Settings) -> Schedule:
     report = settings.reports[alias]
-    root = settings.roots.get(report.to)
-    if root is None or not root.allows("write"):
-        raise ConfigError(f"reports.{alias}: root {report.to!r}: must be in `roots`, with mode 'write'")
+    settings.check_root(f"reports.{alias}", report.to, "write")
     check_scheduled(f"reports.{alias}", settings, report.deliver)
     options: dict[str, Any] = {"tz": report.tz, "missed": "all", "cap": CAP, "jitter_s": JITTER_S, "expires_s": EXPIRES_S}
     return Schedule(f"generate-reports.{alias}", report.cron, report.job(), **options)

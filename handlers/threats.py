@@ -67,10 +67,8 @@ def SCHEDULES() -> list[Schedule]:
 
 def _schedule(alias: str, settings: Settings) -> Schedule:
     analysis = settings.threats[alias]
-    for name in {analysis.state, analysis.to}:
-        root = settings.roots.get(name)
-        if root is None or not root.allows("write"):
-            raise ConfigError(f"threats.{alias}: root {name!r}: must be in `roots`, with mode 'write'")
+    for root in (analysis.state, analysis.to):
+        settings.check_root(f"threats.{alias}", root, "write")
     for name in set(analysis.sources) - set(settings.logs):
         raise ConfigError(f"threats.{alias}: source {name!r}: must be in `logs`")
     if analysis.rules is not None and analysis.rules not in settings.rules:

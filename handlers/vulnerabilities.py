@@ -43,11 +43,9 @@ def SCHEDULES() -> list[Schedule]:
 
 def _schedule(alias: str, settings: Settings) -> Schedule:
     scan = settings.scans[alias]
-    for path, mode in [(scan.to, "write"), *((target, "read") for target in scan.targets)]:
-        name = path.partition(":")[0]
-        root = settings.roots.get(name)
-        if root is None or (mode == "write" and not root.allows("write")):
-            raise ConfigError(f"scans.{alias}: root {name!r}: must be in `roots`{', with mode write' if mode == 'write' else ''}")
+    settings.check_root(f"scans.{alias}", scan.to, "write")
+    for target in scan.targets:
+        settings.check_root(f"scans.{alias}", target, "read")
     if scan.advisories not in settings.advisories:
         raise ConfigError(f"scans.{alias}: advisories {scan.advisories!r}: must be in `advisories`")
     check_scheduled_channel(f"scans.{alias}", settings, scan.notify)

@@ -22,9 +22,8 @@ READY: Final = b"\1"  # what a child sends when it can be asked
 HEADER: Final = struct.Struct(">IQ")  # how many bytes the head has, and the body
 MAX_ANSWER_BYTES: Final = 16 << 20  # of its head, a guess: jobs and spans that it hands on have 1 MiB each, lines and stacks less
 MAX_BODY_BYTES: Final = 1 << 30  # a guess: larger than the models that people train in a job
-MAX_BESIDE_BYTES: Final = (
-    1 << 20
-)  # of an answer, beside its fields of many bytes: what becomes objects on the loop; a guess: 20 ms
+# Of an answer, beside its fields of many bytes: what becomes objects on the loop; a guess: 20 ms.
+MAX_BESIDE_BYTES: Final = 1 << 20
 BIN_32: Final = 0xC6  # of MessagePack
 MAX_RECORDED: Final = 20_000  # spans of a job, a guess: 1 MiB of the shortest
 MAPPED_BYTES: Final = 1 << 20  # a guess: from here on, memory that the kernel fills with zeros only where it is read or written

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, TypeAlias
 from urllib.parse import parse_qsl, unquote, urlsplit
 from zoneinfo import ZoneInfo
 
@@ -38,6 +38,7 @@ _SIZE: Final = re.compile(r"([0-9]{1,15}) ?([KMGT]iB|B)?")
 _UNITS: Final = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _NAMES: Final = ", ".join(f"{scheme}://" for scheme in _PORTS)
 
+Mode: TypeAlias = Literal["read", "write", "purge"]
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 Secret = Annotated[
@@ -206,7 +207,7 @@ class Root(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """
 
     path: str
-    mode: Literal["read", "write", "purge"] = "read"
+    mode: Mode = "read"
     max_bytes: int | str = "5GiB"  # a guess: ten million rows of 500 bytes
     max_delete: Annotated[int, Meta(ge=1)] = 100_000  # a guess: far above a month of logs, far below a home
     min_age: Age = "1h"  # the least that a payload can ask for
@@ -231,7 +232,7 @@ class Root(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         """`max_bytes` as a number."""
         return _size_bytes(self.max_bytes)
 
-    def allows(self, mode: Literal["read", "write", "purge"]) -> bool:
+    def allows(self, mode: Mode) -> bool:
         """Return whether jobs may do this here."""
         return _MODES.index(mode) <= _MODES.index(self.mode)
 

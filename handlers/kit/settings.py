@@ -28,6 +28,7 @@ from handlers.kit.sections import (
     Database,
     Documents,
     Log,
+    Mode,
     Models,
     Report,
     Root,
@@ -102,6 +103,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             Snooze: there is none of that name; `alias-missing`.
         """
         return self.roots.get(alias) or _missing("roots", alias)
+
+    def check_root(self, place: str, path: str, mode: Mode) -> None:
+        """Return if what is sent again and again by `place` may do this in a root, which is named alone or before a path.
+
+        Raises:
+            ConfigError: it may not.
+        """
+        alias = path.partition(":")[0]
+        root = self.roots.get(alias)
+        if root is None or not root.allows(mode):
+            raise ConfigError(f"{place}: root {alias!r}: must be in `roots`, with mode {mode!r}")
 
     def database(self, alias: str) -> Database:
         """Return a database.

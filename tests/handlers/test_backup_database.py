@@ -1059,6 +1059,12 @@ def test_a_backup_is_set_in_the_environment(configure: Configure, monkeypatch: p
         (ROOTS + SHOP.replace("databases.shop", "databases.other"), "backups.shop: database 'shop': must be in `databases`"),
         (ROOTS + SHOP.replace('shop" }\n', 'shop", scratch = "none" }\n'), "backups.shop: database 'none'"),
         (ROOTS + SHOP.replace('/shop" }', '/shop", channel = "ops" }'), "backups.shop: channel 'ops': must be in `channels`"),
+        (
+            ROOTS
+            + SHOP.replace('/shop" }', '/shop", channel = "ops" }')
+            + "channels.ops = { kind = 'webhook', dynamic = true, hosts = ['*'] }\n",
+            "backups.shop: channel 'ops': must be in `channels`, and have a url",
+        ),
         (ROOTS + SHOP.replace("backups/shop", "../shop"), "backups.shop: .*to"),
         (ROOTS + SHOP.replace('shop" }\n', 'shop", when = "0 33 * * *" }\n'), "schedule 'backup-database.shop': when '0 33 "),
         (ROOTS + SHOP.replace('/shop" }\n', '/shop", tz = "Mars" }\n'), "backups.shop: tz: must be a time zone"),
